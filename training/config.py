@@ -1,0 +1,149 @@
+"""How a model is trained: every key of a run that does not describe the architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from options import ConfigError, Problem, convert_fields, field_problems, option
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings of a run, checked when made.
+
+    A field left at None is derived from the others: see `resolved`.
+
+    Raises:
+        ConfigError: with every problem found, each naming the fix.
+    """
+
+    # Where things go
+    out_dir: str = option("out", "folder that holds the runs")
+    run_name: str = option("auto", "folder of this run under out_dir; auto: preset, date and time")
+    resume: str = option("none", "none | auto (the newest run that fits) | a run or checkpoint")
+    plugins: str = option("", "comma-separated .py files that register parts of your own")
+
+    # Data
+    dataset: str = option("python_stdlib", "a folder of data/, or a path to a prepared dataset")
+    sequence_length: int | None = option(
+        None,
+        "tokens per training sequence; none: block_size if you set it, else at most 256",
+        at_least=1,
+    )
+    batch_size: int = option(4, "sequences per micro-batch", at_least=1)
+    gradient_accumulation_steps: int = option(
+        1, "micro-batches per step, over all workers", at_least=1
+    )
+    data_seed: int = option(1337, "seed of the order of the training data", at_least=0)
+
+    # Length, learning rate
+    max_iters: int = option(2000, "optimizer steps", at_least=0)
+    learning_rate: float = option(1e-3, "highest learning rate", above=0)
+    lr_schedule: str = option("cosine", "learning rate after warm-up", choices=SCHEDULES)
+    warmup_iters: int | None = option(
+        None, "steps of linear warm-up; none: max_iters/20, at most 2000", at_least=0
+    )
+    lr_decay_iters: int | None = option(
+        None, "step at which the decay ends; none: max_iters", at_least=1
+    )
+    min_lr: float | None = option(
+        None, "learning rate after the decay; none: learning_rate/10", at_least=0
+    )
+    wsd_decay_fraction: float = option(
+        0.2, "share of lr_decay_iters that lr_schedule=wsd decays over", above=0, at_most=1
+    )
+
+    # Optimizer (AdamW)
+    beta1: float = option(0.9, "AdamW: decay of the mean of the gradient", at_least=0, below=1)
+    beta2: float = option(0.95, "AdamW: decay of the mean of its square", at_least=0, below=1)
+    adam_eps: float = option(1e-8, "AdamW: added to the denominator", above=0)
+    weight_decay: float = option(0.1, "AdamW: decay of matrices; vectors have none", at_least=0)
+    grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", at_least=0)
+    max_bad_steps: int = option(
+        10, "non-finite steps in a row (each is skipped) that stop the run", at_least=1
+    )
+
+    # Validation, log, checkpoints
+    eval_interval: int = option(250, "steps between validations", at_least=1)
+    eval_tokens: int = option(
+        32768, "validation tokens, spread evenly over the split; 0: all", at_least=0
+    )
+    log_interval: int = option(10, "steps between log lines", at_least=1)
+    checkpoint_minutes: float = option(
+        30.0, "minutes between extra checkpoints; 0: only at validations", at_least=0
+    )
+    keep_checkpoints: int = option(3, "newest checkpoints kept, besides the best", at_least=1)
+
+    # Machine
+    device: str = option("auto", "where to train", choices=DEVICES)
+    dtype: str = option("auto", "compute type of the matmuls", choices=DTYPES)
+    compile: bool | str = option(
+        "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
+    )
+    seed: int = option(1337, "seed of Python, NumPy and torch", at_least=0)
+
+    def __post_init__(self) -> None:
+        problems = field_problems(self)
+        if not problems:
+            convert_fields(self)
+            problems = list(self._combination_problems())
+        if problems:
+            raise ConfigError(problems)
+
+    def _combination_problems(self) -> Iterator[Problem]:
+        decay_ends = self.lr_decay_iters or self.max_iters
+        if self.warmup_iters is not None and self.warmup_iters > max(decay_ends, 1):
+            yield Problem(
+                ("warmup_iters", "lr_decay_iters", "max_iters"),
+                f"warmup_iters={self.warmup_iters} is longer than the schedule of {decay_ends} "
+                "steps (lr_decay_iters, or max_iters); make it shorter.",
+            )
+        if self.min_lr is not None and self.min_lr > self.learning_rate:
+            yield Problem(
+                ("min_lr", "learning_rate"),
+                f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}; lower it.",
+            )
+        if self.lr_schedule == "constant":
+            for key in ("min_lr", "lr_decay_iters"):
+                if getattr(self, key) is not None:
+                    yield Problem(
+                        (key, "lr_schedule"),
+                        f"{key}={getattr(self, key):g} does nothing with lr_schedule='constant'; "
+                        "drop it or choose another schedule.",
+                    )
+        if self.lr_schedule != "wsd" and self.wsd_decay_fraction != 0.2:
+            yield Problem(
+                ("wsd_decay_fraction", "lr_schedule"),
+                f"wsd_decay_fraction={self.wsd_decay_fraction:g} does nothing with "
+                f"lr_schedule={self.lr_schedule!r}; drop it or set lr_schedule='wsd'.",
+            )
+
+    def derived(self, sequence_length: int) -> dict[str, Any]:
+        """The values of the fields left at None, by key; `sequence_length` is the caller's to say.
+
+        Once replaced, None stays only where lr_schedule='constant' has no use for a key.
+        """
+        wanted = {
+            "sequence_length": sequence_length,
+            "warmup_iters": min(2000, self.max_iters // 20),
+        }
+        if self.lr_schedule != "constant":
+            wanted["lr_decay_iters"] = max(self.max_iters, 1)
+            wanted["min_lr"] = self.learning_rate / 10
+        return {key: value for key, value in wanted.items() if getattr(self, key) is None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key and its value."""
+        return dataclasses.asdict(self)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one optimizer step; needs `sequence_length` to be derived."""
+        assert self.sequence_length is not None
+        return self.gradient_accumulation_steps * self.batch_size * self.sequence_length
