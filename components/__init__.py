@@ -1,0 +1,1 @@
+"""The parts of a transformer, each in the registry of its config key."""

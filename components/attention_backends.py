@@ -1,0 +1,316 @@
+"""How softmax attention is computed: `attention_backend`. All give the same values.
+
+A backend is made once per layer with what the layer asks of it (`AttentionNeeds`), and called as
+`backend(q, k, v, bias, dropout)`:
+
+    q     (B, H, T_q, D)      queries: the last T_q of the T_k positions
+    k, v  (B, H_kv, T_k, D)   H a multiple of H_kv; each key head serves H/H_kv query heads
+    bias  (H, T_q, T_k) or None, added to the scores after their softcap
+    out   (B, H, T_q, D)
+
+Position t sees positions t - window + 1 .. t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from components.registry import Registry
+from options import Problem
+
+if TYPE_CHECKING:
+    from model_config import ModelArchitectureConfig
+
+ATTENTION_BACKENDS = Registry("attention_backend", "Attention backend")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionNeeds:
+    """What a layer asks of its backend."""
+
+    window: int | None = None
+    softcap: float | None = None
+    bias: bool = False
+    dropout: bool = False
+
+    def asked(self) -> dict[str, str]:
+        """Each feature asked for, in words, by the name of the class attribute that offers it."""
+        features = {
+            "takes_window": ("a sliding window", self.window is not None),
+            "takes_softcap": ("an attention softcap", self.softcap is not None),
+            "takes_bias": ("a bias on the scores (ALiBi)", self.bias),
+            "takes_dropout": ("dropout on the attention weights", self.dropout),
+        }
+        return {attribute: words for attribute, (words, asked) in features.items() if asked}
+
+
+class AttentionBackend:
+    """One way to compute attention; the class attributes say what it can do."""
+
+    uses: ClassVar[tuple[str, ...]] = ()
+    takes_window: ClassVar[bool] = True
+    takes_softcap: ClassVar[bool] = True
+    takes_bias: ClassVar[bool] = True
+    takes_dropout: ClassVar[bool] = True
+
+    def __init__(self, needs: AttentionNeeds):
+        self.needs = needs
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        raise NotImplementedError
+
+    @classmethod
+    def lacks(cls, needs: AttentionNeeds) -> list[str]:
+        """Features asked for that it does not have, in words."""
+        return [words for attribute, words in needs.asked().items() if not getattr(cls, attribute)]
+
+    @classmethod
+    def refusal(cls, device: str, dtype: torch.dtype, training: bool) -> str | None:
+        """Why it cannot run on a device type in a compute dtype, with the fix; or None."""
+        return None
+
+    def name_on(self, device: str) -> str:
+        """The name of the backend that does the work on a device type."""
+        return next(n for n in ATTENTION_BACKENDS.names if ATTENTION_BACKENDS[n] is type(self))
+
+    @classmethod
+    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+        for layer in range(config.n_layer):
+            lacking = cls.lacks(config.attention_needs(layer))
+            if lacking:
+                yield Problem(
+                    ("attention_backend",),
+                    f"attention_backend={config.attention_backend!r} cannot do "
+                    f"{' or '.join(lacking)}, which the other keys ask for; use "
+                    f"attention_backend='auto' or one of: {', '.join(_able(config, layer))}.",
+                )
+                return
+
+
+def _able(config: ModelArchitectureConfig, layer: int) -> list[str]:
+    needs = config.attention_needs(layer)
+    names = [name for name in ATTENTION_BACKENDS.names if name != "auto"]
+    return [name for name in names if not ATTENTION_BACKENDS[name].lacks(needs)]
+
+
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query may look at: bool (T_q, T_k), the queries being the last positions."""
+    q = torch.arange(keys - queries, keys, device=device)[:, None]
+    k = torch.arange(keys, device=device)[None, :]
+    causal = k <= q
+    return causal if window is None else causal & (q - k < window)
+
+
+@ATTENTION_BACKENDS.register("manual", label="manual", paper="Vaswani et al. 2017, 1706.03762")
+class ManualAttention(AttentionBackend):
+    """The formula written out: the reference for the others."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        return F.dropout(self.weights(q, k, bias), dropout) @ _repeat_heads(v, q.shape[1])
+
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The attention weights: (B, H, T_q, T_k), each row summing to 1."""
+        scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) / math.sqrt(q.shape[-1])
+        if self.needs.softcap is not None:
+            scores = self.needs.softcap * torch.tanh(scores / self.needs.softcap)
+        if bias is not None:
+            scores = scores + bias
+        seen = visible(q.shape[2], k.shape[2], self.needs.window, q.device)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        return scores.softmax(dim=-1, dtype=_softmax_dtype(scores)).to(q.dtype)
+
+
+def _softmax_dtype(scores: Tensor) -> torch.dtype:
+    """float32 at least: half precision loses the small weights."""
+    return torch.promote_types(scores.dtype, torch.float32)
+
+
+def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
+    """(B, H_kv, T, D) to (B, H, T, D): neighbouring query heads share a key head."""
+    return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
+
+
+@ATTENTION_BACKENDS.register("sdpa", label="sdpa", paper="Dao et al. 2022, arXiv 2205.14135")
+class SDPA(AttentionBackend):
+    """torch's scaled_dot_product_attention, which picks a fused kernel."""
+
+    takes_softcap = False
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        mask = self._mask(q, k, bias)
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None and q.shape[2] > 1,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+    def _mask(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
+        """None where plain causality (or a single query that sees all) needs none."""
+        queries, keys = q.shape[2], k.shape[2]
+        window = self.needs.window
+        windowed = window is not None and window < keys
+        if bias is None and not windowed and queries in (1, keys):
+            return None
+        seen = visible(queries, keys, window, q.device)
+        if bias is None:
+            return seen
+        return bias.to(q.dtype).masked_fill(~seen, float("-inf"))
+
+
+@ATTENTION_BACKENDS.register("flash", label="flash", paper="Dao 2023, arXiv 2307.08691")
+class FlashAttention(AttentionBackend):
+    """The flash-attn package: CUDA and half precision only."""
+
+    takes_bias = False
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        why_not = self.refusal(q.device.type, q.dtype, training=torch.is_grad_enabled())
+        if why_not:
+            raise ValueError(why_not)
+        from flash_attn import flash_attn_func
+
+        out = flash_attn_func(
+            *(x.transpose(1, 2) for x in (q, k, v)),  # it wants (B, T, H, D)
+            dropout_p=dropout,
+            causal=True,
+            window_size=(-1 if self.needs.window is None else self.needs.window - 1, 0),
+            softcap=self.needs.softcap or 0.0,
+        )
+        return out.transpose(1, 2)
+
+    @classmethod
+    def refusal(cls, device: str, dtype: torch.dtype, training: bool) -> str | None:
+        if device != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+            return (
+                f"attention_backend='flash' runs on CUDA in bfloat16 or float16, not on {device} "
+                f"in {str(dtype).removeprefix('torch.')}; use attention_backend='auto'."
+            )
+        if importlib.util.find_spec("flash_attn") is None:
+            return (
+                "attention_backend='flash' needs the flash-attn package, which is not installed: "
+                "pip install flash-attn, or use attention_backend='auto'."
+            )
+        return None
+
+
+@ATTENTION_BACKENDS.register("flex", label="flex", paper="Dong et al. 2024, arXiv 2412.05496")
+class FlexAttention(AttentionBackend):
+    """torch's FlexAttention: compiled for the window, softcap and bias; CPU: inference only."""
+
+    takes_dropout = False
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        training = torch.is_grad_enabled() and q.requires_grad
+        why_not = self.refusal(q.device.type, q.dtype, training)
+        if why_not:
+            raise ValueError(why_not)
+        attend = _flex_attention(compiled=q.device.type == "cuda")
+        return attend(
+            q,
+            k,
+            v,
+            score_mod=self._score_mod(bias),
+            block_mask=_flex_mask(q.shape[2], k.shape[2], self.needs.window, str(q.device)),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+    def _score_mod(self, bias: Tensor | None) -> Any:
+        softcap = self.needs.softcap
+        if softcap is None and bias is None:
+            return None
+
+        def modify(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            if softcap is not None:
+                score = softcap * torch.tanh(score / softcap)
+            return score if bias is None else score + bias[h, q, k]
+
+        return modify
+
+    @classmethod
+    def refusal(cls, device: str, dtype: torch.dtype, training: bool) -> str | None:
+        if device == "cpu" and training:
+            return (
+                "attention_backend='flex' has no backward pass on a CPU; use "
+                "attention_backend='auto', or device='cuda'."
+            )
+        if device not in ("cpu", "cuda"):
+            return (
+                f"attention_backend='flex' runs on CUDA and CPU, not on {device}; use "
+                "attention_backend='auto'."
+            )
+        return None
+
+
+@functools.cache
+def _flex_attention(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if compiled else flex_attention
+
+
+@functools.lru_cache(maxsize=64)
+def _flex_mask(queries: int, keys: int, window: int | None, device: str) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    offset = keys - queries
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        causal = k <= q + offset
+        return causal if window is None else causal & (q + offset - k < window)
+
+    return create_block_mask(seen, None, None, queries, keys, device=device)
+
+
+@ATTENTION_BACKENDS.register("auto", label="auto")
+class AutoAttention(AttentionBackend):
+    """The fastest that can do what the config asks on the device; the start report names it."""
+
+    def __init__(self, needs: AttentionNeeds):
+        super().__init__(needs)
+        self._made: dict[str, AttentionBackend] = {}
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        return self._on(q.device.type)(q, k, v, bias, dropout)
+
+    def name_on(self, device: str) -> str:
+        return self._on(device).name_on(device)
+
+    def _on(self, device: str) -> AttentionBackend:
+        if device not in self._made:
+            name = next(
+                name
+                for name in self._by_speed(device)
+                if not ATTENTION_BACKENDS[name].lacks(self.needs)
+            )
+            self._made[device] = ATTENTION_BACKENDS[name](self.needs)
+        return self._made[device]
+
+    def _by_speed(self, device: str) -> tuple[str, ...]:
+        """On CUDA, SDPA leaves its fused causal kernel where it is given a mask; flex does not."""
+        masked = self.needs.window is not None or self.needs.softcap is not None or self.needs.bias
+        return ("flex", "sdpa", "manual") if device == "cuda" and masked else ("sdpa", "manual")

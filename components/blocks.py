@@ -1,0 +1,122 @@
+"""Where a block normalises: `norm_position`. A part takes (config, layer)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from components.attention import Attention, KeyValueCache
+from components.ffns import FFNS
+from components.norms import NORMS
+from components.part import Part
+from components.positions import PositionEncoding
+from components.registry import Registry
+
+if TYPE_CHECKING:
+    from model_config import ModelArchitectureConfig
+
+BLOCKS = Registry("norm_position", "Norm position")
+
+
+def make_norm(config: ModelArchitectureConfig) -> nn.Module:
+    """The config's norm over the residual stream."""
+    return NORMS[config.normalization](config.n_embd, config.norm_eps)
+
+
+class Block(Part):
+    """Attention and a feed-forward network, each added to the residual stream."""
+
+    norm_names: ClassVar[tuple[str, ...]]
+    """The norms it makes, in order."""
+    final_norm: ClassVar[bool] = True
+    """Whether the stream it leaves wants a norm before the output head."""
+
+    def __init__(self, config: ModelArchitectureConfig, layer: int):
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.ffn = FFNS[config.ffn_type](config)
+        for name in self.norm_names:
+            self.add_module(name, make_norm(config))
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """x (B, T, C) to (B, T, C); see `Attention.forward`."""
+        raise NotImplementedError
+
+
+@BLOCKS.register("pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, 2002.04745")
+class PreNormBlock(Block):
+    """Normalise what each sublayer reads: x + f(norm(x))."""
+
+    norm_names = ("attention_norm", "ffn_norm")
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), positions, bias, cache)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+@BLOCKS.register("post", label="PostNorm", paper="Vaswani et al. 2017, arXiv 1706.03762")
+class PostNormBlock(Block):
+    """Normalise the stream after each addition: norm(x + f(x)); no norm before the head."""
+
+    norm_names = ("attention_norm", "ffn_norm")
+    final_norm = False
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        x = self.attention_norm(x + self.attention(x, positions, bias, cache))
+        return self.ffn_norm(x + self.ffn(x))
+
+
+@BLOCKS.register("sandwich", label="Sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290")
+class SandwichNormBlock(Block):
+    """Normalise what each sublayer reads and what it adds: x + norm(f(norm(x))), as Gemma 2."""
+
+    norm_names = ("attention_norm", "attention_out_norm", "ffn_norm", "ffn_out_norm")
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x), positions, bias, cache)
+        x = x + self.attention_out_norm(attended)
+        return x + self.ffn_out_norm(self.ffn(self.ffn_norm(x)))
+
+
+@BLOCKS.register(
+    "parallel", label="Parallel", paper="Wang and Komatsuzaki 2021 (GPT-J); Black et al. 2022"
+)
+class ParallelBlock(Block):
+    """Attention and network side by side, a norm each: x + f(norm(x)) + g(norm(x)), as GPT-NeoX."""
+
+    norm_names = ("attention_norm", "ffn_norm")
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x), positions, bias, cache)
+        return x + attended + self.ffn(self.ffn_norm(x))

@@ -1,0 +1,50 @@
+"""Normalisation of the residual stream: `normalization`. A part takes (dim, eps)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from components.registry import Registry
+
+NORMS = Registry("normalization", "Normalization")
+
+
+@NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")
+class LayerNorm(nn.LayerNorm):
+    """Subtract the mean, divide by the deviation, then a learned scale and shift."""
+
+    uses = ("norm_eps",)
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__(dim, eps=eps)
+
+
+@NORMS.register("layernorm_nobias", label="LN-NB", paper="Ba et al. 2016, arXiv 1607.06450")
+class LayerNormWithoutBias(nn.LayerNorm):
+    """LayerNorm with a learned scale and no shift."""
+
+    uses = ("norm_eps",)
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__(dim, eps=eps, bias=False)
+
+
+@NORMS.register("rmsnorm", label="RMS", paper="Zhang and Sennrich 2019, arXiv 1910.07467")
+class RMSNorm(nn.RMSNorm):
+    """Divide by the root mean square, then a learned scale; no mean, no shift."""
+
+    uses = ("norm_eps",)
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__(dim, eps=eps)
+
+
+@NORMS.register("none", label="NoNorm")
+class NoNorm(nn.Module):
+    """Leave the residual stream as it is."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

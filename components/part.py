@@ -1,0 +1,66 @@
+"""What every part of a model can do: initialise what it owns, and say what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from options import Problem
+
+if TYPE_CHECKING:
+    from model_config import ModelArchitectureConfig
+
+
+class Part(nn.Module):
+    """A module with a cost and an initialisation of its own."""
+
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Config keys that do something only where this part is chosen."""
+
+    residual_projections: ClassVar[tuple[str, ...]] = ()
+    """The Linear children whose output is added to the residual stream."""
+
+    @classmethod
+    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+        """What of `config`, its fields sound one by one, this part cannot work with."""
+        return iter(())
+
+    def init_parameters(self, config: ModelArchitectureConfig) -> None:
+        """Initialise the Linear and Embedding children; norms initialise themselves.
+
+        Weights are N(0, init_std), as in GPT-2; those of residual projections are scaled by
+        1/sqrt(2 n_layer), so that the residual stream's variance does not grow with depth
+        (Radford et al. 2019, section 2.3). Biases are zero.
+        """
+        for name, child in self.named_children():
+            if isinstance(child, nn.Linear | nn.Embedding):
+                scale = (2 * config.n_layer) ** -0.5 if name in self.residual_projections else 1.0
+                nn.init.normal_(child.weight, std=config.init_std * scale)
+            if isinstance(child, nn.Linear) and child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+    def forward_flops(self, seq_len: int, causal: bool = False) -> int:
+        """FLOPs of the forward matmuls over one sequence of `seq_len` tokens.
+
+        A multiply-add is 2. By default 2 x the weights of the Linear layers below, per token;
+        a part overrides this where it multiplies activations, or uses weights otherwise.
+
+        Args:
+            seq_len: Tokens of the sequence.
+            causal: Count what a causal mask leaves of the attention square, not all of it.
+        """
+        return _children_flops(self, seq_len, causal)
+
+
+def _children_flops(module: nn.Module, seq_len: int, causal: bool) -> int:
+    total = 0
+    for child in module.children():
+        if isinstance(child, Part):
+            total += child.forward_flops(seq_len, causal)
+        elif isinstance(child, nn.Linear):
+            total += 2 * child.weight.numel() * seq_len
+        else:
+            total += _children_flops(child, seq_len, causal)
+    return total

@@ -1,0 +1,124 @@
+"""A registry maps the names that a config key may take to the classes behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from options import unknown_name
+
+PartClass = TypeVar("PartClass", bound=type)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One registered part."""
+
+    name: str
+    part: type
+    label: str
+    """How an architecture's name spells it, e.g. `RMS`."""
+    summary: str
+    """One line: the first of the class's docstring."""
+    paper: str
+    """Where it comes from, or an empty string."""
+    aliases: tuple[str, ...] = ()
+
+
+class Registry:
+    """The parts that one config key chooses from.
+
+    Iterating gives every name a config may use, aliases included; `names` leaves those out.
+    """
+
+    def __init__(self, key: str, title: str):
+        self.key = key
+        self.title = title
+        self._entries: dict[str, Entry] = {}
+        self._canonical: dict[str, str] = {}
+
+    def register(
+        self, name: str, *, label: str, paper: str = "", aliases: tuple[str, ...] = ()
+    ) -> Callable[[PartClass], PartClass]:
+        """A class decorator that enters a part under `name`.
+
+        Raises ValueError for a name or a label that is taken, and for a class without a docstring.
+        The same class of the same source file may be entered again (a file that is run twice).
+        """
+
+        def enter(part: PartClass) -> PartClass:
+            lines = (part.__doc__ or "").strip().splitlines()
+            if not lines:
+                raise ValueError(f"{self.key} {name!r}: {part.__name__} needs a docstring.")
+            self._refuse_taken(part, label, (name, *aliases))
+            self._entries[name] = Entry(name, part, label, lines[0], paper, aliases)
+            self._canonical.update(dict.fromkeys((name, *aliases), name))
+            return part
+
+        return enter
+
+    def _refuse_taken(self, part: type, label: str, names: tuple[str, ...]) -> None:
+        for entry in self._entries.values():
+            if entry.name == names[0] and _same_source(entry.part, part):
+                continue
+            taken = set(names) & {entry.name, *entry.aliases}
+            if taken or entry.label == label:
+                what = f"name {taken.pop()!r}" if taken else f"label {label!r}"
+                raise ValueError(
+                    f"{self.key}: the {what} is taken by {entry.part.__qualname__} "
+                    f"({entry.name!r}); register {part.__qualname__} under another."
+                )
+
+    def canonical(self, name: str) -> str:
+        """The name that an alias stands for. Raises ValueError for an unknown name."""
+        if name not in self._canonical:
+            raise ValueError(unknown_name(self.key, name, self))
+        return self._canonical[name]
+
+    def entry(self, name: str) -> Entry:
+        """All that is known of a part. Raises ValueError for an unknown name."""
+        return self._entries[self.canonical(name)]
+
+    def __getitem__(self, name: str) -> type:
+        return self.entry(name).part
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._canonical
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._canonical)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def plus(self, *words: str) -> Choices:
+        """The names and some words besides, as the choices of a config key."""
+        return Choices(self, words)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every part once."""
+        return tuple(self._entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The names of a registry, as it stands when asked, and some words besides."""
+
+    registry: Registry
+    words: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.registry, *self.words))
+
+
+def _same_source(first: type, second: type) -> bool:
+    def source(part: type) -> tuple[str, str | None]:
+        try:
+            return part.__qualname__, inspect.getfile(part)
+        except (TypeError, OSError):
+            return part.__qualname__, None
+
+    return first is second or (source(first)[1] is not None and source(first) == source(second))

@@ -1,0 +1,238 @@
+"""A GPT assembled from the parts that a config names: logits, loss, text, size and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.attention import Attention, KeyValueCache
+from components.blocks import BLOCKS, make_norm
+from components.ffns import FeedForward
+from components.part import Part
+from model_components import POSITIONS
+from model_config import ModelArchitectureConfig
+
+IGNORED = -1
+"""A target that the loss leaves out."""
+
+
+class GPT(Part):
+    """A decoder-only transformer (Radford et al. 2018).
+
+    Shapes: B batch, T time, C = n_embd, V = vocab_size.
+    """
+
+    Config = ModelArchitectureConfig
+
+    def __init__(self, config: ModelArchitectureConfig):
+        super().__init__()
+        self.config = config
+        block = BLOCKS[config.norm_position]
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions = POSITIONS[config.position_encoding](config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = make_norm(config) if block.final_norm else nn.Identity()
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        for module in self.modules():
+            if isinstance(module, Part):
+                module.init_parameters(config)
+        if config.weight_tying:
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        cache: list[KeyValueCache] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of the next token at every position, and the loss where targets are given.
+
+        Args:
+            idx: Tokens (B, T).
+            targets: The token that follows each, (B, T); -1 is left out of the loss.
+            cache: One per layer (`new_cache`), holding the tokens before idx; grows by T.
+
+        Returns:
+            Logits (B, T, V); with targets (logits, mean cross-entropy in nats per token).
+
+        Raises:
+            ValueError: for more tokens than block_size, those in the cache included.
+        """
+        start = 0 if cache is None else cache[0].length
+        length = idx.shape[1]
+        if start + length > self.config.block_size:
+            raise ValueError(
+                f"{start + length} tokens do not fit block_size={self.config.block_size}; crop "
+                "the sequence or build the model with a larger block_size."
+            )
+        x = self.embedding(idx)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        x = self.dropout(self.positions.embed(x, start))
+        bias = self.positions.score_bias(start, length)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, self.positions, bias, None if cache is None else cache[layer])
+        logits = self._softcapped(self.head(self.final_norm(x)))
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
+        )
+        return logits, loss
+
+    def _softcapped(self, logits: Tensor) -> Tensor:
+        cap = self.config.output_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    # Text
+
+    def new_cache(self, capacity: int | None = None) -> list[KeyValueCache]:
+        """An empty cache per layer for `capacity` tokens (default: block_size)."""
+        return [KeyValueCache(capacity or self.config.block_size) for _ in self.blocks]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        use_cache: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """idx (B, T) continued by `max_new_tokens` sampled tokens: (B, T + max_new_tokens).
+
+        See `stream` for the arguments.
+        """
+        steps = self.stream(idx, max_new_tokens, temperature, top_k, top_p, use_cache, generator)
+        return torch.cat((idx, *steps), dim=1)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        use_cache: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield sampled tokens (B, 1), one at a time, each given the last block_size tokens.
+
+        Args:
+            idx: The prompt (B, T), T >= 1.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            top_k: Sample among the k likeliest tokens.
+            top_p: Sample among the likeliest tokens whose probabilities first add up to p
+                (Holtzman et al. 2019, arXiv 1904.09751).
+            use_cache: Keep keys and values of earlier tokens. Beyond block_size the window
+                slides, every position changes, and each step computes all anew, as without.
+            generator: Source of randomness; None: torch's global one.
+
+        Raises:
+            ValueError: for an argument out of its range, naming it.
+        """
+        _check_sampling(idx, temperature, top_k, top_p)
+        was_training = self.training
+        self.eval()
+        try:
+            cache = self.new_cache() if use_cache else None
+            for _ in range(max_new_tokens):
+                logits = self._next_logits(idx, cache)
+                token = sample(logits, temperature, top_k, top_p, generator)
+                idx = torch.cat((idx, token), dim=1)
+                yield token
+        finally:
+            self.train(was_training)
+
+    def _next_logits(self, idx: Tensor, cache: list[KeyValueCache] | None) -> Tensor:
+        """Logits (B, V) of the token after idx; the cache, if any, holds a prefix of idx."""
+        if cache is not None and idx.shape[1] <= self.config.block_size:
+            return self(idx[:, cache[0].length :], cache=cache)[:, -1]
+        return self(idx[:, -self.config.block_size :])[:, -1]
+
+    # Size and cost
+
+    def num_parameters(self, embeddings: bool = True) -> int:
+        """Parameters, a tied one once; without `embeddings`, those of tables are left out."""
+        total = sum(p.numel() for p in self.parameters())
+        if embeddings:
+            return total
+        tables = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)}
+        return total - sum(table.numel() for table in tables)
+
+    def flops_per_token(self, seq_len: int | None = None, causal: bool = False) -> int | float:
+        """Matmul FLOPs of a training step per token: 3 x forward, a multiply-add being 2.
+
+        Args:
+            seq_len: Tokens of a sequence (default: block_size).
+            causal: Count the pairs that a causal mask and a window leave, token t attending to
+                min(t + 1, window) positions. Otherwise the full square of PaLM's appendix B
+                (Chowdhery et al. 2022, arXiv 2204.02311), on which MFU is based, a window
+                capping it at min(seq_len, window).
+
+        Returns:
+            An int, or a float where the mean over the sequence is not whole.
+        """
+        seq_len = seq_len or self.config.block_size
+        total = 3 * self.forward_flops(seq_len, causal)
+        return total // seq_len if total % seq_len == 0 else total / seq_len
+
+    def attention_ffn_ratio(self, seq_len: int | None = None) -> float:
+        """Forward FLOPs of the attention layers over those of the feed-forward networks."""
+        seq_len = seq_len or self.config.block_size
+
+        def flops(kind: type[Part]) -> int:
+            parts = (m for m in self.modules() if isinstance(m, kind))
+            return sum(part.forward_flops(seq_len) for part in parts)
+
+        return flops(Attention) / flops(FeedForward)
+
+    # What attention runs on
+
+    def attention_backends_on(self, device: str) -> list[str]:
+        """The backends that the layers use on a device type, each once."""
+        names = (b.attention.backend.name_on(device) for b in self.blocks)
+        return list(dict.fromkeys(names))
+
+
+def _check_sampling(
+    idx: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if idx.ndim != 2 or idx.shape[1] == 0:
+        raise ValueError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must be at least 0 (0 is greedy).")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k} must be at least 1.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} must be above 0 and at most 1.")
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Tokens (B, 1) drawn from logits (B, V); see `GPT.stream`."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    probabilities = logits.softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered  # mass of the likelier tokens
+        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)

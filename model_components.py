@@ -1,0 +1,74 @@
+"""The catalogue of parts: every registry, by the config key that chooses from it.
+
+    python model_components.py
+
+prints, per key, each name with its label, one line and source. To add a part, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+from components.activations import ACTIVATIONS
+from components.attention_backends import ATTENTION_BACKENDS
+from components.blocks import BLOCKS
+from components.ffns import FFNS
+from components.norms import NORMS
+from components.positions import POSITIONS, ROPE_SCALINGS
+from components.registry import Registry
+
+REGISTRIES: dict[str, Registry] = {
+    registry.key: registry
+    for registry in (
+        NORMS,
+        BLOCKS,
+        ACTIVATIONS,
+        FFNS,
+        POSITIONS,
+        ROPE_SCALINGS,
+        ATTENTION_BACKENDS,
+    )
+}
+
+__all__ = [
+    "ACTIVATIONS",
+    "ATTENTION_BACKENDS",
+    "BLOCKS",
+    "FFNS",
+    "NORMS",
+    "POSITIONS",
+    "REGISTRIES",
+    "ROPE_SCALINGS",
+    "catalogue",
+]
+
+
+def catalogue(width: int = 100) -> str:
+    """Every part that a config can name, as text of at most `width` columns."""
+    return "\n\n".join(_section(registry, width) for registry in REGISTRIES.values())
+
+
+def _section(registry: Registry, width: int) -> str:
+    lines = [f"{registry.title}  ({registry.key})"]
+    indent = " " * 34
+    for name in registry.names:
+        entry = registry.entry(name)
+        also = f" (also {', '.join(entry.aliases)})" if entry.aliases else ""
+        text = entry.summary + also
+        head = f"  {name:<20}{entry.label:<12}"
+        lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent)
+        lines += textwrap.wrap(entry.paper, width, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    if sys.argv[1:] if argv is None else argv:
+        print("model_components.py takes no arguments; it prints the catalogue.", file=sys.stderr)
+        return 2
+    print(catalogue())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
