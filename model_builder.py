@@ -194,13 +194,6 @@ class GPT(Part):
 
         return flops(Attention) / flops(FeedForward)
 
-    # What attention runs on
-
-    def attention_backends_on(self, device: str) -> list[str]:
-        """The backends that the layers use on a device type, each once."""
-        names = (b.attention.backend.name_on(device) for b in self.blocks)
-        return list(dict.fromkeys(names))
-
 
 def _check_sampling(
     idx: Tensor, temperature: float, top_k: int | None, top_p: float | None

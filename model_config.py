@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from components.attention import Attention
 from components.attention_backends import AttentionNeeds
 from model_components import (
@@ -209,19 +211,22 @@ class ModelArchitectureConfig:
             )
 
     def _unused_problems(self) -> Iterator[Problem]:
-        """Keys that only some parts use, set where none of those is chosen."""
+        for key in self.unused_keys():
+            value = getattr(self, key)
+            if value != getattr(type(self), key):
+                yield Problem(
+                    (key,),
+                    f"{key}={value} does nothing here; it is used by {', '.join(_users(key))}. "
+                    "Drop it or choose one of those.",
+                )
+
+    def unused_keys(self) -> list[str]:
+        """The keys that do nothing, for only parts that are not chosen use them."""
         used = {key for part in self._parts() for key in getattr(part, "uses", ())}
         if self.qk_norm:
             used.add("norm_eps")
-        for field in dataclasses.fields(self):
-            key, value = field.name, getattr(self, field.name)
-            users = _users(key)
-            if users and key not in used and value != field.default:
-                yield Problem(
-                    (key,),
-                    f"{key}={value} does nothing here; it is used by {', '.join(users)}. Drop it "
-                    "or choose one of those.",
-                )
+        keys = (field.name for field in dataclasses.fields(self))
+        return [key for key in keys if key not in used and _users(key)]
 
     def _parts(self) -> list[type]:
         return [registry[getattr(self, key)] for key, registry in REGISTRIES.items()]
@@ -245,6 +250,18 @@ class ModelArchitectureConfig:
             bias=POSITIONS[self.position_encoding].biases_scores,
             dropout=self.dropout > 0,
         )
+
+    def attention_backends_on(self, device: str) -> list[str]:
+        """The backends that do the work on a device type, each once; more than one under auto."""
+        backend = ATTENTION_BACKENDS[self.attention_backend]
+        needs = dict.fromkeys(self.attention_needs(layer) for layer in range(self.n_layer))
+        return list(dict.fromkeys(backend(need).name_on(device) for need in needs))
+
+    def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
+        """Why its attention cannot be trained on a device type in a compute dtype."""
+        names = self.attention_backends_on(device)
+        refusals = (ATTENTION_BACKENDS[n].refusal(device, dtype, training=True) for n in names)
+        return [refusal for refusal in refusals if refusal]
 
     # Making, naming, saving
 

@@ -1,0 +1,57 @@
+"""Every key of the architecture, at its default: copy this file and edit.
+
+`python model_components.py` lists the names that a key may take, `python train.py --help` all keys.
+A key that none of the chosen parts uses (rope_theta without RoPE, say) must keep its default.
+"""
+
+arch_preset = "custom"
+
+# Sizes
+n_layer = 12  # blocks
+n_head = 12  # attention heads
+n_embd = 768  # width of the residual stream
+block_size = 1024  # longest sequence
+sequence_length = 256  # what a run trains on, of block_size; remove it to train on all
+# vocab_size is the data's; set it only to make room for more
+
+# Normalization
+normalization = "layernorm"  # layernorm | layernorm_nobias | rmsnorm | none
+norm_position = "pre"  # pre | post | sandwich | parallel
+norm_eps = 1e-5
+
+# Feed-forward network
+ffn_type = "standard"  # standard | glu | swiglu | geglu | reglu
+activation = "gelu"  # gelu | gelu_tanh | silu | relu | relu2 | leaky_relu; None: ffn_type's own
+ffn_multiplier = None  # hidden width over n_embd; None: 4, gated 8/3
+ffn_multiple_of = 1  # round the hidden width up to a multiple
+ffn_hidden = None  # the hidden width itself; None: by ffn_multiplier
+
+# Attention
+n_kv_head = None  # heads of keys and values; None: n_head; 1: multi-query
+head_dim = None  # None: n_embd / n_head
+qk_norm = False  # RMSNorm on queries and keys
+sliding_window = None  # tokens that a windowed layer sees; None: all
+window_pattern = "S"  # with sliding_window: S sliding, L all, repeated over the layers
+attention_softcap = None  # e.g. 50.0
+attention_bias = None  # None: as bias
+attention_backend = "auto"  # manual | sdpa | flash | flex | auto
+
+# Positions
+position_encoding = "learned"  # learned | sinusoidal | rope | alibi | none
+rope_theta = 10000.0
+rope_fraction = 1.0  # share of each head that is rotated
+rope_scaling = "none"  # none | linear | ntk | yarn | llama3
+rope_scaling_factor = 1.0
+rope_original_block_size = 1024
+rope_beta_fast = 32.0  # yarn
+rope_beta_slow = 1.0  # yarn
+rope_low_freq_factor = 1.0  # llama3
+rope_high_freq_factor = 4.0  # llama3
+
+# Whole model
+bias = True  # in the Linear layers
+weight_tying = True  # the output head shares the token embedding
+dropout = 0.0
+output_softcap = None  # e.g. 30.0
+embedding_scale = 1.0
+init_std = 0.02

@@ -1,0 +1,185 @@
+"""What must hold for every part and preset, whatever it is: swept over the registries."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.attention_backends import ATTENTION_BACKENDS
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from tests.tiny import SIZES, VARIANTS, tiny_config, tiny_model, tokens
+from training.optim import parameter_groups
+
+T = 16
+
+every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+@every_variant
+def test_shapes_and_loss(keys):
+    model, idx = tiny_model(**keys), tokens(T + 1)
+    x, y = idx[:, :-1], idx[:, 1:].clone()
+    y[0, :3] = -1
+    logits = model(x)
+    assert logits.shape == (2, T, SIZES["vocab_size"])
+    again, loss = model(x, y)
+    assert torch.equal(logits, again)
+    log_p = F.log_softmax(logits.double(), dim=-1)
+    kept = y >= 0
+    expected = -log_p.gather(2, y.clamp(min=0)[..., None])[..., 0][kept].mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@every_variant
+def test_causal_at_every_position(keys):
+    model, idx = tiny_model(**keys), tokens(T)
+    logits = model(idx)
+    for t in range(1, T):
+        changed = idx.clone()
+        changed[:, t:] = (changed[:, t:] + 7) % SIZES["vocab_size"]
+        other = model(changed)
+        assert torch.allclose(other[:, :t], logits[:, :t], atol=1e-5), f"position {t} leaks back"
+        assert not torch.allclose(other[:, t], logits[:, t], atol=1e-3), f"{t} does not see itself"
+
+
+@every_variant
+def test_every_parameter_learns(keys):
+    model = GPT(tiny_config(**keys)).train()
+    idx = torch.arange(SIZES["vocab_size"])[None, : SIZES["block_size"]].repeat(3, 1)
+    model(idx, idx.roll(1, 1))[1].backward()
+    groups = parameter_groups(model, weight_decay=0.1)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.isfinite().all(), f"{name} has a gradient that is not finite"
+        learns = parameter.grad.abs().sum() > 0
+        # softmax cancels what all keys of a query share, and a window of 1 all queries
+        assert learns or "norm" in name, f"{name} has a gradient of zero"
+
+
+@every_variant
+@pytest.mark.parametrize("length", [T, SIZES["block_size"]])
+def test_cost_equals_the_counter(keys, length):
+    """3 x forward, forward and backward counted, to the last digit. The counter sees no window."""
+    model = GPT(tiny_config(**keys)).train()
+    idx = tokens(length, batch=3)
+    with FlopCounterMode(display=False) as counter:
+        model(idx, idx)[1].backward()
+    without_window = {**keys, "sliding_window": None, "window_pattern": "S"}
+    full = GPT(tiny_config(**without_window))
+    assert counter.get_total_flops() == full.flops_per_token(length) * idx.numel()
+
+
+@every_variant
+def test_cost_of_a_window_and_of_causality(keys):
+    """Against a count of the pairs that the mask leaves, one by one."""
+    config = tiny_config(**keys)
+    model = GPT(config)
+    matrices = 3 * model.forward_flops(1) - 12 * config.n_head * config.head_dim * config.n_layer
+    for causal in (False, True):
+        pairs = 0
+        for layer in range(config.n_layer):
+            window = config.window(layer) or T
+            for t in range(T):
+                pairs += min(t + 1, window) if causal else min(T, window)
+        expected = matrices + 12 * config.n_head * config.head_dim * pairs / T
+        assert model.flops_per_token(T, causal=causal) == pytest.approx(expected, rel=1e-12)
+
+
+@every_variant
+def test_cache_equals_no_cache(keys):
+    model, idx = tiny_model(**keys), tokens(T)
+    whole = model(idx)
+    cache = model.new_cache()
+    parts = [model(piece, cache=cache) for piece in idx.split([5, 1, 1, 6, 3], dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    assert cache[0].length == T
+
+
+@every_variant
+def test_generation_with_and_without_cache(keys):
+    """Beyond block_size too, where the window of tokens slides."""
+    model, prompt = tiny_model(**keys), tokens(3)
+    total = SIZES["block_size"] + 6
+    cached = model.generate(prompt, total, temperature=0)
+    plain = model.generate(prompt, total, temperature=0, use_cache=False)
+    assert torch.equal(cached, plain)
+    assert torch.equal(cached[:, :3], prompt)
+
+
+@every_variant
+def test_backends_agree(keys):
+    config = tiny_config(**keys)
+    idx = tokens(T)
+    reference = tiny_model(**keys)
+    compared = []
+    for name in ("sdpa", "flex", "auto"):
+        if ATTENTION_BACKENDS[name].lacks(config.attention_needs(0)):
+            continue
+        other = tiny_model(**{**keys, "attention_backend": name})
+        with torch.no_grad():
+            assert torch.allclose(other(idx), reference(idx), atol=2e-5), name
+            cache = other.new_cache()
+            parts = [other(piece, cache=cache) for piece in idx.split([9, 1, 6], dim=1)]
+            assert torch.allclose(torch.cat(parts, dim=1), reference(idx), atol=2e-5), name
+        compared.append(name)
+    assert {"flex", "auto"} <= set(compared)
+
+
+@every_variant
+def test_backends_agree_on_gradients(keys):
+    config = tiny_config(**keys)
+    if ATTENTION_BACKENDS["sdpa"].lacks(config.attention_needs(0)):
+        pytest.skip("sdpa cannot do this")
+    idx = tokens(T)
+    gradients = []
+    for name in ("manual", "sdpa"):
+        model = tiny_model(**{**keys, "attention_backend": name})
+        model(idx, idx)[1].backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for manual, sdpa in zip(*gradients, strict=True):
+        assert torch.allclose(manual, sdpa, atol=2e-5)
+
+
+@every_variant
+def test_save_and_load(keys, tmp_path):
+    model, idx = tiny_model(**keys), tokens(T)
+    save_model(model, str(tmp_path / "model.safetensors"))
+    config = ModelArchitectureConfig.from_dict(model.config.to_dict())
+    assert config == model.config
+    other = GPT(config).eval()
+    assert not torch.equal(other(idx), model(idx))
+    load_model(other, str(tmp_path / "model.safetensors"))
+    assert torch.equal(other(idx), model(idx))
+
+
+@every_variant
+def test_initialised_as_documented(keys):
+    """N(0, init_std), residual projections over sqrt(2 n_layer), biases 0, norms 1 and 0."""
+    keys = {**keys, "n_embd": 144, "n_head": 4, "init_std": 0.05, "vocab_size": 997}
+    torch.manual_seed(0)
+    model = GPT(tiny_config(**keys))
+    for name, parameter in model.named_parameters():
+        if "norm" in name or parameter.ndim == 1:
+            expected = torch.ones_like if name.endswith("weight") else torch.zeros_like
+            assert torch.equal(parameter, expected(parameter)), name
+            continue
+        residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
+        std = 0.05 / math.sqrt(2 * 2) if residual else 0.05
+        assert parameter.std().item() == pytest.approx(std, rel=0.06), name
+        assert abs(parameter.mean().item()) < 0.06 * std, name
+
+
+def test_names_tell_architectures_apart():
+    names: dict[str, dict] = {}
+    for keys in VARIANTS.values():
+        config = tiny_config(**keys)
+        known = names.setdefault(config.architecture_name, config.to_dict())
+        assert known == config.to_dict(), f"{config.architecture_name} names two architectures"

@@ -1,0 +1,99 @@
+"""Small models that differ in one thing each, swept by the contract tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from model_builder import GPT
+from model_components import REGISTRIES
+from model_config import PRESETS, ModelArchitectureConfig
+
+SIZES = {
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 32,
+    "block_size": 24,
+    "vocab_size": 61,
+    "attention_backend": "manual",
+}
+
+ROPE = {"position_encoding": "rope"}
+
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "rope_scaling": {**ROPE, "rope_scaling_factor": 4.0, "rope_original_block_size": 8},
+}
+"""What a part of a registry needs beside it to do anything."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "n_kv_head=2": {"n_kv_head": 2},
+    "n_kv_head=1": {"n_kv_head": 1},
+    "head_dim=16": {"head_dim": 16},
+    "qk_norm": {"qk_norm": True},
+    "sliding_window=5": {"sliding_window": 5},
+    "window_pattern=SL": {"sliding_window": 5, "window_pattern": "SL"},
+    "sliding_window=1": {"sliding_window": 1},
+    "attention_softcap": {"attention_softcap": 0.5},
+    "attention_softcap alibi": {"attention_softcap": 0.5, "position_encoding": "alibi"},
+    "alibi window": {"position_encoding": "alibi", "sliding_window": 5, "n_kv_head": 2},
+    "alibi of 3 heads": {"position_encoding": "alibi", "n_head": 3, "n_embd": 36},
+    "attention_bias=False": {"attention_bias": False},
+    "bias=False": {"bias": False},
+    "bias=False, attention_bias": {"bias": False, "attention_bias": True},
+    "untied": {"weight_tying": False},
+    "output_softcap": {"output_softcap": 0.5},
+    "embedding_scale": {"embedding_scale": 3.0},
+    "ffn_multiplier": {"ffn_multiplier": 2.5, "ffn_multiple_of": 16},
+    "ffn_hidden": {"ffn_hidden": 50},
+    "rope_fraction": {**ROPE, "rope_fraction": 0.5},
+    "rope_theta": {**ROPE, "rope_theta": 100.0},
+    "glu of relu2": {"ffn_type": "glu", "activation": "relu2"},
+    "geglu of gelu_tanh": {"ffn_type": "geglu", "activation": "gelu_tanh"},
+    "no norm, qk_norm": {"normalization": "none", "qk_norm": True},
+}
+
+
+def parts_of_registries() -> dict[str, dict[str, Any]]:
+    """A variant for every registered part but the backends."""
+    return {
+        f"{key}={name}": {**_companions(key, name), key: name}
+        for key, registry in REGISTRIES.items()
+        if key != "attention_backend"
+        for name in registry.names
+    }
+
+
+def _companions(key: str, name: str) -> dict[str, Any]:
+    """Those that the part uses."""
+    uses = {"position_encoding", *getattr(REGISTRIES[key][name], "uses", ())}
+    return {k: v for k, v in COMPANIONS.get(key, {}).items() if k in uses}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """A variant for every preset."""
+    return {f"preset {name}": dict(preset.keys) for name, preset in PRESETS.items()}
+
+
+VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS}
+
+
+def tiny_config(**keys: Any) -> ModelArchitectureConfig:
+    """A config of the tiny sizes, with some keys changed."""
+    return ModelArchitectureConfig(**{**SIZES, **keys})
+
+
+def tiny_model(seed: int = 0, **keys: Any) -> GPT:
+    """A tiny model in evaluation mode whose weights are large enough for every part to matter."""
+    torch.manual_seed(seed)
+    model = GPT(tiny_config(**keys))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tokens(length: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    """Random tokens (batch, length)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(SIZES["vocab_size"], (batch, length), generator=generator)

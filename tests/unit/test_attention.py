@@ -1,0 +1,121 @@
+"""Attention: windows, shared key heads, the manual reference's weights, and refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from components.attention import attended_pairs
+from components.attention_backends import ATTENTION_BACKENDS, AttentionNeeds, visible
+from tests.tiny import tiny_config, tiny_model, tokens
+
+
+def qkv(heads: int = 4, kv_heads: int = 2, length: int = 7, dim: int = 8):
+    torch.manual_seed(0)
+    return (
+        torch.randn(2, heads, length, dim),
+        torch.randn(2, kv_heads, length, dim),
+        torch.randn(2, kv_heads, length, dim),
+    )
+
+
+def test_manual_attention_by_hand():
+    """Every output as a sum over the positions that a query may look at."""
+    q, k, v = qkv()
+    bias = torch.randn(4, 7, 7)
+    backend = ATTENTION_BACKENDS["manual"](AttentionNeeds(window=3, softcap=2.0, bias=True))
+    out = backend(q, k, v, bias)
+    for b in range(2):
+        for h in range(4):
+            for t in range(7):
+                seen = range(max(0, t - 2), t + 1)
+                scores = [
+                    2 * math.tanh((q[b, h, t] @ k[b, h // 2, s]).item() / math.sqrt(8) / 2)
+                    + bias[h, t, s].item()
+                    for s in seen
+                ]
+                weights = torch.tensor(scores).softmax(0)
+                expected = sum(w * v[b, h // 2, s] for w, s in zip(weights, seen, strict=True))
+                assert torch.allclose(out[b, h, t], expected, atol=1e-5)
+
+
+def test_manual_weights_are_zero_above_the_diagonal_and_sum_to_one():
+    q, k, _ = qkv()
+    weights = ATTENTION_BACKENDS["manual"](AttentionNeeds()).weights(q, k)
+    assert (weights.triu(1) == 0).all()
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 7), atol=1e-6)
+
+
+def test_visible_positions():
+    assert visible(2, 5, 3, torch.device("cpu")).tolist() == [
+        [False, True, True, True, False],
+        [False, False, True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+def test_attended_pairs_are_those_visible(window):
+    seen = visible(7, 7, window, torch.device("cpu"))
+    assert attended_pairs(7, window, causal=True) == seen.sum().item()
+    assert attended_pairs(7, window, causal=False) == 7 * min(7, window or 7)
+
+
+def test_a_window_hides_what_lies_before_it():
+    """In one layer token t sees t - window + 1; not the one before that."""
+    model, idx = tiny_model(n_layer=1, sliding_window=4), tokens(12)
+    changed = idx.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 61
+    moved = (model(idx) - model(changed)).abs().amax(dim=(0, 2)) > 1e-5
+    assert moved.tolist() == [3 <= t <= 6 for t in range(12)]
+
+
+def test_the_pattern_says_which_layers_are_windowed():
+    config = tiny_config(n_layer=5, sliding_window=4, window_pattern="SSL")
+    assert [config.window(layer) for layer in range(5)] == [4, 4, None, 4, 4]
+
+
+def test_dropout_of_the_weights_is_for_training_only():
+    model, idx = tiny_model(dropout=0.5), tokens(8)
+    assert torch.equal(model(idx), model(idx))
+    assert torch.equal(model(idx), tiny_model(dropout=0.0)(idx))
+    model.train()
+    assert not torch.allclose(model(idx), model(idx), atol=1e-3)
+
+
+def test_flash_says_where_it_runs():
+    q, k, v = qkv()
+    with pytest.raises(
+        ValueError, match="runs on CUDA in bfloat16 or float16, not on cpu in float"
+    ):
+        ATTENTION_BACKENDS["flash"](AttentionNeeds())(q, k, v)
+    config = tiny_config(attention_backend="flash")
+    assert "use attention_backend='auto'" in config.backend_refusals("cpu", torch.float32)[0]
+
+
+def test_flash_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refusal = ATTENTION_BACKENDS["flash"].refusal("cuda", torch.bfloat16, training=True)
+    assert "pip install flash-attn" in refusal
+
+
+def test_flex_says_that_a_cpu_cannot_train_with_it():
+    model = tiny_model(attention_backend="flex")
+    with pytest.raises(ValueError, match="no backward pass on a CPU"):
+        model(tokens(8))
+    assert tiny_config(attention_backend="flex").backend_refusals("cpu", torch.float32)
+    assert tiny_config(attention_backend="flex").backend_refusals("mps", torch.float32)
+    assert not tiny_config(attention_backend="flex").backend_refusals("cuda", torch.bfloat16)
+
+
+def test_auto_takes_what_the_device_is_fastest_at():
+    plain = tiny_config(attention_backend="auto")
+    assert plain.attention_backends_on("cpu") == plain.attention_backends_on("cuda") == ["sdpa"]
+    mixed = plain.changed(sliding_window=4, window_pattern="SL")
+    assert mixed.attention_backends_on("cuda") == ["flex", "sdpa"]
+    assert mixed.attention_backends_on("cpu") == ["sdpa"]
+    capped = plain.changed(attention_softcap=30.0)
+    assert capped.attention_backends_on("cpu") == ["manual"]
+    dropping = capped.changed(dropout=0.1)
+    assert dropping.attention_backends_on("cuda") == ["manual"]

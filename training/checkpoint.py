@@ -1,0 +1,468 @@
+"""Checkpoints: written atomically, checked by checksum, read without executing anything.
+
+    <run>/checkpoints/step_00000100/
+        model.safetensors       every weight once, by its first name
+        optimizer.safetensors   AdamW's moments and step count, by parameter name
+        rng.json                states of the random generators
+        state.json              schema_version, step, val_loss and what the loop hands over
+        plugins/                sources of the user's own parts
+        manifest.json           size and sha256 of every file above; written last
+
+A checkpoint is built in a temporary folder beside its place and renamed when it is on the disk, so
+a kill at any moment leaves those before it whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from options import nearest
+
+SCHEMA_VERSION = 1
+NEWEST = ("latest", "auto")
+
+_MODEL = "model.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_RNG = "rng.json"
+_STATE = "state.json"
+_PLUGINS = "plugins"
+_MANIFEST = "manifest.json"
+_REQUIRED = (_MODEL, _OPTIMIZER, _RNG, _STATE)
+
+_TEMPORARY = ".tmp_"
+_REPLACED = ".old"
+_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(_REPLACED)})?")
+
+
+# --- saving
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    val_loss: float | None,
+    plugins: dict[str, str],
+    keep: int,
+) -> Path:
+    """Save a checkpoint of a step and drop those that are no longer kept.
+
+    Kept are the newest `keep` and the one of lowest `val_loss`. Checkpoints of later steps are
+    dropped too: they are of a course that the run has left by resuming from before them.
+
+    Args:
+        folder: The run's `checkpoints` folder; made where it is missing.
+        step: Optimizer steps done. A checkpoint of the same step is replaced.
+        model: The model itself, not the wrapper that torch.compile returns.
+        state: What else `load_state` shall return; anything JSON can hold.
+        val_loss: Validation loss of these very weights, None where it was not measured.
+        plugins: File name to source of the user's own parts.
+        keep: Newest checkpoints to keep, at least 1.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        ValueError: a plugin's name is not that of a .py file, or `state` has a key of ours.
+        OSError: the disk is full or not writable; earlier checkpoints are as they were.
+    """
+    target = folder / f"step_{step:08d}"
+    draft = folder / f"{_TEMPORARY}saving_{target.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    draft.mkdir()
+    save_file(_weights(model), draft / _MODEL, metadata={"format": "pt"})
+    save_file(_moments(model, optimizer), draft / _OPTIMIZER, metadata={"format": "pt"})
+    _write_json(draft / _RNG, capture_rng())
+    _write_json(draft / _STATE, _full_state(step, val_loss, state))
+    _write_plugins(draft / _PLUGINS, plugins)
+    _write_json(draft / _MANIFEST, {"files": _fingerprints(draft)})
+    _flush_to_disk(draft)
+    _publish(draft, target)
+    _prune(folder, step, keep)
+    return target
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: state[name].contiguous() for name in _first_names(state).values()}
+
+
+def _first_names(state: dict[str, Tensor]) -> dict[str, str]:
+    """For each entry, the first name of the same memory: another one where weights are tied."""
+    first: dict[Any, str] = {}
+    names = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        names[name] = first.setdefault(place if tensor.numel() else name, name)
+    return names
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value.contiguous()
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def _full_state(step: int, val_loss: float | None, state: dict[str, Any]) -> dict[str, Any]:
+    measured = val_loss is not None and math.isfinite(val_loss)
+    ours = {
+        "schema_version": SCHEMA_VERSION,
+        "step": step,
+        "val_loss": val_loss if measured else None,
+    }
+    taken = sorted(ours.keys() & state.keys())
+    if taken:
+        raise ValueError(
+            f"state has {', '.join(taken)}, which the checkpoint writes itself; "
+            "use another key or drop it."
+        )
+    return ours | state
+
+
+def _write_plugins(folder: Path, plugins: dict[str, str]) -> None:
+    for name, source in plugins.items():
+        if Path(name).name != name or Path(name).suffix != ".py":
+            raise ValueError(f"plugin {name!r} is not the plain name of a .py file; drop the path.")
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(source.encode())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Return when the folder and all in it would survive a power cut."""
+    for path in (*folder.rglob("*"), folder):
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX systems can open a folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Give a finished draft its name.
+
+    What it replaces is first renamed to one that `list_checkpoints` knows as well: at every moment
+    one of the two is found.
+    """
+    replaced = target.with_name(target.name + _REPLACED)
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(draft, target)
+    _fsync(target.parent)
+    if replaced.exists():
+        _remove(replaced)
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    checkpoints = [path for path in list_checkpoints(folder) if _step_of(path) <= step]
+    kept = set(checkpoints[-keep:])
+    best = min(checkpoints, key=_val_loss)
+    if math.isfinite(_val_loss(best)):
+        kept.add(best)
+    for path in list_checkpoints(folder):
+        if path not in kept:
+            _remove(path)
+
+
+def _val_loss(path: Path) -> float:
+    """That of a checkpoint; infinite where it was not measured or cannot be read."""
+    try:
+        loss = json.loads((path / _STATE).read_text(encoding="utf-8"))["val_loss"]
+    except (OSError, ValueError, KeyError):
+        return math.inf
+    return math.inf if loss is None else loss
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder; it loses its name first, so that half of it is never taken for a whole."""
+    doomed = path.with_name(f"{_TEMPORARY}removing_{path.name}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a kill left behind: drafts, half-removed folders, replaced checkpoints."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)
+    for path in folder.glob(f"*{_REPLACED}"):
+        if path.with_suffix("").exists():
+            _remove(path)
+
+
+# --- finding
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a `checkpoints` folder, by step; `verify` says whether they are whole."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("step_*")):  # a replaced one sorts after its successor
+        if _NAME.fullmatch(path.name):
+            found.setdefault(_step_of(path), path)
+    return [found[step] for step in sorted(found)]
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match
+    return int(match[1])
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        ValueError: naming the damaged file, and why.
+    """
+    for name, (size, sha256) in _read_manifest(path).items():
+        file = path / name
+        try:
+            actual_size = file.stat().st_size
+            actual_sha256 = _sha256(file) if actual_size == size else None
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
+        if actual_size != size:
+            raise ValueError(f"{file} has {actual_size} bytes, its manifest says {size}.")
+        if actual_sha256 != sha256:
+            raise ValueError(
+                f"{file} was altered: its sha256 is {actual_sha256}, its manifest says {sha256}."
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    manifest = path / _MANIFEST
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        listed = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+    except OSError as error:
+        raise ValueError(f"{manifest} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{manifest} is not a manifest: {error!r}.") from error
+    missing = [name for name in _REQUIRED if name not in listed]
+    if missing:
+        raise ValueError(f"{manifest} does not list {', '.join(missing)}.")
+    return listed
+
+
+def newest_whole(folder: Path) -> tuple[Path, list[str]]:
+    """The newest undamaged checkpoint in a `checkpoints` folder, and why newer ones were passed by.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    notes: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify(path)
+        except ValueError as error:
+            notes.append(f"Passed by the damaged checkpoint {path.name}: {error}")
+        else:
+            return path, notes
+    found = "\n".join(notes) or "It holds none; let the run save one first."
+    raise ValueError(f"no whole checkpoint in {folder}.\n{found}")
+
+
+def runs_newest_first(out_dir: Path) -> list[Path]:
+    """The runs anywhere under `out_dir` that have a checkpoint, the last to save one first."""
+    saved_at = {}
+    for folder in out_dir.rglob("checkpoints"):
+        checkpoints = list_checkpoints(folder)
+        if checkpoints:
+            saved_at[folder.parent] = checkpoints[-1].stat().st_mtime_ns
+    return sorted(saved_at, key=lambda run: saved_at[run], reverse=True)
+
+
+def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
+    """The checkpoint that a user means, verified, and why newer ones of its run were passed by.
+
+    Args:
+        where: `latest` or `auto` (of the run that saved last), the name of a run under `out_dir`,
+            a run's folder, or a checkpoint's folder.
+        out_dir: The folder that holds the runs.
+
+    Raises:
+        ValueError: where there is none such, or it is damaged.
+    """
+    runs = runs_newest_first(out_dir)
+    if where in NEWEST:
+        if not runs:
+            raise ValueError(
+                f"no run under {out_dir} has a checkpoint; train one, or give the path of one."
+            )
+        return newest_whole(runs[0] / "checkpoints")
+    for path in (Path(where), out_dir / where):
+        if (path / "checkpoints").is_dir():
+            return newest_whole(path / "checkpoints")
+        if path.is_dir() and (_NAME.fullmatch(path.name) or (path / _MANIFEST).is_file()):
+            verify(path)
+            return path, []
+    names = [run.relative_to(out_dir).as_posix() for run in runs]
+    raise ValueError(
+        f"{where!r} is neither a run under {out_dir} nor the folder of a run or checkpoint"
+        f"{nearest(where, names)} Runs with a checkpoint: {', '.join(names) or 'none'}."
+    )
+
+
+# --- loading (from a checkpoint that `verify` has passed)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `state`, with `schema_version`, `step` and `val_loss`.
+
+    Raises:
+        ValueError: where the checkpoint is of another schema.
+    """
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    if state["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has checkpoint schema {state['schema_version']}, this version reads "
+            f"{SCHEMA_VERSION}; load it with the version that wrote it."
+        )
+    return state
+
+
+def load_plugins(path: Path) -> dict[str, str]:
+    """File name to source of the user's own parts."""
+    files = sorted((path / _PLUGINS).glob("*"))
+    return {file.name: file.read_bytes().decode() for file in files}
+
+
+def load_model_weights(path: Path, model: nn.Module) -> None:
+    """Copy the weights of a checkpoint into a model of the same shape, on whatever device it is.
+
+    Raises:
+        ValueError: naming every weight that does not fit.
+    """
+    saved = load_file(path / _MODEL)
+    state = model.state_dict()
+    own = {name: state[name] for name in _first_names(state).values()}
+    _refuse_misfit(path / _MODEL, saved, own, optional=False)
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
+
+
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Take up the moments and step counts of a checkpoint, by parameter name.
+
+    Learning rate, betas and decay are not taken up: they come from the config.
+
+    Raises:
+        ValueError: naming every entry that does not fit the model.
+    """
+    saved = load_file(path / _OPTIMIZER)
+    parameters = dict(model.named_parameters())
+    owner = {entry: entry.rpartition(".")[0] for entry in saved}
+    moments = {entry: t for entry, t in saved.items() if not entry.endswith(".step")}
+    fitting = {entry: parameters[owner[entry]] for entry in moments if owner[entry] in parameters}
+    _refuse_misfit(path / _OPTIMIZER, moments, fitting, optional=True)
+    optimizer.state.clear()
+    for entry, tensor in saved.items():
+        parameter = parameters[owner[entry]]
+        # Fused kernels want the moments laid out like their parameter.
+        like = parameter if entry in moments else tensor
+        value = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device)
+        optimizer.state[parameter][entry.rpartition(".")[2]] = value.detach().copy_(tensor)
+
+
+def _refuse_misfit(
+    file: Path, saved: dict[str, Tensor], own: dict[str, Tensor], *, optional: bool
+) -> None:
+    problems = [f"{name} is not of this model" for name in saved if name not in own]
+    if not optional:
+        problems += [f"{name} is missing" for name in own if name not in saved]
+    problems += [
+        f"{name} is {tuple(tensor.shape)} there and {tuple(own[name].shape)} here"
+        for name, tensor in saved.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise ValueError(
+            f"{file} does not fit the model ({len(problems)} differences): {shown}. "
+            f"Build the model from the config in {file.with_name(_STATE)}."
+        )
+
+
+# --- random generators
+
+
+def capture_rng() -> dict[str, Any]:
+    """The states of Python's, NumPy's global and torch's generators, as JSON can hold them."""
+    version, words, gauss_next = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_words = numpy_state["state"]["key"].tolist()
+    return {
+        "python": [version, list(words), gauss_next],
+        "numpy": numpy_state | {"state": numpy_state["state"] | {"key": numpy_words}},
+        "torch": _hex(torch.get_rng_state()),
+        "cuda": [_hex(state) for state in torch.cuda.get_rng_state_all()],
+        "mps": _hex(torch.mps.get_rng_state()) if torch.backends.mps.is_available() else None,
+    }
+
+
+def restore_rng(states: dict[str, Any]) -> None:
+    """Take up the states of `capture_rng`; those of devices that are not here are left aside."""
+    version, words, gauss_next = states["python"]
+    random.setstate((version, tuple(words), gauss_next))
+    key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state(states["numpy"] | {"state": states["numpy"]["state"] | {"key": key}})
+    torch.set_rng_state(_from_hex(states["torch"]))
+    for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
+        torch.cuda.set_rng_state(_from_hex(state), device)
+    if states["mps"] and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(_from_hex(states["mps"]))
+
+
+def load_rng(path: Path) -> None:
+    """Put the random generators where they were when the checkpoint was saved."""
+    restore_rng(json.loads((path / _RNG).read_text(encoding="utf-8")))
+
+
+def _hex(state: Tensor) -> str:
+    return bytes(state.tolist()).hex()
+
+
+def _from_hex(text: str) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)

@@ -1,0 +1,356 @@
+"""The machine a run trains on: device, compute dtype, peak speed, memory, and its description."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_PROJECT = Path(__file__).resolve().parents[1]
+_CPU_INFO = Path("/proc/cpuinfo")
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+# --- choosing
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for `auto | cpu | cuda | mps`; auto takes cuda, then mps, then cpu.
+
+    Raises:
+        ValueError: where the device is not there.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, is_there in available.items() if is_there)
+    if not available[name]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise ValueError(
+            f"device={name!r} is not available to torch {torch.__version__} (there is: {there}); "
+            f"set device='auto', or install the driver and a torch build with {name.upper()}."
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype for `auto | float32 | bfloat16 | float16` on a device.
+
+    auto is bfloat16 where the device has instructions for it (CUDA from capability 8.0, x86 with
+    AMX-BF16 or AVX512-BF16), else float32.
+
+    Raises:
+        ValueError: where the device cannot compute in it.
+    """
+    if name == "auto":
+        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
+    if name == "bfloat16" and device.type == "cuda" and not _has_fast_bfloat16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise ValueError(
+            f"dtype='bfloat16' needs CUDA capability 8.0, and {device_name(device)} has "
+            f"{major}.{minor}; set dtype='float16' or 'float32'."
+        )
+    if name == "bfloat16" and device.type == "mps" and not _is_macos_14():
+        raise ValueError(
+            f"dtype='bfloat16' on mps needs macOS 14, and this is {platform.mac_ver()[0]}; "
+            "set dtype='float16' or 'float32'."
+        )
+    return _DTYPES[name]
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool({"amx_bf16", "avx512_bf16"} & set(_cpu_info("flags").split()))
+    return False
+
+
+def _is_macos_14() -> bool:
+    return torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def _cpu_info(key: str) -> str:
+    """What Linux says of its first processor under `key`; empty elsewhere."""
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{re.escape(key)}\s*:\s*(.*)$", text, flags=re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """A context in which matmuls compute in `dtype`; weights and reductions stay float32."""
+    if dtype is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device.
+
+    Raises:
+        ValueError: where the seed is not in [0, 2**32), which is what NumPy takes.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} is not in [0, {2**32}); choose a smaller one.")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# --- peak speed
+
+# Dense peaks in TFLOP/s from the vendors' data sheets and architecture white papers; a sheet that
+# gives a figure with 2:4 sparsity is halved. Half precision is that with float32 accumulation, as
+# torch computes it (GeForce cards have a higher figure for float16 accumulation). "float32" is
+# without tensor cores, "tf32" what torch uses for float32 where TF32 is allowed.
+# The pattern is the whole name that torch.cuda.get_device_name gives, less "NVIDIA", "Tesla" and
+# "GeForce": a laptop part or a slice of a card has another name, another peak, and no entry.
+# Sources: V100, T4, A100, A30, A40, A10, L4, L40, L40S, H100 and H200 data sheets; A10G data sheet
+# (AWS); GH200 data sheet; HGX B200 and GB200 NVL72 (per GPU) in the Blackwell data sheet; RTX 30
+# and A6000: GA102 white paper; RTX 40 and 6000 Ada: Ada white paper; RTX 50: RTX Blackwell white
+# paper; MI300X data sheet.
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    r"V100-SXM[23]-\d+GB": {"float32": 15.7, "float16": 125.0},
+    r"V100-PCIE-\d+GB": {"float32": 14.0, "float16": 112.0},
+    r"V100S-PCIE-\d+GB": {"float32": 16.4, "float16": 130.0},
+    r"T4": {"float32": 8.1, "float16": 65.0},
+    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": {
+        "float32": 19.5,
+        "tf32": 156.0,
+        "bfloat16": 312.0,
+        "float16": 312.0,
+    },
+    r"A30": {"float32": 10.3, "tf32": 82.0, "bfloat16": 165.0, "float16": 165.0},
+    r"A40": {"float32": 37.4, "tf32": 74.8, "bfloat16": 149.7, "float16": 149.7},
+    r"A10": {"float32": 31.2, "tf32": 62.5, "bfloat16": 125.0, "float16": 125.0},
+    r"A10G": {"float32": 35.0, "tf32": 35.0, "bfloat16": 70.0, "float16": 70.0},
+    r"RTX A6000": {"float32": 38.7, "tf32": 77.4, "bfloat16": 154.8, "float16": 154.8},
+    r"RTX 3090": {"float32": 35.6, "tf32": 35.6, "bfloat16": 71.0, "float16": 71.0},
+    r"L4": {"float32": 30.3, "tf32": 60.0, "bfloat16": 121.0, "float16": 121.0},
+    r"L40": {"float32": 90.5, "tf32": 90.5, "bfloat16": 181.0, "float16": 181.0},
+    r"L40S": {"float32": 91.6, "tf32": 183.0, "bfloat16": 362.0, "float16": 362.0},
+    r"RTX 6000 Ada Generation": {
+        "float32": 91.1,
+        "tf32": 182.1,
+        "bfloat16": 364.2,
+        "float16": 364.2,
+    },
+    r"RTX 4090": {"float32": 82.6, "tf32": 82.6, "bfloat16": 165.2, "float16": 165.2},
+    r"RTX 5090": {"float32": 104.8, "tf32": 104.8, "bfloat16": 209.5, "float16": 209.5},
+    r"H100 PCIe": {"float32": 51.0, "tf32": 378.0, "bfloat16": 756.0, "float16": 756.0},
+    r"H100 NVL|H200 NVL": {
+        "float32": 60.0,
+        "tf32": 417.5,
+        "bfloat16": 835.5,
+        "float16": 835.5,
+    },
+    r"H100 80GB HBM3|H200|GH200 (120GB|480GB|144G HBM3e)": {
+        "float32": 67.0,
+        "tf32": 494.5,
+        "bfloat16": 989.0,
+        "float16": 989.0,
+    },
+    r"B200": {"float32": 75.0, "tf32": 1100.0, "bfloat16": 2250.0, "float16": 2250.0},
+    r"GB200": {"float32": 80.0, "tf32": 1250.0, "bfloat16": 2500.0, "float16": 2500.0},
+    r"AMD Instinct MI300X": {"float32": 163.4, "bfloat16": 1307.4, "float16": 1307.4},
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The dense peak of a device in a compute dtype, in FLOP/s; None where it is not known.
+
+    A CUDA device's is from `PEAK_TFLOPS`; on CUDA, float32 means TF32 where torch is set to use it.
+    A CPU's is the best of several matmuls, measured once per process.
+    """
+    if device.type == "cpu":
+        return _measured_cpu_peak(dtype, torch.get_num_threads())
+    if device.type != "cuda":
+        return None
+    name = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", torch.cuda.get_device_name(device))
+    rounding = "tf32" if _uses_tf32() else "float32"
+    kind = rounding if dtype is torch.float32 else str(dtype).removeprefix("torch.")
+    for pattern, peaks in PEAK_TFLOPS.items():
+        if re.fullmatch(pattern, name) and kind in peaks:
+            return peaks[kind] * 1e12
+    return None
+
+
+def _uses_tf32() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@functools.cache
+def _measured_cpu_peak(dtype: torch.dtype, threads: int) -> float:
+    """FLOP/s of the fastest of a few square matmuls; `threads` is here for the cache.
+
+    Larger ones come nearer to the peak, and are tried while half a second lasts.
+    """
+    deadline = time.perf_counter() + 0.5
+    fastest = 0.0
+    for size in (256, 512, 1024, 2048):
+        left = torch.full((size, size), 0.5, dtype=dtype)  # draws nothing from the generators
+        right, out = left.clone(), torch.empty_like(left)
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.mm(left, right, out=out)
+            end = time.perf_counter()
+            fastest = max(fastest, 2 * size**3 / (end - start))
+            if end > deadline:
+                return fastest
+    return fastest
+
+
+# --- memory
+
+
+def memory_stats(device: torch.device) -> dict[str, int | None]:
+    """Memory of this process on a device, in bytes; None where the platform does not say.
+
+    Returns:
+        allocated: in use by tensors now. On a CPU it is `resident` instead: what the process holds.
+        peak: the most of it since the process began.
+        reserved: held by torch's allocator, in use or not; a CPU has none.
+    """
+    return _MEMORY_STATS[device.type](device)
+
+
+def _cuda_memory(device: torch.device) -> dict[str, int | None]:
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "peak": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+    }
+
+
+def _mps_memory(_device: torch.device) -> dict[str, int | None]:
+    return {
+        "allocated": torch.mps.current_allocated_memory(),
+        "peak": None,
+        "reserved": torch.mps.driver_allocated_memory(),
+    }
+
+
+def _cpu_memory(_device: torch.device) -> dict[str, int | None]:
+    return {
+        "resident": _resident_bytes(),
+        "peak": _peak_resident_bytes(),
+    }
+
+
+_MEMORY_STATS = {"cuda": _cuda_memory, "mps": _mps_memory, "cpu": _cpu_memory}
+
+
+def _resident_bytes() -> int | None:
+    """From Linux's /proc; the standard library knows no way elsewhere."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_resident_bytes() -> int | None:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+# --- description
+
+
+def device_name(device: torch.device) -> str:
+    """The name a person knows a device by, such as `NVIDIA H200` or its CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        _cpu_info("model name")
+        or _output_of("sysctl", "-n", "machdep.cpu.brand_string")
+        or platform.processor()
+        or platform.machine()
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run's numbers depend on besides its config; None where it cannot be told.
+
+    `commit` is that of the project's own checkout, `dirty` whether tracked files differ from it.
+    """
+    commit = _commit()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver_version(),
+        "device": device_name(device),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "commit": commit,
+        "dirty": _is_dirty() if commit else None,
+    }
+
+
+def _driver_version() -> str | None:
+    versions = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return versions.splitlines()[0] if versions else None
+
+
+def _commit() -> str | None:
+    root = _git("rev-parse", "--show-toplevel")
+    if not root or Path(root).resolve() != _PROJECT:
+        return None  # a copy inside another project's checkout
+    return _git("rev-parse", "HEAD")
+
+
+def _is_dirty() -> bool | None:
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return None if changes is None else bool(changes)
+
+
+def _git(*arguments: str) -> str | None:
+    return _output_of("git", "-C", str(_PROJECT), *arguments)
+
+
+def _output_of(*command: str) -> str | None:
+    """What a command prints; None where it is not installed, fails, or takes 10 seconds."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
