@@ -1,7 +1,8 @@
 """Typed, documented config fields: declared once, then checked, parsed and described from there.
 
 A config is a frozen dataclass whose fields are made by `option`. Everything that a user meets
-(`--help`, error messages, the parsing of flags) is derived from those declarations.
+(`--help`, error messages, the parsing of flags) is derived from those declarations. A one-line
+comment between an empty line and a field is the heading of the fields that follow: see `groups`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,21 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import inspect
 import math
+import operator
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_BOUNDS = {
+    "at_least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "at_most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +70,41 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def field_types(config_class: type) -> dict[str, Any]:
+    """The annotation of each field, resolved, in field order."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def groups(config_class: type) -> dict[str, list[dataclasses.Field]]:
+    """The fields under the headings that the class's source gives them, in order."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    found: dict[str, list[dataclasses.Field]] = {}
+    heading = config_class.__name__
+    lines = inspect.getsource(config_class).splitlines()
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        field = re.match(r"    (\w+): .*= option\(", after)
+        if field:
+            if line.startswith("    # ") and not before.strip():
+                heading = line.removeprefix("    # ")
+            found.setdefault(heading, []).append(fields[field[1]])
+    return found
+
+
 def type_of(config_class: type, key: str) -> Any:
-    """The annotation of a field, resolved."""
-    return typing.get_type_hints(config_class)[key]
+    """The annotation of one field, resolved."""
+    return field_types(config_class)[key]
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation admits: `(int, NoneType)` for `int | None`."""
+    return typing.get_args(annotation) or (annotation,)
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as a user reads it: `int`, `int or none`."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return " or ".join(type_name(arg) for arg in typing.get_args(annotation))
-    return "none" if annotation is types.NoneType else annotation.__name__
+    """An annotation as a user reads it: `int`, `int or none`, `True or False`."""
+    names = {types.NoneType: "none", bool: "True or False"}
+    return " or ".join(names.get(member, member.__name__) for member in _members(annotation))
 
 
 def convert(value: Any, annotation: Any) -> Any:
@@ -76,8 +112,7 @@ def convert(value: Any, annotation: Any) -> Any:
 
     An int is taken where a float is meant; a bool is never taken for a number.
     """
-    members = typing.get_args(annotation) or (annotation,)
-    for member in members:
+    for member in _members(annotation):
         if isinstance(value, bool) and member is not bool:
             continue
         if isinstance(value, member):
@@ -90,59 +125,57 @@ def convert(value: Any, annotation: Any) -> Any:
 def parse(text: str, annotation: Any) -> Any:
     """The value that a command-line text stands for, by the field's type.
 
-    Raises ValueError where the text is of another type.
+    Text that stands for no value of the type comes back as what it does stand for, for
+    `field_problem` to refuse.
     """
-    members = typing.get_args(annotation) or (annotation,)
+    members = _members(annotation)
     if types.NoneType in members and text.lower() == "none":
         return None
     if bool in members and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if str in members and float not in members and int not in members:
+    if str in members and not {int, float}.intersection(members):
         return text
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = text
-    return convert(value, annotation)
+        return text
 
 
 def nearest(name: str, choices: Iterable[Any]) -> str:
     """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
-    names = [str(choice) for choice in choices]
-    matches = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else "."
+    names = {str(choice).lower(): str(choice) for choice in choices}
+    matches = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[matches[0]]!r}?" if matches else "."
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[Any]) -> str:
     """The message for a name that is none of the choices: the nearest, then all."""
-    names = [str(choice) for choice in choices]
-    return f"unknown {kind} {name!r}{nearest(name, names)} Choices: {', '.join(names)}."
+    names = list(choices)
+    return f"unknown {kind} {name!r}{nearest(name, names)} {_listed(names)}"
+
+
+def _listed(choices: Iterable[Any]) -> str:
+    return f"Choices: {', '.join(str(choice) for choice in choices)}."
 
 
 def _bound_message(value: float, bounds: dict[str, float | None]) -> str | None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
-    tests = (
-        ("at_least", lambda bound: value >= bound, "at least"),
-        ("above", lambda bound: value > bound, "above"),
-        ("at_most", lambda bound: value <= bound, "at most"),
-        ("below", lambda bound: value < bound, "below"),
-    )
-    for name, holds, words in tests:
-        bound = bounds[name]
-        if bound is not None and not holds(bound):
+    for name, bound in bounds.items():
+        holds, words = _BOUNDS[name]
+        if bound is not None and not holds(value, bound):
             return f"must be {words} {bound:g}"
     return None
 
 
 def field_problem(field: dataclasses.Field, annotation: Any, value: Any) -> Problem | None:
     """What is wrong with one value by itself (type, choices, bounds), or None."""
-    key = field.name
+    key, choices = field.name, field.metadata["choices"]
     try:
         value = convert(value, annotation)
-    except ValueError as error:
-        return Problem((key,), f"{key} {error}")
-    choices = field.metadata["choices"]
+    except (ValueError, OverflowError) as error:
+        hint = "" if choices is None else f" {_listed(choices)}"
+        return Problem((key,), f"{key} {error}.{hint}")
     if choices is not None and value is not None and value not in list(choices):
         return Problem((key,), unknown_name(key, value, choices))
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -154,9 +187,9 @@ def field_problem(field: dataclasses.Field, annotation: Any, value: Any) -> Prob
 
 def field_problems(config: Any) -> list[Problem]:
     """What is wrong with each field of a config dataclass by itself, in field order."""
-    hints = typing.get_type_hints(type(config))
+    annotations = field_types(type(config))
     found = (
-        field_problem(field, hints[field.name], getattr(config, field.name))
+        field_problem(field, annotations[field.name], getattr(config, field.name))
         for field in dataclasses.fields(config)
     )
     return [problem for problem in found if problem]
@@ -164,7 +197,5 @@ def field_problems(config: Any) -> list[Problem]:
 
 def convert_fields(config: Any) -> None:
     """Turn ints into floats where the field is a float; for a config whose fields are sound."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = convert(getattr(config, field.name), hints[field.name])
-        object.__setattr__(config, field.name, value)
+    for key, annotation in field_types(type(config)).items():
+        object.__setattr__(config, key, convert(getattr(config, key), annotation))

@@ -77,7 +77,7 @@ class SinusoidalPosition(PositionEncoding):
         super().__init__(config)
         angles = _angles(config.block_size, _rope_frequencies(config.n_embd, 10_000.0))
         table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # (T, C), interleaved
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", _placed(table), persistent=False)
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
@@ -108,8 +108,8 @@ class RotaryPosition(PositionEncoding):
         frequencies, magnitude = scaling.apply(_rotated_dimensions(config), config)
         angles = _angles(config.block_size, frequencies)
         # (T, rotated/2) each: one angle serves both dimensions of a pair
-        self.register_buffer("cos", (angles.cos() * magnitude).float(), persistent=False)
-        self.register_buffer("sin", (angles.sin() * magnitude).float(), persistent=False)
+        self.register_buffer("cos", _placed(angles.cos() * magnitude), persistent=False)
+        self.register_buffer("sin", _placed(angles.sin() * magnitude), persistent=False)
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
@@ -172,6 +172,11 @@ def _rotated_dimensions(config: ModelArchitectureConfig) -> int:
 def _rope_frequencies(dim: int, theta: float) -> Tensor:
     """theta^(-2i/dim) for i < dim/2, in float64: (dim/2,)."""
     return theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+
+
+def _placed(table: Tensor) -> Tensor:
+    """A float64 table, computed on the CPU, as float32 where new parameters are put."""
+    return table.to(torch.get_default_device(), torch.float32)
 
 
 def _angles(length: int, frequencies: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ SCHEDULES = ("cosine", "linear", "wsd", "constant")
 class TrainingConfig:
     """Settings of a run, checked when made.
 
-    A field left at None is derived from the others: see `resolved`.
+    A field left at None is derived from the others: see `derived`.
 
     Raises:
         ConfigError: with every problem found, each naming the fix.
@@ -47,7 +47,7 @@ class TrainingConfig:
     learning_rate: float = option(1e-3, "highest learning rate", above=0)
     lr_schedule: str = option("cosine", "learning rate after warm-up", choices=SCHEDULES)
     warmup_iters: int | None = option(
-        None, "steps of linear warm-up; none: max_iters/20, at most 2000", at_least=0
+        None, "steps of linear warm-up; none: a 20th of the schedule, at most 2000", at_least=0
     )
     lr_decay_iters: int | None = option(
         None, "step at which the decay ends; none: max_iters", at_least=1
@@ -97,6 +97,11 @@ class TrainingConfig:
             raise ConfigError(problems)
 
     def _combination_problems(self) -> Iterator[Problem]:
+        if self.run_name in ("", ".", "..") or set(self.run_name) & set("/\\"):
+            yield Problem(
+                ("run_name",),
+                f"run_name={self.run_name!r} must be one folder's name; out_dir says where it is.",
+            )
         decay_ends = self.lr_decay_iters or self.max_iters
         if self.warmup_iters is not None and self.warmup_iters > max(decay_ends, 1):
             yield Problem(
@@ -117,7 +122,8 @@ class TrainingConfig:
                         f"{key}={getattr(self, key):g} does nothing with lr_schedule='constant'; "
                         "drop it or choose another schedule.",
                     )
-        if self.lr_schedule != "wsd" and self.wsd_decay_fraction != 0.2:
+        unset = type(self).wsd_decay_fraction
+        if self.lr_schedule != "wsd" and self.wsd_decay_fraction != unset:
             yield Problem(
                 ("wsd_decay_fraction", "lr_schedule"),
                 f"wsd_decay_fraction={self.wsd_decay_fraction:g} does nothing with "
@@ -131,7 +137,7 @@ class TrainingConfig:
         """
         wanted = {
             "sequence_length": sequence_length,
-            "warmup_iters": min(2000, self.max_iters // 20),
+            "warmup_iters": min(2000, (self.lr_decay_iters or self.max_iters) // 20),
         }
         if self.lr_schedule != "constant":
             wanted["lr_decay_iters"] = max(self.max_iters, 1)

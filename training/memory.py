@@ -46,7 +46,7 @@ def expected_memory(
         dtype: Compute type of the matmuls.
     """
     with FakeTensorMode(), torch.device(device):
-        model = GPT(_traceable(config, device)).to(device)
+        model = GPT(_traceable(config, device))
         owned = {p.untyped_storage()._cdata for p in model.parameters()}
         kept: dict[int, torch.UntypedStorage] = {}
 

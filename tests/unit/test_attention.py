@@ -87,7 +87,7 @@ def test_dropout_of_the_weights_is_for_training_only():
 def test_flash_says_where_it_runs():
     q, k, v = qkv()
     with pytest.raises(
-        ValueError, match="runs on CUDA in bfloat16 or float16, not on cpu in float"
+        ValueError, match="CUDA in bfloat16 or float16, not on cpu in float32"
     ):
         ATTENTION_BACKENDS["flash"](AttentionNeeds())(q, k, v)
     config = tiny_config(attention_backend="flash")

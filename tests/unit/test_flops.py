@@ -12,8 +12,7 @@ from model_config import PRESETS, ModelArchitectureConfig
 
 def build_without_memory(name: str, **keys) -> GPT:
     with torch.device("meta"):
-        model = GPT(ModelArchitectureConfig.from_preset(name, attention_backend="manual", **keys))
-    return model.to("meta")
+        return GPT(ModelArchitectureConfig.from_preset(name, attention_backend="manual", **keys))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

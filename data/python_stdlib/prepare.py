@@ -1,0 +1,74 @@
+"""Prepare the source code of this Python's standard library, byte by byte. No download.
+
+Whole files go to training or validation (about 5 % of them), by the hash of their path. Left out
+are tests, installed packages, files that differ between machines with the same Python, and files
+that are not UTF-8. Nothing separates one file from the next. Another version of Python has another
+library: compare runs only where the data fingerprint is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from training.corpus import Document, split_by_hash, write_dataset
+from training.prepare_scripts import prepare_parser, run_script
+from training.tokenizers import ByteTokenizer
+
+VAL_FRACTION = 0.05
+TEST_FOLDERS = {"test", "tests", "idle_test"}
+PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+# How this Python was built, and what an administrator or a distribution added.
+MACHINE_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
+
+
+def source_files(library: Path) -> list[Path]:
+    """The .py files of the standard library that go into the dataset, sorted by path."""
+    found = []
+    for folder, subfolders, files in os.walk(library):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in TEST_FOLDERS | PACKAGE_FOLDERS and not name.startswith(MACHINE_PREFIXES)
+        ]
+        found += [
+            Path(folder, name)
+            for name in files
+            if name.endswith(".py") and not name.startswith(MACHINE_PREFIXES)
+        ]
+    return sorted(found, key=lambda path: path.relative_to(library).as_posix())
+
+
+def documents(library: Path) -> Iterator[Document]:
+    """Each source file that is UTF-8, as one document."""
+    for path in source_files(library):
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        identity = path.relative_to(library).as_posix()
+        yield Document(split_by_hash(identity, VAL_FRACTION), (text,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = prepare_parser(__doc__, Path(__file__).resolve().parent).parse_args(argv)
+    library = Path(sysconfig.get_paths()["stdlib"])
+    write_dataset(
+        documents(library),
+        ByteTokenizer(),
+        args.out,
+        name="python_stdlib",
+        source=f"standard library of Python {platform.python_version()}",
+        separate=False,
+        workers=args.workers,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

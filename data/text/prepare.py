@@ -1,0 +1,95 @@
+"""Prepare text of your own as a dataset; then train on it with --dataset=NAME.
+
+    python data/text/prepare.py --name novel --input novel.txt --tokenizer chars
+    python data/text/prepare.py --name mails --input *.jsonl --text_field body
+
+A .txt file is one document, and so is each line of a .jsonl file and each row of a .parquet file
+(pip install pyarrow). Whole documents go to training or validation: a .txt file by the hash of its
+name, others by the hash of their text. A .txt file given alone is split by position: its end is for
+validation. Byte pair encodings get an end-of-text token after each document; with bytes and chars,
+nothing separates one document from the next.
+
+Files are streamed, so they may be larger than memory. With chars they are read twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from training.corpus import Document, write_dataset
+from training.prepare_scripts import add_val_fraction, prepare_parser, run_script
+from training.sources import characters_of, file_documents
+from training.tokenizers import CharTokenizer, tokenizer_from_meta
+
+DATA_FOLDER = Path(__file__).resolve().parents[1]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = prepare_parser(__doc__, DATA_FOLDER / "NAME")
+    parser.add_argument(
+        "--input", type=Path, nargs="+", required=True, metavar="FILE", help="the files to read"
+    )
+    parser.add_argument(
+        "--name", required=True, help="name of the dataset, and of its folder under data/"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        default="gpt2",
+        help="bytes, chars (those that occur), gpt2 or another of tiktoken (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text_field",
+        default="text",
+        metavar="FIELD",
+        help="field or column that holds the text (default: %(default)s)",
+    )
+    add_val_fraction(parser, 0.05, "the documents (of a single .txt: of its text)")
+    args = parser.parse_args(argv)
+    if args.out == parser.get_default("out"):
+        args.out = folder_of(args.name)
+    return args
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a dataset of your own under data/.
+
+    Raises:
+        ValueError: the name is no folder name, or that of a dataset which has its own script.
+    """
+    folder = DATA_FOLDER / name
+    if folder.parent != DATA_FOLDER or name in (".", ".."):
+        raise ValueError(f"--name {name!r} must be a plain folder name; --out takes a path.")
+    if (folder / "prepare.py").is_file():
+        raise ValueError(f"{folder} has a prepare.py of its own; choose another --name.")
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+
+    def documents() -> Iterator[Document]:
+        return file_documents(args.input, args.val_fraction, args.text_field)
+
+    tokenizer = {"name": args.tokenizer}
+    if args.tokenizer == CharTokenizer.name:
+        tokenizer["characters"] = characters_of(documents())
+    all_txt = all(path.suffix == ".txt" for path in args.input)
+    write_dataset(
+        documents(),
+        tokenizer_from_meta(tokenizer),
+        args.out,
+        name=args.name,
+        source=", ".join(path.name for path in args.input),
+        separate=True,
+        workers=args.workers,
+        total_bytes=sum(path.stat().st_size for path in args.input) if all_txt else None,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

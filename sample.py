@@ -1,0 +1,102 @@
+"""Text from a trained model, token by token as it is made.
+
+    python sample.py --run=latest --prompt="def main" --max_new_tokens=300
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import configurator
+from model_builder import GPT
+from training.checkpoint import find_checkpoint, load_model_weights, load_state
+from training.config import DEVICES, DTYPES
+from training.hardware import autocast, resolve_device, resolve_dtype
+from training.resume import load_settings
+from training.tokenizers import Tokenizer, tokenizer_from_meta
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; `--key=value` as train.py has them."""
+    flags = argparse.ArgumentParser(
+        description="Text from a trained model, token by token as it is made.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    flags.add_argument(
+        "--run", default="latest", help="latest, a run's name or folder, or a checkpoint's folder"
+    )
+    flags.add_argument("--out_dir", default="out", help="folder that holds the runs")
+    prompt = flags.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="\n", help="text to go on from")
+    prompt.add_argument("--prompt_file", type=Path, help="file with the text to go on from")
+    flags.add_argument("--max_new_tokens", type=int, default=500, help="tokens to make")
+    flags.add_argument("--num_samples", type=int, default=1, help="texts to make")
+    flags.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest")
+    flags.add_argument("--top_k", type=int, help="sample among the k likeliest tokens")
+    flags.add_argument(
+        "--top_p", type=float, help="sample among the likeliest that add up to probability p"
+    )
+    flags.add_argument("--seed", type=int, default=1337, help="the same seed, the same text")
+    flags.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
+    flags.add_argument("--dtype", choices=DTYPES, default="auto", help="compute type")
+    flags.add_argument(
+        "--plugins", default="", help="comma-separated .py files with parts of your own"
+    )
+    return flags
+
+
+def load_model(path: Path, plugins: str, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """The model of a checkpoint and its tokenizer."""
+    sources = configurator.run_plugins(plugins)
+    settings = load_settings(path, sources)
+    model = GPT(settings.model).to(device).eval()
+    load_model_weights(path, model)
+    return model, tokenizer_from_meta(load_state(path)["tokenizer"])
+
+
+def text_of(tokens: Iterator[torch.Tensor], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of a stream of tokens (1, 1); characters of several tokens come when complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        yield decoder.decode(tokenizer.decode_bytes([int(token)]))
+    yield decoder.decode(b"", final=True)
+
+
+def main(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    path, notes = find_checkpoint(args.run, Path(args.out_dir))
+    for note in (*notes, f"{path}:"):
+        print(note, file=sys.stderr)
+    model, tokenizer = load_model(path, args.plugins, device)
+    prompt = args.prompt_file.read_text("utf-8") if args.prompt_file else args.prompt
+    idx = torch.as_tensor(tokenizer.encode(prompt), dtype=torch.long, device=device)[None]
+    generator = torch.Generator(device).manual_seed(args.seed)
+    for _ in range(args.num_samples):
+        print(prompt, end="")
+        tokens = model.stream(
+            idx,
+            args.max_new_tokens,
+            args.temperature,
+            args.top_k,
+            args.top_p,
+            generator=generator,
+        )
+        with autocast(device, dtype):
+            for text in text_of(tokens, tokenizer):
+                print(text, end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    try:
+        configurator.run_cli(main)
+    except ValueError as error:
+        sys.exit(str(error))

@@ -1,0 +1,592 @@
+"""Config files and flags: what they mean, and what is said when they mean nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import textwrap
+
+import pytest
+
+import configurator
+from components.norms import NORMS
+from configurator import NANOGPT_KEYS, key_table, load, run_cli, run_plugins, settings_from_dict
+from model_config import PRESETS, ModelArchitectureConfig
+from options import ConfigError
+from training.config import TrainingConfig
+
+PART = '''
+from torch import nn
+from components.norms import NORMS
+
+@NORMS.register("doubling", label="Dbl")
+class Doubling(nn.Module):
+    """Twice the input."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+
+    def forward(self, x):
+        return 2 * x
+'''
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a file beside which the test runs; its path relative to there."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(text: str, name: str = "x.py") -> str:
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        return name
+
+    return write_file
+
+
+@pytest.fixture
+def own_parts(monkeypatch):
+    """Forget the parts that a test registers."""
+    monkeypatch.setattr(NORMS, "_entries", dict(NORMS._entries))
+    monkeypatch.setattr(NORMS, "_canonical", dict(NORMS._canonical))
+
+
+def problems(*argv: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(argv)
+    return [problem.message for problem in caught.value.problems]
+
+
+# What wins
+
+
+def test_with_no_arguments_every_key_has_a_value():
+    settings = load([])
+    assert settings.arch_preset == "legacy"
+    assert set(settings.to_dict()) == set(key_table()) == set(settings.origins)
+    assert settings.explicit == frozenset()
+
+
+def test_later_wins(write):
+    first = write("arch_preset = 'llama'\nn_layer = 3\nmax_iters = 30\nbatch_size = 3", "a.py")
+    second = write("n_layer = 4\nmax_iters = 40\n", "b.py")
+    settings = load([first, second, "--n_layer=5"])
+    assert settings.model.n_layer == 5
+    assert settings.training.max_iters == 40
+    assert settings.training.batch_size == 3
+    assert settings.model.normalization == "rmsnorm"
+    assert settings.model.n_head == 12
+    expected = {
+        "arch_preset": "a.py:1",
+        "n_layer": "--n_layer",
+        "max_iters": "b.py:2",
+        "batch_size": "a.py:4",
+        "normalization": "preset llama",
+        "n_head": "default",
+        "head_dim": "derived",
+        "lr_decay_iters": "derived",
+    }
+    assert {key: settings.origins[key] for key in expected} == expected
+    assert settings.config_files == ("a.py", "b.py")
+    assert settings.explicit == {"arch_preset", "n_layer", "max_iters", "batch_size"}
+
+
+def test_a_file_wins_over_a_preset_that_a_flag_names(write):
+    path = write("arch_preset = 'gpt2'\nposition_encoding = 'alibi'")
+    settings = load([path, "--arch_preset=llama"])
+    assert settings.arch_preset == "llama"
+    assert settings.model.position_encoding == "alibi"
+    assert settings.model.ffn_type == "swiglu"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_alone_is_what_from_preset_makes(name):
+    settings = load([f"--arch_preset={name}"])
+    assert settings.model == ModelArchitectureConfig.from_preset(name)
+
+
+def test_flags_change_parts_of_a_preset():
+    settings = load(["--arch_preset=gpt2", "--position_encoding=rope", "--normalization=rmsnorm"])
+    assert settings.model.architecture_name.startswith("12L-12H-768D-RoPE-RMS-GELU-PreNorm")
+
+
+def test_sizes_are_derived_after_everything_is_merged(write):
+    path = write("arch_preset = 'llama'\nn_embd = 384")
+    settings = load([path, "--n_head=6"])
+    assert (settings.model.head_dim, settings.model.ffn_hidden) == (64, 1024)
+
+
+def test_a_value_keeps_what_follows_its_first_equals_sign():
+    assert load(["--run_name=a=b"]).training.run_name == "a=b"
+
+
+def test_an_int_becomes_a_float_where_one_is_meant(write):
+    settings = load([write("grad_clip = 1"), "--learning_rate=1"])
+    assert type(settings.training.grad_clip) is float
+    assert type(settings.training.learning_rate) is float
+
+
+def test_none_on_the_command_line_takes_back_what_a_file_set(write):
+    settings = load([write("ffn_hidden = 100"), "--ffn_hidden=none", "--n_embd=96"])
+    assert settings.model.ffn_hidden == 384
+
+
+@pytest.mark.parametrize(
+    ("argv", "length"),
+    [
+        ([], 256),
+        (["--block_size=512"], 512),
+        (["--block_size=64"], 64),
+        (["--block_size=512", "--sequence_length=32"], 32),
+        (["--sequence_length=1024"], 1024),
+    ],
+)
+def test_sequence_length_follows_block_size_where_that_is_set(argv, length):
+    assert load(argv).training.sequence_length == length
+
+
+def test_sequence_length_follows_the_block_size_of_a_file(write):
+    settings = load([write("block_size = 300")])
+    assert settings.training.sequence_length == 300
+    assert settings.origins["sequence_length"] == "derived"
+
+
+def test_settings_are_frozen():
+    settings = load([])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.model = None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.training.seed = 1
+
+
+# Config files
+
+
+def test_what_a_file_imports_defines_or_hides_is_no_key(write):
+    path = write(
+        """
+        from __future__ import annotations
+        import math
+        from pathlib import Path
+        from math import pi, sqrt
+        from components.norms import NORMS
+        _layers = [2, 3]
+        def double(x): return 2 * x
+        class Helper: pass
+        n_layer = double(_layers[1])
+        """
+    )
+    settings = load([path])
+    assert settings.model.n_layer == 6
+    assert settings.explicit == {"n_layer"}
+
+
+def test_a_key_is_a_key_whatever_is_assigned_to_it(write):
+    [message] = problems(write("activation = len"))
+    assert message.startswith("x.py:1: activation takes str or none, not <built-in function len>")
+
+
+def test_a_public_name_that_is_no_key_is_refused(write):
+    path = write("from math import pi\nlayers = 3\npi = 3\nfor i in range(2): pass")
+    found = problems(path)
+    assert [re.search(r":(\d): unknown key '(\w+)'", message).groups() for message in found] == [
+        ("3", "pi"),
+        ("2", "layers"),
+        ("4", "i"),
+    ]
+
+
+def test_files_do_not_see_each_other_or_us(write):
+    write("_hidden = 5", "a.py")
+    [message] = problems("a.py", write("n_layer = _hidden", "b.py"))
+    assert message == "b.py:1: NameError: name '_hidden' is not defined"
+    [message] = problems(write("n_layer = ConfigError"))
+    assert message == "x.py:1: NameError: name 'ConfigError' is not defined"
+    load([write("load = None\ndel load\n_seen = __name__, __file__")])
+    assert configurator.load is load
+
+
+def test_our_future_features_do_not_reach_a_file(write):
+    path = write("def f(x: undefined): pass")
+    assert problems(path) == ["x.py:1: NameError: name 'undefined' is not defined"]
+
+
+def test_a_file_may_define_a_dataclass(write):
+    path = write(
+        """
+        from __future__ import annotations
+        import dataclasses
+
+        @dataclasses.dataclass
+        class _Sizes:
+            layers: int = 7
+
+        n_layer = _Sizes().layers
+        """
+    )
+    assert load([path]).model.n_layer == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("n_layer = 0", 1),
+        ("n_layer = 3\n\nn_layer = 0", 3),
+        ("n_layer: int = 0", 1),
+        ("n_layer = 3\nn_layer -= 3", 2),
+        ("if True:\n    n_layer = 0", 2),
+        ("for n_layer in (1, 0):\n    pass", 1),
+        ("n_head, n_layer = 4, 0", 1),
+        ("with open(__file__):\n    n_layer = 0\ndef f():\n    n_layer = 3", 2),
+        ("n_layer = 0\n_x = [n_layer for n_layer in (1, 2)]", 1),
+        ("from os import EX_OK as n_layer", 1),
+    ],
+)
+def test_a_problem_names_the_line_that_last_set_the_key(write, text, line):
+    assert problems(write(text)) == [f"x.py:{line}: n_layer=0 must be at least 1."]
+
+
+def test_a_key_set_in_no_visible_line_names_its_file(write):
+    assert problems(write("globals()['n_layer'] = 0")) == ["x.py: n_layer=0 must be at least 1."]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_layer = 1\nn_head = 1 / 0\n", "x.py:2: ZeroDivisionError: division by zero"),
+        ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
+        (
+            "def _f():\n    return int('a')\n\nn_layer = _f()",
+            "x.py:2: ValueError: invalid literal for int() with base 10: 'a'",
+        ),
+        ("import no_such_module", "x.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise KeyError('n')", "x.py:1: KeyError: 'n'"),
+    ],
+)
+def test_an_error_in_a_file_is_one_line_with_its_place(write, text, message):
+    assert problems(write(text)) == [message]
+
+
+def test_a_missing_file_names_the_nearest(write, monkeypatch):
+    write("", "run_small.py")
+    monkeypatch.setattr(configurator, "CONFIG_FOLDER", configurator.Path("config"))
+    configurator.Path("config").mkdir()
+    write("", "config/arch_llama.py")
+    assert problems("run_smal.py") == ["no file 'run_smal.py'; did you mean 'run_small.py'?"]
+    assert problems("arch_lama.py") == [
+        "no file 'arch_lama.py'; did you mean 'config/arch_llama.py'?"
+    ]
+    assert problems("llama") == ["no file 'llama'; did you mean 'config/arch_llama.py'?"]
+    assert problems("zzz/qqq.py") == ["no file 'zzz/qqq.py'."]
+
+
+def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
+    write("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
+    folder, latin = problems("folder", "latin.py")
+    assert re.match(r"cannot read 'folder': .*Is a directory", folder)
+    assert re.match(r"cannot read 'latin.py': .*can't decode byte", latin)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["n_layer=6"], "cannot read 'n_layer=6'; write --n_layer=6"),
+        (["-n_layer=6"], "cannot read '-n_layer=6'; write --n_layer=6"),
+        (["--n_layer", "6"], "cannot read '--n_layer 6'; write --n_layer=6"),
+        (["--n_layer"], "cannot read '--n_layer'; write --n_layer=VALUE"),
+        (["--compile", "--seed=1"], "cannot read '--compile'; write --compile=VALUE"),
+        (["--print_config=True"], "cannot read '--print_config=True'; write --print_config"),
+        (["--n_layer="], "--n_layer: n_layer takes int, not '' (str)."),
+        (["--foo"], "--foo: unknown key 'foo'. --help lists the keys."),
+        (["--foo=1"], "--foo: unknown key 'foo'. --help lists the keys."),
+        (
+            ["--n_layers=6"],
+            "--n_layers: unknown key 'n_layers'; did you mean 'n_layer'? --help lists the keys.",
+        ),
+        (
+            ["--n_layers", "6"],
+            "--n_layers: unknown key 'n_layers'; did you mean 'n_layer'? --help lists the keys.",
+        ),
+        (
+            ["--n_layer=6", "--n_layer=8"],
+            "--n_layer is given more than once: '6' and '8'; keep one.",
+        ),
+        (["--n_layer=abc"], "--n_layer: n_layer takes int, not 'abc' (str)."),
+        (["--n_layer=1.5"], "--n_layer: n_layer takes int, not 1.5 (float)."),
+        (["--n_layer=True"], "--n_layer: n_layer takes int, not True (bool)."),
+        (["--bias=1"], "--bias: bias takes True or False, not 1 (int)."),
+        (["--dropout=1"], "--dropout: dropout=1.0 must be below 1."),
+        (
+            ["--dtype=float61"],
+            "--dtype: unknown dtype 'float61'; did you mean 'float16'? Choices: auto, float32, "
+            "bfloat16, float16.",
+        ),
+        (
+            ["--arch_preset=lama"],
+            "--arch_preset: unknown arch_preset 'lama'; did you mean 'llama'? Choices: "
+            + ", ".join(PRESETS)
+            + ".",
+        ),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused_with_the_fix(argv, message):
+    assert problems(*argv) == [message]
+
+
+def test_a_flag_without_a_value_does_not_swallow_a_file(write):
+    path = write("n_layer = 0")
+    assert problems("--seed", path) == [
+        "cannot read '--seed'; write --seed=VALUE",
+        "x.py:1: n_layer=0 must be at least 1.",
+    ]
+
+
+@pytest.mark.parametrize("key", NANOGPT_KEYS)
+def test_a_key_of_nanogpt_is_answered_with_its_replacement(key, write):
+    assert problems(f"--{key}=1") == [f"--{key}: there is no key {key!r}: {NANOGPT_KEYS[key]}"]
+    [message] = problems(write(f"{key} = 1"))
+    assert message.startswith(f"x.py:1: there is no key {key!r}")
+
+
+def test_the_replacements_of_nanogpt_keys_are_keys():
+    assert not set(NANOGPT_KEYS) & set(key_table())
+    advice = " ".join(NANOGPT_KEYS.values())
+    named = set(re.findall(r"\b[a-z]+_[a-z]+\b", advice)) | {"resume"}
+    assert named <= set(key_table()) | set(NANOGPT_KEYS)
+
+
+# One error for everything
+
+
+def test_every_problem_of_every_source_is_in_one_error(write):
+    first = write("n_layers = 6\nlr_schedule = 'cosin'\nbeta1 = True\n", "a.py")
+    second = write("lr_schedule = 'linear'\nnormalization = 'rmsnrm'\n", "b.py")
+    found = problems(first, second, "--n_head=0", "--min_lr=1", "--seed", "5")
+    assert [message.split(" ")[0] for message in found] == [
+        "cannot",
+        "a.py:1:",
+        "a.py:2:",
+        "a.py:3:",
+        "b.py:2:",
+        "--n_head:",
+        "min_lr=1",
+    ]
+    assert "A name of the file's own starts with '_'." in found[1]
+    assert "did you mean 'rmsnorm'? Choices: layernorm, " in found[4]
+
+
+def test_a_problem_between_keys_names_where_each_came_from(write):
+    path = write("n_embd = 100\nmin_lr = 1.0")
+    assert problems(path, "--n_head=7") == [
+        "n_embd=100 is not a multiple of n_head=7; change one, or set head_dim. "
+        "(n_embd: x.py:1; n_head: --n_head)",
+        "min_lr=1 is above learning_rate=0.001; lower it. (min_lr: x.py:2; learning_rate: default)",
+    ]
+
+
+def test_a_sequence_longer_than_the_block_is_refused(write):
+    path = write("arch_preset = 'llama'\nblock_size = 128")
+    assert problems(path, "--sequence_length=256") == [
+        "sequence_length=256 is longer than block_size=128; lower it or raise block_size. "
+        "(sequence_length: --sequence_length; block_size: x.py:2)"
+    ]
+
+
+def test_an_option_that_nothing_would_use_is_refused_where_it_was_set():
+    [message] = problems("--arch_preset=gpt2", "--rope_theta=500000")
+    assert message.startswith("--rope_theta: rope_theta=500000.0 does nothing here")
+
+
+def test_no_problem_is_reported_that_only_follows_from_another():
+    assert problems("--n_embd=abc", "--n_head=7") == [
+        "--n_embd: n_embd takes int, not 'abc' (str)."
+    ]
+    assert len(problems("--arch_preset=lama", "--n_head=7")) == 1
+    assert len(problems("missing_file.py", "--n_head=7")) == 1
+
+
+def test_the_script_prints_the_error_and_exits_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--n_layer=0"])
+    with pytest.raises(SystemExit) as caught:
+        run_cli(load)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        "1 problem in the configuration:\n  - --n_layer: n_layer=0 must be at least 1.\n"
+    )
+
+
+def test_the_script_exits_with_what_main_returns(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--n_layer=2"])
+    with pytest.raises(SystemExit) as caught:
+        run_cli(lambda argv: len(argv))
+    assert caught.value.code == 1
+
+
+# Parts of one's own
+
+
+def test_a_plugin_registers_a_part_before_names_are_checked(write, own_parts):
+    path = write(PART, "parts.py")
+    settings = load([f"--plugins={path}", "--normalization=doubling"])
+    assert settings.model.normalization == "doubling"
+    assert settings.plugins == {"parts.py": PART}
+
+
+def test_a_config_file_may_name_plugins(write, own_parts):
+    write(PART, "parts.py")
+    write("_SEEN = 1", "other.py")
+    path = write("plugins = 'parts.py, other.py'\nnormalization = 'doubling'")
+    settings = load([path])
+    assert settings.model.normalization == "doubling"
+    assert list(settings.plugins) == ["parts.py", "other.py"]
+
+
+def test_a_config_file_may_register_a_part_itself(write, own_parts):
+    path = write(PART + "\nnormalization = 'doubling'\n")
+    plain = write("n_layer = 2", "plain.py")
+    settings = load([path, plain])
+    assert settings.model.normalization == "doubling"
+    assert list(settings.plugins) == ["x.py"]
+    assert settings.explicit == {"normalization", "n_layer"}
+
+
+def test_the_same_files_may_be_loaded_twice(write, own_parts):
+    argv = [write(PART + "\nnormalization = 'doubling'\n")]
+    assert load(argv) == load(argv)
+
+
+def test_a_plugin_that_fails_says_where(write):
+    path = write("from components.norms import NORMS\n\nNORMS.no_such_thing\n", "parts.py")
+    [message] = problems(f"--plugins={path}")
+    assert message.startswith("parts.py:3: AttributeError: ")
+    missing = "no file 'part.py'; did you mean 'parts.py'?"
+    assert problems(f"--plugins={path}, part.py,") == [message, missing]
+
+
+def test_a_part_under_a_name_that_is_taken_is_refused(write, own_parts):
+    path = write(PART.replace('"doubling"', '"rmsnorm"'), "parts.py")
+    [message] = problems(f"--plugins={path}")
+    assert re.match(r"parts.py:\d+: ValueError: .*'rmsnorm'.* taken", message)
+
+
+def test_a_setting_of_plugins_that_is_no_text_is_refused(write):
+    assert problems(write("plugins = 5")) == ["x.py:1: plugins takes str, not 5 (int)."]
+
+
+# There and back
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_survive_json(preset):
+    settings = load([f"--arch_preset={preset}", "--max_iters=7", "--lr_schedule=constant"])
+    again = settings_from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert again.arch_preset == preset
+    assert again.model == settings.model
+    assert again.training == settings.training
+    assert again.to_dict() == settings.to_dict()
+
+
+def test_saved_settings_need_the_parts_that_they_name(write, own_parts):
+    settings = load([f"--plugins={write(PART, 'parts.py')}", "--normalization=doubling"])
+    del NORMS._entries["doubling"], NORMS._canonical["doubling"]
+    with pytest.raises(ConfigError, match="saved settings: unknown normalization 'doubling'"):
+        settings_from_dict(settings.to_dict())
+    assert run_plugins("parts.py") == settings.plugins
+    assert settings_from_dict(settings.to_dict()).model == settings.model
+
+
+def test_saved_settings_may_lack_a_key_but_not_have_a_strange_one():
+    values = load([]).to_dict()
+    del values["qk_norm"], values["arch_preset"]
+    assert settings_from_dict(values).to_dict() == load([]).to_dict()
+    with pytest.raises(ConfigError, match="saved settings: unknown key 'n_layers'"):
+        settings_from_dict(values | {"n_layers": 3})
+
+
+def test_the_data_may_replace_a_vocabulary_that_was_not_set():
+    assert "vocab_size" not in load(["--n_layer=2"]).explicit
+    assert "vocab_size" in load(["--vocab_size=300"]).explicit
+
+
+# What is printed
+
+
+def printed(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        load(argv)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_key_with_its_type_default_and_choices(capsys, flag):
+    text = printed(capsys, flag, "--n_layer=wrong")
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(re.findall(r"python train.py \S+", text)) >= 2
+    entries = dict(re.findall(r"^  --(\w+) +((?:.|\n {20})*)", text, flags=re.MULTILINE))
+    for key, known in key_table().items():
+        entry = " ".join(entries[key].split())
+        assert known.field.metadata["help"] in entry, key
+        assert re.search(r"\[.+; default .+\]$", entry), key
+        for choice in known.field.metadata["choices"] or ():
+            assert str(choice) in entry, key
+    assert set(entries) == {*key_table(), "help", "print_config"}
+
+
+def test_help_groups_the_keys(capsys):
+    text = printed(capsys, "--help")
+    for heading, first in (("Sizes", "n_layer"), ("Data", "dataset"), ("Machine", "device")):
+        assert f"\n\n{heading}\n  --{first} " in text
+
+
+def test_help_knows_a_plugin_s_parts(capsys, write, own_parts):
+    assert "doubling" in printed(capsys, "--help", f"--plugins={write(PART, 'parts.py')}")
+
+
+def test_print_config_shows_every_value_and_its_origin(capsys, write):
+    path = write("arch_preset = 'llama'\nn_layer = 3")
+    rows = printed(capsys, path, "--print_config", "--max_iters=10").splitlines()
+    assert len(rows) == len(key_table())
+    cells = {row.split()[0]: re.split(r" {2,}", row)[1:] for row in rows}
+    assert cells["n_layer"] == ["3", "x.py:2"]
+    assert cells["normalization"] == ["rmsnorm", "preset llama"]
+    assert cells["max_iters"] == ["10", "--max_iters"]
+    assert cells["lr_decay_iters"] == ["10", "derived"]
+    assert cells["sliding_window"] == ["none", "default"]
+    assert cells["plugins"] == ["''", "default"]
+    assert len({row.index(cells[row.split()[0]][1], 35) for row in rows[:3]}) == 1
+
+
+def test_print_config_reports_problems_instead():
+    assert problems("--print_config", "--n_layer=0") == ["--n_layer: n_layer=0 must be at least 1."]
+
+
+# The key space
+
+
+def test_no_two_config_classes_share_a_key():
+    names = [{field.name for field in dataclasses.fields(c)} for c in configurator.CONFIG_CLASSES]
+    assert len(set.union(*names)) == sum(map(len, names)) == len(key_table())
+
+
+def test_a_key_in_two_classes_is_noticed(monkeypatch):
+    monkeypatch.setattr(configurator, "CONFIG_CLASSES", (TrainingConfig, TrainingConfig))
+    with pytest.raises(AssertionError, match="is a key twice"):
+        key_table.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(configurator.CONFIG_FOLDER.glob("*.py")), ids=lambda p: p.name
+)
+def test_every_config_file_of_the_project_loads(path):
+    settings = load([str(path)])
+    assert settings.plugins == {}
+    assert settings.explicit

@@ -1,0 +1,184 @@
+"""Fields that are declared once: what they accept, parse and say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from options import (
+    ConfigError,
+    Problem,
+    convert,
+    convert_fields,
+    field_problems,
+    field_types,
+    groups,
+    nearest,
+    option,
+    parse,
+    type_name,
+    unknown_name,
+)
+
+NAMES = ["small", "large"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A class whose docstring mentions
+    size: which is no field here.
+    """
+
+    # Sizes
+    size: int = option(1, "how big", at_least=1, at_most=8)
+    # not a heading: no empty line above
+    share: float = option(0.5, "how much", above=0, below=1)
+
+    # Names
+    name: str = option("small", "what", choices=NAMES)
+    limit: float | None = option(None, "none: no limit")
+    fast: bool | str = option("auto", "whether", choices=("auto", True, False))
+
+
+def messages(**values) -> list[str]:
+    return [problem.message for problem in field_problems(Example(**values))]
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (3, int, 3),
+        (3, float, 3.0),
+        (0.5, float, 0.5),
+        (True, bool, True),
+        (None, int | None, None),
+        (2, float | None, 2.0),
+        ("auto", bool | str, "auto"),
+    ],
+)
+def test_convert_takes_values_of_the_type(value, annotation, expected):
+    result = convert(value, annotation)
+    assert result == expected
+    assert type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "message"),
+    [
+        (True, int, r"takes int, not True \(bool\)"),
+        (False, float, r"takes float, not False \(bool\)"),
+        (1, bool, r"takes True or False, not 1 \(int\)"),
+        (1.0, int, r"takes int, not 1.0 \(float\)"),
+        ("3", int | None, r"takes int or none, not '3' \(str\)"),
+        (None, str, r"takes str, not None \(NoneType\)"),
+        ([1], int, r"takes int, not \[1\] \(list\)"),
+    ],
+)
+def test_convert_refuses_values_of_another_type(value, annotation, message):
+    with pytest.raises(ValueError, match=message):
+        convert(value, annotation)
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "expected"),
+    [
+        ("12", int, 12),
+        ("1e-3", float, 1e-3),
+        ("-1", int, -1),
+        ("None", int | None, None),
+        ("none", str, "none"),
+        ("true", bool, True),
+        ("False", bool, False),
+        ("True", str, "True"),
+        ("007", str, "007"),
+        ("a=b", str, "a=b"),
+        ("", str, ""),
+        ("auto", bool | str, "auto"),
+        ("true", bool | str, True),
+        ("abc", int, "abc"),  # left for field_problem to refuse
+        ("1.5", int, 1.5),
+    ],
+)
+def test_parse_reads_text_by_type(text, annotation, expected):
+    result = parse(text, annotation)
+    assert result == expected
+    assert type(result) is type(expected)
+
+
+def test_sound_values_have_no_problem():
+    assert messages(size=8, share=0.99, name="large", limit=3, fast=True) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 0}, "size=0 must be at least 1."),
+        ({"size": 9}, "size=9 must be at most 8."),
+        ({"size": 10**400}, f"size={10**400} must be at most 8."),
+        ({"share": 10**400}, "share int too large to convert to float."),
+        ({"share": 0}, "share=0.0 must be above 0."),
+        ({"share": 1.0}, "share=1.0 must be below 1."),
+        ({"share": float("nan")}, "share=nan must be finite."),
+        ({"limit": float("inf")}, "limit=inf must be finite."),
+        ({"size": True}, "size takes int, not True (bool)."),
+        ({"name": "lrge"}, "unknown name 'lrge'; did you mean 'large'? Choices: small, large."),
+        ({"name": "xyz"}, "unknown name 'xyz'. Choices: small, large."),
+        ({"name": 3}, "name takes str, not 3 (int). Choices: small, large."),
+        ({"fast": "yes"}, "unknown fast 'yes'. Choices: auto, True, False."),
+    ],
+)
+def test_each_field_problem_says_what_is_wrong(values, message):
+    assert messages(**values) == [message]
+
+
+def test_problems_come_in_field_order_and_name_their_keys():
+    problems = field_problems(Example(size=0, share=2, name="x"))
+    assert [problem.keys for problem in problems] == [("size",), ("share",), ("name",)]
+
+
+def test_choices_are_read_anew_at_each_check():
+    assert messages(name="huge")
+    NAMES.append("huge")
+    try:
+        assert messages(name="huge") == []
+    finally:
+        NAMES.remove("huge")
+
+
+def test_convert_fields_turns_ints_into_floats_where_a_float_is_meant():
+    config = Example(limit=3)
+    convert_fields(config)
+    assert type(config.limit) is float
+    assert type(config.size) is int
+
+
+def test_nearest_ignores_case():
+    assert nearest("RMSNorm", ["layernorm", "rmsnorm"]) == "; did you mean 'rmsnorm'?"
+    assert nearest("tru", [True, False]) == "; did you mean 'True'?"
+    assert nearest("xyz", ["layernorm"]) == "."
+
+
+def test_unknown_name_reads_an_iterable_once():
+    message = unknown_name("part", "b", iter(["bb", "c"]))
+    assert message == "unknown part 'b'; did you mean 'bb'? Choices: bb, c."
+
+
+def test_type_names_are_a_readers():
+    assert type_name(float | None) == "float or none"
+    assert type_name(bool) == "True or False"
+    assert list(field_types(Example)) == ["size", "share", "name", "limit", "fast"]
+
+
+def test_groups_are_the_comments_after_an_empty_line():
+    names = {heading: [field.name for field in fs] for heading, fs in groups(Example).items()}
+    assert names == {"Sizes": ["size", "share"], "Names": ["name", "limit", "fast"]}
+
+
+def test_config_error_counts_and_lists_its_problems():
+    one = ConfigError([Problem(("a",), "a is bad.")])
+    assert str(one) == "1 problem in the configuration:\n  - a is bad."
+    two = ConfigError([Problem(("a",), "a is bad."), Problem((), "no file.")])
+    assert str(two) == "2 problems in the configuration:\n  - a is bad.\n  - no file."
+    assert isinstance(two, ValueError)
+    assert two.problems[0].keys == ("a",)

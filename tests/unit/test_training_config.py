@@ -1,0 +1,116 @@
+"""The settings of a run: each rule raises, and what is derived."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from options import ConfigError
+from training.config import SCHEDULES, TrainingConfig
+
+
+def problems(**values) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig(**values)
+    return [problem.message for problem in caught.value.problems]
+
+
+def derived(**values) -> TrainingConfig:
+    config = TrainingConfig(**values)
+    return dataclasses.replace(config, **config.derived(sequence_length=256))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"warmup_iters": 11, "max_iters": 10},
+            "warmup_iters=11 is longer than the schedule of 10 steps (lr_decay_iters, or "
+            "max_iters); make it shorter.",
+        ),
+        (
+            {"warmup_iters": 11, "lr_decay_iters": 10},
+            "warmup_iters=11 is longer than the schedule of 10 steps (lr_decay_iters, or "
+            "max_iters); make it shorter.",
+        ),
+        (
+            {"min_lr": 0.01, "learning_rate": 0.001},
+            "min_lr=0.01 is above learning_rate=0.001; lower it.",
+        ),
+        (
+            {"min_lr": 0.0001, "lr_schedule": "constant"},
+            "min_lr=0.0001 does nothing with lr_schedule='constant'; drop it or choose another "
+            "schedule.",
+        ),
+        (
+            {"lr_decay_iters": 500, "lr_schedule": "constant"},
+            "lr_decay_iters=500 does nothing with lr_schedule='constant'; drop it or choose "
+            "another schedule.",
+        ),
+        (
+            {"wsd_decay_fraction": 0.5},
+            "wsd_decay_fraction=0.5 does nothing with lr_schedule='cosine'; drop it or set "
+            "lr_schedule='wsd'.",
+        ),
+        (
+            {"run_name": "a/b"},
+            "run_name='a/b' must be one folder's name; out_dir says where it is.",
+        ),
+        ({"run_name": ".."}, "run_name='..' must be one folder's name; out_dir says where it is."),
+        ({"run_name": ""}, "run_name='' must be one folder's name; out_dir says where it is."),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(values, message):
+    assert problems(**values) == [message]
+
+
+def test_problems_are_collected():
+    assert len(problems(batch_size=0, dtype="float61", seed=True)) == 3
+    assert len(problems(min_lr=1.0, wsd_decay_fraction=0.5)) == 2
+
+
+def test_a_run_name_may_hold_an_equals_sign():
+    assert TrainingConfig(run_name="a=b").run_name == "a=b"
+
+
+def test_none_is_derived_from_the_rest():
+    config = derived(max_iters=1000, learning_rate=6e-4)
+    assert config.sequence_length == 256
+    assert config.warmup_iters == 50
+    assert config.lr_decay_iters == 1000
+    assert config.min_lr == pytest.approx(6e-5)
+
+
+def test_warm_up_is_at_most_2000_steps():
+    assert derived(max_iters=600_000).warmup_iters == 2000
+
+
+def test_what_is_set_is_not_derived():
+    config = derived(sequence_length=64, warmup_iters=0, lr_decay_iters=500, min_lr=0.0)
+    assert (config.sequence_length, config.warmup_iters) == (64, 0)
+    assert (config.lr_decay_iters, config.min_lr) == (500, 0.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("max_iters", [0, 1, 19, 2000])
+@pytest.mark.parametrize("lr_decay_iters", [None, 1, 100])
+def test_derived_values_are_sound_and_final(schedule, max_iters, lr_decay_iters):
+    if schedule == "constant":
+        lr_decay_iters = None  # it has no use for one
+    config = derived(lr_schedule=schedule, max_iters=max_iters, lr_decay_iters=lr_decay_iters)
+    assert config.derived(sequence_length=64) == {}
+    unset = [key for key, value in config.to_dict().items() if value is None]
+    assert unset == (["lr_decay_iters", "min_lr"] if schedule == "constant" else [])
+
+
+def test_tokens_per_step_counts_micro_batches():
+    config = derived(batch_size=3, gradient_accumulation_steps=5)
+    assert config.tokens_per_step == 3 * 5 * 256
+
+
+def test_it_is_frozen_and_its_dict_makes_it_again():
+    config = derived(max_iters=7, compile=False)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.max_iters = 8
+    assert TrainingConfig(**config.to_dict()) == config

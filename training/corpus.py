@@ -1,0 +1,244 @@
+"""Turns documents into a prepared dataset: a folder that training reads without further thought.
+
+    train.bin, val.bin   token ids one after the other, little-endian uint16 or uint32
+    token_bytes.npy      UTF-8 length of each token id, uint16; 0 for special tokens
+    meta.json            what the files hold; written last, so that it vouches for the others
+
+Documents are streamed, so memory stays bounded however large the input is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from training.tokenizers import Tokenizer, token_dtype
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val")
+META_FILE = "meta.json"
+TOKEN_BYTES_FILE = "token_bytes.npy"
+
+# Characters that one task tokenizes: large enough to make the overhead of a task vanish, small
+# enough that a few dozen in flight are nothing.
+TASK_CHARACTERS = 2**20
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def bin_file(split: str) -> str:
+    """Name of the file that holds the tokens of a split."""
+    return f"{split}.bin"
+
+
+class Document(NamedTuple):
+    """One text and the split it goes to.
+
+    The text comes in pieces, so that it need never be in memory as a whole. Cut pieces where the
+    tokenizer would cut too (as `training.sources.read_pieces` does): each is tokenized by itself.
+    """
+
+    split: str
+    pieces: Iterable[str]
+
+
+def split_by_hash(identity: str, val_fraction: float) -> str:
+    """The split of a document, decided by nothing but its identity (a path, or its own text).
+
+    It does not depend on order or on the other documents; with the text as identity, exact copies
+    of a document never end up on both sides.
+    """
+    digest = hashlib.blake2b(identity.encode("utf-8"), digest_size=8).digest()
+    return "val" if int.from_bytes(digest, "big") < val_fraction * 2**64 else "train"
+
+
+def write_dataset(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    separate: bool,
+    workers: int = 1,
+    total_bytes: int | None = None,
+) -> dict[str, Any]:
+    """Tokenize `documents` into the dataset `folder`; what it holds does not depend on `workers`.
+
+    An interrupted call leaves a folder without `meta.json`, or the dataset that was there before.
+
+    Args:
+        documents: Read once, in order, only as fast as they are tokenized.
+        tokenizer: Makes the tokens, and is described in the meta data.
+        folder: Made where it is missing.
+        name: Of the dataset, for the meta data.
+        source: Where the text comes from, in words, for the meta data.
+        separate: End each document with the tokenizer's end-of-text token, if it has one.
+        workers: Threads that tokenize.
+        total_bytes: UTF-8 bytes of all documents, if known; for the progress bar.
+
+    Returns:
+        The meta data, as written.
+
+    Raises:
+        ValueError: a split got no tokens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as temporary:
+        draft = Path(temporary)
+        token_bytes = tokenizer.token_bytes()
+        splits = _write_splits(
+            _tokenized(documents, tokenizer, separate, workers), token_bytes, draft, total_bytes
+        )
+        _check_not_empty(splits)
+        np.save(draft / TOKEN_BYTES_FILE, token_bytes)
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "dataset": name,
+            "source": source,
+            "python_version": platform.python_version(),
+            "tokenizer": tokenizer.to_meta(),
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": token_dtype(tokenizer.vocab_size).name,
+            "documents_end_with": tokenizer.end_of_text if separate else None,
+            "splits": splits,
+            "fingerprint": _fingerprint(tokenizer, splits),
+        }
+        (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        _publish(draft, folder)
+    print(f"{name}: {_in_words(splits)} in {folder}")
+    return meta
+
+
+def _in_words(splits: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(f"{splits[split]['tokens']:,} {split} tokens" for split in SPLITS)
+
+
+def _fingerprint(tokenizer: Tokenizer, splits: dict[str, dict[str, Any]]) -> str:
+    """SHA-256 of what a model gets to see: the tokenizer, and the tokens of both splits."""
+    seen = {
+        "tokenizer": tokenizer.to_meta(),
+        "sha256": {split: splits[split]["sha256"] for split in SPLITS},
+    }
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Move the finished files into place; at no moment does meta.json vouch for other files."""
+    (folder / META_FILE).unlink(missing_ok=True)
+    for file in (*map(bin_file, SPLITS), TOKEN_BYTES_FILE, META_FILE):
+        os.replace(draft / file, folder / file)
+
+
+# From documents to tokens, in order, by several threads
+
+
+class _Part(NamedTuple):
+    """What one task gave one split."""
+
+    split: str
+    tokens: np.ndarray
+    documents: int
+
+
+def _tasks(documents: Iterable[Document]) -> Iterator[list[tuple[str, str | None]]]:
+    """Lists of (split, piece) of about TASK_CHARACTERS; None for the piece ends a document."""
+    task: list[tuple[str, str | None]] = []
+    characters = 0
+    for document in documents:
+        for piece in document.pieces:
+            task.append((document.split, piece))
+            characters += len(piece)
+            if characters >= TASK_CHARACTERS:
+                yield task
+                task, characters = [], 0
+        task.append((document.split, None))
+    yield task
+
+
+def _tokenized(
+    documents: Iterable[Document], tokenizer: Tokenizer, separate: bool, workers: int
+) -> Iterator[list[_Part]]:
+    """The tokens of each task, in order of the documents."""
+    end = [tokenizer.end_of_text] if separate and tokenizer.end_of_text is not None else []
+    separator = np.array(end, dtype=token_dtype(tokenizer.vocab_size))
+
+    def tokenize(task: list[tuple[str, str | None]]) -> list[_Part]:
+        parts = []
+        for split in SPLITS:
+            pieces = [piece for of, piece in task if of == split]
+            if pieces:
+                tokens = [separator if p is None else tokenizer.encode(p) for p in pieces]
+                parts.append(_Part(split, np.concatenate(tokens), pieces.count(None)))
+        return parts
+
+    return ordered_map(tokenize, _tasks(documents), workers)
+
+
+def ordered_map(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[Result]:
+    """`map(function, tasks)` by threads, holding no more than 2 x workers + 1 tasks at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque = deque()
+        for task in tasks:
+            pending.append(pool.submit(function, task))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+# From tokens to files
+
+
+def _write_splits(
+    tokenized: Iterable[list[_Part]],
+    token_bytes: np.ndarray,
+    folder: Path,
+    total_bytes: int | None,
+) -> dict[str, dict[str, Any]]:
+    """Write the file of each split, and say what is in it: an entry of the meta data by split."""
+    counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in SPLITS}
+    digests = {split: hashlib.sha256() for split in SPLITS}
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(open(folder / bin_file(split), "wb")) for split in SPLITS
+        }
+        progress = stack.enter_context(
+            tqdm(total=total_bytes, unit="B", unit_scale=True, desc="tokenizing", disable=None)
+        )
+        for part in itertools.chain.from_iterable(tokenized):
+            content = part.tokens.tobytes()
+            files[part.split].write(content)
+            digests[part.split].update(content)
+            text_bytes = int(token_bytes[part.tokens].sum(dtype=np.int64))
+            counts[part.split]["tokens"] += len(part.tokens)
+            counts[part.split]["bytes"] += text_bytes
+            counts[part.split]["documents"] += part.documents
+            progress.update(text_bytes)
+    return {split: counts[split] | {"sha256": digests[split].hexdigest()} for split in SPLITS}
+
+
+def _check_not_empty(splits: dict[str, dict[str, Any]]) -> None:
+    documents = sum(splits[split]["documents"] for split in SPLITS)
+    for split in SPLITS:
+        if splits[split]["tokens"] == 0:
+            raise ValueError(
+                f"the {split} split got no text out of {documents} documents; give more "
+                "documents, or another share to validation."
+            )

@@ -1,0 +1,260 @@
+"""Where the documents of a dataset come from: local files, a download, the Hugging Face hub.
+
+Everything here is a stream. A document is held as a whole only where its file format leaves no
+choice: a line of .jsonl, a row of .parquet, a row from the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from options import unknown_name
+from training.corpus import TASK_CHARACTERS, Document, split_by_hash
+
+TINY_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+DOWNLOAD_TIMEOUT_SECONDS = 60
+
+
+# Plain text
+
+
+def read_pieces(path: Path, characters: int = TASK_CHARACTERS) -> Iterator[str]:
+    """The text of a UTF-8 file, unchanged, in pieces of at most about 2 x `characters`.
+
+    Pieces end before a space that follows something other than white space, where the byte pair
+    encodings of tiktoken never join: the tokens are those of the text as a whole. Only where no
+    such space comes for `characters` long does a piece end elsewhere.
+
+    Raises:
+        ValueError: the file is not UTF-8.
+    """
+    rest = ""
+    # newline="" keeps \r\n as it is; otherwise the bytes would not be those of the file.
+    with open(path, encoding="utf-8", newline="") as file:
+        try:
+            while block := file.read(characters):
+                text = rest + block
+                cut = _last_token_boundary(text)
+                yield text[:cut]
+                rest = text[cut:]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 text ({error}); convert it first, for example with iconv."
+            ) from error
+    if rest:
+        yield rest
+
+
+def _last_token_boundary(text: str) -> int:
+    """Where the last space that follows other than white space is; without one, the end."""
+    cut = len(text)
+    while (cut := text.rfind(" ", 1, cut)) > 0:
+        if not text[cut - 1].isspace():
+            return cut
+    return len(text)
+
+
+def split_by_position(path: Path, val_fraction: float) -> Iterator[Document]:
+    """One text file as two documents: its beginning for training, its end for validation.
+
+    The cut is at character int(n (1 - val_fraction)), as in nanoGPT's Shakespeare.
+    """
+    length = sum(map(len, read_pieces(path)))
+    cut = int(length * (1 - val_fraction))
+    yield Document("train", _characters(path, 0, cut))
+    yield Document("val", _characters(path, cut, length))
+
+
+def _characters(path: Path, start: int, stop: int) -> Iterator[str]:
+    """Characters [start, stop) of a text file, in pieces."""
+    position = 0
+    for piece in read_pieces(path):
+        wanted = piece[max(start - position, 0) : max(stop - position, 0)]
+        if wanted:
+            yield wanted
+        position += len(piece)
+
+
+# Files of many documents
+
+
+def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"{place} is not JSON ({error}); .jsonl has one per line."
+                ) from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{place} is not an object with a field {text_field!r}.")
+            text = _text_of(row, text_field, place)
+            # JSON can write half a surrogate pair, which is no character and has no UTF-8.
+            yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"reading {path} needs pyarrow: pip install pyarrow") from error
+    with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if text_field not in names:
+            raise ValueError(_no_text(str(path), text_field, names))
+        batches = file.iter_batches(batch_size=256, columns=[text_field])
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows, start=1):
+            yield _text_of(row, text_field, f"{path}, row {number}")
+
+
+def _text_of(row: dict, text_field: str, place: str) -> str:
+    text = row.get(text_field)
+    if not isinstance(text, str):
+        raise ValueError(_no_text(place, text_field, row))
+    return text
+
+
+def _no_text(place: str, text_field: str, fields: Iterable[str]) -> str:
+    return (
+        f"{place} has no text in the field {text_field!r} (its fields: {', '.join(fields)}); "
+        "name another with --text_field."
+    )
+
+
+TEXT_READERS = {".jsonl": _jsonl_texts, ".parquet": _parquet_texts}
+
+
+def file_documents(
+    paths: Sequence[Path], val_fraction: float, text_field: str = "text"
+) -> Iterator[Document]:
+    """The documents of local .txt, .jsonl and .parquet files.
+
+    A .txt file is one document, a line of .jsonl or a row of .parquet is one. Whole documents go
+    to either split: by the hash of a .txt file's name, or of the text itself. A .txt file that is
+    given alone is split by position.
+
+    Raises:
+        ValueError: a file is missing or of another kind; or, once it is read, not as its kind
+            should be.
+    """
+    kinds = (".txt", *TEXT_READERS)
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}.")
+        if path.suffix not in kinds:
+            raise ValueError(f"{path}: {unknown_name('kind of file', path.suffix, kinds)}")
+    if len(paths) == 1 and paths[0].suffix == ".txt":
+        return split_by_position(paths[0], val_fraction)
+    return itertools.chain.from_iterable(
+        _documents_of(path, val_fraction, text_field) for path in paths
+    )
+
+
+def _documents_of(path: Path, val_fraction: float, text_field: str) -> Iterator[Document]:
+    if path.suffix == ".txt":
+        yield Document(split_by_hash(path.name, val_fraction), read_pieces(path))
+        return
+    for text in TEXT_READERS[path.suffix](path, text_field):
+        yield Document(split_by_hash(text, val_fraction), (text,))
+
+
+def characters_of(documents: Iterable[Document]) -> str:
+    """Every character that occurs in the documents, once."""
+    found: set[str] = set()
+    for document in documents:
+        for piece in document.pieces:
+            found.update(piece)
+    return "".join(sorted(found))
+
+
+# The network
+
+
+def hub_documents(
+    repository: str,
+    val_fraction: float,
+    configuration: str | None = None,
+    *,
+    max_documents: int | None = None,
+) -> Iterator[Document]:
+    """The documents (field `text`) of a dataset's training split on the Hugging Face hub, streamed.
+
+    Whole documents go to either split, by the hash of their text.
+
+    Raises:
+        ValueError: the package `datasets` is not installed, or the hub does not deliver.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{repository} is streamed by datasets: pip install datasets") from error
+    try:
+        rows = datasets.load_dataset(repository, name=configuration, split="train", streaming=True)
+        for row in itertools.islice(rows, max_documents):
+            text = row["text"]
+            yield Document(split_by_hash(text, val_fraction), (text,))
+    except OSError as error:  # what the hub's client and its network layer raise derives from it
+        raise ValueError(
+            f"the hub did not deliver {repository} ({error}). Try again with a network, or give "
+            "files you have to data/text/prepare.py."
+        ) from error
+
+
+def tiny_shakespeare(given: Path | None, folder: Path) -> Path:
+    """The file of Tiny Shakespeare: the one given, else a copy in `folder`, else downloaded there.
+
+    Raises:
+        ValueError: the file is not Tiny Shakespeare to the byte, or cannot be had.
+    """
+    if given is not None and not given.is_file():
+        raise ValueError(f"there is no file {given}.")
+    path = given or folder / "input.txt"
+    if not path.is_file():
+        _download(TINY_SHAKESPEARE_URL, path, TINY_SHAKESPEARE_SHA256)
+    found = _sha256(path.read_bytes())
+    if found != TINY_SHAKESPEARE_SHA256:
+        raise ValueError(
+            f"{path} is not Tiny Shakespeare: its sha256 is {found}, not "
+            f"{TINY_SHAKESPEARE_SHA256}. Give the file unchanged, or remove {folder / 'input.txt'} "
+            "and drop --input to download it; data/text/prepare.py takes text of your own."
+        )
+    return path
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Download a small file; it appears at `path` whole and checked, or not at all."""
+    print(f"downloading {url}")
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
+            content = response.read()
+    except OSError as error:
+        raise ValueError(
+            f"cannot download {url} ({error}). Without a network, get that file on another "
+            f"machine and name it with --input, or copy it to {path}."
+        ) from error
+    if _sha256(content) != sha256:
+        raise ValueError(
+            f"{url} delivered a file whose sha256 is {_sha256(content)}, not {sha256}; nothing "
+            "was kept. Try again, or name a good copy with --input."
+        )
+    draft = path.with_name(path.name + ".partial")
+    draft.write_bytes(content)
+    draft.replace(path)

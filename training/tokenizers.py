@@ -1,0 +1,212 @@
+"""Text to token ids and back: bytes, characters, and byte pair encodings by tiktoken.
+
+A tokenizer is lossless: the bytes of its tokens, joined, are the UTF-8 bytes of the text. That is
+what makes bits per byte exact, and comparable between tokenizers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tiktoken
+
+from options import unknown_name
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every id of the vocabulary, little-endian."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+class Tokenizer(ABC):
+    """What every tokenizer offers.
+
+    Attributes:
+        name: What a user calls it, as in `--tokenizer`.
+        vocab_size: Number of token ids, special tokens included.
+        end_of_text: Id that separates documents, or None where the vocabulary has none.
+    """
+
+    name: str
+    vocab_size: int
+    end_of_text: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`, shape (tokens,), dtype by `token_dtype`. Never a special token."""
+
+    @abstractmethod
+    def _bytes_of(self, ids: np.ndarray) -> bytes:
+        """The bytes of ids that are known to be inside the vocabulary."""
+
+    @abstractmethod
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 length of each token id, shape (vocab_size,), uint16; 0 for special tokens."""
+
+    def to_meta(self) -> dict[str, Any]:
+        """What `tokenizer_from_meta` needs to make this tokenizer again, as JSON holds it."""
+        return {"name": self.name}
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of `ids`; they may end inside a character.
+
+        To print a text while it is generated, feed these to an incremental UTF-8 decoder.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        outside = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if outside.size:
+            raise ValueError(
+                f"token id {outside[0]} is outside the {self.vocab_size} ids of the tokenizer "
+                f"{self.name!r}; mask the ids a padded vocabulary adds before sampling."
+            )
+        return self._bytes_of(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+class ByteTokenizer(Tokenizer):
+    """A token per byte of UTF-8: 256 ids, nothing to learn, no text it cannot write."""
+
+    name = "bytes"
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(token_dtype(256))
+
+    def _bytes_of(self, ids: np.ndarray) -> bytes:
+        return ids.astype(np.uint8).tobytes()
+
+    def token_bytes(self) -> np.ndarray:
+        return np.ones(256, dtype=np.uint16)
+
+
+class CharTokenizer(Tokenizer):
+    """A token per character of a given set, numbered in code point order.
+
+    Args:
+        characters: Every character it knows, in any order, any number of times.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    name = "chars"
+
+    def __init__(self, characters: str) -> None:
+        if not characters:
+            raise ValueError("the tokenizer 'chars' needs at least one character; found no text.")
+        self.characters = "".join(sorted(set(characters)))
+        self.vocab_size = len(self.characters)
+        self._code_points = self._to_code_points(self.characters)
+
+    @staticmethod
+    def _to_code_points(text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`.
+
+        Raises:
+            ValueError: a character is not in the set.
+        """
+        wanted = self._to_code_points(text)
+        ids = np.searchsorted(self._code_points, wanted)
+        known = self._code_points.take(ids, mode="clip") == wanted
+        if not known.all():
+            position = int(np.argmin(known))
+            raise ValueError(
+                f"character {text[position]!r} (U+{wanted[position]:04X}) at position {position} "
+                f"is none of the {self.vocab_size} characters of this dataset; leave it out, or "
+                "use a dataset with the tokenizer 'bytes'."
+            )
+        return ids.astype(token_dtype(self.vocab_size))
+
+    def _bytes_of(self, ids: np.ndarray) -> bytes:
+        return self._code_points[ids].tobytes().decode("utf-32-le").encode("utf-8")
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(c.encode("utf-8")) for c in self.characters], dtype=np.uint16)
+
+    def to_meta(self) -> dict[str, Any]:
+        return {"name": self.name, "characters": self.characters}
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A byte pair encoding of tiktoken (https://github.com/openai/tiktoken), such as gpt2.
+
+    The vocabulary is downloaded at first use and cached by tiktoken.
+
+    Args:
+        name: `gpt2`, `cl100k_base`, or any other name that tiktoken knows.
+
+    Raises:
+        ValueError: the name is unknown, or its vocabulary is neither cached nor to be had.
+    """
+
+    def __init__(self, name: str) -> None:
+        known = tiktoken.list_encoding_names()
+        if name not in known:
+            own = (ByteTokenizer.name, CharTokenizer.name)
+            raise ValueError(unknown_name("tokenizer", name, (*own, *known)))
+        try:
+            self._encoding = tiktoken.get_encoding(name)
+        except OSError as error:  # what tiktoken's download raises derives from it
+            raise ValueError(
+                f"the vocabulary of the tokenizer {name!r} is not cached and could not be "
+                f"downloaded ({error}). Run once with a network, or copy tiktoken's cache from a "
+                "machine that has it and set TIKTOKEN_CACHE_DIR to that folder."
+            ) from error
+        self.name = name
+        self.vocab_size = self._encoding.n_vocab
+        self.end_of_text = self._encoding.eot_token
+
+    def encode(self, text: str) -> np.ndarray:
+        # The text of a special token is ordinary text here. Threads encode side by side: this call
+        # lets go of the interpreter lock.
+        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids.astype(token_dtype(self.vocab_size))
+
+    @cached_property
+    def _bytes_by_id(self) -> list[bytes]:
+        """The bytes of each id; none for special tokens and the gaps of some vocabularies."""
+        table = [b""] * self.vocab_size
+        for token in self._encoding.token_byte_values():
+            table[self._encoding.encode_single_token(token)] = token
+        return table
+
+    def _bytes_of(self, ids: np.ndarray) -> bytes:
+        return b"".join(self._bytes_by_id[token] for token in ids)
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(token) for token in self._bytes_by_id], dtype=np.uint16)
+
+
+def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `Tokenizer.to_meta` described.
+
+    Args:
+        meta: `name`: bytes, chars or a name of tiktoken's; with chars also `characters`.
+
+    Raises:
+        ValueError: the name is unknown, its vocabulary is not to be had, or characters are
+            missing.
+    """
+    name = meta.get("name")
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    if name == CharTokenizer.name:
+        return CharTokenizer(meta.get("characters", ""))
+    return TiktokenTokenizer(str(name))
