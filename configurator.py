@@ -14,6 +14,7 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 import textwrap
 import traceback
@@ -175,13 +176,19 @@ def run_plugins(paths: str) -> dict[str, str]:
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a script's `main` on its arguments and exit with what it returns.
 
-    A ConfigError is printed, without a traceback, and exits with status 2.
+    A ConfigError is printed, without a traceback, and exits with status 2; so end without one a
+    reader of the output that left (`| head`), and an interruption.
     """
     try:
         sys.exit(main(sys.argv[1:]))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
 
 
 # Keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -183,6 +184,16 @@ class GPT(Part):
         seq_len = seq_len or self.config.block_size
         total = 3 * self.forward_flops(seq_len, causal)
         return total // seq_len if total % seq_len == 0 else total / seq_len
+
+    def cost_report(self, seq_len: int | None = None) -> dict[str, Any]:
+        """Name, parameters and cost at sequences of `seq_len` tokens, as a run's log has them."""
+        return {
+            "name": self.config.architecture_name,
+            "parameters": self.num_parameters(),
+            "flops_per_token": self.flops_per_token(seq_len),
+            "flops_per_token_causal": self.flops_per_token(seq_len, causal=True),
+            "attention_ffn_ratio": self.attention_ffn_ratio(seq_len),
+        }
 
     def attention_ffn_ratio(self, seq_len: int | None = None) -> float:
         """Forward FLOPs of the attention layers over those of the feed-forward networks."""

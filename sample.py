@@ -1,6 +1,6 @@
 """Text from a trained model, token by token as it is made.
 
-    python sample.py --run=latest --prompt="def main" --max_new_tokens=300
+python sample.py --run=latest --prompt="def main" --max_new_tokens=300
 """
 
 from __future__ import annotations

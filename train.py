@@ -6,26 +6,20 @@ python train.py --help
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import configurator
-from configurator import Settings
 from model_builder import GPT
-from options import ConfigError, Problem
-from training.checkpoint import (
-    load_model_weights,
-    load_optimizer,
-    load_rng,
-    save_checkpoint,
-)
+from options import ConfigError
+from training.checkpoint import save_checkpoint
 from training.clock import Stopwatch
 from training.data import (
     Dataset,
@@ -39,6 +33,7 @@ from training.hardware import (
     environment,
     memory_stats,
     peak_flops,
+    resolve_compile,
     resolve_device,
     resolve_dtype,
     seed_everything,
@@ -46,178 +41,92 @@ from training.hardware import (
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
 from training.resume import Start, find_start
+from training.run import Run, complete
 from training.signals import StopRequest
-from training_logger import TrainingLogger
+from training_logger import TrainingLogger, refuse_existing_log
 
 
-@dataclasses.dataclass
-class Run:
-    """What a run consists of, and how far it is.
+def main(argv: list[str]) -> None:
+    """Train as the command line says; exits with a message for what a user can mend."""
+    with contextlib.ExitStack() as stack:
+        with user_errors():
+            start = find_start(configurator.load(argv))
+            run = set_up(start)
+            log = stack.enter_context(open_log(run, start))
+        stop = stack.enter_context(StopRequest())
+        try:
+            fit(run, log, stop)
+        except Diverged as error:
+            sys.exit(str(error))
 
-    Attributes:
-        network: The model; `model` is the same, compiled where that is asked for.
-        step: Optimizer steps done.
-        evaluated_at: The step of the last validation, None before the first.
-        val_loss: What that gave, in nats per token.
-        saved_at: The step of the last checkpoint, None before the first.
-        watch: Time spent in training steps, validation and saving not counted.
-        logged_at: The step of the last log line.
-    """
 
-    settings: Settings
-    folder: Path
-    dataset: Dataset
-    validation: ValidationWindows
-    device: torch.device
-    dtype: torch.dtype
-    network: GPT
-    model: nn.Module
-    optimizer: torch.optim.AdamW
-    stepper: Stepper
-    watch: Stopwatch
-    step: int = 0
-    logged_at: int = 0
-    evaluated_at: int | None = None
-    val_loss: float | None = None
-    saved_at: int | None = None
-
-    @property
-    def tokens_seen(self) -> int:
-        return self.step * self.settings.training.tokens_per_step
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """What is wrong with files and flags is told in a sentence, without a traceback."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 # Setting up
 
 
 def set_up(start: Start) -> Run:
-    """Everything in place for the first step. Raises ValueError for what a user can mend."""
+    """Everything in place for the next step. Raises ValueError for what a user can mend."""
     training = start.settings.training
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
     dataset = Dataset.open(prepare_if_missing(training.dataset), training.sequence_length)
-    settings = with_run_name(with_vocabulary(start.settings, dataset))
-    refuse_attention(settings, device, dtype)
+    validation = ValidationWindows(
+        dataset.val,
+        dataset.token_bytes,
+        training.sequence_length,
+        training.batch_size,
+        training.eval_tokens,
+    )
+    settings = complete(start.settings, dataset, device, dtype)
+    folder = start.run_folder or Path(training.out_dir) / settings.training.run_name
+    if start.checkpoint is None:
+        refuse_existing_log(folder)
 
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
     optimizer = make_optimizer(network, training)
     run = Run(
         settings=settings,
-        folder=start.run_folder or Path(training.out_dir) / settings.training.run_name,
+        folder=folder,
         dataset=dataset,
-        validation=ValidationWindows(
-            dataset.val,
-            dataset.token_bytes,
-            training.sequence_length,
-            training.batch_size,
-            training.eval_tokens,
-        ),
+        validation=validation,
         device=device,
         dtype=dtype,
         network=network,
-        model=torch.compile(network) if compiles(settings, device) else network,
+        model=torch.compile(network) if resolve_compile(training.compile, device) else network,
         optimizer=optimizer,
         stepper=Stepper(optimizer, training, dtype),
         watch=Stopwatch(device),
     )
-    if start.checkpoint:
-        restore(run, start)
+    if start.checkpoint is not None:
+        run.restore(start)
     return run
 
 
-def with_vocabulary(settings: Settings, dataset: Dataset) -> Settings:
-    """The settings with the data's vocabulary, unless one is set that holds it.
-
-    A large vocabulary is padded to a multiple of 64, which matmuls on GPUs are faster at.
-    """
-    needed = dataset.vocab_size
-    if "vocab_size" not in settings.explicit:
-        padded = needed if needed < 4096 else math.ceil(needed / 64) * 64
-        return dataclasses.replace(settings, model=settings.model.changed(vocab_size=padded))
-    if settings.model.vocab_size < needed:
-        message = (
-            f"vocab_size={settings.model.vocab_size} is too small for the {needed} tokens of "
-            f"dataset={settings.training.dataset!r}; drop it, or raise it to {needed}."
-        )
-        raise ConfigError([Problem(("vocab_size", "dataset"), message)])
-    return settings
-
-
-def with_run_name(settings: Settings) -> Settings:
-    """The settings with a name for the run where it is `auto`: preset, date and time."""
-    training = settings.training
-    if training.run_name != "auto":
-        return settings
-    name = f"{settings.arch_preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    taken = {path.name for path in Path(training.out_dir).glob(f"{name}*")}
-    if name in taken:
-        name = next(f"{name}-{n}" for n in range(2, 2 + len(taken)) if f"{name}-{n}" not in taken)
-    named = dataclasses.replace(training, run_name=name)
-    return dataclasses.replace(settings, training=named)
-
-
-def refuse_attention(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ConfigError where the attention backend cannot train on this device in this dtype."""
-    refusals = settings.model.backend_refusals(device.type, dtype)
-    if refusals:
-        raise ConfigError([Problem(("attention_backend",), refusal) for refusal in refusals])
-
-
-def compiles(settings: Settings, device: torch.device) -> bool:
-    """Whether the model is compiled."""
-    wanted = settings.training.compile
-    return device.type == "cuda" if wanted == "auto" else bool(wanted)
-
-
-def restore(run: Run, start: Start) -> None:
-    """Put a run where its checkpoint was saved, random generators included."""
-    saved = start.state["data_fingerprint"]
-    if saved != run.dataset.fingerprint:
-        raise ValueError(
-            f"the run to resume was trained on data of fingerprint {saved[:12]}, and "
-            f"{run.settings.training.dataset!r} now has {run.dataset.fingerprint[:12]}; prepare "
-            "the same data again, or start a new run."
-        )
-    load_model_weights(start.checkpoint, run.network)
-    load_optimizer(start.checkpoint, run.network, run.optimizer)
-    load_rng(start.checkpoint)
-    run.stepper.load_state_dict(start.state["stepper"])
-    run.step = run.saved_at = run.logged_at = start.state["step"]
-    run.evaluated_at = start.state["evaluated_at"]
-    run.watch = Stopwatch(run.device, start.state["seconds"])
-
-
-def open_log(run: Run, resumed: bool) -> TrainingLogger:
-    """The log of a run, its start report printed."""
-    training, network = run.settings.training, run.network
-    machine = {**environment(run.device), "dtype": str(run.dtype).removeprefix("torch.")}
+def open_log(run: Run, start: Start) -> TrainingLogger:
+    """The log of a run, after its start report is printed."""
+    training = run.settings.training
+    machine = environment(run.device)
     peak = peak_flops(run.device, run.dtype)
-    print(
-        start_report(
-            run.settings,
-            network,
-            run.dataset,
-            run.validation,
-            run.device,
-            run.dtype,
-            machine["device"],
-            peak,
-            run.model is not network,
-        )
-    )
-    length = training.sequence_length
+    print(start_report(run, machine["device"], peak))
+    for note in start.notes:
+        print(note)
     return TrainingLogger(
         run.folder,
         run.folder.name,
         config=run.settings.to_dict(),
-        architecture={
-            "name": network.config.architecture_name,
-            "parameters": network.num_parameters(),
-            "flops_per_token": network.flops_per_token(length),
-            "flops_per_token_causal": network.flops_per_token(length, causal=True),
-            "attention_ffn_ratio": network.attention_ffn_ratio(length),
-        },
-        environment=machine,
+        architecture=run.network.cost_report(training.sequence_length),
+        environment={**machine, "dtype": str(run.dtype).removeprefix("torch.")},
         data={
             "dataset": training.dataset,
             "fingerprint": run.dataset.fingerprint,
@@ -225,10 +134,11 @@ def open_log(run: Run, resumed: bool) -> TrainingLogger:
             "train_tokens": len(run.dataset.train),
             "val_tokens": len(run.dataset.val),
             "val_tokens_read": run.validation.tokens,
+            "val_fingerprint": run.validation.fingerprint,
         },
         peak_flops=peak,
         max_iters=training.max_iters,
-        resume_step=run.step if resumed else None,
+        resume_step=None if start.checkpoint is None else run.step,
     )
 
 
@@ -259,7 +169,7 @@ def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
             if run.step >= training.max_iters or stop.requested:
                 break
             train_and_log(run, log, *next(prefetched))
-    if stop.requested and (run.step < training.max_iters or evaluation_due(run)):
+    if stop.requested and not run.finished:
         log.say(f"{stop.requested} received after {run.step} steps: the run stops here.")
         log.interrupted()
         if run.step and run.saved_at != run.step:
@@ -369,30 +279,11 @@ def save(run: Run, log: TrainingLogger) -> None:
             "stepper": run.stepper.state_dict(),
         },
         val_loss=run.val_loss if run.evaluated_at == run.step else None,
-        plugins={Path(path).name: source for path, source in run.settings.plugins.items()},
+        plugins={Path(path).name: text for path, text in run.settings.plugins.items()},
         keep=run.settings.training.keep_checkpoints,
     )
     run.saved_at = run.step
     log.log_checkpoint(path, run.step)
-
-
-def main(argv: list[str]) -> None:
-    """Train; exits with status 1 and a message for what a user can mend."""
-    try:
-        start = find_start(configurator.load(argv))
-        run = set_up(start)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        sys.exit(str(error))
-    for note in start.notes:
-        print(note)
-    with StopRequest() as stop:
-        try:
-            with open_log(run, resumed=start.checkpoint is not None) as log:
-                fit(run, log, stop)
-        except Diverged as error:
-            sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -315,6 +315,16 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def refuse_existing_log(run_dir: Path) -> None:
+    """Raise ValueError where a folder holds the log of a run already."""
+    present = [name for name in (RUN_FILE, METRICS_FILE) if (run_dir / name).exists()]
+    if present:
+        raise ValueError(
+            f"{run_dir} already holds a run ({', '.join(present)}); "
+            "choose another --run_name, continue it with --resume, or remove the folder."
+        )
+
+
 class TrainingLogger:
     """Keeps and prints the log of a run, from plain numbers that the loop hands over.
 
@@ -378,7 +388,7 @@ class TrainingLogger:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._started = time.perf_counter()
         if self._resume_step is None:
-            self._refuse_existing_log()
+            refuse_existing_log(self.run_dir)
         else:
             self._take_up_log(self._resume_step)
         self._write_run()
@@ -402,14 +412,6 @@ class TrainingLogger:
         self._write_run()
         self.say(f"{status}; the log is in {self.run_dir / RUN_FILE}")
         self._console.close()
-
-    def _refuse_existing_log(self) -> None:
-        present = [name for name in (RUN_FILE, METRICS_FILE) if (self.run_dir / name).exists()]
-        if present:
-            raise ValueError(
-                f"{self.run_dir} already holds a run ({', '.join(present)}); "
-                "choose another --run_name, continue it with --resume, or remove the folder."
-            )
 
     def _take_up_log(self, step: int) -> None:
         """Keep what the files of this folder tell up to `step`, and note the resumption."""

@@ -114,7 +114,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         complete = (
             isinstance(meta["fingerprint"], str)
-            and isinstance(meta["tokenizer"], dict)
+            and isinstance(meta["dataset"], str)
+            and isinstance(meta["tokenizer"]["name"], str)
             and meta["dtype"] == token_dtype(meta["vocab_size"]).name
             and all(meta["splits"][split]["tokens"] > 0 for split in SPLITS)
             and all(isinstance(meta["splits"][split]["sha256"], str) for split in SPLITS)

@@ -98,6 +98,11 @@ def _cpu_info(key: str) -> str:
     return found[1].strip() if found else ""
 
 
+def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
+    """Whether to compile the model for `auto | True | False`: auto does on CUDA, where it pays."""
+    return device.type == "cuda" if wanted == "auto" else bool(wanted)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """A context in which matmuls compute in `dtype`; weights and reductions stay float32."""
     if dtype is torch.float32:

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import torch
-
 from configurator import Settings
-from model_builder import GPT
-from training.data import Dataset, ValidationWindows
 from training.memory import expected_memory
+from training.run import Run
 from training_logger import format_bytes, format_count, format_flops, format_start_report
 
 
-def start_report(
-    settings: Settings,
-    model: GPT,
-    dataset: Dataset,
-    validation: ValidationWindows,
-    device: torch.device,
-    dtype: torch.dtype,
-    device_name: str,
-    peak_flops: float | None,
-    compiled: bool,
-) -> str:
+def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
     """The whole report, a block for each question that a reader of a run asks."""
-    machine = _machine(settings, device, dtype, device_name, peak_flops, compiled)
     return format_start_report(
         [
-            (model.config.architecture_name, _architecture(settings)),
-            ("Cost", _cost(settings, model)),
-            ("Data", _data(settings, dataset, validation)),
-            ("Training", _training(settings)),
-            ("Machine", machine),
+            (run.network.config.architecture_name, _architecture(run.settings)),
+            ("Cost", _cost(run)),
+            ("Data", _data(run)),
+            ("Training", _training(run.settings)),
+            ("Machine", _machine(run, device_name, peak_flops)),
         ]
     )
 
@@ -60,25 +46,26 @@ def _architecture(settings: Settings) -> Rows:
     return rows
 
 
-def _cost(settings: Settings, model: GPT) -> Rows:
-    length = settings.training.sequence_length
-    full, causal = (model.flops_per_token(length, causal) for causal in (False, True))
-    parameters = model.num_parameters()
-    matrices = model.num_parameters(embeddings=False)
+def _cost(run: Run) -> Rows:
+    length = run.settings.training.sequence_length
+    cost = run.network.cost_report(length)
+    full, causal = cost["flops_per_token"], cost["flops_per_token_causal"]
+    matrices = run.network.num_parameters(embeddings=False)
     return [
-        ("parameters", f"{parameters:,} ({matrices:,} outside the embedding tables)"),
-        ("FLOPs/token", f"{full:,} with the full attention square ({format_flops(full)}; for MFU)"),
-        ("", f"{causal:,} with what the causal mask leaves"),
-        ("attention/FFN", f"{model.attention_ffn_ratio(length):.3f} of forward FLOPs"),
+        ("parameters", f"{cost['parameters']:,} ({matrices:,} outside the embedding tables)"),
+        ("FLOPs/token", f"{full:,} at {length} tokens, on which MFU is based"),
+        ("", f"{causal:,} if only what the causal mask leaves is counted"),
+        ("attention/FFN", f"{cost['attention_ffn_ratio']:.3f} of forward FLOPs"),
     ]
 
 
-def _data(settings: Settings, dataset: Dataset, validation: ValidationWindows) -> Rows:
+def _data(run: Run) -> Rows:
+    dataset, read = run.dataset, run.validation.tokens
     return [
-        ("dataset", f"{settings.training.dataset}, fingerprint {dataset.fingerprint[:12]}"),
+        ("dataset", f"{run.settings.training.dataset}, fingerprint {dataset.fingerprint[:12]}"),
         ("tokenizer", f"{dataset.meta['tokenizer']['name']}, vocabulary {dataset.vocab_size:,}"),
         ("train", f"{len(dataset.train):,} tokens"),
-        ("validation", f"{validation.tokens:,} of {len(dataset.val):,} tokens, the same each time"),
+        ("validation", f"{read:,} of {len(dataset.val):,} tokens, the same each time"),
     ]
 
 
@@ -101,29 +88,30 @@ def _training(settings: Settings) -> Rows:
     ]
 
 
-def _machine(
-    settings: Settings,
-    device: torch.device,
-    dtype: torch.dtype,
-    device_name: str,
-    peak_flops: float | None,
-    compiled: bool,
-) -> Rows:
-    training = settings.training
-    peak = "unknown: MFU is left out" if peak_flops is None else f"{format_flops(peak_flops)}/s"
+def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
+    model, training, device = run.settings.model, run.settings.training, run.device.type
     memory = expected_memory(
-        settings.model, training.batch_size, training.sequence_length, device.type, dtype
+        model, training.batch_size, training.sequence_length, device, run.dtype
     )
-    backends = settings.model.attention_backends_on(device.type)
-    measured = ", measured with a matmul" if device.type == "cpu" else ", dense"
     return [
-        ("device", f"{device_name} ({device.type})"),
-        ("compute", f"{str(dtype).removeprefix('torch.')}, peak {peak}{measured}"),
-        ("attention", f"{' and '.join(backends)} ({settings.model.attention_backend})"),
-        ("compiled", "yes" if compiled else "no"),
+        ("device", f"{device_name} ({device})"),
+        ("compute", f"{str(run.dtype).removeprefix('torch.')}, {_peak(device, peak_flops)}"),
+        (
+            "attention",
+            f"attention_backend {model.attention_backend}: "
+            f"{' and '.join(model.attention_backends_on(device))}",
+        ),
+        ("compiled", "no" if run.model is run.network else "yes"),
         (
             "memory",
             f"about {format_bytes(memory.total)}: weights, gradients and AdamW "
             f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}",
         ),
     ]
+
+
+def _peak(device: str, peak_flops: float | None) -> str:
+    if peak_flops is None:
+        return "peak unknown: MFU is left out"
+    source = "measured with a matmul" if device == "cpu" else "dense, by its data sheet"
+    return f"peak {format_flops(peak_flops)}/s, {source}"

@@ -86,9 +86,7 @@ def test_dropout_of_the_weights_is_for_training_only():
 
 def test_flash_says_where_it_runs():
     q, k, v = qkv()
-    with pytest.raises(
-        ValueError, match="CUDA in bfloat16 or float16, not on cpu in float32"
-    ):
+    with pytest.raises(ValueError, match="CUDA in bfloat16 or float16, not on cpu in float32"):
         ATTENTION_BACKENDS["flash"](AttentionNeeds())(q, k, v)
     config = tiny_config(attention_backend="flash")
     assert "use attention_backend='auto'" in config.backend_refusals("cpu", torch.float32)[0]

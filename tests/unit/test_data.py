@@ -1,4 +1,4 @@
-"""What training reads: datasets are checked, batches are a function of the step, nothing is lost."""
+"""What training reads: checked datasets, the batch of each step, the validation windows."""
 
 import json
 import math
@@ -177,6 +177,7 @@ def test_meta_data_of_another_version_are_refused(folder):
         {"vocab_size": "many"},
         {"dtype": "uint32"},
         {"tokenizer": None},
+        {"tokenizer": {}},
         {"fingerprint": None},
         {"splits": {}},
         {"splits": {"train": {"tokens": 1}, "val": {"tokens": 0}}},
@@ -438,10 +439,16 @@ def test_what_the_thread_raises_reaches_the_reader():
     assert prefetch_threads() == []
 
 
-def test_leaving_early_ends_the_thread_whatever_the_reader_raised():
-    with pytest.raises(KeyboardInterrupt), prefetch(batches(), 0, 10**9, "cpu") as upcoming:
+def interrupted_reading(upcoming):
+    with upcoming:
         next(upcoming)
         raise KeyboardInterrupt
+
+
+def test_leaving_early_ends_the_thread_whatever_the_reader_raised():
+    upcoming = prefetch(batches(), 0, 10**9, "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_reading(upcoming)
     assert prefetch_threads() == []
     upcoming.close()
     with pytest.raises(StopIteration):

@@ -1,0 +1,147 @@
+"""A run: its settings, data, model and optimizer, made ready for the next step."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configurator import Settings
+from model_builder import GPT
+from options import ConfigError, Problem
+from training.checkpoint import load_model_weights, load_optimizer, load_rng
+from training.clock import Stopwatch
+from training.data import Dataset, ValidationWindows
+from training.optim import Stepper
+from training.resume import Start
+
+PADDED_FROM = 4096
+"""Vocabularies of at least so many tokens are padded to a multiple of 64, for faster matmuls."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run consists of, and how far it is.
+
+    Attributes:
+        network: The model; `model` is the same, compiled where that is asked for.
+        watch: Time spent in training steps, validation and saving not counted.
+        step: Optimizer steps done.
+        logged_at: The step of the last log line.
+        evaluated_at: The step of the last validation, None before the first.
+        val_loss: What that gave, in nats per token.
+        saved_at: The step of the last checkpoint, None before the first.
+    """
+
+    settings: Settings
+    folder: Path
+    dataset: Dataset
+    validation: ValidationWindows
+    device: torch.device
+    dtype: torch.dtype
+    network: GPT
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    stepper: Stepper
+    watch: Stopwatch
+    step: int = 0
+    logged_at: int = 0
+    evaluated_at: int | None = None
+    val_loss: float | None = None
+    saved_at: int | None = None
+
+    @property
+    def tokens_seen(self) -> int:
+        return self.step * self.settings.training.tokens_per_step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done and validated."""
+        max_iters = self.settings.training.max_iters
+        return self.step >= max_iters and self.evaluated_at == self.step
+
+    def restore(self, start: Start) -> None:
+        """Go back to where a checkpoint was saved, random generators included.
+
+        Raises:
+            ValueError: the data is not what the checkpoint was trained on.
+        """
+        saved, found = start.state["data_fingerprint"], self.dataset.fingerprint
+        if saved != found:
+            raise ValueError(
+                f"the run to resume was trained on data of fingerprint {saved[:12]}, but "
+                f"dataset={self.settings.training.dataset!r} now has {found[:12]}; prepare the "
+                "same data again, or start a new run."
+            )
+        load_model_weights(start.checkpoint, self.network)
+        load_optimizer(start.checkpoint, self.network, self.optimizer)
+        load_rng(start.checkpoint)
+        self.stepper.load_state_dict(start.state["stepper"])
+        self.step = self.saved_at = self.logged_at = start.state["step"]
+        self.evaluated_at = start.state["evaluated_at"]
+        self.watch = Stopwatch(self.device, start.state["seconds"])
+
+
+def complete(
+    settings: Settings, dataset: Dataset, device: torch.device, dtype: torch.dtype
+) -> Settings:
+    """The settings with what the data, the clock and the machine decide.
+
+    Raises:
+        ConfigError: with what the data or the machine does not allow.
+    """
+    problems = [
+        *_vocabulary_problems(settings, dataset),
+        *_plugin_problems(settings),
+        *(
+            Problem(("attention_backend",), refusal)
+            for refusal in settings.model.backend_refusals(device.type, dtype)
+        ),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    model, training = settings.model, settings.training
+    if "vocab_size" not in settings.explicit:
+        model = model.changed(vocab_size=padded_vocabulary(dataset.vocab_size))
+    if training.run_name == "auto":
+        name = new_run_name(settings.arch_preset, Path(training.out_dir))
+        training = dataclasses.replace(training, run_name=name)
+    return dataclasses.replace(settings, model=model, training=training)
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """The vocabulary of a model for data of `vocab_size` tokens."""
+    return vocab_size if vocab_size < PADDED_FROM else math.ceil(vocab_size / 64) * 64
+
+
+def new_run_name(preset: str, out_dir: Path) -> str:
+    """A name that no run under `out_dir` has: preset, date and time, and a number where needed."""
+    name = f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    candidates = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
+    return next(candidate for candidate in candidates if not (out_dir / candidate).exists())
+
+
+def _vocabulary_problems(settings: Settings, dataset: Dataset) -> list[Problem]:
+    have, need = settings.model.vocab_size, dataset.vocab_size
+    if "vocab_size" not in settings.explicit or have >= need:
+        return []
+    message = (
+        f"vocab_size={have} is too small for the {need} tokens of "
+        f"dataset={settings.training.dataset!r}; drop it, or raise it to {need}."
+    )
+    return [Problem(("vocab_size", "dataset"), message)]
+
+
+def _plugin_problems(settings: Settings) -> list[Problem]:
+    """A checkpoint keeps the source of each plugin under its file's name."""
+    names = Counter(Path(path).name for path in settings.plugins)
+    return [
+        Problem(("plugins",), f"{count} plugins are called {name}; give each a name of its own.")
+        for name, count in names.items()
+        if count > 1
+    ]
