@@ -97,7 +97,7 @@ def set_up(start: Start) -> Run:
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
     optimizer = make_optimizer(network, training)
-    compiled = torch.compile(network, dynamic=False)  # lazily; shapes hardly ever change
+    compiles = resolve_compile(training.compile, device)
     run = Run(
         settings=settings,
         folder=folder,
@@ -106,7 +106,8 @@ def set_up(start: Start) -> Run:
         device=device,
         dtype=dtype,
         network=network,
-        model=compiled if resolve_compile(training.compile, device) else network,
+        # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
+        model=torch.compile(network, dynamic=False) if compiles else network,
         optimizer=optimizer,
         stepper=Stepper(optimizer, training, dtype),
         watch=Stopwatch(device),
