@@ -1,4 +1,4 @@
-"""The clean control for a GPU: nanoGPT's character-level Tiny Shakespeare, nothing traded for speed.
+"""The clean control for a GPU: nanoGPT's character-level Tiny Shakespeare, exact throughout.
 
 `python scripts/baseline.py` trains it and checks the bar: a best validation loss of at most 1.5435
 nats per character on the whole validation split, which is the 1.47 of nanoGPT's README + 5 %.
