@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import configurator
 from training_logger import RUN_FILE
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -52,9 +53,9 @@ def train(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a script's `main` and exit with its status; an error that a user can mend is told."""
+    """Run a script's `main` as a command; an error that a user can mend is told in a sentence."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        configurator.run_cli(main)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNDECIDED)
