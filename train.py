@@ -37,6 +37,7 @@ from training.hardware import (
     resolve_device,
     resolve_dtype,
     seed_everything,
+    set_tf32,
 )
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
@@ -94,6 +95,7 @@ def set_up(start: Start) -> Run:
             discard_unfinished_log(folder)
         refuse_existing_log(folder)
 
+    set_tf32(training.tf32)
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
     optimizer = make_optimizer(network, training)
