@@ -34,6 +34,13 @@ def test_a_run_that_was_stopped_is_an_error(tmp_path, monkeypatch):
         train([], folder)
 
 
+def test_a_command_that_trains_nothing_is_an_error(tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RunFailed, match="drop --help and --print_config"):
+        train(["--print_config"], tmp_path)
+
+
 def raising(error: Exception):
     def main(argv):
         raise error
