@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
 from training.checkpoint import find_checkpoint
+from training.hardware import CHANGES
 from training.resume import OF_THE_COMMAND
 
 SCHEMA_VERSION = 1
@@ -129,8 +130,8 @@ def commit(*_: Trained) -> str:
 
 
 def dirty(*_: Trained) -> bool:
-    """Whether tracked files differ from the commit."""
-    return bool(git_of_project("status", "--porcelain", "--untracked-files=no"))
+    """Whether tracked files differ from the commit, results left out."""
+    return bool(git_of_project(*CHANGES))
 
 
 def source(*_: Trained) -> str:
