@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
 from training.checkpoint import find_checkpoint
+from training.hardware import CHANGES
 from training.resume import OF_THE_COMMAND
 
 SCHEMA_VERSION = 1
@@ -108,7 +109,7 @@ def variables(*_: Trained) -> str:
 
 
 def git(*arguments: str) -> str:
-    """What git prints about the project; an error where it cannot."""
+    """What git prints in the project's folder; an error where it cannot tell."""
     command = ("git", "-C", str(PROJECT), *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
@@ -116,20 +117,29 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def git_of_project(*arguments: str) -> str:
+    """What git prints about the project; an error where its folder is no checkout of its own."""
+    root = git("rev-parse", "--show-toplevel")
+    if Path(root).resolve() != PROJECT.resolve():
+        raise ValueError(f"git knows {PROJECT} as a folder of {root} only; clone the project.")
+    return git(*arguments)
+
+
 def commit(*_: Trained) -> str:
-    return git("rev-parse", "HEAD")
+    return git_of_project("rev-parse", "HEAD")
 
 
 def dirty(*_: Trained) -> bool:
-    """Whether tracked files differ from the commit."""
-    return bool(git("status", "--porcelain", "--untracked-files=no"))
+    """Whether tracked files differ from the commit, results left out."""
+    return bool(git_of_project(*CHANGES))
 
 
 def source(*_: Trained) -> str:
     """SHA-256 of the project's code as it is on the disk: names and contents, tests left out."""
-    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py").split("\0")
+    code = ("--cached", "--others", "--exclude-standard", "*.py")
+    names = git_of_project("ls-files", "-z", *code).split("\0")
     digest = hashlib.sha256()
-    for name in sorted(set(listed)):
+    for name in sorted(set(names)):
         path = PROJECT / name
         if path.is_file() and not name.startswith("tests/"):  # a listed file may be deleted
             digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())

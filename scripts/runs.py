@@ -46,6 +46,8 @@ def train(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     status = subprocess.run(command, check=False).returncode
     if status:
         raise RunFailed(f"the training run exited with status {status}; it has said why above.")
+    if not (folder / RUN_FILE).is_file():
+        raise RunFailed("nothing was trained; drop --help and --print_config.")
     log = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if log["status"] != "completed":
         raise RunFailed(f"the training run was {log['status']}; let it come to its end.")

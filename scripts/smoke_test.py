@@ -66,6 +66,9 @@ def verdict(log: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def main(argv: Sequence[str]) -> int:
+    if {"--help", "-h"}.intersection(argv):
+        print(__doc__)
+        return PASSED
     with tempfile.TemporaryDirectory(prefix="nanoarch-smoke-") as temporary:
         folder = Path(temporary)
         write_random_characters(folder / "data")

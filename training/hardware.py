@@ -19,6 +19,9 @@ import torch
 
 _PROJECT = Path(__file__).resolve().parents[1]
 _CPU_INFO = Path("/proc/cpuinfo")
+
+CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics")
+"""What git is asked for changes to tracked files: those that a run adds results to left out."""
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -324,7 +327,8 @@ def device_name(device: torch.device) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """What a run's numbers depend on besides its config; None where it cannot be told.
 
-    `commit` is that of the project's own checkout, `dirty` whether tracked files differ from it.
+    `commit` is that of the project's own checkout, `dirty` whether tracked files outside
+    metrics/ differ from it.
     """
     commit = _commit()
     return {
@@ -361,7 +365,7 @@ def _commit() -> str | None:
 
 
 def _is_dirty() -> bool | None:
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git(*CHANGES)
     return None if changes is None else bool(changes)
 
 

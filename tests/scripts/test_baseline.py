@@ -15,7 +15,6 @@ from scripts.baseline import (
     GPU,
     LARGEST_SPREAD,
     METRICS,
-    Baseline,
     Result,
     append,
     main,
@@ -229,14 +228,10 @@ def test_a_seed_given_twice_is_refused(capsys):
     assert "give each once" in capsys.readouterr().err
 
 
-def test_a_row_is_made_of_a_real_run(tiny_run, tmp_path, monkeypatch):
-    recipe = tmp_path / "recipe.py"
-    flags = dict(flag.removeprefix("--").split("=") for flag in tiny_run)
-    texts = {"dataset", "device", "dtype"}
-    lines = [f"{k} = {v!r}" if k in texts else f"{k} = {v}" for k, v in flags.items()]
-    recipe.write_text("\n".join(lines))
-    measured = baseline.measure(Baseline(recipe, bar=3.0), 5, tmp_path)
-    assert measured.config == "recipe"
+def test_a_row_is_made_of_a_real_run(tiny_training):
+    _, log = tiny_training
+    measured = result_of(log, CPU, 5)
+    assert (measured.config, measured.seed) == ("baseline_shakespeare_cpu", 5)
     assert 1 < measured.best_val_loss < 3
     assert measured.tokens_per_second > 0
     assert measured.torch

@@ -231,6 +231,14 @@ def test_git_that_cannot_tell_is_an_error(tmp_path, monkeypatch):
         assert "git" in fact_of(PROBES[name], None, None)["error"]
 
 
+def test_a_copy_inside_another_checkout_is_an_error(project, monkeypatch):
+    (project / ".gitignore").write_text("copy/")
+    (project / "copy").mkdir()
+    monkeypatch.setattr(audit, "PROJECT", project / "copy")
+    for name in ("commit", "dirty", "source"):
+        assert "clone the project" in fact_of(PROBES[name], None, None)["error"]
+
+
 # The command
 
 

@@ -11,11 +11,11 @@ from scripts import runs
 from scripts.runs import FAILED, PASSED, UNDECIDED, RunFailed, run_script, train
 
 
-def test_a_run_leaves_its_log_in_the_folder_asked_for(tmp_path, tiny_run):
-    log = train(tiny_run, tmp_path / "somewhere" / "run")
-    assert (log["status"], log["run_name"]) == ("completed", "run")
+def test_a_run_leaves_its_log_in_the_folder_asked_for(tiny_training):
+    folder, log = tiny_training
+    assert (log["status"], log["run_name"]) == ("completed", folder.name)
     assert [record["iter"] for record in log["training_iterations"]] == [1, 2, 3]
-    assert (tmp_path / "somewhere" / "run" / "checkpoints" / "step_00000003").is_dir()
+    assert (folder / "checkpoints" / "step_00000003").is_dir()
 
 
 def test_a_run_that_cannot_start_is_an_error(tmp_path, capfd):
@@ -32,6 +32,13 @@ def test_a_run_that_was_stopped_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: stopped)
     with pytest.raises(RunFailed, match="interrupted"):
         train([], folder)
+
+
+def test_a_command_that_trains_nothing_is_an_error(tmp_path, monkeypatch):
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RunFailed, match="drop --help and --print_config"):
+        train(["--print_config"], tmp_path)
 
 
 def raising(error: Exception):

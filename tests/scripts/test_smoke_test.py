@@ -73,6 +73,12 @@ def test_a_model_that_does_not_learn_fails(monkeypatch, capsys):
     assert "FAILED: lowest loss 3.9000" in capsys.readouterr().out
 
 
+def test_help_trains_nothing(monkeypatch, capsys):
+    monkeypatch.delattr(smoke_test, "train")
+    assert main(["--help"]) == PASSED
+    assert "Exit status:" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_as_it_ships_it_passes_within_a_minute(capfd):
     assert main([]) == PASSED

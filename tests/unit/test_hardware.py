@@ -369,6 +369,15 @@ def test_the_commit_and_whether_files_differ_from_it(project):
     assert (found["commit"], found["dirty"]) == (commit, True)
 
 
+@needs_git
+def test_results_on_record_are_no_change_of_the_code(project):
+    (project / "metrics").mkdir()
+    (project / "metrics" / "table.csv").write_text("seed\n")
+    commit_all(project)
+    (project / "metrics" / "table.csv").write_text("seed\n1337\n")
+    assert environment(CPU)["dirty"] is False
+
+
 def test_outside_a_checkout_there_is_no_commit(project):
     found = environment(CPU)
     assert (found["commit"], found["dirty"]) == (None, None)
