@@ -223,7 +223,7 @@ class ModelArchitectureConfig:
                 f"window_pattern={pattern!r} does nothing without sliding_window; set it to a "
                 "number of tokens.",
             )
-        elif self.sliding_window is not None and "S" not in self._by_layer(pattern):
+        elif self.sliding_window is not None and "S" not in self.by_layer(pattern):
             yield Problem(
                 ("window_pattern", "sliding_window", "n_layer"),
                 f"sliding_window={self.sliding_window} does nothing: window_pattern={pattern!r} "
@@ -274,18 +274,18 @@ class ModelArchitectureConfig:
 
     # What the layers ask
 
-    def _by_layer(self, pattern: str) -> str:
+    def by_layer(self, pattern: str) -> str:
         """The letter of each layer."""
         repeats = -(-self.n_layer // len(pattern))
         return (pattern * repeats)[: self.n_layer]
 
     def rotates(self, layer: int) -> bool:
         """Whether a layer's queries and keys are rotated, where the position encoding rotates."""
-        return self._by_layer(self.rope_pattern)[layer] == "R"
+        return self.by_layer(self.rope_pattern)[layer] == "R"
 
     def window(self, layer: int) -> int | None:
         """Tokens that a layer's queries see, or None for all."""
-        return self.sliding_window if self._by_layer(self.window_pattern)[layer] == "S" else None
+        return self.sliding_window if self.by_layer(self.window_pattern)[layer] == "S" else None
 
     def attention_needs(self, layer: int) -> AttentionNeeds:
         """What a layer asks of its attention backend."""

@@ -107,7 +107,7 @@ class RotaryPosition(PositionEncoding):
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)
-        dim, scaling = _rotated_dimensions(config), ROPE_SCALINGS[config.rope_scaling]
+        dim, scaling = rotated_dimensions(config), ROPE_SCALINGS[config.rope_scaling]
         self._tables = [self._table_of(config, layer) for layer in range(config.n_layer)]
         self._register("", config.block_size, *scaling.apply(dim, config))
         if config.rope_local_theta is not None:
@@ -136,7 +136,7 @@ class RotaryPosition(PositionEncoding):
                 f"rope_local_theta={config.rope_local_theta:g} does nothing without windowed "
                 "layers; set sliding_window, or drop it.",
             )
-        rotated = _rotated_dimensions(config)
+        rotated = rotated_dimensions(config)
         if rotated % 2 or rotated == 0:
             yield Problem(
                 ("rope_fraction", "head_dim", "n_head"),
@@ -190,7 +190,8 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes
 
 
-def _rotated_dimensions(config: ModelArchitectureConfig) -> int:
+def rotated_dimensions(config: ModelArchitectureConfig) -> int:
+    """Dimensions of each head that RoPE turns."""
     assert config.head_dim is not None
     # A share such as 30/44 stands for 30 dimensions, though their product falls short of it.
     return int(config.head_dim * config.rope_fraction + 1e-6)
@@ -260,12 +261,12 @@ class NTKScaling(RopeScaling):
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        if _rotated_dimensions(config) <= 2:
+        if rotated_dimensions(config) <= 2:
             yield Problem(
                 ("rope_scaling", "head_dim", "rope_fraction"),
                 f"rope_scaling='ntk' needs more than 2 rotated dimensions; head_dim="
                 f"{config.head_dim} with rope_fraction={config.rope_fraction:g} rotates "
-                f"{_rotated_dimensions(config)}.",
+                f"{rotated_dimensions(config)}.",
             )
 
 
