@@ -87,7 +87,9 @@ class Family:
         aspects: Keys that its config.json says.
         defaults: Values of fields that config.json may leave out.
         required: Fields that change what is computed, with the values that can be expressed here.
-        weights: Our modules, `{}` standing for the layer, and their weights.
+        weights: Our modules, `{}` standing for the layer, and their weights, by their names in
+            files.
+        in_memory: Weights that transformers calls otherwise once they are loaded.
     """
 
     model_type: str
@@ -98,6 +100,7 @@ class Family:
     defaults: Fields = dataclasses.field(default_factory=dict)
     required: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     weights: WeightTable
+    in_memory: dict[str, str] = dataclasses.field(default_factory=dict)
 
     # config.json
 
@@ -374,6 +377,7 @@ _GPT_NEOX = Family(
         "final_norm": Weights(("gpt_neox.final_layer_norm",)),
         "head": Weights(("embed_out",)),
     },
+    in_memory={"lm_head.weight": "embed_out.weight"},
 )
 
 _LLAMA = Family(

@@ -107,7 +107,8 @@ def _weights(model: GPT) -> dict[str, Tensor]:
 def _relevant(
     config: ModelArchitectureConfig, family: Family, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors by their full names, without buffers and the copy of a tied one."""
+    """The tensors by their full names in files, without buffers and the copy of a tied one."""
+    tensors = {family.in_memory.get(name, name): tensor for name, tensor in tensors.items()}
     if not any(name.startswith(family.prefix) for name in tensors):
         tensors = {family.prefix + name: tensor for name, tensor in tensors.items()}
     tied = family.names("head.weight") if config.weight_tying else []
