@@ -13,6 +13,7 @@ from training.checkpoint import find_checkpoint, load_plugins, load_state, runs_
 
 FIXED_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)} | {
     "arch_preset",
+    "init_from",
     "dataset",
     "sequence_length",
     "batch_size",
