@@ -68,6 +68,19 @@ HEAD_DIM = Aspect(
 )
 
 
+def _head_dim_of_whole_heads(config: ModelArchitectureConfig) -> Fields:
+    if config.n_embd % config.n_head:
+        raise ValueError(
+            f"n_embd={config.n_embd} is not a multiple of n_head={config.n_head}, as transformers "
+            "wants it, whatever head_dim is."
+        )
+    return {"head_dim": config.head_dim}
+
+
+HEAD_DIM_OF_WHOLE_HEADS = dataclasses.replace(HEAD_DIM, write=_head_dim_of_whole_heads)
+"""Where transformers refuses a width that is no multiple of the heads."""
+
+
 # Activations
 
 _ACTIVATIONS = {

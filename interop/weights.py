@@ -76,10 +76,11 @@ def _refuse_misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Size]) 
 def their_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     """The weights as the family has them; a bias that only the family has holds zeros."""
     own, config = _weights(model), family.completed(model.config)
+    dtype = next(model.parameters()).dtype
     with torch.device("meta"):
         whole = _weights(GPT(config))
     tensors: dict[str, Tensor] = {}
     for name, shape in ((name, weight.shape) for name, weight in whole.items()):
-        weight = own[name].detach().cpu() if name in own else torch.zeros(shape)
+        weight = own[name].detach().cpu() if name in own else torch.zeros(shape, dtype=dtype)
         tensors |= dict(family.to_theirs(name, weight, config))
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
