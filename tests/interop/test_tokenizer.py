@@ -11,7 +11,7 @@ import tiktoken
 from interop.tokenizer import tokenizer_files
 from training.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 
-TEXT = "It's naïve — 東京 🎭🎉\r\n\n  \tx = 1234567 + y__z\x00 don't DON'T  end \n"
+TEXT = "It's naïve — 東京 🎭🎉\r\n\n  \tx = 1234567 + y__z 99929\x00 don't DON'T  end \n"
 CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"
 
 
@@ -26,7 +26,7 @@ def gpt2(monkeypatch):
 @pytest.fixture
 def made_up(monkeypatch):
     """A small encoding with the pattern of cl100k_base, whose counts are possessive."""
-    words = ["the", " the", "th", "12", "123", "ab", " a", "é", "\r\n", "東"]
+    words = ["the", " the", "th", "12", "123", "92", "ab", " a", "é", "\r\n", "東"]
     pieces = [bytes([byte]) for byte in range(256)]
     for word in (word.encode() for word in words):
         # in the order of their lengths, so that each is made by merging two that exist
