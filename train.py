@@ -38,13 +38,14 @@ from training.hardware import (
     resolve_device,
     resolve_dtype,
     seed_everything,
+    set_tf32,
 )
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
 from training.resume import Start, find_start
 from training.run import Run, complete
 from training.signals import StopRequest
-from training_logger import TrainingLogger, refuse_existing_log
+from training_logger import TrainingLogger, discard_unfinished_log, refuse_existing_log
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +69,7 @@ def user_errors() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
 
 
@@ -91,13 +92,17 @@ def set_up(start: Start) -> Run:
     settings = complete(start.settings, dataset, device, dtype)
     folder = start.run_folder or Path(training.out_dir) / settings.training.run_name
     if start.checkpoint is None:
+        if training.resume == "auto":  # the run there, if any, was killed before it saved anything
+            discard_unfinished_log(folder)
         refuse_existing_log(folder)
 
+    set_tf32(training.tf32)
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
+    compiles = resolve_compile(training.compile, device)
     run = Run(
         settings=settings,
         folder=folder,
@@ -106,7 +111,8 @@ def set_up(start: Start) -> Run:
         device=device,
         dtype=dtype,
         network=network,
-        model=torch.compile(network) if resolve_compile(training.compile, device) else network,
+        # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
+        model=torch.compile(network, dynamic=False) if compiles else network,
         optimizer=optimizer,
         stepper=Stepper(optimizer, training, dtype),
         watch=Stopwatch(device),
