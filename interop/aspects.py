@@ -35,13 +35,11 @@ def same(**fields: str) -> Aspect:
     )
 
 
-def choice(key: str, field: str, values: dict[Any, Any]) -> Aspect:
-    """A key with a value for each value of a field."""
-    back = {value: said for said, value in values.items()}
-    fallback = next(iter(values))
+def switch(key: str, field: str, *, on: Any, off: Any) -> Aspect:
+    """A key with one value where a field is true, and another where it is not."""
     return Aspect(
-        lambda given: {key: values[given[field]]},
-        lambda config: {field: back.get(getattr(config, key), fallback)},
+        lambda given: {key: on if given[field] else off},
+        lambda config: {field: getattr(config, key) == on},
     )
 
 

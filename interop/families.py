@@ -33,13 +33,13 @@ from interop.aspects import (
     Fields,
     Keys,
     activation,
-    choice,
     every_nth_full,
     ffn_width,
     gate,
     late_windows,
     rope,
     same,
+    switch,
     windows_by_layer,
     windows_without_rope,
 )
@@ -124,6 +124,9 @@ class Family:
                 keys |= aspect.read(fields)
         except KeyError as error:
             raise ValueError(f"config.json of a {self.model_type} has no {error}.") from error
+        except TypeError as error:
+            message = f"config.json of a {self.model_type} has a value of the wrong kind: {error}."
+            raise ValueError(message) from error
         return keys
 
     def write(self, config: ModelArchitectureConfig) -> Fields:
@@ -134,35 +137,27 @@ class Family:
         return fields | {name: values[0] for name, values in self.required.items()}
 
     def completed(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-        """The architecture as the family has it.
+        """The architecture with the biases that the family always has, which may hold zeros."""
+        return _with_biases(config, self._read_back(config))
 
-        Where the family always has a bias and the model none, that is one that holds zeros.
-
-        Raises:
-            ConfigError: the fields written are not those of an architecture.
-            ValueError: the fields written cannot be read.
-        """
-        back = ModelArchitectureConfig.from_dict(self.read(self.write(config)))
-        added = {key: True for key in BIASES if getattr(back, key)}
-        if (config.normalization, back.normalization) == ("layernorm_nobias", "layernorm"):
-            added["normalization"] = "layernorm"
-        return ModelArchitectureConfig.from_dict(config.to_dict() | added)
+    def _read_back(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+        return ModelArchitectureConfig.from_dict(self.read(self.write(config)))
 
     def misfits(self, config: ModelArchitectureConfig) -> list[Problem]:
         """What of an architecture the family cannot express: a problem for each key."""
         try:
-            back = _comparable(ModelArchitectureConfig.from_dict(self.read(self.write(config))))
-            wanted = _comparable(self.completed(config))
+            back = self._read_back(config)
+            wanted = _comparable(_with_biases(config, back))
         except ValueError as error:
             return [Problem((), f"{self.model_type}: {error}")]
         return [
             Problem(
                 (key,),
-                f"{key}={value!r} cannot be expressed by {self.model_type}, which would make it "
-                f"{back[key]!r}.",
+                f"{key}={wanted[key]!r} cannot be expressed by {self.model_type}, which would make "
+                f"it {value!r}.",
             )
-            for key, value in wanted.items()
-            if value != back[key]
+            for key, value in _comparable(back).items()
+            if value != wanted[key]
         ]
 
     # Weights
@@ -190,6 +185,16 @@ class Family:
         """Names and tensors of the family for our parameter."""
         weights = self._of_module(ours.rpartition(".")[0])[0]
         return zip(self.names(ours), weights.theirs_of(tensor, config), strict=True)
+
+
+def _with_biases(
+    config: ModelArchitectureConfig, wanted: ModelArchitectureConfig
+) -> ModelArchitectureConfig:
+    """An architecture with the biases, a LayerNorm's too, that another one has besides."""
+    added: Keys = {key: True for key in BIASES if getattr(wanted, key)}
+    if (config.normalization, wanted.normalization) == ("layernorm_nobias", "layernorm"):
+        added["normalization"] = "layernorm"
+    return ModelArchitectureConfig.from_dict(config.to_dict() | added)
 
 
 def _comparable(config: ModelArchitectureConfig) -> Keys:
@@ -246,8 +251,8 @@ _TIED = {"tie_word_embeddings": True, "initializer_range": 0.02}
 _LAYER = "model.layers.{}."
 
 
-def _layer(*names: str, layout: Layout = PLAIN) -> Weights:
-    return Weights(tuple(_LAYER + name for name in names), layout)
+def _layer(*names: str) -> Weights:
+    return Weights(tuple(_LAYER + name for name in names))
 
 
 _LLAMA_WEIGHTS: WeightTable = {
@@ -355,7 +360,7 @@ _GPT_NEOX = Family(
         _LAYER_NORM_EPS,
         _ATTENTION_BIAS,
         activation("hidden_act"),
-        choice("norm_position", "use_parallel_residual", {True: "parallel", False: "pre"}),
+        switch("norm_position", "use_parallel_residual", on="parallel", off="pre"),
         rope("rotary_emb_base", fraction_field="rotary_pct", fraction=0.25),
     ),
     defaults={
@@ -592,7 +597,7 @@ _STABLELM = Family(
         KEY_HEADS,
         gate("hidden_act"),
         same(attention_bias="use_qkv_bias"),
-        choice("norm_position", "use_parallel_residual", {False: "pre", True: "parallel_shared"}),
+        switch("norm_position", "use_parallel_residual", on="parallel_shared", off="pre"),
         rope(fraction_field="partial_rotary_factor", fraction=0.25),
     ),
     defaults={

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors, in one file or several.
 
     Raises:
-        ValueError: files are missing.
+        ValueError: files are missing or damaged.
     """
     files = [WEIGHTS]
     if (folder / INDEX).is_file():
@@ -80,7 +81,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder} has no {', '.join(missing)}; only safetensors are read. Save the model "
             "anew with transformers' save_pretrained, which writes them."
         )
-    return {name: x for file in files for name, x in load_file(folder / file).items()}
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        try:
+            tensors |= load_file(folder / name)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is damaged: {error}.") from error
+    return tensors
 
 
 # Writing

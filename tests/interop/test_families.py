@@ -192,6 +192,7 @@ def test_what_a_file_may_not_say(message, fields):
 @pytest.mark.parametrize(
     ("model", "fields", "message"),
     [
+        ("GPT-J 6B", {"rotary_dim": None}, "config.json of a gptj has a value of the wrong kind"),
         ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "only False can"),
         ("StableLM 3B 4E1T", {"qk_layernorm": True}, "qk_layernorm=True cannot be expressed"),
         ("Gemma 2B", {"use_bidirectional_attention": True}, "only None or False can"),

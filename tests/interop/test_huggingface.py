@@ -87,6 +87,13 @@ def test_a_pickled_model_is_not_read(tmp_path):
         load(path)
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    path = folder_of(tmp_path / "model")
+    (path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: "):
+        load(path)
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path = folder_of(tmp_path / "model")
 
