@@ -117,3 +117,33 @@ def test_auto_takes_what_the_device_is_fastest_at():
     assert capped.attention_backends_on("cpu") == ["manual"]
     dropping = capped.changed(dropout=0.1)
     assert dropping.attention_backends_on("cuda") == ["manual"]
+
+
+def test_a_scale_in_place_of_the_root_of_the_width():
+    """Doubling the scale doubles the scores, as doubling the queries does."""
+    q, k, v = qkv()
+    for name in ("manual", "sdpa"):
+        backend = ATTENTION_BACKENDS[name]
+        scaled = backend(AttentionNeeds(scale=2 / math.sqrt(8)))(q, k, v)
+        assert torch.allclose(scaled, backend(AttentionNeeds())(2 * q, k, v), atol=1e-5)
+    assert tiny_config(attention_scale=0.1).attention_needs(0).scale == 0.1
+    assert tiny_config(head_dim=16).attention_needs(0).scale == 0.25
+
+
+@pytest.mark.parametrize(("over", "widths"), {"head": (8, 8), "projection": (32, 16)}.items())
+def test_what_qk_norm_normalises(over, widths):
+    model = tiny_model(qk_norm=True, qk_norm_over=over, n_kv_head=2)
+    attention = model.blocks[0].attention
+    assert (attention.q_norm.weight.numel(), attention.k_norm.weight.numel()) == widths
+    seen = []
+    attention.backend = lambda q, k, v, *rest: seen.append(q) or v.repeat(1, 2, 1, 1)
+    attention.q_norm.weight.data.fill_(1.0)
+    model(tokens(6))
+    square = seen[0].square().mean(dim=-1 if over == "head" else (1, 3))
+    assert torch.allclose(square, torch.ones_like(square), atol=1e-3)
+
+
+def test_the_output_matrix_may_differ_in_its_bias():
+    attention = tiny_model(bias=False, attention_bias=True, attention_out_bias=False).blocks[0]
+    assert attention.attention.qkv.bias is not None
+    assert attention.attention.out.bias is None

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from components.positions import POSITIONS, alibi_slopes
+from components.positions import POSITIONS, alibi_slopes, rotated_dimensions
 from tests.tiny import ROPE, tiny_config, tiny_model, tokens
 
 
@@ -146,3 +146,26 @@ def test_order_is_lost_without_one():
     swapped = idx.clone()
     swapped[0, [1, 5]] = idx[0, [5, 1]]
     assert torch.allclose(model(idx)[0, -1], model(swapped)[0, -1], atol=1e-5)
+
+
+def test_layers_without_rotation():
+    encoding = rope(n_layer=4, rope_pattern="RRN")
+    x = torch.randn(1, 1, 5, 8)
+    turned = [not torch.equal(encoding.rotate(x, x, 1, layer)[0], x) for layer in range(4)]
+    assert turned == [True, True, False, True]
+
+
+def test_windowed_layers_with_wavelengths_of_their_own():
+    """Those of a RoPE of that base, never stretched; the other layers' are stretched."""
+    stretched = {"rope_scaling": "linear", "rope_scaling_factor": 4.0}
+    windows = {"sliding_window": 5, "window_pattern": "SL"}
+    both = rope(**stretched, **windows, rope_theta=1e6, rope_local_theta=100.0)
+    x = torch.randn(1, 1, 5, 8)
+    for layer, alone in ((0, rope(rope_theta=100.0)), (1, rope(**stretched, rope_theta=1e6))):
+        assert torch.equal(both.rotate(x, x, 3, layer)[0], alone.rotate(x, x, 3)[0])
+
+
+def test_a_share_that_floating_point_falls_short_of():
+    """44 x (30/44) is a hair below 30."""
+    config = tiny_config(position_encoding="rope", head_dim=44, rope_fraction=30 / 44)
+    assert rotated_dimensions(config) == 30
