@@ -1,28 +1,17 @@
-"""What integration tests share: a dataset, a folder for runs, one thread."""
+"""What integration tests share: a dataset and a folder for runs."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from model_components import REGISTRIES
 from tests.integration.runs import Workshop, make_dataset
 from training.tokenizers import ByteTokenizer
 
 WORDS = ("the ", "cat ", "sat ", "on ", "a ", "mat.\n", "Öl ", "日本 ")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the processes that tests start: the order of sums depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
