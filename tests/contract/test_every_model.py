@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.attention_backends import ATTENTION_BACKENDS
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from tests.measured import assert_close
+from tests.measured import assert_close, relative_error
 from tests.tiny import SIZES, VARIANTS, tiny_config, tiny_model, tokens
 from training.optim import parameter_groups
 
@@ -28,7 +28,7 @@ def test_shapes_and_loss(keys):
     x, y = idx[:, :-1], idx[:, 1:].clone()
     y[0, :3] = -1
     logits = model(x)
-    assert logits.shape == (2, T, SIZES["vocab_size"])
+    assert logits.shape == (2, T, model.config.vocab_size)
     again, loss = model(x, y)
     assert torch.equal(logits, again)
     log_p = F.log_softmax(logits.double(), dim=-1)
@@ -46,7 +46,7 @@ def test_causal_at_every_position(keys):
         changed[:, t:] = (changed[:, t:] + 7) % SIZES["vocab_size"]
         other = model(changed)
         assert_close(other[:, :t], logits[:, :t], 1e-5, f"what position {t} leaks back")
-        assert not torch.allclose(other[:, t], logits[:, t], atol=1e-3), f"{t} does not see itself"
+        assert relative_error(other[:, t], logits[:, t]) > 1e-4, f"{t} does not see itself"
 
 
 @every_variant
