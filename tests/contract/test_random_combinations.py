@@ -135,4 +135,3 @@ def it_works_or_is_refused(drawn: dict[str, Any]) -> None:
     contract.test_cache_equals_no_cache(keys)
     with tempfile.TemporaryDirectory() as folder:
         contract.test_save_and_load(keys, Path(folder))
-
