@@ -122,6 +122,7 @@ class GPT(Part):
         top_p: float | None = None,
         use_cache: bool = True,
         generator: torch.Generator | None = None,
+        vocab_size: int | None = None,
     ) -> Iterator[Tensor]:
         """Yield sampled tokens (B, 1), one at a time, each given the last block_size tokens.
 
@@ -134,18 +135,20 @@ class GPT(Part):
             use_cache: Keep keys and values of earlier tokens. Beyond block_size the window
                 slides, every position changes, and each step computes all anew, as without.
             generator: Source of randomness; None: torch's global one.
+            vocab_size: Sample among the first so many tokens, where the model has more of them
+                than its tokenizer; None: among all.
 
         Raises:
             ValueError: for an argument out of its range, naming it.
         """
-        _check_sampling(idx, temperature, top_k, top_p)
+        _check_sampling(idx, max_new_tokens, temperature, top_k, top_p)
         was_training = self.training
         self.eval()
         try:
             cache = self.new_cache() if use_cache else None
             for _ in range(max_new_tokens):
                 logits = self._next_logits(idx, cache)
-                token = sample(logits, temperature, top_k, top_p, generator)
+                token = sample(logits[:, :vocab_size], temperature, top_k, top_p, generator)
                 idx = torch.cat((idx, token), dim=1)
                 yield token
         finally:
@@ -206,10 +209,16 @@ class GPT(Part):
 
 
 def _check_sampling(
-    idx: Tensor, temperature: float, top_k: int | None, top_p: float | None
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
 ) -> None:
     if idx.ndim != 2 or idx.shape[1] == 0:
         raise ValueError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 0.")
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must be at least 0 (0 is greedy).")
     if top_k is not None and top_k < 1:

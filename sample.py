@@ -60,6 +60,14 @@ def load_model(path: Path, plugins: str, device: torch.device) -> tuple[GPT, Tok
     return model, tokenizer_from_meta(load_state(path)["tokenizer"])
 
 
+def read_prompt(path: Path) -> str:
+    """The text of a prompt file. Raises ValueError where it cannot be read as UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read --prompt_file={path}: {error}.") from error
+
+
 def text_of(tokens: Iterator[torch.Tensor], tokenizer: Tokenizer) -> Iterator[str]:
     """The text of a stream of tokens (1, 1); characters of several tokens come when complete."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -70,13 +78,17 @@ def text_of(tokens: Iterator[torch.Tensor], tokenizer: Tokenizer) -> Iterator[st
 
 def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
+    prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
+    if not prompt:
+        raise ValueError("the prompt is empty; give at least one character to go on from.")
+    if args.num_samples < 1:
+        raise ValueError(f"num_samples={args.num_samples} must be at least 1.")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     path, notes = find_checkpoint(args.run, Path(args.out_dir))
     for note in (*notes, f"{path}:"):
         print(note, file=sys.stderr)
     model, tokenizer = load_model(path, args.plugins, device)
-    prompt = args.prompt_file.read_text("utf-8") if args.prompt_file else args.prompt
     idx = torch.as_tensor(tokenizer.encode(prompt), dtype=torch.long, device=device)[None]
     generator = torch.Generator(device).manual_seed(args.seed)
     for _ in range(args.num_samples):
@@ -88,6 +100,7 @@ def main(argv: list[str]) -> None:
             args.top_k,
             args.top_p,
             generator=generator,
+            vocab_size=tokenizer.vocab_size,  # the model's may be padded
         )
         with autocast(device, dtype):
             for text in text_of(tokens, tokenizer):
@@ -96,6 +109,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding does not have
     try:
         configurator.run_cli(main)
     except ValueError as error:

@@ -43,7 +43,7 @@ from training.report import start_report
 from training.resume import Start, find_start
 from training.run import Run, complete
 from training.signals import StopRequest
-from training_logger import TrainingLogger, refuse_existing_log
+from training_logger import TrainingLogger, discard_unfinished_log, refuse_existing_log
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +67,7 @@ def user_errors() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
 
 
@@ -90,11 +90,14 @@ def set_up(start: Start) -> Run:
     settings = complete(start.settings, dataset, device, dtype)
     folder = start.run_folder or Path(training.out_dir) / settings.training.run_name
     if start.checkpoint is None:
+        if training.resume == "auto":  # the run there, if any, was killed before it saved anything
+            discard_unfinished_log(folder)
         refuse_existing_log(folder)
 
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
     optimizer = make_optimizer(network, training)
+    compiled = torch.compile(network, dynamic=False)  # lazily; shapes hardly ever change
     run = Run(
         settings=settings,
         folder=folder,
@@ -103,7 +106,7 @@ def set_up(start: Start) -> Run:
         device=device,
         dtype=dtype,
         network=network,
-        model=torch.compile(network) if resolve_compile(training.compile, device) else network,
+        model=compiled if resolve_compile(training.compile, device) else network,
         optimizer=optimizer,
         stepper=Stepper(optimizer, training, dtype),
         watch=Stopwatch(device),

@@ -325,6 +325,16 @@ def refuse_existing_log(run_dir: Path) -> None:
         )
 
 
+def discard_unfinished_log(run_dir: Path) -> None:
+    """Delete the log that a folder holds, unless it is of a run that completed."""
+    run_file = run_dir / RUN_FILE
+    if run_file.exists():
+        status = json.loads(run_file.read_text(encoding="utf-8")).get("status")
+        if status != "completed":
+            run_file.unlink()
+            (run_dir / METRICS_FILE).unlink(missing_ok=True)
+
+
 class TrainingLogger:
     """Keeps and prints the log of a run, from plain numbers that the loop hands over.
 

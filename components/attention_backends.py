@@ -227,7 +227,7 @@ class FlexAttention(AttentionBackend):
         why_not = self.refusal(q.device.type, q.dtype, training)
         if why_not:
             raise ValueError(why_not)
-        attend = _flex_attention(compiled=q.device.type == "cuda")
+        attend = _flex_attention(q.device.type)
         return attend(
             q,
             k,
@@ -264,15 +264,26 @@ class FlexAttention(AttentionBackend):
         return None
 
 
-@functools.cache
-def _flex_attention(compiled: bool) -> Any:
+def _flex_attention(device: str) -> Any:
+    """The function itself inside a graph and on a CPU; else compiled, without which it is slow."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    if torch.compiler.is_compiling() or device == "cpu":
+        return flex_attention
+    return _compiled(flex_attention)
 
 
-@functools.lru_cache(maxsize=64)
+_compiled = functools.cache(torch.compile)
+
+
 def _flex_mask(queries: int, keys: int, window: int | None, device: str) -> Any:
+    """The block mask of causality and a window: made once, or, inside a graph, as part of it."""
+    if torch.compiler.is_compiling():
+        return _make_flex_mask(queries, keys, window, device)
+    return _kept_flex_mask(queries, keys, window, device)
+
+
+def _make_flex_mask(queries: int, keys: int, window: int | None, device: str) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     offset = keys - queries
@@ -282,6 +293,9 @@ def _flex_mask(queries: int, keys: int, window: int | None, device: str) -> Any:
         return causal if window is None else causal & (q + offset - k < window)
 
     return create_block_mask(seen, None, None, queries, keys, device=device)
+
+
+_kept_flex_mask = functools.lru_cache(maxsize=64)(_make_flex_mask)
 
 
 @ATTENTION_BACKENDS.register("auto", label="auto")
@@ -311,6 +325,11 @@ class AutoAttention(AttentionBackend):
         return self._made[device]
 
     def _by_speed(self, device: str) -> tuple[str, ...]:
-        """On CUDA, SDPA leaves its fused causal kernel where it is given a mask; flex does not."""
-        masked = self.needs.window is not None or self.needs.softcap is not None or self.needs.bias
-        return ("flex", "sdpa", "manual") if device == "cuda" and masked else ("sdpa", "manual")
+        """On CUDA, a window makes SDPA leave its causal kernel for a masked one; flex skips blocks.
+
+        A bias is left to SDPA, whose masked kernel adds it; flex would look it up score by score.
+        """
+        skips_blocks = device == "cuda" and not self.needs.bias
+        if skips_blocks and (self.needs.window is not None or self.needs.softcap is not None):
+            return ("flex", "sdpa", "manual")
+        return ("sdpa", "manual")

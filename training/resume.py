@@ -9,9 +9,17 @@ from typing import Any
 from configurator import Settings, settings_from_dict
 from model_config import ModelArchitectureConfig
 from options import ConfigError, Problem
-from training.checkpoint import find_checkpoint, load_plugins, load_state, runs_newest_first
+from training.checkpoint import (
+    find_checkpoint,
+    load_plugins,
+    load_state,
+    newest_whole,
+    runs_newest_first,
+)
 
-FIXED_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)} | {
+ARCHITECTURE_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
+
+FIXED_KEYS = ARCHITECTURE_KEYS | {
     "arch_preset",
     "dataset",
     "sequence_length",
@@ -51,9 +59,9 @@ class Start:
 def find_start(settings: Settings) -> Start:
     """Where the settings' `resume` says to begin.
 
-    `none` is a new run. `auto` is the newest run under out_dir (that of run_name, where it is set)
-    that agrees with the fixed keys given, or a new run where there is none. Else a run or a
-    checkpoint, as `find_checkpoint` takes it.
+    `none` is a new run. `auto` is the run of run_name, where that is set, else the newest run under
+    out_dir that agrees with the fixed keys given; where there is none, a new run. Else a run or a
+    checkpoint, as `find_checkpoint` takes it. A preset that is given stands for all of its keys.
 
     Raises:
         ValueError: there is no such checkpoint, or it is damaged.
@@ -63,11 +71,11 @@ def find_start(settings: Settings) -> Start:
     if where == "none":
         return Start(settings)
     if where == "auto":
-        folder = _newest_fitting_run(settings, out_dir)
-        if folder is None:
-            return Start(settings, notes=(f"No run to resume under {out_dir}: a new one starts.",))
-        where = str(folder)
-    path, notes = find_checkpoint(where, out_dir)
+        path, notes = _newest_fitting(settings, out_dir)
+    else:
+        path, notes = find_checkpoint(where, out_dir)
+    if path is None:
+        return Start(settings, notes=(*notes, f"No run to resume in {out_dir}: a new one starts."))
     state = load_state(path)
     problems = _conflicts(settings, state["config"])
     if problems:
@@ -103,32 +111,49 @@ def _settings(path: Path, values: dict[str, Any], plugins: dict[str, str]) -> Se
     return dataclasses.replace(settings, plugins=plugins)
 
 
-def _newest_fitting_run(settings: Settings, out_dir: Path) -> Path | None:
-    wanted = settings.training.run_name
+def _newest_fitting(settings: Settings, out_dir: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that `auto` means, and why others were passed by."""
+    wanted, notes = settings.training.run_name, []
     for folder in runs_newest_first(out_dir):
         if wanted not in ("auto", folder.name):
             continue
-        path, _ = find_checkpoint(str(folder), out_dir)
-        if not _conflicts(settings, load_state(path)["config"]):
-            return folder
-    return None
+        try:
+            path, damaged = newest_whole(folder / "checkpoints")
+            saved = load_state(path)["config"]
+        except ValueError as error:
+            if wanted != "auto":
+                raise
+            notes.append(f"Passed by the run {folder.name}: {error}")
+            continue
+        if wanted != "auto" or not _conflicts(settings, saved):
+            return path, [*notes, *damaged]
+    return None, notes
 
 
 def _given(settings: Settings) -> dict[str, Any]:
+    """The keys that the user speaks of: an architecture's, too, where its preset is named."""
     values = settings.to_dict()
-    return {key: values[key] for key in settings.explicit if key not in OF_THE_COMMAND}
+    implied = ARCHITECTURE_KEYS - {"vocab_size"} if "arch_preset" in settings.explicit else set()
+    keys = (settings.explicit | implied) - OF_THE_COMMAND  # a vocabulary is the data's
+    return {key: value for key, value in values.items() if key in keys}
 
 
 def _conflicts(settings: Settings, saved: dict[str, Any]) -> list[Problem]:
     return [
         Problem(
             (key,),
-            f"{settings.origins[key]}: {key}={value!r}, but the run to resume has "
+            f"{_origin(settings, key)}: {key}={value!r}, but the run to resume has "
             f"{key}={saved.get(key)!r}; drop it, or start a new run without --resume.",
         )
         for key, value in _given(settings).items()
         if key in FIXED_KEYS and value != saved.get(key)
     ]
+
+
+def _origin(settings: Settings, key: str) -> str:
+    if key in settings.explicit:
+        return settings.origins[key]
+    return f"{settings.origins['arch_preset']} (arch_preset={settings.arch_preset!r})"
 
 
 def _merged(

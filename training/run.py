@@ -34,7 +34,7 @@ class Run:
         step: Optimizer steps done.
         logged_at: The step of the last log line.
         evaluated_at: The step of the last validation, None before the first.
-        val_loss: What that gave, in nats per token.
+        val_loss: What that gave, in nats per token; None where it is not known.
         saved_at: The step of the last checkpoint, None before the first.
     """
 
@@ -84,6 +84,7 @@ class Run:
         self.stepper.load_state_dict(start.state["stepper"])
         self.step = self.saved_at = self.logged_at = start.state["step"]
         self.evaluated_at = start.state["evaluated_at"]
+        self.val_loss = start.state["val_loss"]
         self.watch = Stopwatch(self.device, start.state["seconds"])
 
 
