@@ -1,7 +1,8 @@
 """Config files and `--key=value` flags turned into checked, frozen settings.
 
 Precedence: defaults < preset < config files, left to right < command line; what is left at None
-is derived from the rest. Everything wrong with all of it is reported in one `ConfigError`, each
+is derived from the rest. With `init_from`, the model in that folder stands in for the preset, and
+what it is cannot be changed. Everything wrong with all of it is reported in one `ConfigError`, each
 problem with the file and line, or the flag, that it came from.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import options
+from interop.families import OF_A_RUN, family_of, read_fields
 from model_components import REGISTRIES
 from model_config import PRESETS, ModelArchitectureConfig
 from options import ConfigError, Problem, option
@@ -56,7 +58,6 @@ NANOGPT_KEYS = {
     "decay_lr": "use lr_schedule='constant' for decay_lr=False; for True drop it.",
     "eval_iters": "use eval_tokens, the number of validation tokens.",
     "eval_only": "use max_iters=0, which validates and stops.",
-    "init_from": "use resume='auto' for init_from='resume'; for 'scratch' drop it.",
     "wandb_log": "drop it: every run writes its log under out_dir.",
     "wandb_project": "drop it: out_dir says where the runs go.",
     "wandb_run_name": "use run_name.",
@@ -82,6 +83,15 @@ class Given:
     origin: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What the architecture's keys start from: the keys, their origin, and the preset's name."""
+
+    keys: Mapping[str, Any]
+    origin: str
+    preset: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that a run is made of.
@@ -90,8 +100,8 @@ class Settings:
         arch_preset: The preset that the architecture started from.
         model: The architecture, derived sizes filled in.
         training: How it is trained, derived values filled in.
-        origins: Key -> where its value came from: "default", "preset llama", "config/x.py:12",
-            "--n_layer" or "derived".
+        origins: Key -> where its value came from: "default", "preset llama", "init_from x",
+            "config/x.py:12", "--n_layer" or "derived".
         explicit: The keys that a file or a flag set.
         plugins: Path -> source of every file that the model's parts need to be known again.
         config_files: The config files, in the order given.
@@ -136,8 +146,9 @@ def load(argv: Sequence[str]) -> Settings:
     if arguments.help:
         print(help_text())
         raise SystemExit(0)
+    base = base_in_folder(merged(layers), problems)
     settings = dataclasses.replace(
-        resolve(layers, problems), plugins=plugins, config_files=arguments.files
+        resolve(layers, problems, base), plugins=plugins, config_files=arguments.files
     )
     if arguments.print_config:
         print(settings_table(settings))
@@ -438,8 +449,50 @@ def merged(layers: Iterable[Mapping[str, Given]]) -> dict[str, Given]:
     return {key: item for layer in layers for key, item in layer.items()}
 
 
-def resolve(layers: Sequence[Mapping[str, Given]], problems: Sequence[Problem]) -> Settings:
+def base_in_folder(given: Mapping[str, Given], problems: list[Problem]) -> Base | None:
+    """The model that `init_from` names; what is at odds with it is added to `problems`.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be expressed.
+    """
+    item = given.get("init_from")
+    if item is None or item.value == "none" or not isinstance(item.value, str):
+        return None
+    folder = item.value
+    try:
+        fields = read_fields(Path(folder))
+        keys = ModelArchitectureConfig.from_dict(family_of(fields).read(fields)).to_dict()
+    except ValueError as error:
+        message = (
+            f"{item.origin}: {error} init_from takes a folder that transformers' save_pretrained "
+            "wrote; to go on with a run, use resume."
+        )
+        raise ConfigError([*problems, Problem(("init_from",), message)]) from error
+    keys = {key: value for key, value in keys.items() if key not in OF_A_RUN}
+    problems += (
+        Problem(
+            (key, "init_from"),
+            f"{own.origin}: {key}={own.value!r}, but the model of init_from={folder!r} has "
+            f"{key}={keys.get(key)!r}; drop it, or train another model without init_from.",
+        )
+        for key, own in given.items()
+        if key in keys and own.value != keys[key]
+    )
+    if "arch_preset" in given:
+        message = (
+            f"{given['arch_preset'].origin}: arch_preset does nothing beside init_from={folder!r}, "
+            "which says what the architecture is; drop one."
+        )
+        problems.append(Problem(("arch_preset", "init_from"), message))
+    return Base(keys, f"init_from {folder}", "custom")
+
+
+def resolve(
+    layers: Sequence[Mapping[str, Given]], problems: Sequence[Problem], base: Base | None = None
+) -> Settings:
     """The settings that files and flags ask for, the last layer above the others.
+
+    Without a `base`, the preset that they name is one.
 
     Raises:
         ConfigError: with `problems`, found so far, and with every problem found here.
@@ -453,12 +506,14 @@ def resolve(layers: Sequence[Mapping[str, Given]], problems: Sequence[Problem]) 
     given = merged(layers)
     sound = {key: item.value for key, item in given.items() if key not in faulty}
     preset = sound.get("arch_preset", PresetChoice.arch_preset)
+    base = base or Base(PRESETS[preset].keys, f"preset {preset}", preset)
     origins = dict.fromkeys(key_table(), "default")
-    origins |= dict.fromkeys(PRESETS[preset].keys, f"preset {preset}")
+    origins |= dict.fromkeys((*base.keys, "arch_preset"), base.origin)
     origins |= {key: item.origin for key, item in given.items()}
     defaults = {key: known.field.default for key, known in key_table().items()}
     try:
-        settings = combine(defaults | PRESETS[preset].keys | sound, origins, frozenset(given))
+        values = defaults | base.keys | sound | {"arch_preset": base.preset}
+        settings = combine(values, origins, frozenset(given))
     except ConfigError as error:
         # A key that is itself at fault has its default here: what follows from that is no news.
         problems += [p for p in error.problems if not faulty.intersection(p.keys)]

@@ -37,7 +37,7 @@ class GPT(Part):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
         self.final_norm = make_norm(config) if block.final_norm else nn.Identity()
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         for module in self.modules():
             if isinstance(module, Part):
                 module.init_parameters(config)

@@ -70,7 +70,16 @@ class ModelArchitectureConfig:
     head_dim: int | None = option(
         None, "width of a head; none: n_embd/n_head", at_least=1, tag="HD{}"
     )
-    qk_norm: bool = option(False, "RMSNorm on each head's queries and keys", tag="QKNorm")
+    qk_norm: bool = option(False, "RMSNorm on queries and keys", tag="QKNorm")
+    qk_norm_over: str = option(
+        "head",
+        "what qk_norm normalises: each head by itself, or the whole projection",
+        choices=("head", "projection"),
+        tag={"projection": "WholeQK"},
+    )
+    attention_scale: float | None = option(
+        None, "factor on query-key products; none: 1/sqrt(head_dim)", above=0, tag="AttnScale{}"
+    )
     sliding_window: int | None = option(
         None, "tokens a windowed layer sees, itself included; none: all", at_least=1, tag="SWA{}"
     )
@@ -83,6 +92,11 @@ class ModelArchitectureConfig:
     attention_bias: bool | None = option(
         None, "biases in attention's matrices; none: as bias", tag=("NoAttnBias", "AttnBias")
     )
+    attention_out_bias: bool | None = option(
+        None,
+        "bias in attention's output matrix; none: as attention_bias",
+        tag=("NoAttnOutBias", "AttnOutBias"),
+    )
     attention_backend: str = option("auto", "how attention is computed", choices=ATTENTION_BACKENDS)
 
     # Positions
@@ -90,6 +104,15 @@ class ModelArchitectureConfig:
     rope_theta: float = option(10000.0, "RoPE: base of the wavelengths", above=1, tag="Theta{}")
     rope_fraction: float = option(
         1.0, "RoPE: share of each head that is rotated", above=0, at_most=1, tag="Rot{}"
+    )
+    rope_local_theta: float | None = option(
+        None,
+        "RoPE: base in windowed layers, which are not stretched; none: as all",
+        above=1,
+        tag="LocalTheta{}",
+    )
+    rope_pattern: str = option(
+        "R", "RoPE: which layers are rotated, repeated: R rotated, N not", tag="{}"
     )
     rope_scaling: str = option(
         "none", "RoPE: how it is stretched", choices=ROPE_SCALINGS, tag=ROPE_SCALINGS
@@ -111,6 +134,7 @@ class ModelArchitectureConfig:
 
     # Whole model
     bias: bool = option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
+    head_bias: bool = option(False, "bias in the output head", tag=("NoHeadBias", "HeadBias"))
     weight_tying: bool = option(
         True, "the output head shares the token embedding", tag=("Untied", "Tied")
     )
@@ -157,6 +181,7 @@ class ModelArchitectureConfig:
         for part in (Attention, *self._parts()):
             yield from getattr(part, "problems", lambda config: ())(self)
         yield from self._window_problems()
+        yield from self._rotation_problems()
         yield from self._unused_problems()
 
     def _width_problems(self) -> Iterator[Problem]:
@@ -182,12 +207,13 @@ class ModelArchitectureConfig:
             )
 
     def _pattern_problems(self) -> Iterator[Problem]:
-        pattern = self.window_pattern
-        if not pattern or set(pattern) - set("SL"):
-            yield Problem(
-                ("window_pattern",),
-                f"window_pattern={pattern!r} must be letters S (sliding) and L (all), e.g. 'SSSL'.",
-            )
+        for key, letters, meaning in (
+            ("window_pattern", "SL", "S (sliding) and L (all), e.g. 'SSSL'"),
+            ("rope_pattern", "RN", "R (rotated) and N (not), e.g. 'RRRN'"),
+        ):
+            pattern = getattr(self, key)
+            if not pattern or set(pattern) - set(letters):
+                yield Problem((key,), f"{key}={pattern!r} must be letters {meaning}.")
 
     def _window_problems(self) -> Iterator[Problem]:
         pattern = self.window_pattern
@@ -197,7 +223,7 @@ class ModelArchitectureConfig:
                 f"window_pattern={pattern!r} does nothing without sliding_window; set it to a "
                 "number of tokens.",
             )
-        elif self.sliding_window is not None and "S" not in self._layer_windows():
+        elif self.sliding_window is not None and "S" not in self.by_layer(pattern):
             yield Problem(
                 ("window_pattern", "sliding_window", "n_layer"),
                 f"sliding_window={self.sliding_window} does nothing: window_pattern={pattern!r} "
@@ -208,6 +234,21 @@ class ModelArchitectureConfig:
                 ("sliding_window", "block_size"),
                 f"sliding_window={self.sliding_window} does nothing: it reaches over the whole "
                 f"block_size={self.block_size}; make it smaller or drop it.",
+            )
+
+    def _rotation_problems(self) -> Iterator[Problem]:
+        pattern = self.rope_pattern
+        rotated = {self.rotates(layer) for layer in range(self.n_layer)}
+        if pattern != "R" and len(rotated) == 1:
+            which, fix = (
+                ("all", "put an N earlier, or drop it")
+                if rotated == {True}
+                else ("none", "put an R earlier, or set position_encoding='none'")
+            )
+            yield Problem(
+                ("rope_pattern", "n_layer"),
+                f"rope_pattern={pattern!r} rotates {which} of the n_layer={self.n_layer} layers; "
+                f"{fix}.",
             )
 
     def _unused_problems(self) -> Iterator[Problem]:
@@ -233,18 +274,23 @@ class ModelArchitectureConfig:
 
     # What the layers ask
 
-    def _layer_windows(self) -> str:
-        """S or L for each layer."""
-        repeats = -(-self.n_layer // len(self.window_pattern))
-        return (self.window_pattern * repeats)[: self.n_layer]
+    def by_layer(self, pattern: str) -> str:
+        """The letter of each layer."""
+        repeats = -(-self.n_layer // len(pattern))
+        return (pattern * repeats)[: self.n_layer]
+
+    def rotates(self, layer: int) -> bool:
+        """Whether a layer's queries and keys are rotated, where the position encoding rotates."""
+        return self.by_layer(self.rope_pattern)[layer] == "R"
 
     def window(self, layer: int) -> int | None:
         """Tokens that a layer's queries see, or None for all."""
-        return self.sliding_window if self._layer_windows()[layer] == "S" else None
+        return self.sliding_window if self.by_layer(self.window_pattern)[layer] == "S" else None
 
     def attention_needs(self, layer: int) -> AttentionNeeds:
         """What a layer asks of its attention backend."""
         return AttentionNeeds(
+            scale=self.attention_scale,
             window=self.window(layer),
             softcap=self.attention_softcap,
             bias=POSITIONS[self.position_encoding].biases_scores,
@@ -342,7 +388,7 @@ def _tag(tag: Any, value: Any) -> str:
     """A departing value as an architecture's name spells it."""
     if tag is ROPE_SCALINGS:
         return ROPE_SCALINGS.entry(value).label
-    if isinstance(tag, tuple):  # of a bool: what False and True are called
+    if isinstance(tag, tuple | dict):  # what False and True, or some values, are called
         return tag[value]
     whole = isinstance(value, float) and value.is_integer() and value < 1e15
     return tag.format(int(value) if whole else value)
@@ -364,6 +410,8 @@ DERIVED = {
     "n_kv_head": lambda config: config.n_head,
     "head_dim": lambda config: config.n_embd // config.n_head,
     "attention_bias": lambda config: config.bias,
+    "attention_out_bias": lambda config: config.attention_bias,
+    "attention_scale": lambda config: config.head_dim**-0.5,
 }
 """How each field left at None follows from the others."""
 

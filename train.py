@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import configurator
+from interop.huggingface import load_weights
 from model_builder import GPT
 from options import ConfigError
 from training.checkpoint import save_checkpoint
@@ -96,6 +97,8 @@ def set_up(start: Start) -> Run:
 
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
+    if training.init_from != "none" and start.checkpoint is None:
+        load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
     compiled = torch.compile(network, dynamic=False)  # lazily; shapes hardly ever change
     run = Run(

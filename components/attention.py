@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from components.attention_backends import ATTENTION_BACKENDS
+from components.norms import RMSNorm, make_qk_norm
 from components.part import Part
 from components.positions import PositionEncoding
 from options import Problem
@@ -45,25 +46,22 @@ class Attention(Part):
 
     H_kv = H is multi-head attention (Vaswani et al. 2017), H_kv = 1 multi-query (Shazeer 2019,
     arXiv 1911.02150), between them grouped-query (Ainslie et al. 2023, arXiv 2305.13245).
-    `qk_norm` puts an RMSNorm on each head's queries and keys before they are rotated
-    (Henry et al. 2020, arXiv 2010.04245; as in Qwen3).
+    `qk_norm` puts an RMSNorm on queries and keys before they are rotated (Henry et al. 2020,
+    arXiv 2010.04245): `qk_norm_over` each head's own (Qwen3), or the whole projection (OLMo 2).
     """
 
     residual_projections = ("out",)
 
     def __init__(self, config: ModelArchitectureConfig, layer: int):
         super().__init__()
-        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.head_dim = config.head_dim
+        self.layer = layer
+        self.n_head, self.head_dim = config.n_head, config.head_dim
         self.window = config.window(layer)
         # One matmul makes all three: queries first, then keys, then values.
-        width = (self.n_head + 2 * self.n_kv_head) * self.head_dim
-        self.qkv = nn.Linear(config.n_embd, width, bias=config.attention_bias)
-        self.out = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.attention_bias)
-        self.q_norm, self.k_norm = (
-            nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
-            for _ in range(2)
-        )
+        self.widths = qkv_widths(config)
+        self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.attention_bias)
+        self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
+        self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
         self.backend = ATTENTION_BACKENDS[config.attention_backend](config.attention_needs(layer))
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
@@ -76,6 +74,12 @@ class Attention(Part):
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
                 "key head serves the same number of query heads.",
             )
+        if not config.qk_norm and config.qk_norm_over != type(config).qk_norm_over:
+            yield Problem(
+                ("qk_norm_over", "qk_norm"),
+                f"qk_norm_over={config.qk_norm_over!r} does nothing without qk_norm; set "
+                "qk_norm=True or drop it.",
+            )
 
     def forward(
         self,
@@ -86,21 +90,46 @@ class Attention(Part):
     ) -> Tensor:
         """x (B, T, C) to (B, T, C); with a cache, T tokens that follow those it holds."""
         B, T, _ = x.shape
-        heads = (self.n_head, self.n_kv_head, self.n_kv_head)
-        qkv = self.qkv(x).view(B, T, sum(heads), self.head_dim)
-        q, k, v = qkv.transpose(1, 2).split(heads, dim=1)  # each (B, H or H_kv, T, D)
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+        q, k, v = (self._heads(part) for part in (q, k, v))
         start = 0 if cache is None else cache.length
-        q, k = positions.rotate(self.q_norm(q), self.k_norm(k), start)
+        q, k = positions.rotate(q, k, start, self.layer)
         q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
         y = self.backend(q, k, v, bias, self.weight_dropout if self.training else 0.0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, -1)))
 
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, H*D) to (B, H, T, D)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """The projections, and two matmuls (scores, and weights times values) over the pairs."""
         pairs = attended_pairs(seq_len, self.window, causal)
         return super().forward_flops(seq_len, causal) + 4 * self.n_head * self.head_dim * pairs
+
+
+def qkv_widths(config: ModelArchitectureConfig) -> tuple[int, int, int]:
+    """Rows of the queries', keys' and values' share of the one matrix that makes them."""
+    keys = config.n_kv_head * config.head_dim
+    return config.n_head * config.head_dim, keys, keys
+
+
+def _qk_norm(config: ModelArchitectureConfig, width: int) -> RMSNorm | None:
+    """The norm over queries or keys of a width (H*D), or None."""
+    if not config.qk_norm:
+        return None
+    dim = config.head_dim if config.qk_norm_over == "head" else width
+    return make_qk_norm(config.normalization, dim, config.norm_eps)
+
+
+def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+    """x (B, T, H*D), each stretch of the norm's width normalised by itself."""
+    if norm is None:
+        return x
+    return norm(x.unflatten(-1, (-1, *norm.normalized_shape))).flatten(2)
 
 
 def attended_pairs(seq_len: int, window: int | None, causal: bool) -> int:

@@ -35,8 +35,10 @@ ATTENTION_BACKENDS = Registry("attention_backend", "Attention backend")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionNeeds:
-    """What a layer asks of its backend."""
+    """What a layer asks of its backend; every backend takes a `scale`."""
 
+    scale: float | None = None
+    """Factor on the products of queries and keys; None: 1/sqrt(D)."""
     window: int | None = None
     softcap: float | None = None
     bias: bool = False
@@ -123,7 +125,8 @@ class ManualAttention(AttentionBackend):
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """The attention weights: (B, H, T_q, T_k), each row summing to 1."""
-        scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) / math.sqrt(q.shape[-1])
+        scale = self.needs.scale or 1 / math.sqrt(q.shape[-1])
+        scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
         if self.needs.softcap is not None:
             scores = self.needs.softcap * torch.tanh(scores / self.needs.softcap)
         if bias is not None:
@@ -160,6 +163,7 @@ class SDPA(AttentionBackend):
             attn_mask=mask,
             dropout_p=dropout,
             is_causal=mask is None and q.shape[2] > 1,
+            scale=self.needs.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
 
@@ -196,6 +200,7 @@ class FlashAttention(AttentionBackend):
             causal=True,
             window_size=(-1 if self.needs.window is None else self.needs.window - 1, 0),
             softcap=self.needs.softcap or 0.0,
+            softmax_scale=self.needs.scale,
         )
         return out.transpose(1, 2)
 
@@ -234,6 +239,7 @@ class FlexAttention(AttentionBackend):
             v,
             score_mod=self._score_mod(bias),
             block_mask=_flex_mask(q.shape[2], k.shape[2], self.needs.window, str(q.device)),
+            scale=self.needs.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
 

@@ -85,6 +85,25 @@ class PostNormBlock(Block):
         return self.ffn_norm(x + self.ffn(x))
 
 
+@BLOCKS.register(
+    "res_post", label="ResPostNorm", paper="Liu et al. 2021 (Swin V2), arXiv 2111.09883"
+)
+class ResidualPostNormBlock(Block):
+    """Normalise what each sublayer adds, not what it reads: x + norm(f(x)), as OLMo 2."""
+
+    norm_names = ("attention_norm", "ffn_norm")
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        x = x + self.attention_norm(self.attention(x, positions, bias, cache))
+        return x + self.ffn_norm(self.ffn(x))
+
+
 @BLOCKS.register("sandwich", label="Sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290")
 class SandwichNormBlock(Block):
     """Normalise what each sublayer reads and what it adds: x + norm(f(norm(x))), as Gemma 2."""
@@ -104,7 +123,7 @@ class SandwichNormBlock(Block):
 
 
 @BLOCKS.register(
-    "parallel", label="Parallel", paper="Wang and Komatsuzaki 2021 (GPT-J); Black et al. 2022"
+    "parallel", label="Parallel", paper="Black et al. 2022 (GPT-NeoX-20B), arXiv 2204.06745"
 )
 class ParallelBlock(Block):
     """Attention and network side by side, a norm each: x + f(norm(x)) + g(norm(x)), as GPT-NeoX."""
@@ -120,3 +139,22 @@ class ParallelBlock(Block):
     ) -> Tensor:
         attended = self.attention(self.attention_norm(x), positions, bias, cache)
         return x + attended + self.ffn(self.ffn_norm(x))
+
+
+@BLOCKS.register(
+    "parallel_shared", label="ParallelShared", paper="Wang and Komatsuzaki 2021 (GPT-J)"
+)
+class SharedNormParallelBlock(Block):
+    """Attention and network side by side behind one norm: x + f(norm(x)) + g(norm(x)), as GPT-J."""
+
+    norm_names = ("norm",)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: PositionEncoding,
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        normed = self.norm(x)
+        return x + self.attention(normed, positions, bias, cache) + self.ffn(normed)

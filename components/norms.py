@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from components.registry import Registry
 
@@ -39,6 +41,19 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=eps)
 
 
+@NORMS.register("rmsnorm_unit_offset", label="RMS1p", paper="Gemma Team 2024, arXiv 2403.08295")
+class UnitOffsetRMSNorm(RMSNorm):
+    """RMSNorm whose scale is 1 + a learned offset: small offsets survive half precision."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__(dim, eps)
+        del self.weight
+        self.offset = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, 1 + self.offset, self.eps)
+
+
 @NORMS.register("none", label="NoNorm")
 class NoNorm(nn.Module):
     """Leave the residual stream as it is."""
@@ -48,3 +63,9 @@ class NoNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+def make_qk_norm(normalization: str, dim: int, eps: float) -> RMSNorm:
+    """A norm of queries or keys: the residual stream's where that is an RMSNorm, else RMSNorm."""
+    kind = NORMS[normalization]
+    return (kind if issubclass(kind, RMSNorm) else RMSNorm)(dim, eps)

@@ -38,8 +38,8 @@ class PositionEncoding(Part):
         """Add to the token embeddings x (B, T, C)."""
         return x
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Rotate queries (B, H, T, D) and keys (B, H_kv, T, D)."""
+    def rotate(self, q: Tensor, k: Tensor, start: int, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Rotate a layer's queries (B, H, T, D) and keys (B, H_kv, T, D)."""
         return q, k
 
     def score_bias(self, start: int, length: int) -> Tensor | None:
@@ -98,22 +98,45 @@ class RotaryPosition(PositionEncoding):
 
     Dimension i pairs with i + rotated/2 (GPT-NeoX's and Hugging Face's layout). Of each head the
     first `rope_fraction` is rotated; the rest passes. Angles and rotation are float32.
+
+    `rope_pattern` leaves layers out (NoPE; Yang et al. 2025, arXiv 2501.18795), and
+    `rope_local_theta` gives windowed layers wavelengths of their own, never scaled (Gemma 3).
     """
 
-    uses = ("rope_theta", "rope_fraction", "rope_scaling")
+    uses = ("rope_theta", "rope_fraction", "rope_scaling", "rope_pattern", "rope_local_theta")
 
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__(config)
-        scaling = ROPE_SCALINGS[config.rope_scaling]
-        frequencies, magnitude = scaling.apply(_rotated_dimensions(config), config)
-        angles = _angles(config.block_size, frequencies)
-        # (T, rotated/2) each: one angle serves both dimensions of a pair
-        self.register_buffer("cos", _placed(angles.cos() * magnitude), persistent=False)
-        self.register_buffer("sin", _placed(angles.sin() * magnitude), persistent=False)
+        dim, scaling = rotated_dimensions(config), ROPE_SCALINGS[config.rope_scaling]
+        self._tables = [self._table_of(config, layer) for layer in range(config.n_layer)]
+        self._register("", config.block_size, *scaling.apply(dim, config))
+        if config.rope_local_theta is not None:
+            local = _rope_frequencies(dim, config.rope_local_theta)
+            self._register("local_", config.block_size, local, 1.0)
+
+    @staticmethod
+    def _table_of(config: ModelArchitectureConfig, layer: int) -> str | None:
+        """The prefix of the tables that turn a layer; None where nothing does."""
+        if not config.rotates(layer):
+            return None
+        local = config.rope_local_theta is not None and config.window(layer) is not None
+        return "local_" if local else ""
+
+    def _register(self, prefix: str, length: int, frequencies: Tensor, magnitude: float) -> None:
+        """Tables of cosines and sines, (T, rotated/2): one angle serves both of a pair."""
+        angles = _angles(length, frequencies)
+        for name, table in (("cos", angles.cos()), ("sin", angles.sin())):
+            self.register_buffer(prefix + name, _placed(table * magnitude), persistent=False)
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        rotated = _rotated_dimensions(config)
+        if config.rope_local_theta is not None and config.sliding_window is None:
+            yield Problem(
+                ("rope_local_theta", "sliding_window"),
+                f"rope_local_theta={config.rope_local_theta:g} does nothing without windowed "
+                "layers; set sliding_window, or drop it.",
+            )
+        rotated = rotated_dimensions(config)
         if rotated % 2 or rotated == 0:
             yield Problem(
                 ("rope_fraction", "head_dim", "n_head"),
@@ -121,12 +144,15 @@ class RotaryPosition(PositionEncoding):
                 f"{rotated} dimensions; RoPE turns them in pairs and needs an even number above 0.",
             )
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        span = slice(start, start + q.shape[2])
-        return self._turn(q, span), self._turn(k, span)
+    def rotate(self, q: Tensor, k: Tensor, start: int, layer: int = 0) -> tuple[Tensor, Tensor]:
+        prefix, end = self._tables[layer], start + q.shape[2]
+        if prefix is None:
+            return q, k
+        cos, sin = (getattr(self, prefix + name)[start:end] for name in ("cos", "sin"))
+        return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
-    def _turn(self, x: Tensor, span: slice) -> Tensor:
-        cos, sin = self.cos[span], self.sin[span]
+    @staticmethod
+    def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         half = cos.shape[-1]
         first, second, passed = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         turned = (first * cos - second * sin, second * cos + first * sin)
@@ -164,9 +190,11 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes
 
 
-def _rotated_dimensions(config: ModelArchitectureConfig) -> int:
+def rotated_dimensions(config: ModelArchitectureConfig) -> int:
+    """Dimensions of each head that RoPE turns."""
     assert config.head_dim is not None
-    return int(config.head_dim * config.rope_fraction)
+    # A share such as 30/44 stands for 30 dimensions, though their product falls short of it.
+    return int(config.head_dim * config.rope_fraction + 1e-6)
 
 
 def _rope_frequencies(dim: int, theta: float) -> Tensor:
@@ -233,12 +261,12 @@ class NTKScaling(RopeScaling):
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        if _rotated_dimensions(config) <= 2:
+        if rotated_dimensions(config) <= 2:
             yield Problem(
                 ("rope_scaling", "head_dim", "rope_fraction"),
                 f"rope_scaling='ntk' needs more than 2 rotated dimensions; head_dim="
                 f"{config.head_dim} with rope_fraction={config.rope_fraction:g} rotates "
-                f"{_rotated_dimensions(config)}.",
+                f"{rotated_dimensions(config)}.",
             )
 
 

@@ -15,8 +15,8 @@ sequence_length = 256  # what a run trains on, of block_size; remove it to train
 # vocab_size is the data's; set it only to make room for more
 
 # Normalization
-normalization = "layernorm"  # layernorm | layernorm_nobias | rmsnorm | none
-norm_position = "pre"  # pre | post | sandwich | parallel
+normalization = "layernorm"  # layernorm | layernorm_nobias | rmsnorm | rmsnorm_unit_offset | none
+norm_position = "pre"  # pre | post | res_post | sandwich | parallel | parallel_shared
 norm_eps = 1e-5
 
 # Feed-forward network
@@ -30,16 +30,21 @@ ffn_hidden = None  # the hidden width itself; None: by ffn_multiplier
 n_kv_head = None  # heads of keys and values; None: n_head; 1: multi-query
 head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys
+qk_norm_over = "head"  # head | projection
+attention_scale = None  # factor on query-key products; None: 1 / sqrt(head_dim)
 sliding_window = None  # tokens that a windowed layer sees; None: all
 window_pattern = "S"  # with sliding_window: S sliding, L all, repeated over the layers
 attention_softcap = None  # e.g. 50.0
 attention_bias = None  # None: as bias
+attention_out_bias = None  # None: as attention_bias
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto
 
 # Positions
 position_encoding = "learned"  # learned | sinusoidal | rope | alibi | none
 rope_theta = 10000.0
 rope_fraction = 1.0  # share of each head that is rotated
+rope_local_theta = None  # base in windowed layers; None: as all
+rope_pattern = "R"  # which layers are rotated, repeated: R rotated, N not
 rope_scaling = "none"  # none | linear | ntk | yarn | llama3
 rope_scaling_factor = 1.0
 rope_original_block_size = 1024
@@ -50,6 +55,7 @@ rope_high_freq_factor = 4.0  # llama3
 
 # Whole model
 bias = True  # in the Linear layers
+head_bias = False  # in the output head
 weight_tying = True  # the output head shares the token embedding
 dropout = 0.0
 output_softcap = None  # e.g. 30.0

@@ -27,6 +27,9 @@ class TrainingConfig:
     out_dir: str = option("out", "folder that holds the runs")
     run_name: str = option("auto", "folder of this run under out_dir; auto: preset, date and time")
     resume: str = option("none", "none | auto (the newest run that fits) | a run or checkpoint")
+    init_from: str = option(
+        "none", "none | a folder of a Hugging Face model whose weights the run starts from"
+    )
     plugins: str = option("", "comma-separated .py files that register parts of your own")
 
     # Data

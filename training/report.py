@@ -30,16 +30,27 @@ def _architecture(settings: Settings) -> Rows:
         "sizes": ("n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "block_size"),
         "norm": ("normalization", "norm_position", "norm_eps", "qk_norm"),
         "ffn": ("ffn_type", "activation", "ffn_hidden"),
-        "attention": ("sliding_window", "window_pattern", "attention_softcap", "attention_bias"),
-        "positions": ("position_encoding", "rope_theta", "rope_fraction", "rope_scaling"),
+        "attention": (
+            *("sliding_window", "window_pattern", "attention_softcap", "attention_scale"),
+            *("attention_bias", "attention_out_bias"),
+        ),
+        "positions": (
+            "position_encoding",
+            "rope_theta",
+            "rope_fraction",
+            "rope_scaling",
+            "rope_pattern",
+        ),
         "other": (
-            *("vocab_size", "bias", "weight_tying", "dropout", "output_softcap"),
+            *("vocab_size", "bias", "head_bias", "weight_tying", "dropout", "output_softcap"),
             *("embedding_scale", "init_std"),
         ),
     }
     values = settings.model.to_dict()
     unused = set(settings.model.unused_keys())
     rows = [("preset", settings.arch_preset)]
+    if settings.training.init_from != "none":
+        rows = [("weights", f"from {settings.training.init_from}")]
     for title, keys in groups.items():
         shown = [f"{key} {values[key]}" for key in keys if key not in unused]
         rows.append((title, ", ".join(shown)))

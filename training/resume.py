@@ -21,6 +21,7 @@ ARCHITECTURE_KEYS = {field.name for field in dataclasses.fields(ModelArchitectur
 
 FIXED_KEYS = ARCHITECTURE_KEYS | {
     "arch_preset",
+    "init_from",
     "dataset",
     "sequence_length",
     "batch_size",

@@ -107,7 +107,7 @@ def complete(
     if problems:
         raise ConfigError(problems)
     model, training = settings.model, settings.training
-    if "vocab_size" not in settings.explicit:
+    if not _fixes_vocabulary(settings):
         model = model.changed(vocab_size=padded_vocabulary(dataset.vocab_size))
     if training.run_name == "auto":
         name = new_run_name(settings.arch_preset, Path(training.out_dir))
@@ -129,13 +129,24 @@ def new_run_name(preset: str, out_dir: Path) -> str:
 
 def _vocabulary_problems(settings: Settings, dataset: Dataset) -> list[Problem]:
     have, need = settings.model.vocab_size, dataset.vocab_size
-    if "vocab_size" not in settings.explicit or have >= need:
+    if not _fixes_vocabulary(settings) or have >= need:
         return []
+    init_from = settings.training.init_from
+    fix = (
+        f"drop it, or raise it to {need}"
+        if init_from == "none"
+        else f"prepare the data with the tokenizer of init_from={init_from!r}"
+    )
     message = (
         f"vocab_size={have} is too small for the {need} tokens of "
-        f"dataset={settings.training.dataset!r}; drop it, or raise it to {need}."
+        f"dataset={settings.training.dataset!r}; {fix}."
     )
     return [Problem(("vocab_size", "dataset"), message)]
+
+
+def _fixes_vocabulary(settings: Settings) -> bool:
+    """Whether the vocabulary is not the data's to decide."""
+    return "vocab_size" in settings.explicit or settings.training.init_from != "none"
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:

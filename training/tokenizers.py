@@ -6,6 +6,7 @@ what makes bits per byte exact, and comparable between tokenizers.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
@@ -20,6 +21,21 @@ from options import unknown_name
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest of uint16 and uint32 that holds every id of the vocabulary, little-endian."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+@dataclasses.dataclass(frozen=True)
+class BytePairs:
+    """A byte pair encoding, spelled out.
+
+    Attributes:
+        ranks: The id of each token, by its bytes; pairs are merged in the order of these.
+        pattern: The regular expression that cuts text into pieces first; None: one piece.
+        special: The id of each special token, by its text.
+    """
+
+    ranks: dict[bytes, int]
+    pattern: str | None = None
+    special: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Tokenizer(ABC):
@@ -46,6 +62,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
         """UTF-8 length of each token id, shape (vocab_size,), uint16; 0 for special tokens."""
+
+    def byte_pairs(self) -> BytePairs | None:
+        """The byte pair encoding that this is, for another project; None where it is none."""
+        return None
 
     def to_meta(self) -> dict[str, Any]:
         """What `tokenizer_from_meta` needs to make this tokenizer again, as JSON holds it."""
@@ -91,6 +111,9 @@ class ByteTokenizer(Tokenizer):
 
     def token_bytes(self) -> np.ndarray:
         return np.ones(256, dtype=np.uint16)
+
+    def byte_pairs(self) -> BytePairs:
+        return BytePairs({bytes([byte]): byte for byte in range(256)})
 
 
 class CharTokenizer(Tokenizer):
@@ -192,6 +215,12 @@ class TiktokenTokenizer(Tokenizer):
 
     def token_bytes(self) -> np.ndarray:
         return np.array([len(token) for token in self._bytes_by_id], dtype=np.uint16)
+
+    def byte_pairs(self) -> BytePairs:
+        ranks = {token: rank for rank, token in enumerate(self._bytes_by_id) if token}
+        special = self._encoding.special_tokens_set
+        ids = {text: self._encoding.encode_single_token(text) for text in special}
+        return BytePairs(ranks, self._encoding._pat_str, ids)  # which tiktoken offers no other way
 
 
 def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:

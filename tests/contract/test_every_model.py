@@ -73,7 +73,12 @@ def test_cost_equals_the_counter(keys, length):
     idx = tokens(length, batch=3)
     with FlopCounterMode(display=False) as counter:
         model(idx, idx)[1].backward()
-    without_window = {**keys, "sliding_window": None, "window_pattern": "S"}
+    without_window = {
+        **keys,
+        "sliding_window": None,
+        "window_pattern": "S",
+        "rope_local_theta": None,
+    }
     full = GPT(tiny_config(**without_window))
     assert counter.get_total_flops() == full.flops_per_token(length) * idx.numel()
 

@@ -1,0 +1,628 @@
+"""Model families of Hugging Face transformers: a table each, no second model.
+
+A family says how its `config.json` reads as an architecture (`aspects` of it, `fixed` keys, fields
+that must have a value) and which of its weights is which of ours. The same table serves both
+directions. What a family cannot express needs no list: an architecture is written as fields and
+read again, and the keys that come back changed are those that got lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.attention import qkv_widths
+from interop.aspects import (
+    HEAD_DIM,
+    HEAD_DIM_OF_WHOLE_HEADS,
+    KEY_HEADS,
+    LOCAL_THETA,
+    QUERY_SCALAR,
+    ROOT_OF_WIDTH,
+    ROPE_BY_LAYER,
+    ROTARY_DIM,
+    WINDOW_EVERYWHERE,
+    Aspect,
+    Fields,
+    Keys,
+    activation,
+    choice,
+    every_nth_full,
+    ffn_width,
+    gate,
+    late_windows,
+    rope,
+    same,
+    windows_by_layer,
+    windows_without_rope,
+)
+from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS, PLAIN, Layout
+from model_config import ModelArchitectureConfig
+from options import Problem, unknown_name
+
+CONFIG = "config.json"
+OF_A_RUN = ("dropout", "attention_backend")
+"""Keys that are no part of what a model computes: neither read nor written."""
+BIASES = ("bias", "attention_bias", "attention_out_bias", "head_bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of one of our modules in a family: several are stacked by rows in ours."""
+
+    theirs: tuple[str, ...]
+    layout: Layout = PLAIN
+
+    def ours_of(self, parts: list[Tensor], config: ModelArchitectureConfig) -> Tensor:
+        """Our tensor of theirs."""
+        return self.layout.ours(torch.cat(parts), config)
+
+    def theirs_of(self, x: Tensor, config: ModelArchitectureConfig) -> tuple[Tensor, ...]:
+        """Their tensors of ours."""
+        x = self.layout.theirs(x, config)
+        if len(self.theirs) == 1:
+            return (x,)
+        return x.split(qkv_widths(config)) if len(self.theirs) == 3 else x.chunk(len(self.theirs))
+
+
+WeightTable = dict[str, Weights]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A table of a family.
+
+    Attributes:
+        model_type: What config.json calls it.
+        architecture: The class in transformers that makes text with it.
+        prefix: What the names of its weights begin with, the output head's excepted. Files that
+            were saved from the model without its head leave it out.
+        fixed: Keys that are the same in every model of the family.
+        aspects: Keys that its config.json says.
+        defaults: Values of fields that config.json may leave out.
+        required: Fields that change what is computed, with the values that can be expressed here.
+        weights: Our modules, `{}` standing for the layer, and their weights, by their names in
+            files.
+        in_memory: Weights that transformers calls otherwise once they are loaded.
+    """
+
+    model_type: str
+    architecture: str
+    prefix: str = "model."
+    fixed: Keys
+    aspects: tuple[Aspect, ...]
+    defaults: Fields = dataclasses.field(default_factory=dict)
+    required: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    weights: WeightTable
+    in_memory: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    # config.json
+
+    def read(self, fields: Fields) -> Keys:
+        """The keys of an architecture that a config.json describes.
+
+        Raises:
+            ValueError: a field is missing, or says what cannot be expressed here; naming it.
+        """
+        fields = {**self.defaults, **fields}
+        for name, allowed in (self.required | {"quantization_config": (None,)}).items():
+            if name in fields and fields[name] not in allowed:
+                raise ValueError(
+                    f"{name}={fields[name]!r} cannot be expressed here; only "
+                    f"{' or '.join(map(repr, allowed))} can."
+                )
+        keys = dict(self.fixed)
+        try:
+            for aspect in self.aspects:
+                keys |= aspect.read(fields)
+        except KeyError as error:
+            raise ValueError(f"config.json of a {self.model_type} has no {error}.") from error
+        return keys
+
+    def write(self, config: ModelArchitectureConfig) -> Fields:
+        """The fields of config.json; those that transformers need to know it by included."""
+        fields: Fields = {"architectures": [self.architecture], "model_type": self.model_type}
+        for aspect in self.aspects:
+            fields |= aspect.write(config)
+        return fields | {name: values[0] for name, values in self.required.items()}
+
+    def completed(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+        """The architecture as the family has it.
+
+        Where the family always has a bias and the model none, that is one that holds zeros.
+
+        Raises:
+            ConfigError: the fields written are not those of an architecture.
+            ValueError: the fields written cannot be read.
+        """
+        back = ModelArchitectureConfig.from_dict(self.read(self.write(config)))
+        added = {key: True for key in BIASES if getattr(back, key)}
+        if (config.normalization, back.normalization) == ("layernorm_nobias", "layernorm"):
+            added["normalization"] = "layernorm"
+        return ModelArchitectureConfig.from_dict(config.to_dict() | added)
+
+    def misfits(self, config: ModelArchitectureConfig) -> list[Problem]:
+        """What of an architecture the family cannot express: a problem for each key."""
+        try:
+            back = _comparable(ModelArchitectureConfig.from_dict(self.read(self.write(config))))
+            wanted = _comparable(self.completed(config))
+        except ValueError as error:
+            return [Problem((), f"{self.model_type}: {error}")]
+        return [
+            Problem(
+                (key,),
+                f"{key}={value!r} cannot be expressed by {self.model_type}, which would make it "
+                f"{back[key]!r}.",
+            )
+            for key, value in wanted.items()
+            if value != back[key]
+        ]
+
+    # Weights
+
+    def _of_module(self, module: str) -> tuple[Weights, str]:
+        """The weights of our module, and the number of its layer."""
+        layer = re.search(r"\.(\d+)\.", module)
+        pattern = module if layer is None else module.replace(layer[0], ".{}.", 1)
+        return self.weights[pattern], "" if layer is None else layer[1]
+
+    def names(self, ours: str) -> list[str]:
+        """Their names for the parts of our parameter."""
+        module, _, kind = ours.rpartition(".")
+        weights, layer = self._of_module(module)
+        kind = {"offset": "weight"}.get(kind, kind)
+        return [f"{name.format(layer)}.{kind}" for name in weights.theirs]
+
+    def to_ours(self, ours: str, parts: list[Tensor], config: ModelArchitectureConfig) -> Tensor:
+        """Our parameter of the tensors that `names` lists."""
+        return self._of_module(ours.rpartition(".")[0])[0].ours_of(parts, config)
+
+    def to_theirs(
+        self, ours: str, tensor: Tensor, config: ModelArchitectureConfig
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the family for our parameter."""
+        weights = self._of_module(ours.rpartition(".")[0])[0]
+        return zip(self.names(ours), weights.theirs_of(tensor, config), strict=True)
+
+
+def _comparable(config: ModelArchitectureConfig) -> Keys:
+    """What the model computes: patterns by layer, and no key that another one makes up for."""
+    keys = config.to_dict()
+    for key in (*OF_A_RUN, "ffn_multiplier", "ffn_multiple_of"):
+        del keys[key]
+    for key in ("window_pattern", "rope_pattern"):
+        keys[key] = config.by_layer(keys[key])
+    return keys
+
+
+def read_fields(folder: Path) -> Fields:
+    """What a folder's config.json holds. Raises ValueError where there is none."""
+    file = folder / CONFIG
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+
+
+def family_of(fields: Fields) -> Family:
+    """The family that a config.json names. Raises ValueError for another."""
+    name = fields.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(unknown_name("model_type", str(name), FAMILIES))
+    return FAMILIES[name]
+
+
+# The tables
+
+_PLAIN_NORMS = {"normalization": "layernorm", "bias": True}
+_ROPE = {"position_encoding": "rope"}
+_NO_BIASES = {"bias": False, "attention_bias": False, "attention_out_bias": False}
+
+_SIZES = same(
+    n_layer="num_hidden_layers",
+    n_head="num_attention_heads",
+    n_embd="hidden_size",
+    block_size="max_position_embeddings",
+    vocab_size="vocab_size",
+    ffn_hidden="intermediate_size",
+    init_std="initializer_range",
+    weight_tying="tie_word_embeddings",
+)
+_RMS_EPS = same(norm_eps="rms_norm_eps")
+_LAYER_NORM_EPS = same(norm_eps="layer_norm_eps")
+_ATTENTION_BIAS = same(attention_bias="attention_bias", attention_out_bias="attention_bias")
+_UNTIED = {"tie_word_embeddings": False, "initializer_range": 0.02}
+_TIED = {"tie_word_embeddings": True, "initializer_range": 0.02}
+
+_LAYER = "model.layers.{}."
+
+
+def _layer(*names: str, layout: Layout = PLAIN) -> Weights:
+    return Weights(tuple(_LAYER + name for name in names), layout)
+
+
+_LLAMA_WEIGHTS: WeightTable = {
+    "embedding": Weights(("model.embed_tokens",)),
+    "blocks.{}.attention_norm": _layer("input_layernorm"),
+    "blocks.{}.attention.qkv": _layer("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "blocks.{}.attention.q_norm": _layer("self_attn.q_norm"),
+    "blocks.{}.attention.k_norm": _layer("self_attn.k_norm"),
+    "blocks.{}.attention.out": _layer("self_attn.o_proj"),
+    "blocks.{}.ffn_norm": _layer("post_attention_layernorm"),
+    "blocks.{}.ffn.gate_up": _layer("mlp.gate_proj", "mlp.up_proj"),
+    "blocks.{}.ffn.down": _layer("mlp.down_proj"),
+    "final_norm": Weights(("model.norm",)),
+    "head": Weights(("lm_head",)),
+}
+_SANDWICH_WEIGHTS = _LLAMA_WEIGHTS | {
+    "blocks.{}.attention_out_norm": _layer("post_attention_layernorm"),
+    "blocks.{}.ffn_norm": _layer("pre_feedforward_layernorm"),
+    "blocks.{}.ffn_out_norm": _layer("post_feedforward_layernorm"),
+}
+
+_LLAMA_KEYS = {
+    **_ROPE,
+    **_NO_BIASES,
+    "normalization": "rmsnorm",
+    "norm_position": "pre",
+}
+_GEMMA_KEYS = {**_LLAMA_KEYS, "normalization": "rmsnorm_unit_offset"}
+_GEMMA_LIMITS = {"use_bidirectional_attention": (None, False)}
+
+_GPT2 = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    prefix="transformer.",
+    fixed={**_PLAIN_NORMS, "position_encoding": "learned", "norm_position": "pre"},
+    aspects=(
+        same(
+            n_layer="n_layer",
+            n_head="n_head",
+            n_embd="n_embd",
+            block_size="n_positions",
+            vocab_size="vocab_size",
+            norm_eps="layer_norm_epsilon",
+            init_std="initializer_range",
+            weight_tying="tie_word_embeddings",
+        ),
+        ffn_width("n_inner"),
+        activation("activation_function"),
+    ),
+    defaults={**_TIED, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+    required={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    weights={
+        "embedding": Weights(("transformer.wte",)),
+        "positions.table": Weights(("transformer.wpe",)),
+        "blocks.{}.attention_norm": Weights(("transformer.h.{}.ln_1",)),
+        "blocks.{}.attention.qkv": Weights(("transformer.h.{}.attn.c_attn",), CONV1D),
+        "blocks.{}.attention.out": Weights(("transformer.h.{}.attn.c_proj",), CONV1D),
+        "blocks.{}.ffn_norm": Weights(("transformer.h.{}.ln_2",)),
+        "blocks.{}.ffn.up": Weights(("transformer.h.{}.mlp.c_fc",), CONV1D),
+        "blocks.{}.ffn.down": Weights(("transformer.h.{}.mlp.c_proj",), CONV1D),
+        "final_norm": Weights(("transformer.ln_f",)),
+        "head": Weights(("lm_head",)),
+    },
+)
+
+_GPTJ = Family(
+    model_type="gptj",
+    architecture="GPTJForCausalLM",
+    prefix="transformer.",
+    fixed={
+        **_PLAIN_NORMS,
+        **_ROPE,
+        "norm_position": "parallel_shared",
+        "attention_bias": False,
+        "head_bias": True,
+    },
+    aspects=(*_GPT2.aspects, ROTARY_DIM),
+    defaults={**_GPT2.defaults, "tie_word_embeddings": False},
+    weights={
+        "embedding": Weights(("transformer.wte",)),
+        "blocks.{}.norm": Weights(("transformer.h.{}.ln_1",)),
+        "blocks.{}.attention.qkv": Weights(
+            tuple(f"transformer.h.{{}}.attn.{kind}_proj" for kind in "qkv"), NEIGHBOUR_PAIRS
+        ),
+        "blocks.{}.attention.out": Weights(("transformer.h.{}.attn.out_proj",)),
+        "blocks.{}.ffn.up": Weights(("transformer.h.{}.mlp.fc_in",)),
+        "blocks.{}.ffn.down": Weights(("transformer.h.{}.mlp.fc_out",)),
+        "final_norm": Weights(("transformer.ln_f",)),
+        "head": Weights(("lm_head",)),
+    },
+)
+
+_NEOX_LAYER = "gpt_neox.layers.{}."
+_GPT_NEOX = Family(
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    prefix="gpt_neox.",
+    fixed={**_PLAIN_NORMS, **_ROPE},
+    aspects=(
+        _SIZES,
+        _LAYER_NORM_EPS,
+        _ATTENTION_BIAS,
+        activation("hidden_act"),
+        choice("norm_position", "use_parallel_residual", {True: "parallel", False: "pre"}),
+        rope("rotary_emb_base", fraction_field="rotary_pct", fraction=0.25),
+    ),
+    defaults={
+        **_UNTIED,
+        "layer_norm_eps": 1e-5,
+        "attention_bias": True,
+        "hidden_act": "gelu",
+        "use_parallel_residual": True,
+    },
+    weights={
+        "embedding": Weights(("gpt_neox.embed_in",)),
+        "blocks.{}.attention_norm": Weights((_NEOX_LAYER + "input_layernorm",)),
+        "blocks.{}.attention.qkv": Weights(
+            (_NEOX_LAYER + "attention.query_key_value",), HEAD_MAJOR
+        ),
+        "blocks.{}.attention.out": Weights((_NEOX_LAYER + "attention.dense",)),
+        "blocks.{}.ffn_norm": Weights((_NEOX_LAYER + "post_attention_layernorm",)),
+        "blocks.{}.ffn.up": Weights((_NEOX_LAYER + "mlp.dense_h_to_4h",)),
+        "blocks.{}.ffn.down": Weights((_NEOX_LAYER + "mlp.dense_4h_to_h",)),
+        "final_norm": Weights(("gpt_neox.final_layer_norm",)),
+        "head": Weights(("embed_out",)),
+    },
+    in_memory={"lm_head.weight": "embed_out.weight"},
+)
+
+_LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    fixed=_LLAMA_KEYS,
+    aspects=(
+        _SIZES,
+        _RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM_OF_WHOLE_HEADS,
+        gate("hidden_act"),
+        _ATTENTION_BIAS,
+        same(bias="mlp_bias"),
+        rope(),
+    ),
+    defaults={
+        **_UNTIED,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    weights=_LLAMA_WEIGHTS,
+)
+
+_MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    fixed=_LLAMA_KEYS,
+    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), rope(), WINDOW_EVERYWHERE),
+    defaults={**_UNTIED, "rms_norm_eps": 1e-6, "hidden_act": "silu", "sliding_window": 4096},
+    weights=_LLAMA_WEIGHTS,
+)
+
+_QWEN_DEFAULTS = {
+    **_UNTIED,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_QWEN2 = Family(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    fixed={**_LLAMA_KEYS, "attention_bias": True},
+    aspects=(
+        _SIZES,
+        _RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        gate("hidden_act"),
+        rope(),
+        windows_by_layer(late_windows),
+    ),
+    defaults=_QWEN_DEFAULTS,
+    weights=_LLAMA_WEIGHTS,
+)
+_QWEN3 = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    fixed={**_LLAMA_KEYS, "qk_norm": True},
+    aspects=(*_QWEN2.aspects, _ATTENTION_BIAS),
+    defaults={**_QWEN_DEFAULTS, "attention_bias": False, "head_dim": 128},
+    weights=_LLAMA_WEIGHTS,
+)
+
+_SMOLLM3 = Family(
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    fixed=_LLAMA_KEYS,
+    aspects=(
+        _SIZES,
+        _RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        gate("hidden_act"),
+        _ATTENTION_BIAS,
+        same(bias="mlp_bias"),
+        rope(theta=2e6),
+        ROPE_BY_LAYER,
+        windows_by_layer(windows_without_rope),
+    ),
+    defaults={
+        **_LLAMA.defaults,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "sliding_window": None,
+    },
+    weights=_LLAMA_WEIGHTS,
+)
+
+
+_GEMMA_DEFAULTS = {**_TIED, "rms_norm_eps": 1e-6, "attention_bias": False, "head_dim": 256}
+_GEMMA = Family(
+    model_type="gemma",
+    architecture="GemmaForCausalLM",
+    fixed=_GEMMA_KEYS,
+    aspects=(
+        _SIZES,
+        _RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        gate("hidden_act", also={"gelu": "gelu_pytorch_tanh"}),
+        _ATTENTION_BIAS,
+        ROOT_OF_WIDTH,
+        rope(),
+    ),
+    defaults={**_GEMMA_DEFAULTS, "hidden_act": "gelu_pytorch_tanh"},
+    required=_GEMMA_LIMITS,
+    weights=_LLAMA_WEIGHTS,
+)
+
+_GEMMA2_ASPECTS = (
+    _SIZES,
+    _RMS_EPS,
+    KEY_HEADS,
+    HEAD_DIM_OF_WHOLE_HEADS,
+    gate("hidden_activation"),
+    _ATTENTION_BIAS,
+    ROOT_OF_WIDTH,
+    QUERY_SCALAR,
+    same(attention_softcap="attn_logit_softcapping", output_softcap="final_logit_softcapping"),
+)
+_GEMMA2 = Family(
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    fixed={**_GEMMA_KEYS, "norm_position": "sandwich"},
+    aspects=(*_GEMMA2_ASPECTS, rope(), windows_by_layer(every_nth_full(2))),
+    defaults={
+        **_GEMMA_DEFAULTS,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    required=_GEMMA_LIMITS,
+    weights=_SANDWICH_WEIGHTS,
+)
+_GEMMA3 = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    fixed={**_GEMMA2.fixed, "qk_norm": True},
+    aspects=(
+        *_GEMMA2_ASPECTS,
+        rope(theta=1e6),
+        LOCAL_THETA,
+        windows_by_layer(every_nth_full(6)),
+    ),
+    defaults={
+        **_GEMMA2.defaults,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+    required=_GEMMA_LIMITS,
+    weights=_SANDWICH_WEIGHTS,
+)
+
+_PHI3 = Family(
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    fixed=_LLAMA_KEYS,
+    aspects=(
+        _SIZES,
+        _RMS_EPS,
+        KEY_HEADS,
+        gate("hidden_act"),
+        rope(fraction_field="partial_rotary_factor", scales=False),
+        WINDOW_EVERYWHERE,
+    ),
+    defaults={**_UNTIED, "rms_norm_eps": 1e-5, "hidden_act": "silu", "sliding_window": None},
+    weights=_LLAMA_WEIGHTS
+    | {
+        "blocks.{}.attention.qkv": _layer("self_attn.qkv_proj"),
+        "blocks.{}.ffn.gate_up": _layer("mlp.gate_up_proj"),
+    },
+)
+
+_OLMO2 = Family(
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    fixed={
+        **_LLAMA_KEYS,
+        "norm_position": "res_post",
+        "qk_norm": True,
+        "qk_norm_over": "projection",
+    },
+    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, gate("hidden_act"), _ATTENTION_BIAS, rope()),
+    defaults={
+        **_UNTIED,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "attention_bias": False,
+    },
+    weights=_LLAMA_WEIGHTS
+    | {
+        "blocks.{}.attention_norm": _layer("post_attention_layernorm"),
+        "blocks.{}.ffn_norm": _layer("post_feedforward_layernorm"),
+    },
+)
+
+_STABLELM = Family(
+    model_type="stablelm",
+    architecture="StableLmForCausalLM",
+    fixed={**_ROPE, **_NO_BIASES, "normalization": "layernorm"},
+    aspects=(
+        _SIZES,
+        _LAYER_NORM_EPS,
+        KEY_HEADS,
+        gate("hidden_act"),
+        same(attention_bias="use_qkv_bias"),
+        choice("norm_position", "use_parallel_residual", {False: "pre", True: "parallel_shared"}),
+        rope(fraction_field="partial_rotary_factor", fraction=0.25),
+    ),
+    defaults={
+        **_UNTIED,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "use_qkv_bias": False,
+        "use_parallel_residual": False,
+    },
+    required={"qk_layernorm": (False,)},
+    weights=_LLAMA_WEIGHTS | {"blocks.{}.norm": _layer("input_layernorm")},
+)
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        _GPT2,
+        _LLAMA,
+        _MISTRAL,
+        _QWEN2,
+        _QWEN3,
+        _GPT_NEOX,
+        _GEMMA,
+        _GEMMA2,
+        _GEMMA3,
+        _PHI3,
+        _OLMO2,
+        _SMOLLM3,
+        _STABLELM,
+        _GPTJ,
+    )
+}
+"""By model_type; where several could express an architecture, the first is written."""

@@ -1,0 +1,184 @@
+"""Models from and to the folders of Hugging Face transformers.
+
+    python -m interop.huggingface export RUN OUT_DIR
+
+writes the weights, config and tokenizer of a run so that transformers and vLLM load the folder;
+`train.py --init_from=FOLDER` starts a run from such a folder.
+
+Reads and writes safetensors and JSON alone: nothing is unpickled, no code of a folder is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import configurator
+from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
+from interop.tokenizer import tokenizer_files
+from interop.weights import copy_weights, their_tensors
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from options import ConfigError, unknown_name
+from training.checkpoint import find_checkpoint, load_model_weights, load_state
+from training.resume import load_settings
+from training.tokenizers import Tokenizer, tokenizer_from_meta
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+# Reading
+
+
+def load(source: str | Path | Any, **changes: Any) -> GPT:
+    """The model of a folder, or of a model that transformers made, in evaluation mode.
+
+    Args:
+        source: The folder, or a model with a `config` and a `state_dict()`.
+        changes: Keys of the architecture to change, such as `dropout` and `attention_backend`,
+            which have their defaults otherwise.
+
+    Raises:
+        ValueError: a family that is not known, a field that cannot be expressed here, or weights
+            that are missing, too many, or of another shape.
+    """
+    if isinstance(source, str | Path):
+        fields, tensors = read_fields(Path(source)), read_tensors(Path(source))
+    else:
+        fields, tensors = source.config.to_dict(), source.state_dict()
+    family = family_of(fields)
+    model = GPT(ModelArchitectureConfig.from_dict(family.read(fields) | changes))
+    copy_weights(model, family, tensors)
+    return model.eval()
+
+
+def load_weights(model: GPT, folder: Path) -> None:
+    """Copy a folder's weights into a model of its architecture. Raises ValueError, as `load`."""
+    copy_weights(model, family_of(read_fields(folder)), read_tensors(folder))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors, in one file or several.
+
+    Raises:
+        ValueError: files are missing.
+    """
+    files = [WEIGHTS]
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no {', '.join(missing)}; only safetensors are read. Save the model "
+            "anew with transformers' save_pretrained, which writes them."
+        )
+    return {name: x for file in files for name, x in load_file(folder / file).items()}
+
+
+# Writing
+
+
+def save(
+    model: GPT, folder: str | Path, family: str | None = None, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a folder that transformers loads.
+
+    Args:
+        model: The model.
+        folder: Where to; made where it is missing, empty otherwise.
+        family: The model_type to write; None: the first that can express the architecture.
+        tokenizer: Written too, where transformers can have it (`tokenizer_files`).
+
+    Raises:
+        ConfigError: no family, or not the one asked for, can express the architecture; naming the
+            keys.
+        ValueError: an unknown family, or a folder that holds something.
+    """
+    chosen, folder = choose_family(model.config, family), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name another folder, or empty it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
+    fields = chosen.write(model.config) | tokens | {"torch_dtype": _dtype(model)}
+    _write_json(folder / CONFIG, fields)
+    save_file(their_tensors(model, chosen), folder / WEIGHTS, metadata={"format": "pt"})
+    for name, content in tokenizer_files(tokenizer, model.config.block_size).items():
+        _write_json(folder / name, content)
+
+
+def choose_family(config: ModelArchitectureConfig, name: str | None = None) -> Family:
+    """The family to write an architecture as; see `save`."""
+    if name is not None and name not in FAMILIES:
+        raise ValueError(unknown_name("family", name, FAMILIES))
+    candidates = FAMILIES.values() if name is None else [FAMILIES[name]]
+    misfits = {family.model_type: family.misfits(config) for family in candidates}
+    nearest = min(misfits, key=lambda family: len(misfits[family]))
+    if misfits[nearest]:
+        raise ConfigError(misfits[nearest])
+    return FAMILIES[nearest]
+
+
+def _dtype(model: GPT) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# The command
+
+
+def export(run: str, folder: Path, out_dir: Path, family: str | None, plugins: str) -> list[str]:
+    """Write a run's newest checkpoint as a folder of transformers; lines that say what was done.
+
+    Raises:
+        ValueError: there is no such run, or what `save` refuses.
+    """
+    path, notes = find_checkpoint(run, out_dir)
+    settings = load_settings(path, configurator.run_plugins(plugins))
+    model = GPT(settings.model)
+    load_model_weights(path, model)
+    tokenizer = tokenizer_from_meta(load_state(path)["tokenizer"])
+    save(model, folder, family, tokenizer)
+    written = sorted(file.name for file in folder.iterdir())
+    notes = [*notes, f"{path} -> {folder}: {', '.join(written)}"]
+    if not tokenizer_files(tokenizer, model.config.block_size):
+        notes.append(f"No tokenizer is written: transformers has none like {tokenizer.name!r}.")
+    return notes
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(prog="interop.huggingface", description=__doc__.splitlines()[0])
+    commands = flags.add_subparsers(required=True)
+    command = commands.add_parser("export", help="write a run as a folder of transformers")
+    command.add_argument("run", help="latest, a run's name or folder, or a checkpoint's folder")
+    command.add_argument("folder", type=Path, help="where to write; a new or empty folder")
+    command.add_argument("--out_dir", type=Path, default=Path("out"), help="folder of the runs")
+    command.add_argument(
+        "--family", help=f"one of {', '.join(FAMILIES)}; default: the first to fit"
+    )
+    command.add_argument(
+        "--plugins", default="", help="comma-separated .py files of your own parts"
+    )
+    return flags
+
+
+def main(argv: list[str]) -> None:
+    print("\n".join(export(**vars(parser().parse_args(argv)))))
+
+
+if __name__ == "__main__":
+    try:
+        configurator.run_cli(main)
+    except ValueError as error:
+        sys.exit(str(error))

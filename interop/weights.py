@@ -1,0 +1,86 @@
+"""Weights from and to another project's names and layouts, by the table of a family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Size, Tensor
+
+from interop.families import Family
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+
+_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
+"""Tables that old files hold besides the weights."""
+
+
+def copy_weights(model: GPT, family: Family, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a family's tensors into a model. Raises ValueError naming each that does not fit."""
+    own = _weights(model)
+    tensors = _relevant(model.config, family, tensors)
+    _refuse_misfit(tensors, _expected(own, model.config, family))
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parts = [tensors[theirs] for theirs in family.names(name)]
+            parameter.copy_(family.to_ours(name, parts, model.config))
+
+
+def _weights(model: GPT) -> dict[str, Tensor]:
+    """Every weight once."""
+    return dict(model.named_parameters())
+
+
+def _relevant(
+    config: ModelArchitectureConfig, family: Family, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors by their full names in files, without buffers and the copy of a tied one."""
+    tensors = {family.in_memory.get(name, name): tensor for name, tensor in tensors.items()}
+    if not any(name.startswith(family.prefix) for name in tensors):
+        tensors = {family.prefix + name: tensor for name, tensor in tensors.items()}
+    tied = family.names("head.weight") if config.weight_tying else []
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in tied and not _BUFFERS.search(name)
+    }
+
+
+def _expected(
+    weights: Mapping[str, Tensor], config: ModelArchitectureConfig, family: Family
+) -> dict[str, Size]:
+    """The names and shapes that a family has for our weights."""
+    return {
+        theirs: part.shape
+        for name, weight in weights.items()
+        for theirs, part in family.to_theirs(name, weight.detach().to("meta"), config)
+    }
+
+
+def _refuse_misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is not of this family" for name in tensors if name not in expected]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, the architecture makes it {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise ValueError(
+            f"the weights do not fit the architecture ({len(problems)} differences): {shown}."
+        )
+
+
+def their_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
+    """The weights as the family has them; a bias that only the family has holds zeros."""
+    own, config = _weights(model), family.completed(model.config)
+    dtype = next(model.parameters()).dtype
+    with torch.device("meta"):
+        whole = _weights(GPT(config))
+    tensors: dict[str, Tensor] = {}
+    for name, shape in ((name, weight.shape) for name, weight in whole.items()):
+        weight = own[name].detach().cpu() if name in own else torch.zeros(shape, dtype=dtype)
+        tensors |= dict(family.to_theirs(name, weight, config))
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

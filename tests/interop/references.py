@@ -1,0 +1,187 @@
+"""Small random models made by transformers, one or more of each family."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+VOCABULARY = 61
+LONGEST = 48
+WINDOW = 7
+
+_TOKENS = {
+    "vocab_size": VOCABULARY,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_SIZES = {
+    **_TOKENS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LONGEST,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_OLD_SIZES = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LONGEST}
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_GEMMA2 = {
+    **_GROUPED,
+    "head_dim": 16,
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 2.0,
+}
+_GEMMA3 = {
+    **_GROUPED,
+    "num_hidden_layers": 7,
+    "head_dim": 16,
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 24,
+}
+
+REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2Config", {**_OLD_SIZES, **_NO_DROPOUT}),
+    "GPT-2, wide, untied": (
+        "GPT2Config",
+        {
+            **_OLD_SIZES,
+            **_NO_DROPOUT,
+            "n_inner": 40,
+            "activation_function": "relu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "LLaMA 2": ("LlamaConfig", _SIZES),
+    "LLaMA 3": ("LlamaConfig", {**_GROUPED, "rope_parameters": _LLAMA3_ROPE}),
+    "LLaMA, biased, wide heads, tied": (
+        "LlamaConfig",
+        {
+            **_GROUPED,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+        },
+    ),
+    "LLaMA, YaRN": (
+        "LlamaConfig",
+        {
+            **_GROUPED,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "LLaMA, linear": (
+        "LlamaConfig",
+        {
+            **_GROUPED,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+        },
+    ),
+    "Mistral": ("MistralConfig", {**_GROUPED, "sliding_window": WINDOW}),
+    "Mistral, no window": ("MistralConfig", {**_GROUPED, "sliding_window": None}),
+    "Qwen2": ("Qwen2Config", _GROUPED),
+    "Qwen2, windows": (
+        "Qwen2Config",
+        {
+            **_GROUPED,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 1,
+        },
+    ),
+    "Qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}),
+    "GPT-NeoX": ("GPTNeoXConfig", _SIZES),
+    "GPT-NeoX, sequential": (
+        "GPTNeoXConfig",
+        {**_SIZES, "use_parallel_residual": False, "rotary_pct": 0.5, "attention_bias": False},
+    ),
+    "Gemma": ("GemmaConfig", {**_GROUPED, "head_dim": 16}),
+    "Gemma 2": ("Gemma2Config", _GEMMA2),
+    "Gemma 3": ("Gemma3TextConfig", _GEMMA3),
+    "Gemma 3, stretched": (
+        "Gemma3TextConfig",
+        {
+            **_GEMMA3,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
+    "Phi-3": ("Phi3Config", {**_GROUPED, "sliding_window": WINDOW}),
+    "Phi-4-mini": ("Phi3Config", {**_GROUPED, "partial_rotary_factor": 0.75}),
+    "OLMo 2": ("Olmo2Config", _GROUPED),
+    "SmolLM3": ("SmolLM3Config", _GROUPED),
+    "StableLM": ("StableLmConfig", {**_GROUPED, "use_qkv_bias": True}),
+    "StableLM, parallel": (
+        "StableLmConfig",
+        {**_GROUPED, "use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    ),
+    "GPT-J": ("GPTJConfig", {**_OLD_SIZES, **_NO_DROPOUT, "rotary_dim": 4}),
+}
+"""The class of its config, and what that is given."""
+
+every_reference = pytest.mark.parametrize("name", REFERENCES)
+
+
+@functools.cache
+def reference(name: str) -> Any:
+    """A model in evaluation mode whose weights are large enough for every part to matter."""
+    kind, values = REFERENCES[name]
+    torch.manual_seed(0)
+    model = from_config(getattr(transformers, kind)(**values))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def from_config(config: Any) -> Any:
+    """A random model of a config, in float32, its attention written out."""
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model.float().eval()
+
+
+def from_folder(folder: Any) -> Any:
+    """What transformers makes of a folder; every weight used, none made up."""
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def tokens(length: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
+    """Random tokens (batch, length)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (batch, length), generator=generator)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Equal at every position, relative to the largest logit there."""
+    error = (ours - theirs).abs().amax(-1) / theirs.abs().amax(-1)
+    assert error.max() <= tolerance, f"relative error {error.max().item():.2g}"
