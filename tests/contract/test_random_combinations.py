@@ -36,6 +36,7 @@ RANGES = {
     "head_dim": st.integers(1, 16),
     "sliding_window": st.integers(1, 30),
     "window_pattern": st.text("SL", min_size=1, max_size=3),
+    "rope_pattern": st.text("RN", min_size=1, max_size=3),
     "rope_original_block_size": st.integers(4, 64),
     "dropout": st.floats(0, 0.5),
     "init_std": st.floats(0.01, 0.1),

@@ -1,4 +1,4 @@
-"""How a model behaves: what a token may see, what dropout does, how it starts and that it learns."""
+"""How a model behaves: what a token sees, what dropout does, how it begins, that it learns."""
 
 from __future__ import annotations
 

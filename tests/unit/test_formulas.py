@@ -47,6 +47,7 @@ NORM_FORMULAS = {
     "layernorm": lambda x, eps, w: over_root_mean_square(centred(x), eps) * w[0] + w[1],
     "layernorm_nobias": lambda x, eps, w: over_root_mean_square(centred(x), eps) * w[0],
     "rmsnorm": lambda x, eps, w: over_root_mean_square(x, eps) * w[0],
+    "rmsnorm_unit_offset": lambda x, eps, w: over_root_mean_square(x, eps) * (1 + w[0]),
     "none": lambda x, eps, w: x,
 }
 """Of x, eps and the parameters in order."""
@@ -95,7 +96,23 @@ def parallel(x, attend, network, n):
     return x + attend(n["attention_norm"](x)) + network(n["ffn_norm"](x))
 
 
-BLOCK_FORMULAS = {"pre": pre, "post": post, "sandwich": sandwich, "parallel": parallel}
+def res_post(x, attend, network, n):
+    x = x + n["attention_norm"](attend(x))
+    return x + n["ffn_norm"](network(x))
+
+
+def parallel_shared(x, attend, network, n):
+    return x + attend(n["norm"](x)) + network(n["norm"](x))
+
+
+BLOCK_FORMULAS = {
+    "pre": pre,
+    "post": post,
+    "res_post": res_post,
+    "sandwich": sandwich,
+    "parallel": parallel,
+    "parallel_shared": parallel_shared,
+}
 
 
 def random(*shape: int) -> Tensor:

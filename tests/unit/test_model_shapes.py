@@ -15,15 +15,25 @@ from tests.tiny import VARIANTS, tiny_config, tiny_model, tokens
 # Parameter counts
 
 
+VECTORS_OF_A_NORM = {
+    "layernorm": 2,
+    "layernorm_nobias": 1,
+    "rmsnorm": 1,
+    "rmsnorm_unit_offset": 1,
+    "none": 0,
+}
+
+
 def norm(name: str, width: int) -> int:
-    return {"layernorm": 2, "layernorm_nobias": 1, "rmsnorm": 1, "none": 0}[name] * width
+    return VECTORS_OF_A_NORM[name] * width
 
 
 def attention(c: ModelArchitectureConfig) -> int:
     C, H, G, D = c.n_embd, c.n_head, c.n_kv_head, c.head_dim
     matrices = C * H * D + 2 * C * G * D + H * D * C
-    biases = (H * D + 2 * G * D + C) * c.attention_bias
-    return matrices + biases + 2 * D * c.qk_norm
+    biases = (H * D + 2 * G * D) * c.attention_bias + C * c.attention_out_bias
+    normed = {"head": 2 * D, "projection": H * D + G * D}[c.qk_norm_over]
+    return matrices + biases + normed * c.qk_norm
 
 
 def plain_network(c: ModelArchitectureConfig) -> int:
@@ -43,8 +53,15 @@ NETWORKS = {
     "geglu": gated_network,
     "reglu": gated_network,
 }
-NORMS_OF_A_BLOCK = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 2}
-NORMS_AFTER_THE_BLOCKS = {"pre": 1, "post": 0, "sandwich": 1, "parallel": 1}
+NORMS_OF_A_BLOCK = {
+    "pre": 2,
+    "post": 2,
+    "res_post": 2,
+    "sandwich": 4,
+    "parallel": 2,
+    "parallel_shared": 1,
+}
+NORMS_AFTER_THE_BLOCKS = {name: int(name != "post") for name in NORMS_OF_A_BLOCK}
 POSITION_TABLES = {
     "none": lambda c: 0,
     "learned": lambda c: c.block_size * c.n_embd,
@@ -60,6 +77,7 @@ def parameters(c: ModelArchitectureConfig) -> int:
     block = attention(c) + NETWORKS[c.ffn_type](c) + NORMS_OF_A_BLOCK[c.norm_position] * one_norm
     return (
         c.vocab_size * c.n_embd * (1 if c.weight_tying else 2)
+        + c.vocab_size * c.head_bias
         + POSITION_TABLES[c.position_encoding](c)
         + c.n_layer * block
         + NORMS_AFTER_THE_BLOCKS[c.norm_position] * one_norm
