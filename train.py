@@ -38,6 +38,7 @@ from training.hardware import (
     resolve_device,
     resolve_dtype,
     seed_everything,
+    set_tf32,
 )
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
@@ -95,12 +96,13 @@ def set_up(start: Start) -> Run:
             discard_unfinished_log(folder)
         refuse_existing_log(folder)
 
+    set_tf32(training.tf32)
     seed_everything(training.seed)
     network = GPT(settings.model).to(device)
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
-    compiled = torch.compile(network, dynamic=False)  # lazily; shapes hardly ever change
+    compiles = resolve_compile(training.compile, device)
     run = Run(
         settings=settings,
         folder=folder,
@@ -109,7 +111,8 @@ def set_up(start: Start) -> Run:
         device=device,
         dtype=dtype,
         network=network,
-        model=compiled if resolve_compile(training.compile, device) else network,
+        # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
+        model=torch.compile(network, dynamic=False) if compiles else network,
         optimizer=optimizer,
         stepper=Stepper(optimizer, training, dtype),
         watch=Stopwatch(device),

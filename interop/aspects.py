@@ -252,9 +252,9 @@ def _scaling_fields(config: ModelArchitectureConfig) -> Fields | None:
 
 
 def _rope_parameters(given: Fields, layer_type: str) -> Fields:
-    """Those of a kind of layers, from either way of saying them."""
+    """Those of a kind of layers, where the kinds have their own; else those of all."""
     parameters = given.get("rope_parameters") or {}
-    return parameters.get(layer_type, parameters) or {}
+    return (parameters.get(layer_type) or {}) if _LAYER_TYPES.keys() & parameters else parameters
 
 
 def rope(
@@ -299,9 +299,11 @@ def rope(
 
 def _read_local_theta(given: Fields) -> Keys:
     """Gemma 3's base of windowed layers; where it is the common one, nothing is said."""
-    parameters = (given.get("rope_parameters") or {}).get("sliding_attention") or {}
+    parameters = _rope_parameters(given, "sliding_attention")
     if _scaling_keys(parameters, given["max_position_embeddings"]):
-        raise ValueError("rope_parameters scales the RoPE of windowed layers, which are not here.")
+        raise ValueError(
+            "rope_parameters stretches the RoPE of windowed layers, which cannot be expressed here."
+        )
     local = parameters.get("rope_theta", given.get("rope_local_base_freq", 10_000.0))
     common = rope(theta=1e6).read(given)
     windowed = windows_by_layer(every_nth_full(6)).read(given)

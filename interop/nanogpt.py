@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,8 @@ def _read(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file can raise anything
+        reason = f"{error!r:.200}"
         raise ValueError(f"{path} is no file of tensors and plain values: {reason}") from error
     found = checkpoint if isinstance(checkpoint, dict) else {}
     arguments = found.get("model_args") or {}

@@ -86,6 +86,9 @@ class TrainingConfig:
     # Machine
     device: str = option("auto", "where to train", choices=DEVICES)
     dtype: str = option("auto", "compute type of the matmuls", choices=DTYPES)
+    tf32: bool = option(
+        False, "float32 matmuls on CUDA may round their inputs to TF32: faster, 10 bits of mantissa"
+    )
     compile: bool | str = option(
         "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
     )

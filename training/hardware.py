@@ -103,6 +103,20 @@ def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
     return device.type == "cuda" if wanted == "auto" else bool(wanted)
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device can compute float32 matmuls in TF32: CUDA from capability 8.0."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def set_tf32(allowed: bool) -> None:
+    """Let float32 matmuls and convolutions on CUDA use TF32, or forbid it, for this process.
+
+    By its own default torch forbids it in matmuls only.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """A context in which matmuls compute in `dtype`; weights and reductions stay float32."""
     if dtype is torch.float32:
@@ -323,6 +337,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "tf32": _uses_tf32(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "platform": platform.platform(),
         "commit": commit,
         "dirty": _is_dirty() if commit else None,

@@ -106,7 +106,7 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
     )
     return [
         ("device", f"{device_name} ({device})"),
-        ("compute", f"{str(run.dtype).removeprefix('torch.')}, {_peak(device, peak_flops)}"),
+        ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
         (
             "attention",
             f"attention_backend {model.attention_backend}: "
@@ -119,6 +119,11 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
             f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}",
         ),
     ]
+
+
+def _compute_type(run: Run) -> str:
+    name = str(run.dtype).removeprefix("torch.")
+    return f"{name} by TF32" if run.settings.training.tf32 else name
 
 
 def _peak(device: str, peak_flops: float | None) -> str:

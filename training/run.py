@@ -16,7 +16,9 @@ from model_builder import GPT
 from options import ConfigError, Problem
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
+from training.config import TrainingConfig
 from training.data import Dataset, ValidationWindows
+from training.hardware import device_name, has_tf32
 from training.optim import Stepper
 from training.resume import Start
 
@@ -99,6 +101,7 @@ def complete(
     problems = [
         *_vocabulary_problems(settings, dataset),
         *_plugin_problems(settings),
+        *_tf32_problems(settings.training, device, dtype),
         *(
             Problem(("attention_backend",), refusal)
             for refusal in settings.model.backend_refusals(device.type, dtype)
@@ -147,6 +150,19 @@ def _vocabulary_problems(settings: Settings, dataset: Dataset) -> list[Problem]:
 def _fixes_vocabulary(settings: Settings) -> bool:
     """Whether the vocabulary is not the data's to decide."""
     return "vocab_size" in settings.explicit or settings.training.init_from != "none"
+
+
+def _tf32_problems(
+    training: TrainingConfig, device: torch.device, dtype: torch.dtype
+) -> list[Problem]:
+    if not training.tf32 or (has_tf32(device) and dtype is torch.float32):
+        return []
+    computes = str(dtype).removeprefix("torch.")
+    message = (
+        f"tf32=True does nothing for {computes} on {device_name(device)}: it is a way to compute "
+        "dtype='float32' on CUDA devices of capability 8.0 or more; drop it, or set those."
+    )
+    return [Problem(("tf32", "device", "dtype"), message)]
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:

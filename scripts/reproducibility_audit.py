@@ -1,0 +1,309 @@
+"""Does this machine give the same numbers twice, and would another machine or day give them?
+
+python scripts/reproducibility_audit.py --save A.json
+python scripts/reproducibility_audit.py config/arch_llama.py --compile=True
+python scripts/reproducibility_audit.py --compare A.json B.json
+
+The first two train config/run_audit.py, with config files and flags of train.py after it, twice
+with one seed, and say whether the weights are the same bit for bit, and all that they depend on:
+versions, hardware, flags, git, and checksums of code, data, config and weights. The third compares
+two such reports.
+
+Exit status: 0 all the same, 1 something that matters differs, 2 a fact could not be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
+from training.checkpoint import find_checkpoint
+from training.resume import OF_THE_COMMAND
+
+SCHEMA_VERSION = 1
+
+Fact = dict[str, Any]
+"""{"value": what a probe found} or {"error": why it could not}."""
+
+
+# What is found out
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run: its folder, and its log as in run.json."""
+
+    folder: Path
+    log: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every key that says what was trained, and how."""
+        return {k: v for k, v in self.log["config"].items() if k not in OF_THE_COMMAND}
+
+    def checksum(self, file: str) -> str:
+        """SHA-256 of the tensors in a file of the last checkpoint: names, types, shapes, bits."""
+        checkpoint, _ = find_checkpoint(str(self.folder), self.folder.parent)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(load_file(checkpoint / file).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def weights(self) -> str:
+        return self.checksum("model.safetensors")
+
+    @property
+    def optimizer(self) -> str:
+        return self.checksum("optimizer.safetensors")
+
+    @property
+    def losses(self) -> list[float | None]:
+        """Every loss in the log, of training and validation."""
+        return [record["loss"] for record in self.log["training_iterations"]] + [
+            record["val_loss"] for record in self.log["eval_steps"]
+        ]
+
+
+def same_bits(first: Trained, second: Trained) -> bool:
+    """Whether two runs ended with the same weights and moments, by the same losses."""
+    return all(
+        getattr(first, what) == getattr(second, what) for what in ("weights", "optimizer", "losses")
+    )
+
+
+def recorded(key: str, run: Trained, _: Trained) -> Any:
+    """What the run found its environment to be."""
+    return run.log["environment"][key]
+
+
+def driver(run: Trained, _: Trained) -> str | None:
+    version = run.log["environment"]["driver"]
+    if version is None and torch.version.cuda and torch.cuda.is_available():
+        raise ValueError("nvidia-smi does not tell the version, though there is a CUDA device.")
+    return version
+
+
+def variables(*_: Trained) -> str:
+    """The variables of the environment that change how libraries compute, where set."""
+    found = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    return " ".join(found) or "none set"
+
+
+def git(*arguments: str) -> str:
+    """What git prints about the project; an error where it cannot."""
+    command = ("git", "-C", str(PROJECT), *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise ValueError(f"git {arguments[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def commit(*_: Trained) -> str:
+    return git("rev-parse", "HEAD")
+
+
+def dirty(*_: Trained) -> bool:
+    """Whether tracked files differ from the commit."""
+    return bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def source(*_: Trained) -> str:
+    """SHA-256 of the project's code as it is on the disk: names and contents, tests left out."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py").split("\0")
+    digest = hashlib.sha256()
+    for name in sorted(set(listed)):
+        path = PROJECT / name
+        if path.is_file() and not name.startswith("tests/"):  # a listed file may be deleted
+            digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def checksum_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+RECORDED = (
+    *("python", "torch", "numpy", "cuda", "cudnn", "device", "cpu_capability", "threads", "dtype"),
+    *("tf32", "deterministic_algorithms", "cudnn_deterministic", "cudnn_benchmark"),
+    *("platform", "cpu_count"),
+)
+VARIABLES = (
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+    *("MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "PYTHONHASHSEED"),
+)
+PROBES: dict[str, Callable[[Trained, Trained], Any]] = {
+    **{key: functools.partial(recorded, key) for key in RECORDED},
+    "driver": driver,
+    "variables": variables,
+    "commit": commit,
+    "dirty": dirty,
+    "source": source,
+    "data": lambda run, _: run.log["data"]["fingerprint"],
+    "validation_data": lambda run, _: run.log["data"]["val_fingerprint"],
+    "config": lambda run, _: checksum_of(run.config),
+    "losses": lambda run, _: checksum_of(run.losses),
+    "val_loss": lambda run, _: run.log["summary"]["final_val_loss"],
+    "weights": lambda run, _: run.weights,
+    "optimizer": lambda run, _: run.optimizer,
+    "bit_identical": same_bits,
+}
+NOTED = ("platform", "cpu_count", "commit", "dirty")
+"""What may differ and leave the numbers as they are; of git's facts, `source` is what matters."""
+
+
+def fact_of(probe: Callable[[Trained, Trained], Any], first: Trained, second: Trained) -> Fact:
+    """What a probe finds; its error, whatever it is, is a finding too, and never a match."""
+    try:
+        return {"value": probe(first, second)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def audit(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train twice under `folder` and report all facts.
+
+    Raises:
+        RunFailed: a run did not complete.
+    """
+    recipe = [str(CONFIG / "run_audit.py"), *arguments]
+    folders = (folder / "first", folder / "second")
+    first, second = (Trained(path, train(recipe, path)) for path in folders)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "facts": {name: fact_of(probe, first, second) for name, probe in PROBES.items()},
+        "config": first.config,
+    }
+
+
+# What is made of it
+
+OK, NOTE, DIFFERS, ERROR = "ok", "noted", "DIFFERS", "ERROR"
+ABSENT: Fact = {"error": "not in this report"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A fact, what to think of it, and what was found: once, or by each report where that matters.
+
+    Attributes:
+        verdict: OK; NOTE, different and of no account; DIFFERS; or ERROR, not known.
+    """
+
+    name: str
+    verdict: str
+    found: tuple[str, ...]
+
+
+def rows(*reports: Mapping[str, Any]) -> Iterator[Row]:
+    """A row for every fact of one report or more, and for every config key that differs."""
+    for name in dict.fromkeys(name for report in reports for name in report["facts"]):
+        facts = [report["facts"].get(name, ABSENT) for report in reports]
+        found = [str(fact["error"] if "error" in fact else fact["value"]) for fact in facts]
+        verdict = verdict_on(name, facts)
+        yield Row(name, verdict, tuple(found[:1] if verdict == OK else found))
+    for key in dict.fromkeys(key for report in reports for key in report["config"]):
+        values = [repr(report["config"].get(key, "no such key")) for report in reports]
+        if len(set(values)) > 1:
+            yield Row(f"config.{key}", DIFFERS, tuple(values))
+
+
+def verdict_on(name: str, facts: Sequence[Fact]) -> str:
+    """What to think of a fact, as one report has it or several."""
+    if any("error" in fact for fact in facts):
+        return ERROR
+    values = [fact["value"] for fact in facts]
+    if name == "bit_identical":  # False twice is no match
+        return OK if all(values) else DIFFERS
+    if all(value == values[0] for value in values):
+        return OK
+    return NOTE if name in NOTED else DIFFERS
+
+
+def table(found: Iterable[Row]) -> str:
+    """Name, verdict and value in columns; where reports differ, the value of each on a line."""
+    below = "\n" + " " * 36
+    return "\n".join(f"{row.name:<27}{row.verdict:<9}{below.join(row.found)}" for row in found)
+
+
+def conclusion(found: Sequence[Row]) -> tuple[int, str]:
+    """The exit status that the rows make, and a sentence that says why."""
+    named = {v: ", ".join(row.name for row in found if row.verdict == v) for v in (DIFFERS, ERROR)}
+    if named[DIFFERS]:
+        return FAILED, f"FAILED: not the same: {named[DIFFERS]}"
+    if named[ERROR]:
+        return UNDECIDED, f"UNDECIDED: not known: {named[ERROR]}"
+    return PASSED, "PASSED: nothing that matters differs"
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report that --save wrote.
+
+    Raises:
+        ValueError: the file is none, or of another version.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        version, _, _ = (report[key] for key in ("schema_version", "facts", "config"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no audit report ({error!r}); make one with --save.") from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} is an audit report of version {version}, this code reads {SCHEMA_VERSION}; "
+            "make it again with --save."
+        )
+    return report
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--save FILE] [config.py ...] [--key=value ...] | --compare FILE FILE",
+        allow_abbrev=False,
+    )
+    what = flags.add_mutually_exclusive_group()
+    what.add_argument("--save", type=Path, metavar="FILE", help="write the report there, as JSON")
+    what.add_argument(
+        "--compare", type=Path, nargs=2, metavar="FILE", help="compare two reports, train nothing"
+    )
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    args, arguments = parser().parse_known_args(argv)
+    if args.compare:
+        if arguments:
+            raise ValueError(f"--compare trains nothing; drop {' '.join(arguments)}")
+        reports = [read_report(path) for path in args.compare]
+    else:
+        with tempfile.TemporaryDirectory(prefix="nanoarch-audit-") as temporary:
+            reports = [audit(arguments, Path(temporary))]
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        args.save.write_text(json.dumps(reports[0], indent=1) + "\n", encoding="utf-8")
+    found = list(rows(*reports))
+    status, sentence = conclusion(found)
+    print(f"{table(found)}\n\n{sentence}")
+    return status
+
+
+if __name__ == "__main__":
+    run_script(main)

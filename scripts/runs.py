@@ -1,0 +1,61 @@
+"""Training runs as a person starts them: `train.py` in a process of its own, and the log it leaves.
+
+What the scripts here share. Each exits with PASSED, FAILED (what it checks does not hold) or
+UNDECIDED (an error kept it from telling).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import configurator
+from training_logger import RUN_FILE
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONFIG = PROJECT / "config"
+
+PASSED, FAILED, UNDECIDED = 0, 1, 2
+
+
+class RunFailed(ValueError):
+    """A training run did not come to its end."""
+
+
+def train(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Train into a new folder, in a process of its own; what it prints is shown.
+
+    So its peak of memory, its threads and its random generators are its own.
+
+    Args:
+        arguments: Config files and flags, as `train.py` takes them.
+        folder: The run's folder.
+
+    Returns:
+        The run's log, as in its run.json.
+
+    Raises:
+        RunFailed: the run did not complete.
+    """
+    where = (f"--out_dir={folder.parent}", f"--run_name={folder.name}")
+    command = [sys.executable, str(PROJECT / "train.py"), *arguments, *where]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise RunFailed(f"the training run exited with status {status}; it has said why above.")
+    log = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    if log["status"] != "completed":
+        raise RunFailed(f"the training run was {log['status']}; let it come to its end.")
+    return log
+
+
+def run_script(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a script's `main` as a command; an error that a user can mend is told in a sentence."""
+    try:
+        configurator.run_cli(main)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UNDECIDED)

@@ -1,0 +1,46 @@
+"""What integration tests share: a dataset, a folder for runs, one thread."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_components import REGISTRIES
+from tests.integration.runs import Workshop, make_dataset
+from training.tokenizers import ByteTokenizer
+
+WORDS = ("the ", "cat ", "sat ", "on ", "a ", "mat.\n", "Öl ", "日本 ")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes that tests start: the order of sums depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    for registry in REGISTRIES.values():
+        for table in ("_entries", "_canonical"):
+            monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty thousand bytes of words in random order, some of them of several bytes a character."""
+    words = random.Random(0).choices(WORDS, k=6000)
+    folder = tmp_path_factory.mktemp("data") / "words"
+    return make_dataset(folder, ByteTokenizer(), "".join(words[:5000]), "".join(words[5000:]))
+
+
+@pytest.fixture
+def workshop(dataset: Path, tmp_path: Path) -> Workshop:
+    return Workshop(dataset, tmp_path / "out")

@@ -1,0 +1,309 @@
+"""A run that stops and goes on is the run that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.runs import (
+    Workshop,
+    assert_equal_tensors,
+    assert_same_course,
+    checkpoint_at,
+    log_of,
+    make_dataset,
+    moments_at,
+    weights_at,
+)
+from training.tokenizers import ByteTokenizer
+
+COURSE = ("--lr_decay_iters=12", "--eval_interval=6", "--log_interval=3", "--dropout=0.2")
+"""Settings that do not depend on max_iters."""
+
+
+def corrupt(checkpoint: Path) -> None:
+    """Flip a byte of the weights."""
+    file = checkpoint / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+class TestTwiceNIsNAndN:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            ("--lr_schedule=cosine", *COURSE),
+            ("--lr_schedule=linear", "--gradient_accumulation_steps=3", *COURSE),
+            ("--lr_schedule=wsd", "--grad_clip=0", "--dtype=bfloat16", *COURSE),
+            ("--lr_schedule=constant", "--warmup_iters=4", "--dtype=float16", *COURSE[1:]),
+        ],
+        ids=["cosine", "linear, accumulated", "wsd, bfloat16", "constant, float16"],
+    )
+    def test_weights_moments_and_log(self, workshop: Workshop, settings: tuple[str, ...]) -> None:
+        whole = workshop.train("--max_iters=12", *settings, run_name="whole")
+        workshop.train("--max_iters=6", *settings, run_name="halves")
+        halves = workshop.train("--max_iters=12", "--resume=auto", *settings, run_name="halves")
+        assert_same_course(whole, halves, step=12)
+
+    def test_the_weights_do_change(self, workshop: Workshop) -> None:
+        run = workshop.train("--max_iters=12", *COURSE)
+        with pytest.raises(AssertionError):
+            assert_equal_tensors(weights_at(run, 6), weights_at(run, 12))
+
+    def test_log_tells_of_the_resumption(self, workshop: Workshop) -> None:
+        workshop.train("--max_iters=6", *COURSE)
+        workshop.train("--max_iters=12", "--resume=auto", *COURSE)
+        log = log_of(workshop.out_dir / "run")
+        assert log["status"] == "completed"
+        assert [resumed["step"] for resumed in log["resumed"]] == [6]
+        assert [saved["step"] for saved in log["checkpoints"]] == [6, 12]
+        assert log["config"]["max_iters"] == 12
+
+    def test_resuming_from_an_earlier_checkpoint(self, workshop: Workshop) -> None:
+        run = workshop.train("--max_iters=12", *COURSE)
+        weights, moments = weights_at(run, 12), moments_at(run, 12)
+        checkpoint = checkpoint_at(run, 6)
+        workshop.train(f"--resume={checkpoint}", "--max_iters=12", *COURSE, run_name=None)
+        assert_equal_tensors(weights, weights_at(run, 12))
+        assert_equal_tensors(moments, moments_at(run, 12))
+        assert [record["iter"] for record in log_of(run)["eval_steps"]] == [0, 6, 12]
+
+    def test_a_finished_run_stays_as_it_is(self, workshop: Workshop) -> None:
+        run = workshop.train("--max_iters=6", *COURSE)
+        before = log_of(run)
+        workshop.train("--max_iters=6", "--resume=auto", *COURSE)
+        assert log_of(run)["training_iterations"] == before["training_iterations"]
+        assert log_of(run)["eval_steps"] == before["eval_steps"]
+        assert log_of(run)["status"] == "completed"
+
+    def test_the_best_stays_known_when_its_checkpoint_is_saved_again(
+        self, workshop: Workshop
+    ) -> None:
+        """checkpoint_minutes so small that the first thing after a resume is a save."""
+        workshop.train("--max_iters=6", *COURSE)
+        run = workshop.train(
+            "--max_iters=7", "--resume=auto", "--checkpoint_minutes=1e-9", "--eval_interval=6"
+        )
+        state = (checkpoint_at(run, 6) / "state.json").read_text()
+        assert '"val_loss": null' not in state
+
+
+class TestAuto:
+    def test_starts_anew_where_there_is_none(self, workshop: Workshop, capsys) -> None:
+        run = workshop.train("--resume=auto", "--max_iters=1")
+        assert (
+            f"No run to resume in {workshop.out_dir}: a new one starts." in capsys.readouterr().out
+        )
+        assert log_of(run)["status"] == "completed"
+
+    def test_takes_the_newest_that_fits(self, workshop: Workshop) -> None:
+        for name, layers in (("old", 1), ("new", 1), ("deeper", 2)):
+            workshop.train("--max_iters=1", f"--n_layer={layers}", run_name=name)
+        workshop.train("--max_iters=2", "--resume=auto", run_name=None)
+        steps = {
+            run.name: log_of(run)["summary"]["total_tokens"] for run in workshop.out_dir.iterdir()
+        }
+        assert steps == {"old": 64, "new": 128, "deeper": 64}
+
+    def test_a_preset_stands_for_all_its_keys(self, workshop: Workshop) -> None:
+        """Asked for plain GPT-2, auto must not go on with one that has rotary positions."""
+        gpt2 = "config/arch_gpt2.py"
+        workshop.train(gpt2, "--position_encoding=rope", "--max_iters=1", run_name="rope")
+        plain = workshop.train(gpt2, "--max_iters=1", "--resume=auto", run_name=None)
+        assert plain.name != "rope"
+        assert log_of(plain)["config"]["position_encoding"] == "learned"
+        again = workshop.train(
+            gpt2, "--position_encoding=rope", "--max_iters=2", "--resume=auto", run_name=None
+        )
+        assert again.name == "rope"
+
+    def test_a_named_run_that_does_not_fit_is_refused(self, workshop: Workshop) -> None:
+        workshop.train("--max_iters=1")
+        message = workshop.refused("--resume=auto", "--n_embd=64")
+        assert "n_embd=64" in message
+        assert "n_embd=32" in message
+
+    def test_a_run_with_nothing_whole_is_passed_by(self, workshop: Workshop, capsys) -> None:
+        workshop.train("--max_iters=1", run_name="whole")
+        broken = workshop.train("--max_iters=1", run_name="broken")
+        corrupt(checkpoint_at(broken, 1))
+        workshop.train("--max_iters=2", "--resume=auto", run_name=None)
+        assert "Passed by the run broken: no whole checkpoint" in capsys.readouterr().out
+        assert checkpoint_at(workshop.out_dir / "whole", 2).exists()
+
+    def test_a_run_killed_before_its_first_checkpoint_begins_again(
+        self, workshop: Workshop
+    ) -> None:
+        """The loop of a job on machines that may vanish: the same command until it is done."""
+        command = ("--resume=auto", "--max_iters=100000", "--eval_interval=50000")
+        process = workshop.start(*command)
+        process.wait_for("iter ")
+        process.send(signal.SIGKILL)
+        assert process.finish() == -signal.SIGKILL
+        assert log_of(workshop.out_dir / "run")["status"] == "running"
+        run = workshop.train("--resume=auto", "--max_iters=2")
+        assert [record["iter"] for record in log_of(run)["training_iterations"]] == [1, 2]
+
+    def test_never_deletes_the_log_of_a_completed_run(self, workshop: Workshop) -> None:
+        run = workshop.train("--max_iters=0")
+        assert "already holds a run" in workshop.refused("--resume=auto", "--max_iters=2")
+        assert log_of(run)["status"] == "completed"
+
+
+class TestWhatMayChange:
+    @pytest.mark.parametrize(
+        ("flag", "was", "now"),
+        [
+            ("--n_embd=64", "n_embd=32", "n_embd=64"),
+            ("--batch_size=3", "batch_size=2", "batch_size=3"),
+            ("--data_seed=7", "data_seed=1337", "data_seed=7"),
+            ("--normalization=rmsnorm", "normalization='layernorm_nobias'", "'rmsnorm'"),
+        ],
+    )
+    def test_fixed_keys_are_refused_naming_both(
+        self, workshop: Workshop, flag: str, was: str, now: str
+    ) -> None:
+        run = workshop.train("--max_iters=1")
+        message = workshop.refused(f"--resume={run}", flag)
+        assert was in message
+        assert now in message
+        assert flag.partition("=")[0] in message
+
+    def test_every_conflict_is_told_at_once(self, workshop: Workshop) -> None:
+        run = workshop.train("--max_iters=1")
+        message = workshop.refused(f"--resume={run}", "--n_embd=64", "--seed=2")
+        assert "2 problems" in message
+
+    def test_free_keys_are_told(self, workshop: Workshop, capsys) -> None:
+        run = workshop.train("--max_iters=2")
+        capsys.readouterr()
+        workshop.train(f"--resume={run}", "--max_iters=4", "--learning_rate=0.01", run_name=None)
+        output = capsys.readouterr().out
+        assert "max_iters=4 from here on; it was 2" in output
+        assert "learning_rate=0.01 from here on; it was 0.001" in output
+        assert "batch_size" not in output.partition("from here on")[2]
+        assert log_of(run)["config"]["learning_rate"] == 0.01
+
+    def test_other_data_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(workshop.dataset, copy)
+        run = workshop.train(f"--dataset={copy}", "--max_iters=1")
+        shutil.rmtree(copy)
+        make_dataset(copy, ByteTokenizer(), "other " * 100, "text " * 100)
+        message = workshop.refused(f"--resume={run}", f"--dataset={copy}")
+        assert "fingerprint" in message
+        assert "prepare the same data again" in message
+
+    def test_unknown_run(self, workshop: Workshop) -> None:
+        workshop.train("--max_iters=1")
+        assert "did you mean 'run'" in workshop.refused("--resume=runn", run_name=None)
+
+
+class TestDamage:
+    def test_a_damaged_newest_falls_back_and_says_so(self, workshop: Workshop, capsys) -> None:
+        run = workshop.train("--max_iters=12", *COURSE)
+        weights = weights_at(run, 12)
+        corrupt(checkpoint_at(run, 12))
+        capsys.readouterr()
+        workshop.train(f"--resume={run}", *COURSE, run_name=None)
+        assert "Passed by the damaged checkpoint step_00000012" in capsys.readouterr().out
+        assert_equal_tensors(weights, weights_at(run, 12))
+
+    def test_a_damaged_checkpoint_that_was_named_is_refused(self, workshop: Workshop) -> None:
+        run = workshop.train("--max_iters=1")
+        corrupt(checkpoint_at(run, 1))
+        message = workshop.refused(f"--resume={checkpoint_at(run, 1)}", run_name=None)
+        assert "model.safetensors was altered" in message
+
+
+class TestSignals:
+    LONG = ("--max_iters=100000", "--eval_interval=100000", "--lr_decay_iters=100")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stopping_and_going_on(self, workshop: Workshop, number: signal.Signals) -> None:
+        process = workshop.start(*self.LONG, "--dropout=0.1", "--log_interval=5")
+        process.wait_for("iter ")
+        process.send(number)
+        assert (process.finish(), process.errors) == (0, "")
+        assert f"{number.name} received after" in process.output
+        stopped = log_of(workshop.out_dir / "run")
+        assert stopped["status"] == "interrupted"
+        assert stopped["end_time"]
+        step = stopped["checkpoints"][-1]["step"]
+
+        end = 5 * (step // 5) + 10
+        ends = (*self.LONG[2:], f"--max_iters={end}", "--eval_interval=100000", "--dropout=0.1")
+        resumed = workshop.train("--resume=auto", *ends, "--log_interval=5")
+        whole = workshop.train(*ends, "--log_interval=5", run_name="whole")
+        assert_same_course(resumed, whole, step=end)
+
+    def test_the_second_signal_stops_at_once(self, workshop: Workshop) -> None:
+        """While a step goes on that takes long."""
+        plugin = workshop.out_dir.parent / "slow.py"
+        plugin.write_text(SLOW_PART)
+        process = workshop.start(str(plugin), "--activation=slow", "--eval_tokens=32")
+        process.wait_for("resting")
+        began = time.monotonic()
+        process.send(signal.SIGINT)
+        time.sleep(0.2)
+        assert process.running
+        process.send(signal.SIGINT)
+        assert process.finish() == 128 + signal.SIGINT
+        assert time.monotonic() - began < 5
+        assert "Traceback" not in process.errors
+        assert log_of(workshop.out_dir / "run")["status"] == "interrupted"
+
+    def test_a_stop_during_validation_does_not_wait_for_its_end(self, workshop: Workshop) -> None:
+        plugin = workshop.out_dir.parent / "slow.py"
+        plugin.write_text(SLOW_PART)
+        process = workshop.start(
+            str(plugin), "--activation=slow", "--eval_tokens=0", "--batch_size=1"
+        )
+        process.wait_for("resting")
+        process.send(signal.SIGTERM)
+        assert process.finish() == 0
+        assert "SIGTERM received after 0 steps" in process.output
+        assert log_of(workshop.out_dir / "run")["eval_steps"] == []
+
+
+SLOW_PART = '''
+import time
+
+import torch
+
+from components.activations import ACTIVATIONS
+
+
+@ACTIVATIONS.register("slow", label="Slow")
+class Slow(torch.nn.Module):
+    """An activation that rests."""
+
+    def forward(self, x):
+        if not isinstance(x, torch._subclasses.FakeTensor):
+            print("resting", flush=True)
+            time.sleep(1)
+        return x
+'''
+
+
+class TestKill:
+    def test_at_any_moment(self, workshop: Workshop) -> None:
+        """Killed again and again, and resumed by the same command, a run ends the same."""
+        command = ("--max_iters=60", "--eval_interval=2", "--dropout=0.1", "--eval_tokens=64")
+        whole = workshop.train(*command, run_name="whole")
+        chance = random.Random(1)
+        for _ in range(3):
+            process = workshop.start("--resume=auto", *command)
+            process.wait_for("checkpoint of step")
+            time.sleep(chance.uniform(0, 0.12))
+            process.send(signal.SIGKILL)
+            process.finish()
+        killed = workshop.train("--resume=auto", *command)
+        assert len(log_of(killed)["resumed"]) >= 1
+        assert_same_course(killed, whole, step=60)

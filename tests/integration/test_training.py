@@ -1,0 +1,350 @@
+"""What a person gets from train.py: any architecture trained, and a log that is true."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train
+from configurator import load
+from model_builder import GPT
+from model_config import PRESETS
+from tests.integration.child import ROOT
+from tests.integration.runs import (
+    Workshop,
+    assert_equal_tensors,
+    log_of,
+    make_dataset,
+    metrics_of,
+    moments_at,
+    weights_at,
+)
+from training.optim import Stepper
+from training.prepare_scripts import prepare_tiny_shakespeare
+from training.resume import find_start
+from training.sources import read_pieces
+from training.tokenizers import ByteTokenizer, CharTokenizer
+
+TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"
+
+
+class TestConfigFiles:
+    @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - {"legacy"}))
+    def test_presets(self, workshop: Workshop, preset: str) -> None:
+        run = workshop.train(f"config/arch_{preset}.py", "--max_iters=2", "--sequence_length=32")
+        log = log_of(run)
+        model = GPT(GPT.Config.from_preset(preset, **sizes(log["config"])))
+        assert log["status"] == "completed"
+        assert log["architecture"]["name"] == model.config.architecture_name
+        assert log["architecture"]["parameters"] == model.num_parameters()
+        assert log["architecture"]["parameters"] == sum(
+            tensor.numel() for tensor in weights_at(run, 2).values()
+        )
+
+    @pytest.mark.parametrize("file", ["train_gpt2.py", "train_shakespeare.py"])
+    def test_nanogpt_files(self, workshop: Workshop, file: str) -> None:
+        flags = ("--max_iters=2", "--warmup_iters=1", "--gradient_accumulation_steps=2")
+        log = log_of(workshop.train(f"config/{file}", *flags))
+        assert log["status"] == "completed"
+        assert log["config"]["learning_rate"] == load([f"config/{file}"]).training.learning_rate
+        assert log["config"]["arch_preset"] == "legacy"
+
+    def test_a_flag_beside_a_preset_really_trains_that(self, workshop: Workshop) -> None:
+        flags = ("--position_encoding=rope", "--normalization=rmsnorm")
+        run = workshop.train("config/arch_gpt2.py", *flags, "--max_iters=1")
+        names = weights_at(run, 1).keys()
+        assert log_of(run)["architecture"]["name"].startswith("1L-2H-32D-RoPE-RMS-GELU-PreNorm")
+        assert not any(name.startswith("positions") for name in names)
+        assert not any("norm" in name and name.endswith("bias") for name in names)
+
+    def test_files_compose(self, workshop: Workshop, tmp_path: Path) -> None:
+        recipe = tmp_path / "run_fast.py"
+        recipe.write_text("learning_rate = 5e-3\nmax_iters = 1\n")
+        log = log_of(workshop.train("config/arch_llama.py", str(recipe)))
+        assert log["config"]["learning_rate"] == 5e-3
+        assert log["config"]["ffn_type"] == "swiglu"
+
+    @pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason=f"{TINY_SHAKESPEARE} is absent")
+    def test_shakespeare_by_characters(self, workshop: Workshop, tmp_path: Path) -> None:
+        folder = tmp_path / "shakespeare_char"
+        prepare_tiny_shakespeare(
+            [f"--input={TINY_SHAKESPEARE}"],
+            "",
+            folder,
+            lambda path: CharTokenizer("".join(read_pieces(path))),
+        )
+        flags = (f"--dataset={folder}", "--max_iters=30", "--log_interval=10", "--warmup_iters=2")
+        log = log_of(workshop.train("config/train_shakespeare.py", *flags, "--dropout=0"))
+        assert log["config"]["vocab_size"] == 65
+        assert log["data"]["train_tokens"] == 1003854  # nanoGPT's README says the same
+        assert log["data"]["val_tokens"] == 111540
+        first, last = log["eval_steps"][0]["val_loss"], log["eval_steps"][-1]["val_loss"]
+        assert first == pytest.approx(math.log(65), abs=0.1)
+        assert last < first - 0.2
+
+
+def sizes(config: dict) -> dict:
+    keys = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    return {key: config[key] for key in keys}
+
+
+class TestLearning:
+    def test_the_loss_falls(self, workshop: Workshop) -> None:
+        log = log_of(workshop.train("--max_iters=60", "--learning_rate=0.01", "--batch_size=8"))
+        assert log["eval_steps"][0]["val_loss"] == pytest.approx(math.log(256), abs=0.1)
+        assert log["eval_steps"][-1]["val_loss"] < 3
+
+    def test_accumulation_equals_one_large_batch(self, workshop: Workshop) -> None:
+        common = ("--max_iters=3", "--eval_interval=3")
+        small = workshop.train(
+            *common, "--gradient_accumulation_steps=4", "--batch_size=2", run_name="small"
+        )
+        large = workshop.train(
+            *common, "--gradient_accumulation_steps=1", "--batch_size=8", run_name="large"
+        )
+        steps = (log_of(run)["training_iterations"] for run in (small, large))
+        for one, other in zip(*steps, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+            assert one["tokens_seen"] == other["tokens_seen"]
+            assert one["gradients"]["norm"] == pytest.approx(other["gradients"]["norm"], rel=1e-5)
+        for name, weight in weights_at(small, 3).items():
+            torch.testing.assert_close(weight, weights_at(large, 3)[name], atol=2e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_half_precision_on_a_cpu(self, workshop: Workshop, dtype: str) -> None:
+        run = workshop.train(f"--dtype={dtype}", "--max_iters=8", "--learning_rate=0.01")
+        log = log_of(run)
+        assert log["environment"]["dtype"] == dtype
+        assert log["eval_steps"][-1]["val_loss"] < log["eval_steps"][0]["val_loss"] - 0.1
+        assert {tensor.dtype for tensor in weights_at(run, 8).values()} == {torch.float32}
+
+    def test_every_step_reads_the_same_for_two_architectures(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: dict[str, list[torch.Tensor]] = {}
+        train_step = train.train_step
+
+        def spy(run, inputs, targets, *arguments, **options):
+            seen.setdefault(run.folder.name, []).append(torch.stack((inputs, targets)))
+            train_step(run, inputs, targets, *arguments, **options)
+
+        monkeypatch.setattr(train, "train_step", spy)
+        workshop.train("config/arch_gpt2.py", "--max_iters=6", "--sequence_length=32")
+        seen["gpt2"] = seen.pop("run")
+        common = ("config/arch_llama.py", "--sequence_length=32", "--resume=auto", "--dropout=0.1")
+        workshop.train(*common, "--max_iters=3", run_name="llama")
+        workshop.train(*common, "--max_iters=6", run_name="llama")
+        assert torch.equal(torch.stack(seen["gpt2"]), torch.stack(seen["llama"]))
+        assert len(torch.stack(seen["gpt2"]).unique(dim=0)) == 6
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what brings a number from the device to the host, and so waits for the device."""
+
+    WAITS: ClassVar = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_to_cpu"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITS:
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class TestNoWaiting:
+    """A step that logs nothing never reads a number from the device."""
+
+    @pytest.mark.parametrize(
+        "flags", [(), ("--grad_clip=0",), ("--gradient_accumulation_steps=2",)]
+    )
+    def test_no_number_is_read(self, workshop: Workshop, flags: tuple[str, ...]) -> None:
+        run = train.set_up(find_start(load(workshop.argv(*flags, "--dropout=0.1"))))
+        tokens = torch.ones(3, 2, 32, dtype=torch.long)
+        with HostReads() as reads:
+            train.train_step(run, tokens, tokens, 1e-3, statistics=False)
+        assert reads.seen == []
+
+    def test_the_counter_counts(self) -> None:
+        with HostReads() as reads:
+            float(torch.ones(()))
+        assert len(reads.seen) == 1
+
+    def test_only_log_steps_read(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+        reads = []
+        read = Stepper.read
+        monkeypatch.setattr(Stepper, "read", lambda self: reads.append(1) or read(self))
+        log = log_of(workshop.train("--max_iters=11", "--log_interval=5"))
+        assert [record["iter"] for record in log["training_iterations"]] == [5, 10, 11]
+        assert len(reads) == 3
+
+
+TOP = {
+    *("schema_version", "run_name", "status", "start_time", "end_time", "config", "architecture"),
+    *("environment", "data", "training_iterations", "eval_steps", "checkpoints", "summary"),
+}
+STEP = {
+    *("iter", "loss", "lr", "time_ms", "tokens_seen", "tokens_per_second", "mfu", "memory"),
+    *("gradients", "bad_steps"),
+}
+
+
+class TestLog:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        flags = ("--max_iters=7", "--log_interval=2", "--eval_interval=3")
+        workshop = Workshop(dataset, tmp_path_factory.mktemp("log") / "out")
+        return workshop.train(*flags, "--gradient_accumulation_steps=2")
+
+    def test_keys(self, run: Path) -> None:
+        log = log_of(run)
+        assert log.keys() == TOP
+        assert log["config"].keys() == load([]).to_dict().keys()
+        assert log["architecture"].keys() == {
+            *("name", "parameters", "flops_per_token", "flops_per_token_causal"),
+            "attention_ffn_ratio",
+        }
+        assert {"python", "torch", "cuda", "driver", "device", "commit"} <= log[
+            "environment"
+        ].keys()
+        assert {"dataset", "fingerprint", "train_tokens", "val_tokens"} <= log["data"].keys()
+        for record in log["training_iterations"]:
+            assert record.keys() == STEP
+            assert record["mfu"].keys() == {
+                *("mfu_percent", "achieved_tflops", "peak_tflops", "flops_per_token"),
+                "architecture",
+            }
+            assert record["gradients"].keys() == {"norm", "mean", "std"}
+        for record in log["eval_steps"]:
+            assert record.keys() == {
+                *("iter", "val_loss", "val_bits_per_byte", "tokens_seen", "flops", "seconds"),
+            }
+
+    def test_when(self, run: Path) -> None:
+        log = log_of(run)
+        assert [record["iter"] for record in log["training_iterations"]] == [2, 4, 6, 7]
+        assert [record["iter"] for record in log["eval_steps"]] == [0, 3, 6, 7]
+        assert [saved["step"] for saved in log["checkpoints"]] == [3, 6, 7]
+
+    def test_identities(self, run: Path) -> None:
+        log = log_of(run)
+        cost = log["architecture"]["flops_per_token"]
+        for record in log["training_iterations"]:
+            mfu = record["mfu"]
+            achieved = record["tokens_per_second"] * cost / 1e12
+            assert mfu["achieved_tflops"] == pytest.approx(achieved, rel=1e-12)
+            share = 100 * mfu["achieved_tflops"] / mfu["peak_tflops"]
+            assert mfu["mfu_percent"] == pytest.approx(share, rel=1e-12)
+            assert mfu["flops_per_token"] == cost
+            assert mfu["architecture"] == log["architecture"]["name"]
+            assert record["tokens_seen"] == record["iter"] * 2 * 2 * 32
+            per_step = record["tokens_per_second"] * record["time_ms"] / 1000
+            assert per_step == pytest.approx(2 * 2 * 32, rel=1e-9)
+        for record in log["eval_steps"]:
+            assert record["tokens_seen"] == record["iter"] * 2 * 2 * 32
+            assert record["flops"] == record["tokens_seen"] * cost
+            bits = record["val_loss"] / math.log(2)  # a token is a byte here
+            assert record["val_bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+        assert log["summary"]["total_flops"] == 7 * 2 * 2 * 32 * cost
+        assert log["summary"]["final_val_loss"] == log["eval_steps"][-1]["val_loss"]
+
+    def test_metrics_are_the_same_records(self, run: Path) -> None:
+        log, lines = log_of(run), metrics_of(run)
+        for kind, name in (("train", "training_iterations"), ("eval", "eval_steps")):
+            records = [line for line in lines if line["kind"] == kind]
+            stripped = [
+                {k: v for k, v in r.items() if k not in ("kind", "wall_seconds")} for r in records
+            ]
+            assert stripped == log[name]
+        assert [line["iter"] for line in lines] == [0, 2, 3, 4, 6, 6, 7, 7]
+
+    def test_bits_per_byte_of_characters(self, workshop: Workshop, tmp_path: Path) -> None:
+        """Characters of two bytes: half as many bits a byte as a token."""
+        folder = make_dataset(tmp_path / "d", CharTokenizer("äöü"), "äöü" * 100, "üöä" * 50)
+        log = log_of(workshop.train(f"--dataset={folder}", "--max_iters=1", "--eval_tokens=0"))
+        for record in log["eval_steps"]:
+            expected = record["val_loss"] / math.log(2) / 2
+            assert record["val_bits_per_byte"] == pytest.approx(expected, rel=1e-12)
+
+    def test_the_whole_validation_split(self, workshop: Workshop, tmp_path: Path) -> None:
+        folder = make_dataset(tmp_path / "d", ByteTokenizer(), "word " * 100, "text " * 40)
+        log = log_of(workshop.train(f"--dataset={folder}", "--max_iters=0", "--eval_tokens=0"))
+        assert log["data"]["val_tokens"] == 200
+        assert log["data"]["val_tokens_read"] == 199 // 32 * 32
+
+    def test_each_choice_is_in_the_start_report(self, workshop: Workshop, capsys) -> None:
+        workshop.train("--max_iters=1", "--output_softcap=30")
+        report = capsys.readouterr().out
+        for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "fingerprint", "memory"):
+            assert text in report
+
+
+NAN_PART = '''
+import torch
+
+from components.activations import ACTIVATIONS
+
+
+@ACTIVATIONS.register("sometimes_nan", label="SometimesNaN")
+class SometimesNaN(torch.nn.Module):
+    """GELU, but NaN in the training steps of a list."""
+
+    bad = {bad}
+    calls = 0
+
+    def forward(self, x):
+        if self.training and not isinstance(x, torch._subclasses.FakeTensor):
+            SometimesNaN.calls += 1
+            if self.calls in self.bad:
+                x = x * float("nan")
+        return torch.nn.functional.gelu(x)
+
+
+activation = "sometimes_nan"
+'''
+
+
+class TestNotFinite:
+    def plugin(self, folder: Path, *bad: int) -> str:
+        path = folder / "nan_part.py"
+        path.write_text(NAN_PART.format(bad=bad))
+        return str(path)
+
+    def test_a_bad_step_changes_nothing_and_is_counted(
+        self, workshop: Workshop, tmp_path: Path
+    ) -> None:
+        run = workshop.train(self.plugin(tmp_path, 3), "--max_iters=4", "--eval_interval=1")
+        log = log_of(run)
+        assert log["status"] == "completed"
+        assert [record["bad_steps"] for record in log["training_iterations"]] == [0, 0, 1, 1]
+        assert log["training_iterations"][2]["loss"] is None
+        assert log["training_iterations"][3]["loss"] is not None
+        assert_equal_tensors(weights_at(run, 2), weights_at(run, 3))
+        assert_equal_tensors(moments_at(run, 2), moments_at(run, 3))
+        assert not torch.equal(*(weights_at(run, s)["embedding.weight"] for s in (3, 4)))
+        assert log["summary"]["bad_steps"] == 1
+
+    def test_too_many_in_a_row_stop_the_run(self, workshop: Workshop, tmp_path: Path) -> None:
+        plugin = self.plugin(tmp_path, *range(3, 99))
+        flags = ("--max_bad_steps=4", "--max_iters=50", "--eval_interval=2")
+        process = workshop.start(plugin, *flags)
+        assert process.finish() == 1
+        assert process.errors.startswith("4 steps in a row had a non-finite loss or gradient")
+        assert "Traceback" not in process.errors
+        assert "skipped steps 4" in process.output
+        log = log_of(workshop.out_dir / "run")
+        assert log["status"] == "failed"
+        assert log["training_iterations"][-1]["iter"] == 6
+
+    def test_single_ones_do_not(self, workshop: Workshop, tmp_path: Path) -> None:
+        plugin = self.plugin(tmp_path, 1, 3, 5, 7)
+        log = log_of(workshop.train(plugin, "--max_bad_steps=2", "--max_iters=8"))
+        assert log["status"] == "completed"
+        assert log["summary"]["bad_steps"] == 4

@@ -1,0 +1,228 @@
+"""The tables: published models, what cannot be expressed, and what files may not say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from interop.families import FAMILIES, family_of, read_fields
+from interop.huggingface import choose_family
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from options import ConfigError
+from tests.interop.published import PUBLISHED
+from tests.tiny import ROPE, tiny_config
+
+every_published = pytest.mark.parametrize(
+    ("parameters", "fields"), PUBLISHED.values(), ids=PUBLISHED.keys()
+)
+
+
+def architecture(fields: dict) -> ModelArchitectureConfig:
+    return ModelArchitectureConfig.from_dict(family_of(fields).read(fields))
+
+
+@every_published
+def test_published_models_have_the_parameters_they_are_known_for(parameters, fields):
+    with torch.device("meta"):
+        assert GPT(architecture(fields)).num_parameters() == parameters
+
+
+@every_published
+def test_published_models_read_as_transformers_reads_them(parameters, fields):
+    """The fields that it fills in and rewrites come to the same architecture."""
+    transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
+    kind = transformers.AutoConfig.for_model(fields["model_type"])
+    assert architecture(type(kind).from_dict(fields).to_dict()) == architecture(fields)
+
+
+def test_every_family_has_a_published_model():
+    assert {fields["model_type"] for _, fields in PUBLISHED.values()} == set(FAMILIES)
+
+
+@every_published
+def test_what_is_written_reads_as_the_same(parameters, fields):
+    config = architecture(fields)
+    family = family_of(fields)
+    assert not family.misfits(config)
+    assert ModelArchitectureConfig.from_dict(family.read(family.write(config))) == config
+
+
+# What a family cannot express
+
+_LLAMA = {
+    **ROPE,
+    "normalization": "rmsnorm",
+    "ffn_type": "swiglu",
+    "bias": False,
+    "weight_tying": False,
+}
+_GEMMA2 = {
+    **_LLAMA,
+    "normalization": "rmsnorm_unit_offset",
+    "norm_position": "sandwich",
+    "ffn_type": "geglu",
+    "activation": "gelu_tanh",
+    "embedding_scale": 32**0.5,
+}
+
+INEXPRESSIBLE = {
+    "gpt2": [
+        ({"position_encoding": "alibi"}, "position_encoding='alibi' cannot be expressed by gpt2"),
+        ({"n_kv_head": 2}, "n_kv_head=2"),
+        ({"head_dim": 16}, "head_dim=16"),
+        ({"qk_norm": True}, "qk_norm=True"),
+        ({"head_bias": True}, "head_bias=True"),
+        ({"ffn_type": "swiglu"}, "ffn_type='swiglu'"),
+        ({"norm_position": "post"}, "norm_position='post'"),
+        ({"normalization": "rmsnorm"}, "normalization='rmsnorm'"),
+        ({"sliding_window": 5}, "sliding_window=5"),
+        ({"attention_scale": 0.3}, "attention_scale=0.3"),
+        ({"output_softcap": 5.0}, "output_softcap=5.0"),
+        ({"embedding_scale": 2.0}, "embedding_scale=2.0"),
+    ],
+    "llama": [
+        ({**_LLAMA, "attention_bias": True, "attention_out_bias": False}, "attention_bias=True"),
+        ({**_LLAMA, "rope_fraction": 0.5}, "rope_fraction=0.5"),
+        ({**_LLAMA, "rope_pattern": "RN"}, "rope_pattern='RN'"),
+        (
+            {**_LLAMA, "rope_scaling": "ntk", "rope_scaling_factor": 2.0},
+            "rope_scaling='ntk' cannot be expressed by llama, which would make it 'none'",
+        ),
+        ({**_LLAMA, "n_embd": 30, "head_dim": 8}, "n_embd=30 is not a multiple of n_head=4"),
+    ],
+    "mistral": [
+        (
+            {**_LLAMA, "sliding_window": 5, "window_pattern": "SL"},
+            "window_pattern='SL' cannot be expressed by mistral, which would make it 'SS'",
+        ),
+    ],
+    "gpt_neox": [({**ROPE, "norm_position": "parallel_shared"}, "norm_position='parallel_shared'")],
+    "gemma2": [
+        ({**_GEMMA2, "attention_scale": 0.3}, "attention_scale=0.3"),
+        ({**_GEMMA2, "embedding_scale": 2.0}, "embedding_scale=2.0"),
+    ],
+    "gemma3_text": [
+        (
+            {
+                **_GEMMA2,
+                "qk_norm": True,
+                "sliding_window": 5,
+                "window_pattern": "SL",
+                "rope_scaling": "linear",
+                "rope_scaling_factor": 2.0,
+            },
+            "rope_local_theta=None",
+        ),
+    ],
+    "phi3": [
+        (
+            {**_LLAMA, "rope_scaling": "linear", "rope_scaling_factor": 2.0},
+            "rope_scaling='linear'",
+        ),
+    ],
+    "stablelm": [({**_LLAMA, "normalization": "layernorm", "qk_norm": True}, "qk_norm=True")],
+    "gptj": [({**ROPE, "norm_position": "parallel_shared", "attention_bias": True}, "attention_b")],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "message"),
+    [(family, *case) for family, cases in INEXPRESSIBLE.items() for case in cases],
+)
+def test_what_cannot_be_expressed_is_refused_by_name(family, keys, message):
+    with pytest.raises(ConfigError) as raised:
+        choose_family(tiny_config(**keys), family)
+    assert message in str(raised.value)
+
+
+def test_the_nearest_family_tells_what_is_in_the_way():
+    with pytest.raises(ConfigError) as raised:
+        choose_family(tiny_config(**_LLAMA, output_softcap=3.0))
+    assert [problem.keys for problem in raised.value.problems] == [("output_softcap",)]
+
+
+def test_what_a_run_decides_is_in_no_ones_way():
+    config = tiny_config(dropout=0.3, ffn_multiplier=3.0, attention_backend="sdpa")
+    assert choose_family(config).model_type == "gpt2"
+
+
+def test_patterns_of_the_same_layers_are_the_same():
+    config = tiny_config(**_GEMMA2, sliding_window=5, window_pattern="SLSL")
+    assert choose_family(config).model_type == "gemma2"
+
+
+def test_an_unknown_family():
+    with pytest.raises(ValueError, match="unknown family 'lama'; did you mean 'llama'"):
+        choose_family(tiny_config(), "lama")
+
+
+# What a file may not say
+
+LLAMA2 = PUBLISHED["LLaMA 2 7B"][1]
+
+REFUSED = {
+    "unknown model_type 'lama'; did you mean 'llama'": {"model_type": "lama"},
+    "unknown model_type 'None'": {"model_type": None},
+    "hidden_act='mish' is no activation known here": {"hidden_act": "mish"},
+    "rope_type='longrope' is no RoPE scaling known here": {
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
+    },
+    "rope_type='yarn' has attention_factor=0.7, which cannot be expressed": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7}
+    },
+    "rope_type='default' has mrope_section=[1, 2], which cannot be expressed": {
+        "rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}
+    },
+    "config.json of a llama has no 'factor'": {"rope_scaling": {"rope_type": "linear"}},
+    "quantization_config={'bits': 4} cannot be expressed here": {
+        "quantization_config": {"bits": 4}
+    },
+}
+
+
+@pytest.mark.parametrize(("message", "fields"), REFUSED.items(), ids=REFUSED.keys())
+def test_what_a_file_may_not_say(message, fields):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        architecture({**LLAMA2, **fields})
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "only False can"),
+        ("StableLM 3B 4E1T", {"qk_layernorm": True}, "qk_layernorm=True cannot be expressed"),
+        ("Gemma 2B", {"use_bidirectional_attention": True}, "only None or False can"),
+        ("Gemma 2 2B", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_att"),
+        (
+            "Gemma 3 1B",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "stretches the RoPE of windowed layers",
+        ),
+    ],
+)
+def test_what_a_file_of_a_family_may_not_say(model, fields, message):
+    with pytest.raises(ValueError, match=message):
+        architecture({**PUBLISHED[model][1], **fields})
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "max_position_embeddings"])
+def test_a_missing_field_is_named(field):
+    fields = {name: value for name, value in LLAMA2.items() if name != field}
+    with pytest.raises(ValueError, match=f"config.json of a llama has no '{field}'"):
+        architecture(fields)
+
+
+def test_a_missing_or_broken_config(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: No such file"):
+        read_fields(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        read_fields(tmp_path)
+
+
+def test_a_window_as_long_as_the_longest_sequence_is_none():
+    fields = {**PUBLISHED["Mistral 7B"][1], "sliding_window": 32768}
+    assert architecture(fields).sliding_window is None

@@ -1,0 +1,66 @@
+"""tokenizer.json: the ids that transformers gives are ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiktoken
+
+from interop.tokenizer import tokenizer_files
+from training.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
+
+TEXT = "It's naïve — 東京 🎭🎉\r\n\n  \tx = 1234567 + y__z 99929\x00 don't DON'T  end \n"
+CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"
+
+
+@pytest.fixture
+def gpt2(monkeypatch):
+    if not CACHE.is_dir():
+        pytest.skip(f"no cached vocabulary of gpt2 in {CACHE}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
+    return TiktokenTokenizer("gpt2")
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A small encoding with the pattern of cl100k_base, whose counts are possessive."""
+    words = ["the", " the", "th", "12", "123", "92", "ab", " a", "é", "\r\n", "東"]
+    pieces = [bytes([byte]) for byte in range(256)]
+    for word in (word.encode() for word in words):
+        # in the order of their lengths, so that each is made by merging two that exist
+        pieces += [word[:end] for end in range(2, len(word) + 1) if word[:end] not in pieces]
+    pattern = (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+    )
+    encoding = tiktoken.Encoding(
+        "made_up",
+        pat_str=pattern,
+        mergeable_ranks={piece: rank for rank, piece in enumerate(pieces)},
+        special_tokens={"<|endoftext|>": len(pieces)},
+    )
+    monkeypatch.setattr("tiktoken.list_encoding_names", lambda: ["made_up"])
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: encoding)
+    return TiktokenTokenizer("made_up")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "made_up", "gpt2"])
+def test_the_ids_are_ours(kind, request, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
+    tokenizer = ByteTokenizer() if kind == "bytes" else request.getfixturevalue(kind)
+    for name, content in tokenizer_files(tokenizer, longest=99).items():
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs(TEXT)["input_ids"]
+    assert ids == tokenizer.encode(TEXT).tolist()
+    assert theirs.decode(ids) == TEXT
+    assert theirs.eos_token_id == tokenizer.end_of_text
+    assert theirs.model_max_length == 99
+
+
+def test_characters_have_no_counterpart():
+    assert tokenizer_files(CharTokenizer("abc"), 99) == {}
+    assert tokenizer_files(None, 99) == {}

@@ -1,0 +1,71 @@
+"""What the data, the clock and the machine decide of a run's settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from configurator import load
+from options import ConfigError
+from training.run import complete, new_run_name, padded_vocabulary
+
+CPU = torch.device("cpu")
+
+
+def data(vocab_size: int) -> SimpleNamespace:
+    """What `complete` looks at of a dataset."""
+    return SimpleNamespace(vocab_size=vocab_size)
+
+
+def completed(*argv: str, vocab_size: int = 256, dtype: torch.dtype = torch.float32):
+    return complete(load(argv), data(vocab_size), CPU, dtype)
+
+
+class TestVocabulary:
+    @pytest.mark.parametrize(
+        ("tokens", "model"), [(65, 65), (256, 256), (4095, 4095), (4096, 4096), (50257, 50304)]
+    )
+    def test_padding(self, tokens: int, model: int) -> None:
+        assert padded_vocabulary(tokens) == model
+
+    def test_is_the_datas_unless_it_is_given(self) -> None:
+        assert completed(vocab_size=65).model.vocab_size == 65
+        assert completed("--vocab_size=100", vocab_size=65).model.vocab_size == 100
+
+    def test_too_small(self) -> None:
+        with pytest.raises(ConfigError, match="vocab_size=64 is too small for the 65 tokens"):
+            completed("--vocab_size=64", vocab_size=65)
+
+
+class TestName:
+    def test_auto_is_preset_and_time(self, tmp_path: Path) -> None:
+        name = completed("config/arch_llama.py", f"--out_dir={tmp_path}").training.run_name
+        assert name.startswith("llama-2")
+
+    def test_is_new(self, tmp_path: Path) -> None:
+        names = set()
+        for _ in range(5):
+            name = new_run_name("llama", tmp_path)
+            (tmp_path / name).mkdir()
+            names.add(name)
+        assert len(names) == 5
+
+    def test_given_stays(self) -> None:
+        assert completed("--run_name=mine").training.run_name == "mine"
+
+
+class TestProblems:
+    def test_all_are_told_at_once(self) -> None:
+        settings = load(["--vocab_size=10", "--attention_backend=flash"])
+        plugins = {"a/part.py": "", "b/part.py": ""}
+        settings = dataclasses.replace(settings, plugins=plugins)
+        with pytest.raises(ConfigError) as refused:
+            complete(settings, data(256), CPU, torch.float32)
+        message = str(refused.value)
+        assert "3 problems" in message
+        assert "attention_backend='flash'" in message
+        assert "2 plugins are called part.py" in message

@@ -1,0 +1,103 @@
+"""`tf32`: what it sets, and where it is refused because it would do nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import configurator
+import train
+from options import ConfigError
+from tests.tiny_data import tiny_run_flags, write_tiny_dataset
+from training import run
+from training.config import TrainingConfig
+from training.hardware import environment, has_tf32, set_tf32
+from training.resume import find_start
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    """Pretend to have a CUDA device of some capability."""
+
+    def pretend(major: int, minor: int) -> None:
+        found = (major, minor)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: found)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
+
+    return pretend
+
+
+@pytest.fixture
+def flags_restored():
+    precision, allowed = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.mark.usefixtures("flags_restored")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_it_holds_for_matmuls_and_convolutions_in_old_flags_and_new(allowed):
+    set_tf32(not allowed)
+    set_tf32(allowed)
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    assert (cuda.fp32_precision == "tf32") == allowed
+    assert cuda.allow_tf32 == allowed
+    assert (cudnn.conv.fp32_precision == "tf32") == allowed
+    assert cudnn.allow_tf32 == allowed
+    assert environment(CPU)["tf32"] == allowed
+
+
+@pytest.mark.parametrize(("version", "there"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cuda_has_it_from_capability_8(capability, version, there):
+    capability(*version)
+    assert has_tf32(CUDA) == there
+    assert not has_tf32(CPU)
+    assert not has_tf32(MPS)
+
+
+def problems(device: torch.device, dtype: torch.dtype, tf32: bool = True) -> list[str]:
+    found = run._tf32_problems(TrainingConfig(tf32=tf32), device, dtype)
+    return [problem.message for problem in found]
+
+
+def test_it_is_taken_where_it_does_something(capability):
+    capability(8, 0)
+    assert problems(CUDA, torch.float32) == []
+
+
+def test_it_is_refused_where_it_does_nothing(capability):
+    capability(7, 0)
+    assert "float32 on Some GPU" in problems(CUDA, torch.float32)[0]
+    capability(8, 0)
+    assert "bfloat16 on Some GPU" in problems(CUDA, torch.bfloat16)[0]
+    assert "drop it" in problems(CPU, torch.float32)[0]
+
+
+def test_off_is_taken_everywhere(capability):
+    capability(7, 0)
+    for device in (CPU, CUDA):
+        assert problems(device, torch.float32, tf32=False) == []
+
+
+# In a run
+
+
+def set_up(tmp_path, *flags: str) -> train.Run:
+    dataset = write_tiny_dataset(tmp_path / "data")
+    argv = [*tiny_run_flags(dataset), f"--out_dir={tmp_path}", *flags]
+    return train.set_up(find_start(configurator.load(argv)))
+
+
+@pytest.mark.usefixtures("flags_restored")
+def test_a_run_sets_it_whatever_it_was(tmp_path):
+    set_tf32(True)
+    set_up(tmp_path)
+    assert not environment(CPU)["tf32"]
+
+
+def test_a_run_on_a_cpu_refuses_it(tmp_path):
+    with pytest.raises(ConfigError, match="tf32=True does nothing for float32 on "):
+        set_up(tmp_path, "--tf32=True")
