@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from model_config import ModelArchitectureConfig
@@ -113,6 +113,7 @@ def in_double() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@example(drawn={"n_embd": 12, "position_encoding": "rope"})  # it is n_embd that makes heads odd
 @given(drawn=COMBINATIONS)
 @settings(
     max_examples=EXAMPLES,
