@@ -80,9 +80,8 @@ class GPT(Part):
         logits = self._softcapped(self.head(self.final_norm(x)))
         if targets is None:
             return logits
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
-        )
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float32 at least
+        loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         return logits, loss
 
     def _softcapped(self, logits: Tensor) -> Tensor:

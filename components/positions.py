@@ -139,7 +139,7 @@ class RotaryPosition(PositionEncoding):
         rotated = rotated_dimensions(config)
         if rotated % 2 or rotated == 0:
             yield Problem(
-                ("rope_fraction", "head_dim", "n_head"),
+                ("rope_fraction", "head_dim", "n_head", "n_embd"),
                 f"rope_fraction={config.rope_fraction:g} of head_dim={config.head_dim} rotates "
                 f"{rotated} dimensions; RoPE turns them in pairs and needs an even number above 0.",
             )

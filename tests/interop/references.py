@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.measured import assert_within
+
 transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -184,4 +186,4 @@ def tokens(length: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Equal at every position, relative to the largest logit there."""
     error = (ours - theirs).abs().amax(-1) / theirs.abs().amax(-1)
-    assert error.max() <= tolerance, f"relative error {error.max().item():.2g}"
+    assert_within(error.max().item(), tolerance)

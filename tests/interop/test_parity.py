@@ -19,6 +19,7 @@ from tests.interop.references import (
     reference,
     tokens,
 )
+from tests.measured import assert_within
 
 
 def test_every_family_has_a_reference():
@@ -58,7 +59,7 @@ def test_gradients(name):
         parts = [gradients[part] for part in family.names(own)]
         expected = family.to_ours(own, parts, ours.config)
         error = (parameter.grad - expected).norm() / expected.norm().clamp(min=1e-6)
-        assert error < 1e-4, f"{own}: {error.item():.2g}"
+        assert_within(error.item(), 1e-4, f"the gradient of {own}")
 
 
 @every_reference

@@ -76,14 +76,6 @@ def test_the_pattern_says_which_layers_are_windowed():
     assert [config.window(layer) for layer in range(5)] == [4, 4, None, 4, 4]
 
 
-def test_dropout_of_the_weights_is_for_training_only():
-    model, idx = tiny_model(dropout=0.5), tokens(8)
-    assert torch.equal(model(idx), model(idx))
-    assert torch.equal(model(idx), tiny_model(dropout=0.0)(idx))
-    model.train()
-    assert not torch.allclose(model(idx), model(idx), atol=1e-3)
-
-
 def test_flash_says_where_it_runs():
     q, k, v = qkv()
     with pytest.raises(ValueError, match="CUDA in bfloat16 or float16, not on cpu in float32"):

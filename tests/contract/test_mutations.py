@@ -1,0 +1,371 @@
+"""Parts broken on purpose: for every mutation below, the tests named beside it turn red.
+
+A mutation replaces a text in the source of one function, which is then compiled in its place. The
+tests that must notice are run by pytest itself, in this process. A test counts as red where one of
+its own assertions fails: a mutation that merely crashes would prove nothing.
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import textwrap
+import types
+from typing import Any, NamedTuple
+
+import pytest
+from torch.autograd.gradcheck import GradcheckError
+
+import model_builder
+from components import activations, attention, attention_backends, blocks, ffns, norms, part
+from components import positions as encodings
+from training import optim
+
+
+class Mutation(NamedTuple):
+    """One thing broken."""
+
+    what: str
+    owner: Any
+    """The module or class that holds the function."""
+    function: str
+    before: str
+    after: str
+    noticed_by: tuple[str, ...]
+    """Tests under tests/, as pytest names them."""
+
+
+EVERY_MODEL = "contract/test_every_model.py::"
+ATTENTION = "unit/test_attention.py::"
+BEHAVIOR = "unit/test_behavioral.py::"
+FORMULAS = "unit/test_formulas.py::"
+POSITIONS = "unit/test_positions.py::"
+GRADIENTS = "unit/test_gradients.py::"
+CONFIG = "unit/test_model_config.py::"
+OPTIMIZER = "unit/test_optim.py::"
+SHAPES = "unit/test_model_shapes.py::"
+GPT2 = "[preset gpt2]"
+LLAMA = "[preset llama]"
+
+MUTATIONS = (
+    Mutation(
+        "a token sees the next one",
+        attention_backends,
+        "visible",
+        "causal = k <= q",
+        "causal = k <= q + 1",
+        (
+            f"{EVERY_MODEL}test_causal_at_every_position{GPT2}",
+            f"{BEHAVIOR}test_weights_above_the_diagonal_are_zero{GPT2}",
+        ),
+    ),
+    Mutation(
+        "a window is one token too long",
+        attention_backends,
+        "visible",
+        "q - k < window",
+        "q - k <= window",
+        (
+            f"{ATTENTION}test_a_window_hides_what_lies_before_it",
+            f"{EVERY_MODEL}test_backends_agree[sliding_window=5]",
+        ),
+    ),
+    Mutation(
+        "scores are not scaled by the root of the width",
+        attention_backends.ManualAttention,
+        "weights",
+        "math.sqrt(q.shape[-1])",
+        "q.shape[-1]",
+        (f"{ATTENTION}test_manual_attention_by_hand",),
+    ),
+    Mutation(
+        "the softcap caps at one",
+        attention_backends.ManualAttention,
+        "weights",
+        "self.needs.softcap * torch.tanh",
+        "torch.tanh",
+        (f"{ATTENTION}test_manual_attention_by_hand",),
+    ),
+    Mutation(
+        "query heads share the wrong key heads",
+        attention_backends,
+        "_repeat_heads",
+        "x.repeat_interleave(n_head // x.shape[1], dim=1)",
+        "x.repeat(1, n_head // x.shape[1], 1, 1)",
+        (
+            f"{ATTENTION}test_manual_attention_by_hand",
+            f"{EVERY_MODEL}test_backends_agree[n_kv_head=2]",
+        ),
+    ),
+    Mutation(
+        "SDPA is not causal",
+        attention_backends.SDPA,
+        "__call__",
+        "is_causal=mask is None and q.shape[2] > 1",
+        "is_causal=False",
+        (
+            f"{EVERY_MODEL}test_backends_agree{GPT2}",
+            f"{BEHAVIOR}test_no_backend_looks_ahead[sdpa-learned-all]",
+        ),
+    ),
+    Mutation(
+        "attention's weights are dropped in evaluation too",
+        attention.Attention,
+        "forward",
+        "self.weight_dropout if self.training else 0.0",
+        "self.weight_dropout",
+        (f"{BEHAVIOR}test_dropout_is_off_in_evaluation{GPT2}",),
+    ),
+    Mutation(
+        "attention's weights are never dropped",
+        attention.Attention,
+        "forward",
+        "self.weight_dropout if self.training else 0.0",
+        "0.0",
+        (f"{BEHAVIOR}test_attention_drops_weights_in_training_alone",),
+    ),
+    Mutation(
+        "cached tokens do not move positions on",
+        attention.Attention,
+        "forward",
+        "0 if cache is None else cache.length",
+        "0",
+        (f"{EVERY_MODEL}test_cache_equals_no_cache{LLAMA}",),
+    ),
+    Mutation(
+        "keys are not normed",
+        attention.Attention,
+        "forward",
+        "_normed(k, self.k_norm)",
+        "k",
+        (f"{EVERY_MODEL}test_every_parameter_learns[qk_norm]",),
+    ),
+    Mutation(
+        "RoPE turns one dimension of a pair the wrong way",
+        encodings.RotaryPosition,
+        "_turn",
+        "second * cos + first * sin",
+        "second * cos - first * sin",
+        (f"{POSITIONS}test_rope_turns_pairs_by_position_times_frequency",),
+    ),
+    Mutation(
+        "YaRN leaves the temperature as it is",
+        encodings.YaRN,
+        "apply",
+        "0.1 * math.log(factor) + 1.0",
+        "1.0",
+        (f"{POSITIONS}test_yarn_interpolates_what_turns_rarely_and_scales_the_rotation",),
+    ),
+    Mutation(
+        "ALiBi favours distant tokens",
+        encodings.ALiBi,
+        "score_bias",
+        "-self.slopes",
+        "self.slopes",
+        (f"{POSITIONS}test_alibi_bias_is_slope_times_distance",),
+    ),
+    Mutation(
+        "learned positions begin anew behind a cache",
+        encodings.LearnedPosition,
+        "embed",
+        "[start : start + x.shape[1]]",
+        "[: x.shape[1]]",
+        (f"{EVERY_MODEL}test_cache_equals_no_cache{GPT2}",),
+    ),
+    Mutation(
+        "a norm's eps is fixed",
+        norms.RMSNorm,
+        "__init__",
+        "eps=eps",
+        "eps=1e-5",
+        (f"{FORMULAS}test_norms[rmsnorm-0.5]",),
+    ),
+    Mutation(
+        "an activation is not squared",
+        activations.SquaredReLU,
+        "forward",
+        "F.relu(x).square()",
+        "F.relu(x)",
+        (f"{FORMULAS}test_activations[relu2]",),
+    ),
+    Mutation(
+        "gate and value change places",
+        ffns.GLU,
+        "forward",
+        "gate, up =",
+        "up, gate =",
+        (f"{FORMULAS}test_feed_forward_networks[swiglu]",),
+    ),
+    Mutation(
+        "the gate has no gradient",
+        ffns.GLU,
+        "forward",
+        "self.activation(gate)",
+        "self.activation(gate).detach()",
+        (
+            f"{GRADIENTS}test_feed_forward_networks[swiglu]",
+            f"{GRADIENTS}test_the_loss_in_a_random_direction{LLAMA}",
+        ),
+    ),
+    Mutation(
+        "a block loses its residual stream",
+        blocks.PreNormBlock,
+        "forward",
+        "return x + self.ffn",
+        "return self.ffn",
+        (
+            f"{FORMULAS}test_blocks[pre]",
+            "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
+        ),
+    ),
+    Mutation(
+        "residual projections start too large",
+        part.Part,
+        "init_parameters",
+        "(2 * config.n_layer) ** -0.5",
+        "config.n_layer**-0.5",
+        (f"{EVERY_MODEL}test_initialised_as_documented{GPT2}",),
+    ),
+    Mutation(
+        "nobody initialises embeddings",
+        part.Part,
+        "init_parameters",
+        "isinstance(child, nn.Linear | nn.Embedding)",
+        "isinstance(child, nn.Linear)",
+        (f"{BEHAVIOR}test_every_matrix_is_initialised_by_its_owner{LLAMA}",),
+    ),
+    Mutation(
+        "attention's scores are charged half",
+        attention.Attention,
+        "forward_flops",
+        "4 * self.n_head",
+        "2 * self.n_head",
+        (f"{EVERY_MODEL}test_cost_equals_the_counter{GPT2.replace('[', '[16-')}",),
+    ),
+    Mutation(
+        "a causal square is charged without its diagonal",
+        attention,
+        "attended_pairs",
+        "reach * (reach + 1) // 2",
+        "reach * (reach - 1) // 2",
+        (
+            f"{ATTENTION}test_attended_pairs_are_those_visible[3]",
+            f"{EVERY_MODEL}test_cost_of_a_window_and_of_causality{GPT2}",
+        ),
+    ),
+    Mutation(
+        "tied weights are equal, not one",
+        model_builder.GPT,
+        "__init__",
+        "self.head.weight = self.embedding.weight",
+        "self.head.weight.data.copy_(self.embedding.weight.data)",
+        (f"{SHAPES}test_parameter_counts{GPT2}",),
+    ),
+    Mutation(
+        "a config key is accepted and ignored",
+        model_builder.GPT,
+        "forward",
+        "x * self.config.embedding_scale",
+        "x",
+        (f"{CONFIG}test_no_key_is_ignored[embedding_scale]",),
+    ),
+    Mutation(
+        "the loss counts targets that are to be left out",
+        model_builder.GPT,
+        "forward",
+        "wide.flatten(0, 1), targets.flatten()",
+        "wide.flatten(0, 1), targets.flatten().clamp(min=0)",
+        (f"{EVERY_MODEL}test_shapes_and_loss{GPT2}",),
+    ),
+    Mutation(
+        "vectors decay",
+        optim,
+        "parameter_groups",
+        '"weight_decay": 0.0',
+        '"weight_decay": weight_decay',
+        (
+            f"{OPTIMIZER}test_matrices_decay_and_vectors_do_not_and_a_tied_weight_counts_once",
+            "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
+        ),
+    ),
+    Mutation(
+        "gradients are not clipped",
+        optim.Stepper,
+        "step",
+        "self._grad_clip > 0",
+        "self._grad_clip < 0",
+        (
+            f"{OPTIMIZER}test_a_step_is_what_clipping_and_adamw_do",
+            "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
+        ),
+    ),
+    Mutation(
+        "the cosine ends half-way",
+        optim,
+        "_cosine",
+        "math.pi * progress",
+        "math.pi / 2 * progress",
+        ("integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",),
+    ),
+)
+
+
+def plain(function: Any) -> types.FunctionType:
+    """The function itself, out of a class or static method and its decorators."""
+    return inspect.unwrap(getattr(function, "__func__", function))
+
+
+def original(mutation: Mutation) -> types.FunctionType:
+    return plain(inspect.getattr_static(mutation.owner, mutation.function))
+
+
+def mutated_code(mutation: Mutation) -> types.CodeType:
+    """The code of the function with its text replaced."""
+    function = original(mutation)
+    source = textwrap.dedent(inspect.getsource(function))
+    found = source.count(mutation.before)
+    assert found == 1, f"{mutation.before!r} is {found} times in {function.__qualname__}, not once"
+    source = textwrap.indent(source.replace(mutation.before, mutation.after), "    ")
+    # `super()` looks for a variable __class__ around the function.
+    around = f"def around(__class__):\n{source}\n    return {mutation.function}\n"
+    flags = __future__.annotations.compiler_flag
+    made: dict[str, Any] = {}
+    exec(compile(around, "<mutation>", "exec", flags=flags), function.__globals__, made)
+    return plain(made["around"](mutation.owner)).__code__
+
+
+class Reports:
+    """What each test raised, by its id; None where it passed."""
+
+    def __init__(self) -> None:
+        self.raised: dict[str, BaseException | None] = {}
+
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> None:
+        if call.when == "call" or call.excinfo is not None:
+            self.raised[item.nodeid] = None if call.excinfo is None else call.excinfo.value
+
+
+def run(tests: tuple[str, ...], config: pytest.Config) -> dict[str, BaseException | None]:
+    """What the tests raise, run by pytest within this one."""
+    reports = Reports()
+    paths = [f"{config.rootpath}/tests/{test}" for test in tests]
+    options = ["-o", "addopts=", "-q", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore"]
+    pytest.main([*options, *paths], plugins=[reports])
+    return {test: reports.raised[f"tests/{test}"] for test in tests}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.what for mutation in MUTATIONS])
+def test_what_is_broken_is_noticed(mutation, monkeypatch, pytestconfig):
+    monkeypatch.setattr(original(mutation), "__code__", mutated_code(mutation))
+    for test, raised in run(mutation.noticed_by, pytestconfig).items():
+        assert raised is not None, f"{test} stays green though {mutation.what}"
+        assert isinstance(raised, AssertionError | GradcheckError), f"{test} crashes: {raised!r}"
+
+
+def test_what_is_compiled_anew_unchanged_is_not_noticed(monkeypatch, pytestconfig):
+    """The control: it is the mutation that turns a test red, not the way it is put in."""
+    unchanged = [mutation._replace(after=mutation.before) for mutation in MUTATIONS]
+    for mutation, code in [(mutation, mutated_code(mutation)) for mutation in unchanged]:
+        monkeypatch.setattr(original(mutation), "__code__", code)
+    tests = tuple(dict.fromkeys(test for mutation in MUTATIONS for test in mutation.noticed_by))
+    assert run(tests, pytestconfig) == dict.fromkeys(tests)

@@ -1,0 +1,139 @@
+"""Any combination of keys either works, by every law of the contract, or is refused with advice.
+
+Combinations are drawn key by key from the config's own declaration. One that is refused must name
+keys that were set; without those of the first problem it is tried again, until one is accepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from model_config import ModelArchitectureConfig
+from options import ConfigError, field_types
+from tests.contract import test_every_model as contract
+from tests.tiny import SIZES, tiny_config, tiny_model, tokens
+
+EXAMPLES = 200
+
+RANGES = {
+    "n_layer": st.integers(1, 3),
+    "n_embd": st.integers(8, 48),
+    "block_size": st.integers(SIZES["block_size"], 40),
+    "vocab_size": st.integers(SIZES["vocab_size"], 80),
+    "ffn_hidden": st.integers(1, 64),
+    "head_dim": st.integers(1, 16),
+    "sliding_window": st.integers(1, 30),
+    "window_pattern": st.text("SL", min_size=1, max_size=3),
+    "rope_pattern": st.text("RN", min_size=1, max_size=3),
+    "rope_original_block_size": st.integers(4, 64),
+    "dropout": st.floats(0, 0.5),
+    "init_std": st.floats(0.01, 0.1),
+}
+"""Values of the keys whose declaration alone would allow too much for a small model."""
+
+
+def values_of(field: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
+    """Values that a key may take by itself, by what its declaration says."""
+    if field.name in RANGES:
+        return RANGES[field.name]
+    if field.metadata["choices"] is not None:
+        return st.sampled_from(list(field.metadata["choices"]))
+    members = set(typing.get_args(annotation) or (annotation,)) - {types.NoneType}
+    if members == {bool}:
+        return st.booleans()
+    if members == {int}:
+        return st.integers(field.metadata["bounds"]["at_least"], 8)
+    if members == {float}:
+        return _around(field)
+    raise TypeError(f"say in RANGES what {field.name}, a {annotation}, may be here")
+
+
+def _around(field: dataclasses.Field) -> st.SearchStrategy:
+    """Floats from a quarter to four times the default, within the bounds."""
+    middle, bounds = field.default or 0.4, field.metadata["bounds"]
+    lowest = max(b for b in (middle / 4, bounds["at_least"], bounds["above"]) if b is not None)
+    highest = min(b for b in (middle * 4, bounds["at_most"], bounds["below"]) if b is not None)
+    return st.floats(lowest, highest, exclude_min=True, exclude_max=True)
+
+
+ANNOTATIONS = field_types(ModelArchitectureConfig)
+COMBINATIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        field.name: values_of(field, ANNOTATIONS[field.name])
+        for field in dataclasses.fields(ModelArchitectureConfig)
+    },
+)
+
+
+def followed_advice(keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys that are left once every refusal is heeded by dropping the keys it names."""
+    while True:
+        try:
+            tiny_config(**keys)
+        except ConfigError as error:
+            for problem in error.problems:
+                assert set(problem.keys) & set(keys), f"names no key that was set: {problem}"
+                assert problem.message.endswith("."), problem
+            dropped = error.problems[0].keys
+            keys = {key: value for key, value in keys.items() if key not in dropped}
+        else:
+            return keys
+
+
+def without_what_this_machine_lacks(keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys, without a backend that a CPU refuses to train with, and says so when asked to."""
+    refusals = tiny_config(**keys).backend_refusals("cpu", torch.float32)
+    if not refusals:
+        return keys
+    with pytest.raises(ValueError, match="use attention_backend='auto'"):
+        tiny_model(**keys)(tokens(contract.T))
+    return {key: value for key, value in keys.items() if key != "attention_backend"}
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Models made meanwhile are in double: no combination is so steep that rounding shows."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@example(drawn={"n_embd": 12, "position_encoding": "rope"})  # it is n_embd that makes heads odd
+@given(drawn=COMBINATIONS)
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_it_works_or_is_refused(drawn):
+    with in_double():
+        it_works_or_is_refused(drawn)
+
+
+def it_works_or_is_refused(drawn: dict[str, Any]) -> None:
+    keys = without_what_this_machine_lacks(followed_advice(drawn))
+    contract.test_shapes_and_loss(keys)
+    contract.test_causal_at_every_position(keys)
+    contract.test_every_parameter_learns(keys)
+    contract.test_cost_equals_the_counter({**keys, "attention_backend": "manual"}, contract.T)
+    contract.test_cost_of_a_window_and_of_causality(keys)
+    contract.test_cache_equals_no_cache(keys)
+    with tempfile.TemporaryDirectory() as folder:
+        contract.test_save_and_load(keys, Path(folder))

@@ -1,0 +1,164 @@
+"""Shapes over a sweep of sizes, and parameter counts against closed forms written out here."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from model_builder import GPT
+from model_components import BLOCKS, FFNS, NORMS, POSITIONS
+from model_config import ModelArchitectureConfig
+from tests.tiny import VARIANTS, tiny_config, tiny_model, tokens
+
+# Parameter counts
+
+
+VECTORS_OF_A_NORM = {
+    "layernorm": 2,
+    "layernorm_nobias": 1,
+    "rmsnorm": 1,
+    "rmsnorm_unit_offset": 1,
+    "none": 0,
+}
+
+
+def norm(name: str, width: int) -> int:
+    return VECTORS_OF_A_NORM[name] * width
+
+
+def attention(c: ModelArchitectureConfig) -> int:
+    C, H, G, D = c.n_embd, c.n_head, c.n_kv_head, c.head_dim
+    matrices = C * H * D + 2 * C * G * D + H * D * C
+    biases = (H * D + 2 * G * D) * c.attention_bias + C * c.attention_out_bias
+    normed = {"head": 2 * D, "projection": H * D + G * D}[c.qk_norm_over]
+    return matrices + biases + normed * c.qk_norm
+
+
+def plain_network(c: ModelArchitectureConfig) -> int:
+    C, F = c.n_embd, c.ffn_hidden
+    return 2 * C * F + (F + C) * c.bias
+
+
+def gated_network(c: ModelArchitectureConfig) -> int:
+    C, F = c.n_embd, c.ffn_hidden
+    return 3 * C * F + (2 * F + C) * c.bias
+
+
+NETWORKS = {
+    "standard": plain_network,
+    "glu": gated_network,
+    "swiglu": gated_network,
+    "geglu": gated_network,
+    "reglu": gated_network,
+}
+NORMS_OF_A_BLOCK = {
+    "pre": 2,
+    "post": 2,
+    "res_post": 2,
+    "sandwich": 4,
+    "parallel": 2,
+    "parallel_shared": 1,
+}
+NORMS_AFTER_THE_BLOCKS = {name: int(name != "post") for name in NORMS_OF_A_BLOCK}
+POSITION_TABLES = {
+    "none": lambda c: 0,
+    "learned": lambda c: c.block_size * c.n_embd,
+    "sinusoidal": lambda c: 0,
+    "rope": lambda c: 0,
+    "alibi": lambda c: 0,
+}
+
+
+def parameters(c: ModelArchitectureConfig) -> int:
+    """How many parameters a model has, by hand."""
+    one_norm = norm(c.normalization, c.n_embd)
+    block = attention(c) + NETWORKS[c.ffn_type](c) + NORMS_OF_A_BLOCK[c.norm_position] * one_norm
+    return (
+        c.vocab_size * c.n_embd * (1 if c.weight_tying else 2)
+        + c.vocab_size * c.head_bias
+        + POSITION_TABLES[c.position_encoding](c)
+        + c.n_layer * block
+        + NORMS_AFTER_THE_BLOCKS[c.norm_position] * one_norm
+    )
+
+
+@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
+def test_parameter_counts(keys):
+    model = GPT(tiny_config(**keys))
+    assert model.num_parameters() == parameters(model.config)
+
+
+@pytest.mark.parametrize(
+    ("ffn_type", "norm_position", "normalization", "position_encoding"),
+    itertools.product(FFNS.names, BLOCKS.names, NORMS.names, POSITIONS.names),
+)
+def test_parameter_counts_of_parts_together(
+    ffn_type, norm_position, normalization, position_encoding
+):
+    """Every network in every block with every norm and position encoding."""
+    config = tiny_config(
+        ffn_type=ffn_type,
+        norm_position=norm_position,
+        normalization=normalization,
+        position_encoding=position_encoding,
+        bias=False,
+        attention_bias=True,
+        weight_tying=False,
+        n_kv_head=2,
+        qk_norm=True,
+    )
+    with torch.device("meta"):
+        model = GPT(config)
+    assert model.num_parameters() == parameters(config)
+
+
+# Shapes
+
+LAYERS = (1, 3)
+HEADS = ((1, 1), (4, 4), (4, 2), (4, 1), (6, 3), (3, 1))
+HEAD_DIMS = (None, 2, 6, 16)
+
+
+@pytest.mark.parametrize("n_layer", LAYERS)
+@pytest.mark.parametrize(("n_head", "n_kv_head"), HEADS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_sizes(n_layer, n_head, n_kv_head, head_dim):
+    """Logits, weights and cache have the shapes that the sizes say; the count is exact."""
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_kv_head": n_kv_head, "head_dim": head_dim}
+    model = tiny_model(**sizes, n_embd=24, position_encoding="rope")
+    D = head_dim or 24 // n_head
+    assert len(model.blocks) == n_layer
+    assert model.num_parameters() == parameters(model.config)
+    for block in model.blocks:
+        assert block.attention.qkv.weight.shape == ((n_head + 2 * n_kv_head) * D, 24)
+        assert block.attention.out.weight.shape == (24, n_head * D)
+    cache = model.new_cache()
+    assert model(tokens(7, batch=3), cache=cache).shape == (3, 7, model.config.vocab_size)
+    assert len(cache) == n_layer
+    for layer in cache:
+        k, v = layer.append(*(torch.zeros(3, n_kv_head, 1, D) for _ in range(2)))
+        assert k.shape == v.shape == (3, n_kv_head, 8, D)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("length", [1, 2, 24])
+def test_any_batch_and_length_up_to_block_size(batch, length):
+    model, idx = tiny_model(), tokens(length, batch=batch)
+    logits, loss = model(idx, idx)
+    assert logits.shape == (batch, length, model.config.vocab_size)
+    assert loss.shape == ()
+
+
+def test_a_sequence_too_long_is_refused():
+    with pytest.raises(ValueError, match="25 tokens do not fit block_size=24"):
+        tiny_model()(tokens(25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_logits_keep_the_precision_and_the_loss_has_float32_at_least(dtype):
+    model, idx = tiny_model().to(dtype), tokens(8)
+    logits, loss = model(idx, idx)
+    assert logits.dtype == dtype
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
