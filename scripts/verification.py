@@ -46,7 +46,7 @@ SECTIONS = (
     ),
     Section(
         "Random combinations",
-        "Configs drawn key by key from their own declaration, the same ones every time. Each "
+        "200 configs drawn key by key from their own declaration, the same ones every time. Each "
         "obeys the laws (in double precision), or is refused with a message that names what to "
         "drop, and obeys them without it.",
         ("tests/contract/test_random_combinations.py",),

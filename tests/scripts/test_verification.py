@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scripts import verification
+from tests.contract.test_random_combinations import EXAMPLES
 from tests.measured import assert_close, assert_within, observing, relative_error
 
 PROJECT = Path(__file__).parents[2]
@@ -16,8 +17,8 @@ PROJECT = Path(__file__).parents[2]
 
 def test_the_page_names_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", verification.PAGE.read_text(encoding="utf-8")))
-    files = {file for section in verification.SECTIONS for file in section.files}
-    source = "".join((PROJECT / file).read_text(encoding="utf-8") for file in files)
+    files = (PROJECT / "tests").rglob("test_*.py")
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
     missing = {name for name in named if f"def {name}(" not in source}
     assert not missing, f"run scripts/verification.py; the page names {missing}"
 
@@ -27,6 +28,11 @@ def test_every_section_has_rows():
     for section in verification.SECTIONS:
         rows = text.split(f"## {section.title}\n")[1].split("\n## ")[0].count("\n| ")
         assert rows > 2, f"{section.title} has no rows"
+
+
+def test_the_number_of_combinations_is_the_one_drawn():
+    text = verification.PAGE.read_text(encoding="utf-8")
+    assert f"\n{EXAMPLES} configs drawn" in text
 
 
 def test_a_row_has_words_cases_and_the_largest_of_each_tolerance(monkeypatch):
