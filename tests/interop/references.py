@@ -158,7 +158,7 @@ def reference(name: str) -> Any:
     model = from_config(getattr(transformers, kind)(**values))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.15 * torch.randn_like(parameter))
     return model
 
 
