@@ -2,7 +2,7 @@
 
     python -m interop.huggingface export RUN OUT_DIR
 
-writes the weights, config and tokenizer of a run so that transformers and vLLM load the folder;
+writes the weights, config and tokenizer of a run as a folder that transformers loads;
 `train.py --init_from=FOLDER` starts a run from such a folder.
 
 Reads and writes safetensors and JSON alone: nothing is unpickled, no code of a folder is run.
