@@ -24,7 +24,7 @@ DATA = {
 def decaying(final: float, steps: int = 100, points: int = 5) -> list[tuple[int, float]]:
     """(step, loss) of a curve that falls by 1 from its first to its last evaluation."""
     steps_of = [round(steps * i / (points - 1)) for i in range(points)]
-    return [(step, final + 1 - step / steps) for step in steps_of]
+    return [(step, final + (1 - step / steps)) for step in steps_of]
 
 
 def simulated_run(
