@@ -509,9 +509,6 @@ def test_an_empty_file_has_no_lines(tmp_path):
     assert read_metrics(path) == []
 
 
-# --- Summary ---
-
-
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_run_is_read_without_its_lines(tmp_path, steps):
     """The rest is exactly what parsing the whole file gives."""
@@ -533,6 +530,9 @@ def test_a_run_that_is_laid_out_otherwise_is_read_whole(tmp_path):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="Expecting|Unterminated"):
         training_logger.read_run(path)
+
+
+# --- Summary ---
 
 
 def test_summary_of_a_run(tmp_path):
