@@ -214,6 +214,8 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _notes(groups: Sequence[Group], compared: Sequence[Group]) -> list[str]:
     notes = [f"Not counted: {reason}." for group in groups for reason in group.left_out]
+    if len(groups) > len(compared) == 1:
+        notes.append("No group is comparable with the baseline; --baseline names another.")
     machines = sorted({str(m[0]) for group in compared for m in group.machines})
     if len(set.union(set(), *(group.machines for group in compared))) > 1:
         notes.append(

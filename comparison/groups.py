@@ -19,13 +19,16 @@ from comparison.inference import Sample, deviation
 from comparison.runs import Run
 from options import unknown_name
 from training.config import TrainingConfig
-from training_logger import format_count
+from training_logger import format_count, format_number
 
 SAME_BUDGET = 0.01
 """Budgets that differ by no more than this share count as equal: a run stops after whole steps."""
 
+SAME_SHARE = 0.02
+"""Shares of a schedule that differ by no more than this count as equal: steps are whole numbers."""
+
 _SEEDS = {"seed", "data_seed"}
-_LENGTH = {"max_iters", "warmup_iters", "lr_decay_iters"}  # conditions by their ratios
+_LENGTH = {"max_iters", "warmup_iters", "lr_decay_iters"}  # conditions as shares of max_iters
 _MACHINE = {"device", "compile"}  # change how fast a run is, not what it computes
 _TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
 _BOOKKEEPING = {  # what the architecture is called, where a run is kept, how closely it is watched
@@ -128,11 +131,6 @@ class Group:
     def conditions(self) -> dict[str, Any]:
         """What must be equal for a comparison, by label."""
         run = self.runs[0]
-        shares = {
-            f"{key} as a share of max_iters": _share(run.config.get(key), run.config["max_iters"])
-            for key in ("warmup_iters", "lr_decay_iters")
-            if run.config.get("max_iters")
-        }
         return {
             "data": run.data.get("fingerprint"),
             "tokenizer": run.data.get("tokenizer"),
@@ -140,12 +138,12 @@ class Group:
             "validation tokens": run.data.get("val_tokens"),
             "compute dtype": run.environment.get("dtype"),
             **{key: run.config.get(key) for key in RECIPE_KEYS},
-            **shares,
         }
 
-
-def _share(part: float | None, whole: float) -> float | None:
-    return None if part is None else round(part / whole, 2)
+    def share_of_length(self, key: str) -> float | None:
+        """A number of steps over max_iters; None where the run has none."""
+        steps, planned = self.config.get(key), self.config.get("max_iters")
+        return steps / planned if planned and steps is not None else None
 
 
 # Gathering
@@ -247,11 +245,17 @@ def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[s
         tuned: Keys that every arm was given the same trials to choose; they are no conditions.
     """
     own, other = group.conditions, baseline.conditions
-    return [
+    found = [
         f"{key}: {_short(own.get(key))}, not {_short(other.get(key))}"
         for key in {**own, **other}
         if key not in tuned and own.get(key) != other.get(key)
     ]
+    for key in ("warmup_iters", "lr_decay_iters"):
+        shares = group.share_of_length(key), baseline.share_of_length(key)
+        if key not in tuned and not _near(*shares, SAME_SHARE):
+            own_share, other_share = (format_number(share, ".2f") for share in shares)
+            found.append(f"{key}: {own_share} of max_iters, not {other_share}")
+    return found
 
 
 def unequal_length(group: Group, baseline: Group) -> str | None:
@@ -271,10 +275,13 @@ def unequal_length(group: Group, baseline: Group) -> str | None:
     return f"after {tokens} tokens"
 
 
-def _near(one: float | None, other: float | None) -> bool:
+def _near(one: float | None, other: float | None, tolerance: float | None = None) -> bool:
+    """Whether two numbers agree within a tolerance, by default SAME_BUDGET of the larger."""
     if one is None or other is None:
         return one is other
-    return abs(one - other) <= SAME_BUDGET * max(abs(one), abs(other))
+    if tolerance is None:
+        tolerance = SAME_BUDGET * max(abs(one), abs(other))
+    return abs(one - other) <= tolerance
 
 
 def find_baseline(groups: Sequence[Group], name: str | None) -> Group:

@@ -122,7 +122,8 @@ def test_an_arm_of_which_a_run_diverged_is_not_judged(end, side):
         ({"training": {"learning_rate": 3e-4}}, "learning_rate: 0.0003, not 0.001"),
         ({"training": {"batch_size": 8}}, "batch_size: 8, not 4"),
         ({"training": {"grad_clip": 1.0}}, "grad_clip: 1.0, not None"),
-        ({"training": {"warmup_iters": 50}}, "warmup_iters as a share of max_iters: 0.5, not 0.05"),
+        ({"training": {"warmup_iters": 50}}, "warmup_iters: 0.50 of max_iters, not 0.05"),
+        ({"training": {"lr_decay_iters": 90}}, "lr_decay_iters: 0.90 of max_iters, not -"),
     ],
 )
 def test_unlike_arms_are_set_apart_and_never_judged(other, reason):
@@ -142,6 +143,20 @@ def test_the_recipe_is_all_that_shapes_a_result():
     shaping = {"sequence_length", "batch_size", "learning_rate", "weight_decay", "lr_schedule"}
     assert shaping <= set(RECIPE_KEYS)
     assert not {"run_name", "out_dir", "log_interval", "seed", "data_seed"} & set(RECIPE_KEYS)
+
+
+def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
+    short = {"max_iters": 30, "warmup_iters": 1}  # a 20th, rounded down
+    plain, other = group_runs([simulated_run(), simulated_run(seed=2, training=short)])
+    assert unlike(other, plain) == []
+
+
+def test_where_nothing_is_comparable_that_is_said():
+    odd = simulated_run("odd", start="2025-01-02", data={"fingerprint": "cafe"})
+    assert compare([simulated_run(), odd]).notes == (
+        "No group is comparable with the baseline; --baseline names another.",
+    )
+    assert compare([simulated_run()]).notes == ()
 
 
 def test_tuned_keys_are_part_of_the_arm():
