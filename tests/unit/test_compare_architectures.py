@@ -296,7 +296,9 @@ def test_runs_are_named_by_folder_file_glob_or_the_folder_above(two_arms, compar
         [two_arms / "plain-*"],
         [two_arms / "plain-*" / "run.json", two_arms / "plain-1"],  # each counts once
     ):
-        assert compared_runs(compare(*words, "--format=json")[1]) == plain
+        document = compare(*words, "--format=json")[1]
+        assert compared_runs(document) == plain
+        assert json.loads(document)["notes"] == []
     assert compared_runs(compare(two_arms.parent / "**" / "fast-[12]", "--format=json")[1]) == [
         *("fast-1", "fast-2")
     ]

@@ -129,6 +129,8 @@ def test_there_is_no_speedup_without_pairs_or_from_one():
     plain, arm = arms(2.0)
     strangers = [simulated_run("b", s, curve=power_law(2, s)) for s in (7, 8, 9)]
     assert speedup(group_runs(strangers)[0], plain, "tokens") is None
+    halfway = [simulated_run("b", s, curve=power_law(2, s + s % 2)) for s in (2, 3, 4)]
+    assert speedup(group_runs(halfway)[0], plain, "tokens") is None
     once = group_runs(arm.runs[:1])[0]
     assert speedup(once, plain, "tokens") is None
     assert speedup(plain, plain, "tokens") is None

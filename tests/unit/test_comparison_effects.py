@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from comparison.effects import effects, factors_of
+from comparison.findings import compare
 from comparison.groups import group_runs
-from tests.simulated import simulated_arm
+from tests.simulated import simulated_arm, simulated_run
 
 NORMS = ("layernorm", "rmsnorm", "none")
 FFNS = ("standard", "swiglu")
@@ -91,3 +92,14 @@ def test_a_cell_of_one_seed_leaves_nothing_to_say():
     lonely = group_runs([run for group in groups for run in group.runs][:-4])
     assert len(lonely) == 4
     assert effects(lonely) == []
+
+
+def test_a_cell_of_which_a_run_diverged_leaves_nothing_to_say():
+    runs = [run for group in design(additive) for run in group.runs]
+    assert len(compare(runs).effects) == 3
+    last = runs[-1]
+    model = {key: last.config[key] for key in ("normalization", "ffn_type")}
+    curve = [(0, 4.0), (100, None)]
+    name = last.architecture["name"].removeprefix("arch-")
+    lost = simulated_run(name, 6, model=model, curve=curve, start="2025-01-04")
+    assert compare([*runs, lost]).effects == ()

@@ -195,6 +195,23 @@ def test_equal_flops_are_an_equal_budget_too():
     assert words(findings, "rms").startswith("better by")
 
 
+@pytest.mark.parametrize(("device", "judged"), [("a CPU", True), ("a GPU", False)])
+def test_equal_seconds_are_an_equal_budget_on_one_machine(device, judged):
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03])
+    rms = [
+        simulated_run(
+            *("rms", seed, None),
+            curve=decaying(2.9 + seed / 100, 200),
+            training={"max_iters": 200, "warmup_iters": 10},
+            seconds_per_step=0.05,
+            device=device,
+            start="2025-01-02",
+        )
+        for seed in (1, 2, 3)
+    ]
+    assert (compare([*plain, *rms]).rows[1].verdict.estimate is not None) == judged
+
+
 def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
     """A learning rate that has not come down yet costs loss."""
     half = simulated_arm(

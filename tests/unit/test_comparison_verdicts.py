@@ -11,6 +11,7 @@ from comparison.findings import compare
 from comparison.tables import to_text
 from comparison.verdicts import judge
 from tests.simulated import simulated_arm
+from training_logger import LINE_WIDTH
 
 BASE = {seed: 3 + shift / 100 for seed, shift in enumerate([1, -1, 2, -2, 0])}
 
@@ -116,3 +117,12 @@ def test_a_factorial_sweep_shows_its_effects():
     ]
     assert document["effects"][0]["effect"] == pytest.approx(0.1, abs=0.002)
     assert "  e3  normalization=b x ffn_type=y" in to_text(findings).splitlines()
+
+
+def test_a_table_that_is_too_wide_goes_on_below():
+    runs = simulated_arm("a", [1e15, 1.1e15]) + simulated_arm("b", [2e15, 3e15], start="2025-01-02")
+    lines = to_text(compare(runs)).splitlines()
+    assert max(map(len, lines)) <= LINE_WIDTH
+    start = lines.index("Final validation loss, nats per token")
+    labels = [line.split()[0] for line in lines[start + 1 : start + 7]]
+    assert labels[1:3] == labels[4:6] == ["1", "2"]
