@@ -77,11 +77,6 @@ class Findings:
     def baseline(self) -> Row:
         return self.rows[0]
 
-    @property
-    def compared(self) -> list[Row]:
-        """The baseline and the groups that are alike in every condition."""
-        return [row for row in self.rows if not row.set_apart]
-
 
 def compare(
     runs: Iterable[Run],
@@ -124,10 +119,9 @@ def compare(
             pareto=pareto.get(group.name),
         )
 
+    others = [group for group in arms if apart[group.name]]
     return Findings(
-        rows=tuple(
-            row(group) for group in sorted([base, *arms], key=lambda g: bool(apart[g.name]))
-        ),
+        rows=tuple(row(group) for group in [*compared, *others]),
         margin=margin,
         budgets=budgets,
         effects=tuple(_effects(compared)),
