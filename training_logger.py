@@ -257,6 +257,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def read_run(path: Path) -> Any:
+    """What a run.json holds, without parsing its log lines: `training_iterations` is left empty.
+
+    Those lines are nine tenths of the file, and `summary` tells what they came to. `_write_run`
+    indents by one space, so a line that starts with ` ]` can only end a list of the top level; a
+    file that is laid out otherwise is parsed whole.
+
+    Raises:
+        ValueError: The file is no JSON.
+    """
+    text = path.read_bytes()
+    before, key, lines = text.partition(b'\n "training_iterations": [\n')
+    _, end, after = lines.partition(b"\n ]")
+    return json.loads(before + key + end + after if end else text)
+
+
 def records_of(lines: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
     """The lines of one kind as the records that run.json holds."""
     own = ("kind", "wall_seconds")

@@ -509,6 +509,29 @@ def test_an_empty_file_has_no_lines(tmp_path):
     assert read_metrics(path) == []
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_run_is_read_without_its_lines(tmp_path, steps):
+    """The rest is exactly what parsing the whole file gives."""
+    with make_logger(tmp_path) as logger:
+        train(logger, 1, steps)
+        log_eval(logger, steps)
+    assert training_logger.read_run(tmp_path / "run.json") == read_run(tmp_path) | {
+        "training_iterations": []
+    }
+
+
+def test_a_run_that_is_laid_out_otherwise_is_read_whole(tmp_path):
+    with make_logger(tmp_path) as logger:
+        train(logger, 1, 3)
+    path = tmp_path / "run.json"
+    for indent in (None, 2):
+        path.write_text(json.dumps(read_run(tmp_path), indent=indent))
+        assert training_logger.read_run(path) == read_run(tmp_path)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match="Expecting|Unterminated"):
+        training_logger.read_run(path)
+
+
 # --- Summary ---
 
 

@@ -1,0 +1,7 @@
+"""What runs show: which architecture is better, by how much, at what cost, and how surely.
+
+`runs` are loaded and gathered into `groups` that differ only by seed; their `curves` are read at
+equal budgets; means are judged by `inference` and put into `verdicts`; `effects` of a factorial
+design are told apart. `findings` holds all that; `documents` and `tables` print it. The protocol
+and each statistic are explained in docs/fairness.md.
+"""

@@ -1,0 +1,109 @@
+"""Validation curves: the loss at a budget, and the cost of a loss.
+
+Between two evaluations the loss is taken to be linear in the logarithm of the budget: a power law
+(Kaplan et al. 2020, arXiv 2001.08361) is smooth in it, and the straight line between far points
+would lie above the curve.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import pairwise
+
+from comparison.groups import Group
+from comparison.inference import Estimate, Sample, contrast
+from comparison.runs import Run
+
+AXES = {"tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
+"""Each unit of a budget, and what the records of an evaluation call it."""
+
+Curve = list[tuple[float, float]]
+"""(budget spent, validation loss) at each evaluation, the budget strictly rising."""
+
+
+def curve(run: Run, axis: str) -> Curve:
+    """The finite validation losses of a run over a unit of budget."""
+    points: Curve = []
+    for record in run.eval_steps:
+        spent, loss = record.get(AXES[axis]), record["val_loss"]
+        if spent is not None and loss is not None and (not points or spent > points[-1][0]):
+            points.append((spent, loss))
+    return points
+
+
+def loss_at(points: Curve, budget: float) -> float | None:
+    """The loss once a budget is spent; None outside the curve."""
+    if not points or not points[0][0] <= budget <= points[-1][0]:
+        return None
+    index = bisect_left(points, budget, key=lambda point: point[0])
+    if points[index][0] == budget:
+        return points[index][1]
+    (x0, y0), (x1, y1) = points[index - 1], points[index]
+    return y0 + (y1 - y0) * _along(x0, x1, budget)
+
+
+def _along(x0: float, x1: float, x: float) -> float:
+    """How far x is from x0 to x1, on a logarithmic scale where there is one."""
+    if x0 <= 0:
+        return (x - x0) / (x1 - x0)
+    return math.log(x / x0) / math.log(x1 / x0)
+
+
+def cost_of(points: Curve, loss: float) -> float | None:
+    """The budget at which the curve first comes down to a loss; None where it begins below it, or
+    never does."""
+    if points[0][1] <= loss:
+        return None
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if y1 <= loss:
+            share = (y0 - loss) / (y0 - y1)
+            return x0 * (x1 / x0) ** share if x0 > 0 else x0 + (x1 - x0) * share
+    return None
+
+
+def common_budget(groups: Iterable[Group], axis: str) -> float | None:
+    """The largest budget that every counted run of the groups spent; None where one is unknown,
+    or where seconds of unlike machines would be compared."""
+    groups = [group for group in groups if group.n]
+    if axis == "seconds" and len(set.union(set(), *(group.machines for group in groups))) > 1:
+        return None
+    curves = [curve(run, axis) for group in groups for run in group.counted]
+    return min((points[-1][0] for points in curves), default=None) if all(curves) else None
+
+
+def losses_at(group: Group, axis: str, budget: float) -> Sample:
+    """The loss of each seed at a budget that every run spent, nats per token."""
+    found = {run.seeds: loss_at(curve(run, axis), budget) for run in group.counted}
+    return {seeds: loss for seeds, loss in found.items() if loss is not None}
+
+
+def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
+    """The natural logarithm of how many times less a group spends than the baseline for one loss.
+
+    For each seed, the loss is one that both runs reach: the final one of the baseline, or of the
+    group where that is higher. So swapping the two turns the sign, and no run is cut short. The
+    mean is over seeds. None where no loss is shared, the seeds are not paired, or the group is
+    the baseline.
+    """
+    if group is baseline or (axis == "seconds" and group.machines != baseline.machines):
+        return None
+    theirs = {run.seeds: run for run in baseline.counted}
+    logs = {
+        run.seeds: _log_ratio(curve(theirs[run.seeds], axis), curve(run, axis))
+        for run in group.counted
+        if run.seeds in theirs
+    }
+    if len(logs) < min(group.n, baseline.n) or None in logs.values():
+        return None
+    return contrast((1,), (logs,))
+
+
+def _log_ratio(baseline: Curve, arm: Curve) -> float | None:
+    """log(cost of the baseline / cost of the arm) at the higher of both final losses."""
+    if not baseline or not arm:
+        return None
+    loss = max(baseline[-1][1], arm[-1][1])
+    spent = [cost_of(points, loss) for points in (baseline, arm)]
+    return math.log(spent[0] / spent[1]) if all(spent) else None

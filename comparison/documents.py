@@ -1,0 +1,179 @@
+"""Findings as a program reads them: JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
+
+from comparison.findings import Findings, Row
+from comparison.groups import Group
+from comparison.inference import ALPHA, Estimate, Sample, deviation
+from comparison.runs import Run
+from comparison.verdicts import Verdict
+from training_logger import json_safe
+
+DOCUMENT_VERSION = 1
+"""Of the JSON document; it changes when a reader of the last one would misread this one."""
+
+
+# Numbers of a group
+
+
+def _summary(key: str) -> Callable[[Run], float | None]:
+    return lambda run: run.summary.get(key)
+
+
+def numbers(group: Group) -> dict[str, float | None]:
+    """What a group reached and what it cost: means over seeds, the largest memory."""
+    return {
+        "parameters": group.architecture["parameters"],
+        "flops_per_token": group.architecture["flops_per_token"],
+        "attention_ffn_ratio": group.architecture.get("attention_ffn_ratio"),
+        "loss": group.loss,
+        "sd": group.deviation,
+        "bits_per_byte": group.mean(_summary("final_val_bits_per_byte")),
+        "tokens_per_second": group.mean(_summary("median_tokens_per_second")),
+        "mfu_percent": group.mean(_summary("median_mfu_percent")),
+        "peak_memory_bytes": group.peak_memory,
+        "seconds": group.mean(lambda run: run.seconds),
+        "total_tokens": group.mean(lambda run: run.tokens),
+        "total_flops": group.mean(lambda run: run.flops),
+    }
+
+
+def assignments(keys: Mapping[str, Any]) -> str:
+    """`normalization=rmsnorm, bias=False`"""
+    return ", ".join(f"{key}={value}" for key, value in keys.items())
+
+
+# JSON
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """Findings as an object for JSON; losses in nats per token, intervals of 95 %."""
+    return json_safe(
+        {
+            "document_version": DOCUMENT_VERSION,
+            "baseline": findings.baseline.group.name,
+            "confidence": 1 - ALPHA,
+            "noise_floor": findings.baseline.group.deviation,
+            "margin": findings.margin,
+            "budgets": findings.budgets,
+            "groups": [_group_object(row) for row in findings.rows],
+            "effects": [
+                {"changes": effect.changes, **_estimate_object(effect.estimate, effect.p_adjusted)}
+                for effect in findings.effects
+            ],
+            "notes": findings.notes,
+        }
+    )
+
+
+def _group_object(row: Row) -> dict[str, Any]:
+    group = row.group
+    return {
+        "name": group.name,
+        "architecture": group.architecture["name"],
+        "changes": row.changes,
+        "n": group.n,
+        "seeds": [run.seeds for run in group.counted],
+        "runs": [str(run.path.parent) for run in group.counted],
+        "left_out": group.left_out,
+        "set_apart": row.set_apart,
+        **numbers(group),
+        **_verdict_object(row.verdict),
+        "pareto": row.pareto,
+        "at_equal": {
+            axis: {**sample_object(reading.losses), **_verdict_object(reading.verdict)}
+            for axis, reading in row.at_equal.items()
+        },
+        "speedup": {axis: factor_object(log) for axis, log in row.speedups.items()},
+    }
+
+
+def sample_object(losses: Sample) -> dict[str, Any]:
+    values = list(losses.values())
+    return {
+        "n": len(values),
+        "loss": fmean(values) if values else None,
+        "sd": deviation(values),
+    }
+
+
+def _verdict_object(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.verdict,
+        "words": verdict.words,
+        **_estimate_object(verdict.estimate, verdict.p_adjusted, "difference"),
+        "seeds_needed": verdict.seeds_needed,
+        "detectable": verdict.detectable,
+    }
+
+
+def _estimate_object(
+    estimate: Estimate | None, p_adjusted: float | None, called: str = "effect"
+) -> dict[str, Any]:
+    known = estimate is not None
+    return {
+        called: estimate.value if known else None,
+        "interval": estimate.interval() if known else None,
+        "p_value": estimate.p_value if known else None,
+        "p_adjusted": p_adjusted,
+        "test": estimate.test if known else None,
+        "df": estimate.df if known else None,
+    }
+
+
+def factor_object(log: Estimate | None) -> dict[str, Any]:
+    """A factor from what is known of its logarithm."""
+    if log is None:
+        return {"factor": None, "interval": None, "n": 0}
+    low, high = log.interval()
+    return {"factor": _exp(log.value), "interval": [_exp(low), _exp(high)], "n": log.seeds}
+
+
+def _exp(log: float) -> float:
+    return math.exp(log) if log < 700 else math.inf
+
+
+def to_json(findings: Findings) -> str:
+    return json.dumps(document(findings), indent=1, allow_nan=False)
+
+
+# CSV
+
+
+def to_csv(findings: Findings) -> str:
+    """A line for each group; lists and objects are spread over columns or joined by semicolons."""
+    lines = [_flat(_group_object(row)) for row in findings.rows]
+    columns = dict.fromkeys(column for line in lines for column in line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue().removesuffix("\n")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = prefix + key
+        if key == "changes":
+            flat[name] = assignments(item)
+        elif key == "interval":
+            low, high = item or (None, None)
+            flat |= {f"{name}_low": low, f"{name}_high": high}
+        elif isinstance(item, Mapping):
+            flat |= _flat(item, f"{name}_")
+        elif isinstance(item, list | tuple):
+            flat[name] = "; ".join(
+                "/".join(map(str, x)) if isinstance(x, tuple) else x for x in item
+            )
+        else:
+            flat[name] = item
+    return flat

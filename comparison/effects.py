@@ -1,0 +1,111 @@
+"""A factorial design: what each factor does on average, and which factors do not simply add up.
+
+Effects are contrasts of group means (Box, Hunter and Hunter, "Statistics for Experimenters"), each
+level against that of the baseline. A main effect is averaged over all levels of the other factors;
+an interaction is how far two changes together depart from the sum of both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, product
+from math import prod
+from typing import Any
+
+from comparison.groups import Group
+from comparison.inference import Estimate, contrast, holm
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """A main effect (one change) or an interaction (two) on the final loss, nats per token.
+
+    Attributes:
+        changes: Of each factor in it, its level, such as `ffn_type=swiglu`.
+        estimate: The effect.
+        p_adjusted: Its p value after Holm's correction over all effects of the design.
+    """
+
+    changes: tuple[str, ...]
+    estimate: Estimate
+    p_adjusted: float
+
+
+Levels = dict[str, Any]
+
+
+def factors_of(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """The keys that span a full factorial design and their levels, the baseline's first.
+
+    A key that follows from the others (a width that goes with a network) is no factor. Empty where
+    the groups are no full factorial of at least two factors.
+
+    Args:
+        groups: The baseline first.
+    """
+    keys = dict.fromkeys(key for group in groups for key in group.model_keys)
+    levels = {key: _distinct(group.model_keys.get(key) for group in groups) for key in keys}
+    levels = {key: values for key, values in levels.items() if len(values) > 1}
+    # What follows from several factors has the most values, and of keys that change together the
+    # derived one has the longer name (bias, attention_bias): those are tried first.
+    for key in sorted(levels, key=lambda key: (len(levels[key]), len(key)), reverse=True):
+        rest = [other for other in levels if other != key]
+        if len({_cell(group, rest) for group in groups}) == len(groups):
+            del levels[key]
+    full = prod(map(len, levels.values())) == len(groups)
+    return levels if full and len(levels) > 1 else {}
+
+
+def _distinct(values: Iterator[Any]) -> list[Any]:
+    """Each value once, in order; values may be lists."""
+    return list({json.dumps(value): value for value in values}.values())
+
+
+def _cell(group: Group, keys: Sequence[str]) -> str:
+    return json.dumps([group.model_keys.get(key) for key in keys])
+
+
+def effects(groups: Sequence[Group]) -> list[Effect]:
+    """Main effects, then two-way interactions; none where the groups are no full factorial.
+
+    Args:
+        groups: Comparable ones, the baseline first.
+    """
+    factors = factors_of(groups)
+    found = []
+    for order in (1, 2):
+        for keys in combinations(factors, order):
+            for levels in product(*(factors[key][1:] for key in keys)):
+                change = dict(zip(keys, levels, strict=True))
+                found.append((change, _estimate(groups, factors, change)))
+    if not found or any(estimate is None for _, estimate in found):
+        return []
+    adjusted = holm([estimate.p_value for _, estimate in found])
+    return [
+        Effect(tuple(f"{key}={level}" for key, level in change.items()), estimate, p)
+        for (change, estimate), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _estimate(
+    groups: Sequence[Group], factors: dict[str, list[Any]], change: Levels
+) -> Estimate | None:
+    """The effect of a change of one factor, or the interaction of two."""
+    others = prod(len(levels) for key, levels in factors.items() if key not in change)
+    weights = [_sign(group.model_keys.get, factors, change) / others for group in groups]
+    used = [(w, group.losses) for w, group in zip(weights, groups, strict=True) if w]
+    return contrast([w for w, _ in used], [losses for _, losses in used])
+
+
+def _sign(level_of: Callable[[str], Any], factors: dict[str, list[Any]], change: Levels) -> int:
+    """+1 at an even number of baseline levels among the changed factors, -1 at an odd one, 0 for
+    a group that has neither level of one of them."""
+    sign = 1
+    for key, level in change.items():
+        if level_of(key) == factors[key][0]:
+            sign = -sign
+        elif level_of(key) != level:
+            return 0
+    return sign

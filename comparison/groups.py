@@ -1,0 +1,311 @@
+"""Groups: runs that differ only by their seeds, and in what two groups are unlike.
+
+Two groups may be compared where they were trained by one recipe on the same data and validated on
+the same tokens: those are the *conditions* of a group. What the model is, how long it was trained
+and on which machine are no conditions, but what a comparison is about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from comparison.inference import Sample, deviation
+from comparison.runs import Run
+from options import unknown_name
+from training.config import TrainingConfig
+from training_logger import format_count, format_number
+
+SAME_BUDGET = 0.01
+"""Budgets that differ by no more than this share count as equal: a run stops after whole steps."""
+
+SAME_SHARE = 0.02
+"""Shares of a schedule that differ by no more than this count as equal: steps are whole numbers."""
+
+_SEEDS = {"seed", "data_seed"}
+_LENGTH = {"max_iters", "warmup_iters", "lr_decay_iters"}  # conditions as shares of max_iters
+_MACHINE = {"device", "compile"}  # change how fast a run is, not what it computes
+_TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
+_BOOKKEEPING = {  # what the architecture is called, where a run is kept, how closely it is watched
+    *("arch_preset", "out_dir", "run_name", "resume", "plugins"),
+    *("eval_interval", "log_interval", "checkpoint_minutes", "keep_checkpoints"),
+}
+_TRAINING_KEYS = {field.name for field in dataclasses.fields(TrainingConfig)}
+_NOT_MODEL = _TRAINING_KEYS | _BOOKKEEPING
+_NO_DIFFERENCE = _SEEDS | _MACHINE | _TOLD_BETTER | _BOOKKEEPING
+
+RECIPE_KEYS = tuple(
+    field.name
+    for field in dataclasses.fields(TrainingConfig)
+    if field.name not in _NO_DIFFERENCE | _LENGTH
+)
+"""The keys of a run that two groups must share to be compared."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """Runs that differ only by seed.
+
+    Attributes:
+        name: That of the architecture; with what else is different, where two groups share it.
+        runs: All of them, in the order in which they started.
+        counted: Those that the numbers are made of: one for each seed, of equal length, finite.
+        left_out: Of each other run, why it is not among those.
+        diverged: How many were left out for want of a finite loss.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    counted: tuple[Run, ...]
+    left_out: tuple[str, ...]
+    diverged: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of its oldest run, which stands for all but the seeds."""
+        return self.runs[0].config
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return self.runs[0].architecture
+
+    @property
+    def model_keys(self) -> dict[str, Any]:
+        """The keys of the config that say what the model is."""
+        return {key: value for key, value in self.config.items() if key not in _NOT_MODEL}
+
+    @property
+    def losses(self) -> Sample:
+        """The final validation loss for each seed, nats per token."""
+        return {run.seeds: run.loss for run in self.counted}
+
+    @property
+    def n(self) -> int:
+        return len(self.counted)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean final validation loss, nats per token."""
+        return self.mean(lambda run: run.loss)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the final validation loss from seed to seed."""
+        return deviation(list(self.losses.values()))
+
+    def mean(self, number: Callable[[Run], float | None]) -> float | None:
+        """The mean of a number of the counted runs; None where one of them lacks it."""
+        numbers = [number(run) for run in self.counted]
+        return None if None in numbers or not numbers else fmean(numbers)
+
+    @property
+    def peak_memory(self) -> float | None:
+        """Bytes; the largest of the counted runs."""
+        peaks = [run.summary.get("peak_memory_bytes") for run in self.counted]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    @property
+    def progress(self) -> float | None:
+        """The share of the planned steps that the last evaluation came after."""
+        planned = self.config.get("max_iters")
+        return self.mean(lambda run: run.eval_steps[-1]["iter"] / planned) if planned else None
+
+    @property
+    def machines(self) -> set[tuple[Any, ...]]:
+        """What the counted runs ran on, as far as it decides their speed."""
+        return {
+            (
+                run.environment.get("device"),
+                run.environment.get("threads"),
+                run.config.get("compile"),
+            )
+            for run in self.counted
+        }
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What must be equal for a comparison, by label."""
+        run = self.runs[0]
+        return {
+            "data": run.data.get("fingerprint"),
+            "tokenizer": run.data.get("tokenizer"),
+            "validation set": run.data.get("val_fingerprint"),
+            "validation tokens": run.data.get("val_tokens"),
+            "compute dtype": run.environment.get("dtype"),
+            **{key: run.config.get(key) for key in RECIPE_KEYS},
+        }
+
+    def share_of_length(self, key: str) -> float | None:
+        """A number of steps over max_iters; None where the run has none."""
+        steps, planned = self.config.get(key), self.config.get("max_iters")
+        return steps / planned if planned and steps is not None else None
+
+
+# Gathering
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """The runs in groups, the group of the oldest run first."""
+    gathered: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.start_time):
+        gathered.setdefault(_identity(run), []).append(run)
+    groups = [_group(members) for members in gathered.values()]
+    return _named_apart(groups)
+
+
+def _identity(run: Run) -> str:
+    """The same text for runs that differ only by seed."""
+    config = {key: value for key, value in run.config.items() if key not in _NO_DIFFERENCE}
+    data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
+    sizes = [run.data.get("val_tokens"), run.environment.get("dtype")]
+    return json.dumps([run.architecture, config, data, sizes], sort_keys=True)
+
+
+def _group(runs: Sequence[Run]) -> Group:
+    """Runs of one identity as a group that is named after its architecture."""
+    furthest = max(run.tokens for run in runs)
+    diverged = [run for run in runs if run.diverged]
+    counted: dict[Any, Run] = {}
+    left_out = [f"{run.run_name}: diverged" for run in diverged]
+    for run in runs:
+        if run.diverged:
+            continue
+        if not run.eval_steps or run.tokens < (1 - SAME_BUDGET) * furthest:
+            left_out.append(
+                f"{run.run_name} ({run.status}): {format_count(run.tokens)} of "
+                f"{format_count(furthest)} tokens"
+            )
+        elif run.seeds in counted:
+            left_out.append(f"{run.run_name}: the seeds of {counted[run.seeds].run_name} again")
+        else:
+            counted[run.seeds] = run
+    return Group(
+        name=runs[0].architecture["name"],
+        runs=tuple(runs),
+        counted=tuple(counted.values()),
+        left_out=tuple(left_out),
+        diverged=len(diverged),
+    )
+
+
+def _named_apart(groups: Sequence[Group]) -> list[Group]:
+    """The groups with names that tell them apart."""
+    namesakes: dict[str, list[Group]] = {}
+    for group in groups:
+        namesakes.setdefault(group.name, []).append(group)
+    apart = {id(g): name for same in namesakes.values() for g, name in _names(same)}
+    return [dataclasses.replace(group, name=apart[id(group)]) for group in groups]
+
+
+def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
+    """Groups of one name, each with that name and the keys that tell it from the others."""
+    everything = [_telling(group) for group in namesakes]
+    keys = [key for key in everything[0] if len({str(own.get(key)) for own in everything}) > 1]
+    seen: Counter[str] = Counter()
+    for group, own in zip(namesakes, everything, strict=True):
+        details = ", ".join(f"{key}={_short(own.get(key))}" for key in keys)
+        name = f"{group.name} [{details}]" if details else group.name
+        seen[name] += 1
+        yield group, name if seen[name] == 1 else f"{name} #{seen[name]}"
+
+
+def _telling(group: Group) -> dict[str, Any]:
+    """All that may tell a group from its namesake."""
+    length = {key: group.config.get(key) for key in sorted(_LENGTH)}
+    return {**group.model_keys, **group.conditions, **length}
+
+
+def _short(value: Any) -> str:
+    """A value as a reader can bear it: the start of a fingerprint is enough."""
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+# Two groups beside each other
+
+
+def changes(group: Group, baseline: Group, tuned: Collection[str] = ()) -> dict[str, Any]:
+    """What makes it another arm than the baseline: keys of the model, or tuned ones, with its own
+    values."""
+    own, other = (
+        {**g.model_keys, **{key: g.config.get(key) for key in tuned}} for g in (group, baseline)
+    )
+    return {key: own.get(key) for key in {**own, **other} if own.get(key) != other.get(key)}
+
+
+def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[str]:
+    """The conditions in which two groups are not alike, as `label: its value, not the other's`.
+
+    Args:
+        tuned: Keys that every arm was given the same trials to choose; they are no conditions.
+    """
+    own, other = group.conditions, baseline.conditions
+    found = [
+        f"{key}: {_short(own.get(key))}, not {_short(other.get(key))}"
+        for key in {**own, **other}
+        if key not in tuned and own.get(key) != other.get(key)
+    ]
+    for key in ("warmup_iters", "lr_decay_iters"):
+        shares = group.share_of_length(key), baseline.share_of_length(key)
+        if key not in tuned and not _near(*shares, SAME_SHARE):
+            own_share, other_share = (format_number(share, ".2f") for share in shares)
+            found.append(f"{key}: {own_share} of max_iters, not {other_share}")
+    return found
+
+
+def unequal_length(group: Group, baseline: Group) -> str | None:
+    """Why two final losses are not at one budget; None where they are.
+
+    They are where tokens, FLOPs or seconds agree, and both runs got as far on their schedule.
+    """
+    if not _near(group.progress, baseline.progress):
+        shares = " and ".join(f"{100 * (g.progress or 0):.0f} %" for g in (group, baseline))
+        return f"at {shares} of the schedule"
+    budgets = [lambda run: run.tokens, lambda run: run.flops]
+    if group.machines == baseline.machines:
+        budgets.append(lambda run: run.seconds)
+    if any(_near(group.mean(budget), baseline.mean(budget)) for budget in budgets):
+        return None
+    tokens = " and ".join(format_count(g.mean(budgets[0])) for g in (group, baseline))
+    return f"after {tokens} tokens"
+
+
+def _near(one: float | None, other: float | None, tolerance: float | None = None) -> bool:
+    """Whether two numbers agree within a tolerance, by default SAME_BUDGET of the larger."""
+    if one is None or other is None:
+        return one is other
+    if tolerance is None:
+        tolerance = SAME_BUDGET * max(abs(one), abs(other))
+    return abs(one - other) <= tolerance
+
+
+def find_baseline(groups: Sequence[Group], name: str | None) -> Group:
+    """The group to compare with.
+
+    Args:
+        name: That of a group, of an architecture, or the start of the names of its runs; None:
+            the oldest group, which of a sweep is the first arm.
+
+    Raises:
+        ValueError: No group is called so, or more than one is.
+    """
+    if name is None:
+        return groups[0]
+    ways = (
+        lambda group: group.name == name,
+        lambda group: group.architecture["name"] == name,
+        lambda group: any(run.run_name.startswith(name) for run in group.runs),
+    )
+    for way in ways:
+        found = [group for group in groups if way(group)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = "; ".join(group.name for group in found)
+            raise ValueError(f"--baseline={name} is more than one group: {names}. Name one whole.")
+    raise ValueError(unknown_name("baseline", name, [group.name for group in groups]))

@@ -1,0 +1,312 @@
+"""Findings as a person reads them: numbered groups and tables, as text or Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from comparison.documents import assignments, factor_object, numbers, sample_object
+from comparison.findings import Findings, Row
+from comparison.inference import Estimate
+from comparison.verdicts import BASELINE, BETTER, CANNOT_TELL, EQUAL, WORSE, Verdict
+from training_logger import LINE_WIDTH, format_bytes, format_count, format_flops, format_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A titled table, or without one a titled list of sentences.
+
+    Attributes:
+        header: Of each column its name; the first column labels the rows.
+        rows: A cell for each column.
+        sentences: What stands below the table.
+    """
+
+    title: str
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    sentences: Sequence[str] = ()
+
+
+def sections(findings: Findings, ratio: bool = False) -> Iterator[Section]:
+    """What there is to say, in order; groups are numbered, the baseline is 1.
+
+    Args:
+        ratio: Also quality against memory and speed.
+    """
+    numbered = dict(zip(map(str, range(1, len(findings.rows) + 1)), findings.rows, strict=True))
+    compared = {number: row for number, row in numbered.items() if not row.set_apart}
+    apart = {number: row for number, row in numbered.items() if row.set_apart}
+    yield _names(numbered)
+    yield _final(findings, compared)
+    yield _costs(numbered)
+    for axis, budget in findings.budgets.items():
+        yield _at_equal(axis, budget, compared)
+    if any(log for row in findings.rows for log in row.speedups.values()):
+        yield _speedups(compared)
+    if findings.effects:
+        yield _effects(findings)
+    if ratio:
+        yield _ratio(compared)
+    if apart:
+        yield _set_apart(apart)
+    if findings.notes:
+        yield Section("Notes", sentences=findings.notes)
+
+
+def _names(rows: Mapping[str, Row]) -> Section:
+    def sentence(number: str, row: Row) -> str:
+        statuses = {run.status for run in row.group.counted} - {"completed"}
+        what = "the baseline" if row.verdict.verdict == BASELINE else assignments(row.changes)
+        unfinished = f" ({', '.join(sorted(statuses))})" if statuses else ""
+        return f"{number}  {row.group.name}{unfinished}" + (f": {what}" if what else "")
+
+    return Section(
+        "Groups: runs that differ only by seed, and how they differ from the baseline",
+        sentences=[sentence(number, row) for number, row in rows.items()],
+    )
+
+
+_WORDS = {CANNOT_TELL: "cannot tell"}
+_JUDGED = ("difference", "95 % interval", "p", "p Holm", "verdict")
+
+
+def _judged(verdict: Verdict) -> tuple[str, ...]:
+    """The cells under _JUDGED."""
+    word = _WORDS.get(verdict.verdict, verdict.verdict)
+    if verdict.estimate is None:
+        return ("-",) * 4 + (word,)
+    low, high = verdict.estimate.interval()
+    return (
+        f"{verdict.estimate.value:+.4f}",
+        f"{low:+.4f} to {high:+.4f}",
+        _p(verdict.estimate.p_value),
+        _p(verdict.p_adjusted),
+        word,
+    )
+
+
+def _p(value: float | None) -> str:
+    return "<0.001" if value is not None and value < 0.001 else format_number(value, ".3f")
+
+
+def _final(findings: Findings, rows: Mapping[str, Row]) -> Section:
+    def cells(number: str, row: Row) -> tuple[str, ...]:
+        known = numbers(row.group)
+        shown = (format_number(known[key], ".4f") for key in ("loss", "sd", "bits_per_byte"))
+        return number, str(row.group.n), *shown, *_judged(row.verdict)
+
+    floor = findings.baseline.group.deviation
+    sentences = [f"{number}  {row.verdict.words}" for number, row in rows.items()]
+    if floor is not None:
+        sentences.append(
+            f"Noise floor: another seed alone moves the baseline by {floor:.4f} "
+            f"(sd of {findings.baseline.group.n})."
+        )
+    return Section(
+        "Final validation loss, nats per token",
+        ("", "n", "val loss", "sd", "bits/byte", *_JUDGED),
+        [cells(number, row) for number, row in rows.items()],
+        sentences,
+    )
+
+
+def _costs(rows: Mapping[str, Row]) -> Section:
+    def cells(number: str, row: Row) -> tuple[str, ...]:
+        known = numbers(row.group)
+        mfu = format_number(known["mfu_percent"], ".1f")
+        return (
+            number,
+            format_count(known["parameters"]),
+            format_flops(known["flops_per_token"]),
+            format_number(known["attention_ffn_ratio"], ".2f"),
+            format_count(known["tokens_per_second"]),
+            mfu if mfu == "-" else f"{mfu}%",
+            format_bytes(known["peak_memory_bytes"]),
+            format_number(known["seconds"], ",.1f"),
+            format_count(known["total_tokens"]),
+            format_flops(known["total_flops"]),
+        )
+
+    header = (
+        *("", "params", "FLOPs/token", "attn/FFN", "tokens/s", "MFU", "memory"),
+        *("seconds", "tokens", "total FLOPs"),
+    )
+    return Section(
+        "Cost",
+        header,
+        [cells(number, row) for number, row in rows.items()],
+        ["seconds: in training steps; tokens/s and MFU: medians; 1 GB = 1e9 bytes."],
+    )
+
+
+def format_budget(axis: str, budget: float) -> str:
+    """`1.20M tokens`, `3.4 TFLOPs`, `12.0 seconds`."""
+    if axis == "flops":
+        return format_flops(budget)
+    return f"{format_count(budget)} tokens" if axis == "tokens" else f"{budget:,.1f} seconds"
+
+
+def _at_equal(axis: str, budget: float, rows: Mapping[str, Row]) -> Section:
+    title = f"Validation loss at {format_budget(axis, budget)}"
+    readings = {number: row.at_equal[axis] for number, row in rows.items()}
+    if all(readings[number].losses == row.group.losses for number, row in rows.items()):
+        return Section(title, sentences=["As above: that is where the runs end."])
+
+    def cells(number: str) -> tuple[str, ...]:
+        sample = sample_object(readings[number].losses)
+        shown = (format_number(sample[key], ".4f") for key in ("loss", "sd"))
+        return number, str(sample["n"]), *shown, *_judged(readings[number].verdict)
+
+    return Section(title, ("", "n", "val loss", "sd", *_JUDGED), [cells(n) for n in rows])
+
+
+def _speedups(rows: Mapping[str, Row]) -> Section:
+    def cell(log: Estimate | None) -> str:
+        if log is None:
+            return "-"
+        factor = factor_object(log)
+        low, high = factor["interval"]
+        return f"{factor['factor']:.3g}x ({low:.3g} to {high:.3g})"
+
+    axes = {axis: axis.replace("flops", "FLOPs") for row in rows.values() for axis in row.speedups}
+    return Section(
+        "How many times less a group needs for the loss that the baseline ends with",
+        ("", *axes.values()),
+        [
+            (number, *(cell(row.speedups[axis]) for axis in axes))
+            for number, row in rows.items()
+            if row.verdict.verdict != BASELINE
+        ],
+        ["Above 1x: it needs less. Where a group ends higher, for the loss it ends with itself."],
+    )
+
+
+def _effects(findings: Findings) -> Section:
+    def cells(number: int, estimate: Estimate, p_adjusted: float) -> tuple[str, ...]:
+        low, high = estimate.interval()
+        interval = f"{low:+.4f} to {high:+.4f}"
+        p_values = _p(estimate.p_value), _p(p_adjusted)
+        return f"e{number}", f"{estimate.value:+.4f}", interval, *p_values
+
+    listed = list(enumerate(findings.effects, start=1))
+    return Section(
+        "Effects on the loss: each change averaged over the others, and what pairs add to that",
+        ("", "effect", "95 % interval", "p", "p Holm"),
+        [cells(number, effect.estimate, effect.p_adjusted) for number, effect in listed],
+        [f"e{number}  {' x '.join(effect.changes)}" for number, effect in listed],
+    )
+
+
+def _ratio(rows: Mapping[str, Row]) -> Section:
+    base = numbers(next(iter(rows.values())).group)
+
+    def times(known: Mapping[str, float | None], key: str) -> str:
+        if not known[key] or not base[key]:
+            return "-"
+        return f"{known[key] / base[key]:.2f}x"
+
+    def cells(number: str, row: Row) -> tuple[str, ...]:
+        known = numbers(row.group)
+        marks = {True: "*", False: "", None: "-"}
+        keys = ("peak_memory_bytes", "tokens_per_second", "flops_per_token", "parameters")
+        loss = format_number(known["loss"], ".4f")
+        return number, loss, *(times(known, key) for key in keys), marks[row.pareto]
+
+    return Section(
+        "Quality against memory and speed, as multiples of the baseline",
+        ("", "val loss", "memory", "tokens/s", "FLOPs/token", "params", "Pareto"),
+        [cells(number, row) for number, row in rows.items()],
+        [
+            "*: no group has a lower mean loss, less memory or more speed without giving up "
+            "another; -: not known, or of one seed. Means within the noise floor may trade places."
+        ],
+    )
+
+
+def _set_apart(rows: Mapping[str, Row]) -> Section:
+    def cells(number: str, row: Row) -> tuple[str, ...]:
+        known = numbers(row.group)
+        shown = (format_number(known[key], ".4f") for key in ("loss", "sd", "bits_per_byte"))
+        return number, str(row.group.n), *shown
+
+    return Section(
+        "Set apart: not comparable with the baseline",
+        ("", "n", "val loss", "sd", "bits/byte"),
+        [cells(number, row) for number, row in rows.items()],
+        [f"{number}  {'; '.join(row.set_apart)}" for number, row in rows.items()],
+    )
+
+
+# Text and Markdown
+
+
+_COLOURS = {BETTER: "\033[32m", WORSE: "\033[31m", EQUAL: "\033[36m", "cannot tell": "\033[33m"}
+_BOLD, _PLAIN = "\033[1m", "\033[0m"
+
+
+def to_text(findings: Findings, *, ratio: bool = False, colour: bool = False) -> str:
+    """Aligned tables of at most LINE_WIDTH columns."""
+    lines = []
+    for section in sections(findings, ratio):
+        lines += [f"{_BOLD}{section.title}{_PLAIN}" if colour else section.title]
+        if section.rows:
+            lines += _table(section.header, section.rows, colour)
+        for sentence in section.sentences:
+            lines += textwrap.wrap(
+                sentence,
+                LINE_WIDTH,
+                initial_indent="  ",
+                subsequent_indent="     ",
+                break_on_hyphens=False,
+            )
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], colour: bool) -> Iterator[str]:
+    """Lines of a table; columns that do not fit beside the others come below them."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for columns in _fitting(widths):
+        for row in (header, *rows):
+            cells = (
+                _painted(row[i].rjust(widths[i]), _COLOURS.get(row[i], "") if colour else "")
+                for i in columns
+            )
+            yield "  " + "  ".join(cells)
+
+
+def _fitting(widths: Sequence[int]) -> list[list[int]]:
+    """The columns in as many parts as it takes for each to fit; each begins with the labels."""
+    parts, used = [[0]], widths[0] + 2
+    for column, width in enumerate(widths[1:], start=1):
+        if used + 2 + width > LINE_WIDTH and len(parts[-1]) > 1:
+            parts.append([0])
+            used = widths[0] + 2
+        parts[-1].append(column)
+        used += 2 + width
+    return parts
+
+
+def _painted(cell: str, code: str) -> str:
+    return f"{code}{cell}{_PLAIN}" if code else cell
+
+
+def to_markdown(findings: Findings, *, ratio: bool = False) -> str:
+    """The same tables in GitHub's Markdown."""
+    lines = []
+    for section in sections(findings, ratio):
+        lines += [f"### {section.title}", ""]
+        if section.rows:
+            lines += [
+                _markdown_row(section.header),
+                "|---" + "|---:" * (len(section.header) - 1) + "|",
+            ]
+            lines += [*map(_markdown_row, section.rows), ""]
+        lines += [*(f"- {sentence}" for sentence in section.sentences), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

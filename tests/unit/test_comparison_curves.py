@@ -1,0 +1,142 @@
+"""Losses at equal budgets, and budgets for equal losses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from comparison.curves import common_budget, cost_of, curve, loss_at, losses_at, speedup
+from comparison.findings import compare
+from comparison.groups import group_runs
+from tests.simulated import FLOPS_PER_TOKEN, decaying, simulated_arm, simulated_run
+
+POINTS = [(0, 5.0), (100, 4.0), (10_000, 3.0)]
+
+
+def power_law(factor: float, seed: int = 0, steps: int = 100) -> list[tuple[int, float]]:
+    """A curve that needs `factor` times fewer steps for each loss; seeds shift all of it."""
+    at = [0, *(round(steps * 2**-i) for i in range(6, -1, -1))]
+    return [(s, 9.0 if s == 0 else 3 - math.log(factor * s / steps) + seed / 100) for s in at]
+
+
+# --- One curve ---
+
+
+@pytest.mark.parametrize(
+    ("budget", "loss"),
+    [(0, 5.0), (50, 4.5), (100, 4.0), (1000, 3.5), (10_000, 3.0), (10_001, None), (-1, None)],
+)
+def test_between_evaluations_the_loss_is_linear_in_the_logarithm(budget, loss):
+    found = loss_at(POINTS, budget)
+    assert found == loss if loss is None else found == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "budget"),
+    [(4.5, 50), (4.0, 100), (3.5, 1000), (3.0, 10_000), (2.9, None), (5.0, None)],
+)
+def test_the_cost_of_a_loss_is_the_inverse(loss, budget):
+    found = cost_of(POINTS, loss)
+    assert found == budget if budget is None else found == pytest.approx(budget)
+
+
+def test_the_first_crossing_counts():
+    assert cost_of([(0, 5.0), (100, 3.0), (200, 4.0), (300, 2.0)], 3.0) == 100
+
+
+def test_a_curve_leaves_out_what_is_not_finite():
+    run = simulated_run(curve=[(0, 5.0), (10, None), (20, 4.0)])
+    assert curve(run, "tokens") == [(0, 5.0), (20_000, 4.0)]
+    assert curve(run, "flops") == [(0, 5.0), (20_000 * FLOPS_PER_TOKEN, 4.0)]
+    assert curve(run, "seconds") == [(0, 5.0), (2.0, 4.0)]
+
+
+# --- Groups at equal budgets ---
+
+
+def test_the_common_budget_is_what_every_run_spent():
+    short, long = group_runs(
+        [
+            simulated_run("a", curve=decaying(3.0, 60), flops_per_token=4),
+            simulated_run("b", curve=decaying(3.0, 100), flops_per_token=2, start="2025-01-02"),
+        ]
+    )
+    assert common_budget([short, long], "tokens") == 60_000
+    assert common_budget([short, long], "flops") == 200_000
+    assert losses_at(short, "tokens", 60_000) == {(1, 1): 3.0}
+    assert losses_at(long, "flops", 200_000) == {(1, 1): 3.0}
+    assert 3.0 < losses_at(short, "flops", 200_000)[1, 1] < 3.4
+
+
+def test_at_equal_flops_a_costlier_arm_has_to_stop_earlier():
+    """The same curve over tokens, at twice the FLOPs each."""
+    plain = [simulated_run("a", s, curve=power_law(1, s)) for s in (1, 2, 3)]
+    dear = [
+        simulated_run("b", s, curve=power_law(1, s + s % 2), flops_per_token=2 * FLOPS_PER_TOKEN)
+        for s in (1, 2, 3)
+    ]
+    row = compare([*plain, *dear], baseline="a").rows[1]
+    assert row.at_equal["flops"].verdict.verdict == "worse"
+    estimate = row.at_equal["flops"].verdict.estimate
+    assert estimate.value == pytest.approx(math.log(2) + 0.02 / 3, abs=1e-6)
+    assert row.at_equal["tokens"].losses == row.group.losses
+
+
+def test_seconds_that_are_not_known_are_no_budget():
+    run = simulated_run()
+    for record in run.eval_steps:
+        record["seconds"] = None
+    assert set(compare([run]).budgets) == {"tokens", "flops"}
+
+
+def test_runs_without_an_evaluation_have_no_budget():
+    findings = compare([simulated_run(curve=[(0, 5.0)]), simulated_run(seed=2, curve=[(0, 5.1)])])
+    assert findings.budgets == {}
+
+
+# --- Speed-up ---
+
+
+def arms(factor: float, noise: float = 0.02):
+    """Baseline and an arm that needs `factor` times fewer tokens, three seeds each."""
+    plain = [simulated_run("a", s, curve=power_law(1, s)) for s in (1, 2, 3)]
+    arm = [
+        simulated_run("b", s, curve=power_law(factor * (1 + noise * (s - 2)), s)) for s in (1, 2, 3)
+    ]
+    return group_runs(plain)[0], group_runs(arm)[0]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 2.0])
+def test_the_speedup_is_how_much_less_is_spent_for_one_loss(factor):
+    plain, arm = arms(factor)
+    log = speedup(arm, plain, "tokens")
+    assert math.exp(log.value) == pytest.approx(factor, rel=0.01)
+    low, high = log.interval()
+    assert math.exp(low) < factor < math.exp(high)
+    assert (log.seeds, log.paired) == (3, True)
+    assert speedup(plain, arm, "tokens").value == pytest.approx(-log.value)
+
+
+def test_the_speedup_is_at_the_final_loss_of_the_baseline():
+    plain, arm = arms(2.0)
+    run = arm.counted[0]
+    spent = cost_of(curve(run, "tokens"), plain.losses[run.seeds])
+    assert spent == pytest.approx(100_000 / (2.0 * 0.98), rel=0.01)
+
+
+def test_there_is_no_speedup_without_pairs_or_from_one():
+    plain, arm = arms(2.0)
+    strangers = [simulated_run("b", s, curve=power_law(2, s)) for s in (7, 8, 9)]
+    assert speedup(group_runs(strangers)[0], plain, "tokens") is None
+    halfway = [simulated_run("b", s, curve=power_law(2, s + s % 2)) for s in (2, 3, 4)]
+    assert speedup(group_runs(halfway)[0], plain, "tokens") is None
+    once = group_runs(arm.runs[:1])[0]
+    assert speedup(once, plain, "tokens") is None
+    assert speedup(plain, plain, "tokens") is None
+
+
+def test_an_arm_that_learns_nothing_has_no_speedup():
+    plain = group_runs(simulated_arm("a", [3.0, 3.01, 3.02]))[0]
+    flat = [simulated_run("b", s, curve=[(0, 5.0), (100, 5.0 + s / 100)]) for s in (1, 2, 3)]
+    assert speedup(group_runs(flat)[0], plain, "tokens") is None

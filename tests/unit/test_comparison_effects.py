@@ -1,0 +1,105 @@
+"""Main effects and interactions of a factorial design."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from comparison.effects import effects, factors_of
+from comparison.findings import compare
+from comparison.groups import group_runs
+from tests.simulated import simulated_arm, simulated_run
+
+NORMS = ("layernorm", "rmsnorm", "none")
+FFNS = ("standard", "swiglu")
+NOISE = np.random.default_rng(0).normal(0, 0.001, (6, 5))
+
+
+def design(loss_of, norms=NORMS[:2], ffns=FFNS, derived=lambda norm, ffn: {}):
+    """A group for each norm and network, of five seeds; the baseline first."""
+    cells = list(itertools.product(norms, ffns))
+    runs = []
+    for i, (norm, ffn) in enumerate(cells):
+        model = {"normalization": norm, "ffn_type": ffn, **derived(norm, ffn)}
+        losses = (3 + loss_of(norm, ffn) + NOISE[i]).tolist()
+        runs += simulated_arm(f"{norm}-{ffn}", losses, model=model, start=f"2025-01-0{i + 1}")
+    return group_runs(runs)
+
+
+def additive(norm: str, ffn: str) -> float:
+    return {"layernorm": 0, "rmsnorm": -0.1, "none": 0.3}[norm] - 0.2 * (ffn == "swiglu")
+
+
+def test_effects_that_add_up_have_no_interaction():
+    rms, swiglu, both = effects(design(additive))
+    assert rms.changes == ("normalization=rmsnorm",)
+    assert swiglu.changes == ("ffn_type=swiglu",)
+    assert both.changes == ("normalization=rmsnorm", "ffn_type=swiglu")
+    assert rms.estimate.value == pytest.approx(-0.1, abs=0.002)
+    assert swiglu.estimate.value == pytest.approx(-0.2, abs=0.002)
+    assert both.estimate.value == pytest.approx(0, abs=0.003)
+    assert max(rms.p_adjusted, swiglu.p_adjusted) < 0.001
+    assert both.p_adjusted > 0.05
+
+
+def test_an_interaction_is_what_two_changes_add_to_their_sum():
+    def only_together(norm, ffn):
+        return -0.4 * (norm == "rmsnorm" and ffn == "swiglu")
+
+    rms, swiglu, both = effects(design(only_together))
+    assert both.estimate.value == pytest.approx(-0.4, abs=0.003)
+    assert both.p_adjusted < 0.001
+    for main in (rms, swiglu):  # averaged over both levels of the other
+        assert main.estimate.value == pytest.approx(-0.2, abs=0.002)
+
+
+def test_every_level_is_held_against_that_of_the_baseline():
+    found = {effect.changes: effect.estimate.value for effect in effects(design(additive, NORMS))}
+    assert found[("normalization=none",)] == pytest.approx(0.3, abs=0.002)
+    assert found[("normalization=rmsnorm",)] == pytest.approx(-0.1, abs=0.002)
+    assert len(found) == 2 + 1 + 2
+
+
+def test_a_contrast_rests_on_the_noise_of_its_cells():
+    groups = design(additive)
+    losses = np.array([list(group.losses.values()) for group in groups])
+    interaction = losses[0] - losses[1] - losses[2] + losses[3]
+    estimate = effects(groups)[2].estimate
+    assert estimate.value == pytest.approx(interaction.mean())
+    assert estimate.error == pytest.approx(interaction.std(ddof=1) / 5**0.5)
+
+
+def test_keys_that_follow_from_a_factor_are_no_factors():
+    def derived(norm, ffn):
+        width = 100 * NORMS.index(norm) + 10 * FFNS.index(ffn)  # matched: another in each cell
+        return {"activation": "silu" if ffn == "swiglu" else "gelu", "ffn_hidden": width}
+
+    groups = design(additive, derived=derived)
+    assert factors_of(groups) == {"normalization": ["layernorm", "rmsnorm"], "ffn_type": [*FFNS]}
+
+
+def test_what_is_no_full_factorial_has_no_effects():
+    groups = design(additive)
+    assert effects(groups[:3]) == []
+    assert effects(groups[:2]) == []  # one factor: the verdict says it all
+    assert effects(groups[:1]) == []
+
+
+def test_a_cell_of_one_seed_leaves_nothing_to_say():
+    groups = design(additive)
+    lonely = group_runs([run for group in groups for run in group.runs][:-4])
+    assert len(lonely) == 4
+    assert effects(lonely) == []
+
+
+def test_a_cell_of_which_a_run_diverged_leaves_nothing_to_say():
+    runs = [run for group in design(additive) for run in group.runs]
+    assert len(compare(runs).effects) == 3
+    last = runs[-1]
+    model = {key: last.config[key] for key in ("normalization", "ffn_type")}
+    curve = [(0, 4.0), (100, None)]
+    name = last.architecture["name"].removeprefix("arch-")
+    lost = simulated_run(name, 6, model=model, curve=curve, start="2025-01-04")
+    assert compare([*runs, lost]).effects == ()

@@ -1,0 +1,278 @@
+"""Which runs form a group, which of them count, and what keeps two groups apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from comparison.findings import compare
+from comparison.groups import RECIPE_KEYS, changes, find_baseline, group_runs, unlike
+from tests.simulated import decaying, simulated_arm, simulated_run
+
+RMS = {"normalization": "rmsnorm"}
+
+
+def words(findings, arm: str) -> str:
+    return next(r.verdict.words for r in findings.rows if r.group.name.startswith(f"arch-{arm}"))
+
+
+# --- Gathering ---
+
+
+def test_runs_that_differ_only_by_seed_form_a_group():
+    runs = simulated_arm("plain", [3.0, 3.1, 3.2]) + simulated_arm("rms", [2.9, 3.0], model=RMS)
+    plain, rms = group_runs(runs)
+    assert (plain.n, rms.n) == (3, 2)
+    assert plain.losses == {(1, 1): 3.0, (2, 2): 3.1, (3, 3): 3.2}
+    assert plain.loss == pytest.approx(3.1)
+    assert plain.deviation == pytest.approx(0.1)
+    assert changes(rms, plain) == RMS
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"run_name": "b", "out_dir": "elsewhere", "log_interval": 5, "eval_interval": 10},
+        {"arch_preset": "another way to say it", "device": "cuda", "dataset": "moved"},
+    ],
+)
+def test_where_and_how_a_run_is_watched_makes_no_other_group(training):
+    runs = [simulated_run(seed=1), simulated_run(seed=2, training=training)]
+    assert [group.n for group in group_runs(runs)] == [2]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": RMS},
+        {"training": {"learning_rate": 3e-4}},
+        {"training": {"max_iters": 200}},
+        {"data": {"fingerprint": "cafe"}},
+        {"data": {"val_fingerprint": "cafe"}},
+        {"flops_per_token": 7},
+    ],
+)
+def test_anything_else_makes_another_group_with_a_name_of_its_own(other):
+    groups = group_runs([simulated_run(seed=1), simulated_run(seed=2, **other)])
+    assert len({group.name for group in groups}) == 2
+
+
+def test_namesakes_are_told_apart_by_what_differs():
+    runs = [simulated_run(seed=1), simulated_run(seed=2, training={"learning_rate": 3e-4})]
+    assert [group.name for group in group_runs(runs)] == [
+        "arch-plain [learning_rate=0.001]",
+        "arch-plain [learning_rate=0.0003]",
+    ]
+
+
+def test_the_oldest_run_leads():
+    runs = simulated_arm("b", [3.0], start="2025-01-02") + simulated_arm("a", [3.0])
+    assert [group.name for group in group_runs(runs)] == ["arch-a", "arch-b"]
+
+
+# --- Which runs count ---
+
+
+def test_a_run_that_stopped_early_does_not_count():
+    short = simulated_run(seed=3, curve=decaying(3.5, 40), status="interrupted")
+    group, *_ = group_runs([*simulated_arm("plain", [3.0, 3.1]), short])
+    assert group.n == 2
+    assert group.left_out == ("plain-3 (interrupted): 40.00K of 100.0K tokens",)
+
+
+def test_a_seed_counts_once_however_often_it_was_run():
+    """Runs of one seed are the same run again, and tell nothing of chance."""
+    again = simulated_run(seed=1, loss=3.0, start="2025-02-01")
+    findings = compare([simulated_run(seed=1, loss=3.0), again])
+    assert findings.baseline.group.n == 1
+    assert findings.notes == ("Not counted: plain-1: the seeds of plain-1 again.",)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"curve": [(0, 4.0), (100, None)]},
+        {"curve": [(0, 4.0), (50, 3.5)], "status": "failed", "summary": {"bad_steps": 10}},
+    ],
+)
+@pytest.mark.parametrize("side", ["plain", "wild"])
+def test_an_arm_of_which_a_run_diverged_is_not_judged(end, side):
+    """The mean of the others would flatter it."""
+    arms = {
+        "plain": simulated_arm("plain", [3.0, 3.01, 3.02], start="2025-01-01"),
+        "wild": simulated_arm("wild", [2.0, 2.01, 2.02], start="2025-01-02", model=RMS),
+    }
+    model = RMS if side == "wild" else None
+    start = arms[side][0].start_time[:10]
+    arms[side].append(simulated_run(side, 4, start=start, model=model, **end))
+    findings = compare([*arms["plain"], *arms["wild"]])
+    assert words(findings, "wild") == f"cannot tell: 1 of 4 runs of arch-{side} diverged"
+    assert all(r.verdict.estimate is None for r in findings.rows[1].at_equal.values())
+    assert f"Not counted: {side}-4: diverged." in findings.notes
+
+
+# --- Comparable or not ---
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"data": {"fingerprint": "cafe" * 16}}, "data: cafecafecafe..., not f00d"),
+        ({"data": {"tokenizer": "gpt2"}}, "tokenizer: gpt2, not bytes"),
+        ({"data": {"val_fingerprint": "cafe"}}, "validation set: cafe, not beef"),
+        ({"training": {"learning_rate": 3e-4}}, "learning_rate: 0.0003, not 0.001"),
+        ({"training": {"batch_size": 8}}, "batch_size: 8, not 4"),
+        ({"training": {"grad_clip": 1.0}}, "grad_clip: 1.0, not None"),
+        ({"training": {"warmup_iters": 50}}, "warmup_iters: 0.50 of max_iters, not 0.05"),
+        ({"training": {"lr_decay_iters": 90}}, "lr_decay_iters: 0.90 of max_iters, not -"),
+    ],
+)
+def test_unlike_arms_are_set_apart_and_never_judged(other, reason):
+    plain = simulated_arm("plain", [3.0, 3.01, 2.99])
+    rms = simulated_arm("rms", [2.5, 2.51, 2.52], model=RMS, start="2025-01-02")
+    odd = simulated_arm("odd", [1.0, 1.01, 1.02], start="2025-01-03", **other)
+    findings = compare([*plain, *odd, *rms])
+    assert [row.group.name for row in findings.rows] == ["arch-plain", "arch-rms", "arch-odd"]
+    row = findings.rows[2]
+    assert row.set_apart == (reason,)
+    assert (row.verdict.verdict, row.verdict.estimate) == ("cannot_tell", None)
+    assert (row.at_equal, row.speedups, row.pareto) == ({}, {}, None)
+    assert findings.rows[1].verdict == compare([*plain, *rms]).rows[1].verdict
+
+
+def test_the_recipe_is_all_that_shapes_a_result():
+    shaping = {"sequence_length", "batch_size", "learning_rate", "weight_decay", "lr_schedule"}
+    assert shaping <= set(RECIPE_KEYS)
+    assert not {"run_name", "out_dir", "log_interval", "seed", "data_seed"} & set(RECIPE_KEYS)
+
+
+def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
+    short = {"max_iters": 30, "warmup_iters": 1}  # a 20th, rounded down
+    plain, other = group_runs([simulated_run(), simulated_run(seed=2, training=short)])
+    assert unlike(other, plain) == []
+
+
+def test_where_nothing_is_comparable_that_is_said():
+    odd = simulated_run("odd", start="2025-01-02", data={"fingerprint": "cafe"})
+    assert compare([simulated_run(), odd]).notes == (
+        "No group is comparable with the baseline; --baseline names another.",
+    )
+    assert compare([simulated_run()]).notes == ()
+
+
+def test_tuned_keys_are_part_of_the_arm():
+    settings = {"training": {"learning_rate": 3e-4}}
+    plain, tuned = group_runs([simulated_run(), simulated_run("b", 2, model=RMS, **settings)])
+    assert unlike(tuned, plain, ["learning_rate"]) == []
+    assert changes(tuned, plain, ["learning_rate"]) == {**RMS, "learning_rate": 3e-4}
+
+
+# --- Equal budgets of the final loss ---
+
+
+def longer(flops_per_token: int) -> list:
+    """An arm of twice the steps, its schedule stretched with them."""
+    return simulated_arm(
+        *("rms", [2.9, 2.91, 2.92]),
+        model=RMS,
+        start="2025-01-02",
+        curve=decaying(2.9, 200),
+        training={"max_iters": 200, "warmup_iters": 10},
+        flops_per_token=flops_per_token,
+    )
+
+
+def test_final_losses_after_unequal_budgets_are_not_judged():
+    findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.02]), *longer(1_000_000)])
+    assert words(findings, "rms").startswith("cannot tell: after 200.0K and 100.0K tokens; see")
+    assert findings.budgets["tokens"] == 100_000
+
+
+def test_equal_flops_are_an_equal_budget_too():
+    runs = longer(500_000)
+    runs = [r for r in runs if not r.eval_steps[-1].update(val_loss=2.9 + r.seeds[0] / 100)]
+    findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.03]), *runs])
+    assert findings.rows[1].set_apart == ()
+    assert words(findings, "rms").startswith("better by")
+
+
+@pytest.mark.parametrize(("device", "judged"), [("a CPU", True), ("a GPU", False)])
+def test_equal_seconds_are_an_equal_budget_on_one_machine(device, judged):
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03])
+    rms = [
+        simulated_run(
+            *("rms", seed, None),
+            curve=decaying(2.9 + seed / 100, 200),
+            training={"max_iters": 200, "warmup_iters": 10},
+            seconds_per_step=0.05,
+            device=device,
+            start="2025-01-02",
+        )
+        for seed in (1, 2, 3)
+    ]
+    assert (compare([*plain, *rms]).rows[1].verdict.estimate is not None) == judged
+
+
+def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
+    """A learning rate that has not come down yet costs loss."""
+    half = simulated_arm(
+        *("rms", [3.0, 3.0, 3.0]),
+        curve=decaying(3.2, 100),
+        model=RMS,
+        start="2025-01-02",
+        training={"max_iters": 200, "warmup_iters": 10},
+    )
+    findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.02]), *half])
+    assert words(findings, "rms").startswith("cannot tell: at 50 % and 100 % of the schedule; see")
+
+
+# --- The baseline ---
+
+
+@pytest.fixture
+def three():
+    groups = [("gpt", None), ("gpt-rms", RMS), ("llama", {"ffn_type": "swiglu"})]
+    return group_runs([simulated_run(arm, model=model) for arm, model in groups])
+
+
+def test_the_baseline_is_found_by_name_or_by_the_start_of_a_runs_name(three):
+    assert find_baseline(three, None) is three[0]
+    assert find_baseline(three, "arch-llama") is three[2]
+    assert find_baseline(three, "lla") is three[2]
+    assert find_baseline(three, "gpt-rms") is three[1]
+
+
+def test_a_baseline_of_two_groups_or_none_is_refused(three):
+    with pytest.raises(ValueError, match=r"=gpt is more than one group: arch-gpt; arch-gpt-rms"):
+        find_baseline(three, "gpt")
+    with pytest.raises(ValueError, match=r"'arch-lama'; did you mean 'arch-llama'"):
+        find_baseline(three, "arch-lama")
+
+
+# --- Notes ---
+
+
+def test_speeds_of_unlike_machines_are_not_compared():
+    plain = simulated_arm("plain", [3.0, 3.01, 3.02])
+    fast = simulated_arm("rms", [3.0, 3.02, 3.01], model=RMS, device="a GPU", start="2025-01-02")
+    findings = compare([*plain, *fast])
+    assert set(findings.budgets) == {"tokens", "flops"}
+    assert findings.notes == (
+        "Speeds are not comparable: the runs differ in device, threads or compile (a CPU, a GPU).",
+    )
+    assert [row.pareto for row in findings.rows] == [None, None]
+
+
+def test_no_group_of_the_pareto_set_is_beaten_in_everything():
+    arms = {
+        "plain": ([3.0, 3.01], {}),
+        "slow": ([2.9, 2.91], {"seconds_per_step": 0.2}),
+        "bad": ([3.2, 3.21], {"seconds_per_step": 0.2}),
+        "small": ([3.2, 3.21], {"summary": {"peak_memory_bytes": 1}}),
+        "once": ([1.0], {}),
+    }
+    runs = [
+        run
+        for day, (arm, (losses, settings)) in enumerate(arms.items(), start=1)
+        for run in simulated_arm(arm, losses, start=f"2025-01-0{day}", **settings)
+    ]
+    assert [row.pareto for row in compare(runs).rows] == [True, True, False, True, None]
