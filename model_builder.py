@@ -104,12 +104,15 @@ class GPT(Part):
         top_p: float | None = None,
         use_cache: bool = True,
         generator: torch.Generator | None = None,
+        vocab_size: int | None = None,
     ) -> Tensor:
         """idx (B, T) continued by `max_new_tokens` sampled tokens: (B, T + max_new_tokens).
 
         See `stream` for the arguments.
         """
-        steps = self.stream(idx, max_new_tokens, temperature, top_k, top_p, use_cache, generator)
+        steps = self.stream(
+            idx, max_new_tokens, temperature, top_k, top_p, use_cache, generator, vocab_size
+        )
         return torch.cat((idx, *steps), dim=1)
 
     @torch.no_grad()

@@ -51,12 +51,12 @@ def catalogue(width: int = 100) -> str:
 
 def _section(registry: Registry, width: int) -> str:
     lines = [f"{registry.title}  ({registry.key})"]
-    indent = " " * 34
+    indent = " " * 42
     for name in registry.names:
         entry = registry.entry(name)
         also = f" (also {', '.join(entry.aliases)})" if entry.aliases else ""
         text = entry.summary + also
-        head = f"  {name:<20}{entry.label:<12}"
+        head = f"  {name:<23}{entry.label:<17}"
         lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent)
         lines += textwrap.wrap(entry.paper, width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)

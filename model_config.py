@@ -295,6 +295,7 @@ class ModelArchitectureConfig:
             softcap=self.attention_softcap,
             bias=POSITIONS[self.position_encoding].biases_scores,
             dropout=self.dropout > 0,
+            head_dim=self.head_dim,
         )
 
     def attention_backends_on(self, device: str) -> list[str]:
@@ -305,9 +306,13 @@ class ModelArchitectureConfig:
 
     def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
         """Why its attention cannot be trained on a device type in a compute dtype."""
-        names = self.attention_backends_on(device)
-        refusals = (ATTENTION_BACKENDS[n].refusal(device, dtype, training=True) for n in names)
-        return [refusal for refusal in refusals if refusal]
+        kind = ATTENTION_BACKENDS[self.attention_backend]
+        refusals = []
+        for layer in range(self.n_layer):
+            needs = self.attention_needs(layer)
+            backend = ATTENTION_BACKENDS[kind(needs).name_on(device)]
+            refusals.append(backend.refusal(needs, device, dtype, training=True))
+        return [refusal for refusal in dict.fromkeys(refusals) if refusal]
 
     # Making, naming, saving
 
@@ -363,7 +368,7 @@ class ModelArchitectureConfig:
     def _ffn_label(self) -> str:
         ffn = FFNS[self.ffn_type]
         activation = ACTIVATIONS.entry(self.activation).label
-        if ffn.activations is None and ffn.default_multiplier == 4:
+        if self.ffn_type == type(self).ffn_type:
             return activation
         label = FFNS.entry(self.ffn_type).label
         return label if self.activation == ffn.default_activation else f"{label}({activation})"

@@ -52,10 +52,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_model(path: Path, plugins: str, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """The model of a checkpoint and its tokenizer."""
+    """The model of a checkpoint and its tokenizer.
+
+    Whatever attention backend it was trained with, it runs on the one that suits the device.
+    """
     sources = configurator.run_plugins(plugins)
-    settings = load_settings(path, sources)
-    model = GPT(settings.model).to(device).eval()
+    config = load_settings(path, sources).model.changed(attention_backend="auto")
+    model = GPT(config).to(device).eval()
     load_model_weights(path, model)
     return model, tokenizer_from_meta(load_state(path)["tokenizer"])
 

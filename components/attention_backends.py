@@ -43,6 +43,7 @@ class AttentionNeeds:
     softcap: float | None = None
     bias: bool = False
     dropout: bool = False
+    head_dim: int = 64
 
     def asked(self) -> dict[str, str]:
         """Each feature asked for, in words, by the name of the class attribute that offers it."""
@@ -78,7 +79,9 @@ class AttentionBackend:
         return [words for attribute, words in needs.asked().items() if not getattr(cls, attribute)]
 
     @classmethod
-    def refusal(cls, device: str, dtype: torch.dtype, training: bool) -> str | None:
+    def refusal(
+        cls, needs: AttentionNeeds, device: str, dtype: torch.dtype, training: bool
+    ) -> str | None:
         """Why it cannot run on a device type in a compute dtype, with the fix; or None."""
         return None
 
@@ -189,7 +192,7 @@ class FlashAttention(AttentionBackend):
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
     ) -> Tensor:
-        why_not = self.refusal(q.device.type, q.dtype, training=torch.is_grad_enabled())
+        why_not = self.refusal(self.needs, q.device.type, q.dtype, training=torch.is_grad_enabled())
         if why_not:
             raise ValueError(why_not)
         from flash_attn import flash_attn_func
@@ -205,7 +208,18 @@ class FlashAttention(AttentionBackend):
         return out.transpose(1, 2)
 
     @classmethod
-    def refusal(cls, device: str, dtype: torch.dtype, training: bool) -> str | None:
+    def lacks(cls, needs: AttentionNeeds) -> list[str]:
+        lacking = super().lacks(needs)
+        if needs.softcap is not None and needs.dropout:
+            lacking.append("an attention softcap together with dropout")
+        if needs.head_dim > 256:
+            lacking.append("a head_dim above 256")
+        return lacking
+
+    @classmethod
+    def refusal(
+        cls, needs: AttentionNeeds, device: str, dtype: torch.dtype, training: bool
+    ) -> str | None:
         if device != "cuda" or dtype not in (torch.float16, torch.bfloat16):
             return (
                 f"attention_backend='flash' runs on CUDA in bfloat16 or float16, not on {device} "
@@ -219,6 +233,10 @@ class FlashAttention(AttentionBackend):
         return None
 
 
+FLEX_LEAST_HEAD_DIM = 16
+"""What its CUDA kernels are made for."""
+
+
 @ATTENTION_BACKENDS.register("flex", label="flex", paper="Dong et al. 2024, arXiv 2412.05496")
 class FlexAttention(AttentionBackend):
     """torch's FlexAttention: compiled for the window, softcap and bias; CPU: inference only."""
@@ -229,7 +247,7 @@ class FlexAttention(AttentionBackend):
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
     ) -> Tensor:
         training = torch.is_grad_enabled() and q.requires_grad
-        why_not = self.refusal(q.device.type, q.dtype, training)
+        why_not = self.refusal(self.needs, q.device.type, q.dtype, training)
         if why_not:
             raise ValueError(why_not)
         attend = _flex_attention(q.device.type)
@@ -256,11 +274,18 @@ class FlexAttention(AttentionBackend):
         return modify
 
     @classmethod
-    def refusal(cls, device: str, dtype: torch.dtype, training: bool) -> str | None:
+    def refusal(
+        cls, needs: AttentionNeeds, device: str, dtype: torch.dtype, training: bool
+    ) -> str | None:
         if device == "cpu" and training:
             return (
                 "attention_backend='flex' has no backward pass on a CPU; use "
                 "attention_backend='auto', or device='cuda'."
+            )
+        if device == "cuda" and needs.head_dim < FLEX_LEAST_HEAD_DIM:
+            return (
+                f"attention_backend='flex' needs head_dim of at least {FLEX_LEAST_HEAD_DIM} on "
+                f"CUDA, not {needs.head_dim}; use attention_backend='auto'."
             )
         if device not in ("cpu", "cuda"):
             return (
@@ -315,27 +340,27 @@ class AutoAttention(AttentionBackend):
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
     ) -> Tensor:
-        return self._on(q.device.type)(q, k, v, bias, dropout)
+        whole = q.shape[2] == k.shape[2]
+        return self._made_of(self._name(q.device.type, whole))(q, k, v, bias, dropout)
 
     def name_on(self, device: str) -> str:
-        return self._on(device).name_on(device)
+        return self._name(device, whole=True)
 
-    def _on(self, device: str) -> AttentionBackend:
-        if device not in self._made:
-            name = next(
-                name
-                for name in self._by_speed(device)
-                if not ATTENTION_BACKENDS[name].lacks(self.needs)
-            )
-            self._made[device] = ATTENTION_BACKENDS[name](self.needs)
-        return self._made[device]
+    def _made_of(self, name: str) -> AttentionBackend:
+        if name not in self._made:
+            self._made[name] = ATTENTION_BACKENDS[name](self.needs)
+        return self._made[name]
 
-    def _by_speed(self, device: str) -> tuple[str, ...]:
-        """On CUDA, a window makes SDPA leave its causal kernel for a masked one; flex skips blocks.
+    def _name(self, device: str, whole: bool) -> str:
+        """The fastest backend on a device, for a whole sequence or for tokens that follow a cache.
 
-        A bias is left to SDPA, whose masked kernel adds it; flex would look it up score by score.
+        On CUDA, a window or a softcap makes SDPA leave its causal kernel or cannot be done by it;
+        flex skips the blocks that a mask hides. A bias is left to SDPA, whose masked kernel adds
+        it, and so are tokens after a cache, for whose changing lengths flex would compile anew.
         """
-        skips_blocks = device == "cuda" and not self.needs.bias
-        if skips_blocks and (self.needs.window is not None or self.needs.softcap is not None):
-            return ("flex", "sdpa", "manual")
-        return ("sdpa", "manual")
+        masked = self.needs.window is not None or self.needs.softcap is not None
+        flexes = masked and not self.needs.bias and self.needs.head_dim >= FLEX_LEAST_HEAD_DIM
+        order = ("sdpa", "manual")
+        if device == "cuda" and whole and flexes:
+            order = ("flex", *order)
+        return next(n for n in order if not ATTENTION_BACKENDS[n].lacks(self.needs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -47,6 +48,14 @@ class Block(Part):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """x (B, T, C) to (B, T, C); see `Attention.forward`."""
+
+        def attend(h: Tensor) -> Tensor:
+            return self.attention(h, positions, bias, cache)
+
+        return self.joined(x, attend)
+
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """The stream x (B, T, C) with what the attention `attend` and `self.ffn` make of it."""
         raise NotImplementedError
 
 
@@ -56,14 +65,8 @@ class PreNormBlock(Block):
 
     norm_names = ("attention_norm", "ffn_norm")
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), positions, bias, cache)
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        x = x + attend(self.attention_norm(x))
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -74,14 +77,8 @@ class PostNormBlock(Block):
     norm_names = ("attention_norm", "ffn_norm")
     final_norm = False
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, positions, bias, cache))
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        x = self.attention_norm(x + attend(x))
         return self.ffn_norm(x + self.ffn(x))
 
 
@@ -93,14 +90,8 @@ class ResidualPostNormBlock(Block):
 
     norm_names = ("attention_norm", "ffn_norm")
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        x = x + self.attention_norm(self.attention(x, positions, bias, cache))
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        x = x + self.attention_norm(attend(x))
         return x + self.ffn_norm(self.ffn(x))
 
 
@@ -110,14 +101,8 @@ class SandwichNormBlock(Block):
 
     norm_names = ("attention_norm", "attention_out_norm", "ffn_norm", "ffn_out_norm")
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), positions, bias, cache)
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        attended = attend(self.attention_norm(x))
         x = x + self.attention_out_norm(attended)
         return x + self.ffn_out_norm(self.ffn(self.ffn_norm(x)))
 
@@ -130,14 +115,8 @@ class ParallelBlock(Block):
 
     norm_names = ("attention_norm", "ffn_norm")
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), positions, bias, cache)
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        attended = attend(self.attention_norm(x))
         return x + attended + self.ffn(self.ffn_norm(x))
 
 
@@ -149,12 +128,6 @@ class SharedNormParallelBlock(Block):
 
     norm_names = ("norm",)
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
+    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         normed = self.norm(x)
-        return x + self.attention(normed, positions, bias, cache) + self.ffn(normed)
+        return x + attend(normed) + self.ffn(normed)

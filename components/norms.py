@@ -40,6 +40,13 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, dim: int, eps: float):
         super().__init__(dim, eps=eps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self._normed(x, self.weight)
+
+    def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
+        """In the scale's precision, as autocast has LayerNorm: half precision loses too much."""
+        return F.rms_norm(x.to(scale.dtype), self.normalized_shape, scale, self.eps)
+
 
 @NORMS.register("rmsnorm_unit_offset", label="RMS1p", paper="Gemma Team 2024, arXiv 2403.08295")
 class UnitOffsetRMSNorm(RMSNorm):
@@ -51,7 +58,7 @@ class UnitOffsetRMSNorm(RMSNorm):
         self.offset = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, 1 + self.offset, self.eps)
+        return self._normed(x, 1 + self.offset)
 
 
 @NORMS.register("none", label="NoNorm")

@@ -227,7 +227,12 @@ class RopeScaling:
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        return iter(())
+        if config.rope_scaling_factor == 1:
+            yield Problem(
+                ("rope_scaling", "rope_scaling_factor"),
+                f"rope_scaling={config.rope_scaling!r} does nothing with rope_scaling_factor=1; "
+                "set it above 1, or drop rope_scaling.",
+            )
 
 
 @ROPE_SCALINGS.register("none", label="Unscaled")
@@ -235,6 +240,10 @@ class Unscaled(RopeScaling):
     """RoPE as published."""
 
     uses = ()
+
+    @classmethod
+    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+        return iter(())
 
     @classmethod
     def apply(cls, dim: int, config: ModelArchitectureConfig) -> tuple[Tensor, float]:
@@ -261,6 +270,7 @@ class NTKScaling(RopeScaling):
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
         if rotated_dimensions(config) <= 2:
             yield Problem(
                 ("rope_scaling", "head_dim", "rope_fraction"),
@@ -303,6 +313,7 @@ class YaRN(RopeScaling):
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
         if config.rope_beta_slow >= config.rope_beta_fast:
             yield Problem(
                 ("rope_beta_slow", "rope_beta_fast"),
@@ -332,6 +343,7 @@ class Llama3Scaling(RopeScaling):
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
         if config.rope_low_freq_factor >= config.rope_high_freq_factor:
             yield Problem(
                 ("rope_low_freq_factor", "rope_high_freq_factor"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from configurator import Settings
+from model_config import ModelArchitectureConfig
+from options import groups
 from training.memory import expected_memory
 from training.run import Run
 from training_logger import format_bytes, format_count, format_flops, format_start_report
@@ -25,35 +27,15 @@ Rows = list[tuple[str, str]]
 
 
 def _architecture(settings: Settings) -> Rows:
-    """Every choice, several to a row."""
-    groups = {
-        "sizes": ("n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "block_size"),
-        "norm": ("normalization", "norm_position", "norm_eps", "qk_norm"),
-        "ffn": ("ffn_type", "activation", "ffn_hidden"),
-        "attention": (
-            *("sliding_window", "window_pattern", "attention_softcap", "attention_scale"),
-            *("attention_bias", "attention_out_bias"),
-        ),
-        "positions": (
-            "position_encoding",
-            "rope_theta",
-            "rope_fraction",
-            "rope_scaling",
-            "rope_pattern",
-        ),
-        "other": (
-            *("vocab_size", "bias", "head_bias", "weight_tying", "dropout", "output_softcap"),
-            *("embedding_scale", "init_std"),
-        ),
-    }
-    values = settings.model.to_dict()
-    unused = set(settings.model.unused_keys())
+    """Every choice, several to a row; keys that the chosen parts have no use for left out."""
+    values, unused = settings.model.to_dict(), set(settings.model.unused_keys())
     rows = [("preset", settings.arch_preset)]
     if settings.training.init_from != "none":
         rows = [("weights", f"from {settings.training.init_from}")]
-    for title, keys in groups.items():
-        shown = [f"{key} {values[key]}" for key in keys if key not in unused]
-        rows.append((title, ", ".join(shown)))
+    for heading, fields in groups(ModelArchitectureConfig).items():
+        keys = [field.name for field in fields if field.name not in unused]
+        shown = ", ".join(f"{key} {values[key]}" for key in keys)
+        rows.append((heading.lower(), shown))
     return rows
 
 

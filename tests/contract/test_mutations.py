@@ -210,7 +210,7 @@ MUTATIONS = (
     Mutation(
         "a block loses its residual stream",
         blocks.PreNormBlock,
-        "forward",
+        "joined",
         "return x + self.ffn",
         "return self.ffn",
         (

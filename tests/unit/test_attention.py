@@ -86,7 +86,9 @@ def test_flash_says_where_it_runs():
 
 def test_flash_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refusal = ATTENTION_BACKENDS["flash"].refusal("cuda", torch.bfloat16, training=True)
+    refusal = ATTENTION_BACKENDS["flash"].refusal(
+        AttentionNeeds(), "cuda", torch.bfloat16, training=True
+    )
     assert "pip install flash-attn" in refusal
 
 
@@ -96,16 +98,25 @@ def test_flex_says_that_a_cpu_cannot_train_with_it():
         model(tokens(8))
     assert tiny_config(attention_backend="flex").backend_refusals("cpu", torch.float32)
     assert tiny_config(attention_backend="flex").backend_refusals("mps", torch.float32)
-    assert not tiny_config(attention_backend="flex").backend_refusals("cuda", torch.bfloat16)
+    on_cuda = tiny_config(attention_backend="flex", head_dim=16)
+    assert not on_cuda.backend_refusals("cuda", torch.bfloat16)
+    narrow = on_cuda.changed(head_dim=8).backend_refusals("cuda", torch.bfloat16)
+    assert narrow == [
+        "attention_backend='flex' needs head_dim of at least 16 on CUDA, not 8; use "
+        "attention_backend='auto'."
+    ]
 
 
 def test_auto_takes_what_the_device_is_fastest_at():
     plain = tiny_config(attention_backend="auto")
     assert plain.attention_backends_on("cpu") == plain.attention_backends_on("cuda") == ["sdpa"]
-    mixed = plain.changed(sliding_window=4, window_pattern="SL")
+    mixed = plain.changed(sliding_window=4, window_pattern="SL", head_dim=16)
     assert mixed.attention_backends_on("cuda") == ["flex", "sdpa"]
     assert mixed.attention_backends_on("cpu") == ["sdpa"]
+    assert mixed.changed(position_encoding="alibi").attention_backends_on("cuda") == ["sdpa"]
+    assert mixed.changed(head_dim=8).attention_backends_on("cuda") == ["sdpa"]
     capped = plain.changed(attention_softcap=30.0)
+    assert capped.changed(head_dim=16).attention_backends_on("cuda") == ["flex"]
     assert capped.attention_backends_on("cpu") == ["manual"]
     dropping = capped.changed(dropout=0.1)
     assert dropping.attention_backends_on("cuda") == ["manual"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model_builder import GPT
+from model_components import FFNS
 from model_config import PRESETS, ModelArchitectureConfig
 from options import ConfigError
 from tests.tiny import ROPE, SIZES, tiny_config, tiny_model, tokens
@@ -37,6 +38,16 @@ def test_tags_of_a_name():
     )
     tags = config.architecture_name.removeprefix("12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm-")
     assert tags == "4KV-QKNorm-SWA256-SSL-Bias"
+
+
+def test_a_network_of_ones_own_is_in_the_name(monkeypatch):
+    class Wider(FFNS["standard"]):
+        """As wide and as active as the plain one, but another."""
+
+    for table in ("_entries", "_canonical"):
+        monkeypatch.setattr(FFNS, table, dict(getattr(FFNS, table)))
+    FFNS.register("wider", label="Wider")(Wider)
+    assert "-Wider-" in tiny_config(ffn_type="wider").architecture_name
 
 
 NOT_IN_THE_NAME = {"vocab_size", "attention_backend"}
@@ -251,6 +262,16 @@ REFUSED = {
     "rope_beta_slow=40 must be below": {**_YARN, "rope_beta_slow": 40.0},
     "rope_low_freq_factor=5 must be below": {**_LLAMA3, "rope_low_freq_factor": 5.0},
     "cannot do an attention softcap": {"attention_backend": "sdpa", "attention_softcap": 5.0},
+    "rope_scaling='linear' does nothing with rope_scaling_factor=1": {
+        **ROPE,
+        "rope_scaling": "linear",
+    },
+    "cannot do an attention softcap together with dropout": {
+        "attention_backend": "flash",
+        "attention_softcap": 5.0,
+        "dropout": 0.1,
+    },
+    "cannot do a head_dim above 256": {"attention_backend": "flash", "head_dim": 264},
     "cannot do a bias on the scores": {
         "attention_backend": "flash",
         "position_encoding": "alibi",
