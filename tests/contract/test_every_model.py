@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.attention_backends import ATTENTION_BACKENDS
+from components.blocks import make_norm
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from tests.measured import assert_close, relative_error
@@ -167,14 +168,20 @@ def test_save_and_load(keys, tmp_path):
 
 @every_variant
 def test_initialised_as_documented(keys):
-    """N(0, init_std), residual projections over sqrt(2 n_layer), biases 0, norms 1 and 0."""
+    """N(0, init_std), residual projections over sqrt(2 n_layer), biases 0, norms as made."""
     keys = {**keys, "n_embd": 144, "n_head": 4, "init_std": 0.05, "vocab_size": 997}
     torch.manual_seed(0)
-    model = GPT(tiny_config(**keys))
+    config = tiny_config(**keys)
+    model = GPT(config)
+    fresh_norm = make_norm(config).state_dict()
     for name, parameter in model.named_parameters():
-        if "norm" in name or parameter.ndim == 1:
-            expected = torch.ones_like if name.endswith("weight") else torch.zeros_like
-            assert torch.equal(parameter, expected(parameter)), name
+        owner, _, kind = name.rpartition(".")
+        if owner.endswith("norm"):
+            as_made = fresh_norm.get(kind, torch.ones(()))  # a norm of queries or keys: ones
+            assert (parameter == as_made.flatten()[0]).all(), name
+            continue
+        if parameter.ndim == 1:
+            assert torch.equal(parameter, torch.zeros_like(parameter)), name
             continue
         residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
         std = 0.05 / math.sqrt(2 * 2) if residual else 0.05

@@ -147,14 +147,14 @@ class TestComparison:
     def test_latest(self, workshop: Workshop, capsys) -> None:
         from compare_architectures import main
 
-        for name in ("one", "two", "three"):
-            workshop.train("--max_iters=1", run_name=name)
+        for bias, name in ((True, "one"), (True, "two"), (False, "three")):
+            workshop.train("--max_iters=1", f"--attention_bias={bias}", run_name=name)
         capsys.readouterr()
         assert main(["--latest", "2", f"--out_dir={workshop.out_dir}"]) == 0
         table = capsys.readouterr().out
-        assert "two:" in table
-        assert "three:" in table
-        assert "one:" not in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-AttnBias: the baseline" in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm\n" in table
+        assert "seeds of" not in table  # the older run like the baseline is not among them
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

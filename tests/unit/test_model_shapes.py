@@ -84,6 +84,20 @@ def parameters(c: ModelArchitectureConfig) -> int:
     )
 
 
+@pytest.mark.parametrize(
+    ("registry", "counted"),
+    [
+        (NORMS, VECTORS_OF_A_NORM),
+        (FFNS, NETWORKS),
+        (BLOCKS, NORMS_OF_A_BLOCK),
+        (POSITIONS, POSITION_TABLES),
+    ],
+    ids=lambda argument: getattr(argument, "key", ""),
+)
+def test_every_part_is_counted(registry, counted):
+    assert set(registry.names) == set(counted), "write down the parameters of what is missing"
+
+
 @pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 def test_parameter_counts(keys):
     model = GPT(tiny_config(**keys))
@@ -92,7 +106,7 @@ def test_parameter_counts(keys):
 
 @pytest.mark.parametrize(
     ("ffn_type", "norm_position", "normalization", "position_encoding"),
-    itertools.product(FFNS.names, BLOCKS.names, NORMS.names, POSITIONS.names),
+    list(itertools.product(NETWORKS, NORMS_OF_A_BLOCK, VECTORS_OF_A_NORM, POSITION_TABLES)),
 )
 def test_parameter_counts_of_parts_together(
     ffn_type, norm_position, normalization, position_encoding

@@ -1,0 +1,62 @@
+"""What README.md says that can be worked out: commands, counts, names, files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (
+    "pip install -r requirements.txt && python train.py config/arch_llama.py --max_iters=",
+    "pip install -r requirements-dev.txt && python -m pytest",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ci_runs_the_commands_as_written(command):
+    assert command in README
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_numbers_of_the_first_command():
+    config = ModelArchitectureConfig.from_preset("llama", vocab_size=256)
+    with torch.device("meta"):
+        cost = GPT(config).cost_report(256)
+    assert f"`{cost['name']}`" in README
+    for key in ("parameters", "flops_per_token", "flops_per_token_causal"):
+        assert f"{cost[key]:,}" in README, key
+
+
+def test_the_check_figure():
+    with torch.device("meta"):
+        model = GPT(ModelArchitectureConfig.from_preset("gpt2"))
+    assert f"{model.flops_per_token(1024):,}" in README
+    assert f"{model.flops_per_token(1024, causal=True):,}" in README
+
+
+def test_the_names_of_the_presets():
+    for preset, name in re.findall(r"`arch_(\w+)\.py`.*`(12L\S+)`", README):
+        assert ModelArchitectureConfig.from_preset(preset).architecture_name == name
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *map(str, sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))),
+    ],
+)
+def test_links_lead_somewhere(document):
+    page = ROOT / document
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("http")]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert not missing
