@@ -105,19 +105,26 @@ def render(findings: Findings, arguments: argparse.Namespace) -> str:
     return to_text(findings, ratio=arguments.ratio, colour=colour)
 
 
+def where_named(word: str, out_dir: Path) -> str:
+    """The folder under `out_dir` for a run's name; anything else as it is."""
+    named = out_dir / word
+    return str(named) if not Path(word).exists() and named.exists() else word
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; returns 0, or 1 where there is nothing to compare."""
     arguments = parse_arguments(argv)
     if arguments.runs:
-        runs, problems = load_runs(find(arguments.runs))
+        words = [where_named(word, Path(arguments.out_dir)) for word in arguments.runs]
+        runs, problems = load_runs(find(words))
     else:
         runs, problems = load_runs(sorted(Path(arguments.out_dir).rglob(RUN_FILE)))
         runs = newest(runs, arguments.latest or DEFAULT_LATEST)
     for problem in problems:
         print(f"skipped {problem}", file=sys.stderr)
     if not runs:
-        where = "among those named" if arguments.runs else f"under {arguments.out_dir}/"
-        print(f"No run found {where}. Train one first: python train.py", file=sys.stderr)
+        advice = f"No run found under {arguments.out_dir}/. Train one first: python train.py"
+        print("No run found among those named." if arguments.runs else advice, file=sys.stderr)
         return 1
     try:
         findings = compare(runs, arguments.baseline, arguments.margin, arguments.tuned)

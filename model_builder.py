@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -115,7 +115,6 @@ class GPT(Part):
         )
         return torch.cat((idx, *steps), dim=1)
 
-    @torch.no_grad()
     def stream(
         self,
         idx: Tensor,
@@ -127,7 +126,7 @@ class GPT(Part):
         generator: torch.Generator | None = None,
         vocab_size: int | None = None,
     ) -> Iterator[Tensor]:
-        """Yield sampled tokens (B, 1), one at a time, each given the last block_size tokens.
+        """Sampled tokens (B, 1), one at a time as asked for, each given the last block_size tokens.
 
         Args:
             idx: The prompt (B, T), T >= 1.
@@ -145,13 +144,27 @@ class GPT(Part):
             ValueError: for an argument out of its range, naming it.
         """
         _check_sampling(idx, max_new_tokens, temperature, top_k, top_p)
+        cache = self.new_cache() if use_cache else None
+
+        def choose(logits: Tensor) -> Tensor:
+            return sample(logits[:, :vocab_size], temperature, top_k, top_p, generator)
+
+        return self._continue(idx, max_new_tokens, cache, choose)
+
+    @torch.no_grad()
+    def _continue(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        cache: list[KeyValueCache] | None,
+        choose: Callable[[Tensor], Tensor],
+    ) -> Iterator[Tensor]:
+        """Yield the tokens (B, 1) that `choose` takes by the logits (B, V), one after the other."""
         was_training = self.training
         self.eval()
         try:
-            cache = self.new_cache() if use_cache else None
             for _ in range(max_new_tokens):
-                logits = self._next_logits(idx, cache)
-                token = sample(logits[:, :vocab_size], temperature, top_k, top_p, generator)
+                token = choose(self._next_logits(idx, cache))
                 idx = torch.cat((idx, token), dim=1)
                 yield token
         finally:

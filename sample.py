@@ -95,7 +95,6 @@ def main(argv: list[str]) -> None:
     idx = torch.as_tensor(tokenizer.encode(prompt), dtype=torch.long, device=device)[None]
     generator = torch.Generator(device).manual_seed(args.seed)
     for _ in range(args.num_samples):
-        print(prompt, end="")
         tokens = model.stream(
             idx,
             args.max_new_tokens,
@@ -105,6 +104,7 @@ def main(argv: list[str]) -> None:
             generator=generator,
             vocab_size=tokenizer.vocab_size,  # the model's may be padded
         )
+        print(prompt, end="")
         with autocast(device, dtype):
             for text in text_of(tokens, tokenizer):
                 print(text, end="", flush=True)

@@ -68,8 +68,9 @@ def _training(settings: Settings) -> Rows:
     return [
         (
             "batch",
-            f"{training.tokens_per_step:,} tokens a step = {training.gradient_accumulation_steps} "
-            f"micro-batches x {training.batch_size} sequences x {training.sequence_length} tokens",
+            f"{training.tokens_per_step:,} tokens a step: gradient_accumulation_steps "
+            f"{training.gradient_accumulation_steps} x batch_size {training.batch_size} x "
+            f"sequence_length {training.sequence_length}",
         ),
         ("length", f"{training.max_iters:,} steps, {format_count(total)} tokens"),
         (
@@ -98,7 +99,8 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
         (
             "memory",
             f"about {format_bytes(memory.total)}: weights, gradients and AdamW "
-            f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}",
+            f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}; "
+            "Python and torch themselves come on top",
         ),
     ]
 

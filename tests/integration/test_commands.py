@@ -152,8 +152,8 @@ class TestComparison:
         capsys.readouterr()
         assert main(["--latest", "2", f"--out_dir={workshop.out_dir}"]) == 0
         table = capsys.readouterr().out
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-AttnBias: the baseline" in table
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm\n" in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-AttnBias: the baseline" in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32: attention_bias=False" in table
         assert "seeds of" not in table  # the older run like the baseline is not among them
 
 
