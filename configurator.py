@@ -49,6 +49,9 @@ or is a class or function. A flag's value is read by the key's type; 'none' stan
   --help          print this
   --print_config  print every setting and where it came from, and stop"""
 
+DERIVED = "derived"
+"""Where a value came from that follows from others."""
+
 ASKED = ("--help", "-h", "--print_config")
 
 # Keys of a nanoGPT config that have another name here, or no meaning: key -> what to do.
@@ -120,6 +123,11 @@ class Settings:
         preset = {"arch_preset": self.arch_preset}
         return preset | self.model.to_dict() | self.training.to_dict()
 
+    @property
+    def derived(self) -> list[str]:
+        """The keys whose values follow from those of others."""
+        return [key for key, origin in self.origins.items() if origin == DERIVED]
+
 
 def load(argv: Sequence[str]) -> Settings:
     """The settings that a command line asks for.
@@ -156,12 +164,16 @@ def load(argv: Sequence[str]) -> Settings:
     return settings
 
 
-def settings_from_dict(values: Mapping[str, Any]) -> Settings:
+def settings_from_dict(
+    values: Mapping[str, Any], origins: Mapping[str, str] = types.MappingProxyType({})
+) -> Settings:
     """The settings that `Settings.to_dict` wrote; the parts that they name are registered by now.
 
-    A key that `values` lacks has its default. Raises ConfigError with every problem.
+    A key that `values` lacks has its default. Raises ConfigError with every problem, each with the
+    origin of its key: "saved settings" where `origins` has no other.
     """
-    return resolve([{key: Given(value, "saved settings") for key, value in values.items()}], [])
+    given = {key: Given(value, origins.get(key, "saved settings")) for key, value in values.items()}
+    return resolve([given], [])
 
 
 def run_plugins(paths: str) -> dict[str, str]:
@@ -191,7 +203,10 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     reader of the output that left (`| head`), and an interruption.
     """
     try:
-        sys.exit(main(sys.argv[1:]))
+        try:
+            sys.exit(main(sys.argv[1:]))
+        finally:
+            sys.stdout.flush()  # here, where it is known what to do if nobody reads
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -547,7 +562,7 @@ def combine(
         arch_preset=values["arch_preset"],
         model=model,
         training=training,
-        origins={**origins, **dict.fromkeys(derived, "derived")},
+        origins={**origins, **dict.fromkeys(derived, DERIVED)},
         explicit=explicit,
     )
 

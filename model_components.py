@@ -7,6 +7,7 @@ prints, per key, each name with its label, one line and source. To add a part, s
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 
@@ -71,4 +72,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     sys.exit(main())

@@ -164,7 +164,7 @@ def _bound_message(value: float, bounds: dict[str, float | None]) -> str | None:
     for name, bound in bounds.items():
         holds, words = _BOUNDS[name]
         if bound is not None and not holds(value, bound):
-            return f"must be {words} {bound:g}"
+            return f"must be {words} {bound}"
     return None
 
 

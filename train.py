@@ -21,6 +21,7 @@ from interop.huggingface import load_weights
 from model_builder import GPT
 from options import ConfigError
 from training.checkpoint import save_checkpoint
+from training.claim import claimed
 from training.clock import Stopwatch
 from training.data import (
     Dataset,
@@ -43,7 +44,7 @@ from training.hardware import (
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
 from training.resume import Start, find_start
-from training.run import Run, complete
+from training.run import Run, complete, named, refuse_machine
 from training.signals import StopRequest
 from training_logger import TrainingLogger, discard_unfinished_log, refuse_existing_log
 
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
         with user_errors():
             start = find_start(configurator.load(argv))
             run = set_up(start)
+            stack.enter_context(own_folder(run, start))
             log = stack.enter_context(open_log(run, start))
         stop = stack.enter_context(StopRequest())
         try:
@@ -67,7 +69,7 @@ def user_errors() -> Iterator[None]:
     """What is wrong with files and flags is told in a sentence, without a traceback."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
         raise
     except (ValueError, OSError) as error:
         sys.exit(str(error))
@@ -81,6 +83,9 @@ def set_up(start: Start) -> Run:
     training = start.settings.training
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
+    refuse_machine(start.settings, device, dtype)
+    if training.resume == "none":
+        refuse_existing_log(Path(training.out_dir) / training.run_name)
     dataset = Dataset.open(prepare_if_missing(training.dataset), training.sequence_length)
     validation = ValidationWindows(
         dataset.val,
@@ -89,12 +94,7 @@ def set_up(start: Start) -> Run:
         training.batch_size,
         training.eval_tokens,
     )
-    settings = complete(start.settings, dataset, device, dtype)
-    folder = start.run_folder or Path(training.out_dir) / settings.training.run_name
-    if start.checkpoint is None:
-        if training.resume == "auto":  # the run there, if any, was killed before it saved anything
-            discard_unfinished_log(folder)
-        refuse_existing_log(folder)
+    settings = complete(start.settings, dataset)
 
     set_tf32(training.tf32)
     seed_everything(training.seed)
@@ -103,9 +103,10 @@ def set_up(start: Start) -> Run:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
     compiles = resolve_compile(training.compile, device)
+    settings = named(settings)  # which makes a folder, so nothing that may fail comes after
     run = Run(
         settings=settings,
-        folder=folder,
+        folder=start.run_folder or Path(training.out_dir) / settings.training.run_name,
         dataset=dataset,
         validation=validation,
         device=device,
@@ -120,6 +121,21 @@ def set_up(start: Start) -> Run:
     if start.checkpoint is not None:
         run.restore(start)
     return run
+
+
+@contextlib.contextmanager
+def own_folder(run: Run, start: Start) -> Iterator[None]:
+    """Keep the run's folder for this process, and make room in it for the log of a new run.
+
+    Raises:
+        ValueError: another process trains in it, or it holds a run that completed.
+    """
+    with claimed(run.folder):
+        if start.checkpoint is None:
+            if run.settings.training.resume == "auto":
+                discard_unfinished_log(run.folder)  # of a run killed before it saved anything
+            refuse_existing_log(run.folder)
+        yield
 
 
 def open_log(run: Run, start: Start) -> TrainingLogger:
@@ -272,8 +288,9 @@ def evaluation_losses(run: Run, stop: StopRequest) -> list[float] | None:
 
 
 def save(run: Run, log: TrainingLogger) -> None:
-    """Save a checkpoint that `--resume` goes on from."""
+    """Save a checkpoint that `--resume` goes on from; Diverged where there is no going on."""
     run.watch.stop()
+    run.stepper.stop_if_stuck(run.stepper.read())
     path = save_checkpoint(
         run.folder / "checkpoints",
         step=run.step,
@@ -281,6 +298,7 @@ def save(run: Run, log: TrainingLogger) -> None:
         optimizer=run.optimizer,
         state={
             "config": run.settings.to_dict(),
+            "derived": run.settings.derived,
             "data_fingerprint": run.dataset.fingerprint,
             "tokenizer": run.dataset.meta["tokenizer"],
             "evaluated_at": run.evaluated_at,

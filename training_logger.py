@@ -557,10 +557,18 @@ class TrainingLogger:
         self.say(format_eval(record, self._max_iters, _best(self._run["eval_steps"])))
 
     def log_checkpoint(self, path: Path | str, step: int) -> None:
-        """Record and print that the state after `step` steps was saved; run.json has its path
-        relative to the run's folder, which may move."""
+        """Record and print that the state after `step` steps was saved.
+
+        run.json lists the checkpoints that there are, by their paths relative to the run's folder,
+        which may move.
+        """
         relative = Path(os.path.relpath(path, self.run_dir)).as_posix()
-        self._run["checkpoints"].append({"step": step, "path": relative})
+        kept = [
+            saved
+            for saved in self._run["checkpoints"]
+            if saved["step"] != step and (self.run_dir / saved["path"]).exists()
+        ]
+        self._run["checkpoints"] = [*kept, {"step": step, "path": relative}]
         self._write_run()
         self.say(f"checkpoint of step {step} saved in {path}")
 

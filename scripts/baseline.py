@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, run_script, train
-from training.run import new_run_name
+from training.claim import make_run_folder
 
 LARGEST_SPREAD = 0.01
 """Of the losses of any two seeds: |a - b| over their mean must be below this."""
@@ -79,7 +79,7 @@ def measure(baseline: Baseline, seed: int, out_dir: Path) -> Result:
     Raises:
         ValueError: the run did not complete, or no validation gave a finite loss.
     """
-    folder = out_dir / new_run_name(f"{baseline.config.stem}-{seed}", out_dir)
+    folder = make_run_folder(f"{baseline.config.stem}-{seed}", out_dir)
     log = train([str(baseline.config), f"--seed={seed}", f"--data_seed={seed}"], folder)
     return result_of(log, baseline, seed)
 

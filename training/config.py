@@ -92,7 +92,7 @@ class TrainingConfig:
     compile: bool | str = option(
         "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
     )
-    seed: int = option(1337, "seed of Python, NumPy and torch", at_least=0)
+    seed: int = option(1337, "seed of Python, NumPy and torch", at_least=0, below=2**32)
 
     def __post_init__(self) -> None:
         problems = field_problems(self)

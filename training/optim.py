@@ -142,15 +142,13 @@ class StepReport:
         loss: Mean loss of the step, nats per token.
         gradients: `norm`, before clipping; `mean` and `std` where the step was asked for them.
         bad_steps: Steps skipped since the run began, its loss or gradient not being finite.
-        bad_in_a_row: Of these, how many ended with this step.
-        longest_bad_run: The most in a row since the run began.
+        longest_bad_run: The most in a row since the run began or was taken up.
         loss_scale: What the loss is multiplied by in float16; 1 elsewhere.
     """
 
     loss: float
     gradients: dict[str, float]
     bad_steps: int
-    bad_in_a_row: int
     longest_bad_run: int
     loss_scale: float
 
@@ -235,12 +233,11 @@ class Stepper:
         device_numbers = (
             self._loss,
             self._bad_steps,
-            self._bad_in_a_row,
             self._longest_bad_run,
             *self._gradients.values(),
         )
         loss, *rest = torch.stack([number.float() for number in device_numbers]).tolist()
-        counts, gradients = rest[:3], rest[3:]
+        counts, gradients = rest[:2], rest[2:]
         return StepReport(
             loss,
             dict(zip(self._gradients, gradients, strict=True)),
@@ -249,7 +246,7 @@ class Stepper:
         )
 
     def stop_if_stuck(self, report: StepReport) -> None:
-        """Raise Diverged where `max_bad_steps` in a row were bad, at any time of the run."""
+        """Raise Diverged where `max_bad_steps` in a row were bad since the session began."""
         if report.longest_bad_run >= self._max_bad_steps:
             raise Diverged(
                 f"{report.longest_bad_run} steps in a row had a non-finite loss or gradient and "
@@ -263,7 +260,6 @@ class Stepper:
         return {
             "bad_steps": int(self._bad_steps),
             "bad_in_a_row": int(self._bad_in_a_row),
-            "longest_bad_run": int(self._longest_bad_run),
             "scaler": self._scaler.state_dict(),
         }
 
@@ -271,6 +267,6 @@ class Stepper:
         """Take up the counters of `state_dict`, and its loss scale where both runs are float16."""
         self._bad_steps.fill_(state["bad_steps"])
         self._bad_in_a_row.fill_(state["bad_in_a_row"])
-        self._longest_bad_run.fill_(state["longest_bad_run"])
+        self._longest_bad_run.zero_()  # a bad spell that is over must not stop the run again
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])

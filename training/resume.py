@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configurator import Settings, settings_from_dict
+from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
 from options import ConfigError, Problem
 from training.checkpoint import (
@@ -16,10 +17,11 @@ from training.checkpoint import (
     newest_whole,
     runs_newest_first,
 )
+from training.claim import refuse_claimed
 
 ARCHITECTURE_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
 
-FIXED_KEYS = ARCHITECTURE_KEYS | {
+FIXED_KEYS = ARCHITECTURE_KEYS - {"attention_backend"} | {
     "arch_preset",
     "init_from",
     "dataset",
@@ -61,11 +63,12 @@ def find_start(settings: Settings) -> Start:
     """Where the settings' `resume` says to begin.
 
     `none` is a new run. `auto` is the run of run_name, where that is set, else the newest run under
-    out_dir that agrees with the fixed keys given; where there is none, a new run. Else a run or a
-    checkpoint, as `find_checkpoint` takes it. A preset that is given stands for all of its keys.
+    out_dir that agrees with the fixed keys given and that no process trains; where there is none, a
+    new run. Else a run or a checkpoint, as `find_checkpoint` takes it. A preset that is given
+    stands for all of its keys.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is damaged.
+        ValueError: there is no such checkpoint, it is damaged, or its run is being trained.
         ConfigError: a fixed key was given another value than the run has.
     """
     where, out_dir = settings.training.resume, Path(settings.training.out_dir)
@@ -75,13 +78,19 @@ def find_start(settings: Settings) -> Start:
         path, notes = _newest_fitting(settings, out_dir)
     else:
         path, notes = find_checkpoint(where, out_dir)
+        refuse_claimed(path.parents[1])
     if path is None:
         return Start(settings, notes=(*notes, f"No run to resume in {out_dir}: a new one starts."))
     state = load_state(path)
     problems = _conflicts(settings, state["config"])
     if problems:
         raise ConfigError(problems)
-    resumed, changes = _merged(settings, path, state["config"])
+    resumed, changes = _merged(settings, path, state)
+    if resumed.training.max_iters < state["step"]:
+        raise ValueError(
+            f"max_iters={resumed.training.max_iters} is below the {state['step']} steps that "
+            f"{path} has done; raise it, or resume from an earlier checkpoint."
+        )
     return Start(resumed, path, state, (*notes, *changes))
 
 
@@ -95,21 +104,24 @@ def load_settings(path: Path, registered: dict[str, str] | None = None) -> Setti
     Raises:
         ValueError: it was trained with parts of the user's own that are not registered.
     """
-    return _settings(path, load_state(path)["config"], registered or {})
+    values = load_state(path)["config"]
+    _refuse_unknown_parts(path, values)
+    return dataclasses.replace(settings_from_dict(values), plugins=registered or {})
 
 
-def _settings(path: Path, values: dict[str, Any], plugins: dict[str, str]) -> Settings:
-    try:
-        settings = settings_from_dict(values)
-    except ConfigError as error:
-        saved = [str(path / "plugins" / name) for name in load_plugins(path)]
-        if not saved:
-            raise
+def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
+    """Raise ValueError where a checkpoint names parts that are not registered, and has them."""
+    saved = [str(path / "plugins" / name) for name in load_plugins(path)]
+    unknown = [
+        f"{key}={values[key]!r}"
+        for key, registry in REGISTRIES.items()
+        if values.get(key) is not None and values[key] not in registry
+    ]
+    if saved and unknown:
         raise ValueError(
-            f"{path} was trained with parts of its own, which are not run unasked. Read "
-            f"{', '.join(saved)}, then pass --plugins={','.join(saved)}.\n{error}"
-        ) from error
-    return dataclasses.replace(settings, plugins=plugins)
+            f"{path} was trained with parts of its own, which are not run unasked: "
+            f"{', '.join(unknown)}. Read {', '.join(saved)}, then pass --plugins={','.join(saved)}."
+        )
 
 
 def _newest_fitting(settings: Settings, out_dir: Path) -> tuple[Path | None, list[str]]:
@@ -119,6 +131,7 @@ def _newest_fitting(settings: Settings, out_dir: Path) -> tuple[Path | None, lis
         if wanted not in ("auto", folder.name):
             continue
         try:
+            refuse_claimed(folder)
             path, damaged = newest_whole(folder / "checkpoints")
             saved = load_state(path)["config"]
         except ValueError as error:
@@ -158,11 +171,25 @@ def _origin(settings: Settings, key: str) -> str:
 
 
 def _merged(
-    settings: Settings, path: Path, saved: dict[str, Any]
+    settings: Settings, path: Path, state: dict[str, Any]
 ) -> tuple[Settings, tuple[str, ...]]:
+    """The settings to go on with, and a line for each value that is no longer what it was.
+
+    What was derived is derived anew from the values as they are now; what makes a run what it is
+    stays, and so does what was given.
+    """
+    saved, asked = state["config"], settings.to_dict()
     given = {key: value for key, value in _given(settings).items() if value != saved.get(key)}
-    here = {key: settings.to_dict()[key] for key in OF_THE_COMMAND}
-    here["run_name"] = path.parents[1].name
-    merged = _settings(path, {**saved, **given, **here}, dict(settings.plugins))
-    notes = (f"{key}={value!r} from here on; it was {saved[key]!r}" for key, value in given.items())
-    return merged, tuple(notes)
+    here = {key: asked[key] for key in OF_THE_COMMAND} | {"run_name": path.parents[1].name}
+    free = set(state.get("derived", ())) - FIXED_KEYS - settings.explicit
+    asked_anew = settings.explicit.intersection(settings.derived) - FIXED_KEYS  # `--min_lr=none`
+    values = {**saved, **given, **here, **dict.fromkeys(free | asked_anew)}
+    _refuse_unknown_parts(path, values)
+    origins = {key: settings.origins[key] for key in settings.explicit | OF_THE_COMMAND}
+    merged = settings_from_dict(values, origins)
+    notes = (
+        f"{key}={value!r} from here on; it was {saved.get(key)!r}"
+        for key, value in merged.to_dict().items()
+        if key not in OF_THE_COMMAND and value != saved.get(key)
+    )
+    return dataclasses.replace(merged, plugins=dict(settings.plugins)), tuple(notes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from configurator import Settings
 from model_builder import GPT
 from options import ConfigError, Problem
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
+from training.claim import make_run_folder
 from training.clock import Stopwatch
 from training.config import TrainingConfig
 from training.data import Dataset, ValidationWindows
@@ -90,16 +90,9 @@ class Run:
         self.watch = Stopwatch(self.device, start.state["seconds"])
 
 
-def complete(
-    settings: Settings, dataset: Dataset, device: torch.device, dtype: torch.dtype
-) -> Settings:
-    """The settings with what the data, the clock and the machine decide.
-
-    Raises:
-        ConfigError: with what the data or the machine does not allow.
-    """
+def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigError with what cannot be trained on a machine, whatever the data are."""
     problems = [
-        *_vocabulary_problems(settings, dataset),
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
         *(
@@ -109,25 +102,36 @@ def complete(
     ]
     if problems:
         raise ConfigError(problems)
-    model, training = settings.model, settings.training
-    if not _fixes_vocabulary(settings):
-        model = model.changed(vocab_size=padded_vocabulary(dataset.vocab_size))
-    if training.run_name == "auto":
-        name = new_run_name(settings.arch_preset, Path(training.out_dir))
-        training = dataclasses.replace(training, run_name=name)
-    return dataclasses.replace(settings, model=model, training=training)
+
+
+def complete(settings: Settings, dataset: Dataset) -> Settings:
+    """The settings with what the data decide.
+
+    Raises:
+        ConfigError: the vocabulary is too small for the data.
+    """
+    problems = _vocabulary_problems(settings, dataset)
+    if problems:
+        raise ConfigError(problems)
+    if _fixes_vocabulary(settings):
+        return settings
+    model = settings.model.changed(vocab_size=padded_vocabulary(dataset.vocab_size))
+    return dataclasses.replace(settings, model=model)
+
+
+def named(settings: Settings) -> Settings:
+    """The settings with the name of a new folder, made here, where they leave it to the clock."""
+    training = settings.training
+    if training.run_name != "auto":
+        return settings
+    folder = make_run_folder(settings.arch_preset, Path(training.out_dir))
+    training = dataclasses.replace(training, run_name=folder.name)
+    return dataclasses.replace(settings, training=training)
 
 
 def padded_vocabulary(vocab_size: int) -> int:
     """The vocabulary of a model for data of `vocab_size` tokens."""
     return vocab_size if vocab_size < PADDED_FROM else math.ceil(vocab_size / 64) * 64
-
-
-def new_run_name(preset: str, out_dir: Path) -> str:
-    """A name that no run under `out_dir` has: preset, date and time, and a number where needed."""
-    name = f"{preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    candidates = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
-    return next(candidate for candidate in candidates if not (out_dir / candidate).exists())
 
 
 def _vocabulary_problems(settings: Settings, dataset: Dataset) -> list[Problem]:

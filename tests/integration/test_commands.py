@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.integration.child import ROOT, Child
 from tests.integration.runs import Workshop, log_of, make_dataset
@@ -68,6 +69,26 @@ class TestDataErrors:
 
 
 class TestMachineErrors:
+    @pytest.mark.parametrize(
+        ("flag", "said"),
+        [
+            ("--attention_backend=flash", "attention_backend='flash'"),
+            ("--tf32=True", "tf32=True does nothing"),
+            ("--device=cuda", "device='cuda' is not available"),
+            ("--seed=4294967296", "seed=4294967296 must be below 4294967296."),
+        ],
+    )
+    def test_are_told_before_a_dataset_is_prepared(
+        self, workshop: Workshop, tmp_path: Path, flag: str, said: str
+    ) -> None:
+        if flag == "--device=cuda" and torch.cuda.is_available():
+            pytest.skip("there is a CUDA device")
+        (tmp_path / "costly").mkdir()
+        mark = tmp_path / "was_prepared"
+        (tmp_path / "costly/prepare.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+        assert said in workshop.refused(flag, f"--dataset={tmp_path / 'costly'}")
+        assert not mark.exists()
+
     def test_flash_on_a_cpu(self, workshop: Workshop) -> None:
         message = workshop.refused("--attention_backend=flash", "--device=cpu")
         assert "attention_backend='flash'" in message
@@ -135,6 +156,18 @@ class TestExitCodes:
         compared = shell("compare_architectures.py", f"--out_dir={workshop.out_dir}")
         assert compared.returncode == 0
         assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm" in compared.stdout
+
+    @pytest.mark.parametrize("command", [["train.py", "--help"], ["model_components.py"]])
+    def test_nobody_reading_the_output_is_no_error(self, command: list[str]) -> None:
+        """As under `| head`."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True
+        )
+        os.close(writer)
+        assert done.stderr == ""
+        assert done.returncode != 0
 
     def test_catalogue(self) -> None:
         listed = shell("model_components.py")
@@ -255,6 +288,16 @@ class Cube(torch.nn.Module):
         assert child.finish() == 0, child.errors
         assert child.output.startswith("abc")
         assert mark.exists()
+
+    def test_another_mistake_is_not_put_down_to_the_plugin(
+        self, workshop: Workshop, part: str
+    ) -> None:
+        flags = (f"--plugins={part}", "--activation=cube", "--max_iters=1", "--min_lr=1e-4")
+        workshop.train(*flags)
+        message = workshop.refused("--resume=auto", f"--plugins={part}", "--learning_rate=1e-5")
+        assert "min_lr=0.0001 is above learning_rate=1e-05" in message
+        assert "(min_lr: saved settings; learning_rate: --learning_rate)" in message
+        assert "parts of its own" not in message
 
     def test_two_files_of_one_name(self, workshop: Workshop, part: str, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()

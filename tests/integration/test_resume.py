@@ -156,6 +156,80 @@ class TestAuto:
         assert log_of(run)["status"] == "completed"
 
 
+class TestOneAtATime:
+    """A run that is still alive keeps its folder and its log."""
+
+    ENDLESS = ("--max_iters=100000", "--eval_interval=100000")
+
+    def test_a_run_before_its_first_checkpoint(self, workshop: Workshop) -> None:
+        process = workshop.start(*self.ENDLESS)
+        process.wait_for("iter ")
+        message = workshop.refused("--resume=auto", "--max_iters=2")
+        assert "run is being trained by process" in message
+        assert "already holds a run" in workshop.refused("--max_iters=2")
+        process.send(signal.SIGTERM)
+        assert process.finish() == 0
+        log = log_of(workshop.out_dir / "run")
+        assert log["status"] == "interrupted"
+        assert log["training_iterations"][0]["iter"] == 1
+
+    def test_a_run_with_checkpoints(self, workshop: Workshop, capsys) -> None:
+        run = workshop.train("--max_iters=1")
+        process = workshop.start("--resume=auto", *self.ENDLESS)
+        process.wait_for("iter ")
+        said = "run is being trained by process "
+        assert said in workshop.refused(f"--resume={run}", run_name=None)
+        assert said in workshop.refused("--resume=auto")
+        other = workshop.train("--resume=auto", "--max_iters=1", run_name=None)
+        assert other != run
+        assert "Passed by the run run: " in capsys.readouterr().out
+        process.send(signal.SIGKILL)
+        process.finish()
+        workshop.train("--resume=auto", "--max_iters=2")
+        assert checkpoint_at(run, 2).exists()
+
+
+class TestDerivedValues:
+    """They follow what they are derived from; what was given stays."""
+
+    def config(self, run: Path, *keys: str) -> dict:
+        config = log_of(run)["config"]
+        return {key: config[key] for key in keys}
+
+    def test_the_lowest_learning_rate_follows_the_highest(self, workshop: Workshop, capsys) -> None:
+        run = workshop.train("--max_iters=1")
+        workshop.train(f"--resume={run}", "--learning_rate=5e-5", run_name=None)
+        assert self.config(run, "min_lr") == {"min_lr": pytest.approx(5e-6)}
+        assert "it was 0.0001" in capsys.readouterr().out
+
+    def test_the_schedule_follows_the_length_through_every_session(
+        self, workshop: Workshop, capsys
+    ) -> None:
+        workshop.train("--max_iters=4")
+        for end in (40, 80):
+            run = workshop.train("--resume=auto", f"--max_iters={end}", "--eval_interval=100")
+            now = {"lr_decay_iters": end, "warmup_iters": end // 20}
+            assert self.config(run, *now) == now
+            assert f"lr_decay_iters={end} from here on; it was" in capsys.readouterr().out
+
+    def test_what_was_given_stays(self, workshop: Workshop) -> None:
+        given = {"lr_decay_iters": 5, "warmup_iters": 1, "min_lr": 2e-4}
+        workshop.train("--max_iters=2", *(f"--{key}={value}" for key, value in given.items()))
+        run = workshop.train("--resume=auto", "--max_iters=4", "--learning_rate=0.01")
+        assert self.config(run, *given) == given
+
+    def test_what_was_given_may_be_left_to_the_rest_again(self, workshop: Workshop) -> None:
+        workshop.train("--max_iters=2", "--lr_decay_iters=50")
+        run = workshop.train("--resume=auto", "--lr_decay_iters=none")
+        assert self.config(run, "lr_decay_iters") == {"lr_decay_iters": 2}
+
+    def test_another_schedule_has_no_use_for_some(self, workshop: Workshop) -> None:
+        workshop.train("--max_iters=2")
+        run = workshop.train("--resume=auto", "--max_iters=4", "--lr_schedule=constant")
+        unused = {"min_lr": None, "lr_decay_iters": None}
+        assert self.config(run, *unused) == unused
+
+
 class TestWhatMayChange:
     @pytest.mark.parametrize(
         ("flag", "was", "now"),
@@ -307,3 +381,10 @@ class TestKill:
         killed = workshop.train("--resume=auto", *command)
         assert len(log_of(killed)["resumed"]) >= 1
         assert_same_course(killed, whole, step=60)
+
+
+def test_fewer_steps_than_are_done_are_refused(workshop: Workshop) -> None:
+    workshop.train("--max_iters=4", run_name="done")
+    message = workshop.refused("--resume=done", "--max_iters=3")
+    assert "max_iters=3 is below the 4 steps" in message
+    assert "raise it" in message

@@ -176,13 +176,16 @@ class TestNoWaiting:
             float(torch.ones(()))
         assert len(reads.seen) == 1
 
-    def test_only_log_steps_read(self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_log_steps_and_saves_read(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         reads = []
         read = Stepper.read
         monkeypatch.setattr(Stepper, "read", lambda self: reads.append(1) or read(self))
         log = log_of(workshop.train("--max_iters=11", "--log_interval=5"))
         assert [record["iter"] for record in log["training_iterations"]] == [5, 10, 11]
-        assert len(reads) == 3
+        assert len(log["checkpoints"]) == 1
+        assert len(reads) == 3 + 1
 
 
 TOP = {
@@ -233,6 +236,12 @@ class TestLog:
         assert [record["iter"] for record in log["eval_steps"]] == [0, 3, 6, 7]
         assert [saved["step"] for saved in log["checkpoints"]] == [3, 6, 7]
 
+    def test_checkpoints_that_were_dropped_are_not_listed(self, workshop: Workshop) -> None:
+        flags = ("--max_iters=5", "--eval_interval=1", "--keep_checkpoints=1")
+        run = workshop.train(*flags)
+        listed = [run / saved["path"] for saved in log_of(run)["checkpoints"]]
+        assert sorted(listed) == sorted((run / "checkpoints").iterdir())
+
     def test_identities(self, run: Path) -> None:
         log = log_of(run)
         cost = log["architecture"]["flops_per_token"]
@@ -281,7 +290,7 @@ class TestLog:
 
     def test_each_choice_is_in_the_start_report(self, workshop: Workshop, capsys) -> None:
         workshop.train("--max_iters=1", "--output_softcap=30")
-        report = capsys.readouterr().out
+        report = " ".join(capsys.readouterr().out.split())  # however the lines are broken
         for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "fingerprint", "memory"):
             assert text in report
 
@@ -342,6 +351,18 @@ class TestNotFinite:
         log = log_of(workshop.out_dir / "run")
         assert log["status"] == "failed"
         assert log["training_iterations"][-1]["iter"] == 6
+
+    def test_no_checkpoint_is_saved_after_too_many(
+        self, workshop: Workshop, tmp_path: Path
+    ) -> None:
+        """Though no line is logged between."""
+        plugin = self.plugin(tmp_path, 3, 4)
+        flags = ("--max_bad_steps=2", "--eval_interval=2", "--log_interval=100", "--max_iters=50")
+        with pytest.raises(SystemExit, match="2 steps in a row had a non-finite loss"):
+            workshop.train(plugin, *flags)
+        run = workshop.out_dir / "run"
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
+        assert log_of(run)["status"] == "failed"
 
     def test_single_ones_do_not(self, workshop: Workshop, tmp_path: Path) -> None:
         plugin = self.plugin(tmp_path, 1, 3, 5, 7)

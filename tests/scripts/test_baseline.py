@@ -24,6 +24,8 @@ from scripts.baseline import (
     spread,
 )
 from scripts.runs import FAILED, PASSED
+from training.corpus import META_FILE
+from training.data import DATA_FOLDER
 
 COLUMNS = [field.name for field in dataclasses.fields(Result)]
 
@@ -237,7 +239,14 @@ def test_a_row_is_made_of_a_real_run(tiny_training):
     assert measured.torch
 
 
+TINY_SHAKESPEARE = [DATA_FOLDER / "shakespeare_char" / name for name in (META_FILE, "input.txt")]
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not any(file.is_file() for file in TINY_SHAKESPEARE),
+    reason="Tiny Shakespeare is absent: python data/shakespeare_char/prepare.py",
+)
 def test_two_seeds_reach_the_bar_on_this_cpu(tmp_path):
     flags = [f"--out_dir={tmp_path}", f"--metrics={tmp_path / 'table.csv'}"]
     assert main(["--cpu", "--seeds=1337,1338", *flags]) == PASSED

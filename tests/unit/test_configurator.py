@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
 import sys
 import textwrap
 
@@ -12,7 +14,14 @@ import pytest
 
 import configurator
 from components.norms import NORMS
-from configurator import NANOGPT_KEYS, key_table, load, run_cli, run_plugins, settings_from_dict
+from configurator import (
+    NANOGPT_KEYS,
+    key_table,
+    load,
+    run_cli,
+    run_plugins,
+    settings_from_dict,
+)
 from model_config import PRESETS, ModelArchitectureConfig
 from options import ConfigError
 from training.config import TrainingConfig
@@ -428,6 +437,22 @@ def test_the_script_exits_with_what_main_returns(monkeypatch):
     with pytest.raises(SystemExit) as caught:
         run_cli(lambda argv: len(argv))
     assert caught.value.code == 1
+
+
+@pytest.mark.parametrize("said", ["a few words", "word " * 9999])
+def test_nobody_reading_the_output_is_no_error(said):
+    """Whether the pipe breaks while there is more to print, or at the end."""
+    script = f"import configurator; configurator.run_cli(lambda argv: print({said!r}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        cwd=configurator.CONFIG_FOLDER.parent,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 # Parts of one's own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from configurator import load
 from options import ConfigError
-from training.run import complete, new_run_name, padded_vocabulary
+from training.run import complete, named, padded_vocabulary, refuse_machine
 
 CPU = torch.device("cpu")
 
@@ -21,8 +20,8 @@ def data(vocab_size: int) -> SimpleNamespace:
     return SimpleNamespace(vocab_size=vocab_size)
 
 
-def completed(*argv: str, vocab_size: int = 256, dtype: torch.dtype = torch.float32):
-    return complete(load(argv), data(vocab_size), CPU, dtype)
+def completed(*argv: str, vocab_size: int = 256):
+    return complete(load(argv), data(vocab_size))
 
 
 class TestVocabulary:
@@ -42,30 +41,26 @@ class TestVocabulary:
 
 
 class TestName:
-    def test_auto_is_preset_and_time(self, tmp_path: Path) -> None:
-        name = completed("config/arch_llama.py", f"--out_dir={tmp_path}").training.run_name
+    def test_auto_is_the_preset_and_time_of_a_new_folder(self, tmp_path) -> None:
+        name = named(load(["config/arch_llama.py", f"--out_dir={tmp_path}"])).training.run_name
         assert name.startswith("llama-2")
+        assert [folder.name for folder in tmp_path.iterdir()] == [name]
 
-    def test_is_new(self, tmp_path: Path) -> None:
-        names = set()
-        for _ in range(5):
-            name = new_run_name("llama", tmp_path)
-            (tmp_path / name).mkdir()
-            names.add(name)
-        assert len(names) == 5
-
-    def test_given_stays(self) -> None:
-        assert completed("--run_name=mine").training.run_name == "mine"
+    def test_given_stays(self, tmp_path) -> None:
+        settings = load(["--run_name=mine", f"--out_dir={tmp_path}"])
+        assert named(settings) is settings
+        assert not list(tmp_path.iterdir())
 
 
 class TestProblems:
     def test_all_are_told_at_once(self) -> None:
-        settings = load(["--vocab_size=10", "--attention_backend=flash"])
+        settings = load(["--tf32=True", "--attention_backend=flash"])
         plugins = {"a/part.py": "", "b/part.py": ""}
         settings = dataclasses.replace(settings, plugins=plugins)
         with pytest.raises(ConfigError) as refused:
-            complete(settings, data(256), CPU, torch.float32)
+            refuse_machine(settings, CPU, torch.float32)
         message = str(refused.value)
         assert "3 problems" in message
         assert "attention_backend='flash'" in message
+        assert "tf32=True does nothing" in message
         assert "2 plugins are called part.py" in message

@@ -81,7 +81,9 @@ def train(logger, first: int, last: int) -> None:
         log_step(logger, iter)
         if iter % 10 == 0:
             log_eval(logger, iter)
-            logger.log_checkpoint(logger.run_dir / "checkpoints" / f"step_{iter}", iter)
+            path = logger.run_dir / "checkpoints" / f"step_{iter}"
+            path.mkdir(parents=True, exist_ok=True)
+            logger.log_checkpoint(path, iter)
 
 
 def train_and_raise(run_dir, last: int, error: type[BaseException]) -> None:
@@ -411,6 +413,14 @@ def test_a_new_log_never_overwrites_one(tmp_path):
     with pytest.raises(ValueError, match=r"already holds a run \(run.json, metrics.jsonl\).*--res"):
         make_logger(tmp_path).__enter__()
     assert (tmp_path / "run.json").read_text() == before
+
+
+def test_only_checkpoints_that_are_there_are_listed_each_once(tmp_path):
+    with make_logger(tmp_path) as logger:
+        train(logger, 5, 30)
+        (tmp_path / "checkpoints/step_10").rmdir()
+        logger.log_checkpoint(tmp_path / "checkpoints/step_30", 30)
+    assert [saved["step"] for saved in read_run(tmp_path)["checkpoints"]] == [20, 30]
 
 
 # --- Resume ---

@@ -1,0 +1,93 @@
+"""A run's folder is its alone: a new one has a name of its own, and one process trains in it.
+
+The mark is a lock of the operating system (flock) on `<run>/.lock`, which holds the number of the
+process. It ends with the process, however that ends. Where a system or a file system has no such
+locks, nothing is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK_FILE = ".lock"
+
+
+def make_run_folder(name: str, out_dir: Path) -> Path:
+    """Make and return a folder under `out_dir` that none has been: name, date and time, and a
+    number where two runs start in one second."""
+    stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = out_dir / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep every other process from training in a folder, which is made where it is missing.
+
+    Raises:
+        ValueError: another process, or this one, trains in it already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
+        if not _lock(file):
+            raise ValueError(_taken(folder, file))
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            _unlock(file)  # closing would not do while a forked process has the file open, too
+
+
+def refuse_claimed(folder: Path) -> None:
+    """Raise ValueError where a process trains in a folder now."""
+    with contextlib.suppress(FileNotFoundError), (folder / LOCK_FILE).open("r") as file:
+        if not _lock(file, shared=True):  # so that two who ask do not hinder each other
+            raise ValueError(_taken(folder, file))
+        _unlock(file)
+
+
+def _lock(file: TextIO, *, shared: bool = False) -> bool:
+    """Whether nobody else had the lock; then it is ours, where there are locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _unlock(file: TextIO) -> None:
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _taken(folder: Path, file: TextIO) -> str:
+    file.seek(0)
+    return (
+        f"{folder} is being trained by process {file.read()}; wait for it or choose another "
+        "--run_name."
+    )
