@@ -143,7 +143,7 @@ def test_attention_backends(name, softcap, window):
     """Two query heads of one key head, by queries, keys, values and the bias on the scores."""
     needs = AttentionNeeds(window=window, softcap=softcap, bias=True)
     backend = ATTENTION_BACKENDS[name]
-    if backend.lacks(needs) or backend.refusal("cpu", torch.float64, training=True):
+    if backend.lacks(needs) or backend.refusal(needs, "cpu", torch.float64, True):
         pytest.skip("cannot do this on a CPU")
     q, k, v = (random_input(1, heads, 4, 3) for heads in (2, 1, 1))
     assert gradcheck(backend(needs), (q, k, v, random_input(2, 4, 4)), **TOLERANCES)
