@@ -354,9 +354,9 @@ class AutoAttention(AttentionBackend):
     def _name(self, device: str, whole: bool) -> str:
         """The fastest backend on a device, for a whole sequence or for tokens that follow a cache.
 
-        On CUDA, a window or a softcap makes SDPA leave its causal kernel or cannot be done by it;
-        flex skips the blocks that a mask hides. A bias is left to SDPA, whose masked kernel adds
-        it, and so are tokens after a cache, for whose changing lengths flex would compile anew.
+        On CUDA, flex skips the blocks that a window hides, and SDPA would leave its causal kernel
+        for a masked one; a softcap SDPA cannot do. Not left to flex are a bias, which SDPA's masked
+        kernel adds, and tokens after a cache, for whose changing lengths flex would compile anew.
         """
         masked = self.needs.window is not None or self.needs.softcap is not None
         flexes = masked and not self.needs.bias and self.needs.head_dim >= FLEX_LEAST_HEAD_DIM
