@@ -1,0 +1,51 @@
+"""A group's validation curve with its spread over seeds: what the plot and the page draw."""
+
+from __future__ import annotations
+
+import dataclasses
+from statistics import fmean
+
+from comparison.curves import curve, loss_at
+from comparison.groups import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Losses of a group over a unit of budget, nats per token; the lists are of one length.
+
+    Attributes:
+        budgets: What was spent, rising.
+        mean: The mean loss over the counted seeds.
+        low: That of the luckiest seed at each budget.
+        high: That of the unluckiest.
+    """
+
+    budgets: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def band(group: Group, axis: str) -> Band | None:
+    """The band of a group, at every budget at which one of its runs was validated and which all
+    of them reached; None where there is no such budget.
+
+    Args:
+        group: Its counted runs are drawn.
+        axis: A unit of budget, of `curves.AXES`.
+    """
+    curves = [curve(run, axis) for run in group.counted]
+    if not curves or not all(curves):
+        return None
+    first = max(points[0][0] for points in curves)
+    last = min(points[-1][0] for points in curves)
+    budgets = sorted({spent for points in curves for spent, _ in points if first <= spent <= last})
+    if not budgets:
+        return None
+    losses = [[loss_at(points, budget) for points in curves] for budget in budgets]
+    return Band(
+        budgets,
+        mean=[fmean(row) for row in losses],
+        low=[min(row) for row in losses],
+        high=[max(row) for row in losses],
+    )
