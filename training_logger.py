@@ -215,7 +215,7 @@ def json_safe(value: Any) -> Any:
     return value
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace the file; a kill at any moment leaves the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
@@ -255,6 +255,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             "restore the file or remove that line."
         )
     return lines
+
+
+def last_metrics(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a metrics.jsonl, without reading what is before; None before any."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        texts = file.read().decode("utf-8", errors="replace").split("\n")[:-1]
+    return _parse_metrics_line(texts[-1]) if texts else None
 
 
 def read_run(path: Path) -> Any:
@@ -445,7 +453,7 @@ class TrainingLogger:
         lines = read_metrics(metrics_path) if metrics_path.exists() else []
         lines = [line for line in lines if line["iter"] <= step]
         earlier = self._read_earlier_run()
-        _write_atomically(metrics_path, "".join(map(_metrics_line, lines)))
+        write_atomically(metrics_path, "".join(map(_metrics_line, lines)))
         for kind, name in _LIST_OF_KIND.items():
             self._run[name] = records_of(lines, kind)
         checkpoints = earlier.get("checkpoints", [])
@@ -605,4 +613,4 @@ class TrainingLogger:
 
     def _write_run(self) -> None:
         text = json.dumps({**self._run, "summary": self.summary}, indent=1, allow_nan=False)
-        _write_atomically(self.run_dir / RUN_FILE, text + "\n")
+        write_atomically(self.run_dir / RUN_FILE, text + "\n")
