@@ -5,6 +5,7 @@ from __future__ import annotations
 from configurator import Settings
 from model_config import ModelArchitectureConfig
 from options import groups
+from training.config import TrainingConfig
 from training.memory import expected_memory
 from training.run import Run
 from training_logger import format_bytes, format_count, format_flops, format_start_report
@@ -64,7 +65,6 @@ def _data(run: Run) -> Rows:
 
 def _training(settings: Settings) -> Rows:
     training = settings.training
-    total = training.max_iters * training.tokens_per_step
     return [
         (
             "batch",
@@ -72,7 +72,7 @@ def _training(settings: Settings) -> Rows:
             f"{training.gradient_accumulation_steps} x batch_size {training.batch_size} x "
             f"sequence_length {training.sequence_length}",
         ),
-        ("length", f"{training.max_iters:,} steps, {format_count(total)} tokens"),
+        ("length", _length(training)),
         (
             "learning rate",
             f"{training.learning_rate:g}, {training.lr_schedule}, warm-up of "
@@ -80,6 +80,14 @@ def _training(settings: Settings) -> Rows:
         ),
         ("seeds", f"seed {training.seed}, data_seed {training.data_seed}"),
     ]
+
+
+def _length(training: TrainingConfig) -> str:
+    total = format_count(training.max_iters * training.tokens_per_step)
+    steps = f"{training.max_iters:,} steps, {total} tokens"
+    if training.max_minutes == 0:
+        return steps
+    return f"{training.max_minutes:g} minutes of training, but at most {steps}"
 
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:

@@ -34,6 +34,7 @@ class Run:
         network: The model; `model` is the same, compiled where that is asked for.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
+        seconds: What `watch` showed after the last of them.
         logged_at: The step of the last log line.
         evaluated_at: The step of the last validation, None before the first.
         val_loss: What that gave, in nats per token; None where it is not known.
@@ -52,6 +53,7 @@ class Run:
     stepper: Stepper
     watch: Stopwatch
     step: int = 0
+    seconds: float = 0.0
     logged_at: int = 0
     evaluated_at: int | None = None
     val_loss: float | None = None
@@ -61,11 +63,33 @@ class Run:
     def tokens_seen(self) -> int:
         return self.step * self.settings.training.tokens_per_step
 
+    def advance(self) -> None:
+        """Count the step that was just given to the device."""
+        self.step += 1
+        self.seconds = self.watch.read()
+
+    @property
+    def position(self) -> float:
+        """Where it is on the schedule of its learning rate, in steps.
+
+        A share of the minutes stands for that share of max_iters, so that the schedule ends with
+        the run whichever limit ends it (Geiping and Goldstein 2022, "Cramming", arXiv 2212.14034).
+        """
+        training = self.settings.training
+        if training.max_minutes == 0:
+            return self.step
+        share = self.seconds / (60 * training.max_minutes)
+        return max(self.step, share * training.max_iters)
+
+    @property
+    def over(self) -> bool:
+        """Whether its steps are done, or its minutes spent."""
+        return self.position >= self.settings.training.max_iters
+
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and validated."""
-        max_iters = self.settings.training.max_iters
-        return self.step >= max_iters and self.evaluated_at == self.step
+        """Whether it is over and validated."""
+        return self.over and self.evaluated_at == self.step
 
     def restore(self, start: Start) -> None:
         """Go back to where a checkpoint was saved, random generators included.
@@ -87,7 +111,8 @@ class Run:
         self.step = self.saved_at = self.logged_at = start.state["step"]
         self.evaluated_at = start.state["evaluated_at"]
         self.val_loss = start.state["val_loss"]
-        self.watch = Stopwatch(self.device, start.state["seconds"])
+        self.seconds = start.state["seconds"]
+        self.watch = Stopwatch(self.device, self.seconds)
 
 
 def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:

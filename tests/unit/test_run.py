@@ -10,7 +10,7 @@ import torch
 
 from configurator import load
 from options import ConfigError
-from training.run import complete, named, padded_vocabulary, refuse_machine
+from training.run import Run, complete, named, padded_vocabulary, refuse_machine
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,45 @@ def data(vocab_size: int) -> SimpleNamespace:
 
 def completed(*argv: str, vocab_size: int = 256):
     return complete(load(argv), data(vocab_size))
+
+
+def run_at(step: int, seconds: float, *argv: str) -> Run:
+    """A run that is so far, of which nothing but its settings exists."""
+    fields = {field.name: None for field in dataclasses.fields(Run)}
+    return Run(**{**fields, "settings": load(argv), "step": step, "seconds": seconds})
+
+
+class TestPosition:
+    """With 100 steps and 2 minutes as limits."""
+
+    LIMITS = ("--max_iters=100", "--max_minutes=2")
+
+    @pytest.mark.parametrize(
+        ("step", "seconds", "position", "over"),
+        [
+            (0, 0.0, 0.0, False),
+            (10, 6.0, 10.0, False),  # time would allow 200 steps
+            (10, 30.0, 25.0, False),  # and here 40
+            (40, 119.9, 99.9 + 1 / 60, False),
+            (40, 120.0, 100.0, True),
+            (41, 150.0, 125.0, True),
+            (100, 20.0, 100.0, True),
+        ],
+    )
+    def test_is_the_larger_share(self, step, seconds, position, over) -> None:
+        run = run_at(step, seconds, *self.LIMITS)
+        assert run.position == pytest.approx(position)
+        assert run.over == over
+
+    def test_without_a_limit_time_does_not_matter(self) -> None:
+        run = run_at(10, 1e9, "--max_iters=100")
+        assert (run.position, run.over) == (10, False)
+
+    def test_finished_is_over_and_validated(self) -> None:
+        run = run_at(40, 120.0, *self.LIMITS)
+        assert not run.finished
+        run.evaluated_at = 40
+        assert run.finished
 
 
 class TestVocabulary:
