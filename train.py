@@ -44,7 +44,7 @@ from training.hardware import (
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
 from training.resume import Start, find_start
-from training.run import Run, complete, named, refuse_machine
+from training.run import Run, complete, fitting_memory, named, refuse_machine
 from training.signals import StopRequest
 from training_logger import TrainingLogger, discard_unfinished_log, refuse_existing_log
 
@@ -95,6 +95,8 @@ def set_up(start: Start) -> Run:
         training.eval_tokens,
     )
     settings = complete(start.settings, dataset)
+    compiles = resolve_compile(training.compile, device)
+    memory = fitting_memory(settings, device, dtype, compiles)
 
     set_tf32(training.tf32)
     seed_everything(training.seed)
@@ -102,7 +104,6 @@ def set_up(start: Start) -> Run:
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
-    compiles = resolve_compile(training.compile, device)
     settings = named(settings)  # which makes a folder, so nothing that may fail comes after
     run = Run(
         settings=settings,
@@ -111,6 +112,7 @@ def set_up(start: Start) -> Run:
         validation=validation,
         device=device,
         dtype=dtype,
+        memory=memory,
         network=network,
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
         model=torch.compile(network, dynamic=False) if compiles else network,

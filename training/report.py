@@ -6,7 +6,6 @@ from configurator import Settings
 from model_config import ModelArchitectureConfig
 from options import groups
 from training.config import TrainingConfig
-from training.memory import expected_memory
 from training.run import Run
 from training_logger import format_bytes, format_count, format_flops, format_start_report
 
@@ -91,10 +90,7 @@ def _length(training: TrainingConfig) -> str:
 
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
-    model, training, device = run.settings.model, run.settings.training, run.device.type
-    memory = expected_memory(
-        model, training.batch_size, training.sequence_length, device, run.dtype
-    )
+    model, memory, device = run.settings.model, run.memory, run.device.type
     return [
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),

@@ -18,9 +18,11 @@ from training.claim import make_run_folder
 from training.clock import Stopwatch
 from training.config import TrainingConfig
 from training.data import Dataset, ValidationWindows
-from training.hardware import device_name, has_tf32
+from training.hardware import device_name, has_tf32, total_memory
+from training.memory import ExpectedMemory, expected_memory
 from training.optim import Stepper
 from training.resume import Start
+from training_logger import format_bytes
 
 PADDED_FROM = 4096
 """Vocabularies of at least so many tokens are padded to a multiple of 64, for faster matmuls."""
@@ -31,6 +33,7 @@ class Run:
     """What a run consists of, and how far it is.
 
     Attributes:
+        memory: What it is expected to need.
         network: The model; `model` is the same, compiled where that is asked for.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
@@ -47,6 +50,7 @@ class Run:
     validation: ValidationWindows
     device: torch.device
     dtype: torch.dtype
+    memory: ExpectedMemory
     network: GPT
     model: nn.Module
     optimizer: torch.optim.AdamW
@@ -127,6 +131,40 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def fitting_memory(
+    settings: Settings, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> ExpectedMemory:
+    """What a run will need of memory.
+
+    Raises:
+        ConfigError: it is more than the device has, whatever else is in there.
+    """
+    model, training = settings.model, settings.training
+    memory = expected_memory(
+        model, training.batch_size, training.sequence_length, device.type, dtype
+    )
+    available = total_memory(device)
+    if available is None or memory.least(compiled) <= available:
+        return memory
+    message = (
+        f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
+        f"{'at least' if compiled else 'about'} {format_bytes(memory.least(compiled))} "
+        f"({format_bytes(memory.state)} of it for weights, gradients and AdamW), but "
+        f"{device_name(device)} has {format_bytes(available)}; lower "
+        f"{_memory_fix(memory, available, training)}."
+    )
+    raise ConfigError([Problem(("batch_size", "sequence_length", "n_embd"), message)])
+
+
+def _memory_fix(memory: ExpectedMemory, available: int, training: TrainingConfig) -> str:
+    """What to lower of a run that does not fit."""
+    if memory.state > available:
+        return "n_layer, n_embd or vocab_size"
+    if training.batch_size == 1:
+        return "sequence_length"
+    return "batch_size, and raise gradient_accumulation_steps as much: the steps stay the same"
 
 
 def complete(settings: Settings, dataset: Dataset) -> Settings:
