@@ -117,8 +117,8 @@ def _pack(fields: Sequence[str], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def _progress(iter: int, max_iters: int) -> str:
-    return f"{iter:>{len(str(max_iters))}}/{max_iters}"
+def _progress(iter: int, max_iters: int | None) -> str:
+    return f"{iter:>6}" if max_iters is None else f"{iter:>{len(str(max_iters))}}/{max_iters}"
 
 
 def _memory_field(memory: Mapping[str, float | None]) -> str:
@@ -137,7 +137,7 @@ def _tflops(value: float | None) -> str:
     return format_number(value, ".0f" if value is not None and value >= 100 else ".3g")
 
 
-def format_step(record: Mapping[str, Any], max_iters: int) -> str:
+def format_step(record: Mapping[str, Any], max_iters: int | None) -> str:
     """A record of `training_iterations` as lines: what it learns and how fast, then the rest."""
     mfu, gradients = record["mfu"], record["gradients"]
     percent = mfu["mfu_percent"]
@@ -153,15 +153,17 @@ def format_step(record: Mapping[str, Any], max_iters: int) -> str:
     details = [
         f"{format_flops(mfu['flops_per_token'])}/token",
         _memory_field(record["memory"]),
-        f"grad norm {gradients['norm']:.3g} mean {gradients['mean']: .1e} "
-        f"std {gradients['std']:.1e}",
+        f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], ' .1e')} "
+        f"std {format_number(gradients['std'], '.1e')}",
     ]
     if record["bad_steps"]:
         details.append(f"skipped steps {record['bad_steps']}")
     return _pack(fields) + "\n" + _pack(details, indent="    ")
 
 
-def format_eval(record: Mapping[str, Any], max_iters: int, best: Mapping[str, Any] | None) -> str:
+def format_eval(
+    record: Mapping[str, Any], max_iters: int | None, best: Mapping[str, Any] | None
+) -> str:
     """A record of `eval_steps` as a line; `best` is the record of the lowest loss so far."""
     best_text = "none finite" if best is None else f"{best['val_loss']:.4f} at {best['iter']}"
     fields = [
@@ -178,7 +180,7 @@ def format_eval(record: Mapping[str, Any], max_iters: int, best: Mapping[str, An
 class _Console:
     """Lines on standard output and, where that is a terminal, a progress bar beneath them."""
 
-    def __init__(self, done: int, total: int):
+    def __init__(self, done: int, total: int | None):
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -375,7 +377,8 @@ class TrainingLogger:
         environment: `python, torch, cuda, driver, device, commit`, ...
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
         peak_flops: What the hardware can do, FLOP/s; None where that is unknown.
-        max_iters: Optimizer steps of the whole run.
+        max_iters: Optimizer steps of the whole run; None where time may end it before, and then
+            progress is shown without a total.
         resume_step: Take up the log of this folder at the step of a checkpoint: records of later
             steps are dropped, since those steps are done again. None starts a new log.
 
@@ -394,7 +397,7 @@ class TrainingLogger:
         environment: Mapping[str, Any],
         data: Mapping[str, Any],
         peak_flops: float | None,
-        max_iters: int,
+        max_iters: int | None,
         resume_step: int | None = None,
     ):
         self.run_dir = Path(run_dir)
@@ -515,7 +518,7 @@ class TrainingLogger:
             tokens_seen: Training tokens of all steps so far.
             tokens_per_second: Training tokens per second of this interval.
             memory: Bytes: `allocated, peak, reserved`, or `resident, peak`; None where unknown.
-            gradients: `norm, mean, std` of the gradient.
+            gradients: `norm` of the gradient, and `mean, std` where they were measured.
             bad_steps: Steps skipped so far, for a loss or gradient that was not finite.
         """
         record = {
@@ -527,7 +530,7 @@ class TrainingLogger:
             "tokens_per_second": tokens_per_second,
             "mfu": self._utilization(tokens_per_second),
             "memory": dict(memory),
-            "gradients": dict(gradients),
+            "gradients": dict.fromkeys(("norm", "mean", "std")) | dict(gradients),
             "bad_steps": bad_steps,
         }
         self._append("train", record)
