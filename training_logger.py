@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,7 @@ from training.log_lines import (
     format_start_report,
     format_step,
 )
+from training.sinks import Beginning, OpenSinks
 
 __all__ = [
     "LINE_WIDTH",
@@ -89,10 +90,11 @@ class TrainingLogger:
         max_iters: Optimizer steps of the whole run.
         resume_step: Take up the log of this folder at the step of a checkpoint: records of later
             steps are dropped, since those steps are done again. None starts a new log.
+        sinks: Where every line goes besides, of `sinks.SINKS`.
 
     Raises:
-        ValueError: On entering: a new log where the folder holds one already, or the log to take
-            up is damaged.
+        ValueError: On entering: a new log where the folder holds one already, the log to take up
+            is damaged, or a sink cannot be opened.
     """
 
     def __init__(
@@ -107,11 +109,13 @@ class TrainingLogger:
         peak_flops: float | None,
         max_iters: int,
         resume_step: int | None = None,
+        sinks: Sequence[str] = (),
     ):
         self.run_dir = Path(run_dir)
         self._peak_flops = peak_flops
         self._max_iters = max_iters
         self._resume_step = resume_step
+        self._sink_names = sinks
         self._earlier_seconds = 0.0  # wall time of the sessions before this one
         self._interrupted = False
         self._run: dict[str, Any] = {
@@ -132,10 +136,12 @@ class TrainingLogger:
     def __enter__(self) -> TrainingLogger:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._started = time.perf_counter()
+        lines: list[dict[str, Any]] = []
         if self._resume_step is None:
             refuse_existing_log(self.run_dir)
         else:
-            self._take_up_log(self._resume_step)
+            lines = self._take_up_log(self._resume_step)
+        self._sinks = OpenSinks(self._sink_names, self._beginning(lines), self.say)
         self._write_run()
         self._metrics = open(self.run_dir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
         self._console = Console(self._resume_step or 0, self._max_iters)
@@ -155,11 +161,23 @@ class TrainingLogger:
         self._metrics.close()
         self._run.update(status=status, end_time=_now())
         self._write_run()
+        self._sinks.close(failed=status == "failed")
         self.say(f"{status}; the log is in {self.run_dir / RUN_FILE}")
         self._console.close()
 
-    def _take_up_log(self, step: int) -> None:
-        """Keep what the files of this folder tell up to `step`, and note the resumption."""
+    def _beginning(self, lines: Sequence[Mapping[str, Any]]) -> Beginning:
+        return Beginning(
+            run_dir=self.run_dir,
+            run_name=self._run["run_name"],
+            start_time=self._run["start_time"],
+            config=self._run["config"],
+            resume_step=self._resume_step,
+            lines=lines,
+        )
+
+    def _take_up_log(self, step: int) -> list[dict[str, Any]]:
+        """Keep what the files of this folder tell up to `step`, and note the resumption; returns
+        the lines of metrics.jsonl that are kept."""
         metrics_path = self.run_dir / METRICS_FILE
         lines = read_metrics(metrics_path) if metrics_path.exists() else []
         lines = [line for line in lines if line["iter"] <= step]
@@ -172,6 +190,7 @@ class TrainingLogger:
         self._run["start_time"] = earlier.get("start_time", self._run["start_time"])
         self._run["resumed"] = [*earlier.get("resumed", []), {"step": step, "time": _now()}]
         self._earlier_seconds = lines[-1]["wall_seconds"] if lines else 0.0
+        return lines
 
     def _read_earlier_run(self) -> dict[str, Any]:
         path = self.run_dir / RUN_FILE
@@ -321,6 +340,7 @@ class TrainingLogger:
         self._metrics.write(metrics_line(line))
         self._metrics.flush()
         self._run[LIST_OF_KIND[kind]].append(safe)
+        self._sinks.record(line)
 
     def _write_run(self) -> None:
         text = json.dumps({**self._run, "summary": self.summary}, indent=1, allow_nan=False)

@@ -21,6 +21,7 @@ from training.data import Dataset, ValidationWindows
 from training.hardware import device_name, has_tf32
 from training.optim import Stepper
 from training.resume import Start
+from training.sinks import missing_packages
 
 PADDED_FROM = 4096
 """Vocabularies of at least so many tokens are padded to a multiple of 64, for faster matmuls."""
@@ -95,6 +96,7 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     problems = [
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
+        *_log_problems(settings.training),
         *(
             Problem(("attention_backend",), refusal)
             for refusal in settings.model.backend_refusals(device.type, dtype)
@@ -167,6 +169,14 @@ def _tf32_problems(
         "dtype='float32' on CUDA devices of capability 8.0 or more; drop it, or set those."
     )
     return [Problem(("tf32", "device", "dtype"), message)]
+
+
+def _log_problems(training: TrainingConfig) -> list[Problem]:
+    missing = " ".join(missing_packages(training.log_sinks))
+    if not missing:
+        return []
+    needs = f"log_to={training.log_to!r} needs what is not installed"
+    return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:
