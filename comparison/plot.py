@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from comparison.bands import Band, band
+from comparison.curves import AXES, common_budget
 from comparison.documents import assignments
 from comparison.findings import Findings, Row
 from comparison.verdicts import BASELINE, Verdict
@@ -48,11 +49,12 @@ _AXIS_HEIGHT, _CHARACTER_WIDTH = 0.55, 0.068  # inches
 _LEFT, _LABELS_LEFT, _VERDICTS_LEFT = 0.01, 0.06, 0.86  # shares of the width
 _LABEL_WIDTH, _LABEL_LINES, _NOTE_WIDTH = 60, 2, 170  # characters, lines, characters
 _SMALL = 6.5  # points
-_AXIS_LABELS = {
-    "tokens": "training tokens",
-    "flops": "training FLOPs",
-    "seconds": "training time (s)",
+_AXES_DRAWN = {
+    "tokens": ("training tokens", ""),
+    "flops": ("training FLOPs", ""),
+    "seconds": ("training time", "s"),
 }
+"""Of each unit of budget the label of its axis and the unit of its ticks."""
 
 _FIRST_SHOWN, _FIRST_SPANNED = 1 / 6, 1 / 4
 """Shares of the longest budget: where the curves begin, and from where on the loss axis spans them.
@@ -142,11 +144,12 @@ def draw(findings: Findings) -> Figure:
     from matplotlib.figure import Figure
 
     arms = arms_of(findings)
-    panels = {axis: _trained_bands(arms, axis) for axis in findings.budgets}
+    panels = dict(_panels(arms))
     if not panels:
-        raise ValueError("nothing to plot: no run was validated after its first step")
+        raise ValueError("nothing to plot: no run has a finite validation loss after step 0")
     limits = _loss_limits([found for bands in panels.values() for found in bands.values()])
-    notes = textwrap.wrap(" ".join(_notes(findings, arms, limits)), _NOTE_WIDTH)
+    drawn = {number for bands in panels.values() for number in bands}
+    notes = textwrap.wrap(" ".join(_notes(findings, arms, drawn, limits)), _NOTE_WIDTH)
     key_height = _LINE_HEIGHT * sum(arm.lines for arm in arms)
     judged = any(arm.row.verdict.estimate for arm in arms)
     below = judged * _AXIS_HEIGHT + _NOTE_HEIGHT * (len(notes) + 1)
@@ -156,9 +159,9 @@ def draw(findings: Findings) -> Figure:
     curves.suptitle(_title(arms), x=_LEFT, ha="left", fontsize="medium")
     for column, (axis, bands) in enumerate(panels.items(), start=1):
         panel = curves.add_subplot(1, len(panels), column)
-        drawn = [(arm, bands[arm.number]) for arm in arms if arm.number in bands]
-        _draw_curves(panel, drawn, limits)
-        panel.set_xlabel(_AXIS_LABELS[axis])
+        curved = [(arm, bands[arm.number]) for arm in arms if arm.number in bands]
+        _draw_curves(panel, curved, limits)
+        _label_budgets(panel, axis)
         panel.tick_params(labelleft=column == 1)
     curves.axes[0].set_ylabel("validation loss (nats per token)")
     _draw_key(key, (below / heights[1], 1), arms, findings.margin)
@@ -174,21 +177,31 @@ def _title(arms: Sequence[Arm]) -> str:
     return f"Validation loss: mean of {seeds} seeds, and the range from the lowest to the highest"
 
 
-def _notes(findings: Findings, arms: Sequence[Arm], limits: tuple[float, float]) -> Iterator[str]:
+def _notes(
+    findings: Findings, arms: Sequence[Arm], drawn: Collection[str], limits: tuple[float, float]
+) -> Iterator[str]:
     """What is not in the picture, a sentence each."""
-    above = [arm for arm in arms if (arm.row.group.loss or 0) > limits[1]]
+    above = [arm for arm in arms if arm.number in drawn and arm.row.group.loss > limits[1]]
     if above:
         ends = ", ".join(f"{arm.number} ends at {arm.row.group.loss:.4f}" for arm in above)
         yield f"Above the losses shown: {ends}."
-    lost = [arm.number for arm in arms if not arm.row.group.n]
+    lost = [arm.number for arm in arms if arm.number not in drawn]
     if lost:
-        yield f"Without a finite loss: {', '.join(lost)}."
+        yield f"Without a finite loss after step 0: {', '.join(lost)}."
     apart = [row.group.name for row in findings.rows if row.set_apart]
     if apart:
         yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
 
 
 # Curves
+
+
+def _panels(arms: Sequence[Arm]) -> Iterator[tuple[str, dict[str, Band]]]:
+    """Each unit of budget that can be compared, and the bands of the arms over it."""
+    for axis in AXES:
+        bands = _trained_bands(arms, axis)
+        if common_budget((arm.row.group for arm in arms if arm.number in bands), axis):
+            yield axis, bands
 
 
 def _trained_bands(arms: Sequence[Arm], axis: str) -> dict[str, Band]:
@@ -224,8 +237,6 @@ def _usual(reaches: Sequence[float]) -> float:
 def _draw_curves(
     panel: Axes, drawn: Sequence[tuple[Arm, Band]], limits: tuple[float, float]
 ) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
     for arm, found in drawn:
         marker = "o" if len(found.budgets) == 1 else None  # a line needs two points
         panel.plot(found.budgets, found.mean, marker=marker, gid=arm.number, **arm.line)
@@ -235,11 +246,18 @@ def _draw_curves(
     panel.set_xscale("log")
     panel.set_xlim(first if first < last else last / 2, last)
     panel.set_ylim(*limits)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.25, linewidth=0.5)
     _number_ends(panel, drawn, limits)
+
+
+def _label_budgets(panel: Axes, axis: str) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    label, unit = _AXES_DRAWN[axis]
+    panel.set_xlabel(label)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _number_ends(

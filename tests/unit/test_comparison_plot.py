@@ -78,11 +78,12 @@ def test_axes_say_what_they_are_in_si_units():
     assert [panel.get_xlabel() for panel in curves] == [
         "training tokens",
         "training FLOPs",
-        "training time (s)",
+        "training time",
     ]
     assert curves[0].get_ylabel() == "validation loss (nats per token)"
     assert curves[0].xaxis.get_major_formatter()(50_000) == "50k"
     assert curves[1].xaxis.get_major_formatter()(5e12) == "5T"
+    assert curves[2].xaxis.get_major_formatter()(2000) == "2 ks"
     assert "95 % interval" in key.get_xlabel()
     assert "mean of 4 seeds" in " ".join(texts_of(figure))
 
@@ -184,18 +185,19 @@ def test_groups_that_are_set_apart_are_left_out_by_name():
     assert "Left out, since not comparable with the baseline: arch-apart." in texts_of(figure)
 
 
-def test_an_arm_without_a_finite_loss_is_only_in_the_key():
-    runs = arms(FAST)
-    runs += simulated_arm("lost", [None], curve=[(0, 9.0), (100, None)], start="2025-02-01")
+@pytest.mark.parametrize("curve", [[(0, 9.0), (100, None)], [(0, 9.0)]])
+def test_an_arm_that_never_got_a_loss_is_only_in_the_key(curve):
+    runs = arms(FAST) + simulated_arm("lost", [None], curve=curve, start="2025-02-01")
     figure = draw(compare(runs))
-    assert lines_of(panels_of(figure)[0][0]).keys() == {"1", "2"}
-    assert "Without a finite loss: 3." in texts_of(figure)
+    curves, _ = panels_of(figure)
+    assert [lines_of(panel).keys() for panel in curves] == [{"1", "2"}] * 3
+    assert "Without a finite loss after step 0: 3." in texts_of(figure)
     assert "3  arch-lost" in texts_of(figure)
 
 
 def test_nothing_to_plot_is_said():
     runs = [simulated_run(curve=[(0, 9.0)])]
-    with pytest.raises(ValueError, match="nothing to plot: no run was validated after"):
+    with pytest.raises(ValueError, match="nothing to plot: no run has a finite validation loss"):
         draw(compare(runs))
 
 
