@@ -171,7 +171,6 @@ class TrainingLogger:
             run_name=self._run["run_name"],
             start_time=self._run["start_time"],
             config=self._run["config"],
-            resume_step=self._resume_step,
             lines=lines,
         )
 

@@ -14,6 +14,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -53,15 +54,13 @@ class Beginning:
         run_name: What the run is called.
         start_time: When it first started; with the name it tells the run from all others.
         config: Every key of the run and its value.
-        resume_step: The step of the checkpoint that the run goes on from; None for a new run.
-        lines: The lines of metrics.jsonl up to that step.
+        lines: The lines of metrics.jsonl, up to the checkpoint that the run goes on from.
     """
 
     run_dir: Path
     run_name: str
     start_time: str
     config: Mapping[str, Any]
-    resume_step: int | None
     lines: Sequence[Mapping[str, Any]]
 
 
@@ -137,7 +136,8 @@ class CsvSink:
 class TensorBoardSink:
     """Curves in `tensorboard/` of the run's folder, over `iter`, and the config as text.
 
-    What a resumed run does again replaces what it did before.
+    Each session writes the curves from the beginning and has TensorBoard forget those before it,
+    so that they are the lines of metrics.jsonl however often a run went on.
     """
 
     package = "tensorboard"
@@ -145,20 +145,20 @@ class TensorBoardSink:
     def __init__(self, beginning: Beginning):
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = beginning.run_dir / TENSORBOARD_FOLDER
-        goes_on = beginning.resume_step is not None and folder.exists()
-        self._writer = SummaryWriter(
-            str(folder), purge_step=beginning.resume_step + 1 if goes_on else 0
-        )
+        self._started = datetime.fromisoformat(beginning.start_time).timestamp()
+        self._writer = SummaryWriter(str(beginning.run_dir / TENSORBOARD_FOLDER), purge_step=0)
         rows = "\n".join(f"| {key} | {value} |" for key, value in beginning.config.items())
-        text = f"| key | value |\n|---|---|\n{rows}"
-        self._writer.add_text("config", text, beginning.resume_step or 0)
-        for line in () if goes_on else beginning.lines:
-            self.record(line)
+        self._writer.add_text("config", f"| key | value |\n|---|---|\n{rows}", 0)
+        for line in beginning.lines:
+            self._add(line)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        time = self._started + line["wall_seconds"]
+        for curve, value in curves_of(line).items():
+            self._writer.add_scalar(curve, value, line["iter"], time)
 
     def record(self, line: Mapping[str, Any]) -> None:
-        for curve, value in curves_of(line).items():
-            self._writer.add_scalar(curve, value, line["iter"])
+        self._add(line)
         self._writer.flush()
 
     def close(self, *, failed: bool) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.test_training_logger import log_eval, log_step, make_logger, metrics_lines, train
 from training.config import LOG_SINKS
 from training.sinks import SINKS, TAGS, curves_of, flat, missing_packages
-from training_logger import read_metrics
+from training_logger import discard_unfinished_log, read_metrics
 
 
 def interrupted_run(run_dir, *sinks: str) -> None:
@@ -124,7 +124,8 @@ def assert_same_curves(run_dir) -> None:
     assert found.keys() == expected.keys()
     for name, points in found.items():
         assert dict(points) == pytest.approx(expected[name]), name  # TensorBoard has float32
-        assert [step for step, _ in points] == sorted(step for step, _ in points)
+        steps = [step for step, _ in points]
+        assert steps == sorted(steps)
 
 
 def test_tensorboard_has_the_curves_and_the_config(tmp_path):
@@ -153,12 +154,27 @@ def test_tensorboard_forgets_what_is_done_again(tmp_path):
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
 
 
-def test_tensorboard_that_begins_at_a_resumption_has_what_came_before(tmp_path):
+@pytest.mark.parametrize("before", [[], ["tensorboard"]])
+def test_tensorboard_that_missed_a_session_has_it_all_the_same(tmp_path, before):
     pytest.importorskip("tensorboard", reason="see requirements-dev.txt")
-    with make_logger(tmp_path) as logger:
+    with make_logger(tmp_path, sinks=before) as logger:
+        train(logger, 5, 10)
+    with make_logger(tmp_path, resume_step=10) as logger:
+        train(logger, 15, 30)
+    with make_logger(tmp_path, sinks=["tensorboard"], resume_step=20) as logger:
+        train(logger, 25, 30)
+    assert_same_curves(tmp_path)
+    assert [step for step, _ in scalars_of(tmp_path)["loss/val"]] == [10, 20, 30]
+
+
+def test_tensorboard_forgets_a_run_whose_log_was_discarded(tmp_path):
+    pytest.importorskip("tensorboard", reason="see requirements-dev.txt")
+    with make_logger(tmp_path, sinks=["tensorboard"]) as logger:
         train(logger, 5, 20)
-    with make_logger(tmp_path, sinks=["tensorboard"], resume_step=10) as logger:
-        train(logger, 15, 20)
+        logger.interrupted()
+    discard_unfinished_log(tmp_path)
+    with make_logger(tmp_path, sinks=["tensorboard"]) as logger:
+        train(logger, 5, 10)
     assert_same_curves(tmp_path)
 
 
