@@ -4,6 +4,7 @@
     python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
     python compare_architectures.py out --baseline=gpt2 --format=json
     python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
+    python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
 
 Runs that differ only by seed are one arm. An arm is called better or worse only where chance is
 ruled out over several seeds, and is compared only with runs of the same recipe on the same data.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from comparison.documents import to_csv, to_json
 from comparison.findings import Findings, compare
+from comparison.plot import plot_problem, write_plot
 from comparison.runs import Run, find, load_runs, newest
 from comparison.tables import to_markdown, to_text
 from experiment.manifest import SWEEP_FILE, Sweep, read_sweep
@@ -74,6 +76,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--ratio", action="store_true", help="also show quality against memory and speed"
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="(default: text)")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="also draw the curves and the differences: a .png, .svg or .pdf (needs matplotlib)",
+    )
     arguments = parser.parse_args(argv)
     arguments.tuned = [key for key in arguments.tuned.split(",") if key]
     problem = _problem(arguments)
@@ -93,7 +101,9 @@ def _problem(arguments: argparse.Namespace) -> str | None:
         return f"--margin={arguments.margin:g} must be above 0, in nats per token"
     if arguments.ratio and arguments.format in ("json", "csv"):
         return f"--ratio is a view of text and markdown; --format={arguments.format} has it always"
-    return unknown_name("key in --tuned", unknown[0], known) if unknown else None
+    if unknown:
+        return unknown_name("key in --tuned", unknown[0], known)
+    return plot_problem(arguments.plot) if arguments.plot else None
 
 
 def render(findings: Findings, arguments: argparse.Namespace) -> str:
@@ -163,8 +173,22 @@ def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> str | None:
     return next((run.run_name for run in runs if run.run_name in sweep.baseline), None)
 
 
+def plot(findings: Findings, path: Path) -> int:
+    """Writes the figure and says so; returns 0, or 1 where that cannot be done."""
+    try:
+        write_plot(findings, path)
+    except (ValueError, OSError) as error:
+        print(f"--plot={path}: {error}", file=sys.stderr)
+        return 1
+    apart = [row.group.name for row in findings.rows if row.set_apart]
+    if apart:
+        print(f"not in the plot, since set apart: {'; '.join(apart)}", file=sys.stderr)
+    print(f"plot written to {path}", file=sys.stderr)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the comparison; returns 0, or 1 where there is nothing to compare."""
+    """Prints the comparison; returns 0, or 1 where there is nothing to compare or to draw."""
     arguments = parse_arguments(argv)
     try:
         chosen = select(arguments.runs, arguments.latest, Path(arguments.out_dir))
@@ -185,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(render(findings, arguments))
-    return 0
+    return plot(findings, arguments.plot) if arguments.plot else 0
 
 
 if __name__ == "__main__":

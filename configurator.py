@@ -61,8 +61,8 @@ NANOGPT_KEYS = {
     "decay_lr": "use lr_schedule='constant' for decay_lr=False; for True drop it.",
     "eval_iters": "use eval_tokens, the number of validation tokens.",
     "eval_only": "use max_iters=0, which validates and stops.",
-    "wandb_log": "drop it: every run writes its log under out_dir.",
-    "wandb_project": "drop it: out_dir says where the runs go.",
+    "wandb_log": "use log_to='wandb' for wandb_log=True; for False drop it.",
+    "wandb_project": "drop it and set the environment variable WANDB_PROJECT; see log_to.",
     "wandb_run_name": "use run_name.",
 }
 

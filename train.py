@@ -166,6 +166,7 @@ def open_log(run: Run, start: Start) -> TrainingLogger:
         peak_flops=peak,
         max_iters=None if training.max_minutes else training.max_iters,
         resume_step=None if start.checkpoint is None else run.step,
+        sinks=training.log_sinks,
     )
 
 

@@ -34,7 +34,7 @@ _MACHINE = {"device", "compile"}  # change how fast a run is, not what it comput
 _TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
 _BOOKKEEPING = {  # what the architecture is called, where a run is kept, how closely it is watched
     *("arch_preset", "out_dir", "run_name", "resume", "plugins"),
-    *("eval_interval", "log_interval", "checkpoint_minutes", "keep_checkpoints"),
+    *("eval_interval", "log_interval", "log_to", "checkpoint_minutes", "keep_checkpoints"),
 }
 _TRAINING_KEYS = {field.name for field in dataclasses.fields(TrainingConfig)}
 _NOT_MODEL = _TRAINING_KEYS | _BOOKKEEPING

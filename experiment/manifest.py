@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training_logger import json_safe, write_atomically
+from training.log_files import json_safe, write_atomically
 
 if TYPE_CHECKING:
     from experiment.plan import Plan

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from options import ConfigError, Problem, convert_fields, field_problems, option
+from options import ConfigError, Problem, convert_fields, field_problems, option, unknown_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
+LOG_SINKS = ("csv", "tensorboard", "wandb")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class TrainingConfig:
         32768, "validation tokens, spread evenly over the split; 0: all", at_least=0
     )
     log_interval: int = option(10, "steps between log lines", at_least=1)
+    log_to: str = option(
+        "", f"comma-separated places for the log besides its JSON files: {', '.join(LOG_SINKS)}"
+    )
     checkpoint_minutes: float = option(
         30.0, "minutes between extra checkpoints; 0: only at validations", at_least=0
     )
@@ -115,6 +120,14 @@ class TrainingConfig:
             yield Problem(
                 ("run_name",),
                 f"run_name={self.run_name!r} must be one folder's name; out_dir says where it is.",
+            )
+        for name in self.log_sinks:
+            if name not in LOG_SINKS:
+                yield Problem(("log_to",), unknown_name("log_to", name, LOG_SINKS))
+        repeated = [name for name, count in Counter(self.log_sinks).items() if count > 1]
+        if repeated:
+            yield Problem(
+                ("log_to",), f"log_to={self.log_to!r} names {', '.join(repeated)} more than once."
             )
         decay_ends = self.lr_decay_iters or self.max_iters
         if self.warmup_iters is not None and self.warmup_iters > max(decay_ends, 1):
@@ -161,6 +174,11 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every key and its value."""
         return dataclasses.asdict(self)
+
+    @property
+    def log_sinks(self) -> tuple[str, ...]:
+        """The names in `log_to`."""
+        return tuple(name for name in map(str.strip, self.log_to.split(",")) if name)
 
     @property
     def tokens_per_step(self) -> int:

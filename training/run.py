@@ -22,6 +22,7 @@ from training.hardware import device_name, has_tf32, total_memory
 from training.memory import ExpectedMemory, expected_memory
 from training.optim import Stepper
 from training.resume import Start
+from training.sinks import missing_packages
 from training_logger import format_bytes
 
 PADDED_FROM = 4096
@@ -124,6 +125,7 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     problems = [
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
+        *_log_problems(settings.training),
         *(
             Problem(("attention_backend",), refusal)
             for refusal in settings.model.backend_refusals(device.type, dtype)
@@ -230,6 +232,14 @@ def _tf32_problems(
         "dtype='float32' on CUDA devices of capability 8.0 or more; drop it, or set those."
     )
     return [Problem(("tf32", "device", "dtype"), message)]
+
+
+def _log_problems(training: TrainingConfig) -> list[Problem]:
+    missing = " ".join(missing_packages(training.log_sinks))
+    if not missing:
+        return []
+    needs = f"log_to={training.log_to!r} needs what is not installed"
+    return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:

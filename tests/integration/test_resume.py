@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import shutil
 import signal
@@ -17,6 +18,7 @@ from tests.integration.runs import (
     checkpoint_at,
     log_of,
     make_dataset,
+    metrics_of,
     moments_at,
     weights_at,
 )
@@ -248,6 +250,17 @@ class TestWhatMayChange:
         assert was in message
         assert now in message
         assert flag.partition("=")[0] in message
+
+    def test_where_the_log_goes(self, workshop: Workshop, capsys) -> None:
+        whole = workshop.train("--max_iters=12", *COURSE, run_name="whole")
+        workshop.train("--max_iters=6", *COURSE)
+        capsys.readouterr()
+        run = workshop.train("--max_iters=12", "--resume=auto", "--log_to=csv", *COURSE)
+        assert "log_to='csv' from here on; it was ''" in capsys.readouterr().out
+        assert_same_course(whole, run, step=12)
+        with open(run / "metrics.csv", newline="") as file:
+            rows = [(row["kind"], int(row["iter"])) for row in csv.DictReader(file)]
+        assert rows == [(line["kind"], line["iter"]) for line in metrics_of(run)]
 
     def test_every_conflict_is_told_at_once(self, workshop: Workshop) -> None:
         run = workshop.train("--max_iters=1")

@@ -18,6 +18,7 @@ from tests.integration.child import ROOT
 from tests.integration.runs import (
     Workshop,
     assert_equal_tensors,
+    assert_same_course,
     log_of,
     make_dataset,
     metrics_of,
@@ -273,6 +274,15 @@ class TestLog:
             ]
             assert stripped == log[name]
         assert [line["iter"] for line in lines] == [0, 2, 3, 4, 6, 6, 7, 7]
+
+    def test_trackers_change_nothing_of_the_course(self, workshop: Workshop) -> None:
+        pytest.importorskip("tensorboard", reason="see requirements-dev.txt")
+        flags = ("--max_iters=4", "--dropout=0.2", "--eval_interval=2")
+        plain = workshop.train(*flags, run_name="plain")
+        watched = workshop.train(*flags, "--log_to=csv,tensorboard", run_name="watched")
+        assert_same_course(plain, watched, step=4)
+        assert (watched / "metrics.csv").exists()
+        assert list(watched.glob("tensorboard/events.*"))
 
     def test_bits_per_byte_of_characters(self, workshop: Workshop, tmp_path: Path) -> None:
         """Characters of two bytes: half as many bits a byte as a token."""

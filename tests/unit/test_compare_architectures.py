@@ -264,6 +264,34 @@ def test_markdown_has_the_same_tables(two_arms, compare):
     assert header.count("|") == row.count("|") == lines[lines.index(row) - 2].count("|")
 
 
+# --- The plot ---
+
+
+def test_a_plot_is_written_beside_the_tables(two_arms, compare):
+    pytest.importorskip("matplotlib", reason="see requirements-dev.txt")
+    settings = {"seed": 1, "data_seed": 1, "learning_rate": 3e-4, "arm": "slow"}
+    make_arm(two_arms, "slow", [2.6], start="2025-01-03", config=settings)
+    path = two_arms / "figures" / "curves.svg"
+    code, out, err = compare(two_arms, f"--plot={path}", "--format=json")
+    assert code == 0
+    assert json.loads(out) == json.loads(compare(two_arms, "--format=json")[1])
+    assert err.splitlines() == [
+        f"not in the plot, since set apart: {ARCHITECTURE['name']}-slow",
+        f"plot written to {path}",
+    ]
+    assert "<svg" in path.read_text()
+
+
+def test_a_plot_that_cannot_be_written_is_told_in_a_sentence(two_arms, compare):
+    pytest.importorskip("matplotlib", reason="see requirements-dev.txt")
+    path = two_arms / "plain-1" / "run.json" / "curves.png"
+    code, out, err = compare(two_arms, f"--plot={path}")
+    assert code == 1
+    assert "Final validation loss" in out
+    assert err.startswith(f"--plot={path}: ")
+    assert len(err.splitlines()) == 1
+
+
 # --- Which runs ---
 
 
@@ -391,6 +419,7 @@ def test_an_architecture_without_its_numbers_is_refused(tmp_path):
         (["--margin=nan"], "must be above 0"),
         (["--tuned=lerning_rate"], "did you mean 'learning_rate'?"),
         (["--ratio", "--format=json"], "--format=json has it always"),
+        (["--plot=curves.gif"], "--plot=curves.gif must end in one of .png, .svg, .pdf"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(capsys, argv, message):
@@ -442,7 +471,7 @@ def test_the_script_runs_without_torch(tmp_path):
     code = (
         "import sys, compare_architectures\n"
         f"status = compare_architectures.main(['--out_dir', {str(tmp_path)!r}])\n"
-        "assert 'torch' not in sys.modules\n"
+        "assert not {'torch', 'matplotlib'} & sys.modules.keys()\n"
         "sys.exit(status)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -32,6 +32,7 @@ def test_runs_that_differ_only_by_seed_form_a_group():
     "training",
     [
         {"run_name": "b", "out_dir": "elsewhere", "log_interval": 5, "eval_interval": 10},
+        {"log_to": "csv,wandb"},
         {"arch_preset": "another way to say it", "device": "cuda", "dataset": "moved"},
     ],
 )

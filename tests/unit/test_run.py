@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -169,3 +170,13 @@ class TestProblems:
         assert "attention_backend='flash'" in message
         assert "tf32=True does nothing" in message
         assert "2 plugins are called part.py" in message
+
+    def test_packages_that_the_log_needs(self, monkeypatch) -> None:
+        settings = load(["--log_to=csv,tensorboard,wandb"])
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError) as refused:
+            refuse_machine(settings, CPU, torch.float32)
+        assert [problem.message for problem in refused.value.problems] == [
+            "log_to='csv,tensorboard,wandb' needs what is not installed: "
+            "pip install tensorboard wandb; or change log_to."
+        ]

@@ -57,6 +57,12 @@ def derived(**values) -> TrainingConfig:
             {"run_name": "a/b"},
             "run_name='a/b' must be one folder's name; out_dir says where it is.",
         ),
+        (
+            {"log_to": "csv,tensorbord"},
+            "unknown log_to 'tensorbord'; did you mean 'tensorboard'? "
+            "Choices: csv, tensorboard, wandb.",
+        ),
+        ({"log_to": "csv,wandb, csv"}, "log_to='csv,wandb, csv' names csv more than once."),
         ({"run_name": ".."}, "run_name='..' must be one folder's name; out_dir says where it is."),
         ({"run_name": ""}, "run_name='' must be one folder's name; out_dir says where it is."),
     ],
@@ -72,6 +78,11 @@ def test_problems_are_collected():
 
 def test_a_run_name_may_hold_an_equals_sign():
     assert TrainingConfig(run_name="a=b").run_name == "a=b"
+
+
+def test_the_places_of_the_log_are_separated_by_commas():
+    assert TrainingConfig().log_sinks == ()
+    assert TrainingConfig(log_to="wandb, csv").log_sinks == ("wandb", "csv")
 
 
 def test_none_is_derived_from_the_rest():

@@ -1,0 +1,377 @@
+"""Findings as a figure: loss against each budget, and how far each arm is from the baseline.
+
+The upper panels draw the mean loss over seeds and the band from the luckiest to the unluckiest;
+the lower panel is their key, and shows the difference from the baseline with its 95 % interval.
+Arms have the numbers that they have in the tables. matplotlib is imported only to draw, and no
+display is needed or opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from comparison.bands import Band, band
+from comparison.curves import AXES, common_budget
+from comparison.documents import assignments
+from comparison.findings import Findings, Row
+from comparison.verdicts import BASELINE, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+FILE_TYPES = (".png", ".svg", ".pdf")
+
+# Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too pale for a line,
+# and its black, which is the baseline's. Six colours and five dashes tell thirty arms apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (9, 2)))
+_NEUTRAL = {"color": "black", "linestyle": "-", "linewidth": 1.8, "zorder": 3}
+_STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "pdf.fonttype": 42,  # text stays text, which an editor can change
+    "svg.hashsalt": "nanoarch",  # the same findings give the same file
+}
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+
+_WIDTH, _CURVES_HEIGHT, _LINE_HEIGHT, _NOTE_HEIGHT = 10.0, 3.4, 0.18, 0.13  # inches
+_AXIS_HEIGHT, _CHARACTER_WIDTH = 0.55, 0.068  # inches
+_LEFT, _LABELS_LEFT, _VERDICTS_LEFT = 0.01, 0.06, 0.86  # shares of the width
+_LABEL_WIDTH, _LABEL_LINES, _NOTE_WIDTH = 60, 2, 170  # characters, lines, characters
+_SMALL = 6.5  # points
+_AXES_DRAWN = {
+    "tokens": ("training tokens", ""),
+    "flops": ("training FLOPs", ""),
+    "seconds": ("training time", "s"),
+}
+"""Of each unit of budget the label of its axis and the unit of its ticks."""
+
+_FIRST_SHOWN, _FIRST_SPANNED = 1 / 6, 1 / 4
+"""Shares of the longest budget: where the curves begin, and from where on the loss axis spans them.
+With the losses of an untrained model their ends could not be told apart."""
+
+_FARTHEST = 4
+"""What reaches so many times farther than the median arm leaves the picture, which else would show
+nothing of the others. A note says so."""
+
+
+# Arms
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A group as it is drawn: its number in the tables, and its line."""
+
+    number: str
+    row: Row
+    line: Mapping[str, Any]
+
+    @property
+    def colour(self) -> str:
+        return self.line["color"]
+
+    @property
+    def label(self) -> str:
+        """What differs from the baseline where that is short, else the name; in _LABEL_LINES."""
+        name, changed = self.row.group.name, assignments(self.row.changes)
+        text = changed if 0 < len(changed) <= _LABEL_WIDTH * _LABEL_LINES else name
+        if self.row.verdict.verdict == BASELINE:
+            text = f"baseline: {name}"
+        lines = textwrap.wrap(f"{self.number}  {text}", _LABEL_WIDTH)
+        if len(lines) > _LABEL_LINES:
+            lines[_LABEL_LINES - 1 :] = [lines[_LABEL_LINES - 1][: _LABEL_WIDTH - 4] + " ..."]
+        return "\n".join(lines)
+
+    @property
+    def lines(self) -> int:
+        """How many its label has."""
+        return self.label.count("\n") + 1
+
+
+def arms_of(findings: Findings) -> list[Arm]:
+    """The arms that are compared, the baseline first."""
+    arms = [Arm("1", findings.baseline, _NEUTRAL)]
+    for index, row in enumerate(findings.rows[1:]):
+        colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+        line = {"color": colour, "linestyle": dashes, "linewidth": 1.3}
+        arms.append(Arm(str(index + 2), row, line))
+    return [arm for arm in arms if not arm.row.set_apart]
+
+
+# The figure and its file
+
+
+def plot_problem(path: Path) -> str | None:
+    """Why no plot can be written to a file of this name, or None."""
+    if path.suffix.lower() not in FILE_TYPES:
+        return f"--plot={path} must end in one of {', '.join(FILE_TYPES)}"
+    if importlib.util.find_spec("matplotlib") is None:
+        return "--plot needs matplotlib: pip install matplotlib"
+    return None
+
+
+def write_plot(findings: Findings, path: Path) -> None:
+    """Draw findings into a file of one of FILE_TYPES; its folder is made.
+
+    Raises:
+        ValueError: there is no loss to draw.
+        OSError: the file cannot be written.
+    """
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        figure = draw(findings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=200, metadata=_UNDATED[path.suffix.lower()])
+
+
+def draw(findings: Findings) -> Figure:
+    """A panel of curves for each unit of budget that can be compared, and below them the key.
+
+    Raises:
+        ValueError: there is no loss to draw.
+    """
+    from matplotlib.figure import Figure
+
+    arms = arms_of(findings)
+    panels = dict(_panels(arms))
+    if not panels:
+        raise ValueError("nothing to plot: no run has a finite validation loss after step 0")
+    limits = _loss_limits([found for bands in panels.values() for found in bands.values()])
+    drawn = {number for bands in panels.values() for number in bands}
+    notes = textwrap.wrap(" ".join(_notes(findings, arms, drawn, limits)), _NOTE_WIDTH)
+    key_height = _LINE_HEIGHT * sum(arm.lines for arm in arms)
+    judged = any(arm.row.verdict.estimate for arm in arms)
+    below = judged * _AXIS_HEIGHT + _NOTE_HEIGHT * (len(notes) + 1)
+    heights = (_CURVES_HEIGHT, key_height + below)
+    figure = Figure((_WIDTH, sum(heights)), layout="constrained")
+    curves, key = figure.subfigures(2, 1, height_ratios=heights)
+    curves.suptitle(_title(arms), x=_LEFT, ha="left", fontsize="medium")
+    for column, (axis, bands) in enumerate(panels.items(), start=1):
+        panel = curves.add_subplot(1, len(panels), column)
+        curved = [(arm, bands[arm.number]) for arm in arms if arm.number in bands]
+        _draw_curves(panel, curved, limits)
+        _label_budgets(panel, axis)
+        panel.tick_params(labelleft=column == 1)
+    curves.axes[0].set_ylabel("validation loss (nats per token)")
+    _draw_key(key, (below / heights[1], 1), arms, findings.margin)
+    key.text(_LEFT, 0.01, "\n".join(notes), fontsize=_SMALL, verticalalignment="bottom")
+    return figure
+
+
+def _title(arms: Sequence[Arm]) -> str:
+    counts = sorted({arm.row.group.n for arm in arms if arm.row.group.n})
+    if counts == [1]:
+        return "Validation loss of one seed"
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return f"Validation loss: mean of {seeds} seeds, and the range from the lowest to the highest"
+
+
+def _notes(
+    findings: Findings, arms: Sequence[Arm], drawn: Collection[str], limits: tuple[float, float]
+) -> Iterator[str]:
+    """What is not in the picture, a sentence each."""
+    above = [arm for arm in arms if arm.number in drawn and arm.row.group.loss > limits[1]]
+    if above:
+        ends = ", ".join(f"{arm.number} ends at {arm.row.group.loss:.4f}" for arm in above)
+        yield f"Above the losses shown: {ends}."
+    lost = [arm.number for arm in arms if arm.number not in drawn]
+    if lost:
+        yield f"Without a finite loss after step 0: {', '.join(lost)}."
+    apart = [row.group.name for row in findings.rows if row.set_apart]
+    if apart:
+        yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
+
+
+# Curves
+
+
+def _panels(arms: Sequence[Arm]) -> Iterator[tuple[str, dict[str, Band]]]:
+    """Each unit of budget that can be compared, and the bands of the arms over it."""
+    for axis in AXES:
+        bands = _trained_bands(arms, axis)
+        if common_budget((arm.row.group for arm in arms if arm.number in bands), axis):
+            yield axis, bands
+
+
+def _trained_bands(arms: Sequence[Arm], axis: str) -> dict[str, Band]:
+    """By number the bands after step 0, for which a logarithmic axis has no place."""
+    found = {arm.number: band(arm.row.group, axis) for arm in arms}
+    return {
+        number: _since(whole, lambda budget: budget > 0)
+        for number, whole in found.items()
+        if whole and whole.budgets[-1] > 0
+    }
+
+
+def _since(whole: Band, begun: Callable[[float], bool]) -> Band:
+    """A band from the first budget on of which something holds."""
+    start = next(i for i, budget in enumerate(whole.budgets) if begun(budget))
+    return Band(*(getattr(whole, field.name)[start:] for field in dataclasses.fields(Band)))
+
+
+def _loss_limits(bands: Sequence[Band]) -> tuple[float, float]:
+    """The losses to show: those of the last three quarters, but of arms that reach much farther up
+    than most."""
+    ends = [_since(b, lambda spent, b=b: spent >= _FIRST_SPANNED * b.budgets[-1]) for b in bands]
+    low = min(min(end.low) for end in ends)
+    reach = _usual([max(end.high) - low for end in ends]) or 0.01 * abs(low)
+    return low - 0.05 * reach, low + 1.05 * reach
+
+
+def _usual(reaches: Sequence[float]) -> float:
+    """The farthest of those that do not reach much farther than most."""
+    return max(reach for reach in reaches if reach <= _FARTHEST * median(reaches))
+
+
+def _draw_curves(
+    panel: Axes, drawn: Sequence[tuple[Arm, Band]], limits: tuple[float, float]
+) -> None:
+    for arm, found in drawn:
+        marker = "o" if len(found.budgets) == 1 else None  # a line needs two points
+        panel.plot(found.budgets, found.mean, marker=marker, gid=arm.number, **arm.line)
+        panel.fill_between(found.budgets, found.low, found.high, color=arm.colour, alpha=0.15, lw=0)
+    last = max(found.budgets[-1] for _, found in drawn)
+    first = max(min(found.budgets[0] for _, found in drawn), _FIRST_SHOWN * last)
+    panel.set_xscale("log")
+    panel.set_xlim(first if first < last else last / 2, last)
+    panel.set_ylim(*limits)
+    panel.grid(alpha=0.25, linewidth=0.5)
+    _number_ends(panel, drawn, limits)
+
+
+def _label_budgets(panel: Axes, axis: str) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    label, unit = _AXES_DRAWN[axis]
+    panel.set_xlabel(label)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _number_ends(
+    panel: Axes, drawn: Sequence[tuple[Arm, Band]], limits: tuple[float, float]
+) -> None:
+    """The numbers at the right edge, with a thin line from each to the end of its curve."""
+    shown = [(arm, found) for arm, found in drawn if found.mean[-1] <= limits[1]]
+    shown.sort(key=lambda pair: pair[1].mean[-1])
+    gap = 0.045 * (limits[1] - limits[0])
+    heights = spread([found.mean[-1] for _, found in shown], gap)
+    for height, (arm, found) in zip(heights, shown, strict=True):
+        panel.annotate(
+            arm.number,
+            xy=(found.budgets[-1], found.mean[-1]),
+            xytext=(1.03, height),
+            textcoords=panel.get_yaxis_transform(),
+            arrowprops={"arrowstyle": "-", "color": arm.colour, "linewidth": 0.5, "shrinkB": 0},
+            color=arm.colour,
+            fontsize=_SMALL,
+            verticalalignment="center",
+            annotation_clip=False,
+        )
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights moved as little as it takes for neighbours to be `gap` apart."""
+    clusters: list[list[float]] = []
+    for height in heights:
+        cluster = [height]
+        while clusters and _placed(cluster, gap)[0] - _placed(clusters[-1], gap)[-1] < gap:
+            cluster = clusters.pop() + cluster
+        clusters.append(cluster)
+    return [place for cluster in clusters for place in _placed(cluster, gap)]
+
+
+def _placed(cluster: Sequence[float], gap: float) -> list[float]:
+    """As many places as there are heights, `gap` apart around their middle."""
+    lowest = fmean(cluster) - gap * (len(cluster) - 1) / 2
+    return [lowest + gap * index for index in range(len(cluster))]
+
+
+# The key, with the differences from the baseline
+
+
+def _draw_key(
+    key: SubFigure, span: tuple[float, float], arms: Sequence[Arm], margin: float | None
+) -> None:
+    """A row for each arm: its line, its label, its difference and its verdict.
+
+    Args:
+        span: Where the rows begin and end, as shares of the height.
+    """
+    from matplotlib.transforms import blended_transform_factory
+
+    ends = list(accumulate(arm.lines for arm in arms))
+    rows = [(arm, end - arm.lines / 2) for arm, end in zip(arms, ends, strict=True)]
+    longest = max(len(line) for arm in arms for line in arm.label.split("\n"))
+    left = _LABELS_LEFT + _CHARACTER_WIDTH / _WIDTH * longest
+    judged = [(arm, height) for arm, height in rows if arm.row.verdict.estimate]
+    panel = key.add_axes((left, span[0], _VERDICTS_LEFT - 0.01 - left, span[1] - span[0]))
+    panel.set_ylim(ends[-1], 0)
+    panel.yaxis.set_visible(False)
+    panel.spines["left"].set_visible(False)
+    at = blended_transform_factory(key.transSubfigure, panel.transData)
+    for arm, height in rows:
+        line = (_LEFT, _LABELS_LEFT - 0.01), (height, height)
+        panel.plot(*line, transform=at, clip_on=False, **arm.line)
+        verdict = arm.row.verdict
+        words = (_VERDICTS_LEFT, _brief(verdict)) if judged else (left, verdict.words)
+        for x, text in ((_LABELS_LEFT, arm.label), words):
+            panel.text(x, height, text, transform=at, verticalalignment="center")
+    if judged:
+        _draw_differences(panel, judged, margin)
+    else:
+        panel.xaxis.set_visible(False)
+        panel.spines["bottom"].set_visible(False)
+
+
+def _brief(verdict: Verdict) -> str:
+    """The verdict in the words that there is room for beside an interval."""
+    word = verdict.verdict.replace("_", " ")
+    if verdict.estimate is None:
+        return word
+    return f"{verdict.estimate.value:+.4f}  {word}".replace("-", "\N{MINUS SIGN}")
+
+
+def _draw_differences(
+    panel: Axes, judged: Sequence[tuple[Arm, float]], margin: float | None
+) -> None:
+    """Each judged arm's difference at its height, with the interval and what counts as equal."""
+    estimates = [arm.row.verdict.estimate for arm, _ in judged]
+    low, high = _difference_limits([estimate.interval() for estimate in estimates])
+    panel.set_xlim(low, high)
+    panel.axvline(0, color="black", linewidth=0.8)
+    label = "difference in final loss from the baseline, 95 % interval"
+    if margin:
+        panel.axvspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
+        label += f"; shaded: equal (±{margin:.2g})"
+    panel.set_xlabel(label)
+    panel.grid(axis="x", alpha=0.25, linewidth=0.5)
+    for (arm, height), estimate in zip(judged, estimates, strict=True):
+        panel.plot(
+            estimate.interval(), (height, height), color=arm.colour, linewidth=1.5, gid=arm.number
+        )
+        outside = {True: ">", False: "<"}[estimate.value > 0]
+        marker = "o" if low <= estimate.value <= high else outside
+        shown = min(max(estimate.value, low), high)
+        panel.plot(shown, height, marker, color=arm.colour, markersize=4, clip_on=False)
+
+
+def _difference_limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """What the axis spans: 0, and the intervals that do not reach much farther than most."""
+    reaches = [max(-low, high) for low, high in intervals]
+    reach = _usual(reaches)
+    usual = [interval for interval, r in zip(intervals, reaches, strict=True) if r <= reach]
+    low, high = (min(0, *(low for low, _ in usual)), max(0, *(high for _, high in usual)))
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)

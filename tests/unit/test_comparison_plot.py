@@ -1,0 +1,236 @@
+"""The figure of a comparison: what it draws, what its axes span, what it leaves out and says so."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from comparison.bands import band
+from comparison.findings import compare
+from comparison.plot import arms_of, draw, plot_problem, spread, write_plot
+from tests.simulated import simulated_arm, simulated_run
+
+pytest.importorskip("matplotlib", reason="see requirements-dev.txt")
+
+PLAIN = [3.00, 3.02, 2.99, 3.01]
+FAST = [2.90, 2.91, 2.90, 2.92]
+
+
+def arms(*others, **settings):
+    """Runs of a plain arm and of others, each with a key of its own."""
+    runs = simulated_arm("plain", PLAIN, start="2025-01-01")
+    for index, losses in enumerate(others, start=1):
+        runs += simulated_arm(
+            f"arm{index}",
+            losses,
+            model={"n_head": index},
+            start=f"2025-01-{index + 1:02}",
+            **settings,
+        )
+    return runs
+
+
+def panels_of(figure):
+    """The panels of curves, and the key below them."""
+    curves, key = figure.subfigs
+    return curves.axes, key.axes[0]
+
+
+def lines_of(axes) -> dict:
+    """The lines that stand for an arm, by its number."""
+    return {line.get_gid(): line for line in axes.lines if (line.get_gid() or "").isdigit()}
+
+
+def texts_of(figure) -> list[str]:
+    import matplotlib.text
+
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+# --- Curves ---
+
+
+def test_lines_and_bands_are_those_of_the_groups():
+    findings = compare(arms(FAST))
+    curves, _ = panels_of(draw(findings))
+    assert len(curves) == 3
+    for panel, axis in zip(curves, ("tokens", "flops", "seconds"), strict=True):
+        lines = lines_of(panel)
+        assert lines.keys() == {"1", "2"}
+        for (number, line), row, filled in zip(
+            lines.items(), findings.rows, panel.collections, strict=True
+        ):
+            found = band(row.group, axis)
+            assert list(line.get_xdata()) == found.budgets[1:], number  # without step 0
+            assert list(line.get_ydata()) == found.mean[1:]
+            corners = {tuple(corner) for corner in filled.get_paths()[0].vertices}
+            assert corners == {
+                *zip(found.budgets[1:], found.low[1:], strict=True),
+                *zip(found.budgets[1:], found.high[1:], strict=True),
+            }
+
+
+def test_axes_say_what_they_are_in_si_units():
+    figure = draw(compare(arms(FAST)))
+    curves, key = panels_of(figure)
+    assert [panel.get_xlabel() for panel in curves] == [
+        "training tokens",
+        "training FLOPs",
+        "training time",
+    ]
+    assert curves[0].get_ylabel() == "validation loss (nats per token)"
+    assert curves[0].xaxis.get_major_formatter()(50_000) == "50k"
+    assert curves[1].xaxis.get_major_formatter()(5e12) == "5T"
+    assert curves[2].xaxis.get_major_formatter()(2000) == "2 ks"
+    assert "95 % interval" in key.get_xlabel()
+    assert "mean of 4 seeds" in " ".join(texts_of(figure))
+
+
+def test_only_budgets_that_can_be_compared_have_a_panel():
+    curves, _ = panels_of(draw(compare(arms(FAST, device="another CPU"))))
+    assert [panel.get_xlabel() for panel in curves] == ["training tokens", "training FLOPs"]
+
+
+def test_the_first_losses_do_not_squash_the_last():
+    untrained = [(0, 10.8), (1, 9.0), (25, 3.9), (50, 3.5), (75, 3.2)]
+    runs = [
+        simulated_run(arm, seed, model={"arm": arm}, curve=[*untrained, (100, loss)])
+        for arm, losses in (("a", (3.0, 3.1)), ("b", (3.05, 3.15)))
+        for seed, loss in enumerate(losses)
+    ]
+    curves, _ = panels_of(draw(compare(runs)))
+    for panel in curves:
+        low, high = panel.get_ylim()
+        assert 2.9 < low < 3.0
+        assert 3.9 < high < 4.0  # the loss at a quarter of the budget
+        assert panel.get_xlim()[0] > lines_of(panel)["1"].get_xdata()[0]
+
+
+def test_an_arm_far_above_the_others_is_named_and_leaves_room_for_them():
+    figure = draw(compare(arms(FAST, [9.0, 9.1, 9.2, 9.3], [2.95, 2.96, 2.97, 2.98])))
+    curves, key = panels_of(figure)
+    assert curves[0].get_ylim()[1] < 4
+    assert "Above the losses shown: 3 ends at 9.1500." in texts_of(figure)
+    assert key.get_xlim()[1] < 1
+    arrow = next(line for line in key.lines if line.get_marker() == ">")
+    assert list(arrow.get_xdata()) == [key.get_xlim()[1]]
+    assert {text.get_text() for text in curves[0].texts} == {"1", "2", "4"}
+
+
+def test_one_evaluation_is_a_point():
+    runs = [simulated_run(seed=seed, curve=[(0, 9.0), (100, 3.0)]) for seed in (1, 2)]
+    curves, _ = panels_of(draw(compare(runs)))
+    assert lines_of(curves[0])["1"].get_marker() == "o"
+    low, high = curves[0].get_ylim()
+    assert low < 3.0 < high < 4.0
+
+
+# --- The key ---
+
+
+def test_intervals_are_those_of_the_verdicts():
+    findings = compare(arms(FAST, [3.01, 3.03, 3.05, 2.99]))
+    _, key = panels_of(draw(findings))
+    intervals = lines_of(key)
+    assert intervals.keys() == {"2", "3"}
+    for number, row in zip("23", findings.rows[1:], strict=True):
+        assert tuple(intervals[number].get_xdata()) == row.verdict.estimate.interval()
+    shaded = key.patches[0].get_extents().transformed(key.transData.inverted())
+    assert (shaded.x0, shaded.x1) == pytest.approx((-findings.margin, findings.margin))
+    assert "\N{MINUS SIGN}0.0975  better" in texts_of(key)
+
+
+def test_without_verdicts_the_key_has_no_axis():
+    figure = draw(compare(simulated_arm("a", [3.0]) + simulated_arm("b", [2.9], start="2025-02")))
+    _, key = panels_of(figure)
+    assert lines_of(key) == {}
+    assert not key.xaxis.get_visible()
+    assert {"Validation loss of one seed", "cannot tell: n=1"} <= set(texts_of(figure))
+
+
+def test_labels_are_what_differs_unless_that_is_long():
+    long_change = {"arm": "x" * 200}
+    runs = arms(FAST) + simulated_arm("other", FAST, model=long_change, start="2025-02-01")
+    drawn = arms_of(compare(runs))
+    assert [arm.label for arm in drawn] == [
+        "1  baseline: arch-plain",
+        "2  n_head=1",
+        "3  arch-other",
+    ]
+
+
+def test_a_long_name_is_wrapped_and_cut():
+    runs = simulated_arm("12L-12H-768D-" * 20, PLAIN)
+    (arm,) = arms_of(compare(runs))
+    assert arm.lines == 2
+    assert max(map(len, arm.label.split("\n"))) <= 60
+    assert arm.label.endswith(" ...")
+
+
+def test_no_two_of_thirty_arms_look_alike():
+    runs = [simulated_run(f"a{i}", model={"n_head": i}, start=f"2025-01-{i:02}") for i in range(31)]
+    drawn = arms_of(compare(runs))
+    assert drawn[0].line["color"] == "black"
+    assert len({(arm.colour, str(arm.line["linestyle"])) for arm in drawn}) == 31
+    assert [arm.colour for arm in drawn].count("black") == 1
+
+
+def test_groups_that_are_set_apart_are_left_out_by_name():
+    runs = arms(FAST)
+    runs += simulated_arm("apart", FAST, training={"learning_rate": 3e-4}, start="2025-02-01")
+    figure = draw(compare(runs))
+    assert lines_of(panels_of(figure)[0][0]).keys() == {"1", "2"}
+    assert "Left out, since not comparable with the baseline: arch-apart." in texts_of(figure)
+
+
+@pytest.mark.parametrize("curve", [[(0, 9.0), (100, None)], [(0, 9.0)]])
+def test_an_arm_that_never_got_a_loss_is_only_in_the_key(curve):
+    runs = arms(FAST) + simulated_arm("lost", [None], curve=curve, start="2025-02-01")
+    figure = draw(compare(runs))
+    curves, _ = panels_of(figure)
+    assert [lines_of(panel).keys() for panel in curves] == [{"1", "2"}] * 3
+    assert "Without a finite loss after step 0: 3." in texts_of(figure)
+    assert "3  arch-lost" in texts_of(figure)
+
+
+def test_nothing_to_plot_is_said():
+    runs = [simulated_run(curve=[(0, 9.0)])]
+    with pytest.raises(ValueError, match="nothing to plot: no run has a finite validation loss"):
+        draw(compare(runs))
+
+
+def test_numbers_are_spread_no_more_than_they_must():
+    assert spread([1.0, 2.0, 3.0], 0.5) == [1.0, 2.0, 3.0]
+    assert spread([], 0.5) == []
+    assert spread([1.0, 1.0], 0.5) == pytest.approx([0.75, 1.25])
+    # The pair at 1 is pushed onto its neighbour, so that all three share one middle.
+    assert spread([1.0, 1.0, 1.2, 5.0], 0.5) == pytest.approx(
+        [0.5667, 1.0667, 1.5667, 5.0], abs=1e-4
+    )
+
+
+# --- Files ---
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF-")]
+)
+def test_files_by_extension_the_same_each_time(tmp_path, name, begins):
+    findings = compare(arms(FAST))
+    path = tmp_path / "new" / "folder" / name
+    write_plot(findings, path)
+    content = path.read_bytes()
+    assert content.startswith(begins)
+    assert len(content) > 5000
+    write_plot(findings, path)
+    assert path.read_bytes() == content
+
+
+def test_what_cannot_be_written_is_known_beforehand(monkeypatch):
+    assert plot_problem(Path("a.png")) is None
+    for name in ("curves.gif", "curves", "png"):
+        assert plot_problem(Path(name)) == f"--plot={name} must end in one of .png, .svg, .pdf"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert plot_problem(Path("a.png")) == "--plot needs matplotlib: pip install matplotlib"

@@ -1,0 +1,181 @@
+"""Numbers as people read them, and the lines that a run prints.
+
+Units are SI: 1 GB is 1e9 bytes, 1 TFLOP/s is 1e12 FLOP/s.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_WIDTH = 100
+
+
+# Numbers, as people read them
+
+
+def format_number(value: float | None, spec: str) -> str:
+    """`value` by a format specification; `-` where there is no finite number."""
+    return "-" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def _scaled(value: float | None, units: Sequence[str], small_decimals: int = 1) -> str:
+    """`value` in the unit (each 1000 times the one before) that leaves it under 1000.
+
+    Below 100 it has `small_decimals` decimals, from there on one; whole numbers of the first unit
+    have none. `-` where there is no finite number.
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    power = 0
+    while abs(value) >= 999.95 and power < len(units) - 1:  # 999.95 would print as 1000.0
+        value, power = value / 1000, power + 1
+    decimals = small_decimals if abs(value) < 99.995 else 1
+    if power == 0 and value == int(value):
+        decimals = 0
+    return f"{value:.{decimals}f}{units[power]}"
+
+
+def format_count(value: float | None) -> str:
+    """`1.23B`, `124.4M`, `12.34K`, `987`; `-` where there is no finite number."""
+    return _scaled(value, ("", "K", "M", "B", "T"), small_decimals=2)
+
+
+def format_flops(value: float | None) -> str:
+    """`854.7 MFLOPs`; `-` where there is no finite number."""
+    return _scaled(value, [f" {prefix}FLOPs" for prefix in ("", *"kMGTPEZ")])
+
+
+def format_bytes(value: float | None) -> str:
+    """`3.2 GB`, where 1 GB is 1e9 bytes; `-` where there is no finite number."""
+    return _scaled(value, [f" {prefix}B" for prefix in ("", *"kMGTP")])
+
+
+# Lines on the console
+
+
+def format_start_report(sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """Titled blocks of `name  value` rows, the values aligned over all blocks and wrapped.
+
+    Args:
+        sections: Of each block the title and its rows.
+
+    Returns:
+        Lines of at most LINE_WIDTH columns.
+    """
+    names = [name for _, rows in sections for name, _ in rows]
+    column = max(map(len, names), default=0) + 4  # 2 of indentation, 2 between the columns
+    lines = []
+    for title, rows in sections:
+        lines.append(title)
+        for name, value in rows:
+            lines += textwrap.wrap(
+                value,
+                LINE_WIDTH,
+                initial_indent=f"  {name}".ljust(column),
+                subsequent_indent=" " * column,
+                break_on_hyphens=False,
+            ) or [f"  {name}"]
+    return "\n".join(lines)
+
+
+def _pack(fields: Sequence[str], indent: str = "") -> str:
+    """Fields two spaces apart, on as few lines as LINE_WIDTH allows; later lines are indented."""
+    lines = [indent + fields[0]]
+    for field in fields[1:]:
+        if len(lines[-1]) + 2 + len(field) <= LINE_WIDTH:
+            lines[-1] += "  " + field
+        else:
+            lines.append("    " + field)
+    return "\n".join(lines)
+
+
+def _progress(iter: int, max_iters: int | None) -> str:
+    return f"{iter:>6}" if max_iters is None else f"{iter:>{len(str(max_iters))}}/{max_iters}"
+
+
+def _memory_field(memory: Mapping[str, float | None]) -> str:
+    """`mem 11.2 peak 133 reserved 134 GB`; mem is what is allocated, on a CPU what is resident."""
+    shown = {"allocated": "mem", "resident": "mem", "peak": "peak", "reserved": "reserved"}
+    parts = [
+        f"{label} {memory[key] / 1e9:.3g}"
+        for key, label in shown.items()
+        if memory.get(key) is not None
+    ]
+    return " ".join(parts) + " GB" if parts else "mem -"
+
+
+def _tflops(value: float | None) -> str:
+    """Three digits that matter, without an exponent: `0.0517`, `45.6`, `989`, `2250`."""
+    return format_number(value, ".0f" if value is not None and value >= 100 else ".3g")
+
+
+def format_step(record: Mapping[str, Any], max_iters: int | None) -> str:
+    """A record of `training_iterations` as lines: what it learns and how fast, then the rest."""
+    mfu, gradients = record["mfu"], record["gradients"]
+    percent = mfu["mfu_percent"]
+    fields = [
+        f"iter {_progress(record['iter'], max_iters)}",
+        f"loss {record['loss']:7.4f}",
+        f"{record['time_ms']:6.1f} ms",
+        f"lr {record['lr']:.2e}",
+        f"MFU {'-' if percent is None else f'{percent:.1f}%':>5}",
+        f"{format_count(record['tokens_per_second']):>6} tok/s",
+        f"{_tflops(mfu['achieved_tflops'])}/{_tflops(mfu['peak_tflops'])} TFLOP/s",
+    ]
+    details = [
+        f"{format_flops(mfu['flops_per_token'])}/token",
+        _memory_field(record["memory"]),
+        f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], ' .1e')} "
+        f"std {format_number(gradients['std'], '.1e')}",
+    ]
+    if record["bad_steps"]:
+        details.append(f"skipped steps {record['bad_steps']}")
+    return _pack(fields) + "\n" + _pack(details, indent="    ")
+
+
+def format_eval(
+    record: Mapping[str, Any], max_iters: int | None, best: Mapping[str, Any] | None
+) -> str:
+    """A record of `eval_steps` as a line; `best` is the record of the lowest loss so far."""
+    best_text = "none finite" if best is None else f"{best['val_loss']:.4f} at {best['iter']}"
+    fields = [
+        f"eval {_progress(record['iter'], max_iters)}",
+        f"val loss {record['val_loss']:.4f}",
+        f"{record['val_bits_per_byte']:.4f} bits/byte",
+        f"best {best_text}",
+        f"{format_count(record['tokens_seen'])} tokens",
+        f"{record['seconds']:,.1f} s",
+    ]
+    return _pack(fields)
+
+
+class Console:
+    """Lines on standard output and, where that is a terminal, a progress bar beneath them."""
+
+    def __init__(self, done: int, total: int | None):
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            file=sys.stdout,
+            unit=" steps",
+            dynamic_ncols=True,
+            leave=False,
+            disable=not sys.stdout.isatty(),
+        )
+
+    def say(self, text: str) -> None:
+        """Print above the bar; without a bar this is a plain print."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def advance(self, iter: int) -> None:
+        self._bar.update(iter - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,257 @@
+"""Where the log of a run goes besides its JSON files: a table, TensorBoard, Weights & Biases.
+
+The JSON files stay the record. A sink is a copy of their lines for other tools, which may lose it:
+one that fails while a run trains is given up with a sentence, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from training.log_files import METRICS_FILE, read_metrics, write_atomically
+
+CSV_FILE = "metrics.csv"
+TENSORBOARD_FOLDER = "tensorboard"
+WANDB_PROJECT = "nanoarch"
+
+TAGS = {
+    "loss": "loss/train",
+    "val_loss": "loss/val",
+    "val_bits_per_byte": "loss/val_bits_per_byte",
+    "lr": "optimizer/lr",
+    "gradients/norm": "optimizer/gradient_norm",
+    "bad_steps": "optimizer/bad_steps",
+    "time_ms": "speed/ms_per_step",
+    "tokens_per_second": "speed/tokens_per_second",
+    "mfu/mfu_percent": "speed/mfu_percent",
+    "memory/allocated": "memory/allocated_bytes",
+    "memory/resident": "memory/resident_bytes",
+    "memory/peak": "memory/peak_bytes",
+    "memory/reserved": "memory/reserved_bytes",
+    "tokens_seen": "spent/tokens",
+    "flops": "spent/flops",
+    "seconds": "spent/seconds",
+}
+"""What trackers draw: a number of a flat line, and the name of its curve."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a sink has to know of a run when the run starts or goes on.
+
+    Attributes:
+        run_dir: Folder of the run.
+        run_name: What the run is called.
+        start_time: When it first started; with the name it tells the run from all others.
+        config: Every key of the run and its value.
+        lines: The lines of metrics.jsonl, up to the checkpoint that the run goes on from.
+    """
+
+    run_dir: Path
+    run_name: str
+    start_time: str
+    config: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+
+
+class Sink(Protocol):
+    """Something that takes the lines of a log. It is made open, from a `Beginning`."""
+
+    package: ClassVar[str | None]
+    """What `pip install` has to bring before it can be made."""
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Take a line that metrics.jsonl has just got."""
+
+    def close(self, *, failed: bool) -> None:
+        """The run is over, or has failed."""
+
+
+def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A line without nesting: `{"memory": {"peak": 1}}` gives `{"memory/peak": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in line.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}/") if nested else {prefix + key: value}
+    return found
+
+
+def curves_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line by the names of their curves; what is not finite has none."""
+    return {
+        TAGS[key]: value for key, value in flat(line).items() if key in TAGS and value is not None
+    }
+
+
+# The sinks
+
+
+class CsvSink:
+    """`metrics.csv` in the run's folder: a row for each line of metrics.jsonl, in its order.
+
+    The one header names every column; a line that brings a new one has the file written anew. What
+    a line does not have is an empty cell.
+    """
+
+    package = None
+
+    def __init__(self, beginning: Beginning):
+        self._metrics = beginning.run_dir / METRICS_FILE
+        self._path = beginning.run_dir / CSV_FILE
+        self._write_all(beginning.lines)
+
+    def _write_all(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        rows = [flat(line) for line in lines]
+        self._columns = list(dict.fromkeys(column for row in rows for column in row))
+        header = dict(zip(self._columns, self._columns, strict=True))
+        write_atomically(self._path, self._text([header, *rows] if rows else []))
+
+    def _text(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        row = flat(line)
+        if not row.keys() <= set(self._columns):
+            self._write_all(read_metrics(self._metrics))
+            return
+        with open(self._path, "a", encoding="utf-8", newline="") as file:
+            file.write(self._text([row]))
+
+    def close(self, *, failed: bool) -> None:
+        """Every row is in the file already."""
+
+
+class TensorBoardSink:
+    """Curves in `tensorboard/` of the run's folder, over `iter`, and the config as text.
+
+    Each session writes the curves from the beginning and has TensorBoard forget those before it,
+    so that they are the lines of metrics.jsonl however often a run went on.
+    """
+
+    package = "tensorboard"
+
+    def __init__(self, beginning: Beginning):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._started = datetime.fromisoformat(beginning.start_time).timestamp()
+        self._writer = SummaryWriter(str(beginning.run_dir / TENSORBOARD_FOLDER), purge_step=0)
+        rows = "\n".join(f"| {key} | {value} |" for key, value in beginning.config.items())
+        self._writer.add_text("config", f"| key | value |\n|---|---|\n{rows}", 0)
+        for line in beginning.lines:
+            self._add(line)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        time = self._started + line["wall_seconds"]
+        for curve, value in curves_of(line).items():
+            self._writer.add_scalar(curve, value, line["iter"], time)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        self._add(line)
+        self._writer.flush()
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """A run of Weights & Biases: the same curves, over `iter`, and the config.
+
+    Its project is what the environment variable WANDB_PROJECT says, else nanoarch. A run
+    that is resumed goes on in its own, where steps that it does again stay as they were, since
+    Weights & Biases takes no step twice. Its files are in `wandb/` of the run's folder.
+    """
+
+    package = "wandb"
+
+    def __init__(self, beginning: Beginning):
+        import wandb
+
+        identity = f"{beginning.run_name} {beginning.start_time}"
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+            name=beginning.run_name,
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            resume="allow",
+            config=dict(beginning.config),
+            dir=str(beginning.run_dir),
+        )
+        for line in () if self._run.resumed else beginning.lines:
+            self.record(line)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        self._run.log(curves_of(line), step=line["iter"])
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+SINKS: dict[str, type[Sink]] = {
+    "csv": CsvSink,
+    "tensorboard": TensorBoardSink,
+    "wandb": WandbSink,
+}
+"""The sink behind each name that the key log_to takes."""
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """The packages that sinks need and that are not installed."""
+    needed = [SINKS[name].package for name in names]
+    return [name for name in needed if name and importlib.util.find_spec(name) is None]
+
+
+class OpenSinks:
+    """The sinks of a run while it trains.
+
+    Args:
+        names: Keys of SINKS.
+        beginning: What they are made from.
+        say: Takes the sentence that tells of a sink that is given up.
+
+    Raises:
+        ValueError: one cannot be opened.
+    """
+
+    def __init__(self, names: Iterable[str], beginning: Beginning, say: Callable[[str], None]):
+        self._say = say
+        self._open: dict[str, Sink] = {}
+        for name in names:
+            try:
+                self._open[name] = SINKS[name](beginning)
+            except Exception as error:  # whatever a tracker raises, it is the user's to mend
+                for sink in self._open.values():
+                    with contextlib.suppress(Exception):
+                        sink.close(failed=True)
+                raise ValueError(
+                    f"log_to={name!r} cannot start ({_told(error)}); mend that, or change log_to."
+                ) from error
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        self._each(lambda sink: sink.record(line))
+
+    def close(self, *, failed: bool) -> None:
+        self._each(lambda sink: sink.close(failed=failed))
+        self._open.clear()
+
+    def _each(self, act: Callable[[Sink], None]) -> None:
+        for name, sink in list(self._open.items()):
+            try:
+                act(sink)
+            except Exception as error:  # no failure of a tracker is worth a run
+                del self._open[name]
+                self._say(f"log_to={name!r} failed ({_told(error)}) and is given up.")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
