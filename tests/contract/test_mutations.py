@@ -44,6 +44,7 @@ GRADIENTS = "unit/test_gradients.py::"
 CONFIG = "unit/test_model_config.py::"
 OPTIMIZER = "unit/test_optim.py::"
 SHAPES = "unit/test_model_shapes.py::"
+START = "unit/test_initial_weights.py::"
 GPT2 = "[preset gpt2]"
 LLAMA = "[preset llama]"
 
@@ -233,6 +234,22 @@ MUTATIONS = (
         "isinstance(child, nn.Linear | nn.Embedding)",
         "isinstance(child, nn.Linear)",
         (f"{BEHAVIOR}test_every_matrix_is_initialised_by_its_owner{LLAMA}",),
+    ),
+    Mutation(
+        "all layers start alike",
+        model_builder.GPT,
+        "__init__",
+        "own_stream(name)",
+        'own_stream("")',
+        (f"{START}test_weights_of_one_model_are_independent",),
+    ),
+    Mutation(
+        "a part's weights draw from one stream",
+        part.Part,
+        "init_parameters",
+        "own_stream(name)",
+        "contextlib.nullcontext()",
+        (f"{START}TestPairs::test_what_two_architectures_share_starts_alike[n_kv_head=2]",),
     ),
     Mutation(
         "attention's scores are charged half",
