@@ -32,13 +32,15 @@ _SCHEDULE = ("warmup_iters", "lr_decay_iters")  # conditions as shares of max_it
 _LENGTH = {"max_iters", "max_minutes", *_SCHEDULE}
 _MACHINE = {"device", "compile"}  # change how fast a run is, not what it computes
 _TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
-_BOOKKEEPING = {  # what the architecture is called, where a run is kept, how closely it is watched
+BOOKKEEPING = {
     *("arch_preset", "out_dir", "run_name", "resume", "plugins"),
     *("eval_interval", "log_interval", "log_to", "checkpoint_minutes", "keep_checkpoints"),
 }
+"""Keys that say what an architecture is called, where a run is kept, how closely it is watched."""
+
 _TRAINING_KEYS = {field.name for field in dataclasses.fields(TrainingConfig)}
-_NOT_MODEL = _TRAINING_KEYS | _BOOKKEEPING
-_NO_DIFFERENCE = _SEEDS | _MACHINE | _TOLD_BETTER | _BOOKKEEPING
+_NOT_MODEL = _TRAINING_KEYS | BOOKKEEPING
+_NO_DIFFERENCE = _SEEDS | _MACHINE | _TOLD_BETTER | BOOKKEEPING
 
 RECIPE_KEYS = tuple(
     field.name

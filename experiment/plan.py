@@ -14,6 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from comparison.documents import assignments
+from comparison.groups import BOOKKEEPING
+from configurator import key_table
 from experiment.arms import Arm, ArmMaker, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job
 from experiment.request import Request
@@ -30,7 +32,7 @@ Choice = Mapping[str, str]
 Seeds = tuple[int, int]
 """(seed, data_seed)"""
 
-_NOT_THE_PLAN = {"seed", "data_seed", "out_dir", "run_name", "resume", "keep_checkpoints"}
+_NOT_THE_PLAN = BOOKKEEPING | {"seed", "data_seed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +197,13 @@ def slug(text: str) -> str:
 
 
 def _config(arm: Arm) -> dict[str, Any]:
-    config = arm.settings.to_dict()
-    return {key: value for key, value in config.items() if key not in _NOT_THE_PLAN}
+    """What an arm's config says beyond the defaults, so that a key that is new in a later version
+    makes no other sweep."""
+    return {
+        key: value
+        for key, value in arm.settings.to_dict().items()
+        if key not in _NOT_THE_PLAN and value != key_table()[key].field.default
+    }
 
 
 def _trial_loss(jobs: Sequence[Job]) -> float | None:
