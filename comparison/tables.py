@@ -301,13 +301,16 @@ def to_markdown(findings: Findings, *, ratio: bool = False) -> str:
     for section in sections(findings, ratio):
         lines += [f"### {section.title}", ""]
         if section.rows:
-            lines += [
-                _markdown_row(section.header),
-                "|---" + "|---:" * (len(section.header) - 1) + "|",
-            ]
-            lines += [*map(_markdown_row, section.rows), ""]
+            lines += [*markdown_table(section.header, section.rows), ""]
         lines += [*(f"- {sentence}" for sentence in section.sentences), ""]
     return "\n".join(lines).rstrip()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table in GitHub's Markdown, numbers to the right of the labels."""
+    yield _markdown_row(header)
+    yield "|---" + "|---:" * (len(header) - 1) + "|"
+    yield from map(_markdown_row, rows)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

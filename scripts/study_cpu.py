@@ -1,0 +1,201 @@
+"""A first study, from GPT-2 to LLaMA one change at a time, on a CPU; writes docs/study-cpu.md.
+
+python scripts/study_cpu.py
+python scripts/study_cpu.py --workers=8 --out_dir=/tmp/study
+
+Trains what is not trained yet with sweep.py (about an hour on 2 cores), then writes the report and
+its plot from the runs. Every number and every verdict in it is computed; none is typed.
+
+Exit status: 0 written, 2 not all runs ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import sweep
+from compare_architectures import select
+from comparison.documents import assignments
+from comparison.findings import Findings, Row, compare
+from comparison.plot import write_plot
+from comparison.tables import markdown_table, to_markdown
+from comparison.verdicts import BETTER, EQUAL, WORSE
+from experiment.manifest import SWEEP_FILE
+from scripts.runs import PASSED, PROJECT, UNDECIDED, run_script
+from training_logger import format_count
+
+NAME = "study-cpu"
+REPORT = PROJECT / "docs" / "study-cpu.md"
+
+ARGUMENTS = (
+    *("config/arch_gpt2.py", "config/run_study_cpu.py"),
+    *("--vary", "position_encoding=rope"),
+    *("--vary", "normalization=rmsnorm"),
+    *("--vary", "activation=silu"),
+    *("--vary", "ffn_type=geglu,swiglu"),
+    *("--vary", "bias=False"),
+    *("--vary", "weight_tying=False"),
+    *("--arms", "config/arch_llama.py"),
+    *("--tune", "learning_rate=1e-3,2e-3,4e-3"),
+    *("--seeds=5", f"--name={NAME}"),
+)
+"""Of sweep.py: seven steps from GPT-2 towards LLaMA, each by itself, and LLaMA whole."""
+
+INTRODUCTION = """\
+# From GPT-2 to LLaMA, one change at a time
+
+Which of the changes that made LLaMA out of GPT-2 help, when each is made by itself, at equal
+parameters and equal training tokens, with a learning rate chosen anew for each, over several
+seeds? `python scripts/study_cpu.py` asks that of the smallest model that says anything, on a CPU,
+and writes this page: every number, every verdict and the plot come from the runs.
+"""
+
+LIMITS = """\
+## What cannot be told here
+
+- **Size.** {parameters} parameters, {tokens} training tokens of one text, {context} characters of
+  context. Which change helps depends on all three: a position encoding matters more with a longer
+  context, a gated network or a norm without a mean may matter at depths where this model is not,
+  and what helps early in training need not last. None of the verdicts above is a claim about
+  models of a useful size; they are about this one, and about how such a claim is to be made.
+- **Small differences.** With {seeds} seeds and Holm's correction over {arms} arms, a true
+  difference of {detectable} nats is found four times in five (median over the arms; pairs of
+  seeds that share less luck need more). What is smaller is reported as "cannot tell", which does
+  not say that there is none.
+- **Tuning.** Every arm tried {trials} learning rates on one seed. That is equal, but coarse: an
+  arm whose best rate lies between two of them is at a disadvantage, and warm-up, decay, betas and
+  initialisation are GPT-2's for all.
+- **One text.** Seeds vary the initial weights and the order of the data. They do not vary the
+  data: the intervals say how surely a difference holds on this text, not on text at large.
+- **Speed.** Tokens per second were taken while two runs shared the machine, in float32 without
+  fused kernels, and say little about a GPU.
+"""
+
+
+def report(findings: Findings, manifest: dict[str, Any], plot: str) -> str:
+    """The page; `plot` is the name of the figure beside it."""
+    return "\n".join(
+        [
+            INTRODUCTION,
+            *_what_was_run(findings, manifest),
+            *_answer(findings, manifest),
+            f"![Validation loss against budgets, and differences]({plot})\n",
+            to_markdown(findings).replace("\n### ", "\n#### ").replace("### ", "#### ", 1) + "\n",
+            _limits(findings, manifest),
+        ]
+    )
+
+
+def _what_was_run(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
+    run = findings.baseline.group.counted[0]
+    machine, training = run.environment, run.config
+    yield "## What was run\n"
+    yield f"    {manifest['command']}\n"
+    yield (
+        f"{len(manifest['arms'])} arms of {len(manifest['seeds'])} seeds each, and before those "
+        f"{len(manifest['tuning']['trials'])} trials of the learning rate for every arm on a seed "
+        f"of their own: {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
+        f"({training['max_iters']} steps of {run.tokens // training['max_iters']:,}) of "
+        f"`{training['dataset']}`. Seed k gives every arm the same batches in the same order and, "
+        "where shapes agree, the same initial numbers.\n"
+    )
+    header = ("arm", "what was changed to equal its size", "parameters", "FLOPs/token", "rate")
+    yield from markdown_table(header, [_arm_row(arm) for arm in manifest["arms"]])
+    yield (
+        f"\nMeasured with Python {machine['python']}, torch {machine['torch']}, "
+        f"{machine['threads']} thread a run, on a {machine['device']}, at commit "
+        f"{str(machine['commit'])[:12]}.\n"
+    )
+
+
+def _arm_row(arm: dict[str, Any]) -> Sequence[str]:
+    return (
+        arm["name"],
+        assignments(arm["solved"]) or "nothing",
+        f"{arm['parameters']:,}",
+        f"{arm['flops_per_token']:,}",
+        (arm["tuned"] or {}).get("learning_rate", "-"),
+    )
+
+
+def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each arm, the clearest verdicts first."""
+    names = arm_names(findings, manifest)
+    order = {BETTER: 0, WORSE: 1, EQUAL: 2}
+    rows = sorted(findings.rows[1:], key=lambda row: order.get(row.verdict.verdict, 3))
+    baseline = findings.baseline.group
+    yield "## What it shows\n"
+    yield (
+        f"GPT-2 ends at {baseline.loss:.4f} nats per character (sd {baseline.deviation:.4f} over "
+        f"{baseline.n} seeds). Beside it, with 95 % intervals:\n"
+    )
+    for row in rows:
+        yield f"- **{names[row.group.name]}**: {row.verdict.words}"
+    yield ""
+
+
+def arm_names(findings: Findings, manifest: dict[str, Any]) -> dict[str, str]:
+    """What the sweep calls each group."""
+    of_run = {Path(run["folder"]).name: run["arm"] for run in manifest["runs"]}
+    return {row.group.name: of_run[row.group.runs[0].run_name] for row in findings.rows}
+
+
+def _limits(findings: Findings, manifest: dict[str, Any]) -> str:
+    baseline = findings.baseline.group
+    run = baseline.counted[0]
+    return LIMITS.format(
+        parameters=f"{baseline.architecture['parameters']:,}",
+        tokens=format_count(run.tokens),
+        context=run.config["sequence_length"],
+        seeds=baseline.n,
+        arms=len(findings.rows) - 1,
+        detectable=f"{median(_detectable(findings.rows[1:])):.4f}",
+        trials=len(manifest["tuning"]["trials"]),
+    )
+
+
+def _detectable(rows: Sequence[Row]) -> list[float]:
+    return [row.verdict.detectable for row in rows if row.verdict.detectable is not None]
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--workers", type=int, default=2, help="runs at a time (default 2)")
+    flags.add_argument("--out_dir", default="out", help="default: %(default)s")
+    flags.add_argument("--report", type=Path, default=REPORT, help="default: docs/study-cpu.md")
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    out_dir = Path(args.out_dir).resolve()
+    os.chdir(PROJECT)  # which the arguments name their files from
+    print(f"python sweep.py {shlex.join(ARGUMENTS)}")
+    if sweep.main([*ARGUMENTS, f"--workers={args.workers}", f"--out_dir={out_dir}"]):
+        return UNDECIDED
+    folder = out_dir / "sweeps" / NAME
+    chosen = select([str(folder)], None, out_dir)
+    findings = compare(chosen.runs, chosen.baseline, tuned=chosen.studied)
+    manifest = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    manifest["command"] = shlex.join(["python", "sweep.py", *ARGUMENTS])
+    plot = args.report.with_suffix(".png")
+    args.report.write_text(report(findings, manifest, plot.name), encoding="utf-8")
+    write_plot(findings, plot)
+    print(f"written: {args.report}")
+    return PASSED
+
+
+if __name__ == "__main__":
+    run_script(main)
