@@ -93,7 +93,8 @@ class Estimate:
         error, df = self._plan(seeds)
         shift = abs(difference) / error if error else math.inf
         # nctdtr is NaN far out, where the power is 1 to many digits.
-        below = special.nctdtr(df, min(shift, 30.0), _t_quantile(df, alpha))
+        # nctdtr is NaN far out, where the power is 1 to many digits.
+        below = special.nctdtr(df, shift, _t_quantile(df, alpha))
         return 1 - float(below) if math.isfinite(below) else 1.0
 
     def detectable(self, alpha: float) -> float:
