@@ -20,6 +20,7 @@ from pathlib import Path
 
 from comparison.documents import to_csv, to_json
 from comparison.findings import Findings, compare
+from comparison.report.page import write_page
 from comparison.runs import find, load_runs, newest
 from comparison.tables import to_markdown, to_text
 from options import unknown_name
@@ -71,6 +72,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--ratio", action="store_true", help="also show quality against memory and speed"
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="(default: text)")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write it as a page for a browser: tables, plots and curves in one file",
+    )
     arguments = parser.parse_args(argv)
     arguments.tuned = [key for key in arguments.tuned.split(",") if key]
     problem = _problem(arguments)
@@ -105,6 +112,18 @@ def render(findings: Findings, arguments: argparse.Namespace) -> str:
     return to_text(findings, ratio=arguments.ratio, colour=colour)
 
 
+def write_html(findings: Findings, path: Path) -> int:
+    """Write the page and say where it is, beside the comparison that a program may be reading;
+    returns 0, or 1 where it cannot be written."""
+    try:
+        write_page(findings, path)
+    except OSError as error:
+        print(f"--html={path} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    print(f"The page is {path}", file=sys.stderr)
+    return 0
+
+
 def where_named(word: str, out_dir: Path) -> str:
     """The folder under `out_dir` for a run's name; anything else as it is."""
     named = out_dir / word
@@ -132,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(render(findings, arguments))
-    return 0
+    return write_html(findings, arguments.html) if arguments.html else 0
 
 
 if __name__ == "__main__":
