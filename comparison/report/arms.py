@@ -9,7 +9,7 @@ from comparison.findings import Findings, Row
 from comparison.report.markup import Markup, element
 from comparison.verdicts import BASELINE, CANNOT_TELL
 
-HUES = 8
+HUES = 6
 """Colours of the palette in style.css; arms share them, so the number tells them apart."""
 
 _WORDS = {CANNOT_TELL: "cannot tell"}  # verdicts that a reader sees under another name

@@ -89,6 +89,7 @@ const MARKERS = [
   "M0 -4.5L4.5 0L0 4.5L-4.5 0Z",
   "M0 4L4 -3H-4Z",
   "M-4 -1.3H-1.3V-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4Z",
+  "M0 -1.8L2.2 -4L4 -2.2L1.8 0L4 2.2L2.2 4L0 1.8L-2.2 4L-4 2.2L-1.8 0L-4 -2.2L-2.2 -4Z",
 ];
 const dashOf = (arm) => DASHES[(arm.number - 1) % DASHES.length];
 const markerOf = (arm) => MARKERS[(arm.number - 1) % MARKERS.length];
