@@ -36,7 +36,14 @@ def curves(findings: Findings) -> dict[str, Any]:
     axes = [axis for axis in AXES if any(bands[axis] for bands in whole.values())]
     shown = shown_at_first(findings)
     return {
-        "axes": {axis: {"title": _TITLES[axis], "units": _UNITS[axis]} for axis in axes},
+        "axes": {
+            axis: {
+                "title": _TITLES[axis],
+                "units": _UNITS[axis],
+                "caution": _caution(findings, axis),
+            }
+            for axis in axes
+        },
         "arms": [
             {
                 "number": number,
@@ -59,6 +66,13 @@ def curves(findings: Findings) -> dict[str, Any]:
             if found
         ),
     }
+
+
+def _caution(findings: Findings, axis: str) -> str:
+    """What keeps curves over this unit from being compared; empty where nothing does."""
+    if axis != "seconds" or axis in findings.budgets or len(compared(findings)) == 1:
+        return ""
+    return "Seconds cannot be compared here: they are not all of one machine, or not all known."
 
 
 def shown_at_first(findings: Findings) -> Collection[int]:

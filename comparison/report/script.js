@@ -142,6 +142,7 @@ class Plot {
     const [width, height] = [this.chart.clientWidth, this.chart.clientHeight];
     if (!width) return;
     this.drawing.replaceChildren();
+    byId("caution").textContent = this.data.axes[this.axis].caution;
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const curves = this.curves;
     if (!curves.length) {

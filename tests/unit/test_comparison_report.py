@@ -177,6 +177,15 @@ def test_curves_hold_what_the_bands_do(findings):
     assert drawn["arms"][5]["bands"] == {}  # its only run diverged
 
 
+def test_seconds_of_unlike_machines_are_drawn_with_a_caution(findings):
+    runs = simulated_arm("a", [3.0, 3.1])
+    runs += simulated_arm("b", [3.2, 3.3], model={"bias": False}, device="a GPU")
+    cautions = {name: axis["caution"] for name, axis in curves(compare(runs))["axes"].items()}
+    assert cautions["seconds"].startswith("Seconds cannot be compared here")
+    assert cautions["tokens"] == cautions["flops"] == ""
+    assert curves(findings)["axes"]["seconds"]["caution"] == ""
+
+
 def test_of_many_arms_the_baseline_and_the_best_are_shown_at_first():
     runs = [
         run
