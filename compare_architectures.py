@@ -3,6 +3,7 @@
     python compare_architectures.py --latest 3               the newest runs found under out/
     python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
     python compare_architectures.py out --baseline=gpt2 --format=json
+    python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
 
 Runs that differ only by seed are one arm. An arm is called better or worse only where chance is
 ruled out over several seeds, and is compared only with runs of the same recipe on the same data.
@@ -13,6 +14,7 @@ explains every number.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -21,8 +23,9 @@ from pathlib import Path
 from comparison.documents import to_csv, to_json
 from comparison.findings import Findings, compare
 from comparison.report.page import write_page
-from comparison.runs import find, load_runs, newest
+from comparison.runs import Run, find, load_runs, newest
 from comparison.tables import to_markdown, to_text
+from experiment.manifest import SWEEP_FILE, Sweep, read_sweep
 from options import unknown_name
 from training.config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
@@ -38,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "runs",
         nargs="*",
-        help=f"folders of runs, folders that hold some, {RUN_FILE}, {METRICS_FILE}, globs",
+        help=f"folders of runs, of sweeps, or that hold some; {RUN_FILE}, {METRICS_FILE}, globs",
     )
     parser.add_argument(
         "--latest",
@@ -53,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--baseline",
         metavar="NAME",
         help="what to compare with: a group, an architecture, or the start of a run's name "
-        "(default: the group of the oldest run)",
+        "(default: the first arm of a sweep, else the group of the oldest run)",
     )
     parser.add_argument(
         "--margin",
@@ -125,28 +128,78 @@ def write_html(findings: Findings, path: Path) -> int:
 
 
 def where_named(word: str, out_dir: Path) -> str:
-    """The folder under `out_dir` for a run's name; anything else as it is."""
-    named = out_dir / word
-    return str(named) if not Path(word).exists() and named.exists() else word
+    """The folder under `out_dir` for a run's or a sweep's name; anything else as it is."""
+    named = [out_dir / word, out_dir / "sweeps" / word]
+    found = [] if Path(word).exists() else [path for path in named if path.exists()]
+    return str(found[0]) if found else word
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What is to be compared: runs, what is wrong with others, and what a sweep knows of them."""
+
+    runs: list[Run]
+    problems: list[str]
+    baseline: str | None = None
+    studied: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
+
+
+def select(words: Sequence[str], latest: int | None, out_dir: Path) -> Selection:
+    """The runs that command-line words mean; without any, the newest.
+
+    Raises:
+        ValueError: the manifest of a sweep cannot be read.
+    """
+    if not words:
+        runs, problems = load_runs(sorted(out_dir.rglob(RUN_FILE)))
+        return Selection(newest(runs, latest or DEFAULT_LATEST), problems)
+    words = [where_named(word, out_dir) for word in words]
+    sweeps = [read_sweep(folder) for folder in map(sweep_folder, words) if folder]
+    others = [word for word in words if not sweep_folder(word)]
+    begun = [run for sweep in sweeps for run in sweep.runs if (run / RUN_FILE).exists()]
+    runs, problems = load_runs(dict.fromkeys([*begun, *find(others)]))
+    missing = sum(len(sweep.runs) for sweep in sweeps) - len(begun)
+    if missing:
+        problems.append(f"{missing} runs of the sweep that have not begun")
+    return Selection(
+        runs,
+        problems,
+        baseline=_baseline_of(sweeps[0], runs) if sweeps else None,
+        studied=tuple(key for sweep in sweeps for key in sweep.studied),
+        factors=sweeps[0].factors if len(words) == 1 and sweeps else (),
+    )
+
+
+def sweep_folder(word: str) -> Path | None:
+    """The folder of the sweep that a word names, by itself or by its manifest."""
+    folder = Path(word).parent if Path(word).name == SWEEP_FILE else Path(word)
+    return folder if (folder / SWEEP_FILE).is_file() else None
+
+
+def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> str | None:
+    """A run of the baseline, for its name to stand for the group."""
+    return next((run.run_name for run in runs if run.run_name in sweep.baseline), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; returns 0, or 1 where there is nothing to compare."""
     arguments = parse_arguments(argv)
-    if arguments.runs:
-        words = [where_named(word, Path(arguments.out_dir)) for word in arguments.runs]
-        runs, problems = load_runs(find(words))
-    else:
-        runs, problems = load_runs(sorted(Path(arguments.out_dir).rglob(RUN_FILE)))
-        runs = newest(runs, arguments.latest or DEFAULT_LATEST)
-    for problem in problems:
-        print(f"skipped {problem}", file=sys.stderr)
-    if not runs:
-        advice = f"No run found under {arguments.out_dir}/. Train one first: python train.py"
-        print("No run found among those named." if arguments.runs else advice, file=sys.stderr)
-        return 1
     try:
-        findings = compare(runs, arguments.baseline, arguments.margin, arguments.tuned)
+        chosen = select(arguments.runs, arguments.latest, Path(arguments.out_dir))
+        for problem in chosen.problems:
+            print(f"skipped {problem}", file=sys.stderr)
+        if not chosen.runs:
+            advice = f"No run found under {arguments.out_dir}/. Train one first: python train.py"
+            print("No run found among those named." if arguments.runs else advice, file=sys.stderr)
+            return 1
+        findings = compare(
+            chosen.runs,
+            arguments.baseline or chosen.baseline,
+            arguments.margin,
+            [*arguments.tuned, *chosen.studied],
+            chosen.factors,
+        )
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

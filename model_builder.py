@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from components.attention import Attention, KeyValueCache
 from components.blocks import BLOCKS, make_norm
 from components.ffns import FeedForward
-from components.part import Part
+from components.part import Part, own_stream
 from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
 
@@ -23,6 +23,9 @@ IGNORED = -1
 class GPT(Part):
     """A decoder-only transformer (Radford et al. 2018).
 
+    Its weights are a function of the seed that torch was last given, and of each one's name and
+    shape: architectures of one seed start from the same numbers in all that they share.
+
     Shapes: B batch, T time, C = n_embd, V = vocab_size.
     """
 
@@ -31,6 +34,16 @@ class GPT(Part):
     def __init__(self, config: ModelArchitectureConfig):
         super().__init__()
         self.config = config
+        with own_stream("made"):  # what torch's layers draw when made is drawn anew below
+            self._make_parts(config)
+        for name, module in self.named_modules():
+            if isinstance(module, Part):
+                with own_stream(name):
+                    module.init_parameters(config)
+        if config.weight_tying:
+            self.head.weight = self.embedding.weight
+
+    def _make_parts(self, config: ModelArchitectureConfig) -> None:
         block = BLOCKS[config.norm_position]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = POSITIONS[config.position_encoding](config)
@@ -38,11 +51,6 @@ class GPT(Part):
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
         self.final_norm = make_norm(config) if block.final_norm else nn.Identity()
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        for module in self.modules():
-            if isinstance(module, Part):
-                module.init_parameters(config)
-        if config.weight_tying:
-            self.head.weight = self.embedding.weight
 
     def forward(
         self,

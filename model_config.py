@@ -444,7 +444,6 @@ _GPT2 = {
     "normalization": "layernorm",
     "norm_position": "pre",
     "ffn_type": "standard",
-    "activation": "gelu",
     "bias": True,
     "weight_tying": True,
 }

@@ -44,7 +44,7 @@ from training.hardware import (
 from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
 from training.resume import Start, find_start
-from training.run import Run, complete, named, refuse_machine
+from training.run import Run, complete, fitting_memory, named, refuse_machine
 from training.signals import StopRequest
 from training_logger import TrainingLogger, discard_unfinished_log, refuse_existing_log
 
@@ -95,6 +95,8 @@ def set_up(start: Start) -> Run:
         training.eval_tokens,
     )
     settings = complete(start.settings, dataset)
+    compiles = resolve_compile(training.compile, device)
+    memory = fitting_memory(settings, device, dtype, compiles)
 
     set_tf32(training.tf32)
     seed_everything(training.seed)
@@ -102,7 +104,6 @@ def set_up(start: Start) -> Run:
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
-    compiles = resolve_compile(training.compile, device)
     settings = named(settings)  # which makes a folder, so nothing that may fail comes after
     run = Run(
         settings=settings,
@@ -111,6 +112,7 @@ def set_up(start: Start) -> Run:
         validation=validation,
         device=device,
         dtype=dtype,
+        memory=memory,
         network=network,
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
         model=torch.compile(network, dynamic=False) if compiles else network,
@@ -162,7 +164,7 @@ def open_log(run: Run, start: Start) -> TrainingLogger:
             "val_fingerprint": run.validation.fingerprint,
         },
         peak_flops=peak,
-        max_iters=training.max_iters,
+        max_iters=None if training.max_minutes else training.max_iters,
         resume_step=None if start.checkpoint is None else run.step,
     )
 
@@ -191,7 +193,7 @@ def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
             if saves:
                 save(run, log)
                 last_save = time.monotonic()
-            if run.step >= training.max_iters or stop.requested:
+            if run.over or stop.requested:
                 break
             train_and_log(run, log, *next(prefetched))
     if stop.requested and not run.finished:
@@ -203,9 +205,8 @@ def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
 
 def evaluation_due(run: Run) -> bool:
     """Whether the weights as they are now are to be validated, and have not been."""
-    training = run.settings.training
-    at_interval = run.step % training.eval_interval == 0 or run.step == training.max_iters
-    return at_interval and run.evaluated_at != run.step
+    at_interval = run.step % run.settings.training.eval_interval == 0
+    return (at_interval or run.over) and run.evaluated_at != run.step
 
 
 def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor) -> None:
@@ -213,13 +214,13 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
     training = run.settings.training
     done = run.step + 1
     logs = done % training.log_interval == 0 or done == training.max_iters
-    learning_rate = learning_rate_at(run.step, training)
+    learning_rate = learning_rate_at(run.position, training)
 
     run.watch.start()
     train_step(run, inputs, targets, learning_rate, statistics=logs)
-    run.step = done
+    run.advance()
     log.advance(done)
-    if not logs:
+    if not (logs or run.over):  # that the time is up shows only now
         return
     report = run.stepper.read()
     seconds, steps = run.watch.lap(), done - run.logged_at

@@ -117,8 +117,8 @@ def _pack(fields: Sequence[str], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def _progress(iter: int, max_iters: int) -> str:
-    return f"{iter:>{len(str(max_iters))}}/{max_iters}"
+def _progress(iter: int, max_iters: int | None) -> str:
+    return f"{iter:>6}" if max_iters is None else f"{iter:>{len(str(max_iters))}}/{max_iters}"
 
 
 def _memory_field(memory: Mapping[str, float | None]) -> str:
@@ -137,7 +137,7 @@ def _tflops(value: float | None) -> str:
     return format_number(value, ".0f" if value is not None and value >= 100 else ".3g")
 
 
-def format_step(record: Mapping[str, Any], max_iters: int) -> str:
+def format_step(record: Mapping[str, Any], max_iters: int | None) -> str:
     """A record of `training_iterations` as lines: what it learns and how fast, then the rest."""
     mfu, gradients = record["mfu"], record["gradients"]
     percent = mfu["mfu_percent"]
@@ -153,15 +153,17 @@ def format_step(record: Mapping[str, Any], max_iters: int) -> str:
     details = [
         f"{format_flops(mfu['flops_per_token'])}/token",
         _memory_field(record["memory"]),
-        f"grad norm {gradients['norm']:.3g} mean {gradients['mean']: .1e} "
-        f"std {gradients['std']:.1e}",
+        f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], ' .1e')} "
+        f"std {format_number(gradients['std'], '.1e')}",
     ]
     if record["bad_steps"]:
         details.append(f"skipped steps {record['bad_steps']}")
     return _pack(fields) + "\n" + _pack(details, indent="    ")
 
 
-def format_eval(record: Mapping[str, Any], max_iters: int, best: Mapping[str, Any] | None) -> str:
+def format_eval(
+    record: Mapping[str, Any], max_iters: int | None, best: Mapping[str, Any] | None
+) -> str:
     """A record of `eval_steps` as a line; `best` is the record of the lowest loss so far."""
     best_text = "none finite" if best is None else f"{best['val_loss']:.4f} at {best['iter']}"
     fields = [
@@ -178,7 +180,7 @@ def format_eval(record: Mapping[str, Any], max_iters: int, best: Mapping[str, An
 class _Console:
     """Lines on standard output and, where that is a terminal, a progress bar beneath them."""
 
-    def __init__(self, done: int, total: int):
+    def __init__(self, done: int, total: int | None):
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -215,7 +217,7 @@ def json_safe(value: Any) -> Any:
     return value
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace the file; a kill at any moment leaves the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
@@ -255,6 +257,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             "restore the file or remove that line."
         )
     return lines
+
+
+def last_metrics(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a metrics.jsonl, without reading what is before; None before any."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        texts = file.read().decode("utf-8", errors="replace").split("\n")[:-1]
+    return _parse_metrics_line(texts[-1]) if texts else None
 
 
 def read_run(path: Path) -> Any:
@@ -367,7 +377,8 @@ class TrainingLogger:
         environment: `python, torch, cuda, driver, device, commit`, ...
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
         peak_flops: What the hardware can do, FLOP/s; None where that is unknown.
-        max_iters: Optimizer steps of the whole run.
+        max_iters: Optimizer steps of the whole run; None where time may end it before, and then
+            progress is shown without a total.
         resume_step: Take up the log of this folder at the step of a checkpoint: records of later
             steps are dropped, since those steps are done again. None starts a new log.
 
@@ -386,7 +397,7 @@ class TrainingLogger:
         environment: Mapping[str, Any],
         data: Mapping[str, Any],
         peak_flops: float | None,
-        max_iters: int,
+        max_iters: int | None,
         resume_step: int | None = None,
     ):
         self.run_dir = Path(run_dir)
@@ -445,7 +456,7 @@ class TrainingLogger:
         lines = read_metrics(metrics_path) if metrics_path.exists() else []
         lines = [line for line in lines if line["iter"] <= step]
         earlier = self._read_earlier_run()
-        _write_atomically(metrics_path, "".join(map(_metrics_line, lines)))
+        write_atomically(metrics_path, "".join(map(_metrics_line, lines)))
         for kind, name in _LIST_OF_KIND.items():
             self._run[name] = records_of(lines, kind)
         checkpoints = earlier.get("checkpoints", [])
@@ -507,7 +518,7 @@ class TrainingLogger:
             tokens_seen: Training tokens of all steps so far.
             tokens_per_second: Training tokens per second of this interval.
             memory: Bytes: `allocated, peak, reserved`, or `resident, peak`; None where unknown.
-            gradients: `norm, mean, std` of the gradient.
+            gradients: `norm` of the gradient, and `mean, std` where they were measured.
             bad_steps: Steps skipped so far, for a loss or gradient that was not finite.
         """
         record = {
@@ -519,7 +530,7 @@ class TrainingLogger:
             "tokens_per_second": tokens_per_second,
             "mfu": self._utilization(tokens_per_second),
             "memory": dict(memory),
-            "gradients": dict(gradients),
+            "gradients": dict.fromkeys(("norm", "mean", "std")) | dict(gradients),
             "bad_steps": bad_steps,
         }
         self._append("train", record)
@@ -605,4 +616,4 @@ class TrainingLogger:
 
     def _write_run(self) -> None:
         text = json.dumps({**self._run, "summary": self.summary}, indent=1, allow_nan=False)
-        _write_atomically(self.run_dir / RUN_FILE, text + "\n")
+        write_atomically(self.run_dir / RUN_FILE, text + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from math import prod
 from typing import Any
@@ -36,26 +36,37 @@ class Effect:
 Levels = dict[str, Any]
 
 
-def factors_of(groups: Sequence[Group]) -> dict[str, list[Any]]:
+def factors_of(groups: Sequence[Group], named: Sequence[str] = ()) -> dict[str, list[Any]]:
     """The keys that span a full factorial design and their levels, the baseline's first.
 
-    A key that follows from the others (a width that goes with a network) is no factor. Empty where
-    the groups are no full factorial of at least two factors.
+    Empty where the groups are no full factorial of at least two factors.
 
     Args:
         groups: The baseline first.
+        named: The factors; where there are none, those keys of the model that differ and do not
+            follow from others, as a width follows from a network.
     """
-    keys = dict.fromkeys(key for group in groups for key in group.model_keys)
-    levels = {key: _distinct(group.model_keys.get(key) for group in groups) for key in keys}
+    keys = named or dict.fromkeys(key for group in groups for key in group.model_keys)
+    levels = {key: _distinct(group.config.get(key) for group in groups) for key in keys}
     levels = {key: values for key, values in levels.items() if len(values) > 1}
-    # What follows from several factors has the most values, and of keys that change together the
-    # derived one has the longer name (bias, attention_bias): those are tried first.
-    for key in sorted(levels, key=lambda key: (len(levels[key]), len(key)), reverse=True):
-        rest = [other for other in levels if other != key]
-        if len({_cell(group, rest) for group in groups}) == len(groups):
-            del levels[key]
-    full = prod(map(len, levels.values())) == len(groups)
+    levels = levels if named else _independent(groups, levels)
+    cells = {_cell(group, list(levels)) for group in groups}
+    full = prod(map(len, levels.values())) == len(groups) == len(cells)
     return levels if full and len(levels) > 1 else {}
+
+
+def _independent(groups: Sequence[Group], levels: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The keys that are enough to tell the groups apart.
+
+    What follows from several factors has the most values, and of keys that change together the
+    derived one has the longer name (bias, attention_bias): those are tried first.
+    """
+    left = dict(levels)
+    for key in sorted(levels, key=lambda key: (len(levels[key]), len(key)), reverse=True):
+        rest = [other for other in left if other != key]
+        if len({_cell(group, rest) for group in groups}) == len(groups):
+            del left[key]
+    return left
 
 
 def _distinct(values: Iterator[Any]) -> list[Any]:
@@ -64,16 +75,17 @@ def _distinct(values: Iterator[Any]) -> list[Any]:
 
 
 def _cell(group: Group, keys: Sequence[str]) -> str:
-    return json.dumps([group.model_keys.get(key) for key in keys])
+    return json.dumps([group.config.get(key) for key in keys])
 
 
-def effects(groups: Sequence[Group]) -> list[Effect]:
+def effects(groups: Sequence[Group], named: Sequence[str] = ()) -> list[Effect]:
     """Main effects, then two-way interactions; none where the groups are no full factorial.
 
     Args:
         groups: Comparable ones, the baseline first.
+        named: The factors, where they are known; see `factors_of`.
     """
-    factors = factors_of(groups)
+    factors = factors_of(groups, named)
     found = []
     for order in (1, 2):
         for keys in combinations(factors, order):
@@ -94,7 +106,7 @@ def _estimate(
 ) -> Estimate | None:
     """The effect of a change of one factor, or the interaction of two."""
     others = prod(len(levels) for key, levels in factors.items() if key not in change)
-    weights = [_sign(group.model_keys.get, factors, change) / others for group in groups]
+    weights = [_sign(group.config.get, factors, change) / others for group in groups]
     used = [(w, group.losses) for w, group in zip(weights, groups, strict=True) if w]
     return contrast([w for w, _ in used], [losses for _, losses in used])
 

@@ -83,6 +83,7 @@ def compare(
     baseline: str | None = None,
     margin: float | None = None,
     tuned: Collection[str] = (),
+    factors: Sequence[str] = (),
 ) -> Findings:
     """What runs show of architectures.
 
@@ -91,6 +92,7 @@ def compare(
         baseline: What to compare with; see `groups.find_baseline`.
         margin: Differences up to this count as equal, nats per token; None: the noise floor.
         tuned: Keys that every arm was given the same trials to choose.
+        factors: The keys of a factorial design; none: those that the groups themselves show.
 
     Raises:
         ValueError: The baseline is not among the runs.
@@ -124,7 +126,7 @@ def compare(
         rows=tuple(row(group) for group in [*compared, *others]),
         margin=margin,
         budgets=budgets,
-        effects=tuple(_effects(compared)),
+        effects=tuple(_effects(compared, factors)),
         notes=tuple(_notes(groups, compared)),
     )
 
@@ -172,9 +174,9 @@ def _diverged(group: Group) -> str | None:
     return f"{group.diverged} of {len(group.runs)} runs of {group.name} diverged"
 
 
-def _effects(groups: Sequence[Group]) -> list[Effect]:
+def _effects(groups: Sequence[Group], factors: Sequence[str]) -> list[Effect]:
     whole = not any(_diverged(group) or unequal_length(group, groups[0]) for group in groups)
-    return effects(groups) if whole else []
+    return effects(groups, factors) if whole else []
 
 
 # Quality against memory and speed

@@ -28,7 +28,8 @@ SAME_SHARE = 0.02
 """Shares of a schedule that differ by no more than this count as equal: steps are whole numbers."""
 
 _SEEDS = {"seed", "data_seed"}
-_LENGTH = {"max_iters", "warmup_iters", "lr_decay_iters"}  # conditions as shares of max_iters
+_SCHEDULE = ("warmup_iters", "lr_decay_iters")  # conditions as shares of max_iters
+_LENGTH = {"max_iters", "max_minutes", *_SCHEDULE}
 _MACHINE = {"device", "compile"}  # change how fast a run is, not what it computes
 _TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
 _BOOKKEEPING = {  # what the architecture is called, where a run is kept, how closely it is watched
@@ -54,7 +55,8 @@ class Group:
     Attributes:
         name: That of the architecture; with what else is different, where two groups share it.
         runs: All of them, in the order in which they started.
-        counted: Those that the numbers are made of: one for each seed, of equal length, finite.
+        counted: Those that the numbers are made of: one for each seed, of equal length in steps
+            or in minutes, finite.
         left_out: Of each other run, why it is not among those.
         diverged: How many were left out for want of a finite loss.
     """
@@ -111,9 +113,8 @@ class Group:
 
     @property
     def progress(self) -> float | None:
-        """The share of the planned steps that the last evaluation came after."""
-        planned = self.config.get("max_iters")
-        return self.mean(lambda run: run.eval_steps[-1]["iter"] / planned) if planned else None
+        """The share of the planned steps or minutes that the last evaluation came after."""
+        return self.mean(lambda run: run.progress)
 
     @property
     def machines(self) -> set[tuple[Any, ...]]:
@@ -168,18 +169,15 @@ def _identity(run: Run) -> str:
 
 def _group(runs: Sequence[Run]) -> Group:
     """Runs of one identity as a group that is named after its architecture."""
-    furthest = max(run.tokens for run in runs)
+    furthest = max(runs, key=_progress)
     diverged = [run for run in runs if run.diverged]
     counted: dict[Any, Run] = {}
     left_out = [f"{run.run_name}: diverged" for run in diverged]
     for run in runs:
         if run.diverged:
             continue
-        if not run.eval_steps or run.tokens < (1 - SAME_BUDGET) * furthest:
-            left_out.append(
-                f"{run.run_name} ({run.status}): {format_count(run.tokens)} of "
-                f"{format_count(furthest)} tokens"
-            )
+        if not run.eval_steps or _progress(run) < (1 - SAME_BUDGET) * _progress(furthest):
+            left_out.append(f"{run.run_name} ({run.status}): {_short_of(run, furthest)}")
         elif run.seeds in counted:
             left_out.append(f"{run.run_name}: the seeds of {counted[run.seeds].run_name} again")
         else:
@@ -191,6 +189,17 @@ def _group(runs: Sequence[Run]) -> Group:
         left_out=tuple(left_out),
         diverged=len(diverged),
     )
+
+
+def _progress(run: Run) -> float:
+    return run.progress or 0.0
+
+
+def _short_of(run: Run, furthest: Run) -> str:
+    """How much less than another a run has done, in the unit that limits both."""
+    if run.limit_seconds is None:
+        return f"{format_count(run.tokens)} of {format_count(furthest.tokens)} tokens"
+    return f"{run.seconds or 0:.0f} of {run.limit_seconds:.0f} seconds"
 
 
 def _named_apart(groups: Sequence[Group]) -> list[Group]:
@@ -250,7 +259,7 @@ def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[s
         for key in {**own, **other}
         if key not in tuned and own.get(key) != other.get(key)
     ]
-    for key in ("warmup_iters", "lr_decay_iters"):
+    for key in _SCHEDULE:
         shares = group.share_of_length(key), baseline.share_of_length(key)
         if key not in tuned and not _near(*shares, SAME_SHARE):
             own_share, other_share = (format_number(share, ".2f") for share in shares)

@@ -62,6 +62,22 @@ class Run:
         return self.tokens * self.architecture["flops_per_token"]
 
     @property
+    def limit_seconds(self) -> float | None:
+        """The seconds of training after which it was to end; None where only steps ended it."""
+        return 60 * self.config.get("max_minutes", 0) or None
+
+    @property
+    def progress(self) -> float | None:
+        """The share of its steps or of its minutes, whichever is larger, that the last evaluation
+        came after; 1 at most. None where its log does not tell."""
+        limits = (
+            (self._last.get("iter"), self.config.get("max_iters")),
+            (self.seconds, self.limit_seconds),
+        )
+        shares = [done / limit for done, limit in limits if limit and done is not None]
+        return min(max(shares), 1.0) if shares else None
+
+    @property
     def loss(self) -> float | None:
         """Validation loss at the last evaluation, nats per token; None where it is not finite."""
         return self._last.get("val_loss")

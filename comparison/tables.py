@@ -233,7 +233,7 @@ def to_text(findings: Findings, *, ratio: bool = False, colour: bool = False) ->
     for section in sections(findings, ratio):
         lines += [f"{_BOLD}{section.title}{_PLAIN}" if colour else section.title]
         if section.rows:
-            lines += _table(section.header, section.rows, colour)
+            lines += aligned(section.header, section.rows, colour)
         for sentence in section.sentences:
             lines += textwrap.wrap(
                 sentence,
@@ -246,7 +246,9 @@ def to_text(findings: Findings, *, ratio: bool = False, colour: bool = False) ->
     return "\n".join(lines[:-1])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], colour: bool) -> Iterator[str]:
+def aligned(
+    header: Sequence[str], rows: Sequence[Sequence[str]], colour: bool = False
+) -> Iterator[str]:
     """Lines of a table; columns that do not fit beside the others come below them."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for columns in _fitting(widths):

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import nn
 
 from options import Problem
 
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig
+
+
+@contextlib.contextmanager
+def own_stream(name: str) -> Iterator[None]:
+    """Draw from a stream of random numbers that torch's seed and a name alone decide.
+
+    The stream outside goes on as if nothing had been drawn. So what one tensor draws moves no
+    other, and models of one seed start from the same numbers wherever names and shapes agree.
+    Streams nest, a name within a name. They are torch's on the CPU, where models are made.
+    """
+    stream = torch.default_generator
+    outside = stream.get_state()
+    digest = hashlib.sha256(f"{stream.initial_seed()} {name}".encode()).digest()
+    stream.manual_seed(int.from_bytes(digest[:8]))
+    try:
+        yield
+    finally:
+        stream.set_state(outside)
 
 
 class Part(nn.Module):
@@ -32,12 +53,14 @@ class Part(nn.Module):
 
         Weights are N(0, init_std), as in GPT-2; those of residual projections are scaled by
         1/sqrt(2 n_layer), so that the residual stream's variance does not grow with depth
-        (Radford et al. 2019, section 2.3). Biases are zero.
+        (Radford et al. 2019, section 2.3). Biases are zero. Each child draws from a stream of its
+        own; what an override draws is from the part's.
         """
         for name, child in self.named_children():
             if isinstance(child, nn.Linear | nn.Embedding):
                 scale = (2 * config.n_layer) ** -0.5 if name in self.residual_projections else 1.0
-                nn.init.normal_(child.weight, std=config.init_std * scale)
+                with own_stream(name):
+                    nn.init.normal_(child.weight, std=config.init_std * scale)
             if isinstance(child, nn.Linear) and child.bias is not None:
                 nn.init.zeros_(child.bias)
 

@@ -83,6 +83,20 @@ def simulated_run(
     )
 
 
+def timed_run(
+    arm: str, seed: int, loss: float, steps: int, *, seconds: float = 60.0, **settings: Any
+) -> Run:
+    """A run of a minute at most that did `steps` steps in `seconds`."""
+    training = {"max_iters": 10_000, "max_minutes": 1.0, **settings.pop("training", {})}
+    return simulated_run(
+        *(arm, seed),
+        curve=decaying(loss, steps),
+        seconds_per_step=seconds / steps,
+        training=training,
+        **settings,
+    )
+
+
 def simulated_arm(arm: str, losses: Iterable[float], **settings: Any) -> list[Run]:
     """A run for each loss, with seeds 1, 2, ..."""
     return [simulated_run(arm, seed, loss, **settings) for seed, loss in enumerate(losses, start=1)]

@@ -14,7 +14,7 @@ class Stopwatch:
 
     Attributes:
         device: Where the work is done.
-        total: Seconds counted so far, up to the last stop or lap.
+        total: Seconds counted so far, up to the last stop or lap; `read` has those since.
     """
 
     def __init__(self, device: torch.device, total: float = 0.0):
@@ -34,6 +34,12 @@ class Stopwatch:
             synchronize(self.device)
             self._count()
             self._running_since = None
+
+    def read(self) -> float:
+        """Seconds so far, without waiting for the device, which may lag behind."""
+        if self._running_since is None:
+            return self.total
+        return self.total + time.perf_counter() - self._running_since
 
     def lap(self) -> float:
         """Seconds counted since the last lap. To be called when the device has been waited for."""

@@ -47,10 +47,18 @@ class TrainingConfig:
 
     # Length, learning rate
     max_iters: int = option(2000, "optimizer steps", at_least=0)
+    max_minutes: float = option(
+        0.0,
+        "minutes of training after which a run ends before max_iters, its learning rate come down; "
+        "0: no limit",
+        at_least=0,
+    )
     learning_rate: float = option(1e-3, "highest learning rate", above=0)
     lr_schedule: str = option("cosine", "learning rate after warm-up", choices=SCHEDULES)
     warmup_iters: int | None = option(
-        None, "steps of linear warm-up; none: a 20th of the schedule, at most 2000", at_least=0
+        None,
+        "steps of linear warm-up; none: a 20th of the schedule, without max_minutes at most 2000",
+        at_least=0,
     )
     lr_decay_iters: int | None = option(
         None, "step at which the decay ends; none: max_iters", at_least=1
@@ -141,10 +149,10 @@ class TrainingConfig:
 
         Once replaced, None stays only where lr_schedule='constant' has no use for a key.
         """
-        wanted = {
-            "sequence_length": sequence_length,
-            "warmup_iters": min(2000, (self.lr_decay_iters or self.max_iters) // 20),
-        }
+        warmup = (self.lr_decay_iters or self.max_iters) // 20
+        # Where time may end the run, max_iters is a bound rather than a length.
+        longest = warmup if self.max_minutes else 2000
+        wanted = {"sequence_length": sequence_length, "warmup_iters": min(warmup, longest)}
         if self.lr_schedule != "constant":
             wanted["lr_decay_iters"] = max(self.max_iters, 1)
             wanted["min_lr"] = self.learning_rate / 10

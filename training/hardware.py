@@ -309,6 +309,25 @@ def _peak_resident_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Memory that a device has, in use or not, in bytes: a CPU's is the machine's RAM.
+
+    None where the platform does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu":
+        return _ram_bytes()
+    return None
+
+
+def _ram_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
 # --- description
 
 

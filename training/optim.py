@@ -62,28 +62,30 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     )
 
 
-def _cosine(step: int, config: TrainingConfig) -> float:
+def _cosine(position: float, config: TrainingConfig) -> float:
     """Half a cosine (SGDR without restarts, arXiv:1608.03983)."""
-    progress = _progress(step, config.warmup_iters, config.lr_decay_iters)
+    progress = _progress(position, config.warmup_iters, config.lr_decay_iters)
     return _above_min_lr(0.5 * (1.0 + math.cos(math.pi * progress)), config)
 
 
-def _linear(step: int, config: TrainingConfig) -> float:
-    return _above_min_lr(1.0 - _progress(step, config.warmup_iters, config.lr_decay_iters), config)
+def _linear(position: float, config: TrainingConfig) -> float:
+    return _above_min_lr(
+        1.0 - _progress(position, config.warmup_iters, config.lr_decay_iters), config
+    )
 
 
-def _wsd(step: int, config: TrainingConfig) -> float:
+def _wsd(position: float, config: TrainingConfig) -> float:
     """Warm-up, stable, decay (MiniCPM, arXiv:2404.06395), here with a linear decay."""
     decay_starts = config.lr_decay_iters * (1.0 - config.wsd_decay_fraction)
     decay_starts = max(decay_starts, config.warmup_iters)
-    return _above_min_lr(1.0 - _progress(step, decay_starts, config.lr_decay_iters), config)
+    return _above_min_lr(1.0 - _progress(position, decay_starts, config.lr_decay_iters), config)
 
 
-def _constant(step: int, config: TrainingConfig) -> float:
+def _constant(position: float, config: TrainingConfig) -> float:
     return config.learning_rate
 
 
-_SCHEDULES: dict[str, Callable[[int, TrainingConfig], float]] = {
+_SCHEDULES: dict[str, Callable[[float, TrainingConfig], float]] = {
     "cosine": _cosine,
     "linear": _linear,
     "wsd": _wsd,
@@ -91,26 +93,26 @@ _SCHEDULES: dict[str, Callable[[int, TrainingConfig], float]] = {
 }
 
 
-def _progress(step: int, begin: float, end: float) -> float:
-    """How far `step` is from `begin` to `end`, in [0, 1]."""
-    if step >= end:
+def _progress(position: float, begin: float, end: float) -> float:
+    """How far `position` is from `begin` to `end`, in [0, 1]."""
+    if position >= end:
         return 1.0
-    return max(step - begin, 0.0) / (end - begin)
+    return max(position - begin, 0.0) / (end - begin)
 
 
 def _above_min_lr(share: float, config: TrainingConfig) -> float:
     return config.min_lr + share * (config.learning_rate - config.min_lr)
 
 
-def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """The learning rate of a step, counted from 0.
+def learning_rate_at(position: float, config: TrainingConfig) -> float:
+    """The learning rate at a position on the schedule: a step, counted from 0, or between two.
 
     Linear warm-up over `warmup_iters` steps, above zero from the first; then `lr_schedule`, which
     is at `min_lr` from `lr_decay_iters` on. Needs a config whose derived values are filled in.
     """
-    if step < config.warmup_iters:
-        return config.learning_rate * (step + 1) / (config.warmup_iters + 1)
-    return _SCHEDULES[config.lr_schedule](step, config)
+    if position < config.warmup_iters:
+        return config.learning_rate * (position + 1) / (config.warmup_iters + 1)
+    return _SCHEDULES[config.lr_schedule](position, config)
 
 
 def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:

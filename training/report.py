@@ -5,7 +5,7 @@ from __future__ import annotations
 from configurator import Settings
 from model_config import ModelArchitectureConfig
 from options import groups
-from training.memory import expected_memory
+from training.config import TrainingConfig
 from training.run import Run
 from training_logger import format_bytes, format_count, format_flops, format_start_report
 
@@ -64,7 +64,6 @@ def _data(run: Run) -> Rows:
 
 def _training(settings: Settings) -> Rows:
     training = settings.training
-    total = training.max_iters * training.tokens_per_step
     return [
         (
             "batch",
@@ -72,7 +71,7 @@ def _training(settings: Settings) -> Rows:
             f"{training.gradient_accumulation_steps} x batch_size {training.batch_size} x "
             f"sequence_length {training.sequence_length}",
         ),
-        ("length", f"{training.max_iters:,} steps, {format_count(total)} tokens"),
+        ("length", _length(training)),
         (
             "learning rate",
             f"{training.learning_rate:g}, {training.lr_schedule}, warm-up of "
@@ -82,11 +81,16 @@ def _training(settings: Settings) -> Rows:
     ]
 
 
+def _length(training: TrainingConfig) -> str:
+    total = format_count(training.max_iters * training.tokens_per_step)
+    steps = f"{training.max_iters:,} steps, {total} tokens"
+    if training.max_minutes == 0:
+        return steps
+    return f"{training.max_minutes:g} minutes of training, but at most {steps}"
+
+
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
-    model, training, device = run.settings.model, run.settings.training, run.device.type
-    memory = expected_memory(
-        model, training.batch_size, training.sequence_length, device, run.dtype
-    )
+    model, memory, device = run.settings.model, run.memory, run.device.type
     return [
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),

@@ -18,9 +18,11 @@ from training.claim import make_run_folder
 from training.clock import Stopwatch
 from training.config import TrainingConfig
 from training.data import Dataset, ValidationWindows
-from training.hardware import device_name, has_tf32
+from training.hardware import device_name, has_tf32, total_memory
+from training.memory import ExpectedMemory, expected_memory
 from training.optim import Stepper
 from training.resume import Start
+from training_logger import format_bytes
 
 PADDED_FROM = 4096
 """Vocabularies of at least so many tokens are padded to a multiple of 64, for faster matmuls."""
@@ -31,9 +33,11 @@ class Run:
     """What a run consists of, and how far it is.
 
     Attributes:
+        memory: What it is expected to need.
         network: The model; `model` is the same, compiled where that is asked for.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
+        seconds: What `watch` showed after the last of them.
         logged_at: The step of the last log line.
         evaluated_at: The step of the last validation, None before the first.
         val_loss: What that gave, in nats per token; None where it is not known.
@@ -46,12 +50,14 @@ class Run:
     validation: ValidationWindows
     device: torch.device
     dtype: torch.dtype
+    memory: ExpectedMemory
     network: GPT
     model: nn.Module
     optimizer: torch.optim.AdamW
     stepper: Stepper
     watch: Stopwatch
     step: int = 0
+    seconds: float = 0.0
     logged_at: int = 0
     evaluated_at: int | None = None
     val_loss: float | None = None
@@ -61,11 +67,33 @@ class Run:
     def tokens_seen(self) -> int:
         return self.step * self.settings.training.tokens_per_step
 
+    def advance(self) -> None:
+        """Count the step that was just given to the device."""
+        self.step += 1
+        self.seconds = self.watch.read()
+
+    @property
+    def position(self) -> float:
+        """Where it is on the schedule of its learning rate, in steps.
+
+        A share of the minutes stands for that share of max_iters, so that the schedule ends with
+        the run whichever limit ends it (Geiping and Goldstein 2022, "Cramming", arXiv 2212.14034).
+        """
+        training = self.settings.training
+        if training.max_minutes == 0:
+            return self.step
+        share = self.seconds / (60 * training.max_minutes)
+        return max(self.step, share * training.max_iters)
+
+    @property
+    def over(self) -> bool:
+        """Whether its steps are done, or its minutes spent."""
+        return self.position >= self.settings.training.max_iters
+
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and validated."""
-        max_iters = self.settings.training.max_iters
-        return self.step >= max_iters and self.evaluated_at == self.step
+        """Whether it is over and validated."""
+        return self.over and self.evaluated_at == self.step
 
     def restore(self, start: Start) -> None:
         """Go back to where a checkpoint was saved, random generators included.
@@ -87,7 +115,8 @@ class Run:
         self.step = self.saved_at = self.logged_at = start.state["step"]
         self.evaluated_at = start.state["evaluated_at"]
         self.val_loss = start.state["val_loss"]
-        self.watch = Stopwatch(self.device, start.state["seconds"])
+        self.seconds = start.state["seconds"]
+        self.watch = Stopwatch(self.device, self.seconds)
 
 
 def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
@@ -102,6 +131,40 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def fitting_memory(
+    settings: Settings, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> ExpectedMemory:
+    """What a run will need of memory.
+
+    Raises:
+        ConfigError: it is more than the device has, whatever else is in there.
+    """
+    model, training = settings.model, settings.training
+    memory = expected_memory(
+        model, training.batch_size, training.sequence_length, device.type, dtype
+    )
+    available = total_memory(device)
+    if available is None or memory.least(compiled) <= available:
+        return memory
+    message = (
+        f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
+        f"{'at least' if compiled else 'about'} {format_bytes(memory.least(compiled))} "
+        f"({format_bytes(memory.state)} of it for weights, gradients and AdamW), but "
+        f"{device_name(device)} has {format_bytes(available)}; lower "
+        f"{_memory_fix(memory, available, training)}."
+    )
+    raise ConfigError([Problem(("batch_size", "sequence_length", "n_embd"), message)])
+
+
+def _memory_fix(memory: ExpectedMemory, available: int, training: TrainingConfig) -> str:
+    """What to lower of a run that does not fit."""
+    if memory.state > available:
+        return "n_layer, n_embd or vocab_size"
+    if training.batch_size == 1:
+        return "sequence_length"
+    return "batch_size, and raise gradient_accumulation_steps as much: the steps stay the same"
 
 
 def complete(settings: Settings, dataset: Dataset) -> Settings:

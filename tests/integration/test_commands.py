@@ -94,6 +94,12 @@ class TestMachineErrors:
         assert "attention_backend='flash'" in message
         assert "cpu" in message
 
+    def test_a_batch_beyond_the_memory(self, workshop: Workshop) -> None:
+        message = workshop.refused("--batch_size=100000000")
+        assert "batch_size=100000000 of sequence_length=32 needs about" in message
+        assert "lower batch_size, and raise gradient_accumulation_steps" in message
+        assert not workshop.out_dir.exists()
+
     def test_out_dir_that_is_a_file(self, workshop: Workshop, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         assert "Not a directory" in workshop.refused(f"--out_dir={tmp_path / 'file'}")

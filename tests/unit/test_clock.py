@@ -65,6 +65,20 @@ class TestStopwatch:
         assert watch.lap() == 5
         assert watch.total == 65
 
+    def test_reading_neither_stops_nor_waits(
+        self, time: Time, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(clock, "synchronize", lambda device: pytest.fail("waited"))
+        watch = Stopwatch(CPU, total=60.0)
+        assert watch.read() == 60
+        watch.start()
+        time.now += 2
+        assert watch.read() == 62
+        time.now += 3
+        assert watch.read() == 65
+        assert watch.lap() == 5
+        assert watch.read() == watch.total == 65
+
     def test_stopping_waits_for_the_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
         waited = []
         monkeypatch.setattr(clock, "synchronize", waited.append)

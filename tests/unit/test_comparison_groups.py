@@ -6,7 +6,7 @@ import pytest
 
 from comparison.findings import compare
 from comparison.groups import RECIPE_KEYS, changes, find_baseline, group_runs, unlike
-from tests.simulated import decaying, simulated_arm, simulated_run
+from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
 
 RMS = {"normalization": "rmsnorm"}
 
@@ -46,6 +46,7 @@ def test_where_and_how_a_run_is_watched_makes_no_other_group(training):
         {"model": RMS},
         {"training": {"learning_rate": 3e-4}},
         {"training": {"max_iters": 200}},
+        {"training": {"max_minutes": 2.0}},
         {"data": {"fingerprint": "cafe"}},
         {"data": {"val_fingerprint": "cafe"}},
         {"flops_per_token": 7},
@@ -223,6 +224,67 @@ def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
     )
     findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.02]), *half])
     assert words(findings, "rms").startswith("cannot tell: at 50 % and 100 % of the schedule; see")
+
+
+# --- Equal minutes ---
+
+
+def test_runs_of_equal_minutes_count_whatever_their_steps():
+    runs = [timed_run("plain", seed, 3.0, steps) for seed, steps in ((1, 100), (2, 80), (3, 120))]
+    (group,) = group_runs(runs)
+    assert (group.n, group.left_out, group.progress) == (3, (), 1.0)
+
+
+def test_a_run_of_fewer_seconds_than_its_limit_does_not_count():
+    runs = [timed_run("plain", seed, 3.0, 100) for seed in (1, 2)]
+    short = timed_run("plain", 3, 3.5, 100, seconds=30, status="interrupted")
+    (group,) = group_runs([*runs, short])
+    assert group.n == 2
+    assert group.left_out == ("plain-3 (interrupted): 30 of 60 seconds",)
+
+
+def test_a_run_that_did_all_steps_before_its_minutes_were_spent_counts():
+    steps_first = {"training": {"max_iters": 100}}
+    runs = [timed_run("plain", s, 3.0, 100, seconds=40 + 5 * s, **steps_first) for s in (1, 2)]
+    (group,) = group_runs([*runs, timed_run("plain", 3, 3.0, 98, **steps_first)])
+    assert (group.n, group.progress) == (3, 1.0)
+
+
+def timed_arms(device: str = "a CPU", seconds: float = 60.0) -> list:
+    """An arm that does 100 steps in its minute, and a faster one that is better."""
+    plain = [timed_run("plain", s, 3.0 + s / 100, 100) for s in (1, 2, 3)]
+    settings = {"device": device, "seconds": seconds, "model": RMS, "start": "2025-01-02"}
+    return [*plain, *(timed_run("rms", s, 2.5 + s / 99, 150, **settings) for s in (1, 2, 3))]
+
+
+def test_final_losses_after_equal_minutes_are_judged():
+    """A step that began in time may end a little later."""
+    for seconds in (60.0, 60.4):
+        findings = compare(timed_arms(seconds=seconds))
+        assert findings.rows[1].set_apart == ()
+        assert words(findings, "rms").startswith("better by")
+
+
+def test_equal_minutes_of_unlike_machines_are_no_equal_budget():
+    said = words(compare(timed_arms(device="a GPU")), "rms")
+    assert said.startswith("cannot tell: after 150.0K and 100.0K tokens; see")
+
+
+def test_an_arm_that_has_spent_half_of_its_minutes_is_not_judged():
+    said = words(compare(timed_arms(seconds=30.0)), "rms")
+    assert said.startswith("cannot tell: at 50 % and 100 % of the schedule; see")
+
+
+def test_minutes_are_a_length_and_no_part_of_the_recipe():
+    assert "max_minutes" not in RECIPE_KEYS
+    plain, longer = group_runs(
+        [
+            timed_run("plain", 1, 3.0, 100),
+            timed_run("plain", 1, 2.9, 200, training={"max_minutes": 2.0}),
+        ]
+    )
+    assert unlike(longer, plain) == []
+    assert longer.name == "arch-plain [max_minutes=2.0]"
 
 
 # --- The baseline ---

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from training.hardware import (
     resolve_dtype,
     seed_everything,
     synchronize,
+    total_memory,
 )
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -307,6 +309,22 @@ def test_accelerator_memory_is_what_torch_says(monkeypatch):
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
     assert memory_stats(CUDA) == {"allocated": 1, "peak": 2, "reserved": 3}
     assert memory_stats(MPS) == {"allocated": 4, "peak": None, "reserved": 5}
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux has /proc/meminfo")
+def test_a_cpus_memory_is_the_machines():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
+    assert total_memory(CPU) == pytest.approx(1024 * kibibytes, rel=0.01)
+
+
+def test_memory_of_a_device_is_what_torch_says_or_unknown(monkeypatch):
+    properties = SimpleNamespace(total_memory=80)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert total_memory(CUDA) == 80
+    assert total_memory(MPS) is None
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert total_memory(CPU) is None
 
 
 # --- description

@@ -10,7 +10,16 @@ import torch
 
 from configurator import load
 from options import ConfigError
-from training.run import complete, named, padded_vocabulary, refuse_machine
+from training import run as run_module
+from training.memory import expected_memory
+from training.run import (
+    Run,
+    complete,
+    fitting_memory,
+    named,
+    padded_vocabulary,
+    refuse_machine,
+)
 
 CPU = torch.device("cpu")
 
@@ -22,6 +31,45 @@ def data(vocab_size: int) -> SimpleNamespace:
 
 def completed(*argv: str, vocab_size: int = 256):
     return complete(load(argv), data(vocab_size))
+
+
+def run_at(step: int, seconds: float, *argv: str) -> Run:
+    """A run that is so far, of which nothing but its settings exists."""
+    fields = {field.name: None for field in dataclasses.fields(Run)}
+    return Run(**{**fields, "settings": load(argv), "step": step, "seconds": seconds})
+
+
+class TestPosition:
+    """With 100 steps and 2 minutes as limits."""
+
+    LIMITS = ("--max_iters=100", "--max_minutes=2")
+
+    @pytest.mark.parametrize(
+        ("step", "seconds", "position", "over"),
+        [
+            (0, 0.0, 0.0, False),
+            (10, 6.0, 10.0, False),  # time would allow 200 steps
+            (10, 30.0, 25.0, False),  # and here 40
+            (40, 119.9, 119.9 / 1.2, False),
+            (40, 120.0, 100.0, True),
+            (41, 150.0, 125.0, True),
+            (100, 20.0, 100.0, True),
+        ],
+    )
+    def test_is_the_larger_share(self, step, seconds, position, over) -> None:
+        run = run_at(step, seconds, *self.LIMITS)
+        assert run.position == pytest.approx(position)
+        assert run.over == over
+
+    def test_without_a_limit_time_does_not_matter(self) -> None:
+        run = run_at(10, 1e9, "--max_iters=100")
+        assert (run.position, run.over) == (10, False)
+
+    def test_finished_is_over_and_validated(self) -> None:
+        run = run_at(40, 120.0, *self.LIMITS)
+        assert not run.finished
+        run.evaluated_at = 40
+        assert run.finished
 
 
 class TestVocabulary:
@@ -38,6 +86,63 @@ class TestVocabulary:
     def test_too_small(self) -> None:
         with pytest.raises(ConfigError, match="vocab_size=64 is too small for the 65 tokens"):
             completed("--vocab_size=64", vocab_size=65)
+
+
+class TestMemory:
+    """A tiny model, on a machine that has more or less than it needs."""
+
+    TINY = ("--n_layer=1", "--n_head=2", "--n_embd=32", "--vocab_size=256", "--sequence_length=32")
+
+    def fitting(self, *argv: str, compiled: bool = False):
+        return fitting_memory(load([*self.TINY, *argv]), CPU, torch.float32, compiled)
+
+    @pytest.fixture
+    def has(self, monkeypatch: pytest.MonkeyPatch):
+        """Say how much the machine has, in bytes."""
+        return lambda size: monkeypatch.setattr(run_module, "total_memory", lambda device: size)
+
+    def test_what_fits_exactly_is_taken(self, has) -> None:
+        needed = self.fitting()
+        has(needed.total)
+        assert self.fitting() == needed
+        has(needed.total - 1)
+        with pytest.raises(ConfigError, match="lower batch_size, and raise gradient_acc"):
+            self.fitting()
+
+    def test_both_numbers_and_what_takes_them(self, has) -> None:
+        has(1_000_000)
+        with pytest.raises(ConfigError) as refused:
+            self.fitting("--batch_size=64")
+        message = str(refused.value)
+        needed = expected_memory(load([*self.TINY]).model, 64, 32, "cpu", torch.float32)
+        assert (
+            f"batch_size=64 of sequence_length=32 needs about {needed.total / 1e6:.1f} MB"
+            in message
+        )
+        assert f"({needed.state / 1e3:.1f} kB of it for weights" in message
+        assert "has 1.0 MB; lower batch_size" in message
+
+    def test_a_batch_of_one_must_be_shorter(self, has) -> None:
+        has(self.fitting("--batch_size=1").total - 1)
+        with pytest.raises(ConfigError, match="lower sequence_length"):
+            self.fitting("--batch_size=1")
+
+    def test_a_model_that_is_too_large_must_be_smaller(self, has) -> None:
+        has(self.fitting().state - 1)
+        with pytest.raises(ConfigError, match="lower n_layer, n_embd or vocab_size"):
+            self.fitting()
+
+    def test_compiled_it_may_need_less(self, has) -> None:
+        needed = self.fitting()
+        has(needed.total - 1)
+        assert self.fitting(compiled=True) == needed
+        has(needed.state + needed.activations // 4 - 1)
+        with pytest.raises(ConfigError, match="needs at least"):
+            self.fitting(compiled=True)
+
+    def test_where_the_platform_does_not_say_nothing_is_refused(self, has) -> None:
+        has(None)
+        assert self.fitting("--batch_size=100000000").total > 1e12
 
 
 class TestName:

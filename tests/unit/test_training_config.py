@@ -86,6 +86,10 @@ def test_warm_up_is_at_most_2000_steps():
     assert derived(max_iters=600_000).warmup_iters == 2000
 
 
+def test_warm_up_is_a_20th_of_the_time_however_high_max_iters_is():
+    assert derived(max_iters=600_000, max_minutes=10).warmup_iters == 30_000
+
+
 def test_what_is_set_is_not_derived():
     config = derived(sequence_length=64, warmup_iters=0, lr_decay_iters=500, min_lr=0.0)
     assert (config.sequence_length, config.warmup_iters) == (64, 0)

@@ -1,0 +1,27 @@
+"""How every arm of docs/study-cpu.md is trained: small enough that a laptop trains dozens.
+
+`python scripts/study_cpu.py` runs that study. The sizes, of 0.8M parameters, are here; what the
+model is, the files beside this one say.
+"""
+
+dataset = "shakespeare_char"
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+block_size = 64
+
+batch_size = 16
+max_iters = 600  # 0.6M tokens
+warmup_iters = 30
+beta2 = 0.99  # a step has few tokens
+
+# Exact, and the same on every machine
+device = "cpu"
+dtype = "float32"
+compile = False
+
+eval_interval = 100
+log_interval = 50
+checkpoint_minutes = 0.0
+keep_checkpoints = 1

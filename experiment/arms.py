@@ -1,0 +1,262 @@
+"""The arms of a sweep: a baseline, and architectures that differ from it as was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import configurator
+from comparison.documents import assignments
+from comparison.groups import RECIPE_KEYS, SAME_BUDGET
+from configurator import DERIVED, Settings
+from experiment.budgets import Budget, length_flags
+from experiment.matching import FFN_KEYS, flops_per_token, parameters, solve
+from experiment.request import Request
+from options import ConfigError, Problem
+from training.data import Dataset, prepare_if_missing
+from training.run import complete
+
+BASELINE = "baseline"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """An architecture and how it is trained, as a command line of train.py and what that makes.
+
+    Attributes:
+        name: `baseline`, `normalization=rmsnorm`, or the name of a config file.
+        files: Its config files.
+        flags: Its `--key=value`, as text.
+        settings: What they make, the vocabulary that of the data.
+        solved: The keys that were changed to make its size equal to the baseline's.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    flags: Mapping[str, str]
+    settings: Settings
+    solved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return parameters(self.settings.model)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of training, at the sequence length that it trains on."""
+        return flops_per_token(self.settings.model, self.settings.training.sequence_length)
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of a run that steps end."""
+        return self.settings.training.max_iters * self.settings.training.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of a run that steps end."""
+        return self.tokens * self.flops_per_token
+
+
+class ArmMaker:
+    """Makes arms from command lines, all for the same data."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self._dataset: Dataset | None = None
+
+    def equal_arms(self) -> list[Arm]:
+        """The arms, of equal sizes and budgets, the baseline first.
+
+        Raises:
+            ConfigError: with the problems of every arm.
+            ValueError: two arms are the same, differ in more than was asked, or cannot be made
+                equal.
+        """
+        arms = self.designed()
+        _refuse_twins(arms)
+        _refuse_other_recipes(arms, self.request)
+        arms = self.of_equal_length([self.matched(arm, arms[0]) for arm in arms])
+        _refuse_unequal_budgets(arms, self.request.budget)
+        return arms
+
+    # From what is asked to arms
+
+    def designed(self) -> list[Arm]:
+        """The arms as they were asked for, before anything is made equal."""
+        request = self.request
+        given = self.make(BASELINE, request.files, request.flags)
+        arms = [] if request.arms and not self._is_arm(given) else [given]
+        problems: list[Problem] = []
+        for changes in self._changes(given):
+            name = assignments(changes)
+            with configurator.collect(problems):
+                arms.append(self.make(name, request.files, {**request.flags, **changes}))
+        for path in request.arms:
+            with configurator.collect(problems):
+                arms.append(self.make(Path(path).stem, (*request.files, path), request.flags))
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+        if len(arms) < 2:
+            raise ValueError(
+                f"there is nothing to compare {arms[0].name} with; name another arm in --arms."
+            )
+        return arms
+
+    def _is_arm(self, given: Arm) -> bool:
+        """Whether the config files and flags are an arm of their own beside those of --arms."""
+        return bool(self.request.vary) or "arch_preset" in given.settings.explicit
+
+    def _changes(self, given: Arm) -> Iterator[dict[str, str]]:
+        """The flags of each arm that `--vary` makes."""
+        levels = {key: self._levels(given, key) for key in self.request.vary}
+        if self.request.design == "ablation":
+            for key, texts in levels.items():
+                yield from ({key: text} for text in texts)
+            return
+        for cell in product(*([None, *texts] for texts in levels.values())):
+            changes = {key: text for key, text in zip(levels, cell, strict=True) if text}
+            if changes:
+                yield changes
+
+    def _levels(self, given: Arm, key: str) -> list[str]:
+        """The values listed for a key that are not what the config says already."""
+        own = given.settings.to_dict()
+        others = []
+        for text in self.request.vary[key]:
+            flags = {**self.request.flags, key: text}
+            try:
+                same = self.make(key, self.request.files, flags).settings.to_dict() == own
+            except ConfigError:  # told with those of the arms
+                same = False
+            if not same:
+                others.append(text)
+        if not others:
+            listed = ",".join(self.request.vary[key])
+            raise ValueError(f"--vary {key}={listed}: the config has that; list another value.")
+        return others
+
+    def make(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
+        """An arm from its command line. Raises ConfigError with problems that name the arm."""
+        argv = [*files, *(f"--{key}={text}" for key, text in flags.items())]
+        try:
+            settings = configurator.load(argv)
+            settings = complete(settings, self._data_of(settings))
+        except ConfigError as error:
+            prefix = "" if name == BASELINE else f"arm {name}: "
+            raise ConfigError(
+                [Problem(problem.keys, prefix + problem.message) for problem in error.problems]
+            ) from error
+        return Arm(name=name, files=tuple(files), flags=dict(flags), settings=settings)
+
+    def _data_of(self, settings: Settings) -> Dataset:
+        """The dataset, which is opened once: arms that ask for another are refused later."""
+        if self._dataset is None:
+            training = settings.training
+            folder = prepare_if_missing(training.dataset)
+            self._dataset = Dataset.open(folder, training.sequence_length)
+        return self._dataset
+
+    # Equal sizes, equal budgets
+
+    def matched(self, arm: Arm, baseline: Arm) -> Arm:
+        """The arm with as many parameters, or FLOPs, as the baseline."""
+        match, length = self.request.match, baseline.settings.training.sequence_length
+        if match == "none":
+            return arm
+        counts = {
+            "params": (parameters, baseline.parameters, "parameters"),
+            "flops": (
+                lambda model: flops_per_token(model, length),
+                baseline.flops_per_token,
+                "FLOPs per token",
+            ),
+        }
+        count, target, unit = counts[match]
+        fixed = {key for key in (*FFN_KEYS, "n_embd") if _is_chosen(arm, baseline, key)}
+        try:
+            keys = solve(arm.settings.model, count, target, fixed)
+        except ValueError as error:
+            raise ValueError(f"arm {arm.name}, {unit}: {error}") from error
+        if not keys:
+            return arm
+        texts = {key: configurator.shown(value) for key, value in keys.items()}
+        remade = self.make(arm.name, arm.files, {**arm.flags, **texts})
+        return dataclasses.replace(
+            remade, solved={key: value for key, value in keys.items() if value is not None}
+        )
+
+    def of_equal_length(self, arms: Sequence[Arm]) -> list[Arm]:
+        """The arms with the lengths that the budget gives each, by default the baseline's."""
+        budget = self.request.budget or Budget("tokens", arms[0].tokens)
+        return [self._lengthened(arm, budget) for arm in arms]
+
+    def _lengthened(self, arm: Arm, budget: Budget) -> Arm:
+        flags = length_flags(budget, arm.settings, arm.flops_per_token)
+        if "keep_checkpoints" not in arm.settings.explicit:
+            flags["keep_checkpoints"] = "1"  # many runs, and each can be resumed from its newest
+        remade = self.make(arm.name, arm.files, {**arm.flags, **flags})
+        return dataclasses.replace(remade, solved=arm.solved)
+
+
+def _is_chosen(arm: Arm, baseline: Arm, key: str) -> bool:
+    """Whether a width is what makes an arm, and not only follows from what does."""
+    own, other = arm.settings, baseline.settings
+    differs = getattr(own.model, key) != getattr(other.model, key)
+    return differs and own.origins[key] not in (DERIVED, "default")
+
+
+# What no sweep can be made of
+
+
+def _refuse_twins(arms: Sequence[Arm]) -> None:
+    names: dict[str, str] = {}
+    for arm in arms:
+        config = {k: v for k, v in arm.settings.to_dict().items() if k != "arch_preset"}
+        same = names.setdefault(repr(config), arm.name)
+        if same != arm.name:
+            raise ValueError(f"{arm.name} is {same} again, key by key; drop one.")
+    repeated = [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]
+    if repeated:
+        raise ValueError(f"two arms would be called {repeated[0]}; rename a config file.")
+
+
+def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
+    """Runs stop after whole steps; a budget of few steps cannot be met by all."""
+    if budget and budget.unit == "minutes":
+        return
+    unit = budget.unit if budget else "tokens"
+    first = getattr(arms[0], unit)
+    for arm in arms[1:]:
+        own = getattr(arm, unit)
+        if abs(own - first) > SAME_BUDGET * max(own, first):
+            raise ValueError(
+                f"arm {arm.name} would spend {own:,.0f} {unit}, the baseline {first:,.0f}: a step "
+                "is too large a part of the budget; raise it, or lower batch_size."
+            )
+
+
+def studied_keys(request: Request, arm: Arm) -> set[str]:
+    """The keys of the recipe that may differ between arms: what is varied or tuned, and what
+    follows from it."""
+    studied = {*request.vary, *request.tune}
+    if "learning_rate" in studied and "min_lr" not in arm.settings.explicit:
+        studied.add("min_lr")
+    return studied.intersection(RECIPE_KEYS)
+
+
+def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
+    """Arms are compared where they differ in nothing but what is studied."""
+    baseline = arms[0].settings.training.to_dict()
+    alike = {"dataset", "eval_tokens", "dtype", *RECIPE_KEYS} - studied_keys(request, arms[0])
+    for arm in arms[1:]:
+        own = arm.settings.training.to_dict()
+        for key in sorted(key for key in alike if own[key] != baseline[key]):
+            raise ValueError(
+                f"arm {arm.name} has {key}={own[key]} (from {arm.settings.origins[key]}), the "
+                f"baseline {baseline[key]}: they would not be comparable; set it for all arms, "
+                "or study it with --vary or --tune."
+            )

@@ -1,0 +1,71 @@
+"""Equal budgets: how long an arm trains so that all arms spend the same."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from configurator import Settings
+
+UNITS = ("tokens", "flops", "minutes")
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+UNREACHED = 1_000_000
+"""max_iters of a run that a number of minutes ends; its schedule counts as so many steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What every arm may spend.
+
+    Attributes:
+        unit: tokens (of training), flops (of training, by the full convention) or minutes (in
+            training steps, on the machine that runs the sweep).
+        amount: How much of it.
+    """
+
+    unit: str
+    amount: float
+
+    def steps(self, tokens_per_step: int, flops_per_token: float) -> int:
+        """Whole steps that come nearest to a budget of tokens or FLOPs; at least one."""
+        per_step = tokens_per_step * (flops_per_token if self.unit == "flops" else 1)
+        return max(1, round(self.amount / per_step))
+
+
+def parse_budget(text: str) -> Budget:
+    """`tokens=20M`, `flops=1e15`, `minutes=10`. Raises ValueError for anything else."""
+    unit, _, number = text.partition("=")
+    scale = SUFFIXES.get(number[-1:].upper(), 1.0)
+    try:
+        amount = float(number[:-1] if scale > 1 else number) * scale
+    except ValueError:
+        amount = 0.0
+    if unit not in UNITS or not 0 < amount < float("inf"):
+        raise ValueError(
+            f"cannot read {text!r}; write tokens=20M, flops=1e15 or minutes=10, with a number "
+            "above 0."
+        )
+    return Budget(unit, amount)
+
+
+def length_flags(budget: Budget, settings: Settings, flops_per_token: float) -> dict[str, str]:
+    """The keys that make a run spend the budget.
+
+    Lengths of warm-up and decay that the config sets keep their shares of max_iters; the others
+    are derived from the new length.
+    """
+    training = settings.training
+    if budget.unit == "minutes":
+        steps = UNREACHED
+        flags = {"max_minutes": repr(budget.amount)}
+    else:
+        steps = budget.steps(training.tokens_per_step, flops_per_token)
+        flags = {}
+    scaled = {"warmup_iters", "lr_decay_iters"} & settings.explicit
+    if budget.unit == "minutes":
+        scaled.add("warmup_iters")  # what is derived of so many steps would be no warm-up at all
+    for key in sorted(scaled):
+        value = getattr(training, key)
+        if value is not None:
+            flags[key] = str(round(value / max(training.max_iters, 1) * steps))
+    return {"max_iters": str(steps), **flags}

@@ -1,0 +1,167 @@
+"""One run of train.py: its command, how far it is, and running it in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
+
+PROJECT = Path(__file__).resolve().parents[1]
+TRAIN = PROJECT / "train.py"
+
+TO_DO = "to do"
+COMPLETED = "completed"
+DIVERGED = "diverged"
+INTERRUPTED = "interrupted"
+FAILED = "failed"
+ENDED = (COMPLETED, DIVERGED)
+"""To run such a job again would change nothing."""
+
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 120.0
+"""What a run that was asked to stop has, to finish its step and save, before it is killed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to be trained.
+
+    Attributes:
+        arm: The name of the arm that it is a run of.
+        title: What it is called in messages, `ffn_type=swiglu, seed 1338`.
+        folder: The run's folder.
+        arguments: Config files and flags for train.py; where the run goes is added to them.
+        directory: The folder that paths in the arguments start from.
+        cost: How long it takes, in any unit that all jobs share.
+        length: What of a line of its metrics tells how far it is, and what that is in the end.
+    """
+
+    arm: str
+    title: str
+    folder: Path
+    arguments: tuple[str, ...]
+    directory: Path
+    cost: float
+    length: tuple[str, float]
+
+    @property
+    def command(self) -> list[str]:
+        where = (f"--out_dir={self.folder.parent}", f"--run_name={self.folder.name}")
+        return [sys.executable, str(TRAIN), *self.arguments, *where, "--resume=auto"]
+
+    @property
+    def output(self) -> Path:
+        """The file that keeps what the run prints."""
+        return self.folder.parents[1] / "output" / f"{self.folder.name}.txt"
+
+    @property
+    def status(self) -> str:
+        """How far it is, by its log: TO_DO where it can go on or begin."""
+        try:
+            log = read_run(self.folder / RUN_FILE)
+        except (OSError, ValueError):
+            return TO_DO
+        if log["status"] == "completed":
+            return COMPLETED
+        gave_up = log["status"] == "failed" and log["summary"].get("bad_steps", 0) > 0
+        return DIVERGED if gave_up else TO_DO
+
+    @property
+    def loss(self) -> float | None:
+        """The last validation loss, nats per token; None where there is none or it is infinite."""
+        try:
+            steps = read_run(self.folder / RUN_FILE)["eval_steps"]
+        except (OSError, ValueError):
+            return None
+        return steps[-1]["val_loss"] if steps else None
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is done, from 0 to 1, by the last line of its metrics."""
+        key, end = self.length
+        try:
+            last = last_metrics(self.folder / METRICS_FILE)
+        except OSError:
+            return 0.0
+        return min(1.0, last[key] / end) if last else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a job went: COMPLETED, DIVERGED, INTERRUPTED or FAILED; seconds that it took; for a
+    failed one the last lines that it printed."""
+
+    job: Job
+    status: str
+    seconds: float
+    message: str = ""
+
+
+Urgency = Callable[[], int]
+"""How a run is to stop: 0 not at all, 1 once its step is done and saved, 2 at once."""
+
+
+def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outcome:
+    """Train a job to its end in a process of its own, from where it is.
+
+    Args:
+        job: The run.
+        environment: Variables set for it beside those of this process.
+        urgency: Asked a few times a second.
+    """
+    began = time.monotonic()
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with job.output.open("a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            job.command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=job.directory,
+            env={**os.environ, **environment},
+            start_new_session=True,  # so that Ctrl-C reaches it once, through this process
+        )
+        stopped = _wait(process, urgency)
+    seconds = time.monotonic() - began
+    status = job.status
+    if status in ENDED:
+        return Outcome(job, status, seconds)
+    if stopped:
+        return Outcome(job, INTERRUPTED, seconds)
+    return Outcome(job, FAILED, seconds, _last_lines(job.output, process.returncode))
+
+
+def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
+    """Wait for the end of a process; whether it was asked to stop."""
+    asked, deadline = 0, math.inf
+    try:
+        while True:
+            try:
+                process.wait(POLL_SECONDS)
+                return asked > 0
+            except subprocess.TimeoutExpired:
+                pass
+            while asked < urgency():
+                process.send_signal(signal.SIGTERM)  # train.py stops at once by the second
+                asked, deadline = asked + 1, time.monotonic() + PATIENCE_SECONDS
+            if time.monotonic() > deadline:
+                process.kill()
+    finally:
+        if process.poll() is None:  # an error here; no run may go on without its sweep
+            process.kill()
+            process.wait()
+
+
+def _last_lines(output: Path, status: int) -> str:
+    """What a failed run said last."""
+    said = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    told = "\n".join(line for line in said[-5:] if line.strip())
+    return f"exited with status {status}; {output} ends with:\n{told}"

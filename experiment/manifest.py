@@ -1,0 +1,140 @@
+"""The record of a sweep: `sweep.json` in its folder says what every run there is.
+
+A comparison reads it: which runs the verdict rests on, which arm is the baseline, which keys of the
+recipe are part of an arm. So does the sweep itself, which refuses to mix two experiments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training_logger import json_safe, write_atomically
+
+if TYPE_CHECKING:
+    from experiment.plan import Plan
+
+SWEEP_FILE = "sweep.json"
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep as its manifest tells it.
+
+    Attributes:
+        folder: Where it lies.
+        runs: The folders of the runs that the verdict rests on, those of the baseline first.
+        baseline: The names of the baseline's runs.
+        studied: Keys of the recipe that may differ between arms.
+        factors: The keys of a factorial design; none of another.
+        seeds: How many each arm has.
+        identity: What makes it this sweep, see `Plan.identity`.
+    """
+
+    folder: Path
+    runs: tuple[Path, ...]
+    baseline: tuple[str, ...]
+    studied: tuple[str, ...]
+    factors: tuple[str, ...]
+    seeds: int
+    identity: Mapping[str, Any]
+
+
+def write_manifest(plan: Plan, command: str) -> None:
+    """Write the record of a sweep as far as it is known, whole or not at all."""
+    text = json.dumps(json_safe(_manifest(plan, command)), indent=1, allow_nan=False)
+    write_atomically(plan.folder / SWEEP_FILE, text + "\n")
+
+
+def _manifest(plan: Plan, command: str) -> dict[str, Any]:
+    request, choices = plan.request, plan.choices()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": plan.name,
+        "command": command,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "design": request.design,
+        "factors": list(request.vary) if request.design == "factorial" else [],
+        "match": request.match,
+        "budget": request.budget and dataclasses.asdict(request.budget),
+        "studied": plan.studied,
+        "seeds": plan.seeds,
+        "tuning": {"trials": plan.trials, "seeds": plan.tuning_seeds if plan.trials else []},
+        "arms": [
+            {
+                "name": arm.name,
+                "solved": arm.solved,
+                "parameters": arm.parameters,
+                "flops_per_token": arm.flops_per_token,
+                "tuned": choices.get(arm.name),
+                "arguments": [*arm.files, *(f"--{k}={v}" for k, v in arm.flags.items())],
+            }
+            for arm in plan.arms
+        ],
+        "runs": [
+            {"arm": job.arm, "folder": str(job.folder.relative_to(plan.folder)), "tuning": tuning}
+            for tuning, jobs in ((True, plan.tuning_jobs()), (False, plan.final_jobs(choices)))
+            for job in jobs
+        ],
+        "identity": plan.identity,
+    }
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep of a folder.
+
+    Raises:
+        ValueError: its manifest is missing, damaged, or of another version.
+    """
+    path = folder / SWEEP_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"it has schema_version {version}, this code reads {SCHEMA_VERSION}")
+        runs = [run for run in manifest["runs"] if not run["tuning"]]
+        first = manifest["arms"][0]["name"]
+        return Sweep(
+            folder=folder,
+            runs=tuple(folder / run["folder"] for run in runs),
+            baseline=tuple(Path(r["folder"]).name for r in runs if r["arm"] == first),
+            studied=tuple(manifest["studied"]),
+            factors=tuple(manifest["factors"]),
+            seeds=len(manifest["seeds"]),
+            identity=manifest["identity"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is no manifest of a sweep that can be read ({error}).") from error
+
+
+def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
+    """Raise ValueError where a folder holds another sweep, naming what differs."""
+    wanted = json.loads(json.dumps(json_safe(identity)))
+    differences = list(_differences(found.identity, wanted))
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{found.folder} holds another sweep: {'; '.join(differences[:3])}{more}. Choose "
+            "another --name, or repeat its command to go on with it."
+        )
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return [
+            difference
+            for key in {**found, **wanted}
+            for difference in _differences(
+                found.get(key), wanted.get(key), f"{path}, {key}" if path else key
+            )
+        ]
+    return [] if found == wanted else [f"{path} is {_told(found)} there, {_told(wanted)} here"]
+
+
+def _told(value: Any) -> str:
+    return "not" if value is None else f"{str(value):.40}"

@@ -1,0 +1,133 @@
+"""Equal sizes: the width at which an arm has as many parameters, or FLOPs, as the baseline."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from options import ConfigError
+
+TOLERANCE = 0.005
+"""Counts that differ by no more than this share are equal."""
+
+USUAL = 2.0
+"""An FFN is made at most this many times wider or narrower; beyond that n_embd changes, too."""
+
+Count = Callable[[ModelArchitectureConfig], float]
+FFN_KEYS = ("ffn_hidden", "ffn_multiplier", "ffn_multiple_of")
+
+
+@functools.cache
+def parameters(config: ModelArchitectureConfig) -> int:
+    """Parameters of a model, without making them."""
+    with torch.device("meta"):
+        return GPT(config).num_parameters()
+
+
+@functools.cache
+def flops_per_token(config: ModelArchitectureConfig, sequence_length: int) -> float:
+    """Training FLOPs per token at a sequence length, by the full convention."""
+    with torch.device("meta"):
+        return GPT(config).flops_per_token(sequence_length)
+
+
+def solve(
+    config: ModelArchitectureConfig, count: Count, target: float, fixed: Collection[str] = ()
+) -> dict[str, Any]:
+    """The keys to change so that `count(config)` is within TOLERANCE of a target; none where it is.
+
+    The width of the FFN is changed first; where that would take one more than USUAL times wider or
+    narrower, or it is fixed, n_embd is, too.
+
+    Args:
+        config: The arm's.
+        count: Rises with both widths.
+        target: The baseline's count.
+        fixed: Keys that make the arm what it is, and so may not change.
+
+    Raises:
+        ValueError: no width comes near enough.
+    """
+    if _off(count(config), target) <= TOLERANCE:
+        return {}
+    tried = list(_candidates(config, count, target, set(fixed)))
+    reached = [_off(count(config.changed(**keys)), target) for keys in tried]
+    for keys, off in zip(tried, reached, strict=True):
+        if off <= TOLERANCE:
+            return keys
+    nearest = min(reached, default=_off(count(config), target))
+    raise ValueError(
+        f"no width brings its {count(config):,.0f} within {TOLERANCE:.1%} of the baseline's "
+        f"{target:,.0f} (the nearest is {nearest:.1%} off); free ffn_hidden or n_embd, or use "
+        "--match=none."
+    )
+
+
+def _off(count: float, target: float) -> float:
+    return abs(count - target) / target
+
+
+def _candidates(
+    config: ModelArchitectureConfig, count: Count, target: float, fixed: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Changes of widths that come near the target, those that change least first."""
+    extreme = []
+    if not fixed.intersection(FFN_KEYS):
+        keys = _ffn_width(config, count, target)
+        if 1 / USUAL <= keys["ffn_hidden"] / config.ffn_hidden <= USUAL:
+            yield keys
+        else:
+            extreme.append(keys)
+    if "n_embd" not in fixed:
+        for width in _embedding_widths(config, count, target):
+            if not fixed.intersection(FFN_KEYS):
+                yield {"n_embd": width, **_ffn_width(config.changed(n_embd=width), count, target)}
+            yield {"n_embd": width}
+    yield from extreme
+
+
+def _ffn_width(config: ModelArchitectureConfig, count: Count, target: float) -> dict[str, Any]:
+    """The FFN width, of those allowed, whose count is nearest to the target."""
+    freed = {"ffn_multiplier": None} if config.ffn_multiplier is not None else {}
+
+    def keys(multiples: int) -> dict[str, Any]:
+        return {"ffn_hidden": multiples * config.ffn_multiple_of, **freed}
+
+    return keys(_nearest(lambda number: count(config.changed(**keys(number))), target))
+
+
+def _embedding_widths(
+    config: ModelArchitectureConfig, count: Count, target: float
+) -> Iterator[int]:
+    """The width that heads allow whose count is nearest to the target, then its neighbours."""
+    units = (config.n_head * factor for factor in (1, 2, 4, 8))  # RoPE rotates pairs
+    unit = next((unit for unit in units if _allows(config, unit)), None)
+    if unit is None:
+        return
+    number = _nearest(lambda number: count(config.changed(n_embd=number * unit)), target)
+    yield from (near * unit for near in (number, number - 1, number + 1) if near > 0)
+
+
+def _allows(config: ModelArchitectureConfig, width: int) -> bool:
+    try:
+        config.changed(n_embd=width)
+    except ConfigError:
+        return False
+    return True
+
+
+def _nearest(counted: Callable[[int], float], target: float) -> int:
+    """The whole number from 1 up at which a rising function is nearest to the target."""
+    high = 1
+    while counted(high) < target:
+        high *= 2
+    low = max(1, high // 2)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if counted(middle) >= target else (middle, high)
+    return min((low, high), key=lambda number: abs(counted(number) - target))

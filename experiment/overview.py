@@ -1,0 +1,144 @@
+"""A plan as a person reads it: arms, seeds, cost, time, and what difference it can detect."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+from comparison.documents import assignments
+from comparison.inference import ALPHA, POWER, Estimate, deviation
+from comparison.tables import aligned
+from experiment.arms import Arm
+from experiment.jobs import COMPLETED
+from experiment.plan import Plan
+from training_logger import LINE_WIDTH, format_count, format_flops
+
+MATCHED = {"params": "parameters", "flops": "FLOPs per token"}
+
+
+def overview(plan: Plan, seconds: Mapping[str, float] | None = None, workers: int = 1) -> str:
+    """The plan in words and a table.
+
+    Args:
+        plan: What is to be run.
+        seconds: Of each arm, how long a run of it takes; None: time is not told.
+        workers: Runs at a time.
+    """
+    lines = [f"Sweep {plan.name}, in {plan.folder}"]
+    lines += aligned(*_table(plan, seconds))
+    for sentence in _sentences(plan, seconds, workers):
+        lines += textwrap.wrap(
+            sentence,
+            LINE_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="     ",
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _table(
+    plan: Plan, seconds: Mapping[str, float] | None
+) -> tuple[Sequence[str], list[Sequence[str]]]:
+    header = ["arm", "parameters", "FLOPs/token"]
+    header += [] if plan.is_timed else ["steps", "tokens", "FLOPs a run"]
+    header += ["a run"] if seconds else []
+    return header, [_row(arm, plan, seconds) for arm in plan.arms]
+
+
+def _row(arm: Arm, plan: Plan, seconds: Mapping[str, float] | None) -> Sequence[str]:
+    first = plan.baseline
+    cells = [
+        arm.name,
+        f"{arm.parameters:,}{_more(arm.parameters, first.parameters)}",
+        format_flops(arm.flops_per_token) + _more(arm.flops_per_token, first.flops_per_token),
+    ]
+    if not plan.is_timed:
+        steps = arm.settings.training.max_iters
+        cells += [f"{steps:,}", format_count(arm.tokens), format_flops(arm.flops)]
+    return cells + ([format_duration(seconds[arm.name])] if seconds else [])
+
+
+def _more(own: float, first: float) -> str:
+    """How much more than the baseline's: ` +0.12 %`; nothing where they are equal."""
+    return "" if own == first else f" {100 * (own / first - 1):+.2f} %"
+
+
+def _sentences(plan: Plan, seconds: Mapping[str, float] | None, workers: int) -> Iterator[str]:
+    yield from _equal(plan)
+    yield from _runs(plan)
+    yield detects(plan)
+    if seconds:
+        each = sum(seconds.values())
+        runs = len(plan.seeds) + len(plan.trials) * len(plan.tuning_seeds)
+        yield (
+            f"Time: about {format_duration(each * runs / workers)} with {workers} "
+            f"worker{'s' * (workers > 1)}, by timing a few steps of each arm."
+        )
+
+
+def _equal(plan: Plan) -> Iterator[str]:
+    """What was made equal, and how."""
+    match, solved = plan.request.match, [arm for arm in plan.arms if arm.solved]
+    if match == "none":
+        yield "Sizes are as they are (--match=none)."
+    elif not solved:
+        yield f"Equal {MATCHED[match]} within 0.5 % as they are."
+    else:
+        told = "; ".join(f"{arm.name}: {_solution(arm)}" for arm in solved)
+        yield f"Equal {MATCHED[match]} within 0.5 %, by changing widths. {told}."
+    budget = plan.request.budget
+    if plan.is_timed:
+        yield f"Every run trains for {budget.amount:g} minutes; validation is not counted."
+    else:
+        unit = budget.unit if budget else "tokens"
+        shown = format_flops(plan.baseline.flops)
+        shown = shown if unit == "flops" else f"{format_count(plan.baseline.tokens)} tokens"
+        yield f"Every run spends {shown}."
+
+
+def _solution(arm: Arm) -> str:
+    return assignments(arm.solved)
+
+
+def _runs(plan: Plan) -> Iterator[str]:
+    first, last = plan.seeds[0][0], plan.seeds[-1][0]
+    if plan.trials:
+        tried = len(plan.trials) * len(plan.tuning_seeds)
+        keys = " and ".join(plan.request.tune)
+        yield (
+            f"Tuning: {len(plan.trials)} trials of {keys} for every arm, with seeds from "
+            f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then fresh seeds:"
+        )
+    yield (
+        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds ({first} to {last}, paired: the same "
+        f"data order, and the same initial numbers where shapes agree) = "
+        f"{len(plan.arms) * len(plan.seeds)} runs."
+    )
+
+
+def detects(plan: Plan) -> str:
+    """The difference that the sweep would find, in standard deviations from seed to seed; in nats
+    where runs of the baseline are done."""
+    seeds = len(plan.seeds)
+    if seeds < 2:
+        return "One seed gives no verdict: chance is not known. Use --seeds=3 or more."
+    spread = math.sqrt(2 / seeds)  # of a difference of means of one spread, no noise shared
+    unit = Estimate(0.0, spread, seeds - 1, seeds, paired=True)
+    times = unit.detectable(ALPHA / (len(plan.arms) - 1))
+    jobs = plan.final_jobs(plan.choices())
+    done = [job.loss for job in jobs if job.arm == plan.baseline.name and job.status == COMPLETED]
+    noise = deviation([loss for loss in done if loss is not None])
+    measured = f" (so far {noise:.4f}: a difference of {times * noise:.4f})" if noise else ""
+    return (
+        f"Detects: a true difference of {times:.1f} times the standard deviation from seed to "
+        f"seed{measured}, with probability {POWER:g}; less where paired seeds share their luck."
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `3.2 min`, `1.5 h`"""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

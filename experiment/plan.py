@@ -1,0 +1,217 @@
+"""What a sweep runs: its arms, their seeds, the trials of tuning, and the jobs that all this is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from comparison.documents import assignments
+from experiment.arms import Arm, ArmMaker, studied_keys
+from experiment.jobs import DIVERGED, ENDED, Job
+from experiment.request import Request
+
+TUNING_SEEDS_FROM = 10_000
+"""How far the seeds of tuning lie from those of the verdict: no verdict rests on a seed that a key
+was chosen by."""
+
+RUNS, TRIALS = "runs", "tuning"
+
+Choice = Mapping[str, str]
+"""Values of the tuned keys, as flags spell them."""
+
+Seeds = tuple[int, int]
+"""(seed, data_seed)"""
+
+_NOT_THE_PLAN = {"seed", "data_seed", "out_dir", "run_name", "resume", "keep_checkpoints"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep that can be run.
+
+    Attributes:
+        request: What was asked.
+        arms: Made equal in size and budget, the baseline first.
+        directory: The folder that paths in the request start from.
+    """
+
+    request: Request
+    arms: tuple[Arm, ...]
+    directory: Path
+
+    @property
+    def baseline(self) -> Arm:
+        return self.arms[0]
+
+    # What it is called, and when it is another
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that makes it this sweep: to change any of it would mix two experiments. More seeds
+        do not."""
+        request = self.request
+        return {
+            "design": request.design,
+            "match": request.match,
+            "tune": {key: list(values) for key, values in request.tune.items()},
+            "tune_seeds": request.tune_seeds if request.tune else 0,
+            "first_seeds": list(self.seeds[0]),
+            "arms": {arm.name: _config(arm) for arm in self.arms},
+        }
+
+    @property
+    def name(self) -> str:
+        """The folder's: as asked, else after the baseline and what is varied, and a digest."""
+        if self.request.name:
+            return self.request.name
+        text = json.dumps(self.identity, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        varied = self.request.vary or [Path(path).stem for path in self.request.arms]
+        return slug("-".join([self.baseline.settings.arch_preset, *varied]))[:60] + f"-{digest}"
+
+    @property
+    def folder(self) -> Path:
+        out_dir = Path(self.baseline.settings.training.out_dir)
+        return (self.directory / out_dir / "sweeps" / self.name).resolve()
+
+    @property
+    def studied(self) -> list[str]:
+        """Keys of the recipe that may differ between arms."""
+        return sorted(studied_keys(self.request, self.baseline))
+
+    # Seeds, trials, jobs
+
+    @property
+    def seeds(self) -> list[Seeds]:
+        """Those of the verdict: the config's, and the numbers after them."""
+        return self._seeds_from(0, self.request.seeds)
+
+    @property
+    def tuning_seeds(self) -> list[Seeds]:
+        return self._seeds_from(TUNING_SEEDS_FROM, self.request.tune_seeds)
+
+    def _seeds_from(self, offset: int, count: int) -> list[Seeds]:
+        training = self.baseline.settings.training
+        first, first_data = training.seed + offset, training.data_seed + offset
+        return [(first + k, first_data + k) for k in range(count)]
+
+    @property
+    def trials(self) -> list[Choice]:
+        """Every combination of the values to tune; none where nothing is tuned."""
+        tune = self.request.tune
+        cells = product(*tune.values()) if tune else ()
+        return [dict(zip(tune, cell, strict=True)) for cell in cells]
+
+    def trial_jobs(self, arm: Arm, choice: Choice) -> list[Job]:
+        """The runs of one trial of an arm, a job for each seed of tuning."""
+        title = f"{arm.name} with {assignments(choice)}"
+        return [self._job(arm, choice, TRIALS, title, seeds) for seeds in self.tuning_seeds]
+
+    def tuning_jobs(self) -> list[Job]:
+        """The runs of all trials, every arm's first trial before any second."""
+        return [
+            job
+            for choice in self.trials
+            for arm in self.arms
+            for job in self.trial_jobs(arm, choice)
+        ]
+
+    def final_jobs(self, choices: Mapping[str, Choice]) -> list[Job]:
+        """The runs that the verdict rests on, of the arms whose choice is known: the first seed of
+        every arm before any second, so that what is done is always comparable."""
+        return [
+            self._job(arm, choices[arm.name], RUNS, arm.name, seeds)
+            for seeds in self.seeds
+            for arm in self.arms
+            if arm.name in choices
+        ]
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a number of minutes ends the runs."""
+        return self.request.budget is not None and self.request.budget.unit == "minutes"
+
+    def _job(self, arm: Arm, choice: Choice, where: str, title: str, seeds: Seeds) -> Job:
+        seed, data_seed = seeds
+        flags = {**arm.flags, **choice, "seed": seed, "data_seed": data_seed}
+        training = arm.settings.training
+        return Job(
+            arm=arm.name,
+            title=f"{title}, seed {seed}",
+            folder=self.folder / where / f"{slug(title)}-s{seed}",
+            arguments=(*arm.files, *(f"--{key}={value}" for key, value in flags.items())),
+            directory=self.directory,
+            cost=1.0 if self.is_timed else arm.flops,
+            length=("wall_seconds", 60 * training.max_minutes)
+            if self.is_timed
+            else ("iter", training.max_iters),
+        )
+
+    def choices(self) -> dict[str, Choice]:
+        """Of each arm the trial with the lowest mean loss over the seeds of tuning.
+
+        An arm is left out while a trial of it is missing: fewer trials would be a handicap. One
+        whose run diverged cannot be chosen; where all did, the first is.
+        """
+        found: dict[str, Choice] = {}
+        for arm in self.arms:
+            results = [_trial_loss(self.trial_jobs(arm, choice)) for choice in self.trials]
+            if None not in results:
+                pairs = zip(results, self.trials or [{}], strict=False)
+                found[arm.name] = min(pairs, key=lambda pair: pair[0])[1] if results else {}
+        return found
+
+    def at_the_edge(self, choices: Mapping[str, Choice]) -> list[str]:
+        """A note for each choice that is the lowest or the highest number tried."""
+        return [
+            f"{name}: the best {key} tried, {choice[key]}, is at the edge of the list; widen it"
+            for name, choice in choices.items()
+            for key, texts in self.request.tune.items()
+            if len(texts) > 2 and choice[key] in _extremes(texts)
+        ]
+
+
+def make_plan(request: Request, directory: Path) -> Plan:
+    """The plan of a request; see `ArmMaker.equal_arms` for what it raises."""
+    maker = ArmMaker(request)
+    plan = Plan(request, tuple(maker.equal_arms()), directory)
+    for arm in plan.arms:
+        for choice in plan.trials:  # what cannot be trained is told now
+            maker.make(f"{arm.name} with {assignments(choice)}", arm.files, {**arm.flags, **choice})
+    return plan
+
+
+def slug(text: str) -> str:
+    """A text as the name of a folder: `ffn_type=swiglu` as `ffn_type-swiglu`."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+
+
+def _config(arm: Arm) -> dict[str, Any]:
+    config = arm.settings.to_dict()
+    return {key: value for key, value in config.items() if key not in _NOT_THE_PLAN}
+
+
+def _trial_loss(jobs: Sequence[Job]) -> float | None:
+    """The mean loss of a trial; infinite where a run diverged, None where one has not ended."""
+    statuses = [job.status for job in jobs]
+    if any(status not in ENDED for status in statuses):
+        return None
+    losses = [job.loss for job in jobs]
+    return float("inf") if DIVERGED in statuses or None in losses else fmean(losses)
+
+
+def _extremes(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts of the lowest and the highest number; none where they are no numbers."""
+    try:
+        ordered = sorted(texts, key=float)
+    except ValueError:
+        return ()
+    return ordered[0], ordered[-1]

@@ -1,0 +1,139 @@
+"""What a person asks of a sweep, read and checked as far as that goes without any data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+
+import configurator
+from comparison.groups import RECIPE_KEYS
+from configurator import key_table
+from experiment.budgets import Budget
+from model_config import ModelArchitectureConfig
+from options import ConfigError, Problem, field_problem, parse
+
+DESIGNS = ("ablation", "factorial")
+MATCHES = ("params", "flops", "none")
+
+Texts = Mapping[str, tuple[str, ...]]
+"""Keys and the values listed for each, as the command line spells them."""
+
+_ARCHITECTURE = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
+_ALIKE = {"sequence_length", "init_from", "max_minutes"}
+_BATCH = {"batch_size", "gradient_accumulation_steps"}
+TUNABLE = set(RECIPE_KEYS) - _ALIKE - _BATCH
+VARIABLE = _ARCHITECTURE | set(RECIPE_KEYS) - _ALIKE | {"arch_preset"}
+
+_INSTEAD = {
+    "seed": "use --seeds=N",
+    "data_seed": "use --seeds=N",
+    "max_iters": "use --budget tokens=N, which ends every arm at the same",
+    "max_minutes": "use --budget minutes=N, which ends every arm at the same",
+    "run_name": "the sweep names its runs; --name names the sweep",
+    "resume": "the same command resumes a sweep",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """A sweep as it was asked for.
+
+    Attributes:
+        files: Config files that every arm has.
+        flags: The same of `--key=value`, as text.
+        vary: Keys whose values make arms.
+        arms: Config files that make an arm each.
+        design: ablation (one change at a time) or factorial (all combinations).
+        match: What every arm has as much of as the baseline: params, flops or none.
+        budget: What every arm spends; None: the tokens that the baseline's config says.
+        tune: Keys of the recipe whose values every arm tries before its final runs.
+        seeds: Seeds of each arm.
+        tune_seeds: Seeds of each trial.
+        name: Folder of the sweep; None: made from what is asked.
+    """
+
+    files: tuple[str, ...]
+    flags: Mapping[str, str]
+    vary: Texts = dataclasses.field(default_factory=dict)
+    arms: tuple[str, ...] = ()
+    design: str = "ablation"
+    match: str = "params"
+    budget: Budget | None = None
+    tune: Texts = dataclasses.field(default_factory=dict)
+    seeds: int = 3
+    tune_seeds: int = 1
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            *_list_problems("--vary", self.vary, VARIABLE),
+            *_list_problems("--tune", self.tune, TUNABLE),
+            *_flag_problems(self),
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+def read_lists(option: str, texts: Iterable[str]) -> Texts:
+    """`["a=1,2", "b=x"]` as keys and their values. Raises ValueError where one is something else,
+    or a key comes twice."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        listed = tuple(value for value in values.split(",") if value)
+        if not equals or not listed:
+            raise ValueError(f"cannot read {option} {text!r}; write {option} key=value,value")
+        if key in found:
+            raise ValueError(f"{option} {key} is given more than once; list its values in one.")
+        found[key] = listed
+    return found
+
+
+def _list_problems(option: str, lists: Texts, allowed: Collection[str]) -> list[Problem]:
+    found = []
+    for key, values in lists.items():
+        if key not in key_table():
+            found.append(configurator.unknown_key(key, f"{option} {key}"))
+        elif key not in allowed:
+            instead = _INSTEAD.get(key, "it must be the same for all arms; set it with --key=value")
+            found.append(Problem((key,), f"{option} {key}: {instead}."))
+        elif len(set(values)) < len(values):
+            message = f"{option} {key}={','.join(values)} lists a value twice; list each once."
+            found.append(Problem((key,), message))
+        else:
+            known = key_table()[key]
+            parsed = (parse(text, known.annotation) for text in values)
+            alone = (field_problem(known.field, known.annotation, value) for value in parsed)
+            found += (Problem((key,), f"{option}: {p.message}") for p in alone if p)
+    return found
+
+
+def _flag_problems(request: Request) -> list[Problem]:
+    found = []
+    for key in request.flags:
+        option = next((o for o, keys in _options(request).items() if key in keys), None)
+        if option:
+            message = f"--{key} sets what {option} is to choose; drop one."
+            found.append(Problem((key,), message))
+    for key in {"run_name", "resume"}.intersection(request.flags):
+        found.append(Problem((key,), f"--{key} is no key of a sweep: {_INSTEAD[key]}."))
+    for key in sorted(request.vary.keys() & request.tune.keys()):
+        found.append(Problem((key,), f"{key} is both in --vary and in --tune; drop one."))
+    if request.arms and request.design == "factorial":
+        message = "--arms are no combination of factors; drop them, or --design=factorial."
+        found.append(Problem((), message))
+    if request.design == "factorial" and len(request.vary) < 2:
+        message = (
+            f"--design=factorial needs at least 2 keys in --vary, not {len(request.vary)}; add "
+            "one, or drop it."
+        )
+        found.append(Problem((), message))
+    if not request.vary and not request.arms:
+        found.append(Problem((), "nothing to compare: give --vary key=value,... or --arms FILES."))
+    return found
+
+
+def _options(request: Request) -> dict[str, Collection[str]]:
+    """What decides keys in place of a flag."""
+    lengths = ("max_iters", "max_minutes") if request.budget else ()
+    return {"--tune": request.tune, "--budget": lengths}

@@ -1,0 +1,267 @@
+"""Plans and runs a fair experiment: which architecture is better, at equal budgets, over seeds.
+
+    python sweep.py config/arch_gpt2.py --vary normalization=layernorm,rmsnorm \\
+        --vary ffn_type=standard,swiglu --seeds=3
+    python sweep.py --arms config/arch_gpt2.py,config/arch_llama.py --budget tokens=20M --dry_run
+    python sweep.py config/arch_gpt2.py --vary bias=False --tune learning_rate=3e-4,1e-3,3e-3
+
+Config files and --key=value are those of train.py, and hold for every arm. The baseline is the
+config as given. Every run is a train.py of its own; what is done is kept, so that the same
+command goes on after an interruption, retries what failed, and with more --seeds adds to them.
+It ends with what compare_architectures.py says of out/sweeps/<name>. docs/fairness.md explains
+the protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import compare_architectures
+import configurator
+from comparison.documents import assignments
+from configurator import split_arguments
+from experiment.budgets import Budget, parse_budget
+from experiment.engines import (
+    THREADS,
+    Engine,
+    LocalEngine,
+    RayEngine,
+    visible_gpus,
+    worker_environments,
+)
+from experiment.jobs import ENDED
+from experiment.manifest import SWEEP_FILE, read_sweep, refuse_another, write_manifest
+from experiment.overview import overview
+from experiment.plan import Choice, Plan, make_plan
+from experiment.progress import run_jobs
+from experiment.request import DESIGNS, MATCHES, Request, read_lists
+from experiment.timing import seconds_of_run, seconds_to_start
+from options import ConfigError, Problem
+from training.claim import claimed
+from training.hardware import resolve_device
+from training.signals import StopRequest
+
+ENGINES = ("local", "ray")
+
+
+# What is asked
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        usage="python sweep.py [config.py ...] [--key=value ...] [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="a key whose values make arms; may be repeated",
+    )
+    flags.add_argument(
+        "--arms",
+        default="",
+        metavar="FILES",
+        help="comma-separated config files, an arm each; the first is the baseline unless the "
+        "config as given names an arch_preset, or keys are varied",
+    )
+    flags.add_argument(
+        "--design",
+        choices=DESIGNS,
+        default="ablation",
+        help="ablation: one change at a time; factorial: all combinations (default: %(default)s)",
+    )
+    flags.add_argument("--seeds", type=int, default=3, metavar="N", help="of every arm (default 3)")
+    flags.add_argument(
+        "--match",
+        choices=MATCHES,
+        default="params",
+        help="what every arm has as much of as the baseline, within 0.5 %%, by the width of its "
+        "network, or n_embd (default: %(default)s)",
+    )
+    flags.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="UNIT=AMOUNT",
+        help="where every run stops: tokens=20M, flops=1e15 or minutes=10 (default: the tokens of "
+        "the config's max_iters)",
+    )
+    flags.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="a key of the recipe whose values every arm tries first, on seeds of their own",
+    )
+    flags.add_argument(
+        "--tune_seeds", type=int, default=1, metavar="N", help="of every trial (default 1)"
+    )
+    flags.add_argument("--name", help="folder under out_dir/sweeps (default: made from the plan)")
+    flags.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="runs at a time (default: one for each GPU, on a CPU one; on Ray what has room)",
+    )
+    flags.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="where the runs are: this machine, or a Ray cluster (default: %(default)s)",
+    )
+    flags.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    return flags
+
+
+def _budget(text: str) -> Budget:
+    try:
+        return parse_budget(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
+    """What a command line asks for; ConfigError or ValueError where it cannot be."""
+    for key in ("seeds", "tune_seeds", "workers"):
+        number = getattr(options, key)
+        if number is not None and number < 1:
+            raise ValueError(f"--{key}={number} must be at least 1.")
+    problems: list[Problem] = []
+    arguments = split_arguments(rest, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Request(
+        files=arguments.files,
+        flags=arguments.flags,
+        vary=read_lists("--vary", options.vary),
+        arms=tuple(path for path in options.arms.split(",") if path),
+        design=options.design,
+        match=options.match,
+        budget=options.budget,
+        tune=read_lists("--tune", options.tune),
+        seeds=options.seeds,
+        tune_seeds=options.tune_seeds,
+        name=options.name,
+    )
+
+
+def make_engine(options: argparse.Namespace, plan: Plan) -> Engine:
+    """What runs the jobs."""
+    device = plan.baseline.settings.training.device
+    if options.engine == "ray":
+        return RayEngine(plan.folder, options.workers, device)
+    return LocalEngine(worker_environments(local_workers(options, plan), local_device(plan)))
+
+
+def local_device(plan: Plan) -> str:
+    return resolve_device(plan.baseline.settings.training.device).type
+
+
+def local_workers(options: argparse.Namespace, plan: Plan) -> int:
+    gpus = len(visible_gpus()) if local_device(plan) == "cuda" else 1
+    return options.workers or gpus
+
+
+# The sweep
+
+
+def main(argv: list[str]) -> int:
+    """Run the sweep that a command line asks for; 0 where every run ended, else 1."""
+    options, rest = parser().parse_known_args(argv)
+    try:
+        plan = make_plan(read_request(options, rest), Path.cwd())
+        plan = with_seeds_of_before(plan)
+        if options.dry_run:
+            workers = local_workers(options, plan)
+            print(overview(plan, seconds_by_arm(plan, options), workers))
+            return 0
+        print(overview(plan))
+        with claimed(plan.folder), StopRequest() as stop:
+            return run_sweep(plan, make_engine(options, plan), stop, argv)
+    except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
+        raise
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+def with_seeds_of_before(plan: Plan) -> Plan:
+    """The plan with at least the seeds that its folder has.
+
+    Raises:
+        ValueError: the folder holds another sweep.
+    """
+    if not (plan.folder / SWEEP_FILE).exists():
+        return plan
+    before = read_sweep(plan.folder)
+    refuse_another(before, plan.identity)
+    seeds = max(before.seeds, plan.request.seeds)
+    return dataclasses.replace(plan, request=dataclasses.replace(plan.request, seeds=seeds))
+
+
+def seconds_by_arm(plan: Plan, options: argparse.Namespace) -> dict[str, float]:
+    """Of each arm, about how many seconds a run takes with the workers that are asked for."""
+    start = seconds_to_start()
+    if plan.is_timed:
+        return {arm.name: start + 60 * plan.request.budget.amount for arm in plan.arms}
+    with threads_of(worker_environments(local_workers(options, plan), local_device(plan))[0]):
+        return {
+            arm.name: start + seconds_of_run(arm.settings, arm.settings.training.max_iters)
+            for arm in plan.arms
+        }
+
+
+@contextlib.contextmanager
+def threads_of(environment: Mapping[str, str]) -> Iterator[None]:
+    """Compute with the threads that a worker has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(environment.get(THREADS, before)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]) -> int:
+    """Tune where that is asked, train what is not done, and compare."""
+    command = shlex.join(["python", "sweep.py", *argv])
+    write_manifest(plan, command)
+    failed = run_jobs(plan.tuning_jobs(), engine, stop)
+    choices = plan.choices()
+    if plan.trials and not stop.requested:
+        report_choices(plan, choices)
+        write_manifest(plan, command)
+    jobs = plan.final_jobs(choices)
+    failed += run_jobs(jobs, engine, stop)
+    if stop.requested:
+        print(f"{stop.requested} received: the sweep stops here; the same command goes on with it.")
+        return 1
+    for outcome in failed:
+        print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
+    print()
+    compare_architectures.main([str(plan.folder)])
+    left = [job for job in jobs if job.status not in ENDED]
+    return 1 if failed or left or len(choices) < len(plan.arms) else 0
+
+
+def report_choices(plan: Plan, choices: Mapping[str, Choice]) -> None:
+    """Print what tuning chose for each arm, and what should be looked at again."""
+    for arm in plan.arms:
+        told = assignments(choices[arm.name]) if arm.name in choices else "waits for its trials"
+        print(f"tuned {arm.name}: {told}")
+    for note in plan.at_the_edge(choices):
+        print(note)
+
+
+if __name__ == "__main__":
+    configurator.run_cli(main)
