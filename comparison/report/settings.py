@@ -74,10 +74,7 @@ def _config_table(
     ]
     table = element(
         "table",
-        element(
-            "caption",
-            "Config, key by key. Bold: unlike the baseline, which is in the first column.",
-        ),
+        element("caption", "Bold: unlike the baseline, which is in the first column."),
         element("thead", element("tr", element("th", "Key", scope="col"), *head)),
         element("tbody", *lines),
         class_="configs",
