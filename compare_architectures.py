@@ -5,6 +5,7 @@
     python compare_architectures.py out --baseline=gpt2 --format=json
     python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
     python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
+    python compare_architectures.py out --html=report.html   all of it as one page for a browser
 
 Runs that differ only by seed are one arm. An arm is called better or worse only where chance is
 ruled out over several seeds, and is compared only with runs of the same recipe on the same data.
@@ -24,6 +25,7 @@ from pathlib import Path
 from comparison.documents import to_csv, to_json
 from comparison.findings import Findings, compare
 from comparison.plot import plot_problem, write_plot
+from comparison.report.page import write_page
 from comparison.runs import Run, find, load_runs, newest
 from comparison.tables import to_markdown, to_text
 from experiment.manifest import SWEEP_FILE, Sweep, read_sweep
@@ -82,6 +84,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="also draw the curves and the differences: a .png, .svg or .pdf (needs matplotlib)",
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write it as a page for a browser: tables, plots and curves in one file",
+    )
     arguments = parser.parse_args(argv)
     arguments.tuned = [key for key in arguments.tuned.split(",") if key]
     problem = _problem(arguments)
@@ -116,6 +124,18 @@ def render(findings: Findings, arguments: argparse.Namespace) -> str:
         return to_markdown(findings, ratio=arguments.ratio)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return to_text(findings, ratio=arguments.ratio, colour=colour)
+
+
+def write_html(findings: Findings, path: Path) -> int:
+    """Write the page and say where it is, beside the comparison that a program may be reading;
+    returns 0, or 1 where it cannot be written."""
+    try:
+        write_page(findings, path)
+    except OSError as error:
+        print(f"--html={path} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    print(f"The page is {path}", file=sys.stderr)
+    return 0
 
 
 def where_named(word: str, out_dir: Path) -> str:
@@ -209,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(render(findings, arguments))
-    return plot(findings, arguments.plot) if arguments.plot else 0
+    plotted = plot(findings, arguments.plot) if arguments.plot else 0
+    written = write_html(findings, arguments.html) if arguments.html else 0
+    return plotted or written
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import fmean
 
 import numpy as np
@@ -97,8 +97,7 @@ class Estimate:
         """
         error, df = self._plan(seeds)
         shift = abs(difference) / error if error else math.inf
-        estimates = np.sqrt(special.chdtri(df, 1 - _MIDPOINTS) / df)
-        return float(special.ndtr(shift - _t_quantile(df, alpha) * estimates).mean())
+        return float(special.ndtr(shift - _t_quantile(df, alpha) * _error_estimates(df)).mean())
 
     def detectable(self, alpha: float) -> float:
         """The true difference that a test at level alpha finds with POWER at the present seeds."""
@@ -122,6 +121,13 @@ class Estimate:
             enough = self.power(difference, middle, alpha) >= POWER
             low, high = (low, middle) if enough else (middle, high)
         return high
+
+
+@lru_cache(maxsize=256)  # arms share a few; the inverse of chi-squared is slow
+def _error_estimates(df: float) -> np.ndarray:
+    """What an error of 1 may be estimated as: the square roots of chi-squared over df, at equally
+    likely points."""
+    return np.sqrt(special.chdtri(df, 1 - _MIDPOINTS) / df)
 
 
 def _t_quantile(df: float, alpha: float) -> float:

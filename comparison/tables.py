@@ -8,9 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from comparison.documents import assignments, factor_object, numbers, sample_object
 from comparison.findings import Findings, Row
+from comparison.formats import (
+    COST,
+    QUANTITIES,
+    REACHED,
+    format_budget,
+    format_difference,
+    format_factor,
+    format_loss,
+    format_p,
+)
+from comparison.groups import Group
 from comparison.inference import Estimate
 from comparison.verdicts import BASELINE, BETTER, CANNOT_TELL, EQUAL, WORSE, Verdict
-from training_logger import LINE_WIDTH, format_bytes, format_count, format_flops, format_number
+from training_logger import LINE_WIDTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +88,30 @@ def _judged(verdict: Verdict) -> tuple[str, ...]:
     word = _WORDS.get(verdict.verdict, verdict.verdict)
     if verdict.estimate is None:
         return ("-",) * 4 + (word,)
-    low, high = verdict.estimate.interval()
-    return (
-        f"{verdict.estimate.value:+.4f}",
-        f"{low:+.4f} to {high:+.4f}",
-        _p(verdict.estimate.p_value),
-        _p(verdict.p_adjusted),
-        word,
-    )
+    return *_estimated(verdict.estimate, verdict.p_adjusted), word
 
 
-def _p(value: float | None) -> str:
-    return "<0.001" if value is not None and value < 0.001 else format_number(value, ".3f")
+def _estimated(estimate: Estimate, p_adjusted: float | None) -> tuple[str, ...]:
+    """An estimate, its interval, and its p value before and after correction."""
+    low, high = map(format_difference, estimate.interval())
+    p_values = format_p(estimate.p_value), format_p(p_adjusted)
+    return format_difference(estimate.value), f"{low} to {high}", *p_values
+
+
+def _numbers(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
+    """The cells of a group under the labels of these quantities."""
+    known = numbers(group)
+    return tuple(QUANTITIES[key].format(known[key]) for key in keys)
+
+
+def _labels(keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(QUANTITIES[key].label for key in keys)
 
 
 def _final(findings: Findings, rows: Mapping[str, Row]) -> Section:
     def cells(number: str, row: Row) -> tuple[str, ...]:
-        known = numbers(row.group)
-        shown = (format_number(known[key], ".4f") for key in ("loss", "sd", "bits_per_byte"))
-        return number, str(row.group.n), *shown, *_judged(row.verdict)
+        reached = _numbers(row.group, REACHED)
+        return number, str(row.group.n), *reached, *_judged(row.verdict)
 
     floor = findings.baseline.group.deviation
     sentences = [f"{number}  {row.verdict.words}" for number, row in rows.items()]
@@ -106,46 +122,19 @@ def _final(findings: Findings, rows: Mapping[str, Row]) -> Section:
         )
     return Section(
         "Final validation loss, nats per token",
-        ("", "n", "val loss", "sd", "bits/byte", *_JUDGED),
+        ("", "n", *_labels(REACHED), *_JUDGED),
         [cells(number, row) for number, row in rows.items()],
         sentences,
     )
 
 
 def _costs(rows: Mapping[str, Row]) -> Section:
-    def cells(number: str, row: Row) -> tuple[str, ...]:
-        known = numbers(row.group)
-        mfu = format_number(known["mfu_percent"], ".1f")
-        return (
-            number,
-            format_count(known["parameters"]),
-            format_flops(known["flops_per_token"]),
-            format_number(known["attention_ffn_ratio"], ".2f"),
-            format_count(known["tokens_per_second"]),
-            mfu if mfu == "-" else f"{mfu}%",
-            format_bytes(known["peak_memory_bytes"]),
-            format_number(known["seconds"], ",.1f"),
-            format_count(known["total_tokens"]),
-            format_flops(known["total_flops"]),
-        )
-
-    header = (
-        *("", "params", "FLOPs/token", "attn/FFN", "tokens/s", "MFU", "memory"),
-        *("seconds", "tokens", "total FLOPs"),
-    )
     return Section(
         "Cost",
-        header,
-        [cells(number, row) for number, row in rows.items()],
+        ("", *_labels(COST)),
+        [(number, *_numbers(row.group, COST)) for number, row in rows.items()],
         ["seconds: in training steps; tokens/s and MFU: medians; 1 GB = 1e9 bytes."],
     )
-
-
-def format_budget(axis: str, budget: float) -> str:
-    """`1.20M tokens`, `3.4 TFLOPs`, `12.0 seconds`."""
-    if axis == "flops":
-        return format_flops(budget)
-    return f"{format_count(budget)} tokens" if axis == "tokens" else f"{budget:,.1f} seconds"
 
 
 def _at_equal(axis: str, budget: float, rows: Mapping[str, Row]) -> Section:
@@ -156,7 +145,7 @@ def _at_equal(axis: str, budget: float, rows: Mapping[str, Row]) -> Section:
 
     def cells(number: str) -> tuple[str, ...]:
         sample = sample_object(readings[number].losses)
-        shown = (format_number(sample[key], ".4f") for key in ("loss", "sd"))
+        shown = (format_loss(sample[key]) for key in ("loss", "sd"))
         return number, str(sample["n"]), *shown, *_judged(readings[number].verdict)
 
     return Section(title, ("", "n", "val loss", "sd", *_JUDGED), [cells(n) for n in rows])
@@ -168,7 +157,7 @@ def _speedups(rows: Mapping[str, Row]) -> Section:
             return "-"
         factor = factor_object(log)
         low, high = factor["interval"]
-        return f"{factor['factor']:.3g}x ({low:.3g} to {high:.3g})"
+        return f"{format_factor(factor['factor'])} ({low:.3g} to {high:.3g})"
 
     axes = {axis: axis.replace("flops", "FLOPs") for row in rows.values() for axis in row.speedups}
     return Section(
@@ -185,10 +174,7 @@ def _speedups(rows: Mapping[str, Row]) -> Section:
 
 def _effects(findings: Findings) -> Section:
     def cells(number: int, estimate: Estimate, p_adjusted: float) -> tuple[str, ...]:
-        low, high = estimate.interval()
-        interval = f"{low:+.4f} to {high:+.4f}"
-        p_values = _p(estimate.p_value), _p(p_adjusted)
-        return f"e{number}", f"{estimate.value:+.4f}", interval, *p_values
+        return f"e{number}", *_estimated(estimate, p_adjusted)
 
     listed = list(enumerate(findings.effects, start=1))
     return Section(
@@ -211,7 +197,7 @@ def _ratio(rows: Mapping[str, Row]) -> Section:
         known = numbers(row.group)
         marks = {True: "*", False: "", None: "-"}
         keys = ("peak_memory_bytes", "tokens_per_second", "flops_per_token", "parameters")
-        loss = format_number(known["loss"], ".4f")
+        loss = format_loss(known["loss"])
         return number, loss, *(times(known, key) for key in keys), marks[row.pareto]
 
     return Section(
@@ -226,15 +212,10 @@ def _ratio(rows: Mapping[str, Row]) -> Section:
 
 
 def _set_apart(rows: Mapping[str, Row]) -> Section:
-    def cells(number: str, row: Row) -> tuple[str, ...]:
-        known = numbers(row.group)
-        shown = (format_number(known[key], ".4f") for key in ("loss", "sd", "bits_per_byte"))
-        return number, str(row.group.n), *shown
-
     return Section(
         "Set apart: not comparable with the baseline",
-        ("", "n", "val loss", "sd", "bits/byte"),
-        [cells(number, row) for number, row in rows.items()],
+        ("", "n", *_labels(REACHED)),
+        [(number, str(row.group.n), *_numbers(row.group, REACHED)) for number, row in rows.items()],
         [f"{number}  {'; '.join(row.set_apart)}" for number, row in rows.items()],
     )
 

@@ -1,0 +1,70 @@
+"""How each number of a comparison is written, the same in every view that people read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from training_logger import format_bytes, format_count, format_flops, format_number
+
+
+def format_loss(value: float | None) -> str:
+    """`2.5050`, nats per token or bits per byte; `-` where there is no finite number."""
+    return format_number(value, ".4f")
+
+
+def format_difference(value: float | None) -> str:
+    """`-0.1975`, always with its sign; `-` where there is no finite number."""
+    return format_number(value, "+.4f")
+
+
+def format_p(value: float | None) -> str:
+    """`0.148`, `<0.001`; `-` where there is none."""
+    return "<0.001" if value is not None and value < 0.001 else format_number(value, ".3f")
+
+
+def format_factor(value: float | None) -> str:
+    """`1.07x`; `-` where there is no finite number."""
+    text = format_number(value, ".3g")
+    return text if text == "-" else f"{text}x"
+
+
+def format_percent(value: float | None) -> str:
+    """`45.3%`; `-` where there is no finite number."""
+    text = format_number(value, ".1f")
+    return text if text == "-" else f"{text}%"
+
+
+def format_budget(axis: str, budget: float) -> str:
+    """`1.20M tokens`, `3.4 TFLOPs`, `12.0 seconds`."""
+    if axis == "flops":
+        return format_flops(budget)
+    return f"{format_count(budget)} tokens" if axis == "tokens" else f"{budget:,.1f} seconds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """A number of a group: the head of its column, and how it is written."""
+
+    label: str
+    format: Callable[[float | None], str]
+
+
+QUANTITIES = {
+    "loss": Quantity("val loss", format_loss),
+    "sd": Quantity("sd", format_loss),
+    "bits_per_byte": Quantity("bits/byte", format_loss),
+    "parameters": Quantity("params", format_count),
+    "flops_per_token": Quantity("FLOPs/token", format_flops),
+    "attention_ffn_ratio": Quantity("attn/FFN", lambda value: format_number(value, ".2f")),
+    "tokens_per_second": Quantity("tokens/s", format_count),
+    "mfu_percent": Quantity("MFU", format_percent),
+    "peak_memory_bytes": Quantity("memory", format_bytes),
+    "seconds": Quantity("seconds", lambda value: format_number(value, ",.1f")),
+    "total_tokens": Quantity("tokens", format_count),
+    "total_flops": Quantity("total FLOPs", format_flops),
+}
+"""By the keys of `documents.numbers`: first what a group reached, then what it cost."""
+
+REACHED = tuple(QUANTITIES)[:3]
+COST = tuple(QUANTITIES)[3:]
