@@ -16,24 +16,21 @@ explains every number.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from comparison.documents import to_csv, to_json
-from comparison.findings import Findings, compare
+from comparison.findings import Findings
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
-from comparison.runs import Run, find, load_runs, newest
 from comparison.tables import to_markdown, to_text
-from experiment.manifest import SWEEP_FILE, Sweep, read_sweep
+from experiment.selection import DEFAULT_LATEST, select
 from options import unknown_name
 from training.config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
 
-DEFAULT_LATEST = 3
 FORMATS = ("text", "json", "csv", "markdown")
 
 
@@ -138,61 +135,6 @@ def write_html(findings: Findings, path: Path) -> int:
     return 0
 
 
-def where_named(word: str, out_dir: Path) -> str:
-    """The folder under `out_dir` for a run's or a sweep's name; anything else as it is."""
-    named = [out_dir / word, out_dir / "sweeps" / word]
-    found = [] if Path(word).exists() else [path for path in named if path.exists()]
-    return str(found[0]) if found else word
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """What is to be compared: runs, what is wrong with others, and what a sweep knows of them."""
-
-    runs: list[Run]
-    problems: list[str]
-    baseline: str | None = None
-    studied: tuple[str, ...] = ()
-    factors: tuple[str, ...] = ()
-
-
-def select(words: Sequence[str], latest: int | None, out_dir: Path) -> Selection:
-    """The runs that command-line words mean; without any, the newest.
-
-    Raises:
-        ValueError: the manifest of a sweep cannot be read.
-    """
-    if not words:
-        runs, problems = load_runs(sorted(out_dir.rglob(RUN_FILE)))
-        return Selection(newest(runs, latest or DEFAULT_LATEST), problems)
-    words = [where_named(word, out_dir) for word in words]
-    sweeps = [read_sweep(folder) for folder in map(sweep_folder, words) if folder]
-    others = [word for word in words if not sweep_folder(word)]
-    begun = [run for sweep in sweeps for run in sweep.runs if (run / RUN_FILE).exists()]
-    runs, problems = load_runs(dict.fromkeys([*begun, *find(others)]))
-    missing = sum(len(sweep.runs) for sweep in sweeps) - len(begun)
-    if missing:
-        problems.append(f"{missing} runs of the sweep that have not begun")
-    return Selection(
-        runs,
-        problems,
-        baseline=_baseline_of(sweeps[0], runs) if sweeps else None,
-        studied=tuple(key for sweep in sweeps for key in sweep.studied),
-        factors=sweeps[0].factors if len(words) == 1 and sweeps else (),
-    )
-
-
-def sweep_folder(word: str) -> Path | None:
-    """The folder of the sweep that a word names, by itself or by its manifest."""
-    folder = Path(word).parent if Path(word).name == SWEEP_FILE else Path(word)
-    return folder if (folder / SWEEP_FILE).is_file() else None
-
-
-def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> str | None:
-    """A run of the baseline, for its name to stand for the group."""
-    return next((run.run_name for run in runs if run.run_name in sweep.baseline), None)
-
-
 def plot(findings: Findings, path: Path) -> int:
     """Writes the figure and says so; returns 0, or 1 where that cannot be done."""
     try:
@@ -211,20 +153,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; returns 0, or 1 where there is nothing to compare or to draw."""
     arguments = parse_arguments(argv)
     try:
-        chosen = select(arguments.runs, arguments.latest, Path(arguments.out_dir))
+        chosen = select(
+            arguments.runs,
+            arguments.latest,
+            Path(arguments.out_dir),
+            baseline_given=arguments.baseline is not None,
+        )
         for problem in chosen.problems:
             print(f"skipped {problem}", file=sys.stderr)
         if not chosen.runs:
             advice = f"No run found under {arguments.out_dir}/. Train one first: python train.py"
             print("No run found among those named." if arguments.runs else advice, file=sys.stderr)
             return 1
-        findings = compare(
-            chosen.runs,
-            arguments.baseline or chosen.baseline,
-            arguments.margin,
-            [*arguments.tuned, *chosen.studied],
-            chosen.factors,
-        )
+        findings = chosen.findings(arguments.baseline, arguments.margin, arguments.tuned)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -27,6 +27,7 @@ import torch
 import compare_architectures
 import configurator
 from comparison.documents import assignments
+from comparison.runs import SWEEP_FILE
 from configurator import split_arguments
 from experiment.budgets import Budget, parse_budget
 from experiment.engines import (
@@ -38,7 +39,7 @@ from experiment.engines import (
     worker_environments,
 )
 from experiment.jobs import ENDED
-from experiment.manifest import SWEEP_FILE, read_sweep, refuse_another, write_manifest
+from experiment.manifest import read_sweep, refuse_another, write_manifest
 from experiment.overview import overview
 from experiment.plan import Choice, Plan, make_plan
 from experiment.progress import run_jobs

@@ -77,8 +77,8 @@ class TrainingLogger:
     """Keeps and prints the log of a run, from plain numbers that the loop hands over.
 
     A context manager: entering opens the files and makes the status "running"; leaving makes it
-    "completed", or "interrupted" after `interrupted()` or a KeyboardInterrupt, or "failed" on any
-    other exception.
+    "completed", or "interrupted" after `interrupted()` or a KeyboardInterrupt, or on any other
+    exception its `run_status` where it has one, else "failed".
 
     Args:
         run_dir: Folder of the run; made where it is missing.
@@ -158,13 +158,13 @@ class TrainingLogger:
     ) -> None:
         stopped = exception_type is not None and issubclass(exception_type, KeyboardInterrupt)
         if exception_type is not None and not stopped:
-            status = "failed"
+            status = getattr(exception_type, "run_status", "failed")
         else:
             status = "interrupted" if stopped or self._interrupted else "completed"
         self._metrics.close()
         self._run.update(status=status, end_time=_now())
         self._write_run()
-        self._sinks.close(failed=status == "failed")
+        self._sinks.close(failed=status not in ("completed", "interrupted"))
         self.say(f"{status}; the log is in {self.run_dir / RUN_FILE}")
         self._console.close()
 

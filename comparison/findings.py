@@ -80,7 +80,7 @@ class Findings:
 
 def compare(
     runs: Iterable[Run],
-    baseline: str | None = None,
+    baseline: str | Run | None = None,
     margin: float | None = None,
     tuned: Collection[str] = (),
     factors: Sequence[str] = (),

@@ -295,18 +295,20 @@ def _near(one: float | None, other: float | None, tolerance: float | None = None
     return abs(one - other) <= tolerance
 
 
-def find_baseline(groups: Sequence[Group], name: str | None) -> Group:
+def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
     """The group to compare with.
 
     Args:
-        name: That of a group, of an architecture, or the start of the names of its runs; None:
-            the oldest group, which of a sweep is the first arm.
+        name: That of a group, of an architecture, or the start of the names of its runs; or one of
+            its runs; None: the oldest group.
 
     Raises:
         ValueError: No group is called so, or more than one is.
     """
     if name is None:
         return groups[0]
+    if isinstance(name, Run):
+        return next(group for group in groups if any(run is name for run in group.runs))
     ways = (
         lambda group: group.name == name,
         lambda group: group.architecture["name"] == name,

@@ -18,6 +18,9 @@ from training_logger import (
     summarize,
 )
 
+SWEEP_FILE, TRIALS_FOLDER = "sweep.json", "tuning"
+"""In the folder of a sweep: its manifest, and the folder of the runs that only tuned."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
@@ -85,8 +88,7 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether it ended without a finite loss, or was given up after steps that were not."""
-        gave_up = self.status == "failed" and self.summary.get("bad_steps", 0) > 0
-        return gave_up or (bool(self.eval_steps) and self.loss is None)
+        return self.status == "diverged" or (bool(self.eval_steps) and self.loss is None)
 
 
 _LOGGED_FIELDS = {
@@ -172,22 +174,46 @@ def find(patterns: Sequence[str]) -> Iterator[Path]:
     A word that names nothing comes back as it is, for `load_run` to say what is wrong with it.
     """
     seen = set()
+    for word in expand(patterns):
+        for path in _logs_at(Path(word)):
+            identity = path.resolve()
+            if identity not in seen:
+                seen.add(identity)
+                yield path
+
+
+def expand(patterns: Iterable[str]) -> Iterator[str]:
+    """What exists for each glob; a word that names or matches nothing as it is."""
     for pattern in patterns:
-        for word in (
-            [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern]
-        ):
-            for path in _logs_at(Path(word)):
-                identity = path.resolve()
-                if identity not in seen:
-                    seen.add(identity)
-                    yield path
+        if Path(pattern).exists():
+            yield pattern
+        else:
+            yield from sorted(glob.glob(pattern)) or [pattern]
 
 
 def _logs_at(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path.with_name(RUN_FILE) if path.name == METRICS_FILE else path]
     here = path / RUN_FILE
-    return [here] if here.exists() else sorted(path.rglob(RUN_FILE)) or [here]
+    return [here] if here.exists() else logs_below(path) or [here]
+
+
+def logs_below(folder: Path) -> list[Path]:
+    """The logs in a folder and the folders below it, in order.
+
+    Not those of a sweep's trials: the best of several was chosen for its loss, which is therefore
+    no sample of an arm's.
+    """
+    paths = sorted(folder.rglob(RUN_FILE))
+    return [path for path in paths if not _is_trial(path.relative_to(folder).parts, folder)]
+
+
+def _is_trial(parts: Sequence[str], folder: Path) -> bool:
+    """Whether a path below a folder leads through the trials of a sweep."""
+    return any(
+        part == TRIALS_FOLDER and folder.joinpath(*parts[:depth], SWEEP_FILE).exists()
+        for depth, part in enumerate(parts)
+    )
 
 
 def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:

@@ -69,10 +69,7 @@ class Job:
             log = read_run(self.folder / RUN_FILE)
         except (OSError, ValueError):
             return TO_DO
-        if log["status"] == "completed":
-            return COMPLETED
-        gave_up = log["status"] == "failed" and log["summary"].get("bad_steps", 0) > 0
-        return DIVERGED if gave_up else TO_DO
+        return log["status"] if log["status"] in ENDED else TO_DO
 
     @property
     def loss(self) -> float | None:

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comparison.runs import SWEEP_FILE
 from training.log_files import json_safe, write_atomically
 
 if TYPE_CHECKING:
     from experiment.plan import Plan
 
-SWEEP_FILE = "sweep.json"
 SCHEMA_VERSION = 1
 
 
@@ -29,7 +29,7 @@ class Sweep:
     Attributes:
         folder: Where it lies.
         runs: The folders of the runs that the verdict rests on, those of the baseline first.
-        baseline: The names of the baseline's runs.
+        baseline: The folders of the baseline's runs.
         studied: Keys of the recipe that may differ between arms.
         factors: The keys of a factorial design; none of another.
         seeds: How many each arm has.
@@ -38,7 +38,7 @@ class Sweep:
 
     folder: Path
     runs: tuple[Path, ...]
-    baseline: tuple[str, ...]
+    baseline: tuple[Path, ...]
     studied: tuple[str, ...]
     factors: tuple[str, ...]
     seeds: int
@@ -102,7 +102,7 @@ def read_sweep(folder: Path) -> Sweep:
         return Sweep(
             folder=folder,
             runs=tuple(folder / run["folder"] for run in runs),
-            baseline=tuple(Path(r["folder"]).name for r in runs if r["arm"] == first),
+            baseline=tuple(folder / run["folder"] for run in runs if run["arm"] == first),
             studied=tuple(manifest["studied"]),
             factors=tuple(manifest["factors"]),
             seeds=len(manifest["seeds"]),

@@ -15,6 +15,7 @@ from typing import Any
 
 from comparison.documents import assignments
 from comparison.groups import BOOKKEEPING
+from comparison.runs import TRIALS_FOLDER
 from configurator import key_table
 from experiment.arms import Arm, ArmMaker, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job
@@ -24,7 +25,7 @@ TUNING_SEEDS_FROM = 10_000
 """How far the seeds of tuning lie from those of the verdict: no verdict rests on a seed that a key
 was chosen by."""
 
-RUNS, TRIALS = "runs", "tuning"
+RUNS_FOLDER = "runs"
 
 Choice = Mapping[str, str]
 """Values of the tuned keys, as flags spell them."""
@@ -115,7 +116,7 @@ class Plan:
     def trial_jobs(self, arm: Arm, choice: Choice) -> list[Job]:
         """The runs of one trial of an arm, a job for each seed of tuning."""
         title = f"{arm.name} with {assignments(choice)}"
-        return [self._job(arm, choice, TRIALS, title, seeds) for seeds in self.tuning_seeds]
+        return [self._job(arm, choice, TRIALS_FOLDER, title, seeds) for seeds in self.tuning_seeds]
 
     def tuning_jobs(self) -> list[Job]:
         """The runs of all trials, every arm's first trial before any second."""
@@ -130,7 +131,7 @@ class Plan:
         """The runs that the verdict rests on, of the arms whose choice is known: the first seed of
         every arm before any second, so that what is done is always comparable."""
         return [
-            self._job(arm, choices[arm.name], RUNS, arm.name, seeds)
+            self._job(arm, choices[arm.name], RUNS_FOLDER, arm.name, seeds)
             for seeds in self.seeds
             for arm in self.arms
             if arm.name in choices

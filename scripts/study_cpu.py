@@ -24,13 +24,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sweep
-from compare_architectures import select
 from comparison.documents import assignments
-from comparison.findings import Findings, Row, compare
+from comparison.findings import Findings, Row
 from comparison.plot import write_plot
+from comparison.runs import SWEEP_FILE
 from comparison.tables import markdown_table, to_markdown
 from comparison.verdicts import BETTER, EQUAL, WORSE
-from experiment.manifest import SWEEP_FILE
+from experiment.selection import select
 from scripts.runs import PASSED, PROJECT, UNDECIDED, run_script
 from training_logger import format_count
 
@@ -46,7 +46,7 @@ ARGUMENTS = (
     *("--vary", "bias=False"),
     *("--vary", "weight_tying=False"),
     *("--arms", "config/arch_llama.py"),
-    *("--tune", "learning_rate=1e-3,2e-3,4e-3"),
+    *("--tune", "learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2"),
     *("--seeds=5", f"--name={NAME}"),
 )
 """Of sweep.py: seven steps from GPT-2 towards LLaMA, each by itself, and LLaMA whole."""
@@ -186,8 +186,7 @@ def main(argv: Sequence[str]) -> int:
     if sweep.main([*ARGUMENTS, f"--workers={args.workers}", f"--out_dir={out_dir}"]):
         return UNDECIDED
     folder = out_dir / "sweeps" / NAME
-    chosen = select([str(folder)], None, out_dir)
-    findings = compare(chosen.runs, chosen.baseline, tuned=chosen.studied)
+    findings = select([str(folder)], None, out_dir).findings()
     manifest = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     manifest["command"] = shlex.join(["python", "sweep.py", *ARGUMENTS])
     plot = args.report.with_suffix(".png")

@@ -135,6 +135,9 @@ def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]
 class Diverged(RuntimeError):
     """The loss or gradient was not finite for too many steps in a row; the message says more."""
 
+    run_status = "diverged"
+    """What it makes of the run in its log."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:

@@ -16,6 +16,7 @@ from comparison.formats import (
     format_loss,
     format_p,
 )
+from comparison.inference import ALPHA
 from comparison.report.arms import (
     after_verdict,
     compared,
@@ -178,8 +179,15 @@ def _estimated(
     scale = scale_of(known, floor)
 
     def drawn(i: int) -> Markup:
-        kind = figures.at(*place(i), "verdict") if key == "difference" else _sign(*known[i])
+        kind = figures.at(*place(i), "verdict") if key == "difference" else sign(i)
         return strip(scale, *known[i], kind)
+
+    def sign(i: int) -> str:
+        """The class of an effect, by its p value after correction."""
+        p = figures.at(*place(i), "p_adjusted")
+        if p is None or p >= ALPHA:
+            return "cannot_tell"
+        return "better" if known[i][0] < 0 else "worse"
 
     plot = [Column("95 % interval, drawn", drawn, "plot", axis(scale))] if scale else []
     return [
@@ -193,12 +201,6 @@ def _estimated(
         Column("p", lambda i: figures.show(format_p, *place(i), "p_value")),
         Column("p Holm", lambda i: figures.show(format_p, *place(i), "p_adjusted")),
     ]
-
-
-def _sign(value: float, interval: Sequence[float]) -> str:
-    """The class of an effect: whether its interval lies below zero, above it, or across."""
-    low, high = interval
-    return "better" if high < 0 else "worse" if low > 0 else "cannot_tell"
 
 
 def _verdict(figures: Figures, place: tuple[str | int, ...]) -> Markup:

@@ -359,7 +359,7 @@ class TestNotFinite:
         assert "Traceback" not in process.errors
         assert "skipped steps 4" in process.output
         log = log_of(workshop.out_dir / "run")
-        assert log["status"] == "failed"
+        assert log["status"] == "diverged"
         assert log["training_iterations"][-1]["iter"] == 6
 
     def test_no_checkpoint_is_saved_after_too_many(
@@ -372,7 +372,7 @@ class TestNotFinite:
             workshop.train(plugin, *flags)
         run = workshop.out_dir / "run"
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
-        assert log_of(run)["status"] == "failed"
+        assert log_of(run)["status"] == "diverged"
 
     def test_single_ones_do_not(self, workshop: Workshop, tmp_path: Path) -> None:
         plugin = self.plugin(tmp_path, 1, 3, 5, 7)

@@ -93,7 +93,7 @@ def test_a_seed_counts_once_however_often_it_was_run():
     "end",
     [
         {"curve": [(0, 4.0), (100, None)]},
-        {"curve": [(0, 4.0), (50, 3.5)], "status": "failed", "summary": {"bad_steps": 10}},
+        {"curve": [(0, 4.0), (50, 3.5)], "status": "diverged"},
     ],
 )
 @pytest.mark.parametrize("side", ["plain", "wild"])
