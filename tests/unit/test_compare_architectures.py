@@ -477,3 +477,93 @@ def test_the_script_runs_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm: the baseline" in done.stdout
+
+
+# Sweeps
+
+
+def make_sweep(folder, *, rate: float = 1e-3) -> Path:
+    """A sweep whose second arm started first, and a trial of tuning with a loss like no other."""
+    runs = folder / "runs"
+    make_arm(runs, "plain", [2.50, 2.52, 2.49, 2.51], start="2025-01-02")
+    make_arm(runs, "fast", [2.31, 2.30, 2.30, 2.32], start="2025-01-01")
+    for path in runs.glob("fast-*"):
+        log = json.loads((path / "run.json").read_text())
+        rewrite(path, config=log["config"] | {"learning_rate": rate})
+    trial = make_run(folder / "tuning" / "plain-with-rate-s9", loss=1.0, config={"arm": "plain"})
+    arms = [(path.name.partition("-")[0], path, False) for path in sorted(runs.iterdir())]
+    manifest = {
+        "schema_version": 1,
+        "arms": [{"name": "plain"}, {"name": "fast"}],
+        "runs": [
+            {"arm": arm, "folder": str(path.relative_to(folder)), "tuning": tuning}
+            for arm, path, tuning in [*arms, ("plain", trial, True)]
+        ],
+        "studied": ["learning_rate"],
+        "factors": [],
+        "seeds": [[seed, seed] for seed in (1, 2, 3, 4)],
+        "identity": {},
+    }
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def groups_of(output: str) -> dict[str, dict]:
+    return {group["name"]: group for group in json.loads(output)["groups"]}
+
+
+def test_a_sweep_says_which_arm_is_the_baseline_and_what_is_studied(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "out" / "sweeps" / "one", rate=2e-3)
+    for word in (sweep, sweep / "sweep.json", "one"):
+        code, out, _ = compare(word, f"--out_dir={tmp_path / 'out'}", "--format=json")
+        groups = groups_of(out)
+        plain, fast = (groups[f"{ARCHITECTURE['name']}-{arm}"] for arm in ("plain", "fast"))
+        assert (code, plain["verdict"], fast["verdict"]) == (0, "baseline", "better")
+        assert (plain["n"], fast["n"]) == (4, 4)
+        assert fast["changes"]["learning_rate"] == 2e-3  # part of the arm, not set apart
+
+
+@pytest.mark.parametrize("words", [[""], ["sweeps"], ["sweeps/o*"], ["--latest=9"]])
+def test_trials_of_tuning_are_no_seeds_of_an_arm(tmp_path, compare, words):
+    """They were chosen for their losses."""
+    make_sweep(tmp_path / "sweeps" / "one")
+    arguments = [word if word.startswith("--") else tmp_path / word for word in words]
+    code, out, _ = compare(*arguments, f"--out_dir={tmp_path}", "--format=json")
+    assert code == 0
+    assert [group["n"] for group in groups_of(out).values()] == [4, 4]
+
+
+def test_trials_can_be_looked_at_by_themselves(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    code, out, _ = compare(sweep / "tuning", "--format=json")
+    assert code == 0
+    assert [group["loss"] for group in groups_of(out).values()] == [1.0]
+
+
+def test_an_arm_never_stands_in_for_a_baseline_that_is_missing(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    for path in (sweep / "runs").glob("plain-*"):
+        (path / "run.json").unlink()
+    code, out, err = compare(sweep)
+    assert (code, out) == (1, "")
+    assert "no run of the baseline" in err
+    assert "--baseline" in err
+    code, out, err = compare(sweep, "--baseline=fast")
+    assert code == 0
+    assert "skipped 4 runs of the sweep that have not begun" in err
+
+
+def test_two_sweeps_are_compared_with_the_baseline_of_the_first(tmp_path, compare):
+    for name in ("one", "two"):
+        make_sweep(tmp_path / name)
+    code, out, _ = compare(tmp_path / "one", tmp_path / "two", "--format=json")
+    assert code == 0
+    verdicts = {name: group["verdict"] for name, group in groups_of(out).items()}
+    assert verdicts[f"{ARCHITECTURE['name']}-plain"] == "baseline"
+
+
+def test_a_damaged_manifest_is_told_in_a_sentence(tmp_path, compare):
+    (tmp_path / "sweep.json").write_text("{")
+    code, out, err = compare(tmp_path)
+    assert (code, out) == (1, "")
+    assert "sweep.json is no manifest of a sweep that can be read" in err
