@@ -42,6 +42,19 @@ def format_budget(axis: str, budget: float) -> str:
     return f"{format_count(budget)} tokens" if axis == "tokens" else f"{budget:,.1f} seconds"
 
 
+def verdict_word(verdict: str) -> str:
+    """A verdict as a reader sees it: `better`, `cannot tell`."""
+    return verdict.replace("_", " ")
+
+
+BUDGET_TITLES = {
+    "tokens": "training tokens",
+    "flops": "training FLOPs",
+    "seconds": "training time",
+}
+"""What each unit of budget is called along an axis."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantity:
     """A number of a group: the head of its column, and how it is written."""

@@ -21,6 +21,7 @@ from comparison.bands import Band, band
 from comparison.curves import AXES, common_budget
 from comparison.documents import assignments
 from comparison.findings import Findings, Row
+from comparison.formats import BUDGET_TITLES, verdict_word
 from comparison.verdicts import BASELINE, Verdict
 
 if TYPE_CHECKING:
@@ -49,13 +50,6 @@ _AXIS_HEIGHT, _CHARACTER_WIDTH = 0.55, 0.068  # inches
 _LEFT, _LABELS_LEFT, _VERDICTS_LEFT = 0.01, 0.06, 0.86  # shares of the width
 _LABEL_WIDTH, _LABEL_LINES, _NOTE_WIDTH = 60, 2, 170  # characters, lines, characters
 _SMALL = 6.5  # points
-_AXES_DRAWN = {
-    "tokens": ("training tokens", ""),
-    "flops": ("training FLOPs", ""),
-    "seconds": ("training time", "s"),
-}
-"""Of each unit of budget the label of its axis and the unit of its ticks."""
-
 _FIRST_SHOWN, _FIRST_SPANNED = 1 / 6, 1 / 4
 """Shares of the longest budget: where the curves begin, and from where on the loss axis spans them.
 With the losses of an untrained model their ends could not be told apart."""
@@ -253,8 +247,8 @@ def _draw_curves(
 def _label_budgets(panel: Axes, axis: str) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    label, unit = _AXES_DRAWN[axis]
-    panel.set_xlabel(label)
+    unit = "s" if axis == "seconds" else ""
+    panel.set_xlabel(BUDGET_TITLES[axis])
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
     panel.xaxis.set_minor_formatter(NullFormatter())
@@ -338,7 +332,7 @@ def _draw_key(
 
 def _brief(verdict: Verdict) -> str:
     """The verdict in the words that there is room for beside an interval."""
-    word = verdict.verdict.replace("_", " ")
+    word = verdict_word(verdict.verdict)
     if verdict.estimate is None:
         return word
     return f"{verdict.estimate.value:+.4f}  {word}".replace("-", "\N{MINUS SIGN}")

@@ -17,10 +17,11 @@ from comparison.formats import (
     format_factor,
     format_loss,
     format_p,
+    verdict_word,
 )
 from comparison.groups import Group
 from comparison.inference import Estimate
-from comparison.verdicts import BASELINE, BETTER, CANNOT_TELL, EQUAL, WORSE, Verdict
+from comparison.verdicts import BASELINE, BETTER, EQUAL, WORSE, Verdict
 from training_logger import LINE_WIDTH
 
 
@@ -79,13 +80,12 @@ def _names(rows: Mapping[str, Row]) -> Section:
     )
 
 
-_WORDS = {CANNOT_TELL: "cannot tell"}
 _JUDGED = ("difference", "95 % interval", "p", "p Holm", "verdict")
 
 
 def _judged(verdict: Verdict) -> tuple[str, ...]:
     """The cells under _JUDGED."""
-    word = _WORDS.get(verdict.verdict, verdict.verdict)
+    word = verdict_word(verdict.verdict)
     if verdict.estimate is None:
         return ("-",) * 4 + (word,)
     return *_estimated(verdict.estimate, verdict.p_adjusted), word

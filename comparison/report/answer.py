@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from comparison.findings import Findings, Row
 from comparison.formats import format_loss
-from comparison.report.arms import after_verdict, compared, label, set_apart, verdict_word
+from comparison.report.arms import after_verdict, compared, label, set_apart, verdict_mark
 from comparison.report.markup import Figures, Markup, element, joined
 from comparison.verdicts import BETTER, CANNOT_TELL, EQUAL, WORSE
 
@@ -91,7 +91,7 @@ def _baseline(figures: Figures, findings: Findings) -> Iterator[str]:
 def _listed(findings: Findings) -> Markup | None:
     found = _by_verdict(findings)
     lists = [
-        element("div", element("dt", verdict_word(verdict)), *_entries(verdict, rows))
+        element("div", element("dt", verdict_mark(verdict)), *_entries(verdict, rows))
         for verdict, rows in found.items()
     ]
     return element("dl", *lists, class_="answers") if lists else None

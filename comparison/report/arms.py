@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from comparison.documents import assignments
 from comparison.findings import Findings, Row
+from comparison.formats import verdict_word
 from comparison.report.markup import Markup, element
-from comparison.verdicts import BASELINE, CANNOT_TELL
+from comparison.verdicts import BASELINE
 
 HUES = 6
 """Colours of the palette in style.css; arms share them, so the number tells them apart."""
-
-_WORDS = {CANNOT_TELL: "cannot tell"}  # verdicts that a reader sees under another name
 
 
 def numbered(findings: Findings) -> list[tuple[int, Row]]:
@@ -55,14 +54,14 @@ def _details(row: Row) -> Iterator[Markup]:
         yield element("span", assignments(row.changes), class_="changes")
 
 
-def verdict_word(verdict: str) -> Markup:
+def verdict_mark(verdict: str) -> Markup:
     """A verdict in its colour; the word says it by itself."""
-    return element("span", _WORDS.get(verdict, verdict), class_=f"verdict {verdict}")
+    return element("span", verdict_word(verdict), class_=f"verdict {verdict}")
 
 
 def after_verdict(verdict: str, words: str) -> str:
     """What the words of a verdict say besides it: `by 0.1975 (0.1736 to 0.2214)`."""
-    return words.removeprefix(_WORDS.get(verdict, verdict)).lstrip(": ")
+    return words.removeprefix(verdict_word(verdict)).lstrip(": ")
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from comparison.bands import Band, band
 from comparison.curves import AXES
 from comparison.findings import Findings, Row
-from comparison.formats import format_budget
+from comparison.formats import BUDGET_TITLES, format_budget
 from comparison.report.arms import compared, hue, numbered
 
 FIRST_SHOWN = 8
@@ -19,7 +19,6 @@ _UNITS = {
     "flops": ("", "k", "M", "G", "T", "P", "E", "Z"),
     "seconds": ("",),
 }
-_TITLES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
 _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 200, 30, 6_000
 
 
@@ -38,7 +37,7 @@ def curves(findings: Findings) -> dict[str, Any]:
     return {
         "axes": {
             axis: {
-                "title": _TITLES[axis],
+                "title": BUDGET_TITLES[axis] + (" (s)" if axis == "seconds" else ""),
                 "units": _UNITS[axis],
                 "caution": _caution(findings, axis),
             }

@@ -23,7 +23,7 @@ from comparison.report.arms import (
     label,
     numbered,
     set_apart,
-    verdict_word,
+    verdict_mark,
 )
 from comparison.report.intervals import axis, scale_of, strip
 from comparison.report.markup import Figures, Markup, element, joined, sentences
@@ -210,7 +210,7 @@ def _verdict(figures: Figures, place: tuple[str | int, ...]) -> Markup:
     if verdict in (BETTER, WORSE):
         rest = rest.partition("), ")[2]
     told = element("span", rest, class_="why") if rest else None
-    return joined([verdict_word(verdict), " ", told])
+    return joined([verdict_mark(verdict), " ", told])
 
 
 # At equal budgets
