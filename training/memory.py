@@ -12,8 +12,8 @@ from model_builder import GPT
 from model_config import ModelArchitectureConfig
 
 COMPILED_SHARE = 0.25
-"""torch.compile computes some activations anew instead of keeping them: of models traced with its
-partitioner it kept 0.53 or more of those listed here, so this share of them is needed for sure."""
+"""torch.compile computes some activations anew instead of keeping them, how many is not known
+beforehand: a compiled run is refused only where even this share of them does not fit."""
 
 STATE_BYTES = 16
 """Per parameter in float32: the weight, its gradient, and AdamW's two moments."""
