@@ -5,11 +5,11 @@
     python sweep.py --arms config/arch_gpt2.py,config/arch_llama.py --budget tokens=20M --dry_run
     python sweep.py config/arch_gpt2.py --vary bias=False --tune learning_rate=3e-4,1e-3,3e-3
 
-Config files and --key=value are those of train.py, and hold for every arm. The baseline is the
-config as given. Every run is a train.py of its own; what is done is kept, so that the same
-command goes on after an interruption, retries what failed, and with more --seeds adds to them.
-It ends with what compare_architectures.py says of out/sweeps/<name>. docs/fairness.md explains
-the protocol.
+Config files and --key=value are those of train.py, whose --help lists the keys, and hold for every
+arm. The baseline is the config as given. Every run is a train.py of its own; what is done is kept,
+so that the same command goes on after an interruption, retries what failed, and with more --seeds
+adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>. docs/fairness.md
+explains the protocol.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
             raise ValueError(f"--{key}={number} must be at least 1.")
     problems: list[Problem] = []
     arguments = split_arguments(rest, problems)
+    if arguments.print_config:
+        problems.append(Problem((), "--print_config is train.py's; see --dry_run."))
     if problems:
         raise ConfigError(problems)
     return Request(
@@ -173,6 +175,13 @@ def local_workers(options: argparse.Namespace, plan: Plan) -> int:
     return options.workers or gpus
 
 
+def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:
+    """The GPUs that local workers have among them; None where each task has its own or none."""
+    if options.engine == "ray" or local_device(plan) != "cuda":
+        return None
+    return len(visible_gpus())
+
+
 # The sweep
 
 
@@ -183,11 +192,11 @@ def main(argv: list[str]) -> int:
         plan = make_plan(read_request(options, rest), Path.cwd())
         plan = with_seeds_of_before(plan)
         if options.dry_run:
-            workers = local_workers(options, plan)
-            print(overview(plan, seconds_by_arm(plan, options), workers))
+            workers, gpus = local_workers(options, plan), shared_gpus(options, plan)
+            print(overview(plan, seconds_by_arm(plan, options), workers, gpus))
             return 0
-        print(overview(plan))
-        with claimed(plan.folder), StopRequest() as stop:
+        print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
+        with claimed(plan.folder, "name"), StopRequest() as stop:
             return run_sweep(plan, make_engine(options, plan), stop, argv)
     except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
         raise

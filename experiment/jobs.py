@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
@@ -40,6 +41,7 @@ class Job:
         folder: The run's folder.
         arguments: Config files and flags for train.py; where the run goes is added to them.
         directory: The folder that paths in the arguments start from.
+        files: Those that its settings come from, path -> digest: a run of others is another run.
         cost: How long it takes, in any unit that all jobs share.
         length: What of a line of its metrics tells how far it is, and what that is in the end.
     """
@@ -49,6 +51,7 @@ class Job:
     folder: Path
     arguments: tuple[str, ...]
     directory: Path
+    files: Mapping[str, str]
     cost: float
     length: tuple[str, float]
 
@@ -56,6 +59,16 @@ class Job:
     def command(self) -> list[str]:
         where = (f"--out_dir={self.folder.parent}", f"--run_name={self.folder.name}")
         return [sys.executable, str(TRAIN), *self.arguments, *where, "--resume=auto"]
+
+    @property
+    def changed_files(self) -> list[str]:
+        """Those that are no longer what they were when the sweep was planned."""
+        paths = ((path, self.directory / path) for path in self.files)
+        return [
+            name
+            for name, path in paths
+            if not path.is_file() or digest(path.read_bytes()) != self.files[name]
+        ]
 
     @property
     def output(self) -> Path:
@@ -94,6 +107,11 @@ class Job:
         return min(1.0, last[key] / end) if last else 0.0
 
 
+def digest(content: bytes) -> str:
+    """SHA-256, as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a job went: COMPLETED, DIVERGED, INTERRUPTED or FAILED; seconds that it took; for a
@@ -117,6 +135,8 @@ def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outco
         environment: Variables set for it beside those of this process.
         urgency: Asked a few times a second.
     """
+    if job.changed_files:
+        return Outcome(job, FAILED, 0.0, _changed(job.changed_files))
     began = time.monotonic()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with job.output.open("a", encoding="utf-8") as output:
@@ -158,6 +178,14 @@ def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
         if process.poll() is None:  # an error here; no run may go on without its sweep
             process.kill()
             process.wait()
+
+
+def _changed(files: Sequence[str]) -> str:
+    return (
+        f"{' and '.join(files)} changed while the sweep ran, so that this run would differ from "
+        "those before it; it was not begun. Undo the change and repeat the command, or repeat it "
+        "as it is for a sweep of its own."
+    )
 
 
 def _last_lines(output: Path, status: int) -> str:

@@ -39,8 +39,12 @@ def make_run_folder(name: str, out_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
     """Keep every other process from training in a folder, which is made where it is missing.
+
+    Args:
+        folder: That of a run, or of a sweep.
+        key: What names the folder on the command line.
 
     Raises:
         ValueError: another process, or this one, trains in it already.
@@ -48,7 +52,7 @@ def claimed(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
         if not _lock(file):
-            raise ValueError(_taken(folder, file))
+            raise ValueError(_taken(folder, file, key))
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -85,9 +89,9 @@ def _unlock(file: TextIO) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _taken(folder: Path, file: TextIO) -> str:
+def _taken(folder: Path, file: TextIO, key: str = "run_name") -> str:
     file.seek(0)
     return (
         f"{folder} is being trained by process {file.read()}; wait for it or choose another "
-        "--run_name."
+        f"--{key}."
     )
