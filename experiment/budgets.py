@@ -62,9 +62,9 @@ def length_flags(budget: Budget, settings: Settings, flops_per_token: float) -> 
     flags = {"max_iters": str(steps)}
     if training.max_minutes != minutes:
         flags["max_minutes"] = repr(minutes)
-    for key in sorted({"warmup_iters", "lr_decay_iters"} & settings.explicit):
+    for key in ("warmup_iters", "lr_decay_iters"):
         value = getattr(training, key)
-        if value is not None:
+        if value is not None and key not in settings.derived:
             share = value / max(training.max_iters, 1)
             flags[key] = str(max(round(share * steps), min(value, 1)))  # a decay lasts a step
     return flags

@@ -125,9 +125,8 @@ def _embedding_widths(
 def _allowed_width(config: ModelArchitectureConfig, number: int) -> int:
     """The first multiple of n_head from a number of them up that the parts can work with: RoPE
     rotates pairs."""
-    for width in range(
-        number * config.n_head, (number + MOST_TRIES) * config.n_head, config.n_head
-    ):
+    for near in range(number, number + MOST_TRIES):
+        width = near * config.n_head
         with contextlib.suppress(ConfigError):
             config.changed(n_embd=width)
             return width
