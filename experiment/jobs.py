@@ -146,7 +146,7 @@ def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outco
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=job.directory,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             start_new_session=True,  # so that Ctrl-C reaches it once, through this process
         )
         stopped = _wait(process, urgency)

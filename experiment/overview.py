@@ -138,6 +138,7 @@ def _solution(arm: Arm) -> str:
 
 def _runs(plan: Plan) -> Iterator[str]:
     first, last = plan.seeds[0][0], plan.seeds[-1][0]
+    told = f"{len(plan.seeds)} seeds from {first} to {last}" if last > first else f"seed {first}"
     if plan.trials:
         tried = len(plan.trials) * len(plan.tuning_seeds)
         keys = " and ".join(plan.request.tune)
@@ -146,7 +147,7 @@ def _runs(plan: Plan) -> Iterator[str]:
             f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then fresh seeds:"
         )
     yield (
-        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds ({first} to {last}, paired: the same "
+        f"{len(plan.arms)} arms x {told} (paired: the same "
         f"data order, and the same initial numbers where shapes agree) = "
         f"{len(plan.arms) * len(plan.seeds)} runs."
     )
@@ -173,6 +174,7 @@ def detects(plan: Plan) -> str:
 
 def format_duration(seconds: float) -> str:
     """`45 s`, `3.2 min`, `1.5 h`"""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    minutes = round(seconds / 60, 1)
+    return f"{minutes:.1f} min" if minutes < 60 else f"{seconds / 3600:.1f} h"

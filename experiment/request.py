@@ -9,6 +9,7 @@ import configurator
 from comparison.groups import RECIPE_KEYS
 from configurator import key_table
 from experiment.budgets import Budget
+from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
 from options import ConfigError, Problem, field_problem, parse
 
@@ -108,6 +109,8 @@ def _value_problems(option: str, key: str, texts: Sequence[str]) -> list[Problem
     if any(value in values[:index] for index, value in enumerate(values)):
         message = f"{option} {key}={','.join(texts)} lists a value twice; list each once."
         return [Problem((key,), message)]
+    if key in REGISTRIES:
+        return []  # parts of one's own are not registered yet; making the arms refuses what is none
     alone = (field_problem(known.field, known.annotation, value) for value in values)
     return [Problem((key,), f"{option}: {p.message}") for p in alone if p]
 

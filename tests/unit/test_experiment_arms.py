@@ -109,6 +109,11 @@ def test_the_problems_of_every_arm_are_told(tiny_dataset: Path, tmp_path: Path) 
     assert told[1].startswith("arm absent: no file")
 
 
+def test_a_part_that_there_is_not(tiny_dataset: Path) -> None:
+    with pytest.raises(ConfigError, match="arm normalization=rms: .*did you mean 'rmsnorm'?"):
+        tiny_arms(tiny_dataset, vary={"normalization": ("rms",)})
+
+
 def test_a_combination_that_cannot_be(tiny_dataset: Path) -> None:
     vary = {"window_pattern": ("SL",), **NORMS}
     with pytest.raises(ConfigError, match="arm window_pattern=SL: window_pattern='SL' does noth"):

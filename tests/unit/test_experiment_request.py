@@ -57,7 +57,6 @@ def test_a_key_comes_once() -> None:
         ({"tune": {"learning_rate": ("1", "fast")}}, "--tune: learning_rate takes float"),
         ({"tune": {"learning_rate": ("1", "-1")}}, "--tune: learning_rate=-1.0 must be above 0"),
         ({"vary": {"bias": ("False", "no")}}, "--vary: bias takes True or False"),
-        ({"vary": {"normalization": ("rms",)}}, "--vary: unknown normalization 'rms'"),
         ({"vary": {"bias": ("True", "True")}}, "bias=True,True lists a value twice"),
         ({"tune": {"learning_rate": ("1e-3", "0.001")}}, "lists a value twice; list each once."),
         (
