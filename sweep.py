@@ -252,11 +252,11 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
         write_manifest(plan, command)
     jobs = plan.final_jobs(choices)
     failed += run_jobs(jobs, engine, stop)
+    for outcome in failed:
+        print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     if stop.requested:
         print(f"{stop.requested} received: the sweep stops here; the same command goes on with it.")
         return 1
-    for outcome in failed:
-        print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     print()
     compare_architectures.main([str(plan.folder)])
     left = [job for job in jobs if job.status not in ENDED]

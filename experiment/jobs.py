@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from training.claim import process_in
 from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -137,6 +138,9 @@ def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outco
     """
     if job.changed_files:
         return Outcome(job, FAILED, 0.0, _changed(job.changed_files))
+    other = process_in(job.folder)
+    if other is not None:
+        return Outcome(job, FAILED, 0.0, _orphaned(job, other))
     began = time.monotonic()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with job.output.open("a", encoding="utf-8") as output:
@@ -185,6 +189,13 @@ def _changed(files: Sequence[str]) -> str:
         f"{' and '.join(files)} changed while the sweep ran, so that this run would differ from "
         "those before it; it was not begun. Undo the change and repeat the command, or repeat it "
         "as it is for a sweep of its own."
+    )
+
+
+def _orphaned(job: Job, process: str) -> str:
+    return (
+        f"{job.folder} is being trained by process {process}, which a sweep that was killed may "
+        "have left; wait until it ends, or end it, and repeat the command."
     )
 
 

@@ -63,6 +63,8 @@ class Progress:
         """Move on, and print how a run went where one ended."""
         if outcome:
             self._left.pop(outcome.job.folder, None)
+            if outcome.status == FAILED:
+                self._costs[outcome.job.folder] = 0.0  # how soon it failed tells nothing of others
             tqdm.write(self._line(outcome), file=sys.stdout)
             sys.stdout.flush()
         if not self._bar.disable:

@@ -52,7 +52,8 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
         if not _lock(file):
-            raise ValueError(_taken(folder, file, key))
+            file.seek(0)
+            raise ValueError(_taken(folder, file.read(), key))
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -64,10 +65,18 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
 
 def refuse_claimed(folder: Path) -> None:
     """Raise ValueError where a process trains in a folder now."""
+    process = process_in(folder)
+    if process is not None:
+        raise ValueError(_taken(folder, process, "run_name"))
+
+
+def process_in(folder: Path) -> str | None:
+    """The number of the process that trains in a folder now; None where none does."""
     with contextlib.suppress(FileNotFoundError), (folder / LOCK_FILE).open("r") as file:
         if not _lock(file, shared=True):  # so that two who ask do not hinder each other
-            raise ValueError(_taken(folder, file))
+            return file.read()
         _unlock(file)
+    return None
 
 
 def _lock(file: TextIO, *, shared: bool = False) -> bool:
@@ -89,9 +98,5 @@ def _unlock(file: TextIO) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _taken(folder: Path, file: TextIO, key: str = "run_name") -> str:
-    file.seek(0)
-    return (
-        f"{folder} is being trained by process {file.read()}; wait for it or choose another "
-        f"--{key}."
-    )
+def _taken(folder: Path, process: str, key: str) -> str:
+    return f"{folder} is being trained by process {process}; wait for it or choose another --{key}."

@@ -336,5 +336,5 @@ def test_a_run_that_another_process_trains(
         assert sweeps(*ARMS, *COURSE, "--seeds=1", "--workers=2") == 1
     told = capsys.readouterr().err
     assert "FAILED: baseline, seed 1337" in told
-    assert f"is being trained by process {os.getpid()}" in told
+    assert f"is being trained by process {os.getpid()}, which a sweep that was killed" in told
     assert "Traceback" not in told

@@ -220,8 +220,9 @@ def test_time_left_where_runs_go_on(plan: Callable[..., Plan], clock: Clock, cap
     capsys.readouterr()
     with Progress(jobs) as shown:
         clock.seconds += 10
-        shown.show(Outcome(jobs[0], FAILED, 10.0))
-    assert printed(capsys) == ["1/2  baseline, seed 1337  failed  10 s  about 1.7 min left"]
+        log(jobs[0], 3.25)
+        shown.show(Outcome(jobs[0], COMPLETED, 10.0))
+    assert printed(capsys)[0].endswith("val loss 3.2500  10 s  about 1.7 min left")
 
 
 def test_runs_under_way_count(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
@@ -231,8 +232,25 @@ def test_runs_under_way_count(plan: Callable[..., Plan], clock: Clock, capsys: A
     with Progress(jobs) as shown:
         clock.seconds += 30
         metrics(jobs[1], 50)
-        shown.show(Outcome(jobs[0], FAILED, 30.0))
+        log(jobs[0], 3.25)
+        shown.show(Outcome(jobs[0], COMPLETED, 30.0))
     assert printed(capsys)[0].endswith("about 10 s left")
+
+
+def test_how_soon_a_run_fails_tells_nothing(
+    plan: Callable[..., Plan], clock: Clock, capsys: Any
+) -> None:
+    made = plan(seeds=1)
+    jobs = made.final_jobs(made.choices())
+    capsys.readouterr()
+    with Progress(jobs) as shown:
+        clock.seconds += 3
+        shown.show(Outcome(jobs[0], FAILED, 3.0))
+        clock.seconds += 27
+        metrics(jobs[1], 25)
+        shown.show(None)
+        assert shown._share_done == 0.25
+    assert printed(capsys) == ["1/2  baseline, seed 1337  failed  3 s"]
 
 
 def test_a_run_that_was_all_but_over(plan: Callable[..., Plan], capsys: Any) -> None:
