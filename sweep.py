@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ import torch
 import compare_architectures
 import configurator
 from comparison.documents import assignments
-from configurator import split_arguments
+from configurator import key_table, split_arguments
 from experiment.budgets import Budget, parse_budget
 from experiment.engines import (
     THREADS,
@@ -139,6 +140,9 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
             raise ValueError(f"--{key}={number} must be at least 1.")
     problems: list[Problem] = []
     arguments = split_arguments(rest, problems)
+    unknown = [key for key in arguments.flags if key not in key_table()]
+    problems += [configurator.unknown_key(key, f"--{key}") for key in unknown]
+    problems = [_meant_as_option(problem, vars(options)) for problem in problems]
     if arguments.print_config:
         problems.append(Problem((), "--print_config is train.py's; see --dry_run."))
     if problems:
@@ -156,6 +160,15 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
         tune_seeds=options.tune_seeds,
         name=options.name,
     )
+
+
+def _meant_as_option(problem: Problem, known: Iterable[str]) -> Problem:
+    """The problem of a misspelt option of the sweep, which is taken for a key, as that."""
+    key = problem.keys[0]
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.75)
+    if key in key_table() or not near:
+        return problem
+    return Problem(problem.keys, f"there is no option --{key}; did you mean --{near[0]}?")
 
 
 def make_engine(options: argparse.Namespace, plan: Plan) -> Engine:

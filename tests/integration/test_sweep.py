@@ -296,6 +296,8 @@ def test_the_plan_alone(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> N
         (("--vary", "bias"), "cannot read --vary 'bias'; write --vary key=value,value"),
         ((*ARMS, "--print_config"), "--print_config is train.py's; see --dry_run."),
         ((*ARMS, "--nlayer=3"), "unknown key 'nlayer'; did you mean 'n_layer'?"),
+        ((*ARMS, "--dry-run"), "there is no option --dry-run; did you mean --dry_run?"),
+        ((*ARMS, "--worker=2"), "there is no option --worker; did you mean --workers?"),
         ((*ARMS, "absent.py"), "no file 'absent.py'"),
         ((*ARMS, "--max_minutes=1"), "use --budget minutes=1, which"),
         ((*ARMS, "--out_dir=/proc/none"), "/proc/none"),
