@@ -29,7 +29,9 @@ def off(config: ModelArchitectureConfig, match: str, target: float) -> float:
 def test_every_part_can_be_made_equal_to_plain(name: str) -> None:
     """Parameters for half of them, FLOPs for the others."""
     match = ("params", "flops")[list(VARIANTS).index(name) % 2]
-    config, target = tiny_config(**VARIANTS[name]), COUNTS[match](tiny_config())
+    keys = {"n_layer": 2 if "pattern" in str(VARIANTS[name]) else 1, **VARIANTS[name]}
+    target = COUNTS[match](tiny_config(n_layer=keys["n_layer"]))
+    config = tiny_config(**keys)
     keys = solve(config, COUNTS[match], target)
     assert off(config.changed(**keys), match, target) <= TOLERANCE
     assert not keys or "ffn_hidden" in keys
@@ -55,7 +57,7 @@ def drawn(draw: random.Random) -> ModelArchitectureConfig | None:
         return None
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_within_half_a_percent_or_refused(seed: int) -> None:
     draw = random.Random(seed)
     config = next(filter(None, (drawn(draw) for _ in range(100))))

@@ -51,7 +51,7 @@ def lines_of(plan: Plan, **settings: Any) -> list[str]:
 @pytest.mark.parametrize(
     "asked",
     [
-        {"vary": MANY, "design": "factorial", "seeds": 12},
+        {"vary": MANY, "seeds": 12},
         {"tune": {"learning_rate": ("1e-3", "2e-3"), "beta1": ("0.8", "0.9")}},
         {"budget": Budget("minutes", 2)},
         {"match": "flops", "budget": Budget("flops", 1e9)},
