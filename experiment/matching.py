@@ -98,12 +98,13 @@ def _candidates(
 
 def _ffn_width(config: ModelArchitectureConfig, count: Count, target: float) -> dict[str, Any]:
     """The FFN width, of those allowed, whose count is nearest to the target."""
+    start = max(1, config.ffn_hidden // config.ffn_multiple_of)
     freed = {"ffn_multiplier": None} if config.ffn_multiplier is not None else {}
 
     def keys(multiples: int) -> dict[str, Any]:
         return {"ffn_hidden": multiples * config.ffn_multiple_of, **freed}
 
-    return keys(_nearest(lambda number: count(config.changed(**keys(number))), target))
+    return keys(_nearest(lambda number: count(config.changed(**keys(number))), target, start))
 
 
 def _embedding_widths(
@@ -115,7 +116,8 @@ def _embedding_widths(
         return _allowed_width(config, number)
 
     try:
-        number = _nearest(lambda number: count(config.changed(n_embd=width(number))), target)
+        start = max(1, config.n_embd // config.n_head)
+        number = _nearest(lambda number: count(config.changed(n_embd=width(number))), target, start)
         nearby = [width(near) for near in (number, number - 1, number - 2, number + 1) if near > 0]
     except ConfigError:
         return
@@ -133,13 +135,22 @@ def _allowed_width(config: ModelArchitectureConfig, number: int) -> int:
     return number * config.n_head  # whose ConfigError says why
 
 
-def _nearest(counted: Callable[[int], float], target: float) -> int:
-    """The whole number from 1 up at which a rising function is nearest to the target."""
-    high = 1
+def _nearest(counted: Callable[[int], float], target: float, start: int) -> int:
+    """The whole number from 1 up at which a rising function is nearest to the target.
+
+    Looks around `start` first, and guesses that the function is linear every other time: it costs
+    far more than the search.
+    """
+    low = high = start
     while counted(high) < target:
-        high *= 2
-    low = max(1, high // 2)
+        low, high = high, 2 * high
+    while low > 1 and counted(low) >= target:
+        low, high = low // 2, low
+    guesses = True
     while high - low > 1:
-        middle = (low + high) // 2
+        rise = counted(high) - counted(low)
+        share = (target - counted(low)) / rise if guesses and rise else 0.5
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
         low, high = (low, middle) if counted(middle) >= target else (middle, high)
+        guesses = not guesses
     return min((low, high), key=lambda number: abs(counted(number) - target))

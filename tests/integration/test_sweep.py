@@ -129,7 +129,7 @@ def test_a_stop_and_the_same_command_again(
     dataset: Path, sweeps: Sweeps, tmp_path: Path, engine: InThisProcess
 ) -> None:
     """Ends equal to a sweep that was not stopped, bit for bit."""
-    course = (*ARMS, "--max_iters=160", "--eval_interval=80", "--seeds=1")
+    course = (*ARMS, "--max_iters=100", "--eval_interval=50", "--seeds=1")
     child = Child("sweep.py", sweeps.argv(*course), tmp_path / "child")
     metrics = sweeps.folder / "runs" / "baseline-s1337" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 5):
@@ -147,7 +147,7 @@ def test_a_stop_and_the_same_command_again(
     assert whole(*course) == 0
     assert log_of(sweeps.runs["baseline-s1337"])["resumed"]
     for name, run in whole.runs.items():
-        assert_same_course(sweeps.runs[name], run, 160)
+        assert_same_course(sweeps.runs[name], run, 100)
 
 
 # Runs in this process

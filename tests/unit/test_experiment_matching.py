@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiment.matching import FFN_KEYS, TOLERANCE, flops_per_token, parameters, solve
+from experiment.matching import FFN_KEYS, TOLERANCE, _nearest, flops_per_token, parameters, solve
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from options import ConfigError
@@ -129,6 +129,17 @@ def test_a_refusal_names_what_is_in_the_way() -> None:
     config = tiny_config(n_embd=8, ffn_multiple_of=32)
     with pytest.raises(ValueError, match="lower ffn_multiple_of=32, leave ffn_hidden or n_embd"):
         solve(config, parameters, 1.1 * parameters(config))
+
+
+@pytest.mark.parametrize("start", [1, 2, 7, 100, 5000])
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_nearest_number(start: int, power: int) -> None:
+    """Against a search through all of them."""
+    for target in (0.1, 5.0, 29.0, 301.0, 7777.0):
+        counted = [3 * number**power + 7 for number in range(1, 4000)]
+        best = min(range(1, 4000), key=lambda number: abs(counted[number - 1] - target))
+        found = _nearest(lambda number: 3 * number**power + 7, target, start)
+        assert abs(counted[found - 1] - target) == abs(counted[best - 1] - target)
 
 
 def test_counts_are_those_of_the_model() -> None:
