@@ -5,11 +5,11 @@
     python sweep.py --arms config/arch_gpt2.py,config/arch_llama.py --budget tokens=20M --dry_run
     python sweep.py config/arch_gpt2.py --vary bias=False --tune learning_rate=3e-4,1e-3,3e-3
 
-Config files and --key=value are those of train.py, and hold for every arm. The baseline is the
-config as given. Every run is a train.py of its own; what is done is kept, so that the same
-command goes on after an interruption, retries what failed, and with more --seeds adds to them.
-It ends with what compare_architectures.py says of out/sweeps/<name>. docs/fairness.md explains
-the protocol.
+Config files and --key=value are those of train.py, whose --help lists the keys, and hold for every
+arm. The baseline is the config as given. Every run is a train.py of its own; what is done is kept,
+so that the same command goes on after an interruption, retries what failed, and with more --seeds
+adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>. docs/fairness.md
+explains the protocol.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ import compare_architectures
 import configurator
 from comparison.documents import assignments
 from comparison.runs import SWEEP_FILE
-from configurator import split_arguments
+from configurator import key_table, split_arguments
 from experiment.budgets import Budget, parse_budget
 from experiment.engines import (
     THREADS,
@@ -140,6 +141,11 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
             raise ValueError(f"--{key}={number} must be at least 1.")
     problems: list[Problem] = []
     arguments = split_arguments(rest, problems)
+    unknown = [key for key in arguments.flags if key not in key_table()]
+    problems += [configurator.unknown_key(key, f"--{key}") for key in unknown]
+    problems = [_meant_as_option(problem, vars(options)) for problem in problems]
+    if arguments.print_config:
+        problems.append(Problem((), "--print_config is train.py's; see --dry_run."))
     if problems:
         raise ConfigError(problems)
     return Request(
@@ -155,6 +161,15 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
         tune_seeds=options.tune_seeds,
         name=options.name,
     )
+
+
+def _meant_as_option(problem: Problem, known: Iterable[str]) -> Problem:
+    """The problem of a misspelt option of the sweep, which is taken for a key, as that."""
+    key = problem.keys[0]
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.75)
+    if key in key_table() or not near:
+        return problem
+    return Problem(problem.keys, f"there is no option --{key}; did you mean --{near[0]}?")
 
 
 def make_engine(options: argparse.Namespace, plan: Plan) -> Engine:
@@ -174,6 +189,13 @@ def local_workers(options: argparse.Namespace, plan: Plan) -> int:
     return options.workers or gpus
 
 
+def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:
+    """The GPUs that local workers have among them; None where each task has its own or none."""
+    if options.engine == "ray" or local_device(plan) != "cuda":
+        return None
+    return len(visible_gpus())
+
+
 # The sweep
 
 
@@ -184,11 +206,11 @@ def main(argv: list[str]) -> int:
         plan = make_plan(read_request(options, rest), Path.cwd())
         plan = with_seeds_of_before(plan)
         if options.dry_run:
-            workers = local_workers(options, plan)
-            print(overview(plan, seconds_by_arm(plan, options), workers))
+            workers, gpus = local_workers(options, plan), shared_gpus(options, plan)
+            print(overview(plan, seconds_by_arm(plan, options), workers, gpus))
             return 0
-        print(overview(plan))
-        with claimed(plan.folder), StopRequest() as stop:
+        print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
+        with claimed(plan.folder, "name"), StopRequest() as stop:
             return run_sweep(plan, make_engine(options, plan), stop, argv)
     except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
         raise
@@ -244,11 +266,11 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
         write_manifest(plan, command)
     jobs = plan.final_jobs(choices)
     failed += run_jobs(jobs, engine, stop)
+    for outcome in failed:
+        print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     if stop.requested:
         print(f"{stop.requested} received: the sweep stops here; the same command goes on with it.")
         return 1
-    for outcome in failed:
-        print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     print()
     compare_architectures.main([str(plan.folder)])
     left = [job for job in jobs if job.status not in ENDED]

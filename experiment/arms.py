@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 import configurator
 from comparison.documents import assignments
-from comparison.groups import RECIPE_KEYS, SAME_BUDGET
+from comparison.groups import RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
 from configurator import DERIVED, Settings
 from experiment.budgets import Budget, length_flags
 from experiment.matching import FFN_KEYS, flops_per_token, parameters, solve
-from experiment.request import Request
+from experiment.request import TUNABLE, Request
 from options import ConfigError, Problem
 from training.data import Dataset, prepare_if_missing
 from training.run import complete
@@ -42,6 +42,11 @@ class Arm:
     solved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def slug(self) -> str:
+        """Its name as that of a folder."""
+        return slug(self.name)
+
+    @property
     def parameters(self) -> int:
         return parameters(self.settings.model)
 
@@ -59,6 +64,11 @@ class Arm:
     def flops(self) -> float:
         """Training FLOPs of a run that steps end."""
         return self.tokens * self.flops_per_token
+
+
+def slug(text: str) -> str:
+    """A text as the name of a folder: `ffn_type=swiglu` as `ffn_type-swiglu`."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")
 
 
 class ArmMaker:
@@ -79,9 +89,17 @@ class ArmMaker:
         arms = self.designed()
         _refuse_twins(arms)
         _refuse_other_recipes(arms, self.request)
+        _refuse_minutes(arms, self.request.budget)
         arms = self.of_equal_length([self.matched(arm, arms[0]) for arm in arms])
         _refuse_unequal_budgets(arms, self.request.budget)
+        _refuse_other_schedules(arms, self.request)
         return arms
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Of the data that all arms share; there are arms by now."""
+        assert self._dataset is not None
+        return self._dataset.fingerprint
 
     # From what is asked to arms
 
@@ -213,15 +231,31 @@ def _is_chosen(arm: Arm, baseline: Arm, key: str) -> bool:
 
 
 def _refuse_twins(arms: Sequence[Arm]) -> None:
-    names: dict[str, str] = {}
+    by_config: dict[str, Arm] = {}
+    by_slug: dict[str, Arm] = {}
     for arm in arms:
         config = {k: v for k, v in arm.settings.to_dict().items() if k != "arch_preset"}
-        same = names.setdefault(repr(config), arm.name)
-        if same != arm.name:
-            raise ValueError(f"{arm.name} is {same} again, key by key; drop one.")
-    repeated = [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]
-    if repeated:
-        raise ValueError(f"two arms would be called {repeated[0]}; rename a config file.")
+        same = by_config.setdefault(repr(config), arm)
+        if same is not arm:
+            raise ValueError(f"{arm.name} is {same.name} again, key by key; drop one.")
+        same = by_slug.setdefault(arm.slug, arm)
+        if same is not arm:
+            raise ValueError(
+                f"the runs of two arms, {same.name} and {arm.name}, would be called {arm.slug}; "
+                "rename a config file, or drop one."
+            )
+
+
+def _refuse_minutes(arms: Sequence[Arm], budget: Budget | None) -> None:
+    """Minutes that end some runs before their steps would be no equal budget."""
+    for arm in arms:
+        minutes = arm.settings.training.max_minutes
+        if minutes and budget is None:
+            raise ValueError(
+                f"max_minutes={minutes:g} (from {arm.settings.origins['max_minutes']}) is no "
+                f"budget of a sweep; use --budget minutes={minutes:g}, which ends every run after "
+                "as many, or --budget tokens=N."
+            )
 
 
 def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
@@ -239,24 +273,46 @@ def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
             )
 
 
+FOLLOWING = {"learning_rate": ("min_lr",), "lr_schedule": ("min_lr", "lr_decay_iters")}
+"""Keys that are derived from another of the recipe."""
+
+
 def studied_keys(request: Request, arm: Arm) -> set[str]:
     """The keys of the recipe that may differ between arms: what is varied or tuned, and what
-    follows from it."""
-    studied = {*request.vary, *request.tune}
-    if "learning_rate" in studied and "min_lr" not in arm.settings.explicit:
-        studied.add("min_lr")
-    return studied.intersection(RECIPE_KEYS)
+    follows from it unless it is set."""
+    asked = {*request.vary, *request.tune}.intersection(RECIPE_KEYS)
+    following = {key for studied in asked for key in FOLLOWING.get(studied, ())}
+    return asked | following - arm.settings.explicit
 
 
 def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
     """Arms are compared where they differ in nothing but what is studied."""
     baseline = arms[0].settings.training.to_dict()
-    alike = {"dataset", "eval_tokens", "dtype", *RECIPE_KEYS} - studied_keys(request, arms[0])
+    alike = {"dataset", "eval_tokens", "dtype", "device", "compile", *RECIPE_KEYS}
+    alike -= studied_keys(request, arms[0])
     for arm in arms[1:]:
         own = arm.settings.training.to_dict()
         for key in sorted(key for key in alike if own[key] != baseline[key]):
+            study = ", or study it with --vary or --tune" if key in TUNABLE else ""
             raise ValueError(
                 f"arm {arm.name} has {key}={own[key]} (from {arm.settings.origins[key]}), the "
-                f"baseline {baseline[key]}: they would not be comparable; set it for all arms, "
-                "or study it with --vary or --tune."
+                f"baseline {baseline[key]}: they would not be comparable; set it for all "
+                f"arms{study}."
             )
+
+
+def _refuse_other_schedules(arms: Sequence[Arm], request: Request) -> None:
+    """Warm-up and decay are the same shares of all runs."""
+    for key in {"warmup_iters", "lr_decay_iters"} - studied_keys(request, arms[0]):
+        first, *others = (_share_of_length(arm, key) for arm in arms)
+        for arm, share in zip(arms[1:], others, strict=True):
+            if abs(share - first) > SAME_SHARE:
+                raise ValueError(
+                    f"arm {arm.name} has {key} of {share:.1%} of its steps (from "
+                    f"{arm.settings.origins[key]}), the baseline {first:.1%}: they would not be "
+                    "comparable; set it for all arms."
+                )
+
+
+def _share_of_length(arm: Arm, key: str) -> float:
+    return (getattr(arm.settings.training, key) or 0) / arm.settings.training.max_iters

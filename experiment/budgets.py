@@ -9,7 +9,7 @@ from configurator import Settings
 UNITS = ("tokens", "flops", "minutes")
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
-UNREACHED = 1_000_000
+UNREACHED = 1_000_000_000
 """max_iters of a run that a number of minutes ends; its schedule counts as so many steps."""
 
 
@@ -56,16 +56,15 @@ def length_flags(budget: Budget, settings: Settings, flops_per_token: float) -> 
     """
     training = settings.training
     if budget.unit == "minutes":
-        steps = UNREACHED
-        flags = {"max_minutes": repr(budget.amount)}
+        steps, minutes = UNREACHED, budget.amount
     else:
-        steps = budget.steps(training.tokens_per_step, flops_per_token)
-        flags = {}
-    scaled = {"warmup_iters", "lr_decay_iters"} & settings.explicit
-    if budget.unit == "minutes":
-        scaled.add("warmup_iters")  # what is derived of so many steps would be no warm-up at all
-    for key in sorted(scaled):
+        steps, minutes = budget.steps(training.tokens_per_step, flops_per_token), 0.0
+    flags = {"max_iters": str(steps)}
+    if training.max_minutes != minutes:
+        flags["max_minutes"] = repr(minutes)
+    for key in ("warmup_iters", "lr_decay_iters"):
         value = getattr(training, key)
-        if value is not None:
-            flags[key] = str(round(value / max(training.max_iters, 1) * steps))
-    return {"max_iters": str(steps), **flags}
+        if value is not None and key not in settings.derived:
+            share = value / max(training.max_iters, 1)
+            flags[key] = str(max(round(share * steps), min(value, 1)))  # a decay lasts a step
+    return flags

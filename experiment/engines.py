@@ -7,11 +7,12 @@ import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from experiment.jobs import (
+    FAILED,
     INTERRUPTED,
     PATIENCE_SECONDS,
     POLL_SECONDS,
@@ -114,7 +115,7 @@ class RayEngine:
     """Tasks of a Ray cluster whose machines share this one's files and Python environment.
 
     Each task asks for a GPU, or for its part of the cores. Joins the cluster that RAY_ADDRESS
-    names, else starts one on this machine.
+    names, else starts one on this machine, which ends with this process.
 
     Args:
         folder: The sweep's; a file in it tells the tasks to stop.
@@ -151,25 +152,30 @@ class RayEngine:
         self._task = ray.remote(max_retries=0, **needs)(_run_on_ray)
 
     def run(self, jobs: Sequence[Job], stops: Stops) -> Iterator[Outcome | None]:
-        left, running = list(jobs), []
+        left, running = list(jobs), {}
         try:
-            while running or (left and not self._stop_file.exists()):
+            while running or left:
                 if stops():
                     self._stop_file.touch()
                     left = []
-                while left and len(running) < self.workers:
-                    running.append(
-                        self._task.remote(left.pop(0), self._environment, self._stop_file)
-                    )
+                for job in left[: self.workers - len(running)]:
+                    task = self._task.remote(job, self._environment, self._stop_file)
+                    running[task] = left.pop(0)
                 if running:
-                    done, running = self._ray.wait(running, timeout=POLL_SECONDS)
-                    yield from self._ray.get(done)
+                    done, _ = self._ray.wait(list(running), timeout=POLL_SECONDS)
+                    yield from (self._outcome(task, running.pop(task)) for task in done)
                 yield None
         finally:
-            self._stop_file.touch()
-            if running:
-                self._ray.wait(running, num_returns=len(running), timeout=PATIENCE_SECONDS)
-            self._ray.shutdown()
+            if running:  # an error or a second Ctrl-C; no run may go on without its sweep
+                self._stop_file.touch()
+                self._ray.wait(list(running), num_returns=len(running), timeout=PATIENCE_SECONDS)
+
+    def _outcome(self, task: Any, job: Job) -> Outcome:
+        """What a task returned; a machine that was lost fails its job alone."""
+        try:
+            return self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            return Outcome(job, FAILED, 0.0, f"Ray lost its task: {error}")
 
 
 def _run_on_ray(job: Job, environment: Mapping[str, str], stop_file: Path) -> Outcome:

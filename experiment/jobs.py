@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from training.claim import process_in
 from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -40,6 +42,7 @@ class Job:
         folder: The run's folder.
         arguments: Config files and flags for train.py; where the run goes is added to them.
         directory: The folder that paths in the arguments start from.
+        files: Those that its settings come from, path -> digest: a run of others is another run.
         cost: How long it takes, in any unit that all jobs share.
         length: What of a line of its metrics tells how far it is, and what that is in the end.
     """
@@ -49,6 +52,7 @@ class Job:
     folder: Path
     arguments: tuple[str, ...]
     directory: Path
+    files: Mapping[str, str]
     cost: float
     length: tuple[str, float]
 
@@ -56,6 +60,16 @@ class Job:
     def command(self) -> list[str]:
         where = (f"--out_dir={self.folder.parent}", f"--run_name={self.folder.name}")
         return [sys.executable, str(TRAIN), *self.arguments, *where, "--resume=auto"]
+
+    @property
+    def changed_files(self) -> list[str]:
+        """Those that are no longer what they were when the sweep was planned."""
+        paths = ((path, self.directory / path) for path in self.files)
+        return [
+            name
+            for name, path in paths
+            if not path.is_file() or digest(path.read_bytes()) != self.files[name]
+        ]
 
     @property
     def output(self) -> Path:
@@ -91,6 +105,11 @@ class Job:
         return min(1.0, last[key] / end) if last else 0.0
 
 
+def digest(content: bytes) -> str:
+    """SHA-256, as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a job went: COMPLETED, DIVERGED, INTERRUPTED or FAILED; seconds that it took; for a
@@ -114,6 +133,11 @@ def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outco
         environment: Variables set for it beside those of this process.
         urgency: Asked a few times a second.
     """
+    if job.changed_files:
+        return Outcome(job, FAILED, 0.0, _changed(job.changed_files))
+    other = process_in(job.folder)
+    if other is not None:
+        return Outcome(job, FAILED, 0.0, _orphaned(job, other))
     began = time.monotonic()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with job.output.open("a", encoding="utf-8") as output:
@@ -123,7 +147,7 @@ def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outco
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=job.directory,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             start_new_session=True,  # so that Ctrl-C reaches it once, through this process
         )
         stopped = _wait(process, urgency)
@@ -155,6 +179,21 @@ def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
         if process.poll() is None:  # an error here; no run may go on without its sweep
             process.kill()
             process.wait()
+
+
+def _changed(files: Sequence[str]) -> str:
+    return (
+        f"{' and '.join(files)} changed while the sweep ran, so that this run would differ from "
+        "those before it; it was not begun. Undo the change and repeat the command, or repeat it "
+        "as it is for a sweep of its own."
+    )
+
+
+def _orphaned(job: Job, process: str) -> str:
+    return (
+        f"{job.folder} is being trained by process {process}, which a sweep that was killed may "
+        "have left; wait until it ends, or end it, and repeat the command."
+    )
 
 
 def _last_lines(output: Path, status: int) -> str:

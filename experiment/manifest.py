@@ -130,11 +130,13 @@ def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
             difference
             for key in {**found, **wanted}
             for difference in _differences(
-                found.get(key), wanted.get(key), f"{path}, {key}" if path else key
+                found.get(key), wanted.get(key), f"{path}: {key}" if path else key
             )
         ]
+    if isinstance(found, dict) or isinstance(wanted, dict):
+        return [f"{path} is only {'here' if found is None else 'there'}"]
     return [] if found == wanted else [f"{path} is {_told(found)} there, {_told(wanted)} here"]
 
 
 def _told(value: Any) -> str:
-    return "not" if value is None else f"{str(value):.40}"
+    return "none" if value is None else f"{str(value):.40}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -17,6 +18,9 @@ TOLERANCE = 0.005
 
 USUAL = 2.0
 """An FFN is made at most this many times wider or narrower; beyond that n_embd changes, too."""
+
+MOST_TRIES = 64
+"""Widths tried in a row for one that the parts can work with."""
 
 Count = Callable[[ModelArchitectureConfig], float]
 FFN_KEYS = ("ffn_hidden", "ffn_multiplier", "ffn_multiple_of")
@@ -61,10 +65,11 @@ def solve(
         if off <= TOLERANCE:
             return keys
     nearest = min(reached, default=_off(count(config), target))
+    finer = f"lower ffn_multiple_of={config.ffn_multiple_of}, " * (config.ffn_multiple_of > 1)
     raise ValueError(
         f"no width brings its {count(config):,.0f} within {TOLERANCE:.1%} of the baseline's "
-        f"{target:,.0f} (the nearest is {nearest:.1%} off); free ffn_hidden or n_embd, or use "
-        "--match=none."
+        f"{target:,.0f} (the nearest is {nearest:.2%} off); {finer}leave ffn_hidden or n_embd "
+        "free, or use --match=none."
     )
 
 
@@ -93,41 +98,59 @@ def _candidates(
 
 def _ffn_width(config: ModelArchitectureConfig, count: Count, target: float) -> dict[str, Any]:
     """The FFN width, of those allowed, whose count is nearest to the target."""
+    start = max(1, config.ffn_hidden // config.ffn_multiple_of)
     freed = {"ffn_multiplier": None} if config.ffn_multiplier is not None else {}
 
     def keys(multiples: int) -> dict[str, Any]:
         return {"ffn_hidden": multiples * config.ffn_multiple_of, **freed}
 
-    return keys(_nearest(lambda number: count(config.changed(**keys(number))), target))
+    return keys(_nearest(lambda number: count(config.changed(**keys(number))), target, start))
 
 
 def _embedding_widths(
     config: ModelArchitectureConfig, count: Count, target: float
 ) -> Iterator[int]:
     """The width that heads allow whose count is nearest to the target, then its neighbours."""
-    units = (config.n_head * factor for factor in (1, 2, 4, 8))  # RoPE rotates pairs
-    unit = next((unit for unit in units if _allows(config, unit)), None)
-    if unit is None:
-        return
-    number = _nearest(lambda number: count(config.changed(n_embd=number * unit)), target)
-    yield from (near * unit for near in (number, number - 1, number + 1) if near > 0)
 
+    def width(number: int) -> int:
+        return _allowed_width(config, number)
 
-def _allows(config: ModelArchitectureConfig, width: int) -> bool:
     try:
-        config.changed(n_embd=width)
+        start = max(1, config.n_embd // config.n_head)
+        number = _nearest(lambda number: count(config.changed(n_embd=width(number))), target, start)
+        nearby = [width(near) for near in (number, number - 1, number - 2, number + 1) if near > 0]
     except ConfigError:
-        return False
-    return True
+        return
+    yield from dict.fromkeys(nearby)
 
 
-def _nearest(counted: Callable[[int], float], target: float) -> int:
-    """The whole number from 1 up at which a rising function is nearest to the target."""
-    high = 1
+def _allowed_width(config: ModelArchitectureConfig, number: int) -> int:
+    """The first multiple of n_head from a number of them up that the parts can work with: RoPE
+    rotates pairs."""
+    for near in range(number, number + MOST_TRIES):
+        width = near * config.n_head
+        with contextlib.suppress(ConfigError):
+            config.changed(n_embd=width)
+            return width
+    return number * config.n_head  # whose ConfigError says why
+
+
+def _nearest(counted: Callable[[int], float], target: float, start: int) -> int:
+    """The whole number from 1 up at which a rising function is nearest to the target.
+
+    Looks around `start` first, and guesses that the function is linear every other time: it costs
+    far more than the search.
+    """
+    low = high = start
     while counted(high) < target:
-        high *= 2
-    low = max(1, high // 2)
+        low, high = high, 2 * high
+    while low > 1 and counted(low) >= target:
+        low, high = low // 2, low
+    guesses = True
     while high - low > 1:
-        middle = (low + high) // 2
+        rise = counted(high) - counted(low)
+        share = (target - counted(low)) / rise if guesses and rise else 0.5
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
         low, high = (low, middle) if counted(middle) >= target else (middle, high)
+        guesses = not guesses
     return min((low, high), key=lambda number: abs(counted(number) - target))

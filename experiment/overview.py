@@ -14,43 +14,68 @@ from experiment.jobs import COMPLETED
 from experiment.plan import Plan
 from training_logger import LINE_WIDTH, format_count, format_flops
 
+LONGEST_LABEL = 45
+"""Characters; arms of longer names are numbered in the table, so that its columns stay together."""
+
 MATCHED = {"params": "parameters", "flops": "FLOPs per token"}
 
 
-def overview(plan: Plan, seconds: Mapping[str, float] | None = None, workers: int = 1) -> str:
+def overview(
+    plan: Plan,
+    seconds: Mapping[str, float] | None = None,
+    workers: int = 1,
+    gpus: int | None = None,
+) -> str:
     """The plan in words and a table.
 
     Args:
         plan: What is to be run.
         seconds: Of each arm, how long a run of it takes; None: time is not told.
         workers: Runs at a time.
+        gpus: That they share; None: they are not on GPUs of this machine.
     """
-    lines = [f"Sweep {plan.name}, in {plan.folder}"]
-    lines += aligned(*_table(plan, seconds))
-    for sentence in _sentences(plan, seconds, workers):
-        lines += textwrap.wrap(
-            sentence,
-            LINE_WIDTH,
-            initial_indent="  ",
-            subsequent_indent="     ",
-            break_on_hyphens=False,
-        )
+    labels = _labels(plan)
+    lines = [f"Sweep {plan.name}", f"  in {plan.folder}"]
+    for arm in plan.arms:
+        if labels[arm.name] != arm.name:
+            lines += _wrapped(f"{labels[arm.name]}  {arm.name}")
+    lines += aligned(*_table(plan, labels, seconds))
+    for sentence in _sentences(plan, seconds, workers, gpus):
+        lines += _wrapped(sentence)
     return "\n".join(lines)
 
 
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(
+        sentence,
+        LINE_WIDTH,
+        initial_indent="  ",
+        subsequent_indent="     ",
+        break_on_hyphens=False,
+    )
+
+
+def _labels(plan: Plan) -> dict[str, str]:
+    """Of each arm what the table calls it: its name, or a number."""
+    names = [arm.name for arm in plan.arms]
+    if max(map(len, names)) <= LONGEST_LABEL:
+        return {name: name for name in names}
+    return {name: str(number) for number, name in enumerate(names, start=1)}
+
+
 def _table(
-    plan: Plan, seconds: Mapping[str, float] | None
+    plan: Plan, labels: Mapping[str, str], seconds: Mapping[str, float] | None
 ) -> tuple[Sequence[str], list[Sequence[str]]]:
     header = ["arm", "parameters", "FLOPs/token"]
     header += [] if plan.is_timed else ["steps", "tokens", "FLOPs a run"]
     header += ["a run"] if seconds else []
-    return header, [_row(arm, plan, seconds) for arm in plan.arms]
+    return header, [_row(arm, labels[arm.name], plan, seconds) for arm in plan.arms]
 
 
-def _row(arm: Arm, plan: Plan, seconds: Mapping[str, float] | None) -> Sequence[str]:
+def _row(arm: Arm, label: str, plan: Plan, seconds: Mapping[str, float] | None) -> Sequence[str]:
     first = plan.baseline
     cells = [
-        arm.name,
+        label,
         f"{arm.parameters:,}{_more(arm.parameters, first.parameters)}",
         format_flops(arm.flops_per_token) + _more(arm.flops_per_token, first.flops_per_token),
     ]
@@ -65,16 +90,25 @@ def _more(own: float, first: float) -> str:
     return "" if own == first else f" {100 * (own / first - 1):+.2f} %"
 
 
-def _sentences(plan: Plan, seconds: Mapping[str, float] | None, workers: int) -> Iterator[str]:
+def _sentences(
+    plan: Plan, seconds: Mapping[str, float] | None, workers: int, gpus: int | None
+) -> Iterator[str]:
     yield from _equal(plan)
     yield from _runs(plan)
     yield detects(plan)
     if seconds:
         each = sum(seconds.values())
         runs = len(plan.seeds) + len(plan.trials) * len(plan.tuning_seeds)
+        told = "not counting validation" if plan.is_timed else "by timing a few steps of each arm"
         yield (
-            f"Time: about {format_duration(each * runs / workers)} with {workers} "
-            f"worker{'s' * (workers > 1)}, by timing a few steps of each arm."
+            f"Time: about {format_duration(each * runs / workers)} for all runs with {workers} "
+            f"worker{'s' * (workers > 1)}, {told}."
+        )
+    if gpus and workers > gpus:
+        unfair = " A budget of minutes buys each less, and not the same." * plan.is_timed
+        yield (
+            f"{workers} workers share {gpus} GPU{'s' * (gpus > 1)}: the speeds and the MFU that "
+            f"runs log are not those of a GPU alone.{unfair}"
         )
 
 
@@ -104,6 +138,7 @@ def _solution(arm: Arm) -> str:
 
 def _runs(plan: Plan) -> Iterator[str]:
     first, last = plan.seeds[0][0], plan.seeds[-1][0]
+    told = f"{len(plan.seeds)} seeds from {first} to {last}" if last > first else f"seed {first}"
     if plan.trials:
         tried = len(plan.trials) * len(plan.tuning_seeds)
         keys = " and ".join(plan.request.tune)
@@ -112,7 +147,7 @@ def _runs(plan: Plan) -> Iterator[str]:
             f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then fresh seeds:"
         )
     yield (
-        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds ({first} to {last}, paired: the same "
+        f"{len(plan.arms)} arms x {told} (paired: the same "
         f"data order, and the same initial numbers where shapes agree) = "
         f"{len(plan.arms) * len(plan.seeds)} runs."
     )
@@ -139,6 +174,7 @@ def detects(plan: Plan) -> str:
 
 def format_duration(seconds: float) -> str:
     """`45 s`, `3.2 min`, `1.5 h`"""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    minutes = round(seconds / 60, 1)
+    return f"{minutes:.1f} min" if minutes < 60 else f"{seconds / 3600:.1f} h"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
@@ -17,8 +15,8 @@ from comparison.documents import assignments
 from comparison.groups import BOOKKEEPING
 from comparison.runs import TRIALS_FOLDER
 from configurator import key_table
-from experiment.arms import Arm, ArmMaker, studied_keys
-from experiment.jobs import DIVERGED, ENDED, Job
+from experiment.arms import Arm, ArmMaker, slug, studied_keys
+from experiment.jobs import DIVERGED, ENDED, Job, digest
 from experiment.request import Request
 
 TUNING_SEEDS_FROM = 10_000
@@ -33,6 +31,7 @@ Choice = Mapping[str, str]
 Seeds = tuple[int, int]
 """(seed, data_seed)"""
 
+_WHERE = {"out_dir", "run_name", "resume"}
 _NOT_THE_PLAN = BOOKKEEPING | {"seed", "data_seed"}
 
 
@@ -44,11 +43,13 @@ class Plan:
         request: What was asked.
         arms: Made equal in size and budget, the baseline first.
         directory: The folder that paths in the request start from.
+        data_fingerprint: Of the data that all train on.
     """
 
     request: Request
     arms: tuple[Arm, ...]
     directory: Path
+    data_fingerprint: str
 
     @property
     def baseline(self) -> Arm:
@@ -67,6 +68,7 @@ class Plan:
             "tune": {key: list(values) for key, values in request.tune.items()},
             "tune_seeds": request.tune_seeds if request.tune else 0,
             "first_seeds": list(self.seeds[0]),
+            "data": self.data_fingerprint,
             "arms": {arm.name: _config(arm) for arm in self.arms},
         }
 
@@ -76,9 +78,9 @@ class Plan:
         if self.request.name:
             return self.request.name
         text = json.dumps(self.identity, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         varied = self.request.vary or [Path(path).stem for path in self.request.arms]
-        return slug("-".join([self.baseline.settings.arch_preset, *varied]))[:60] + f"-{digest}"
+        stem = slug("-".join([self.baseline.settings.arch_preset, *varied]))[:60]
+        return f"{stem}-{digest(text.encode())[:8]}"
 
     @property
     def folder(self) -> Path:
@@ -142,9 +144,19 @@ class Plan:
         """Whether a number of minutes ends the runs."""
         return self.request.budget is not None and self.request.budget.unit == "minutes"
 
+    @cached_property
+    def _files(self) -> dict[str, dict[str, str]]:
+        """Of each arm its config files and plugins as they are now: path -> digest."""
+        return {
+            arm.name: {path: digest((self.directory / path).read_bytes()) for path in paths}
+            for arm in self.arms
+            for paths in [dict.fromkeys((*arm.files, *arm.settings.plugins))]
+        }
+
     def _job(self, arm: Arm, choice: Choice, where: str, title: str, seeds: Seeds) -> Job:
         seed, data_seed = seeds
         flags = {**arm.flags, **choice, "seed": seed, "data_seed": data_seed}
+        flags = {key: value for key, value in flags.items() if key not in _WHERE}
         training = arm.settings.training
         return Job(
             arm=arm.name,
@@ -152,6 +164,7 @@ class Plan:
             folder=self.folder / where / f"{slug(title)}-s{seed}",
             arguments=(*arm.files, *(f"--{key}={value}" for key, value in flags.items())),
             directory=self.directory,
+            files=self._files[arm.name],
             cost=1.0 if self.is_timed else arm.flops,
             length=("wall_seconds", 60 * training.max_minutes)
             if self.is_timed
@@ -185,25 +198,24 @@ class Plan:
 def make_plan(request: Request, directory: Path) -> Plan:
     """The plan of a request; see `ArmMaker.equal_arms` for what it raises."""
     maker = ArmMaker(request)
-    plan = Plan(request, tuple(maker.equal_arms()), directory)
+    plan = Plan(request, tuple(maker.equal_arms()), directory, maker.data_fingerprint)
     for arm in plan.arms:
         for choice in plan.trials:  # what cannot be trained is told now
             maker.make(f"{arm.name} with {assignments(choice)}", arm.files, {**arm.flags, **choice})
     return plan
 
 
-def slug(text: str) -> str:
-    """A text as the name of a folder: `ffn_type=swiglu` as `ffn_type-swiglu`."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")
-
-
 def _config(arm: Arm) -> dict[str, Any]:
     """What an arm's config says beyond the defaults, so that a key that is new in a later version
-    makes no other sweep."""
-    return {
+    makes no other sweep; and the sources of its parts."""
+    said = {
         key: value
         for key, value in arm.settings.to_dict().items()
         if key not in _NOT_THE_PLAN and value != key_table()[key].field.default
+    }
+    sources = arm.settings.plugins.items()
+    return said | {
+        f"source of {Path(path).name}": digest(text.encode())[:12] for path, text in sources
     }
 
 

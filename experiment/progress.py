@@ -17,11 +17,13 @@ from training.signals import StopRequest
 def run_jobs(jobs: Sequence[Job], engine: Engine, stop: StopRequest) -> list[Outcome]:
     """Run the jobs that have not ended; those that failed come back."""
     waiting = [job for job in jobs if job.status not in ENDED]
-    if not waiting or stop.requested:
-        return []
     done = len(jobs) - len(waiting)
+    if stop.requested or not jobs:
+        return []
     if done:
-        print(f"{done} of {len(jobs)} runs are done already.")
+        print(f"{done if waiting else 'all'} of {len(jobs)} runs are done already.")
+    if not waiting:
+        return []
     failed = []
     with Progress(waiting) as progress:
         for outcome in engine.run(waiting, lambda: stop.requested is not None):
@@ -32,13 +34,15 @@ def run_jobs(jobs: Sequence[Job], engine: Engine, stop: StopRequest) -> list[Out
 
 
 class Progress:
-    """A line for every run that ended, and on a terminal a bar beneath, with the time left."""
+    """A line for every run that ended, and on a terminal a bar beneath, with the time left.
+
+    What earlier sessions did of a run is no part of the work: it took none of this session's time.
+    """
 
     def __init__(self, jobs: Sequence[Job]):
         self._left = {job.folder: job for job in jobs}
         self._runs = len(jobs)
-        self._cost = sum(job.cost for job in jobs)
-        self._ended_cost = 0.0
+        self._costs = {job.folder: job.cost * (1 - job.share_done) for job in jobs}
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -59,17 +63,26 @@ class Progress:
         """Move on, and print how a run went where one ended."""
         if outcome:
             self._left.pop(outcome.job.folder, None)
-            self._ended_cost += outcome.job.cost
+            if outcome.status == FAILED:
+                self._costs[outcome.job.folder] = 0.0  # how soon it failed tells nothing of others
             tqdm.write(self._line(outcome), file=sys.stdout)
             sys.stdout.flush()
         if not self._bar.disable:
-            under_way = sum(job.cost * job.share_done for job in self._left.values())
             self._bar.set_postfix_str(f"{self._ended}/{self._runs} runs", refresh=False)
-            self._bar.update((self._ended_cost + under_way) / self._cost - self._bar.n)
+            self._bar.update(self._share_done - self._bar.n)
 
     @property
     def _ended(self) -> int:
         return self._runs - len(self._left)
+
+    @property
+    def _share_done(self) -> float:
+        """Of this session's work, from 0 to 1; runs under way count as far as they are."""
+        to_do = sum(
+            min(job.cost * (1 - job.share_done), self._costs[folder])
+            for folder, job in self._left.items()
+        )
+        return 1 - to_do / (sum(self._costs.values()) or 1.0)
 
     def _line(self, outcome: Outcome) -> str:
         fields = [
@@ -78,10 +91,9 @@ class Progress:
             _result(outcome),
             format_duration(outcome.seconds),
         ]
-        spent = time.monotonic() - self._began
-        left = spent * (self._cost / self._ended_cost - 1)
-        if self._left:
-            fields.append(f"about {format_duration(left)} left")
+        share, spent = self._share_done, time.monotonic() - self._began
+        if self._left and share > 0:
+            fields.append(f"about {format_duration(spent * (1 / share - 1))} left")
         return "  ".join(fields)
 
 

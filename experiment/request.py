@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import configurator
 from comparison.groups import RECIPE_KEYS
 from configurator import key_table
 from experiment.budgets import Budget
+from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
 from options import ConfigError, Problem, field_problem, parse
 
@@ -97,15 +98,21 @@ def _list_problems(option: str, lists: Texts, allowed: Collection[str]) -> list[
         elif key not in allowed:
             instead = _INSTEAD.get(key, "it must be the same for all arms; set it with --key=value")
             found.append(Problem((key,), f"{option} {key}: {instead}."))
-        elif len(set(values)) < len(values):
-            message = f"{option} {key}={','.join(values)} lists a value twice; list each once."
-            found.append(Problem((key,), message))
         else:
-            known = key_table()[key]
-            parsed = (parse(text, known.annotation) for text in values)
-            alone = (field_problem(known.field, known.annotation, value) for value in parsed)
-            found += (Problem((key,), f"{option}: {p.message}") for p in alone if p)
+            found += _value_problems(option, key, values)
     return found
+
+
+def _value_problems(option: str, key: str, texts: Sequence[str]) -> list[Problem]:
+    known = key_table()[key]
+    values = [parse(text, known.annotation) for text in texts]
+    if any(value in values[:index] for index, value in enumerate(values)):
+        message = f"{option} {key}={','.join(texts)} lists a value twice; list each once."
+        return [Problem((key,), message)]
+    if key in REGISTRIES:
+        return []  # parts of one's own are not registered yet; making the arms refuses what is none
+    alone = (field_problem(known.field, known.annotation, value) for value in values)
+    return [Problem((key,), f"{option}: {p.message}") for p in alone if p]
 
 
 def _flag_problems(request: Request) -> list[Problem]:
@@ -115,7 +122,7 @@ def _flag_problems(request: Request) -> list[Problem]:
         if option:
             message = f"--{key} sets what {option} is to choose; drop one."
             found.append(Problem((key,), message))
-    for key in {"run_name", "resume"}.intersection(request.flags):
+    for key in sorted({"run_name", "resume"}.intersection(request.flags)):
         found.append(Problem((key,), f"--{key} is no key of a sweep: {_INSTEAD[key]}."))
     for key in sorted(request.vary.keys() & request.tune.keys()):
         found.append(Problem((key,), f"{key} is both in --vary and in --tune; drop one."))
@@ -128,9 +135,16 @@ def _flag_problems(request: Request) -> list[Problem]:
             "one, or drop it."
         )
         found.append(Problem((), message))
+    if request.name is not None and not _is_folder_name(request.name):
+        message = f"--name={request.name!r} must be one folder's name; out_dir says where it is."
+        found.append(Problem((), message))
     if not request.vary and not request.arms:
         found.append(Problem((), "nothing to compare: give --vary key=value,... or --arms FILES."))
     return found
+
+
+def _is_folder_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\")
 
 
 def _options(request: Request) -> dict[str, Collection[str]]:

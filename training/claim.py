@@ -39,8 +39,12 @@ def make_run_folder(name: str, out_dir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
     """Keep every other process from training in a folder, which is made where it is missing.
+
+    Args:
+        folder: That of a run, or of a sweep.
+        key: What names the folder on the command line.
 
     Raises:
         ValueError: another process, or this one, trains in it already.
@@ -48,7 +52,8 @@ def claimed(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
         if not _lock(file):
-            raise ValueError(_taken(folder, file))
+            file.seek(0)
+            raise ValueError(_taken(folder, file.read(), key))
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -60,10 +65,18 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def refuse_claimed(folder: Path) -> None:
     """Raise ValueError where a process trains in a folder now."""
+    process = process_in(folder)
+    if process is not None:
+        raise ValueError(_taken(folder, process, "run_name"))
+
+
+def process_in(folder: Path) -> str | None:
+    """The number of the process that trains in a folder now; None where none does."""
     with contextlib.suppress(FileNotFoundError), (folder / LOCK_FILE).open("r") as file:
         if not _lock(file, shared=True):  # so that two who ask do not hinder each other
-            raise ValueError(_taken(folder, file))
+            return file.read()
         _unlock(file)
+    return None
 
 
 def _lock(file: TextIO, *, shared: bool = False) -> bool:
@@ -85,9 +98,5 @@ def _unlock(file: TextIO) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _taken(folder: Path, file: TextIO) -> str:
-    file.seek(0)
-    return (
-        f"{folder} is being trained by process {file.read()}; wait for it or choose another "
-        "--run_name."
-    )
+def _taken(folder: Path, process: str, key: str) -> str:
+    return f"{folder} is being trained by process {process}; wait for it or choose another --{key}."

@@ -1,0 +1,325 @@
+"""Sweeps from end to end: what a person sees, and what lies in the folder afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweep
+import train
+from compare_architectures import select
+from comparison.findings import Findings, compare
+from experiment.jobs import ENDED, FAILED, Job, Outcome
+from tests.integration.child import Child
+from tests.integration.runs import Workshop, assert_same_course, log_of
+from training.claim import claimed
+
+ARMS = ("--vary", "normalization=rmsnorm")
+COURSE = ("--max_iters=8", "--eval_interval=4")
+
+
+class InThisProcess:
+    """An engine that trains where the test is, which saves the seconds that a process starts in."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def run(self, jobs: Sequence[Job], stops: Callable[[], bool]) -> Iterator[Outcome | None]:
+        for job in jobs:
+            self.jobs.append(job)
+            try:
+                train.main(job.command[2:])
+            except (SystemExit, RuntimeError) as error:
+                status = job.status if job.status in ENDED else FAILED
+                yield Outcome(job, status, 1.0, repr(error))
+            else:
+                yield Outcome(job, job.status, 1.0)
+
+
+class Sweeps:
+    """A folder for sweeps and a dataset to train on."""
+
+    def __init__(self, dataset: Path, out_dir: Path):
+        self._workshop = Workshop(dataset, out_dir)
+        self.folder = out_dir / "sweeps" / "it"
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [*self._workshop.argv(*arguments, run_name=None), "--name=it"]
+
+    def __call__(self, *arguments: str) -> int:
+        return sweep.main(self.argv(*arguments))
+
+    @property
+    def runs(self) -> dict[str, Path]:
+        return {path.name: path for path in sorted(self.folder.glob("runs/*"))}
+
+    @property
+    def findings(self) -> Findings:
+        chosen = select([str(self.folder)], None, Path("out"))
+        return compare(chosen.runs, chosen.baseline, None, chosen.studied, chosen.factors)
+
+
+@pytest.fixture
+def sweeps(dataset: Path, tmp_path: Path) -> Sweeps:
+    return Sweeps(dataset, tmp_path / "out")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
+    engine = InThisProcess()
+    monkeypatch.setattr(sweep, "make_engine", lambda *_: engine)
+    return engine
+
+
+def configs(runs: dict[str, Path], key: str) -> list[Any]:
+    return [log_of(run)["config"][key] for run in runs.values()]
+
+
+# Runs in processes of their own
+
+
+def test_a_sweep_and_the_same_again(
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*ARMS, *COURSE, "--seeds=2", "--workers=2")
+    assert sweeps(*command) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "2 arms x 2 seeds from 1337 to 1338 (paired" in said.out
+    assert re.search(r"^4/4  .*, seed \d+  val loss \d\.\d{4}  ", said.out, re.MULTILINE)
+    assert list(sweeps.runs) == [
+        *("baseline-s1337", "baseline-s1338"),
+        *("normalization-rmsnorm-s1337", "normalization-rmsnorm-s1338"),
+    ]
+    assert configs(sweeps.runs, "seed") == configs(sweeps.runs, "data_seed") == [1337, 1338] * 2
+    assert {log_of(run)["status"] for run in sweeps.runs.values()} == {"completed"}
+
+    baseline, arm = sweeps.findings.rows
+    assert {run.run_name for run in baseline.group.runs} == {"baseline-s1337", "baseline-s1338"}
+    assert (arm.changes, arm.set_apart) == ({"normalization": "rmsnorm"}, ())
+    assert arm.verdict.estimate.paired
+    assert "the baseline" in said.out  # the comparison
+    assert json.loads((sweeps.folder / "sweep.json").read_text())["command"].startswith("python sw")
+
+    engine = InThisProcess()
+    monkeypatch.setattr(sweep, "make_engine", lambda *_: engine)
+    assert sweeps(*command) == 0
+    assert "all of 4 runs are done already." in capsys.readouterr().out
+    assert not engine.jobs
+
+    assert sweeps(*ARMS, *COURSE, "--seeds=3") == 0
+    assert "4 of 6 runs are done already." in capsys.readouterr().out
+    assert [job.folder.name for job in engine.jobs] == [
+        *("baseline-s1339", "normalization-rmsnorm-s1339")
+    ]
+    assert all(row.group.n == 3 for row in sweeps.findings.rows)
+
+
+def test_a_stop_and_the_same_command_again(
+    dataset: Path, sweeps: Sweeps, tmp_path: Path, engine: InThisProcess
+) -> None:
+    """Ends equal to a sweep that was not stopped, bit for bit."""
+    course = (*ARMS, "--max_iters=100", "--eval_interval=50", "--seeds=1")
+    child = Child("sweep.py", sweeps.argv(*course), tmp_path / "child")
+    metrics = sweeps.folder / "runs" / "baseline-s1337" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        assert child.running, child.output + child.errors
+        time.sleep(0.02)
+    child.send(signal.SIGINT)
+    assert child.finish() == 1, child.errors
+    assert "SIGINT received: the sweep stops here; the same command goes" in child.output
+    assert log_of(sweeps.runs["baseline-s1337"])["status"] == "interrupted"
+    assert list((sweeps.runs["baseline-s1337"] / "checkpoints").glob("step_*"))
+    assert len(sweeps.runs) == 1
+
+    assert sweeps(*course) == 0
+    whole = Sweeps(dataset, tmp_path / "whole")
+    assert whole(*course) == 0
+    assert log_of(sweeps.runs["baseline-s1337"])["resumed"]
+    for name, run in whole.runs.items():
+        assert_same_course(sweeps.runs[name], run, 100)
+
+
+# Runs in this process
+
+
+BREAKS = '''
+from components.norms import NORMS, RMSNorm
+
+
+@NORMS.register("breaks", label="Breaks")
+class Breaks(RMSNorm):
+    """Raises an error."""
+
+    def forward(self, x):
+        raise RuntimeError("out of luck")
+'''
+
+
+def test_an_arm_that_fails_and_one_that_diverges(
+    sweeps: Sweeps, tmp_path: Path, engine: InThisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is told and the rest goes on, the second is a result; only the first is retried."""
+    plugin = tmp_path / "breaks.py"
+    plugin.write_text(BREAKS)
+    command = (
+        *("--vary", "normalization=breaks", "--vary", "learning_rate=1e30", "--max_bad_steps=1"),
+        *(*COURSE, "--seeds=1", f"--plugins={plugin}", "--match=none"),
+    )
+    assert sweeps(*command) == 1
+    said = capsys.readouterr()
+    assert said.err.count("FAILED: ") == 1
+    assert "FAILED: normalization=breaks, seed 1337\nRuntimeError('out of luck')" in said.err
+    assert re.search("baseline, seed 1337  val loss", said.out)
+    assert re.search("learning_rate=1e30, seed 1337  diverged", said.out)
+    assert "1 of 1 runs of " in said.out  # the comparison tells of the one that diverged
+
+    engine.jobs.clear()
+    assert sweeps(*command) == 1
+    assert [job.arm for job in engine.jobs] == ["normalization=breaks"]
+
+
+def test_tuning(sweeps: Sweeps, engine: InThisProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    command = (*ARMS, *COURSE, "--tune", "learning_rate=1e-6,1e-2", "--seeds=2")
+    assert sweeps(*command) == 0
+    said = capsys.readouterr().out
+    for arm in ("baseline", "normalization=rmsnorm"):
+        assert f"tuned {arm}: learning_rate=1e-2" in said
+    assert configs(sweeps.runs, "learning_rate") == [1e-2] * 4
+    assert configs(sweeps.runs, "seed") == [1337, 1338] * 2
+    trials = [log_of(run)["config"] for run in sweeps.folder.glob("tuning/*")]
+    assert len(trials) == 4
+    assert {config["seed"] for config in trials} == {11337}
+    _, arm = sweeps.findings.rows
+    assert arm.group.n == 2
+    assert not arm.set_apart
+
+
+def test_a_trial_that_is_missing_holds_its_arm_back(
+    sweeps: Sweeps,
+    engine: InThisProcess,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lose(self: InThisProcess, jobs: Sequence[Job], stops: object) -> Iterator[Outcome]:
+        lost = [job for job in jobs if "rmsnorm with" in job.title]
+        yield from (Outcome(job, FAILED, 1.0, "lost") for job in lost)
+        yield from of_old(self, [job for job in jobs if job not in lost], stops)
+
+    of_old = InThisProcess.run
+    monkeypatch.setattr(InThisProcess, "run", lose)
+    command = (*ARMS, *COURSE, "--tune", "learning_rate=1e-3,1e-2", "--seeds=1")
+    assert sweeps(*command) == 1
+    said = capsys.readouterr()
+    assert "tuned normalization=rmsnorm: waits for its trials" in said.out
+    assert list(sweeps.runs) == ["baseline-s1337"]
+    monkeypatch.setattr(InThisProcess, "run", of_old)
+    assert sweeps(*command) == 0
+    assert len(sweeps.runs) == 2
+
+
+def test_equal_flops(sweeps: Sweeps, engine: InThisProcess) -> None:
+    command = ("--vary", "n_layer=2", "--match=none", "--budget", "flops=6e8", "--seeds=1")
+    assert sweeps(*command, "--eval_interval=50") == 0
+    one, two = (log_of(run) for run in sweeps.runs.values())
+    assert one["config"]["max_iters"] > two["config"]["max_iters"]
+    spent = [log["summary"]["total_flops"] for log in (one, two)]
+    assert spent == pytest.approx([6e8, 6e8], rel=0.01)
+    _, arm = sweeps.findings.rows
+    assert not arm.verdict.why_not.startswith("after")  # other tokens, but equal FLOPs
+
+
+def test_equal_minutes(sweeps: Sweeps, engine: InThisProcess) -> None:
+    assert sweeps(*ARMS, "--budget", "minutes=0.02", "--seeds=1", "--eval_interval=1000") == 0
+    for run in sweeps.runs.values():
+        log = log_of(run)
+        assert log["status"] == "completed"
+        assert log["eval_steps"][-1]["seconds"] == pytest.approx(1.2, abs=0.3)
+        rates = [record["lr"] for record in log["training_iterations"]]
+        assert rates[-1] < 0.2 * max(rates)
+    _, arm = sweeps.findings.rows
+    assert not arm.set_apart
+
+
+def test_effects_of_the_factors_named(sweeps: Sweeps, engine: InThisProcess) -> None:
+    """Also where the widths that make sizes equal differ between the arms."""
+    vary = ("--vary", "n_kv_head=1", "--vary", "normalization=rmsnorm", "--design=factorial")
+    assert sweeps(*vary, *COURSE, "--seeds=2") == 0
+    assert len(set(configs(sweeps.runs, "ffn_hidden"))) > 1
+    findings = sweeps.findings
+    assert [effect.changes for effect in findings.effects] == [
+        ("n_kv_head=1",),
+        ("normalization=rmsnorm",),
+        ("n_kv_head=1", "normalization=rmsnorm"),
+    ]
+    loss = {
+        (g.config["n_kv_head"], g.config["normalization"]): g.loss
+        for g in (row.group for row in findings.rows)
+    }
+    norms = ("layernorm_nobias", "rmsnorm")
+    expected = sum(loss[1, norm] - loss[2, norm] for norm in norms) / 2
+    assert findings.effects[0].estimate.value == pytest.approx(expected)
+
+
+# What a person reads
+
+
+def test_the_plan_alone(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweeps(*ARMS, *COURSE, "--dry_run", "--workers=2") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"Time: about \d+ s for all runs with 2 workers", said)
+    assert not sweeps.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*ARMS, "--seeds=0"), "--seeds=0 must be at least 1."),
+        ((*ARMS, "--workers=0"), "--workers=0 must be at least 1."),
+        ((*ARMS, "--tune_seeds=-1"), "--tune_seeds=-1 must be at least 1."),
+        ((*ARMS, "--dataset=nowhere"), "unknown dataset 'nowhere'."),
+        (("--vary", "bias"), "cannot read --vary 'bias'; write --vary key=value,value"),
+        ((*ARMS, "--print_config"), "--print_config is train.py's; see --dry_run."),
+        ((*ARMS, "--nlayer=3"), "unknown key 'nlayer'; did you mean 'n_layer'?"),
+        ((*ARMS, "--dry-run"), "there is no option --dry-run; did you mean --dry_run?"),
+        ((*ARMS, "--worker=2"), "there is no option --worker; did you mean --workers?"),
+        ((*ARMS, "absent.py"), "no file 'absent.py'"),
+        ((*ARMS, "--max_minutes=1"), "use --budget minutes=1, which"),
+        ((*ARMS, "--out_dir=/proc/none"), "/proc/none"),
+    ],
+)
+def test_refusals(sweeps: Sweeps, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises((SystemExit, ValueError)) as error:
+        sweeps(*arguments)
+    assert message in str(error.value)
+    assert not isinstance(error.value, SystemExit) or isinstance(error.value.code, str)
+
+
+def test_a_budget_that_cannot_be_read(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sweeps(*ARMS, "--budget", "minutes")
+    assert "cannot read 'minutes'; write tokens=20M" in capsys.readouterr().err
+
+
+def test_another_sweep_of_the_name(sweeps: Sweeps, engine: InThisProcess) -> None:
+    assert sweeps(*ARMS, "--max_iters=0", "--seeds=1", "--match=none") == 0
+    with pytest.raises(SystemExit, match="baseline: weight_decay is 0.1 there, 0.2 here"):
+        sweeps(*ARMS, "--max_iters=0", "--seeds=1", "--match=none", "--weight_decay=0.2")
+
+
+def test_two_at_a_time_in_a_folder(sweeps: Sweeps) -> None:
+    with (
+        claimed(sweeps.folder),
+        pytest.raises(SystemExit, match=rf"process {os.getpid()}; .* choose another --name\."),
+    ):
+        sweeps(*ARMS, *COURSE)

@@ -1,0 +1,239 @@
+"""Running jobs, in place of train.py a script of the tests: environments, stops, failures."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from experiment import engines, jobs
+from experiment.engines import LocalEngine, RayEngine, visible_gpus, worker_environments
+from experiment.jobs import COMPLETED, FAILED, INTERRUPTED, Job, Outcome, digest, run_job
+from training.claim import claimed
+
+# What it does is said by its first argument; a run that ends leaves the log of one that completed.
+STAND_IN = """
+import json, os, pathlib, signal, sys, time
+
+deed, out_dir, run_name = sys.argv[1], sys.argv[2].split("=")[1], sys.argv[3].split("=")[1]
+folder = pathlib.Path(out_dir, run_name)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "begun").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+if deed == "fail":
+    print("a first line")
+    sys.exit("no luck")
+if deed == "hang":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped politely"))
+    time.sleep(60)
+if deed == "meet":  # ends only beside another
+    while len(list(folder.parent.glob("*/begun"))) < 2:
+        time.sleep(0.01)
+steps = [{"iter": 1, "val_loss": 2.5}]
+text = {"status": "completed", "eval_steps": steps, "summary": {"bad_steps": 0}}
+(folder / "run.json").write_text(json.dumps(text))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(jobs, "TRAIN", script)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(engines, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Job]:
+    def job(deed: str, name: str = "a", **settings: object) -> Job:
+        own = {
+            "arm": name,
+            "title": name,
+            "folder": tmp_path / "sweep" / "runs" / name,
+            "arguments": (deed,),
+            "directory": tmp_path,
+            "files": {},
+            "cost": 1.0,
+            "length": ("iter", 1),
+        }
+        return Job(**{**own, **settings})
+
+    return job
+
+
+def at_once() -> int:
+    return 0
+
+
+# One job
+
+
+def test_a_run_that_ends(make: Callable[..., Job]) -> None:
+    outcome = run_job(make("end"), {}, at_once)
+    assert (outcome.status, outcome.message) == (COMPLETED, "")
+    assert outcome.job.loss == 2.5
+    assert outcome.seconds > 0
+
+
+def test_a_run_that_fails_says_what_it_said(make: Callable[..., Job], tmp_path: Path) -> None:
+    outcome = run_job(make("fail"), {}, at_once)
+    output = tmp_path / "sweep" / "output" / "a.txt"
+    assert outcome.status == FAILED
+    assert outcome.message == (f"exited with status 1; {output} ends with:\na first line\nno luck")
+
+
+def test_a_run_that_is_to_stop(make: Callable[..., Job]) -> None:
+    job = make("hang")
+    outcome = run_job(job, {}, lambda: int((job.folder / "begun").exists()))
+    assert outcome.status == INTERRUPTED
+    assert outcome.seconds < 30
+    assert "stopped politely" in job.output.read_text()
+
+
+def test_no_run_goes_on_without_its_sweep(make: Callable[..., Job]) -> None:
+    job = make("hang")
+
+    def break_down() -> int:
+        if (job.folder / "begun").exists():
+            raise RuntimeError("the sweep is broken")
+        return 0
+
+    with pytest.raises(RuntimeError):
+        run_job(job, {}, break_down)
+    assert "stopped politely" not in job.output.read_text()  # killed
+
+
+@pytest.mark.parametrize("deed", ["edited", "removed"])
+def test_a_config_that_changed_begins_no_run(
+    make: Callable[..., Job], tmp_path: Path, deed: str
+) -> None:
+    config = tmp_path / "arm.py"
+    config.write_text("n_layer = 1\n")
+    job = make("end", files={"arm.py": digest(config.read_bytes())})
+    assert not job.changed_files
+    if deed == "edited":
+        config.write_text("n_layer = 2\n")
+    else:
+        config.unlink()
+    outcome = run_job(job, {}, at_once)
+    assert outcome.status == FAILED
+    assert outcome.message.startswith("arm.py changed while the sweep ran")
+    assert not job.folder.exists()
+
+
+def test_a_run_that_another_process_trains(make: Callable[..., Job]) -> None:
+    """As after a sweep was killed whose run lives on."""
+    job = make("end")
+    with claimed(job.folder):
+        outcome = run_job(job, {}, at_once)
+    assert outcome.status == FAILED
+    assert f"is being trained by process {os.getpid()}, which a sweep that was" in outcome.message
+    assert not (job.folder / "begun").exists()
+
+
+def test_the_command(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make("end")
+    assert job.command == [
+        *(sys.executable, str(tmp_path / "stand_in.py"), "end"),
+        *(f"--out_dir={job.folder.parent}", "--run_name=a", "--resume=auto"),
+    ]
+
+
+# On this machine
+
+
+def outcomes(engine: engines.Engine, todo: list[Job], stops: Callable[[], bool]) -> list[Outcome]:
+    return [outcome for outcome in engine.run(todo, stops) if outcome]
+
+
+def never() -> bool:
+    return False
+
+
+def test_one_that_fails_does_not_stop_the_others(make: Callable[..., Job]) -> None:
+    todo = [make("fail", "a"), make("end", "b"), make("end", "c")]
+    found = {
+        outcome.job.arm: outcome.status for outcome in outcomes(LocalEngine([{}]), todo, never)
+    }
+    assert found == {"a": FAILED, "b": COMPLETED, "c": COMPLETED}
+
+
+def test_workers_work_at_the_same_time_each_in_its_own_environment(
+    make: Callable[..., Job],
+) -> None:
+    environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("3", "5")]
+    todo = [make("meet", "a"), make("meet", "b")]
+    found = outcomes(LocalEngine(environments), todo, never)
+    assert [outcome.status for outcome in found] == [COMPLETED] * 2
+    assert {(job.folder / "begun").read_text() for job in todo} == {"3", "5"}
+
+
+def test_a_stop_reaches_what_runs_and_begins_nothing_more(make: Callable[..., Job]) -> None:
+    todo = [make("hang", "a"), make("end", "b")]
+    found = outcomes(LocalEngine([{}]), todo, (todo[0].folder / "begun").exists)
+    assert [(outcome.job.arm, outcome.status) for outcome in found] == [("a", INTERRUPTED)]
+    assert not todo[1].folder.exists()
+
+
+def test_an_error_ends_what_runs(make: Callable[..., Job]) -> None:
+    job = make("hang")
+    began = time.monotonic()
+    running: Iterator[Outcome | None] = LocalEngine([{}]).run([job], never)
+    for _ in running:
+        if (job.folder / "begun").exists():
+            break
+    with pytest.raises(KeyboardInterrupt):
+        running.throw(KeyboardInterrupt())
+    assert time.monotonic() - began < 30
+
+
+# Environments
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+
+
+@pytest.mark.usefixtures("cores")
+def test_workers_share_the_cores() -> None:
+    assert worker_environments(1, "cpu") == [{}]
+    assert worker_environments(3, "cpu") == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert worker_environments(16, "cpu") == [{"OMP_NUM_THREADS": "1"}] * 16
+
+
+@pytest.mark.usefixtures("cores")
+def test_threads_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert worker_environments(2, "cpu") == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["0", "1"]), ("4,7", ["4", "7"]), (" GPU-a , GPU-b ,GPU-c", ["GPU-a", "GPU-b"])],
+)
+def test_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]) -> None:
+    monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 2)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == expected
+    one, other, third = worker_environments(3, "cuda")
+    assert [one, other] == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in expected]
+    assert third == one
+
+
+def test_there_are_cores() -> None:
+    assert engines.available_cores() >= 1
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match="--engine=ray needs Ray: pip install ray."):
+        RayEngine(tmp_path, None, "cpu")

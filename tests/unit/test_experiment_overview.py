@@ -1,0 +1,301 @@
+"""A plan as it is printed, and the progress of its runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiment import progress
+from experiment.budgets import Budget
+from experiment.jobs import COMPLETED, FAILED, Job, Outcome
+from experiment.overview import detects, format_duration, overview
+from experiment.plan import Plan
+from experiment.progress import Progress, run_jobs
+from tests.tiny_sweep import config_file, tiny_plan
+from training_logger import format_count, format_flops
+
+NORMS = {"normalization": ("rmsnorm",)}
+MANY = {"n_kv_head": ("1",), "ffn_type": ("swiglu",), "normalization": ("rmsnorm",)}
+
+
+@pytest.fixture
+def plan(tiny_dataset: Path, tmp_path: Path) -> Callable[..., Plan]:
+    return lambda **asked: tiny_plan(tiny_dataset, tmp_path, **{"vary": NORMS, **asked})
+
+
+def log(job: Job, loss: float, status: str = "completed") -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    text = {"status": status, "eval_steps": [{"val_loss": loss}], "summary": {"bad_steps": 0}}
+    (job.folder / "run.json").write_text(json.dumps(text))
+
+
+def seconds(plan: Plan, each: float = 60.0) -> dict[str, float]:
+    return {arm.name: each for arm in plan.arms}
+
+
+def lines_of(plan: Plan, **settings: Any) -> list[str]:
+    """All but the folder's, whose length is not ours."""
+    first, second, *lines = overview(plan, **settings).splitlines()
+    assert (first, second) == (f"Sweep {plan.name}", f"  in {plan.folder}")
+    return lines
+
+
+# The overview
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"vary": MANY, "seeds": 12},
+        {"tune": {"learning_rate": ("1e-3", "2e-3"), "beta1": ("0.8", "0.9")}},
+        {"budget": Budget("minutes", 2)},
+        {"match": "flops", "budget": Budget("flops", 1e9)},
+    ],
+)
+def test_it_fits_a_screen(plan: Callable[..., Plan], asked: dict[str, Any]) -> None:
+    made = plan(**asked)
+    lines = lines_of(made, seconds=seconds(made), workers=3, gpus=2)
+    assert max(map(len, lines)) <= 100
+
+
+def test_arms_of_long_names_are_numbered(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    name = "an_architecture_" * 5
+    made = plan(arms=[config_file(tmp_path, name, bias=True)])
+    lines = lines_of(made, seconds=seconds(made))
+    assert max(map(len, lines)) <= 100
+    assert f"  3  {name}" in lines
+    labels = [line.split()[0] for line in lines[lines.index(f"  3  {name}") + 1 :]]
+    assert labels[:4] == ["arm", "1", "2", "3"]
+
+
+def test_the_numbers_are_the_arms(plan: Callable[..., Plan]) -> None:
+    made = plan(vary=MANY)
+    lines = lines_of(made)
+    assert len({arm.tokens for arm in made.arms}) == 1
+    for arm in made.arms:
+        rows = " ".join(line for line in lines if re.match(rf"\s*{re.escape(arm.name)}  ", line))
+        for cell in (
+            f"{arm.parameters:,}",
+            format_flops(arm.flops_per_token),
+            f"  {arm.settings.training.max_iters}  ",
+            format_count(arm.tokens),
+            format_flops(arm.flops),
+        ):
+            assert cell in rows
+    swapped = next(arm for arm in made.arms if arm.name == "n_kv_head=1")
+    assert f"n_kv_head=1: ffn_hidden={swapped.solved['ffn_hidden']}" in " ".join(lines)
+
+
+def test_what_is_equal_is_told(plan: Callable[..., Plan]) -> None:
+    assert "Equal parameters within 0.5 % as they are." in overview(plan())
+    assert "Sizes are as they are (--match=none)." in overview(plan(match="none"))
+    assert "Equal FLOPs per token within 0.5 %" in overview(plan(match="flops"))
+    assert f"Every run spends {format_count(3200)} tokens." in overview(plan())
+    timed = overview(plan(budget=Budget("minutes", 2)))
+    assert "Every run trains for 2 minutes" in timed
+    assert "steps  tokens" not in timed
+
+
+def test_seeds_and_runs(plan: Callable[..., Plan]) -> None:
+    told = overview(plan(seeds=4, tune={"learning_rate": ("1e-3", "2e-3")}, tune_seeds=3))
+    told = " ".join(told.split())
+    assert "2 trials of learning_rate for every arm, with seeds from 11337: 12 runs." in told
+    assert "2 arms x 4 seeds from 1337 to 1340 (paired" in told
+    assert "= 8 runs." in told
+
+
+def test_time(plan: Callable[..., Plan]) -> None:
+    made = plan(seeds=4)
+    assert "Time" not in overview(made)
+    assert "about 8.0 min for all runs with 1 worker," in overview(made, seconds(made))
+    assert "about 4.0 min for all runs with 2 workers," in overview(made, seconds(made), 2)
+    tuned = plan(seeds=4, tune={"learning_rate": ("1e-3", "2e-3")}, tune_seeds=3)
+    assert "about 20.0 min for all runs" in overview(tuned, seconds(tuned))
+    timed = plan(seeds=4, budget=Budget("minutes", 1))
+    assert "not counting validation" in overview(timed, seconds(timed))
+
+
+def test_gpus_that_are_shared_are_told(plan: Callable[..., Plan]) -> None:
+    made = plan()
+    assert "3 workers share 2 GPUs: the speeds" in overview(made, workers=3, gpus=2)
+    assert "share" not in "".join(lines_of(made, workers=2, gpus=2)[:-2])
+    assert "workers share" not in overview(made, workers=8)
+    timed = plan(budget=Budget("minutes", 1))
+    assert "A budget of minutes buys each less" in " ".join(
+        overview(timed, workers=3, gpus=1).split()
+    )
+
+
+def test_what_it_detects(plan: Callable[..., Plan]) -> None:
+    assert detects(plan(seeds=1)).startswith("One seed gives no verdict")
+    times = [
+        float(re.search(r"difference of ([\d.]+) times", detects(plan(seeds=n)))[1]) for n in (2, 5)
+    ]
+    assert times[0] > 3 * times[1]
+    more = detects(plan(seeds=5, vary=MANY))
+    assert float(re.search(r"of ([\d.]+) times", more)[1]) > times[1]  # corrected for more arms
+
+
+def test_what_it_detects_in_nats_once_runs_are_done(plan: Callable[..., Plan]) -> None:
+    made = plan(seeds=3)
+    jobs = [job for job in made.final_jobs(made.choices()) if job.arm == "baseline"]
+    for job, loss in zip(jobs, (3.0, 3.1, 3.2), strict=True):
+        log(job, loss)
+    told = detects(made)
+    times = float(re.search(r"difference of ([\d.]+) times", told)[1])
+    found = re.search(r"\(so far 0.1000: a difference of ([\d.]+)\)", told)
+    assert float(found[1]) == pytest.approx(0.1 * times, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.9, "1.0 min"),
+        (90, "1.5 min"),
+        (3599, "1.0 h"),
+        (9000, "2.5 h"),
+    ],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert format_duration(seconds) == told
+
+
+# Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def metrics(job: Job, step: int) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    line = {"kind": "train", "iter": step, "wall_seconds": 1.0}
+    (job.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_lines_of_progress(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
+    made = plan(seeds=2)
+    jobs = made.final_jobs(made.choices())
+    capsys.readouterr()
+    with Progress(jobs) as shown:
+        for job in jobs:
+            clock.seconds += 60
+            log(job, 3.25)
+            shown.show(Outcome(job, COMPLETED, 60.0))
+    assert printed(capsys) == [
+        "1/4  baseline, seed 1337  val loss 3.2500  1.0 min  about 3.0 min left",
+        "2/4  normalization=rmsnorm, seed 1337  val loss 3.2500  1.0 min  about 2.0 min left",
+        "3/4  baseline, seed 1338  val loss 3.2500  1.0 min  about 1.0 min left",
+        "4/4  normalization=rmsnorm, seed 1338  val loss 3.2500  1.0 min",
+    ]
+
+
+def test_time_left_where_runs_go_on(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
+    """A run of which nine tenths were done before leaves a tenth, beside a whole one."""
+    made = plan(seeds=1)
+    jobs = made.final_jobs(made.choices())
+    metrics(jobs[0], 90)
+    capsys.readouterr()
+    with Progress(jobs) as shown:
+        clock.seconds += 10
+        log(jobs[0], 3.25)
+        shown.show(Outcome(jobs[0], COMPLETED, 10.0))
+    assert printed(capsys)[0].endswith("val loss 3.2500  10 s  about 1.7 min left")
+
+
+def test_runs_under_way_count(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
+    made = plan(seeds=1)
+    jobs = made.final_jobs(made.choices())
+    capsys.readouterr()
+    with Progress(jobs) as shown:
+        clock.seconds += 30
+        metrics(jobs[1], 50)
+        log(jobs[0], 3.25)
+        shown.show(Outcome(jobs[0], COMPLETED, 30.0))
+    assert printed(capsys)[0].endswith("about 10 s left")
+
+
+def test_how_soon_a_run_fails_tells_nothing(
+    plan: Callable[..., Plan], clock: Clock, capsys: Any
+) -> None:
+    made = plan(seeds=1)
+    jobs = made.final_jobs(made.choices())
+    capsys.readouterr()
+    with Progress(jobs) as shown:
+        clock.seconds += 3
+        shown.show(Outcome(jobs[0], FAILED, 3.0))
+        clock.seconds += 27
+        metrics(jobs[1], 25)
+        shown.show(None)
+        assert shown._share_done == 0.25
+    assert printed(capsys) == ["1/2  baseline, seed 1337  failed  3 s"]
+
+
+def test_a_run_that_was_all_but_over(plan: Callable[..., Plan], capsys: Any) -> None:
+    made = plan(seeds=1)
+    jobs = made.final_jobs(made.choices())[:1]
+    metrics(jobs[0], 100)
+    capsys.readouterr()
+    with Progress(jobs) as shown:
+        shown.show(Outcome(jobs[0], FAILED, 1.0))
+    assert printed(capsys) == ["1/1  baseline, seed 1337  failed  1 s"]
+
+
+class Recorder:
+    """An engine that runs nothing."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def run(self, jobs: list[Job], stops: Callable[[], bool]) -> Any:
+        self.jobs += jobs
+        yield from (Outcome(job, FAILED, 1.0, "why") for job in jobs)
+
+
+class Stop:
+    requested: str | None = None
+
+
+def test_what_is_done_is_not_run_again(plan: Callable[..., Plan], capsys: Any) -> None:
+    made, engine = plan(seeds=1), Recorder()
+    jobs = made.final_jobs(made.choices())
+    log(jobs[0], 3.0)
+    capsys.readouterr()
+    failed = run_jobs(jobs, engine, Stop())
+    assert engine.jobs == [jobs[1]]
+    assert [outcome.job for outcome in failed] == [jobs[1]]
+    assert printed(capsys)[0] == "1 of 2 runs are done already."
+    log(jobs[1], 3.0)
+    assert run_jobs(jobs, engine, Stop()) == []
+    assert printed(capsys) == ["all of 2 runs are done already."]
+
+
+def test_nothing_is_begun_after_a_stop(plan: Callable[..., Plan]) -> None:
+    made, engine, stop = plan(seeds=1), Recorder(), Stop()
+    stop.requested = "SIGINT"
+    assert run_jobs(made.final_jobs(made.choices()), engine, stop) == []
+    assert not engine.jobs
