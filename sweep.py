@@ -28,7 +28,7 @@ import torch
 import compare_architectures
 import configurator
 from comparison.documents import assignments
-from comparison.runs import SWEEP_FILE
+from comparison.runs import RUN_FILE, SWEEP_FILE
 from configurator import key_table, split_arguments
 from experiment.budgets import Budget, parse_budget
 from experiment.engines import (
@@ -40,7 +40,7 @@ from experiment.engines import (
     worker_environments,
 )
 from experiment.jobs import ENDED
-from experiment.manifest import read_sweep, refuse_another, write_manifest
+from experiment.manifest import Sweep, read_sweep, refuse_another, write_manifest
 from experiment.overview import overview
 from experiment.plan import Choice, Plan, make_plan
 from experiment.progress import run_jobs
@@ -48,7 +48,8 @@ from experiment.request import DESIGNS, MATCHES, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
 from options import ConfigError, Problem
 from training.claim import claimed
-from training.hardware import resolve_device
+from training.hardware import resolve_device, resolve_dtype
+from training.run import refuse_machine
 from training.signals import StopRequest
 
 ENGINES = ("local", "ray")
@@ -205,17 +206,30 @@ def main(argv: list[str]) -> int:
     try:
         plan = make_plan(read_request(options, rest), Path.cwd())
         plan = with_seeds_of_before(plan)
+        if options.engine == "local":
+            refuse_this_machine(plan)
         if options.dry_run:
+            seconds = seconds_by_arm(plan, options) if options.engine == "local" else None
             workers, gpus = local_workers(options, plan), shared_gpus(options, plan)
-            print(overview(plan, seconds_by_arm(plan, options), workers, gpus))
+            print(overview(plan, seconds, workers, gpus))
             return 0
         print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
-        with claimed(plan.folder, "name"), StopRequest() as stop:
-            return run_sweep(plan, make_engine(options, plan), stop, argv)
+        with claimed(plan.folder, "name"):
+            engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
+            with StopRequest() as stop:
+                return run_sweep(plan, engine, stop, argv)
     except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
         raise
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+
+
+def refuse_this_machine(plan: Plan) -> None:
+    """Raise ConfigError for what no run could do here, before any begins."""
+    for arm in plan.arms:
+        device = resolve_device(arm.settings.training.device)
+        dtype = resolve_dtype(arm.settings.training.dtype, device)
+        refuse_machine(arm.settings, device, dtype)
 
 
 def with_seeds_of_before(plan: Plan) -> Plan:
@@ -228,8 +242,21 @@ def with_seeds_of_before(plan: Plan) -> Plan:
         return plan
     before = read_sweep(plan.folder)
     refuse_another(before, plan.identity)
+    refuse_other_choices(before, plan)
     seeds = max(before.seeds, plan.request.seeds)
     return dataclasses.replace(plan, request=dataclasses.replace(plan.request, seeds=seeds))
+
+
+def refuse_other_choices(before: Sweep, plan: Plan) -> None:
+    """Raise ValueError where trials no longer choose what runs of the verdict were trained with."""
+    choices = plan.choices()
+    for name, chosen in before.tuned.items():
+        begun = [run for run in before.arms[name] if (run / RUN_FILE).exists()]
+        if begun and chosen is not None and choices.get(name) != chosen:
+            raise ValueError(
+                f"{name} was tuned to {assignments(chosen)} when {begun[0]} was trained, but its "
+                "trials are no longer those; restore them, or remove its runs."
+            )
 
 
 def seconds_by_arm(plan: Plan, options: argparse.Namespace) -> dict[str, float]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import configurator
 from comparison.documents import assignments
-from comparison.groups import RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
+from comparison.groups import BOOKKEEPING, RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
 from configurator import DERIVED, Settings
 from experiment.budgets import Budget, length_flags
+from experiment.jobs import digest
 from experiment.matching import FFN_KEYS, flops_per_token, parameters, solve
 from experiment.request import TUNABLE, Request
 from options import ConfigError, Problem
@@ -21,6 +22,9 @@ from training.data import Dataset, prepare_if_missing
 from training.run import complete
 
 BASELINE = "baseline"
+
+LONGEST_SLUG = 160
+"""Characters of a folder's name; file systems take 255 bytes, and a seed comes after it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +71,12 @@ class Arm:
 
 
 def slug(text: str) -> str:
-    """A text as the name of a folder: `ffn_type=swiglu` as `ffn_type-swiglu`."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+    """A text as the name of a folder: `ffn_type=swiglu` as `ffn_type-swiglu`; a long one is cut,
+    and told from others by a digest."""
+    name = re.sub(r"[^\w.]+", "-", text).strip("-.")
+    if len(name) <= LONGEST_SLUG:
+        return name
+    return f"{name[: LONGEST_SLUG - 9]}-{digest(text.encode())[:8]}"
 
 
 class ArmMaker:
@@ -234,7 +242,7 @@ def _refuse_twins(arms: Sequence[Arm]) -> None:
     by_config: dict[str, Arm] = {}
     by_slug: dict[str, Arm] = {}
     for arm in arms:
-        config = {k: v for k, v in arm.settings.to_dict().items() if k != "arch_preset"}
+        config = {k: v for k, v in arm.settings.to_dict().items() if k not in BOOKKEEPING}
         same = by_config.setdefault(repr(config), arm)
         if same is not arm:
             raise ValueError(f"{arm.name} is {same.name} again, key by key; drop one.")
@@ -259,17 +267,17 @@ def _refuse_minutes(arms: Sequence[Arm], budget: Budget | None) -> None:
 
 
 def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
-    """Runs stop after whole steps; a budget of few steps cannot be met by all."""
+    """Runs stop after whole steps; a budget of few steps cannot be met."""
     if budget and budget.unit == "minutes":
         return
     unit = budget.unit if budget else "tokens"
-    first = getattr(arms[0], unit)
-    for arm in arms[1:]:
+    asked = budget.amount if budget else arms[0].tokens
+    for arm in arms:
         own = getattr(arm, unit)
-        if abs(own - first) > SAME_BUDGET * max(own, first):
+        if abs(own - asked) > SAME_BUDGET * max(own, asked):
             raise ValueError(
-                f"arm {arm.name} would spend {own:,.0f} {unit}, the baseline {first:,.0f}: a step "
-                "is too large a part of the budget; raise it, or lower batch_size."
+                f"arm {arm.name} would spend {own:,.0f} {unit}, not {asked:,.0f}: a step is too "
+                "large a part of the budget; raise it, or lower batch_size."
             )
 
 
@@ -277,19 +285,19 @@ FOLLOWING = {"learning_rate": ("min_lr",), "lr_schedule": ("min_lr", "lr_decay_i
 """Keys that are derived from another of the recipe."""
 
 
-def studied_keys(request: Request, arm: Arm) -> set[str]:
+def studied_keys(request: Request, arms: Sequence[Arm]) -> set[str]:
     """The keys of the recipe that may differ between arms: what is varied or tuned, and what
-    follows from it unless it is set."""
+    follows from it in every arm, since none sets it."""
     asked = {*request.vary, *request.tune}.intersection(RECIPE_KEYS)
     following = {key for studied in asked for key in FOLLOWING.get(studied, ())}
-    return asked | following - arm.settings.explicit
+    return asked | following.difference(*(arm.settings.explicit for arm in arms))
 
 
 def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
     """Arms are compared where they differ in nothing but what is studied."""
     baseline = arms[0].settings.training.to_dict()
     alike = {"dataset", "eval_tokens", "dtype", "device", "compile", *RECIPE_KEYS}
-    alike -= studied_keys(request, arms[0])
+    alike -= studied_keys(request, arms)
     for arm in arms[1:]:
         own = arm.settings.training.to_dict()
         for key in sorted(key for key in alike if own[key] != baseline[key]):
@@ -303,7 +311,7 @@ def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
 
 def _refuse_other_schedules(arms: Sequence[Arm], request: Request) -> None:
     """Warm-up and decay are the same shares of all runs."""
-    for key in {"warmup_iters", "lr_decay_iters"} - studied_keys(request, arms[0]):
+    for key in {"warmup_iters", "lr_decay_iters"} - studied_keys(request, arms):
         first, *others = (_share_of_length(arm, key) for arm in arms)
         for arm, share in zip(arms[1:], others, strict=True):
             if abs(share - first) > SAME_SHARE:

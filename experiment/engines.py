@@ -103,6 +103,8 @@ class LocalEngine:
         environment = self._free.get()
         try:
             return run_job(job, environment, lambda: self._urgency)
+        except OSError as error:  # a full disk, say: others may still save
+            return Outcome(job, FAILED, 0.0, str(error))
         finally:
             self._free.put(environment)
 
@@ -146,7 +148,8 @@ class RayEngine:
         if there < 1:
             raise ValueError("the Ray cluster has no GPU; add a machine that has one.")
         self.workers = min(workers or there, there)
-        threads = 1 if on_gpus else there // self.workers
+        largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        threads = 1 if on_gpus else max(1, min(largest, there // self.workers))
         self._environment = {} if on_gpus else {THREADS: os.environ.get(THREADS, str(threads))}
         needs = {"num_cpus": threads, "num_gpus": 1 if on_gpus else 0}
         self._task = ray.remote(max_retries=0, **needs)(_run_on_ray)
@@ -168,7 +171,8 @@ class RayEngine:
         finally:
             if running:  # an error or a second Ctrl-C; no run may go on without its sweep
                 self._stop_file.touch()
-                self._ray.wait(list(running), num_returns=len(running), timeout=PATIENCE_SECONDS)
+                patience = PATIENCE_SECONDS + 30  # of the tasks, which begin later
+                self._ray.wait(list(running), num_returns=len(running), timeout=patience)
 
     def _outcome(self, task: Any, job: Job) -> Outcome:
         """What a task returned; a machine that was lost fails its job alone."""

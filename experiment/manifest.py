@@ -28,8 +28,8 @@ class Sweep:
 
     Attributes:
         folder: Where it lies.
-        runs: The folders of the runs that the verdict rests on, those of the baseline first.
-        baseline: The folders of the baseline's runs.
+        arms: Of each arm the folders of the runs that the verdict rests on, the baseline's first.
+        tuned: Of each arm the trial that was chosen; None where it is not known yet.
         studied: Keys of the recipe that may differ between arms.
         factors: The keys of a factorial design; none of another.
         seeds: How many each arm has.
@@ -37,12 +37,22 @@ class Sweep:
     """
 
     folder: Path
-    runs: tuple[Path, ...]
-    baseline: tuple[Path, ...]
+    arms: Mapping[str, tuple[Path, ...]]
+    tuned: Mapping[str, Mapping[str, str] | None]
     studied: tuple[str, ...]
     factors: tuple[str, ...]
     seeds: int
     identity: Mapping[str, Any]
+
+    @property
+    def runs(self) -> list[Path]:
+        """Those of all arms."""
+        return [run for runs in self.arms.values() for run in runs]
+
+    @property
+    def baseline(self) -> tuple[Path, ...]:
+        """The runs of the first arm."""
+        return next(iter(self.arms.values()))
 
 
 def write_manifest(plan: Plan, command: str) -> None:
@@ -98,11 +108,14 @@ def read_sweep(folder: Path) -> Sweep:
         if version != SCHEMA_VERSION:
             raise ValueError(f"it has schema_version {version}, this code reads {SCHEMA_VERSION}")
         runs = [run for run in manifest["runs"] if not run["tuning"]]
-        first = manifest["arms"][0]["name"]
+        arms = {arm["name"]: arm["tuned"] for arm in manifest["arms"]}
         return Sweep(
             folder=folder,
-            runs=tuple(folder / run["folder"] for run in runs),
-            baseline=tuple(folder / run["folder"] for run in runs if run["arm"] == first),
+            arms={
+                name: tuple(folder / run["folder"] for run in runs if run["arm"] == name)
+                for name in arms
+            },
+            tuned=arms,
             studied=tuple(manifest["studied"]),
             factors=tuple(manifest["factors"]),
             seeds=len(manifest["seeds"]),
@@ -124,17 +137,20 @@ def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
         )
 
 
+_UNSAID = "the default"  # an identity leaves out what has it
+
+
 def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
             difference
             for key in {**found, **wanted}
             for difference in _differences(
-                found.get(key), wanted.get(key), f"{path}: {key}" if path else key
+                found.get(key, _UNSAID), wanted.get(key, _UNSAID), f"{path}: {key}".lstrip(": ")
             )
         ]
     if isinstance(found, dict) or isinstance(wanted, dict):
-        return [f"{path} is only {'here' if found is None else 'there'}"]
+        return [f"{path} is only {'here' if found == _UNSAID else 'there'}"]
     return [] if found == wanted else [f"{path} is {_told(found)} there, {_told(wanted)} here"]
 
 

@@ -104,11 +104,21 @@ def _sentences(
             f"Time: about {format_duration(each * runs / workers)} for all runs with {workers} "
             f"worker{'s' * (workers > 1)}, {told}."
         )
-    if gpus and workers > gpus:
-        unfair = " A budget of minutes buys each less, and not the same." * plan.is_timed
+    if workers > (gpus or 1):
+        yield from _shared(workers, gpus, plan.is_timed)
+
+
+def _shared(workers: int, gpus: int | None, timed: bool) -> Iterator[str]:
+    """What several workers on one device mean for what their runs log."""
+    if gpus:
         yield (
             f"{workers} workers share {gpus} GPU{'s' * (gpus > 1)}: the speeds and the MFU that "
-            f"runs log are not those of a GPU alone.{unfair}"
+            "runs log are not those of a GPU alone."
+        )
+    if timed:
+        yield (
+            "Runs that share a device slow each other down, and not all alike: minutes then buy "
+            "unequal work. Use one worker for each device."
         )
 
 

@@ -90,7 +90,7 @@ class Plan:
     @property
     def studied(self) -> list[str]:
         """Keys of the recipe that may differ between arms."""
-        return sorted(studied_keys(self.request, self.baseline))
+        return sorted(studied_keys(self.request, self.arms))
 
     # Seeds, trials, jobs
 
@@ -213,10 +213,11 @@ def _config(arm: Arm) -> dict[str, Any]:
         for key, value in arm.settings.to_dict().items()
         if key not in _NOT_THE_PLAN and value != key_table()[key].field.default
     }
-    sources = arm.settings.plugins.items()
-    return said | {
-        f"source of {Path(path).name}": digest(text.encode())[:12] for path, text in sources
+    sources = {
+        f"source of {Path(path).name}": digest(text.encode())[:12]
+        for path, text in arm.settings.plugins.items()
     }
+    return said | sources
 
 
 def _trial_loss(jobs: Sequence[Job]) -> float | None:

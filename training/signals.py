@@ -1,15 +1,18 @@
-"""Stopping a run by SIGINT (Ctrl-C) or SIGTERM: politely at first, at once the second time."""
+"""Stopping a run by SIGINT (Ctrl-C), SIGTERM, or SIGHUP (a terminal that closes): politely at
+first, at once the second time."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class StopRequest:
-    """Whether the user asked to stop; a context manager that catches the signals.
+    """Whether the user asked to stop; a context manager that catches the signals, but for those
+    that are ignored (SIGHUP under nohup).
 
     The first signal sets `requested`, for the loop to act on after the step at hand; a second
     raises KeyboardInterrupt wherever the program is. Leaving restores the handlers.
@@ -20,7 +23,8 @@ class StopRequest:
         """The name of the signal received, or None."""
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in handled}
         return self
 
     def __exit__(

@@ -15,9 +15,9 @@ import pytest
 
 import sweep
 import train
-from compare_architectures import select
-from comparison.findings import Findings, compare
+from comparison.findings import Findings
 from experiment.jobs import ENDED, FAILED, Job, Outcome
+from experiment.selection import select
 from tests.integration.child import Child
 from tests.integration.runs import Workshop, assert_same_course, log_of
 from training.claim import claimed
@@ -65,8 +65,7 @@ class Sweeps:
 
     @property
     def findings(self) -> Findings:
-        chosen = select([str(self.folder)], None, Path("out"))
-        return compare(chosen.runs, chosen.baseline, None, chosen.studied, chosen.factors)
+        return select([str(self.folder)], None, Path("out")).findings()
 
 
 @pytest.fixture
@@ -313,7 +312,7 @@ def test_a_budget_that_cannot_be_read(sweeps: Sweeps, capsys: pytest.CaptureFixt
 
 def test_another_sweep_of_the_name(sweeps: Sweeps, engine: InThisProcess) -> None:
     assert sweeps(*ARMS, "--max_iters=0", "--seeds=1", "--match=none") == 0
-    with pytest.raises(SystemExit, match="baseline: weight_decay is 0.1 there, 0.2 here"):
+    with pytest.raises(SystemExit, match="baseline: weight_decay is the default there, 0.2 here"):
         sweeps(*ARMS, "--max_iters=0", "--seeds=1", "--match=none", "--weight_decay=0.2")
 
 

@@ -494,7 +494,7 @@ def make_sweep(folder, *, rate: float = 1e-3) -> Path:
     arms = [(path.name.partition("-")[0], path, False) for path in sorted(runs.iterdir())]
     manifest = {
         "schema_version": 1,
-        "arms": [{"name": "plain"}, {"name": "fast"}],
+        "arms": [{"name": name, "tuned": {}} for name in ("plain", "fast")],
         "runs": [
             {"arm": arm, "folder": str(path.relative_to(folder)), "tuning": tuning}
             for arm, path, tuning in [*arms, ("plain", trial, True)]

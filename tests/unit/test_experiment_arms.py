@@ -162,9 +162,18 @@ def test_another_schedule(tiny_dataset: Path, tmp_path: Path) -> None:
 def test_budgets_that_whole_steps_cannot_meet(tiny_dataset: Path) -> None:
     told = refusal(tiny_dataset, vary={"batch_size": ("3",)}, budget=Budget("tokens", 700))
     assert told == (
-        "arm batch_size=3 would spend 720 tokens, the baseline 704: a step is too large a part of "
+        "arm batch_size=3 would spend 720 tokens, not 700: a step is too large a part of "
         "the budget; raise it, or lower batch_size."
     )
+
+
+def test_a_key_that_follows_is_no_arms_own(tiny_dataset: Path, tmp_path: Path) -> None:
+    """One arm would decay to nothing, the other to a tenth."""
+    arm = config_file(tmp_path, "arm", min_lr=0.0, normalization="rmsnorm")
+    told = refusal(
+        tiny_dataset, flags={"arch_preset": "gpt2"}, arms=[arm], tune={"learning_rate": ("1", "2")}
+    )
+    assert told.startswith("arm arm has min_lr=0.0 (from ")
 
 
 @pytest.mark.parametrize("origin", ["file", "flag"])
@@ -254,4 +263,4 @@ def test_a_run_keeps_one_checkpoint_unless_told(tiny_dataset: Path) -> None:
 )
 def test_what_is_studied(tiny_dataset: Path, asked: dict[str, Any], studied: set[str]) -> None:
     arms = tiny_arms(tiny_dataset, **asked)
-    assert studied_keys(tiny_request(tiny_dataset, **asked), arms[0]) == studied
+    assert studied_keys(tiny_request(tiny_dataset, **asked), arms) == studied

@@ -126,9 +126,9 @@ def test_gpus_that_are_shared_are_told(plan: Callable[..., Plan]) -> None:
     assert "share" not in "".join(lines_of(made, workers=2, gpus=2)[:-2])
     assert "workers share" not in overview(made, workers=8)
     timed = plan(budget=Budget("minutes", 1))
-    assert "A budget of minutes buys each less" in " ".join(
-        overview(timed, workers=3, gpus=1).split()
-    )
+    for shared in ({"workers": 3, "gpus": 1}, {"workers": 2}):
+        assert "minutes then buy unequal work" in " ".join(overview(timed, **shared).split())
+    assert "unequal work" not in overview(timed, workers=2, gpus=2)
 
 
 def test_what_it_detects(plan: Callable[..., Plan]) -> None:
