@@ -51,17 +51,16 @@ from training_logger import TrainingLogger, discard_unfinished_log, refuse_exist
 
 def main(argv: list[str]) -> None:
     """Train as the command line says; exits with a message for what a user can mend."""
-    with contextlib.ExitStack() as stack:
-        with user_errors():
-            start = find_start(configurator.load(argv))
-            run = set_up(start)
-            stack.enter_context(own_folder(run, start))
-            log = stack.enter_context(open_log(run, start))
-        stop = stack.enter_context(StopRequest())
-        try:
-            fit(run, log, stop)
-        except Diverged as error:
-            sys.exit(str(error))
+    try:
+        with contextlib.ExitStack() as stack:
+            with user_errors():
+                start = find_start(configurator.load(argv))
+                run = set_up(start)
+                stack.enter_context(own_folder(run, start))
+                log = stack.enter_context(open_log(run, start))
+            fit(run, log, stack.enter_context(StopRequest()))
+    except Diverged as error:  # of which the log has been told by now
+        sys.exit(str(error))
 
 
 @contextlib.contextmanager
