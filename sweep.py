@@ -264,9 +264,10 @@ def seconds_by_arm(plan: Plan, options: argparse.Namespace) -> dict[str, float]:
     start = seconds_to_start()
     if plan.is_timed:
         return {arm.name: start + 60 * plan.request.budget.amount for arm in plan.arms}
+    read = len(plan.dataset.val)
     with threads_of(worker_environments(local_workers(options, plan), local_device(plan))[0]):
         return {
-            arm.name: start + seconds_of_run(arm.settings, arm.settings.training.max_iters)
+            arm.name: start + seconds_of_run(arm.settings, arm.settings.training.max_iters, read)
             for arm in plan.arms
         }
 

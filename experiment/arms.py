@@ -104,10 +104,10 @@ class ArmMaker:
         return arms
 
     @property
-    def data_fingerprint(self) -> str:
-        """Of the data that all arms share; there are arms by now."""
+    def dataset(self) -> Dataset:
+        """The data that all arms share; there are arms by now."""
         assert self._dataset is not None
-        return self._dataset.fingerprint
+        return self._dataset
 
     # From what is asked to arms
 

@@ -18,6 +18,7 @@ from configurator import key_table
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job, digest
 from experiment.request import Request
+from training.data import Dataset
 
 TUNING_SEEDS_FROM = 10_000
 """How far the seeds of tuning lie from those of the verdict: no verdict rests on a seed that a key
@@ -43,13 +44,13 @@ class Plan:
         request: What was asked.
         arms: Made equal in size and budget, the baseline first.
         directory: The folder that paths in the request start from.
-        data_fingerprint: Of the data that all train on.
+        dataset: What all train on.
     """
 
     request: Request
     arms: tuple[Arm, ...]
     directory: Path
-    data_fingerprint: str
+    dataset: Dataset
 
     @property
     def baseline(self) -> Arm:
@@ -68,7 +69,7 @@ class Plan:
             "tune": {key: list(values) for key, values in request.tune.items()},
             "tune_seeds": request.tune_seeds if request.tune else 0,
             "first_seeds": list(self.seeds[0]),
-            "data": self.data_fingerprint,
+            "data": self.dataset.fingerprint,
             "arms": {arm.name: _config(arm) for arm in self.arms},
         }
 
@@ -198,7 +199,7 @@ class Plan:
 def make_plan(request: Request, directory: Path) -> Plan:
     """The plan of a request; see `ArmMaker.equal_arms` for what it raises."""
     maker = ArmMaker(request)
-    plan = Plan(request, tuple(maker.equal_arms()), directory, maker.data_fingerprint)
+    plan = Plan(request, tuple(maker.equal_arms()), directory, maker.dataset)
     for arm in plan.arms:
         for choice in plan.trials:  # what cannot be trained is told now
             maker.make(f"{arm.name} with {assignments(choice)}", arm.files, {**arm.flags, **choice})

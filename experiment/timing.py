@@ -23,14 +23,20 @@ FORWARD_SHARE = 1 / 3
 one."""
 
 
-def seconds_of_run(settings: Settings, steps: int) -> float:
+def seconds_of_run(settings: Settings, steps: int, val_tokens: int) -> float:
     """Seconds that the training and the validations of so many steps take on this machine, without
-    the start of the process and without compiling."""
+    the start of the process and without compiling.
+
+    Args:
+        settings: The run's.
+        steps: Optimizer steps.
+        val_tokens: Those of the validation split, which eval_tokens=0 reads whole.
+    """
     training = settings.training
     micro_batch = _seconds_of_micro_batch(settings)
     tokens = training.batch_size * training.sequence_length
     evaluations = 1 + -(-steps // training.eval_interval)
-    validated = evaluations * training.eval_tokens / tokens
+    validated = evaluations * (training.eval_tokens or val_tokens) / tokens
     trained = steps * training.gradient_accumulation_steps
     return micro_batch * (trained + FORWARD_SHARE * validated)
 

@@ -32,7 +32,7 @@ from comparison.tables import markdown_table, to_markdown
 from comparison.verdicts import BETTER, EQUAL, WORSE
 from experiment.selection import select
 from scripts.runs import PASSED, PROJECT, UNDECIDED, run_script
-from training_logger import format_count
+from training_logger import RUN_FILE, format_count, read_run
 
 NAME = "study-cpu"
 REPORT = PROJECT / "docs" / "study-cpu.md"
@@ -73,21 +73,30 @@ LIMITS = """\
   seeds that share less luck need more). What is smaller is reported as "cannot tell", which does
   not say that there is none.
 - **Tuning.** Every arm tried {trials} learning rates on one seed. That is equal, but coarse: an
-  arm whose best rate lies between two of them is at a disadvantage, and warm-up, decay, betas and
-  initialisation are GPT-2's for all.
+  arm whose best rate lies between two of them is at a disadvantage, and a rate that is the best on
+  one seed may be too high for another, which then shows as a large sd and as "cannot tell".
+  Warm-up, decay, betas and initialisation are GPT-2's for all.
 - **One text.** Seeds vary the initial weights and the order of the data. They do not vary the
   data: the intervals say how surely a difference holds on this text, not on text at large.
-- **Speed.** Tokens per second were taken while two runs shared the machine, in float32 without
-  fused kernels, and say little about a GPU.
+- **Speed.** Seconds and tokens per second were taken while runs shared the machine with each other
+  and with whatever else it did, in float32: the tables at equal seconds, and the speed-ups in
+  seconds, say nothing of the architectures.
 """
 
 
-def report(findings: Findings, manifest: dict[str, Any], plot: str) -> str:
-    """The page; `plot` is the name of the figure beside it."""
+def report(findings: Findings, manifest: dict[str, Any], hours: float, plot: str) -> str:
+    """The page.
+
+    Args:
+        findings: What the runs of the verdict show.
+        manifest: That of the sweep.
+        hours: What all runs took, those of tuning included, added up.
+        plot: The name of the figure beside the page.
+    """
     return "\n".join(
         [
             INTRODUCTION,
-            *_what_was_run(findings, manifest),
+            *_what_was_run(findings, manifest, hours),
             *_answer(findings, manifest),
             f"![Validation loss against budgets, and differences]({plot})\n",
             to_markdown(findings).replace("\n### ", "\n#### ").replace("### ", "#### ", 1) + "\n",
@@ -96,7 +105,7 @@ def report(findings: Findings, manifest: dict[str, Any], plot: str) -> str:
     )
 
 
-def _what_was_run(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
+def _what_was_run(findings: Findings, manifest: dict[str, Any], hours: float) -> Iterator[str]:
     run = findings.baseline.group.counted[0]
     machine, training = run.environment, run.config
     yield "## What was run\n"
@@ -113,8 +122,9 @@ def _what_was_run(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]
     yield from markdown_table(header, [_arm_row(arm) for arm in manifest["arms"]])
     yield (
         f"\nMeasured with Python {machine['python']}, torch {machine['torch']}, "
-        f"{machine['threads']} thread a run, on a {machine['device']}, at commit "
-        f"{str(machine['commit'])[:12]}.\n"
+        f"{machine['threads']} thread a run, on {machine['cpu_count']} cores "
+        f"({machine['device']}), at commit {str(machine['commit'])[:12]}; the runs took "
+        f"{hours:.1f} hours in all, added up.\n"
     )
 
 
@@ -190,7 +200,10 @@ def main(argv: Sequence[str]) -> int:
     manifest = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     manifest["command"] = shlex.join(["python", "sweep.py", *ARGUMENTS])
     plot = args.report.with_suffix(".png")
-    args.report.write_text(report(findings, manifest, plot.name), encoding="utf-8")
+    logs = [read_run(folder / run["folder"] / RUN_FILE) for run in manifest["runs"]]
+    hours = sum(log["summary"]["wall_seconds"] for log in logs) / 3600
+    page = report(findings, manifest, hours, plot.name)
+    args.report.write_text(page, encoding="utf-8")
     write_plot(findings, plot)
     print(f"written: {args.report}")
     return PASSED
