@@ -99,7 +99,8 @@ def report(findings: Findings, manifest: dict[str, Any], hours: float, plot: str
             *_what_was_run(findings, manifest, hours),
             *_answer(findings, manifest),
             f"![Validation loss against budgets, and differences]({plot})\n",
-            to_markdown(findings).replace("\n### ", "\n#### ").replace("### ", "#### ", 1) + "\n",
+            "## The tables\n",
+            to_markdown(findings) + "\n",
             _limits(findings, manifest),
         ]
     )
