@@ -235,15 +235,20 @@ def to_text(findings: Findings, *, ratio: bool = False, colour: bool = False) ->
         if section.rows:
             lines += aligned(section.header, section.rows, colour)
         for sentence in section.sentences:
-            lines += textwrap.wrap(
-                sentence,
-                LINE_WIDTH,
-                initial_indent="  ",
-                subsequent_indent="     ",
-                break_on_hyphens=False,
-            )
+            lines += wrapped(sentence)
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def wrapped(sentence: str) -> list[str]:
+    """Lines of a sentence below a table; those after the first are indented further."""
+    return textwrap.wrap(
+        sentence,
+        LINE_WIDTH,
+        initial_indent="  ",
+        subsequent_indent="     ",
+        break_on_hyphens=False,
+    )
 
 
 def aligned(

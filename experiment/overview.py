@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from comparison.documents import assignments
 from comparison.inference import ALPHA, POWER, Estimate, deviation
-from comparison.tables import aligned
+from comparison.tables import aligned, wrapped
 from experiment.arms import Arm
 from experiment.jobs import COMPLETED
 from experiment.plan import Plan
-from training_logger import LINE_WIDTH, format_count, format_flops
+from training_logger import format_count, format_flops
 
 LONGEST_LABEL = 45
 """Characters; arms of longer names are numbered in the table, so that its columns stay together."""
@@ -38,21 +37,11 @@ def overview(
     lines = [f"Sweep {plan.name}", f"  in {plan.folder}"]
     for arm in plan.arms:
         if labels[arm.name] != arm.name:
-            lines += _wrapped(f"{labels[arm.name]}  {arm.name}")
+            lines += wrapped(f"{labels[arm.name]}  {arm.name}")
     lines += aligned(*_table(plan, labels, seconds))
     for sentence in _sentences(plan, seconds, workers, gpus):
-        lines += _wrapped(sentence)
+        lines += wrapped(sentence)
     return "\n".join(lines)
-
-
-def _wrapped(sentence: str) -> list[str]:
-    return textwrap.wrap(
-        sentence,
-        LINE_WIDTH,
-        initial_indent="  ",
-        subsequent_indent="     ",
-        break_on_hyphens=False,
-    )
 
 
 def _labels(plan: Plan) -> dict[str, str]:
@@ -130,7 +119,7 @@ def _equal(plan: Plan) -> Iterator[str]:
     elif not solved:
         yield f"Equal {MATCHED[match]} within 0.5 % as they are."
     else:
-        told = "; ".join(f"{arm.name}: {_solution(arm)}" for arm in solved)
+        told = "; ".join(f"{arm.name}: {assignments(arm.solved)}" for arm in solved)
         yield f"Equal {MATCHED[match]} within 0.5 %, by changing widths. {told}."
     budget = plan.request.budget
     if plan.is_timed:
@@ -140,10 +129,6 @@ def _equal(plan: Plan) -> Iterator[str]:
         shown = format_flops(plan.baseline.flops)
         shown = shown if unit == "flops" else f"{format_count(plan.baseline.tokens)} tokens"
         yield f"Every run spends {shown}."
-
-
-def _solution(arm: Arm) -> str:
-    return assignments(arm.solved)
 
 
 def _runs(plan: Plan) -> Iterator[str]:
