@@ -26,8 +26,8 @@ from comparison.findings import Findings
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
 from comparison.tables import to_markdown, to_text
+from errors import UserError, unknown_name
 from experiment.selection import DEFAULT_LATEST, select
-from options import unknown_name
 from training.config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
 
@@ -139,7 +139,7 @@ def plot(findings: Findings, path: Path) -> int:
     """Writes the figure and says so; returns 0, or 1 where that cannot be done."""
     try:
         write_plot(findings, path)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"--plot={path}: {error}", file=sys.stderr)
         return 1
     apart = [row.group.name for row in findings.rows if row.set_apart]
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("No run found among those named." if arguments.runs else advice, file=sys.stderr)
             return 1
         findings = chosen.findings(arguments.baseline, arguments.margin, arguments.tuned)
-    except ValueError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 1
     print(render(findings, arguments))

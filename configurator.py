@@ -24,11 +24,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import errors
 import options
+from errors import ConfigError, Problem, UserError
 from interop.families import OF_A_RUN, family_of, read_fields
 from model_components import REGISTRIES
 from model_config import PRESETS, ModelArchitectureConfig
-from options import ConfigError, Problem, option
+from options import option
 from training.config import TrainingConfig
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
@@ -199,17 +201,18 @@ def run_plugins(paths: str) -> dict[str, str]:
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run a script's `main` on its arguments and exit with what it returns.
 
-    A ConfigError is printed, without a traceback, and exits with status 2; so end without one a
-    reader of the output that left (`| head`), and an interruption.
+    A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1. So
+    end an interruption and a reader of the output that left (`| head`). Any other exception, ours
+    or of the user's own code, keeps its traceback.
     """
     try:
         try:
             sys.exit(main(sys.argv[1:]))
         finally:
             sys.stdout.flush()  # here, where it is known what to do if nobody reads
-    except ConfigError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
@@ -249,7 +252,7 @@ def unknown_key(key: str, origin: str) -> Problem:
     """The problem of a name that is no key: what to write instead."""
     if key in NANOGPT_KEYS:
         return Problem((key,), f"{origin}: there is no key {key!r}: {NANOGPT_KEYS[key]}")
-    hint = options.nearest(key, key_table())
+    hint = errors.nearest(key, key_table())
     helper = "" if origin.startswith("--") else " A name of the file's own starts with '_'."
     return Problem((key,), f"{origin}: unknown key {key!r}{hint} --help lists the keys.{helper}")
 
@@ -423,14 +426,17 @@ def nearest_file(path: str) -> str:
 def run_source(path: str, source: str) -> dict[str, Any]:
     """Run a file as a module of its own; the names that it leaves.
 
-    Raises ConfigError with the line that failed.
+    Raises ConfigError where it is no Python, asks to exit, or makes a mistake that a user can fix;
+    any other exception of the file's own passes, with its traceback.
     """
     module = types.ModuleType(module_name(path))
     module.__file__ = os.path.abspath(path)
     sys.modules[module.__name__] = module  # where dataclasses and inspect look for a class's module
     try:
         exec(compile(source, path, "exec", dont_inherit=True), vars(module))
-    except Exception as error:
+    except UserError as error:
+        raise ConfigError([Problem((), f"{failed_at(error, path)}: {error}")]) from error
+    except (SyntaxError, SystemExit) as error:
         message = f"{failed_at(error, path)}: {type(error).__name__}: {error}"
         raise ConfigError([Problem((), message)]) from error
     return vars(module)
@@ -441,7 +447,7 @@ def module_name(path: str) -> str:
     return "file_" + re.sub(r"\W", "_", path)
 
 
-def failed_at(error: Exception, path: str) -> str:
+def failed_at(error: BaseException, path: str) -> str:
     """Where in the file `path` an error arose: `path:line`, or the path if no line is to blame."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"{path}:{error.lineno}"
@@ -477,7 +483,7 @@ def base_in_folder(given: Mapping[str, Given], problems: list[Problem]) -> Base 
     try:
         fields = read_fields(Path(folder))
         keys = ModelArchitectureConfig.from_dict(family_of(fields).read(fields)).to_dict()
-    except ValueError as error:
+    except UserError as error:
         message = (
             f"{item.origin}: {error} init_from takes a folder that transformers' save_pretrained "
             "wrote; to go on with a run, use resume."

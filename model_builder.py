@@ -13,6 +13,7 @@ from components.attention import Attention, KeyValueCache
 from components.blocks import BLOCKS, make_norm
 from components.ffns import FeedForward
 from components.part import Part, own_stream
+from errors import UserError
 from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
 
@@ -69,12 +70,12 @@ class GPT(Part):
             Logits (B, T, V); with targets (logits, mean cross-entropy in nats per token).
 
         Raises:
-            ValueError: for more tokens than block_size, those in the cache included.
+            UserError: for more tokens than block_size, those in the cache included.
         """
         start = 0 if cache is None else cache[0].length
         length = idx.shape[1]
         if start + length > self.config.block_size:
-            raise ValueError(
+            raise UserError(
                 f"{start + length} tokens do not fit block_size={self.config.block_size}; crop "
                 "the sequence or build the model with a larger block_size."
             )
@@ -149,7 +150,7 @@ class GPT(Part):
                 than its tokenizer; None: among all.
 
         Raises:
-            ValueError: for an argument out of its range, naming it.
+            UserError: for an argument out of its range, naming it.
         """
         _check_sampling(idx, max_new_tokens, temperature, top_k, top_p)
         cache = self.new_cache() if use_cache else None
@@ -240,15 +241,15 @@ def _check_sampling(
     top_p: float | None,
 ) -> None:
     if idx.ndim != 2 or idx.shape[1] == 0:
-        raise ValueError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
+        raise UserError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 0.")
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 0.")
     if temperature < 0:
-        raise ValueError(f"temperature={temperature} must be at least 0 (0 is greedy).")
+        raise UserError(f"temperature={temperature} must be at least 0 (0 is greedy).")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1.")
+        raise UserError(f"top_k={top_k} must be at least 1.")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} must be above 0 and at most 1.")
+        raise UserError(f"top_p={top_p} must be above 0 and at most 1.")
 
 
 def sample(

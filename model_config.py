@@ -10,6 +10,7 @@ import torch
 
 from components.attention import Attention
 from components.attention_backends import AttentionNeeds
+from errors import ConfigError, Problem, UserError, unknown_name
 from model_components import (
     ACTIVATIONS,
     ATTENTION_BACKENDS,
@@ -20,7 +21,7 @@ from model_components import (
     REGISTRIES,
     ROPE_SCALINGS,
 )
-from options import ConfigError, Problem, convert_fields, field_problems, option, unknown_name
+from options import convert_fields, field_problems, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,9 +319,9 @@ class ModelArchitectureConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ModelArchitectureConfig:
-        """The config of a preset, with some keys changed. Raises ValueError for an unknown name."""
+        """The config of a preset, with some keys changed. Raises UserError for an unknown name."""
         if name not in PRESETS:
-            raise ValueError(unknown_name("preset", name, PRESETS))
+            raise UserError(unknown_name("preset", name, PRESETS))
         return cls._from_keys({**PRESETS[name].keys, **overrides})
 
     @classmethod

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import math
 import operator
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
+
+from errors import Problem, listed, unknown_name
 
 _BOUNDS = {
     "at_least": (operator.ge, "at least"),
@@ -25,24 +26,6 @@ _BOUNDS = {
     "at_most": (operator.le, "at most"),
     "below": (operator.lt, "below"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a config: the keys it concerns, and a sentence that names the fix."""
-
-    keys: tuple[str, ...]
-    message: str
-
-
-class ConfigError(ValueError):
-    """Every problem found in a config, raised once."""
-
-    def __init__(self, problems: Sequence[Problem]):
-        self.problems = tuple(problems)
-        lines = [problem.message for problem in self.problems]
-        head = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        super().__init__(f"{head} in the configuration:\n" + "\n".join(f"  - {x}" for x in lines))
 
 
 def option(
@@ -108,7 +91,7 @@ def type_name(annotation: Any) -> str:
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """`value` as the annotated type; ValueError where it is another.
+    """`value` as the annotated type; UserError where it is another.
 
     An int is taken where a float is meant; a bool is never taken for a number.
     """
@@ -141,23 +124,6 @@ def parse(text: str, annotation: Any) -> Any:
         return text
 
 
-def nearest(name: str, choices: Iterable[Any]) -> str:
-    """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
-    names = {str(choice).lower(): str(choice) for choice in choices}
-    matches = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {names[matches[0]]!r}?" if matches else "."
-
-
-def unknown_name(kind: str, name: str, choices: Iterable[Any]) -> str:
-    """The message for a name that is none of the choices: the nearest, then all."""
-    names = list(choices)
-    return f"unknown {kind} {name!r}{nearest(name, names)} {_listed(names)}"
-
-
-def _listed(choices: Iterable[Any]) -> str:
-    return f"Choices: {', '.join(str(choice) for choice in choices)}."
-
-
 def _bound_message(value: float, bounds: dict[str, float | None]) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
@@ -174,7 +140,7 @@ def field_problem(field: dataclasses.Field, annotation: Any, value: Any) -> Prob
     try:
         value = convert(value, annotation)
     except (ValueError, OverflowError) as error:
-        hint = "" if choices is None else f" {_listed(choices)}"
+        hint = "" if choices is None else f" {listed(choices)}"
         return Problem((key,), f"{key} {error}.{hint}")
     if choices is not None and value is not None and value not in list(choices):
         return Problem((key,), unknown_name(key, value, choices))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import configurator
+from errors import UserError
 from model_builder import GPT
 from training.checkpoint import find_checkpoint, load_model_weights, load_state
 from training.config import DEVICES, DTYPES
@@ -64,11 +65,11 @@ def load_model(path: Path, plugins: str, device: torch.device) -> tuple[GPT, Tok
 
 
 def read_prompt(path: Path) -> str:
-    """The text of a prompt file. Raises ValueError where it cannot be read as UTF-8."""
+    """The text of a prompt file. Raises UserError where it cannot be read as UTF-8."""
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read --prompt_file={path}: {error}.") from error
+        raise UserError(f"cannot read --prompt_file={path}: {error}.") from error
 
 
 def text_of(tokens: Iterator[torch.Tensor], tokenizer: Tokenizer) -> Iterator[str]:
@@ -83,9 +84,9 @@ def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     if not prompt:
-        raise ValueError("the prompt is empty; give at least one character to go on from.")
+        raise UserError("the prompt is empty; give at least one character to go on from.")
     if args.num_samples < 1:
-        raise ValueError(f"num_samples={args.num_samples} must be at least 1.")
+        raise UserError(f"num_samples={args.num_samples} must be at least 1.")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     path, notes = find_checkpoint(args.run, Path(args.out_dir))
@@ -113,7 +114,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding does not have
-    try:
-        configurator.run_cli(main)
-    except ValueError as error:
-        sys.exit(str(error))
+    configurator.run_cli(main)

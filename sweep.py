@@ -30,6 +30,7 @@ import configurator
 from comparison.documents import assignments
 from comparison.runs import RUN_FILE, SWEEP_FILE
 from configurator import key_table, split_arguments
+from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, parse_budget
 from experiment.engines import (
     THREADS,
@@ -46,7 +47,6 @@ from experiment.plan import Choice, Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
-from options import ConfigError, Problem
 from training.claim import claimed
 from training.hardware import resolve_device, resolve_dtype
 from training.run import refuse_machine
@@ -130,16 +130,16 @@ def parser() -> argparse.ArgumentParser:
 def _budget(text: str) -> Budget:
     try:
         return parse_budget(text)
-    except ValueError as error:
+    except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
-    """What a command line asks for; ConfigError or ValueError where it cannot be."""
+    """What a command line asks for; ConfigError or UserError where it cannot be."""
     for key in ("seeds", "tune_seeds", "workers"):
         number = getattr(options, key)
         if number is not None and number < 1:
-            raise ValueError(f"--{key}={number} must be at least 1.")
+            raise UserError(f"--{key}={number} must be at least 1.")
     problems: list[Problem] = []
     arguments = split_arguments(rest, problems)
     unknown = [key for key in arguments.flags if key not in key_table()]
@@ -218,10 +218,8 @@ def main(argv: list[str]) -> int:
             engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
             with StopRequest() as stop:
                 return run_sweep(plan, engine, stop, argv)
-    except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
-        raise
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    except OSError as error:
+        raise UserError(str(error)) from error
 
 
 def refuse_this_machine(plan: Plan) -> None:
@@ -236,7 +234,7 @@ def with_seeds_of_before(plan: Plan) -> Plan:
     """The plan with at least the seeds that its folder has.
 
     Raises:
-        ValueError: the folder holds another sweep.
+        UserError: the folder holds another sweep.
     """
     if not (plan.folder / SWEEP_FILE).exists():
         return plan
@@ -248,12 +246,12 @@ def with_seeds_of_before(plan: Plan) -> Plan:
 
 
 def refuse_other_choices(before: Sweep, plan: Plan) -> None:
-    """Raise ValueError where trials no longer choose what runs of the verdict were trained with."""
+    """Raise UserError where trials no longer choose what runs of the verdict were trained with."""
     choices = plan.choices()
     for name, chosen in before.tuned.items():
         begun = [run for run in before.arms[name] if (run / RUN_FILE).exists()]
         if begun and chosen is not None and choices.get(name) != chosen:
-            raise ValueError(
+            raise UserError(
                 f"{name} was tuned to {assignments(chosen)} when {begun[0]} was trained, but its "
                 "trials are no longer those; restore them, or remove its runs."
             )

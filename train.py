@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import Tensor
 import configurator
 from interop.huggingface import load_weights
 from model_builder import GPT
-from options import ConfigError
 from training.checkpoint import save_checkpoint
 from training.claim import claimed
 from training.clock import Stopwatch
@@ -41,7 +39,7 @@ from training.hardware import (
     seed_everything,
     set_tf32,
 )
-from training.optim import Diverged, Stepper, learning_rate_at, make_optimizer
+from training.optim import Stepper, learning_rate_at, make_optimizer
 from training.report import start_report
 from training.resume import Start, find_start
 from training.run import Run, complete, fitting_memory, named, refuse_machine
@@ -51,34 +49,19 @@ from training_logger import TrainingLogger, discard_unfinished_log, refuse_exist
 
 def main(argv: list[str]) -> None:
     """Train as the command line says; exits with a message for what a user can mend."""
-    try:
-        with contextlib.ExitStack() as stack:
-            with user_errors():
-                start = find_start(configurator.load(argv))
-                run = set_up(start)
-                stack.enter_context(own_folder(run, start))
-                log = stack.enter_context(open_log(run, start))
-            fit(run, log, stack.enter_context(StopRequest()))
-    except Diverged as error:  # of which the log has been told by now
-        sys.exit(str(error))
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """What is wrong with files and flags is told in a sentence, without a traceback."""
-    try:
-        yield
-    except (ConfigError, BrokenPipeError):  # which `run_cli` ends in its own ways
-        raise
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    with contextlib.ExitStack() as stack:
+        start = find_start(configurator.load(argv))
+        run = set_up(start)
+        stack.enter_context(own_folder(run, start))
+        log = stack.enter_context(open_log(run, start))
+        fit(run, log, stack.enter_context(StopRequest()))
 
 
 # Setting up
 
 
 def set_up(start: Start) -> Run:
-    """Everything in place for the next step. Raises ValueError for what a user can mend."""
+    """Everything in place for the next step. Raises UserError for what a user can mend."""
     training = start.settings.training
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
@@ -129,7 +112,7 @@ def own_folder(run: Run, start: Start) -> Iterator[None]:
     """Keep the run's folder for this process, and make room in it for the log of a new run.
 
     Raises:
-        ValueError: another process trains in it, or it holds a run that completed.
+        UserError: another process trains in it, or it holds a run that completed.
     """
     with claimed(run.folder):
         if start.checkpoint is None:

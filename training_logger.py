@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from errors import UserError
 from training.log_files import (
     LIST_OF_KIND,
     METRICS_FILE,
@@ -96,7 +97,7 @@ class TrainingLogger:
         sinks: Where every line goes besides, of `sinks.SINKS`.
 
     Raises:
-        ValueError: On entering: a new log where the folder holds one already, the log to take up
+        UserError: On entering: a new log where the folder holds one already, the log to take up
             is damaged, or a sink cannot be opened.
     """
 
@@ -201,7 +202,7 @@ class TrainingLogger:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged ({error}); restore it, or remove it to go on without the "
                 "start time and the list of checkpoints that it held."
             ) from error

@@ -95,7 +95,7 @@ def compare(
         factors: The keys of a factorial design; none: those that the groups themselves show.
 
     Raises:
-        ValueError: The baseline is not among the runs.
+        UserError: The baseline is not among the runs.
     """
     groups = group_runs(runs)
     base = find_baseline(groups, baseline)

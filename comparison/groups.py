@@ -17,7 +17,7 @@ from typing import Any
 
 from comparison.inference import Sample, deviation
 from comparison.runs import Run
-from options import unknown_name
+from errors import UserError, unknown_name
 from training.config import TrainingConfig
 from training_logger import format_count, format_number
 
@@ -303,7 +303,7 @@ def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
             its runs; None: the oldest group.
 
     Raises:
-        ValueError: No group is called so, or more than one is.
+        UserError: No group is called so, or more than one is.
     """
     if name is None:
         return groups[0]
@@ -320,5 +320,5 @@ def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
             return found[0]
         if found:
             names = "; ".join(group.name for group in found)
-            raise ValueError(f"--baseline={name} is more than one group: {names}. Name one whole.")
-    raise ValueError(unknown_name("baseline", name, [group.name for group in groups]))
+            raise UserError(f"--baseline={name} is more than one group: {names}. Name one whole.")
+    raise UserError(unknown_name("baseline", name, [group.name for group in groups]))

@@ -23,6 +23,7 @@ from comparison.documents import assignments
 from comparison.findings import Findings, Row
 from comparison.formats import BUDGET_TITLES, verdict_word
 from comparison.verdicts import BASELINE, Verdict
+from errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +119,7 @@ def write_plot(findings: Findings, path: Path) -> None:
     """Draw findings into a file of one of FILE_TYPES; its folder is made.
 
     Raises:
-        ValueError: there is no loss to draw.
+        UserError: there is no loss to draw.
         OSError: the file cannot be written.
     """
     from matplotlib import rc_context
@@ -133,14 +134,14 @@ def draw(findings: Findings) -> Figure:
     """A panel of curves for each unit of budget that can be compared, and below them the key.
 
     Raises:
-        ValueError: there is no loss to draw.
+        UserError: there is no loss to draw.
     """
     from matplotlib.figure import Figure
 
     arms = arms_of(findings)
     panels = dict(_panels(arms))
     if not panels:
-        raise ValueError("nothing to plot: no run has a finite validation loss after step 0")
+        raise UserError("nothing to plot: no run has a finite validation loss after step 0")
     limits = _loss_limits([found for bands in panels.values() for found in bands.values()])
     drawn = {number for bands in panels.values() for number in bands}
     notes = textwrap.wrap(" ".join(_notes(findings, arms, drawn, limits)), _NOTE_WIDTH)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
 from training_logger import (
     METRICS_FILE,
     RUN_FILE,
@@ -111,7 +112,7 @@ def load_run(path: Path | str) -> Run:
     """The run of a folder, of a run.json, or of the metrics.jsonl beside one.
 
     Raises:
-        ValueError: There is none, it is damaged, or it is the file of something else.
+        UserError: There is none, it is damaged, or it is the file of something else.
     """
     path = Path(path)
     if path.is_dir():
@@ -119,14 +120,14 @@ def load_run(path: Path | str) -> Run:
     elif path.name == METRICS_FILE:
         path = path.with_name(RUN_FILE)
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: no such file; name the folder of a run, or its {RUN_FILE} "
             f"(a {METRICS_FILE} alone does not tell what was trained)."
         )
     try:
         document = read_run(path)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}).") from error
+        raise UserError(f"{path}: damaged ({error}).") from error
     _check_document(document, path)
     run = Run(path=path, **{name: document[name] for name in _LOGGED_FIELDS})
     return _up_to_date(run) if run.status == "running" else run
@@ -134,10 +135,10 @@ def load_run(path: Path | str) -> Run:
 
 def _check_document(document: Any, path: Path) -> None:
     if not isinstance(document, dict):
-        raise ValueError(f"{path}: not the log of a run (it holds no JSON object).")
+        raise UserError(f"{path}: not the log of a run (it holds no JSON object).")
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a log that can be read here "
             f"(schema_version {version}, not {SCHEMA_VERSION})."
         )
@@ -145,7 +146,7 @@ def _check_document(document: Any, path: Path) -> None:
     named = {"name", "parameters", "flops_per_token"}
     bad += [] if "architecture" in bad else sorted(named - document["architecture"].keys())
     if bad:
-        raise ValueError(f"{path}: not the log of a run (missing or wrong: {', '.join(bad)}).")
+        raise UserError(f"{path}: not the log of a run (missing or wrong: {', '.join(bad)}).")
 
 
 def _up_to_date(run: Run) -> Run:

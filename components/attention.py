@@ -12,7 +12,7 @@ from components.attention_backends import ATTENTION_BACKENDS
 from components.norms import RMSNorm, make_qk_norm
 from components.part import Part
 from components.positions import PositionEncoding
-from options import Problem
+from errors import Problem
 
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.registry import Registry
-from options import Problem
+from errors import Problem, UserError
 
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig
@@ -194,7 +194,7 @@ class FlashAttention(AttentionBackend):
     ) -> Tensor:
         why_not = self.refusal(self.needs, q.device.type, q.dtype, training=torch.is_grad_enabled())
         if why_not:
-            raise ValueError(why_not)
+            raise UserError(why_not)
         from flash_attn import flash_attn_func
 
         out = flash_attn_func(
@@ -249,7 +249,7 @@ class FlexAttention(AttentionBackend):
         training = torch.is_grad_enabled() and q.requires_grad
         why_not = self.refusal(self.needs, q.device.type, q.dtype, training)
         if why_not:
-            raise ValueError(why_not)
+            raise UserError(why_not)
         attend = _flex_attention(q.device.type)
         return attend(
             q,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from options import Problem
+from errors import Problem
 
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from components.part import Part
 from components.registry import Registry
-from options import Problem
+from errors import Problem
 
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from options import unknown_name
+from errors import UserError, unknown_name
 
 PartClass = TypeVar("PartClass", bound=type)
 
@@ -44,14 +44,14 @@ class Registry:
     ) -> Callable[[PartClass], PartClass]:
         """A class decorator that enters a part under `name`.
 
-        Raises ValueError for a name or a label that is taken, and for a class without a docstring.
+        Raises UserError for a name or a label that is taken, and for a class without a docstring.
         The same class of the same source file may be entered again (a file that is run twice).
         """
 
         def enter(part: PartClass) -> PartClass:
             lines = (part.__doc__ or "").strip().splitlines()
             if not lines:
-                raise ValueError(f"{self.key} {name!r}: {part.__name__} needs a docstring.")
+                raise UserError(f"{self.key} {name!r}: {part.__name__} needs a docstring.")
             self._refuse_taken(part, label, (name, *aliases))
             self._entries[name] = Entry(name, part, label, lines[0], paper, aliases)
             self._canonical.update(dict.fromkeys((name, *aliases), name))
@@ -66,19 +66,19 @@ class Registry:
             taken = set(names) & {entry.name, *entry.aliases}
             if taken or entry.label == label:
                 what = f"name {taken.pop()!r}" if taken else f"label {label!r}"
-                raise ValueError(
+                raise UserError(
                     f"{self.key}: the {what} is taken by {entry.part.__qualname__} "
                     f"({entry.name!r}); register {part.__qualname__} under another."
                 )
 
     def canonical(self, name: str) -> str:
-        """The name that an alias stands for. Raises ValueError for an unknown name."""
+        """The name that an alias stands for. Raises UserError for an unknown name."""
         if name not in self._canonical:
-            raise ValueError(unknown_name(self.key, name, self))
+            raise UserError(unknown_name(self.key, name, self))
         return self._canonical[name]
 
     def entry(self, name: str) -> Entry:
-        """All that is known of a part. Raises ValueError for an unknown name."""
+        """All that is known of a part. Raises UserError for an unknown name."""
         return self._entries[self.canonical(name)]
 
     def __getitem__(self, name: str) -> type:

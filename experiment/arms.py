@@ -13,11 +13,11 @@ import configurator
 from comparison.documents import assignments
 from comparison.groups import BOOKKEEPING, RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
 from configurator import DERIVED, Settings
+from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
 from experiment.matching import FFN_KEYS, flops_per_token, parameters, solve
 from experiment.request import TUNABLE, Request
-from options import ConfigError, Problem
 from training.data import Dataset, prepare_if_missing
 from training.run import complete
 
@@ -91,7 +91,7 @@ class ArmMaker:
 
         Raises:
             ConfigError: with the problems of every arm.
-            ValueError: two arms are the same, differ in more than was asked, or cannot be made
+            UserError: two arms are the same, differ in more than was asked, or cannot be made
                 equal.
         """
         arms = self.designed()
@@ -127,7 +127,7 @@ class ArmMaker:
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         if len(arms) < 2:
-            raise ValueError(
+            raise UserError(
                 f"there is nothing to compare {arms[0].name} with; name another arm in --arms."
             )
         return arms
@@ -162,7 +162,7 @@ class ArmMaker:
                 others.append(text)
         if not others:
             listed = ",".join(self.request.vary[key])
-            raise ValueError(f"--vary {key}={listed}: the config has that; list another value.")
+            raise UserError(f"--vary {key}={listed}: the config has that; list another value.")
         return others
 
     def make(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
@@ -205,8 +205,8 @@ class ArmMaker:
         fixed = {key for key in (*FFN_KEYS, "n_embd") if _is_chosen(arm, baseline, key)}
         try:
             keys = solve(arm.settings.model, count, target, fixed)
-        except ValueError as error:
-            raise ValueError(f"arm {arm.name}, {unit}: {error}") from error
+        except UserError as error:
+            raise UserError(f"arm {arm.name}, {unit}: {error}") from error
         if not keys:
             return arm
         texts = {key: configurator.shown(value) for key, value in keys.items()}
@@ -245,10 +245,10 @@ def _refuse_twins(arms: Sequence[Arm]) -> None:
         config = {k: v for k, v in arm.settings.to_dict().items() if k not in BOOKKEEPING}
         same = by_config.setdefault(repr(config), arm)
         if same is not arm:
-            raise ValueError(f"{arm.name} is {same.name} again, key by key; drop one.")
+            raise UserError(f"{arm.name} is {same.name} again, key by key; drop one.")
         same = by_slug.setdefault(arm.slug, arm)
         if same is not arm:
-            raise ValueError(
+            raise UserError(
                 f"the runs of two arms, {same.name} and {arm.name}, would be called {arm.slug}; "
                 "rename a config file, or drop one."
             )
@@ -259,7 +259,7 @@ def _refuse_minutes(arms: Sequence[Arm], budget: Budget | None) -> None:
     for arm in arms:
         minutes = arm.settings.training.max_minutes
         if minutes and budget is None:
-            raise ValueError(
+            raise UserError(
                 f"max_minutes={minutes:g} (from {arm.settings.origins['max_minutes']}) is no "
                 f"budget of a sweep; use --budget minutes={minutes:g}, which ends every run after "
                 "as many, or --budget tokens=N."
@@ -275,7 +275,7 @@ def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
     for arm in arms:
         own = getattr(arm, unit)
         if abs(own - asked) > SAME_BUDGET * max(own, asked):
-            raise ValueError(
+            raise UserError(
                 f"arm {arm.name} would spend {own:,.0f} {unit}, not {asked:,.0f}: a step is too "
                 "large a part of the budget; raise it, or lower batch_size."
             )
@@ -302,7 +302,7 @@ def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
         own = arm.settings.training.to_dict()
         for key in sorted(key for key in alike if own[key] != baseline[key]):
             study = ", or study it with --vary or --tune" if key in TUNABLE else ""
-            raise ValueError(
+            raise UserError(
                 f"arm {arm.name} has {key}={own[key]} (from {arm.settings.origins[key]}), the "
                 f"baseline {baseline[key]}: they would not be comparable; set it for all "
                 f"arms{study}."
@@ -315,7 +315,7 @@ def _refuse_other_schedules(arms: Sequence[Arm], request: Request) -> None:
         first, *others = (_share_of_length(arm, key) for arm in arms)
         for arm, share in zip(arms[1:], others, strict=True):
             if abs(share - first) > SAME_SHARE:
-                raise ValueError(
+                raise UserError(
                     f"arm {arm.name} has {key} of {share:.1%} of its steps (from "
                     f"{arm.settings.origins[key]}), the baseline {first:.1%}: they would not be "
                     "comparable; set it for all arms."

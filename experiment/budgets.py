@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from configurator import Settings
+from errors import UserError
 
 UNITS = ("tokens", "flops", "minutes")
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -33,7 +34,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """`tokens=20M`, `flops=1e15`, `minutes=10`. Raises ValueError for anything else."""
+    """`tokens=20M`, `flops=1e15`, `minutes=10`. Raises UserError for anything else."""
     unit, _, number = text.partition("=")
     scale = SUFFIXES.get(number[-1:].upper(), 1.0)
     try:
@@ -41,7 +42,7 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         amount = 0.0
     if unit not in UNITS or not 0 < amount < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"cannot read {text!r}; write tokens=20M, flops=1e15 or minutes=10, with a number "
             "above 0."
         )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from errors import UserError
 from experiment.jobs import (
     FAILED,
     INTERRUPTED,
@@ -125,14 +126,14 @@ class RayEngine:
         device: The key of the runs: auto takes GPUs where the cluster has any.
 
     Raises:
-        ValueError: Ray is not installed, or the cluster has no room for a single task.
+        UserError: Ray is not installed, or the cluster has no room for a single task.
     """
 
     def __init__(self, folder: Path, workers: int | None, device: str):
         try:
             import ray
         except ImportError as error:
-            raise ValueError("--engine=ray needs Ray: pip install ray.") from error
+            raise UserError("--engine=ray needs Ray: pip install ray.") from error
         self._ray = ray
         self._stop_file = folder / ".stop"
         self._stop_file.unlink(missing_ok=True)
@@ -146,7 +147,7 @@ class RayEngine:
         on_gpus = device == "cuda" or (device == "auto" and room.get("GPU", 0) >= 1)
         there = int(room.get("GPU" if on_gpus else "CPU", 0))
         if there < 1:
-            raise ValueError("the Ray cluster has no GPU; add a machine that has one.")
+            raise UserError("the Ray cluster has no GPU; add a machine that has one.")
         self.workers = min(workers or there, there)
         largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         threads = 1 if on_gpus else max(1, min(largest, there // self.workers))

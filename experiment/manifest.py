@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparison.runs import SWEEP_FILE
+from errors import UserError
 from training.log_files import json_safe, write_atomically
 
 if TYPE_CHECKING:
@@ -99,14 +100,14 @@ def read_sweep(folder: Path) -> Sweep:
     """The sweep of a folder.
 
     Raises:
-        ValueError: its manifest is missing, damaged, or of another version.
+        UserError: its manifest is missing, damaged, or of another version.
     """
     path = folder / SWEEP_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
         if version != SCHEMA_VERSION:
-            raise ValueError(f"it has schema_version {version}, this code reads {SCHEMA_VERSION}")
+            raise UserError(f"it has schema_version {version}, this code reads {SCHEMA_VERSION}")
         runs = [run for run in manifest["runs"] if not run["tuning"]]
         arms = {arm["name"]: arm["tuned"] for arm in manifest["arms"]}
         return Sweep(
@@ -122,16 +123,16 @@ def read_sweep(folder: Path) -> Sweep:
             identity=manifest["identity"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no manifest of a sweep that can be read ({error}).") from error
+        raise UserError(f"{path} is no manifest of a sweep that can be read ({error}).") from error
 
 
 def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
-    """Raise ValueError where a folder holds another sweep, naming what differs."""
+    """Raise UserError where a folder holds another sweep, naming what differs."""
     wanted = json.loads(json.dumps(json_safe(identity)))
     differences = list(_differences(found.identity, wanted))
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(
+        raise UserError(
             f"{found.folder} holds another sweep: {'; '.join(differences[:3])}{more}. Choose "
             "another --name, or repeat its command to go on with it."
         )

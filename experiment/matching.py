@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from errors import ConfigError, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from options import ConfigError
 
 TOLERANCE = 0.005
 """Counts that differ by no more than this share are equal."""
@@ -55,7 +55,7 @@ def solve(
         fixed: Keys that make the arm what it is, and so may not change.
 
     Raises:
-        ValueError: no width comes near enough.
+        UserError: no width comes near enough.
     """
     if _off(count(config), target) <= TOLERANCE:
         return {}
@@ -66,7 +66,7 @@ def solve(
             return keys
     nearest = min(reached, default=_off(count(config), target))
     finer = f"lower ffn_multiple_of={config.ffn_multiple_of}, " * (config.ffn_multiple_of > 1)
-    raise ValueError(
+    raise UserError(
         f"no width brings its {count(config):,.0f} within {TOLERANCE:.1%} of the baseline's "
         f"{target:,.0f} (the nearest is {nearest:.2%} off); {finer}leave ffn_hidden or n_embd "
         "free, or use --match=none."

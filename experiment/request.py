@@ -8,10 +8,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import configurator
 from comparison.groups import RECIPE_KEYS
 from configurator import key_table
+from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget
 from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
-from options import ConfigError, Problem, field_problem, parse
+from options import field_problem, parse
 
 DESIGNS = ("ablation", "factorial")
 MATCHES = ("params", "flops", "none")
@@ -76,16 +77,16 @@ class Request:
 
 
 def read_lists(option: str, texts: Iterable[str]) -> Texts:
-    """`["a=1,2", "b=x"]` as keys and their values. Raises ValueError where one is something else,
+    """`["a=1,2", "b=x"]` as keys and their values. Raises UserError where one is something else,
     or a key comes twice."""
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         listed = tuple(value for value in values.split(",") if value)
         if not equals or not listed:
-            raise ValueError(f"cannot read {option} {text!r}; write {option} key=value,value")
+            raise UserError(f"cannot read {option} {text!r}; write {option} key=value,value")
         if key in found:
-            raise ValueError(f"{option} {key} is given more than once; list its values in one.")
+            raise UserError(f"{option} {key} is given more than once; list its values in one.")
         found[key] = listed
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from comparison.findings import Findings, compare
 from comparison.runs import RUN_FILE, SWEEP_FILE, Run, expand, find, load_runs, logs_below, newest
+from errors import UserError
 from experiment.manifest import Sweep, read_sweep
 
 DEFAULT_LATEST = 3
@@ -54,7 +55,7 @@ def select(
         baseline_given: Whether somebody has said what to compare with.
 
     Raises:
-        ValueError: the manifest of a sweep cannot be read, or none of its baseline's runs has
+        UserError: the manifest of a sweep cannot be read, or none of its baseline's runs has
             begun while others have, and no other baseline is given.
     """
     if not words:
@@ -95,7 +96,7 @@ def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> Run:
     for run in runs:
         if run.path.parent in sweep.baseline:
             return run
-    raise ValueError(
+    raise UserError(
         f"no run of the baseline of {sweep.folder} can be read, so there is nothing to compare "
         "with; train it with the command of the sweep, or name another group with --baseline."
     )

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from errors import UserError
 from model_config import ModelArchitectureConfig
 
 Fields = dict[str, Any]
@@ -68,7 +69,7 @@ HEAD_DIM = Aspect(
 
 def _head_dim_of_whole_heads(config: ModelArchitectureConfig) -> Fields:
     if config.n_embd % config.n_head:
-        raise ValueError(
+        raise UserError(
             f"n_embd={config.n_embd} is not a multiple of n_head={config.n_head}, as transformers "
             "wants it, whatever head_dim is."
         )
@@ -100,7 +101,7 @@ def _activation(given: Fields, field: str) -> str:
     name = given[field]
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise ValueError(f"{field}={name!r} is no activation known here; known are {known}.")
+        raise UserError(f"{field}={name!r} is no activation known here; known are {known}.")
     return _ACTIVATIONS[name]
 
 
@@ -176,7 +177,7 @@ def windows_by_layer(pattern: Callable[[Fields], str]) -> Aspect:
             return _window_keys(given, (pattern(given) * layers)[:layers])
         unknown = set(types) - set(_LAYER_TYPES)
         if unknown:
-            raise ValueError(f"layer_types has {unknown.pop()!r}, which is not known here.")
+            raise UserError(f"layer_types has {unknown.pop()!r}, which is not known here.")
         return _window_keys(given, "".join(_LAYER_TYPES[kind] for kind in types))
 
     def write(config: ModelArchitectureConfig) -> Fields:
@@ -228,14 +229,14 @@ def _scaling_keys(parameters: Fields, longest: int) -> Keys:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in _SCALINGS:
         known = ", ".join(_SCALINGS)
-        raise ValueError(f"rope_type={kind!r} is no RoPE scaling known here; known are {known}.")
+        raise UserError(f"rope_type={kind!r} is no RoPE scaling known here; known are {known}.")
     said = {"original_max_position_embeddings": longest, "beta_fast": 32.0, "beta_slow": 1.0}
     said |= {name: value for name, value in parameters.items() if value is not None}
     lost = set(parameters).intersection(said) - set(_NOT_SCALING) - set(_SCALINGS[kind].values())
     lost -= {"truncate"} if said.get("truncate") is True else set()
     if lost:
         listed = ", ".join(f"{name}={said[name]!r}" for name in sorted(lost))
-        raise ValueError(f"rope_type={kind!r} has {listed}, which cannot be expressed here.")
+        raise UserError(f"rope_type={kind!r} has {listed}, which cannot be expressed here.")
     if kind == "default":
         return {}
     return {"rope_scaling": kind} | {key: said[name] for key, name in _SCALINGS[kind].items()}
@@ -299,7 +300,7 @@ def _read_local_theta(given: Fields) -> Keys:
     """Gemma 3's base of windowed layers; where it is the common one, nothing is said."""
     parameters = _rope_parameters(given, "sliding_attention")
     if _scaling_keys(parameters, given["max_position_embeddings"]):
-        raise ValueError(
+        raise UserError(
             "rope_parameters stretches the RoPE of windowed layers, which cannot be expressed here."
         )
     local = parameters.get("rope_theta", given.get("rope_local_base_freq", 10_000.0))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from components.attention import qkv_widths
+from errors import Problem, UserError, unknown_name
 from interop.aspects import (
     HEAD_DIM,
     HEAD_DIM_OF_WHOLE_HEADS,
@@ -45,7 +46,6 @@ from interop.aspects import (
 )
 from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS, PLAIN, Layout
 from model_config import ModelArchitectureConfig
-from options import Problem, unknown_name
 
 CONFIG = "config.json"
 OF_A_RUN = ("dropout", "attention_backend")
@@ -109,12 +109,12 @@ class Family:
         """The keys of an architecture that a config.json describes.
 
         Raises:
-            ValueError: a field is missing, or says what cannot be expressed here; naming it.
+            UserError: a field is missing, or says what cannot be expressed here; naming it.
         """
         fields = {**self.defaults, **fields}
         for name, allowed in (self.required | {"quantization_config": (None,)}).items():
             if name in fields and fields[name] not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"{name}={fields[name]!r} cannot be expressed here; only "
                     f"{' or '.join(map(repr, allowed))} can."
                 )
@@ -123,10 +123,10 @@ class Family:
             for aspect in self.aspects:
                 keys |= aspect.read(fields)
         except KeyError as error:
-            raise ValueError(f"config.json of a {self.model_type} has no {error}.") from error
+            raise UserError(f"config.json of a {self.model_type} has no {error}.") from error
         except TypeError as error:
             message = f"config.json of a {self.model_type} has a value of the wrong kind: {error}."
-            raise ValueError(message) from error
+            raise UserError(message) from error
         return keys
 
     def write(self, config: ModelArchitectureConfig) -> Fields:
@@ -148,7 +148,7 @@ class Family:
         try:
             back = self._read_back(config)
             wanted = _comparable(_with_biases(config, back))
-        except ValueError as error:
+        except UserError as error:
             return [Problem((), f"{self.model_type}: {error}")]
         return [
             Problem(
@@ -208,21 +208,21 @@ def _comparable(config: ModelArchitectureConfig) -> Keys:
 
 
 def read_fields(folder: Path) -> Fields:
-    """What a folder's config.json holds. Raises ValueError where there is none."""
+    """What a folder's config.json holds. Raises UserError where there is none."""
     file = folder / CONFIG
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from error
+        raise UserError(f"{file} is not JSON: {error}.") from error
 
 
 def family_of(fields: Fields) -> Family:
-    """The family that a config.json names. Raises ValueError for another."""
+    """The family that a config.json names. Raises UserError for another."""
     name = fields.get("model_type")
     if name not in FAMILIES:
-        raise ValueError(unknown_name("model_type", str(name), FAMILIES))
+        raise UserError(unknown_name("model_type", str(name), FAMILIES))
     return FAMILIES[name]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import configurator
+from errors import ConfigError, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from options import ConfigError, unknown_name
 from training.checkpoint import find_checkpoint, load_model_weights, load_state
 from training.resume import load_settings
 from training.tokenizers import Tokenizer, tokenizer_from_meta
@@ -47,7 +46,7 @@ def load(source: str | Path | Any, **changes: Any) -> GPT:
             which have their defaults otherwise.
 
     Raises:
-        ValueError: a family that is not known, a field that cannot be expressed here, or weights
+        UserError: a family that is not known, a field that cannot be expressed here, or weights
             that are missing, too many, or of another shape.
     """
     if isinstance(source, str | Path):
@@ -61,7 +60,7 @@ def load(source: str | Path | Any, **changes: Any) -> GPT:
 
 
 def load_weights(model: GPT, folder: Path) -> None:
-    """Copy a folder's weights into a model of its architecture. Raises ValueError, as `load`."""
+    """Copy a folder's weights into a model of its architecture. Raises UserError, as `load`."""
     copy_weights(model, family_of(read_fields(folder)), read_tensors(folder))
 
 
@@ -69,7 +68,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder's safetensors, in one file or several.
 
     Raises:
-        ValueError: files are missing or damaged.
+        UserError: files are missing or damaged.
     """
     files = [WEIGHTS]
     if (folder / INDEX).is_file():
@@ -77,7 +76,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         files = sorted(set(index["weight_map"].values()))
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {', '.join(missing)}; only safetensors are read. Save the model "
             "anew with transformers' save_pretrained, which writes them."
         )
@@ -86,7 +85,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(folder / name)
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged: {error}.") from error
+            raise UserError(f"{folder / name} is damaged: {error}.") from error
     return tensors
 
 
@@ -107,11 +106,11 @@ def save(
     Raises:
         ConfigError: no family, or not the one asked for, can express the architecture; naming the
             keys.
-        ValueError: an unknown family, or a folder that holds something.
+        UserError: an unknown family, or a folder that holds something.
     """
     chosen, folder = choose_family(model.config, family), Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name another folder, or empty it.")
+        raise UserError(f"{folder} is not empty; name another folder, or empty it.")
     folder.mkdir(parents=True, exist_ok=True)
     end_of_text = None if tokenizer is None else tokenizer.end_of_text
     tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
@@ -125,7 +124,7 @@ def save(
 def choose_family(config: ModelArchitectureConfig, name: str | None = None) -> Family:
     """The family to write an architecture as; see `save`."""
     if name is not None and name not in FAMILIES:
-        raise ValueError(unknown_name("family", name, FAMILIES))
+        raise UserError(unknown_name("family", name, FAMILIES))
     candidates = FAMILIES.values() if name is None else [FAMILIES[name]]
     misfits = {family.model_type: family.misfits(config) for family in candidates}
     nearest = min(misfits, key=lambda family: len(misfits[family]))
@@ -149,7 +148,7 @@ def export(run: str, folder: Path, out_dir: Path, family: str | None, plugins: s
     """Write a run's newest checkpoint as a folder of transformers; lines that say what was done.
 
     Raises:
-        ValueError: there is no such run, or what `save` refuses.
+        UserError: there is no such run, or what `save` refuses.
     """
     path, notes = find_checkpoint(run, out_dir)
     settings = load_settings(path, configurator.run_plugins(plugins))
@@ -185,7 +184,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        configurator.run_cli(main)
-    except ValueError as error:
-        sys.exit(str(error))
+    configurator.run_cli(main)

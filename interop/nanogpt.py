@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from errors import UserError
 from interop.families import FAMILIES, Weights
 from interop.weights import copy_weights
 from model_builder import GPT
@@ -36,7 +37,7 @@ def load(path: str | Path, **changes: Any) -> GPT:
         changes: Keys of the architecture to change, such as `dropout`, which is 0 otherwise.
 
     Raises:
-        ValueError: the file cannot be read, is no checkpoint of nanoGPT, or its weights do not
+        UserError: the file cannot be read, is no checkpoint of nanoGPT, or its weights do not
             fit its sizes; naming what is wrong.
     """
     checkpoint = _read(Path(path))
@@ -51,14 +52,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # a damaged file can raise anything
         reason = f"{error!r:.200}"
-        raise ValueError(f"{path} is no file of tensors and plain values: {reason}") from error
+        raise UserError(f"{path} is no file of tensors and plain values: {reason}") from error
     found = checkpoint if isinstance(checkpoint, dict) else {}
     arguments = found.get("model_args") or {}
     missing = [name for name in ("model", "model_args") if name not in found]
     missing += [f"model_args[{key!r}]" for key in _SIZES if arguments and key not in arguments]
     if missing:
-        raise ValueError(f"{path} is no checkpoint of nanoGPT: it has no {', '.join(missing)}.")
+        raise UserError(f"{path} is no checkpoint of nanoGPT: it has no {', '.join(missing)}.")
     return found

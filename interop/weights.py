@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Size, Tensor
 
+from errors import UserError
 from interop.families import Family
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
@@ -17,7 +18,7 @@ _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias
 
 
 def copy_weights(model: GPT, family: Family, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a family's tensors into a model. Raises ValueError naming each that does not fit."""
+    """Copy a family's tensors into a model. Raises UserError naming each that does not fit."""
     own = _weights(model)
     tensors = _relevant(model.config, family, tensors)
     _refuse_misfit(tensors, _expected(own, model.config, family))
@@ -68,7 +69,7 @@ def _refuse_misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Size]) 
     ]
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise ValueError(
+        raise UserError(
             f"the weights do not fit the architecture ({len(problems)} differences): {shown}."
         )
 

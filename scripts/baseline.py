@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, run_script, train
@@ -77,7 +79,7 @@ def measure(baseline: Baseline, seed: int, out_dir: Path) -> Result:
     """Train a baseline with a seed.
 
     Raises:
-        ValueError: the run did not complete, or no validation gave a finite loss.
+        UserError: the run did not complete, or no validation gave a finite loss.
     """
     folder = make_run_folder(f"{baseline.config.stem}-{seed}", out_dir)
     log = train([str(baseline.config), f"--seed={seed}", f"--data_seed={seed}"], folder)
@@ -88,7 +90,7 @@ def result_of(log: Mapping[str, Any], baseline: Baseline, seed: int) -> Result:
     """The row that the log of a run makes."""
     summary, machine = log["summary"], log["environment"]
     if summary["best_val_loss"] is None:
-        raise ValueError(f"seed {seed}: no validation gave a finite loss.")
+        raise UserError(f"seed {seed}: no validation gave a finite loss.")
     versions = ("device", "threads", "python", "torch", "numpy", "cuda", "driver")
     return Result(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,7 +111,7 @@ def append(result: Result, path: Path) -> None:
     """Add a row to the table, which begins with the names of the columns.
 
     Raises:
-        ValueError: the table that is there has other columns.
+        UserError: the table that is there has other columns.
     """
     columns = [field.name for field in dataclasses.fields(Result)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def append(result: Result, path: Path) -> None:
         file.seek(0)
         found = next(csv.reader(file), None)
         if found not in (None, columns):
-            raise ValueError(
+            raise UserError(
                 f"{path} has the columns {', '.join(found)}, a row now has {', '.join(columns)}; "
                 "move that file away to begin another."
             )

@@ -30,6 +30,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
@@ -98,7 +100,7 @@ def recorded(key: str, run: Trained, _: Trained) -> Any:
 def driver(run: Trained, _: Trained) -> str | None:
     version = run.log["environment"]["driver"]
     if version is None and torch.version.cuda and torch.cuda.is_available():
-        raise ValueError("nvidia-smi does not tell the version, though there is a CUDA device.")
+        raise UserError("nvidia-smi does not tell the version, though there is a CUDA device.")
     return version
 
 
@@ -113,7 +115,7 @@ def git(*arguments: str) -> str:
     command = ("git", "-C", str(PROJECT), *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
-        raise ValueError(f"git {arguments[0]}: {done.stderr.strip()}")
+        raise UserError(f"git {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
@@ -121,7 +123,7 @@ def git_of_project(*arguments: str) -> str:
     """What git prints about the project; an error where its folder is no checkout of its own."""
     root = git("rev-parse", "--show-toplevel")
     if Path(root).resolve() != PROJECT.resolve():
-        raise ValueError(f"git knows {PROJECT} as a folder of {root} only; clone the project.")
+        raise UserError(f"git knows {PROJECT} as a folder of {root} only; clone the project.")
     return git(*arguments)
 
 
@@ -267,15 +269,15 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report that --save wrote.
 
     Raises:
-        ValueError: the file is none, or of another version.
+        UserError: the file is none, or of another version.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         version, _, _ = (report[key] for key in ("schema_version", "facts", "config"))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no audit report ({error!r}); make one with --save.") from error
+        raise UserError(f"{path} is no audit report ({error!r}); make one with --save.") from error
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} is an audit report of version {version}, this code reads {SCHEMA_VERSION}; "
             "make it again with --save."
         )
@@ -301,7 +303,7 @@ def main(argv: Sequence[str]) -> int:
     args, arguments = parser().parse_known_args(argv)
     if args.compare:
         if arguments:
-            raise ValueError(f"--compare trains nothing; drop {' '.join(arguments)}")
+            raise UserError(f"--compare trains nothing; drop {' '.join(arguments)}")
         reports = [read_report(path) for path in args.compare]
     else:
         with tempfile.TemporaryDirectory(prefix="nanoarch-audit-") as temporary:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import configurator
+from errors import UserError
 from training_logger import RUN_FILE
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -22,7 +23,7 @@ CONFIG = PROJECT / "config"
 PASSED, FAILED, UNDECIDED = 0, 1, 2
 
 
-class RunFailed(ValueError):
+class RunFailed(UserError):
     """A training run did not come to its end."""
 
 

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from options import nearest
+from errors import UserError, nearest
 
 SCHEMA_VERSION = 1
 NEWEST = ("latest", "auto")
@@ -79,7 +79,7 @@ def save_checkpoint(
         The folder of the checkpoint.
 
     Raises:
-        ValueError: a plugin's name is not that of a .py file, or `state` has a key of ours.
+        UserError: a plugin's name is not that of a .py file, or `state` has a key of ours.
         OSError: the disk is full or not writable; earlier checkpoints are as they were.
     """
     target = folder / f"step_{step:08d}"
@@ -253,7 +253,7 @@ def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        ValueError: naming the damaged file, and why.
+        UserError: naming the damaged file, and why.
     """
     for name, (size, sha256) in _read_manifest(path).items():
         file = path / name
@@ -261,11 +261,11 @@ def verify(path: Path) -> None:
             actual_size = file.stat().st_size
             actual_sha256 = _sha256(file) if actual_size == size else None
         except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
+            raise UserError(f"{file} cannot be read: {error.strerror}.") from error
         if actual_size != size:
-            raise ValueError(f"{file} has {actual_size} bytes, its manifest says {size}.")
+            raise UserError(f"{file} has {actual_size} bytes, its manifest says {size}.")
         if actual_sha256 != sha256:
-            raise ValueError(
+            raise UserError(
                 f"{file} was altered: its sha256 is {actual_sha256}, its manifest says {sha256}."
             )
 
@@ -276,12 +276,12 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         listed = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
     except OSError as error:
-        raise ValueError(f"{manifest} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{manifest} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{manifest} is not a manifest: {error!r}.") from error
+        raise UserError(f"{manifest} is not a manifest: {error!r}.") from error
     missing = [name for name in _REQUIRED if name not in listed]
     if missing:
-        raise ValueError(f"{manifest} does not list {', '.join(missing)}.")
+        raise UserError(f"{manifest} does not list {', '.join(missing)}.")
     return listed
 
 
@@ -289,18 +289,18 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
     """The newest undamaged checkpoint in a `checkpoints` folder, and why newer ones were passed by.
 
     Raises:
-        ValueError: where there is none.
+        UserError: where there is none.
     """
     notes: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
             verify(path)
-        except ValueError as error:
+        except UserError as error:
             notes.append(f"Passed by the damaged checkpoint {path.name}: {error}")
         else:
             return path, notes
     found = "\n".join(notes) or "It holds none; let the run save one first."
-    raise ValueError(f"no whole checkpoint in {folder}.\n{found}")
+    raise UserError(f"no whole checkpoint in {folder}.\n{found}")
 
 
 def runs_newest_first(out_dir: Path) -> list[Path]:
@@ -322,12 +322,12 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
         out_dir: The folder that holds the runs.
 
     Raises:
-        ValueError: where there is none such, or it is damaged.
+        UserError: where there is none such, or it is damaged.
     """
     runs = runs_newest_first(out_dir)
     if where in NEWEST:
         if not runs:
-            raise ValueError(
+            raise UserError(
                 f"no run under {out_dir} has a checkpoint; train one, or give the path of one."
             )
         return newest_whole(runs[0] / "checkpoints")
@@ -338,7 +338,7 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
             verify(path)
             return path, []
     names = [run.relative_to(out_dir).as_posix() for run in runs]
-    raise ValueError(
+    raise UserError(
         f"{where!r} is neither a run under {out_dir} nor the folder of a run or checkpoint"
         f"{nearest(where, names)} Runs with a checkpoint: {', '.join(names) or 'none'}."
     )
@@ -351,11 +351,11 @@ def load_state(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`, with `schema_version`, `step` and `val_loss`.
 
     Raises:
-        ValueError: where the checkpoint is of another schema.
+        UserError: where the checkpoint is of another schema.
     """
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     if state["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has checkpoint schema {state['schema_version']}, this version reads "
             f"{SCHEMA_VERSION}; load it with the version that wrote it."
         )
@@ -372,7 +372,7 @@ def load_model_weights(path: Path, model: nn.Module) -> None:
     """Copy the weights of a checkpoint into a model of the same shape, on whatever device it is.
 
     Raises:
-        ValueError: naming every weight that does not fit.
+        UserError: naming every weight that does not fit.
     """
     saved = load_file(path / _MODEL)
     state = model.state_dict()
@@ -389,7 +389,7 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     Learning rate, betas and decay are not taken up: they come from the config.
 
     Raises:
-        ValueError: naming every entry that does not fit the model.
+        UserError: naming every entry that does not fit the model.
     """
     saved = load_file(path / _OPTIMIZER)
     parameters = dict(model.named_parameters())
@@ -419,7 +419,7 @@ def _refuse_misfit(
     ]
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise ValueError(
+        raise UserError(
             f"{file} does not fit the model ({len(problems)} differences): {shown}. "
             f"Build the model from the config in {file.with_name(_STATE)}."
         )

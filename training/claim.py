@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -47,13 +49,13 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
         key: What names the folder on the command line.
 
     Raises:
-        ValueError: another process, or this one, trains in it already.
+        UserError: another process, or this one, trains in it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
         if not _lock(file):
             file.seek(0)
-            raise ValueError(_taken(folder, file.read(), key))
+            raise UserError(_taken(folder, file.read(), key))
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -64,10 +66,10 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
 
 
 def refuse_claimed(folder: Path) -> None:
-    """Raise ValueError where a process trains in a folder now."""
+    """Raise UserError where a process trains in a folder now."""
     process = process_in(folder)
     if process is not None:
-        raise ValueError(_taken(folder, process, "run_name"))
+        raise UserError(_taken(folder, process, "run_name"))
 
 
 def process_in(folder: Path) -> str | None:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from options import ConfigError, Problem, convert_fields, field_problems, option, unknown_name
+from errors import ConfigError, Problem, unknown_name
+from options import convert_fields, field_problems, option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from errors import UserError
 from training.tokenizers import Tokenizer, token_dtype
 
 SCHEMA_VERSION = 1
@@ -95,7 +96,7 @@ def write_dataset(
         The meta data, as written.
 
     Raises:
-        ValueError: a split got no tokens.
+        UserError: a split got no tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as temporary:
@@ -238,7 +239,7 @@ def _check_not_empty(splits: dict[str, dict[str, Any]]) -> None:
     documents = sum(splits[split]["documents"] for split in SPLITS)
     for split in SPLITS:
         if splits[split]["tokens"] == 0:
-            raise ValueError(
+            raise UserError(
                 f"the {split} split got no text out of {documents} documents; give more "
                 "documents, or another share to validation."
             )

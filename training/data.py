@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from options import unknown_name
+from errors import UserError, unknown_name
 from training.corpus import META_FILE, SCHEMA_VERSION, SPLITS, TOKEN_BYTES_FILE, bin_file
 from training.tokenizers import Tokenizer, token_dtype, tokenizer_from_meta
 
@@ -46,7 +46,7 @@ def prepare_if_missing(dataset: str) -> Path:
         dataset: Name of a folder of data/, or a path to a prepared dataset.
 
     Raises:
-        ValueError: there is no such dataset, it is not prepared and cannot prepare itself, or
+        UserError: there is no such dataset, it is not prepared and cannot prepare itself, or
             preparing it failed.
     """
     folder = DATA_FOLDER / dataset
@@ -60,8 +60,8 @@ def prepare_if_missing(dataset: str) -> Path:
         _run_prepare(dataset, script)
         return folder
     if folder.is_dir():
-        raise ValueError(f"{folder} is no prepared dataset: it has no {META_FILE}.")
-    raise ValueError(
+        raise UserError(f"{folder} is no prepared dataset: it has no {META_FILE}.")
+    raise UserError(
         f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared folder also "
         "serves; data/text/prepare.py prepares text of your own."
     )
@@ -83,7 +83,7 @@ def _run_prepare(dataset: str, script: Path) -> None:
     try:
         module.main([])
     except SystemExit as stop:  # argparse: the script cannot do without arguments
-        raise ValueError(
+        raise UserError(
             f"dataset {dataset!r} cannot prepare itself without arguments; see "
             f"python {script} --help, then give the name of what it prepared as dataset."
         ) from stop
@@ -96,18 +96,18 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """The meta data of a prepared dataset, as `training.corpus.write_dataset` wrote it.
 
     Raises:
-        ValueError: it is missing, damaged, or of another version.
+        UserError: it is missing, damaged, or of another version.
     """
     path = folder / META_FILE
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no prepared dataset: it has no {META_FILE}.") from error
+        raise UserError(f"{folder} is no prepared dataset: it has no {META_FILE}.") from error
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); prepare the dataset again.") from error
+        raise UserError(f"{path} is damaged ({error}); prepare the dataset again.") from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has schema_version {version}, this code reads {SCHEMA_VERSION}; prepare the "
             "dataset again."
         )
@@ -123,7 +123,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError):
         complete = False
     if not complete:
-        raise ValueError(f"{path} is damaged (not all keys are sound); prepare the dataset again.")
+        raise UserError(f"{path} is damaged (not all keys are sound); prepare the dataset again.")
     return meta
 
 
@@ -156,7 +156,7 @@ class Dataset:
         evenly over it, and the fingerprint not.
 
         Raises:
-            ValueError: one of these does not hold.
+            UserError: one of these does not hold.
         """
         folder = Path(folder)
         meta = read_meta(folder)
@@ -188,12 +188,12 @@ def _open_split(folder: Path, meta: dict[str, Any], split: str, sequence_length:
     dtype = token_dtype(meta["vocab_size"])
     size = path.stat().st_size if path.is_file() else 0
     if size != expected["tokens"] * dtype.itemsize:
-        raise ValueError(
+        raise UserError(
             f"{path} has {size} bytes, but {META_FILE} says {expected['tokens']} tokens of "
             f"{dtype.itemsize} bytes: it is truncated or of another dataset; prepare it again."
         )
     if expected["tokens"] < sequence_length + 1:
-        raise ValueError(
+        raise UserError(
             f"{path} has {expected['tokens']} tokens, but one sequence and its targets take "
             f"sequence_length + 1 = {sequence_length + 1}; lower sequence_length to at most "
             f"{expected['tokens'] - 1}, or prepare more text."
@@ -215,13 +215,13 @@ def _check_tokens(tokens: np.ndarray, path: Path, vocab_size: int, sha256: str) 
         chunk = tokens[start : start + CHUNK_TOKENS]
         if chunk.max() >= vocab_size:
             position = start + int(np.argmax(chunk >= vocab_size))
-            raise ValueError(
+            raise UserError(
                 f"{path} holds token {tokens[position]} at position {position}, outside the "
                 f"vocabulary of {vocab_size}; prepare the dataset again."
             )
         digest.update(chunk)
     if whole and digest.hexdigest() != sha256:
-        raise ValueError(
+        raise UserError(
             f"{path} has changed since it was prepared: its sha256 is {digest.hexdigest()}, "
             f"{META_FILE} says {sha256}; prepare the dataset again."
         )
@@ -232,9 +232,9 @@ def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     try:
         token_bytes = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path} ({error}); prepare the dataset again.") from error
+        raise UserError(f"cannot read {path} ({error}); prepare the dataset again.") from error
     if token_bytes.shape != (meta["vocab_size"],):
-        raise ValueError(
+        raise UserError(
             f"{path} has the shape {token_bytes.shape}, but the vocabulary has "
             f"{meta['vocab_size']} tokens; prepare the dataset again."
         )
@@ -318,7 +318,7 @@ class TrainingBatches:
             micro-batches, and all together exactly what a single worker would.
 
     Raises:
-        ValueError: the micro-batches of a step do not divide among the workers.
+        UserError: the micro-batches of a step do not divide among the workers.
     """
 
     tokens: np.ndarray
@@ -331,7 +331,7 @@ class TrainingBatches:
 
     def __post_init__(self) -> None:
         if self.gradient_accumulation_steps % self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches do "
                 f"not divide among {self.world_size} workers; make it a multiple of "
                 f"{self.world_size}."

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from errors import UserError
+
 _PROJECT = Path(__file__).resolve().parents[1]
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -36,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
     """The device for `auto | cpu | cuda | mps`; auto takes cuda, then mps, then cpu.
 
     Raises:
-        ValueError: where the device is not there.
+        UserError: where the device is not there.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -47,7 +49,7 @@ def resolve_device(name: str) -> torch.device:
         name = next(kind for kind, is_there in available.items() if is_there)
     if not available[name]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ValueError(
+        raise UserError(
             f"device={name!r} is not available to torch {torch.__version__} (there is: {there}); "
             f"set device='auto', or install the driver and a torch build with {name.upper()}."
         )
@@ -61,18 +63,18 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     AMX-BF16 or AVX512-BF16), else float32.
 
     Raises:
-        ValueError: where the device cannot compute in it.
+        UserError: where the device cannot compute in it.
     """
     if name == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
     if name == "bfloat16" and device.type == "cuda" and not _has_fast_bfloat16(device):
         major, minor = torch.cuda.get_device_capability(device)
-        raise ValueError(
+        raise UserError(
             f"dtype='bfloat16' needs CUDA capability 8.0, and {device_name(device)} has "
             f"{major}.{minor}; set dtype='float16' or 'float32'."
         )
     if name == "bfloat16" and device.type == "mps" and not _is_macos_14():
-        raise ValueError(
+        raise UserError(
             f"dtype='bfloat16' on mps needs macOS 14, and this is {platform.mac_ver()[0]}; "
             "set dtype='float16' or 'float32'."
         )
@@ -139,10 +141,10 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on every device.
 
     Raises:
-        ValueError: where the seed is not in [0, 2**32), which is what NumPy takes.
+        UserError: where the seed is not in [0, 2**32), which is what NumPy takes.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} is not in [0, {2**32}); choose a smaller one.")
+        raise UserError(f"seed={seed} is not in [0, {2**32}); choose a smaller one.")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

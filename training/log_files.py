@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
+
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -71,14 +73,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, oldest first, without a last one that a kill cut short.
 
     Raises:
-        ValueError: A line before the last is damaged.
+        UserError: A line before the last is damaged.
     """
     texts = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     lines = [_parse_metrics_line(text) for text in texts]
     if lines[-1] is None:
         lines.pop()
     if None in lines:
-        raise ValueError(
+        raise UserError(
             f"{path}: line {lines.index(None) + 1} of {len(texts)} is damaged; "
             "restore the file or remove that line."
         )
@@ -101,7 +103,7 @@ def read_run(path: Path) -> Any:
     file that is laid out otherwise is parsed whole.
 
     Raises:
-        ValueError: The file is no JSON.
+        UserError: The file is no JSON.
     """
     text = path.read_bytes()
     before, key, lines = text.partition(b'\n "training_iterations": [\n')
@@ -170,10 +172,10 @@ def summarize(
 
 
 def refuse_existing_log(run_dir: Path) -> None:
-    """Raise ValueError where a folder holds the log of a run already."""
+    """Raise UserError where a folder holds the log of a run already."""
     present = [name for name in (RUN_FILE, METRICS_FILE) if (run_dir / name).exists()]
     if present:
-        raise ValueError(
+        raise UserError(
             f"{run_dir} already holds a run ({', '.join(present)}); "
             "choose another --run_name, continue it with --resume, or remove the folder."
         )

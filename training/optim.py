@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from errors import UserError
 from training.config import TrainingConfig
 
 
@@ -20,12 +21,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Every parameter that requires a gradient is in one group, once; a tied weight counts once.
 
     Raises:
-        ValueError: where nothing is trainable, or two parameters share memory without being the
+        UserError: where nothing is trainable, or two parameters share memory without being the
             same parameter (both would be updated).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has 0 parameters that require a gradient; "
             "there is nothing to train."
         )
@@ -45,7 +46,7 @@ def _refuse_shared_memory(named: Iterable[tuple[str, nn.Parameter]]) -> None:
             continue
         owner = owners.setdefault((parameter.device, parameter.data_ptr()), name)
         if owner != name:
-            raise ValueError(
+            raise UserError(
                 f"{owner} and {name} are two parameters in the same memory, and would be updated "
                 "twice; tie them by assigning the same nn.Parameter to both."
             )
@@ -119,7 +120,7 @@ def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]
     """Norm, mean and standard deviation over all gradient entries, as tensors on the device.
 
     Raises:
-        ValueError: where no parameter has a gradient.
+        UserError: where no parameter has a gradient.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -132,7 +133,7 @@ def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]
     return {"norm": norm, "mean": mean, "std": variance.clamp(min=0.0).sqrt()}
 
 
-class Diverged(RuntimeError):
+class Diverged(UserError):
     """The loss or gradient was not finite for too many steps in a row; the message says more."""
 
     run_status = "diverged"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from errors import UserError
 from training.corpus import write_dataset
 from training.sources import (
     TINY_SHAKESPEARE_URL,
@@ -76,7 +77,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a prepare script as a command: what the user can mend is one line, not a traceback."""
     try:
         main()
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from configurator import Settings, settings_from_dict
+from errors import ConfigError, Problem, UserError
 from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
-from options import ConfigError, Problem
 from training.checkpoint import (
     find_checkpoint,
     load_plugins,
@@ -68,7 +68,7 @@ def find_start(settings: Settings) -> Start:
     stands for all of its keys.
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged, or its run is being trained.
+        UserError: there is no such checkpoint, it is damaged, or its run is being trained.
         ConfigError: a fixed key was given another value than the run has.
     """
     where, out_dir = settings.training.resume, Path(settings.training.out_dir)
@@ -87,7 +87,7 @@ def find_start(settings: Settings) -> Start:
         raise ConfigError(problems)
     resumed, changes = _merged(settings, path, state)
     if resumed.training.max_iters < state["step"]:
-        raise ValueError(
+        raise UserError(
             f"max_iters={resumed.training.max_iters} is below the {state['step']} steps that "
             f"{path} has done; raise it, or resume from an earlier checkpoint."
         )
@@ -102,7 +102,7 @@ def load_settings(path: Path, registered: dict[str, str] | None = None) -> Setti
         registered: Sources of plugins that the user gave and that are registered by now.
 
     Raises:
-        ValueError: it was trained with parts of the user's own that are not registered.
+        UserError: it was trained with parts of the user's own that are not registered.
     """
     values = load_state(path)["config"]
     _refuse_unknown_parts(path, values)
@@ -110,7 +110,7 @@ def load_settings(path: Path, registered: dict[str, str] | None = None) -> Setti
 
 
 def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
-    """Raise ValueError where a checkpoint names parts that are not registered, and has them."""
+    """Raise UserError where a checkpoint names parts that are not registered, and has them."""
     saved = [str(path / "plugins" / name) for name in load_plugins(path)]
     unknown = [
         f"{key}={values[key]!r}"
@@ -118,7 +118,7 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
         if values.get(key) is not None and values[key] not in registry
     ]
     if saved and unknown:
-        raise ValueError(
+        raise UserError(
             f"{path} was trained with parts of its own, which are not run unasked: "
             f"{', '.join(unknown)}. Read {', '.join(saved)}, then pass --plugins={','.join(saved)}."
         )
@@ -134,7 +134,7 @@ def _newest_fitting(settings: Settings, out_dir: Path) -> tuple[Path | None, lis
             refuse_claimed(folder)
             path, damaged = newest_whole(folder / "checkpoints")
             saved = load_state(path)["config"]
-        except ValueError as error:
+        except UserError as error:
             if wanted != "auto":
                 raise
             notes.append(f"Passed by the run {folder.name}: {error}")

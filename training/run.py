@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from configurator import Settings
+from errors import ConfigError, Problem, UserError
 from model_builder import GPT
-from options import ConfigError, Problem
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.claim import make_run_folder
 from training.clock import Stopwatch
@@ -100,11 +100,11 @@ class Run:
         """Go back to where a checkpoint was saved, random generators included.
 
         Raises:
-            ValueError: the data is not what the checkpoint was trained on.
+            UserError: the data is not what the checkpoint was trained on.
         """
         saved, found = start.state["data_fingerprint"], self.dataset.fingerprint
         if saved != found:
-            raise ValueError(
+            raise UserError(
                 f"the run to resume was trained on data of fingerprint {saved[:12]}, but "
                 f"dataset={self.settings.training.dataset!r} now has {found[:12]}; prepare the "
                 "same data again, or start a new run."

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from errors import UserError
 from training.log_files import METRICS_FILE, read_metrics, write_atomically
 
 CSV_FILE = "metrics.csv"
@@ -220,7 +221,7 @@ class OpenSinks:
         say: Takes the sentence that tells of a sink that is given up.
 
     Raises:
-        ValueError: one cannot be opened.
+        UserError: one cannot be opened.
     """
 
     def __init__(self, names: Iterable[str], beginning: Beginning, say: Callable[[str], None]):
@@ -233,7 +234,7 @@ class OpenSinks:
                 for sink in self._open.values():
                     with contextlib.suppress(Exception):
                         sink.close(failed=True)
-                raise ValueError(
+                raise UserError(
                     f"log_to={name!r} cannot start ({_told(error)}); mend that, or change log_to."
                 ) from error
 

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from options import unknown_name
+from errors import UserError, unknown_name
 from training.corpus import TASK_CHARACTERS, Document, split_by_hash
 
 TINY_SHAKESPEARE_URL = (
@@ -35,7 +35,7 @@ def read_pieces(path: Path, characters: int = TASK_CHARACTERS) -> Iterator[str]:
     such space comes for `characters` long does a piece end elsewhere.
 
     Raises:
-        ValueError: the file is not UTF-8.
+        UserError: the file is not UTF-8.
     """
     rest = ""
     # newline="" keeps \r\n as it is; otherwise the bytes would not be those of the file.
@@ -47,7 +47,7 @@ def read_pieces(path: Path, characters: int = TASK_CHARACTERS) -> Iterator[str]:
                 yield text[:cut]
                 rest = text[cut:]
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not UTF-8 text ({error}); convert it first, for example with iconv."
             ) from error
     if rest:
@@ -96,11 +96,11 @@ def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"{place} is not JSON ({error}); .jsonl has one per line."
                 ) from error
             if not isinstance(row, dict):
-                raise ValueError(f"{place} is not an object with a field {text_field!r}.")
+                raise UserError(f"{place} is not an object with a field {text_field!r}.")
             text = _text_of(row, text_field, place)
             # JSON can write half a surrogate pair, which is no character and has no UTF-8.
             yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -110,11 +110,11 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise ValueError(f"reading {path} needs pyarrow: pip install pyarrow") from error
+        raise UserError(f"reading {path} needs pyarrow: pip install pyarrow") from error
     with parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if text_field not in names:
-            raise ValueError(_no_text(str(path), text_field, names))
+            raise UserError(_no_text(str(path), text_field, names))
         batches = file.iter_batches(batch_size=256, columns=[text_field])
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, row in enumerate(rows, start=1):
@@ -124,7 +124,7 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
 def _text_of(row: dict, text_field: str, place: str) -> str:
     text = row.get(text_field)
     if not isinstance(text, str):
-        raise ValueError(_no_text(place, text_field, row))
+        raise UserError(_no_text(place, text_field, row))
     return text
 
 
@@ -148,15 +148,15 @@ def file_documents(
     given alone is split by position.
 
     Raises:
-        ValueError: a file is missing or of another kind; or, once it is read, not as its kind
+        UserError: a file is missing or of another kind; or, once it is read, not as its kind
             should be.
     """
     kinds = (".txt", *TEXT_READERS)
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"there is no file {path}.")
+            raise UserError(f"there is no file {path}.")
         if path.suffix not in kinds:
-            raise ValueError(f"{path}: {unknown_name('kind of file', path.suffix, kinds)}")
+            raise UserError(f"{path}: {unknown_name('kind of file', path.suffix, kinds)}")
     if len(paths) == 1 and paths[0].suffix == ".txt":
         return split_by_position(paths[0], val_fraction)
     return itertools.chain.from_iterable(
@@ -196,19 +196,19 @@ def hub_documents(
     Whole documents go to either split, by the hash of their text.
 
     Raises:
-        ValueError: the package `datasets` is not installed, or the hub does not deliver.
+        UserError: the package `datasets` is not installed, or the hub does not deliver.
     """
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{repository} is streamed by datasets: pip install datasets") from error
+        raise UserError(f"{repository} is streamed by datasets: pip install datasets") from error
     try:
         rows = datasets.load_dataset(repository, name=configuration, split="train", streaming=True)
         for row in itertools.islice(rows, max_documents):
             text = row["text"]
             yield Document(split_by_hash(text, val_fraction), (text,))
     except OSError as error:  # what the hub's client and its network layer raise derives from it
-        raise ValueError(
+        raise UserError(
             f"the hub did not deliver {repository} ({error}). Try again with a network, or give "
             "files you have to data/text/prepare.py."
         ) from error
@@ -218,16 +218,16 @@ def tiny_shakespeare(given: Path | None, folder: Path) -> Path:
     """The file of Tiny Shakespeare: the one given, else a copy in `folder`, else downloaded there.
 
     Raises:
-        ValueError: the file is not Tiny Shakespeare to the byte, or cannot be had.
+        UserError: the file is not Tiny Shakespeare to the byte, or cannot be had.
     """
     if given is not None and not given.is_file():
-        raise ValueError(f"there is no file {given}.")
+        raise UserError(f"there is no file {given}.")
     path = given or folder / "input.txt"
     if not path.is_file():
         _download(TINY_SHAKESPEARE_URL, path, TINY_SHAKESPEARE_SHA256)
     found = _sha256(path.read_bytes())
     if found != TINY_SHAKESPEARE_SHA256:
-        raise ValueError(
+        raise UserError(
             f"{path} is not Tiny Shakespeare: its sha256 is {found}, not "
             f"{TINY_SHAKESPEARE_SHA256}. Give the file unchanged, or remove {folder / 'input.txt'} "
             "and drop --input to download it; data/text/prepare.py takes text of your own."
@@ -246,12 +246,12 @@ def _download(url: str, path: Path, sha256: str) -> None:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             content = response.read()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"cannot download {url} ({error}). Without a network, get that file on another "
             f"machine and name it with --input, or copy it to {path}."
         ) from error
     if _sha256(content) != sha256:
-        raise ValueError(
+        raise UserError(
             f"{url} delivered a file whose sha256 is {_sha256(content)}, not {sha256}; nothing "
             "was kept. Try again, or name a good copy with --input."
         )

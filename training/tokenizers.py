@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from options import unknown_name
+from errors import UserError, unknown_name
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -77,12 +77,12 @@ class Tokenizer(ABC):
         To print a text while it is generated, feed these to an incremental UTF-8 decoder.
 
         Raises:
-            ValueError: an id is outside the vocabulary.
+            UserError: an id is outside the vocabulary.
         """
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]
         if outside.size:
-            raise ValueError(
+            raise UserError(
                 f"token id {outside[0]} is outside the {self.vocab_size} ids of the tokenizer "
                 f"{self.name!r}; mask the ids a padded vocabulary adds before sampling."
             )
@@ -92,7 +92,7 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: an id is outside the vocabulary.
+            UserError: an id is outside the vocabulary.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
@@ -123,14 +123,14 @@ class CharTokenizer(Tokenizer):
         characters: Every character it knows, in any order, any number of times.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
 
     name = "chars"
 
     def __init__(self, characters: str) -> None:
         if not characters:
-            raise ValueError("the tokenizer 'chars' needs at least one character; found no text.")
+            raise UserError("the tokenizer 'chars' needs at least one character; found no text.")
         self.characters = "".join(sorted(set(characters)))
         self.vocab_size = len(self.characters)
         self._code_points = self._to_code_points(self.characters)
@@ -143,14 +143,14 @@ class CharTokenizer(Tokenizer):
         """The ids of `text`.
 
         Raises:
-            ValueError: a character is not in the set.
+            UserError: a character is not in the set.
         """
         wanted = self._to_code_points(text)
         ids = np.searchsorted(self._code_points, wanted)
         known = self._code_points.take(ids, mode="clip") == wanted
         if not known.all():
             position = int(np.argmin(known))
-            raise ValueError(
+            raise UserError(
                 f"character {text[position]!r} (U+{wanted[position]:04X}) at position {position} "
                 f"is none of the {self.vocab_size} characters of this dataset; leave it out, or "
                 "use a dataset with the tokenizer 'bytes'."
@@ -176,18 +176,18 @@ class TiktokenTokenizer(Tokenizer):
         name: `gpt2`, `cl100k_base`, or any other name that tiktoken knows.
 
     Raises:
-        ValueError: the name is unknown, or its vocabulary is neither cached nor to be had.
+        UserError: the name is unknown, or its vocabulary is neither cached nor to be had.
     """
 
     def __init__(self, name: str) -> None:
         known = tiktoken.list_encoding_names()
         if name not in known:
             own = (ByteTokenizer.name, CharTokenizer.name)
-            raise ValueError(unknown_name("tokenizer", name, (*own, *known)))
+            raise UserError(unknown_name("tokenizer", name, (*own, *known)))
         try:
             self._encoding = tiktoken.get_encoding(name)
         except OSError as error:  # what tiktoken's download raises derives from it
-            raise ValueError(
+            raise UserError(
                 f"the vocabulary of the tokenizer {name!r} is not cached and could not be "
                 f"downloaded ({error}). Run once with a network, or copy tiktoken's cache from a "
                 "machine that has it and set TIKTOKEN_CACHE_DIR to that folder."
@@ -230,7 +230,7 @@ def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:
         meta: `name`: bytes, chars or a name of tiktoken's; with chars also `characters`.
 
     Raises:
-        ValueError: the name is unknown, its vocabulary is not to be had, or characters are
+        UserError: the name is unknown, its vocabulary is not to be had, or characters are
             missing.
     """
     name = meta.get("name")

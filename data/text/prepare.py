@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from errors import UserError
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.corpus import Document, write_dataset
@@ -59,13 +61,13 @@ def folder_of(name: str) -> Path:
     """The folder of a dataset of your own under data/.
 
     Raises:
-        ValueError: the name is no folder name, or that of a dataset which has its own script.
+        UserError: the name is no folder name, or that of a dataset which has its own script.
     """
     folder = DATA_FOLDER / name
     if folder.parent != DATA_FOLDER or name in (".", ".."):
-        raise ValueError(f"--name {name!r} must be a plain folder name; --out takes a path.")
+        raise UserError(f"--name {name!r} must be a plain folder name; --out takes a path.")
     if (folder / "prepare.py").is_file():
-        raise ValueError(f"{folder} has a prepare.py of its own; choose another --name.")
+        raise UserError(f"{folder} has a prepare.py of its own; choose another --name.")
     return folder
 
 

@@ -20,8 +20,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from errors import ConfigError
 from model_config import ModelArchitectureConfig
-from options import ConfigError, field_types
+from options import field_types
 from tests.contract import test_every_model as contract
 from tests.tiny import SIZES, tiny_config, tiny_model, tokens
 

@@ -7,11 +7,11 @@ import re
 import pytest
 import torch
 
+from errors import ConfigError
 from interop.families import FAMILIES, family_of, read_fields
 from interop.huggingface import choose_family
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from options import ConfigError
 from tests.interop.published import PUBLISHED
 from tests.tiny import ROPE, tiny_config
 

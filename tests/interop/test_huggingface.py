@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import configurator
 import train
+from errors import ConfigError
 from interop import huggingface
 from interop.huggingface import load, save
-from options import ConfigError
 from tests.tiny import tiny_model, tokens
 from training.checkpoint import list_checkpoints
 from training.corpus import Document, write_dataset

@@ -22,8 +22,8 @@ from configurator import (
     run_plugins,
     settings_from_dict,
 )
+from errors import ConfigError
 from model_config import PRESETS, ModelArchitectureConfig
-from options import ConfigError
 from training.config import TrainingConfig
 
 PART = '''
@@ -428,7 +428,7 @@ def test_the_script_prints_the_error_and_exits_with_2(monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == (
-        "1 problem in the configuration:\n  - --n_layer: n_layer=0 must be at least 1.\n"
+        "1 config error:\n  - --n_layer: n_layer=0 must be at least 1.\n"
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from errors import ConfigError
 from experiment.arms import studied_keys
 from experiment.budgets import Budget
 from experiment.matching import TOLERANCE
-from options import ConfigError
 from tests.tiny_data import write_tiny_dataset
 from tests.tiny_sweep import config_file, tiny_arms, tiny_request
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from errors import ConfigError
 from experiment.matching import FFN_KEYS, TOLERANCE, _nearest, flops_per_token, parameters, solve
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from options import ConfigError
 from tests.tiny import SIZES, VARIANTS, tiny_config
 
 LENGTH = SIZES["block_size"]

@@ -12,11 +12,11 @@ import pytest
 
 import sweep
 from components.norms import NORMS as NORMALIZATIONS
+from errors import ConfigError
 from experiment.budgets import Budget
 from experiment.jobs import COMPLETED, DIVERGED, TO_DO, Job
 from experiment.manifest import SWEEP_FILE, read_sweep, refuse_another, write_manifest
 from experiment.plan import Plan
-from options import ConfigError
 from tests.tiny_data import write_tiny_dataset
 from tests.tiny_sweep import config_file, tiny_plan
 

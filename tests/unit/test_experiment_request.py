@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from errors import ConfigError
 from experiment.budgets import Budget
 from experiment.request import Request, read_lists
-from options import ConfigError
 
 NORMS = {"normalization": ("layernorm", "rmsnorm")}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import ConfigError
 from model_builder import GPT
 from model_components import FFNS
 from model_config import PRESETS, ModelArchitectureConfig
-from options import ConfigError
 from tests.tiny import ROPE, SIZES, tiny_config, tiny_model, tokens
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "config"

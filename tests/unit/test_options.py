@@ -6,19 +6,16 @@ import dataclasses
 
 import pytest
 
+from errors import ConfigError, Problem, nearest, unknown_name
 from options import (
-    ConfigError,
-    Problem,
     convert,
     convert_fields,
     field_problems,
     field_types,
     groups,
-    nearest,
     option,
     parse,
     type_name,
-    unknown_name,
 )
 
 NAMES = ["small", "large"]
@@ -177,8 +174,8 @@ def test_groups_are_the_comments_after_an_empty_line():
 
 def test_config_error_counts_and_lists_its_problems():
     one = ConfigError([Problem(("a",), "a is bad.")])
-    assert str(one) == "1 problem in the configuration:\n  - a is bad."
+    assert str(one) == "1 config error:\n  - a is bad."
     two = ConfigError([Problem(("a",), "a is bad."), Problem((), "no file.")])
-    assert str(two) == "2 problems in the configuration:\n  - a is bad.\n  - no file."
+    assert str(two) == "2 config errors:\n  - a is bad.\n  - no file."
     assert isinstance(two, ValueError)
     assert two.problems[0].keys == ("a",)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configurator import load
-from options import ConfigError
+from errors import ConfigError
 from training import run as run_module
 from training.memory import expected_memory
 from training.run import (

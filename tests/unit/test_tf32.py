@@ -7,7 +7,7 @@ import torch
 
 import configurator
 import train
-from options import ConfigError
+from errors import ConfigError
 from tests.tiny_data import tiny_run_flags, write_tiny_dataset
 from training import run
 from training.config import TrainingConfig

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from options import ConfigError
+from errors import ConfigError
 from training.config import SCHEDULES, TrainingConfig
 
 

@@ -1,0 +1,64 @@
+"""Errors that a user can fix, and how their messages are worded.
+
+`UserError` is for mistakes in what a user typed, wrote or supplied: a command prints its message
+without a traceback. Any other exception is a bug, ours or in the user's own code, and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake that the user can fix. The message says what is wrong, with the values, and how
+    to fix it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One config error: the keys it concerns, and a sentence that names the fix."""
+
+    keys: tuple[str, ...]
+    message: str
+
+
+class ConfigError(UserError):
+    """Every problem found in a config, reported together."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        lines = [problem.message for problem in self.problems]
+        head = "1 config error" if len(lines) == 1 else f"{len(lines)} config errors"
+        super().__init__(f"{head}:\n" + "\n".join(f"  - {line}" for line in lines))
+
+
+@contextlib.contextmanager
+def file_errors(action: str) -> Iterator[None]:
+    """Raise a UserError, `cannot <action>: <reason>`, where the block raises an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {action}: {error.strerror or error}.") from error
+
+
+def nearest(name: str, choices: Iterable[Any]) -> str:
+    """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
+    names = {str(choice).lower(): str(choice) for choice in choices}
+    matches = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[matches[0]]!r}?" if matches else "."
+
+
+def listed(choices: Iterable[Any]) -> str:
+    """`Choices: a, b.`"""
+    return f"Choices: {', '.join(str(choice) for choice in choices)}."
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[Any]) -> str:
+    """The message for a name that is none of the choices: the nearest, then all."""
+    names = list(choices)
+    return f"unknown {kind} {name!r}{nearest(name, names)} {listed(names)}"
