@@ -21,7 +21,7 @@ class Console:
     def __init__(self) -> None:
         self._silent = False
         self._bar: tqdm | None = None
-        with contextlib.suppress(AttributeError):  # a stream that has no encoding
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # where it cannot be set
             sys.stdout.reconfigure(errors="backslashreplace")
 
     def open_bar(self, done: int, total: int | None) -> None:
