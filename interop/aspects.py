@@ -92,7 +92,16 @@ def _refuse_own_head_dim(given: Fields) -> Keys:
     return {}
 
 
-NO_HEAD_DIM = Aspect(_refuse_own_head_dim, lambda _: {})
+def _refuse_wide_heads(config: ModelArchitectureConfig) -> Fields:
+    if config.head_dim * config.n_head != config.n_embd:
+        raise UserError(
+            f"head_dim={config.head_dim} of n_head={config.n_head} heads does not make "
+            f"n_embd={config.n_embd}, and this family has no head_dim of its own."
+        )
+    return {}
+
+
+NO_HEAD_DIM = Aspect(_refuse_own_head_dim, _refuse_wide_heads)
 """Where the class of transformers derives the width of a head, but its RoPE reads `head_dim`."""
 
 
@@ -468,9 +477,9 @@ GEMMA3_LAYERS = Aspect(_read_gemma3, _write_gemma3)
 
 ROTARY_DIM = Aspect(
     lambda given: {"rope_fraction": given["rotary_dim"] * given["n_head"] / given["n_embd"]},
-    lambda config: {"rotary_dim": round(config.rope_fraction * config.head_dim)},
+    lambda config: _refuse_wide_heads(config) | {"rotary_dim": rotated_dimensions(config)},
 )
-"""GPT-J says how many dimensions of a head are rotated."""
+"""GPT-J's number of rotated dimensions; the width of its heads is derived."""
 
 
 def _rope_letters(given: Fields) -> str:

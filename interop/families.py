@@ -20,7 +20,7 @@ from torch import Tensor
 
 from components.attention import qkv_widths
 from components.positions import rotated_dimensions
-from errors import Problem, UserError, listed
+from errors import ConfigError, Problem, UserError, listed
 from interop.aspects import (
     GEMMA3_LAYERS,
     HEAD_DIM,
@@ -150,10 +150,15 @@ class Family:
         return ModelArchitectureConfig.from_dict(self.read(self.write(config)))
 
     def misfits(self, config: ModelArchitectureConfig) -> list[Problem]:
-        """What of an architecture the family cannot express: a problem for each key."""
+        """What of an architecture the family cannot express: a problem for each key.
+
+        One without keys says why the family has no such architecture at all.
+        """
         try:
             back = self._read_back(config)
             wanted = _comparable(_with_biases(config, back))
+        except ConfigError as error:
+            return [Problem((), f"{self.model_type}: {one.message}") for one in error.problems]
         except UserError as error:
             return [Problem((), f"{self.model_type}: {error}")]
         return [
