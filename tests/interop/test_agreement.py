@@ -107,7 +107,7 @@ ALIKE: dict[str, Fields] = {
     "an original length beside YaRN": {
         **_LLAMA,
         "rope_scaling": _YARN,
-        "original_max_position_embeddings": 8,
+        "original_max_position_embeddings": 4096,
     },
     "an original length beside llama3": {
         **_LLAMA,
