@@ -17,7 +17,7 @@ from configurator import DERIVED, Settings
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
-from experiment.matching import FFN_KEYS, flops_per_token, parameters, solve
+from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_problems, solve
 from experiment.request import TUNABLE, Request
 from training.data import Dataset, prepare_if_missing
 from training.run import complete
@@ -165,6 +165,9 @@ class ArmMaker:
         argv = [*files, *(f"--{key}={text}" for key, text in flags.items())]
         try:
             settings = configurator.load(argv)
+            too_large = list(size_problems(settings.model))
+            if too_large:
+                raise ConfigError(too_large)
             settings = complete(settings, self._data_of(settings))
         except ConfigError as error:
             prefix = "" if name == BASELINE else f"arm {name}: "
