@@ -304,7 +304,7 @@ def logs_below(folder: Path) -> list[Path]:
 
 def sweeps_below(folder: Path) -> list[Path]:
     """The folders of sweeps, in order: a folder itself and those below it that hold a manifest."""
-    return sorted(path.parent for path in folder.rglob(SWEEP_FILE))
+    return sorted(path.parent for path in folder.rglob(SWEEP_FILE) if os.path.isfile(path))
 
 
 def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
