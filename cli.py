@@ -20,8 +20,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     that cannot be written in one line. What the output's encoding lacks is escaped. Any other
     exception, ours or of the user's own code, keeps its traceback.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    escape_what_cannot_be_encoded()
     try:
         try:
             sys.exit(main(sys.argv[1:]))
@@ -36,6 +35,12 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let standard output take any text: characters that its encoding lacks are escaped."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream that cannot be set
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:

@@ -235,7 +235,7 @@ def main(argv: list[str]) -> int:
         print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
         with claimed(plan.folder, "name"):
             engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
-            with StopRequest() as stop:
+            with StopRequest("letting the runs under way save") as stop:
                 return run_sweep(plan, engine, stop, argv)
     except OSError as error:
         raise UserError(str(error)) from error

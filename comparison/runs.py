@@ -233,15 +233,15 @@ def load_run(path: Path | str) -> Run:
         environments=tuple(all_visible(starts)),
         **{key: all_visible(document[key]) for key in _SHOWN},
     )
-    return _up_to_date(run) if run.status == "running" else run
+    ended = run.status != "running" and run.eval_steps
+    return run if ended else _up_to_date(run)
 
 
 _SHOWN = ("run_name", "status", "start_time", "config", "architecture", "environment", "data")
 
 
 def _up_to_date(run: Run) -> Run:
-    """A run that has no end, as far as its metrics.jsonl got; run.json is only as new as the
-    last evaluation."""
+    """A run as far as its metrics.jsonl got, which has its records until run.json takes them."""
     path = run.path.with_name(METRICS_FILE)
     if not os.path.isfile(path):
         return run

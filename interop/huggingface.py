@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import configurator
+from cli import run_cli
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
 from interop.tokenizer import tokenizer_files
@@ -189,4 +190,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configurator.run_cli(main)
+    run_cli(main)
