@@ -53,6 +53,10 @@ class BytePairs:
     special: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
+class NotCached(UserError):
+    """A vocabulary would have to be downloaded, which was not asked for."""
+
+
 class Tokenizer(ABC):
     """What every tokenizer offers.
 
@@ -194,8 +198,8 @@ class TiktokenTokenizer(Tokenizer):
         download: Download the vocabulary if it is not cached.
 
     Raises:
-        UserError: the name is unknown, or its vocabulary is not cached and `download` is False, or
-            the download failed.
+        NotCached: the vocabulary is not cached, and `download` is False.
+        UserError: the name is unknown, or the download failed.
     """
 
     def __init__(self, name: str, *, download: bool = False) -> None:
@@ -206,8 +210,8 @@ class TiktokenTokenizer(Tokenizer):
         try:
             with _LOADING, contextlib.nullcontext() if download else _without_network():
                 self._encoding = tiktoken.get_encoding(name)
-        except _NotCached as error:
-            raise UserError(
+        except _Refused as error:
+            raise NotCached(
                 f"the vocabulary of the tokenizer {name!r} is not cached, and it is downloaded "
                 "only on request: pass --download to sample.py or the export (download=True in "
                 "Python), or set TIKTOKEN_CACHE_DIR to a folder that has it."
@@ -250,16 +254,16 @@ class TiktokenTokenizer(Tokenizer):
         return BytePairs(ranks, self._encoding._pat_str, ids)  # which tiktoken offers no other way
 
 
-class _NotCached(Exception):
-    """What was asked for would have to be downloaded."""
+class _Refused(Exception):
+    """Stands for a download that tiktoken was about to begin."""
 
 
 @contextlib.contextmanager
 def _without_network() -> Iterator[None]:
-    """Make tiktoken raise _NotCached instead of downloading, which it has no setting for."""
+    """Make tiktoken raise _Refused instead of downloading, which it has no setting for."""
 
     def refuse(place: str) -> bytes:
-        raise _NotCached(place)
+        raise _Refused(place)
 
     download = tiktoken.load.read_file
     tiktoken.load.read_file = refuse
@@ -284,5 +288,6 @@ def tokenizer_from_meta(meta: dict[str, Any], *, download: bool = False) -> Toke
     if name == ByteTokenizer.name:
         return ByteTokenizer()
     if name == CharTokenizer.name:
-        return CharTokenizer(meta.get("characters", ""))
+        characters = meta.get("characters", "")
+        return CharTokenizer(characters if isinstance(characters, str) else "")
     return TiktokenTokenizer(str(name), download=download)
