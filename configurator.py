@@ -211,13 +211,20 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         finally:
             sys.stdout.flush()  # here, where it is known what to do if nobody reads
     except UserError as error:
-        print(error, file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        discard_output()
         sys.exit(1)
+
+
+def discard_output() -> None:
+    """Send standard output nowhere from here on, since it cannot be written."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 # Keys

@@ -21,6 +21,7 @@ from model_builder import GPT
 from training.checkpoint import save_checkpoint
 from training.claim import claimed
 from training.clock import Stopwatch
+from training.console import Console
 from training.data import (
     Dataset,
     TrainingBatches,
@@ -40,28 +41,31 @@ from training.hardware import (
     set_tf32,
 )
 from training.optim import Stepper, learning_rate_at, make_optimizer
+from training.provenance import plugin_digests
 from training.report import start_report
 from training.resume import Start, find_start
 from training.run import Run, complete, fitting_memory, named, refuse_machine
 from training.signals import StopRequest
-from training_logger import TrainingLogger, discard_unfinished_log, refuse_existing_log
+from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 
 
 def main(argv: list[str]) -> None:
-    """Train as the command line says; exits with a message for what a user can mend."""
+    """Train as the command line says. Raises UserError for what the user can fix."""
     with contextlib.ExitStack() as stack:
+        console = Console()
         start = find_start(configurator.load(argv))
         run = set_up(start)
-        stack.enter_context(own_folder(run, start))
-        log = stack.enter_context(open_log(run, start))
-        fit(run, log, stack.enter_context(StopRequest()))
+        stack.enter_context(own_folder(run, start, console))
+        stop = stack.enter_context(StopRequest())
+        log = stack.enter_context(open_log(run, start, console))
+        fit(run, log, stop)
 
 
 # Setting up
 
 
 def set_up(start: Start) -> Run:
-    """Everything in place for the next step. Raises UserError for what a user can mend."""
+    """Everything in place for the next step. Raises UserError for what the user can fix."""
     training = start.settings.training
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
@@ -109,8 +113,8 @@ def set_up(start: Start) -> Run:
 
 
 @contextlib.contextmanager
-def own_folder(run: Run, start: Start) -> Iterator[None]:
-    """Keep the run's folder for this process, and make room in it for the log of a new run.
+def own_folder(run: Run, start: Start, console: Console) -> Iterator[None]:
+    """Keep the run directory for this process, and make room in it for the log of a new run.
 
     Raises:
         UserError: another process trains in it, or it holds a run that completed.
@@ -118,19 +122,21 @@ def own_folder(run: Run, start: Start) -> Iterator[None]:
     with claimed(run.folder):
         if start.checkpoint is None:
             if run.settings.training.resume == "auto":
-                discard_unfinished_log(run.folder)  # of a run killed before it saved anything
+                renamed = set_aside_unfinished_log(run.folder)
+                if renamed:  # its run was killed before it saved anything, or lost what it saved
+                    console.say(f"The log in {run.folder} has no checkpoint: renamed to {renamed}.")
             refuse_existing_log(run.folder)
         yield
 
 
-def open_log(run: Run, start: Start) -> TrainingLogger:
+def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
     """The log of a run, after its start report is printed."""
     training = run.settings.training
     machine = environment(run.device)
     peak = peak_flops(run.device, run.dtype)
-    print(start_report(run, machine["device"], peak))
+    console.say(start_report(run, machine["device"], peak))
     for note in start.notes:
-        print(note)
+        console.say(note)
     return TrainingLogger(
         run.folder,
         run.folder.name,
@@ -148,8 +154,10 @@ def open_log(run: Run, start: Start) -> TrainingLogger:
         },
         peak_flops=peak,
         max_iters=None if training.max_minutes else training.max_iters,
-        resume_step=None if start.checkpoint is None else run.step,
+        plugins=plugin_digests(run.settings.plugins),
+        resume=start.resume_point,
         sinks=training.log_sinks,
+        console=console,
     )
 
 
@@ -181,10 +189,10 @@ def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
                 break
             train_and_log(run, log, *next(prefetched))
     if stop.requested and not run.finished:
-        log.say(f"{stop.requested} received after {run.step} steps: the run stops here.")
         log.interrupted()
         if run.step and run.saved_at != run.step:
             save(run, log)
+        log.say(f"{stop.requested} received: the run stopped after {run.step} steps.")
 
 
 def evaluation_due(run: Run) -> bool:
@@ -194,7 +202,7 @@ def evaluation_due(run: Run) -> bool:
 
 
 def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor) -> None:
-    """The next step, logged where that is due: the only wait for the device."""
+    """The next step, logged where that is due, which is the only wait for the device."""
     training = run.settings.training
     done = run.step + 1
     logs = done % training.log_interval == 0 or done == training.max_iters
@@ -204,7 +212,7 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
     train_step(run, inputs, targets, learning_rate, statistics=logs)
     run.advance()
     log.advance(done)
-    if not (logs or run.over):  # that the time is up shows only now
+    if not (logs or run.over or run.stepper.stuck()):  # the last two show only now
         return
     report = run.stepper.read()
     seconds, steps = run.watch.lap(), done - run.logged_at
@@ -276,12 +284,15 @@ def save(run: Run, log: TrainingLogger) -> None:
     """Save a checkpoint that `--resume` goes on from; Diverged where there is no going on."""
     run.watch.stop()
     run.stepper.stop_if_stuck(run.stepper.read())
+    log.sync()  # so that no checkpoint knows of records that a power cut may take
     path = save_checkpoint(
         run.folder / "checkpoints",
         step=run.step,
         model=run.network,
         optimizer=run.optimizer,
         state={
+            "run_id": log.run_id,
+            "log_records": log.records,
             "config": run.settings.to_dict(),
             "derived": run.settings.derived,
             "data_fingerprint": run.dataset.fingerprint,

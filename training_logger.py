@@ -6,36 +6,42 @@ training/log_lines.py. Their public names are this module's too.
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
 import os
 import time
+import types
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from errors import UserError
+from errors import UserError, file_errors
+from training.console import Console
 from training.log_files import (
-    LIST_OF_KIND,
     METRICS_FILE,
     RUN_FILE,
     SCHEMA_VERSION,
-    best_record,
-    discard_unfinished_log,
+    MetricsFile,
+    RunSummary,
     json_safe,
     last_metrics,
+    lines_to_resume,
     metrics_line,
+    read_log,
     read_metrics,
     read_run,
     records_of,
     refuse_existing_log,
+    set_aside_unfinished_log,
     summarize,
     write_atomically,
+    write_run,
 )
 from training.log_lines import (
     LINE_WIDTH,
-    Console,
     format_bytes,
     format_count,
     format_eval,
@@ -51,8 +57,8 @@ __all__ = [
     "METRICS_FILE",
     "RUN_FILE",
     "SCHEMA_VERSION",
+    "ResumePoint",
     "TrainingLogger",
-    "discard_unfinished_log",
     "format_bytes",
     "format_count",
     "format_eval",
@@ -62,16 +68,33 @@ __all__ = [
     "format_step",
     "json_safe",
     "last_metrics",
+    "read_log",
     "read_metrics",
     "read_run",
     "records_of",
     "refuse_existing_log",
+    "set_aside_unfinished_log",
     "summarize",
 ]
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumePoint:
+    """The checkpoint that a run continues from.
+
+    Attributes:
+        step: Optimizer steps done.
+        logged: Records in metrics.jsonl when it was saved; None where the checkpoint does not say.
+        run_id: The run that it is of; None where the checkpoint does not say.
+    """
+
+    step: int
+    logged: int | None = None
+    run_id: str | None = None
 
 
 class TrainingLogger:
@@ -82,23 +105,26 @@ class TrainingLogger:
     exception its `run_status` where it has one, else "failed".
 
     Args:
-        run_dir: Folder of the run; made where it is missing.
+        run_dir: The run directory; made where it is missing.
         run_name: What the run is called.
         config: Every key of the run and its value.
         architecture: `name, parameters, flops_per_token, flops_per_token_causal,
             attention_ffn_ratio`.
-        environment: `python, torch, cuda, driver, device, commit`, ...
+        environment: `python, torch, cuda, driver, device, commit, source_sha256`, ...
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
+        plugins: The SHA-256 of each plugin, by file name.
         peak_flops: What the hardware can do, FLOP/s; None where that is unknown.
         max_iters: Optimizer steps of the whole run; None where time may end it before, and then
             progress is shown without a total.
-        resume_step: Take up the log of this folder at the step of a checkpoint: records of later
-            steps are dropped, since those steps are done again. None starts a new log.
+        resume: The checkpoint that the run continues from. Records after it are dropped, since
+            those steps are done again. None starts a new log.
         sinks: Where every line goes besides, of `sinks.SINKS`.
+        console: Prints the lines; None makes one.
 
     Raises:
-        UserError: On entering: a new log where the folder holds one already, the log to take up
-            is damaged, or a sink cannot be opened.
+        UserError: On entering: a new log where the directory holds one already, a log that is
+            damaged or not the checkpoint's, or a sink that cannot be opened. Later: a file that
+            cannot be written.
     """
 
     def __init__(
@@ -112,43 +138,54 @@ class TrainingLogger:
         data: Mapping[str, Any],
         peak_flops: float | None,
         max_iters: int | None,
-        resume_step: int | None = None,
+        plugins: Mapping[str, str] = types.MappingProxyType({}),
+        resume: ResumePoint | None = None,
         sinks: Sequence[str] = (),
+        console: Console | None = None,
     ):
         self.run_dir = Path(run_dir)
         self._peak_flops = peak_flops
         self._max_iters = max_iters
-        self._resume_step = resume_step
+        self._resume = resume
         self._sink_names = sinks
-        self._earlier_seconds = 0.0  # wall time of the sessions before this one
+        self._console = console or Console()
+        self._earlier_seconds = 0.0  # wall time of the starts before this one
         self._interrupted = False
+        self._records = 0
+        self._summary = RunSummary(architecture["flops_per_token"])
+        start = {"step": resume.step if resume else 0, "time": _now()}
         self._run: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
+            "run_id": (resume and resume.run_id) or uuid.uuid4().hex,
             "run_name": run_name,
             "status": "running",
-            "start_time": _now(),
+            "start_time": start["time"],
             "end_time": None,
             "config": json_safe(config),
             "architecture": json_safe(architecture),
             "environment": json_safe(environment),
+            "starts": [start | {"environment": json_safe(environment)}],
             "data": json_safe(data),
+            "plugins": dict(plugins),
             "training_iterations": [],
             "eval_steps": [],
             "checkpoints": [],
         }
 
     def __enter__(self) -> TrainingLogger:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with file_errors(f"write the log in {self.run_dir}"):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
         self._started = time.perf_counter()
         lines: list[dict[str, Any]] = []
-        if self._resume_step is None:
+        if self._resume is None:
             refuse_existing_log(self.run_dir)
         else:
-            lines = self._take_up_log(self._resume_step)
+            lines = self._take_up_log(self._resume)
         self._sinks = OpenSinks(self._sink_names, self._beginning(lines), self.say)
-        self._write_run()
-        self._metrics = open(self.run_dir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
-        self._console = Console(self._resume_step or 0, self._max_iters)
+        with file_errors(f"write the log in {self.run_dir}"):
+            self._write_run()
+            self._metrics = MetricsFile(self.run_dir / METRICS_FILE)
+        self._console.open_bar(self._resume.step if self._resume else 0, self._max_iters)
         return self
 
     def __exit__(
@@ -162,12 +199,23 @@ class TrainingLogger:
             status = getattr(exception_type, "run_status", "failed")
         else:
             status = "interrupted" if stopped or self._interrupted else "completed"
-        self._metrics.close()
-        self._run.update(status=status, end_time=_now())
-        self._write_run()
+        problem = self._end(status)
         self._sinks.close(failed=status not in ("completed", "interrupted"))
-        self.say(f"{status}; the log is in {self.run_dir / RUN_FILE}")
+        self.say(problem or f"{status}; the log is in {self.run_dir / RUN_FILE}")
         self._console.close()
+        if problem and exception_type is None:
+            raise UserError(problem)
+
+    def _end(self, status: str) -> str | None:
+        """Write the whole run.json; what went wrong, if anything did."""
+        try:
+            self._metrics.close()
+            self._write_run(status=status, end_time=_now(), records=True)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the status at least, which takes less space
+                self._write_run(status="failed", end_time=_now())
+            return f"cannot write {self.run_dir / RUN_FILE}: {error.strerror or error}."
+        return None
 
     def _beginning(self, lines: Sequence[Mapping[str, Any]]) -> Beginning:
         return Beginning(
@@ -178,44 +226,76 @@ class TrainingLogger:
             lines=lines,
         )
 
-    def _take_up_log(self, step: int) -> list[dict[str, Any]]:
-        """Keep what the files of this folder tell up to `step`, and note the resumption; returns
-        the lines of metrics.jsonl that are kept."""
-        metrics_path = self.run_dir / METRICS_FILE
-        lines = read_metrics(metrics_path) if metrics_path.exists() else []
-        lines = [line for line in lines if line["iter"] <= step]
-        earlier = self._read_earlier_run()
-        write_atomically(metrics_path, "".join(map(metrics_line, lines)))
-        for kind, name in LIST_OF_KIND.items():
-            self._run[name] = records_of(lines, kind)
-        checkpoints = earlier.get("checkpoints", [])
-        self._run["checkpoints"] = [saved for saved in checkpoints if saved["step"] <= step]
-        self._run["start_time"] = earlier.get("start_time", self._run["start_time"])
-        self._run["resumed"] = [*earlier.get("resumed", []), {"step": step, "time": _now()}]
+    def _take_up_log(self, resume: ResumePoint) -> list[dict[str, Any]]:
+        """Keep what the log says up to a checkpoint, and note this start; returns the records."""
+        earlier = self._earlier_run(resume)
+        lines: list[dict[str, Any]] = []
+        if earlier is None and not (self.run_dir / METRICS_FILE).exists():
+            self.say(f"{self.run_dir} has no log: it starts at step {resume.step}.")
+        else:
+            lines = lines_to_resume(self.run_dir, resume.step, resume.logged)
+        with file_errors(f"write the log in {self.run_dir}"):
+            write_atomically(self.run_dir / METRICS_FILE, map(metrics_line, lines))
+        for line in lines:
+            self._summary.add(line)
+        self._records = len(lines)
         self._earlier_seconds = lines[-1]["wall_seconds"] if lines else 0.0
+        if earlier:
+            self._adopt(earlier, resume)
         return lines
 
-    def _read_earlier_run(self) -> dict[str, Any]:
+    def _adopt(self, earlier: Mapping[str, Any], resume: ResumePoint) -> None:
+        """Take over from the run.json of earlier starts what is not this start's to say."""
+        checkpoints = earlier.get("checkpoints", [])
+        self._run["checkpoints"] = [saved for saved in checkpoints if saved["step"] <= resume.step]
+        self._run["start_time"] = earlier.get("start_time", self._run["start_time"])
+        self._run["run_id"] = earlier.get("run_id", self._run["run_id"])
+        self._run["starts"] = [*_starts_of(earlier), *self._run["starts"]]
+
+    def _earlier_run(self, resume: ResumePoint) -> dict[str, Any] | None:
+        """What run.json says so far, without its records; None where there is none.
+
+        Raises:
+            UserError: it is damaged, or of another run than the checkpoint.
+        """
         path = self.run_dir / RUN_FILE
-        if not path.exists():
-            return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            earlier = read_run(path)
+            run_id = earlier.get("run_id")
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); restore it, or remove it to go on without the "
                 "start time and the list of checkpoints that it held."
             ) from error
+        if run_id and resume.run_id and run_id != resume.run_id:
+            raise UserError(
+                f"the checkpoint of step {resume.step} is of the run with run_id {resume.run_id}, "
+                f"but {path} has run_id {run_id}: it was copied here from another run. Resume it "
+                "in the directory of its own run."
+            )
+        return earlier
+
+    @property
+    def run_id(self) -> str:
+        """Which run this is, wherever its directory is moved."""
+        return self._run["run_id"]
+
+    @property
+    def records(self) -> int:
+        """How many have been logged so far."""
+        return self._records
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the run came to so far; see `summarize`."""
-        return summarize(
-            self._run["training_iterations"],
-            self._run["eval_steps"],
-            flops_per_token=self._run["architecture"]["flops_per_token"],
-            wall_seconds=self._wall_seconds(),
-        )
+        """What the run came to so far; see `RunSummary`."""
+        return self._summary.to_dict(self._wall_seconds())
+
+    def sync(self) -> None:
+        """Return when every record so far would survive a power cut."""
+        with file_errors(f"write {self.run_dir / METRICS_FILE}"):
+            self._metrics.sync()
 
     def say(self, text: str) -> None:
         """Print a line of the loop's own, without disturbing the progress bar."""
@@ -294,8 +374,8 @@ class TrainingLogger:
             "seconds": seconds,
         }
         self._append("eval", record)
-        self._write_run()
-        self.say(format_eval(record, self._max_iters, best_record(self._run["eval_steps"])))
+        self._update_run()
+        self.say(format_eval(record, self._max_iters, self._summary.best))
 
     def log_checkpoint(self, path: Path | str, step: int) -> None:
         """Record and print that the state after `step` steps was saved.
@@ -310,7 +390,7 @@ class TrainingLogger:
             if saved["step"] != step and (self.run_dir / saved["path"]).exists()
         ]
         self._run["checkpoints"] = [*kept, {"step": step, "path": relative}]
-        self._write_run()
+        self._update_run()
         self.say(f"checkpoint of step {step} saved in {path}")
 
     def interrupted(self) -> None:
@@ -338,13 +418,26 @@ class TrainingLogger:
         }
 
     def _append(self, kind: str, record: Mapping[str, Any]) -> None:
-        safe = json_safe(record)
-        line = {"kind": kind, "wall_seconds": self._wall_seconds(), **safe}
-        self._metrics.write(metrics_line(line))
-        self._metrics.flush()
-        self._run[LIST_OF_KIND[kind]].append(safe)
+        line = {"kind": kind, "wall_seconds": self._wall_seconds(), **json_safe(record)}
+        with file_errors(f"write {self.run_dir / METRICS_FILE}"):
+            self._metrics.append(line)
+        self._records += 1
+        self._summary.add(line)
         self._sinks.record(line)
 
-    def _write_run(self) -> None:
-        text = json.dumps({**self._run, "summary": self.summary}, indent=1, allow_nan=False)
-        write_atomically(self.run_dir / RUN_FILE, text + "\n")
+    def _update_run(self) -> None:
+        with file_errors(f"write {self.run_dir / RUN_FILE}"):
+            self._write_run()
+
+    def _write_run(self, *, records: bool = False, **changes: Any) -> None:
+        run = {**self._run, **changes, "summary": self.summary}
+        write_run(self.run_dir, run, records=records)
+
+
+def _starts_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The starts that a run.json lists; an older one has one environment for all of them."""
+    if "starts" in run:
+        return run["starts"]
+    environment = run.get("environment", {})
+    starts = [{"step": 0, "time": run.get("start_time")}, *run.get("resumed", [])]
+    return [start | {"environment": environment} for start in starts]

@@ -33,7 +33,7 @@ _LENGTH = {"max_iters", "max_minutes", *_SCHEDULE}
 _MACHINE = {"device", "compile"}  # change how fast a run is, not what it computes
 _TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
 BOOKKEEPING = {
-    *("arch_preset", "out_dir", "run_name", "resume", "plugins"),
+    *("arch_preset", "out_dir", "run_name", "resume", "plugins", "allow_changed_plugins"),
     *("eval_interval", "log_interval", "log_to", "checkpoint_minutes", "keep_checkpoints"),
 }
 """Keys that say what an architecture is called, where a run is kept, how closely it is watched."""

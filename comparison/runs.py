@@ -158,8 +158,7 @@ def _up_to_date(run: Run) -> Run:
         return run
     eval_steps = records_of(lines, "eval")
     summary = summarize(
-        records_of(lines, "train"),
-        eval_steps,
+        lines,
         flops_per_token=run.architecture["flops_per_token"],
         wall_seconds=lines[-1]["wall_seconds"],
     )

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
 from training.checkpoint import find_checkpoint
-from training.hardware import CHANGES
+from training.provenance import CHANGES
 from training.resume import OF_THE_COMMAND
 
 SCHEMA_VERSION = 1

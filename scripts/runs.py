@@ -56,9 +56,13 @@ def train(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a script's `main` as a command; an error that a user can mend is told in a sentence."""
-    try:
-        configurator.run_cli(main)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UNDECIDED)
+    """Run a script's `main` as a command; a UserError or OSError exits with UNDECIDED."""
+
+    def run(argv: list[str]) -> int:
+        try:
+            return main(argv)
+        except (OSError, UserError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return UNDECIDED
+
+    configurator.run_cli(run)

@@ -86,7 +86,7 @@ def save_checkpoint(
     dropped too: they are of a course that the run has left by resuming from before them.
 
     Args:
-        folder: The run's `checkpoints` folder; made where it is missing.
+        folder: The run's `checkpoints` folder; made where it is missing in the run's.
         step: Optimizer steps done. A checkpoint of the same step is replaced.
         model: The model itself, not the wrapper that torch.compile returns.
         state: What else `load_state` shall return; anything JSON can hold.
@@ -99,23 +99,57 @@ def save_checkpoint(
 
     Raises:
         UserError: a plugin's name is not that of a .py file, or `state` has a key of ours.
-        OSError: the disk is full or not writable; earlier checkpoints are as they were.
+        UserError: the disk is full or not writable, or the run directory is gone; earlier
+            checkpoints are as they were, and nothing half-written is left.
     """
     target = folder / f"step_{step:08d}"
-    draft = folder / f"{_TEMPORARY}saving_{target.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    draft.mkdir()
-    save_file(_weights(model), draft / _MODEL, metadata={"format": "pt"})
-    save_file(_moments(model, optimizer), draft / _OPTIMIZER, metadata={"format": "pt"})
-    _write_json(draft / _RNG, capture_rng())
-    _write_json(draft / _STATE, _full_state(step, val_loss, state))
-    _write_plugins(draft / _PLUGINS, plugins)
-    _write_json(draft / _MANIFEST, {"files": _fingerprints(draft)})
-    _flush_to_disk(draft)
-    _publish(draft, target)
-    _prune(folder, step, keep)
+    with _saving(folder):
+        folder.mkdir(exist_ok=True)  # the run directory is there, or was removed under the run
+        _remove_leftovers(folder)
+        with _draft_of(target) as draft:
+            _save_tensors(draft / _MODEL, _weights(model))
+            _save_tensors(draft / _OPTIMIZER, _moments(model, optimizer))
+            _write_json(draft / _RNG, capture_rng())
+            _write_json(draft / _STATE, _full_state(step, val_loss, state))
+            _write_plugins(draft / _PLUGINS, plugins)
+            _write_json(draft / _MANIFEST, {"files": _fingerprints(draft)})
+            _flush_to_disk(draft)
+            _publish(draft, target)
+        _prune(folder, step, keep)
     return target
+
+
+@contextlib.contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """Raise a UserError that names the newest checkpoint where one cannot be saved."""
+    try:
+        yield
+    except OSError as error:
+        saved = [path.name for path in list_checkpoints(folder)]
+        left = f"the newest there is {saved[-1]}" if saved else "there is none yet"
+        raise UserError(
+            f"cannot save a checkpoint in {folder}: {error.strerror or error}; {left}. Free space "
+            f"or restore the directory, then continue with --resume={folder.parent}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _draft_of(target: Path) -> Iterator[Path]:
+    """A temporary directory beside a checkpoint's place; removed where it is not published."""
+    draft = target.with_name(f"{_TEMPORARY}saving_{target.name}")
+    try:
+        draft.mkdir()
+        yield draft
+    except (Exception, KeyboardInterrupt):
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # which hides the OSError of a full disk, say
+        raise OSError(str(error)) from error
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

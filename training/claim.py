@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from errors import UserError
+from errors import UserError, file_errors
 
 try:
     import fcntl
@@ -28,16 +28,17 @@ def make_run_folder(name: str, out_dir: Path) -> Path:
     """Make and return a folder under `out_dir` that none has been: name, date and time, and a
     number where two runs start in one second."""
     stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    out_dir.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = out_dir / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+    with file_errors(f"make a run directory in {out_dir}"):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = out_dir / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
 
 
 @contextlib.contextmanager
@@ -51,8 +52,10 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
     Raises:
         UserError: another process, or this one, trains in it already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
+    with file_errors(f"write in {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("a+", encoding="ascii")
+    with lock as file:
         if not _lock(file):
             file.seek(0)
             raise UserError(_taken(folder, file.read(), key))

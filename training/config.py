@@ -34,6 +34,9 @@ class TrainingConfig:
         "none", "none | a folder of a Hugging Face model whose weights the run starts from"
     )
     plugins: str = option("", "comma-separated .py files that register parts of your own")
+    allow_changed_plugins: bool = option(
+        False, "resume with plugins that differ from those the run was trained with"
+    )
 
     # Data
     dataset: str = option("python_stdlib", "a folder of data/, or a path to a prepared dataset")

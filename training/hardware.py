@@ -8,7 +8,6 @@ import os
 import platform
 import random
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,12 +17,10 @@ import numpy as np
 import torch
 
 from errors import UserError
+from training.provenance import output_of, provenance
 
-_PROJECT = Path(__file__).resolve().parents[1]
 _CPU_INFO = Path("/proc/cpuinfo")
 
-CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics")
-"""What git is asked for changes to tracked files: those that a run adds results to left out."""
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -339,19 +336,15 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     return (
         _cpu_info("model name")
-        or _output_of("sysctl", "-n", "machdep.cpu.brand_string")
+        or output_of("sysctl", "-n", "machdep.cpu.brand_string")
         or platform.processor()
         or platform.machine()
     )
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a run's numbers depend on besides its config; None where it cannot be told.
-
-    `commit` is that of the project's own checkout, `dirty` whether tracked files outside
-    metrics/ differ from it.
-    """
-    commit = _commit()
+    """What a run's numbers depend on besides its config, `provenance` included; None where it
+    cannot be told."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -368,38 +361,10 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "platform": platform.platform(),
-        "commit": commit,
-        "dirty": _is_dirty() if commit else None,
+        **provenance(),
     }
 
 
 def _driver_version() -> str | None:
-    versions = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    versions = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return versions.splitlines()[0] if versions else None
-
-
-def _commit() -> str | None:
-    root = _git("rev-parse", "--show-toplevel")
-    if not root or Path(root).resolve() != _PROJECT:
-        return None  # a copy inside another project's checkout
-    return _git("rev-parse", "HEAD")
-
-
-def _is_dirty() -> bool | None:
-    changes = _git(*CHANGES)
-    return None if changes is None else bool(changes)
-
-
-def _git(*arguments: str) -> str | None:
-    return _output_of("git", "-C", str(_PROJECT), *arguments)
-
-
-def _output_of(*command: str) -> str | None:
-    """What a command prints; None where it is not installed, fails, or takes 10 seconds."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -6,12 +6,9 @@ Units are SI: 1 GB is 1e9 bytes, 1 TFLOP/s is 1e12 FLOP/s.
 from __future__ import annotations
 
 import math
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 LINE_WIDTH = 100
 
@@ -153,29 +150,3 @@ def format_eval(
         f"{record['seconds']:,.1f} s",
     ]
     return _pack(fields)
-
-
-class Console:
-    """Lines on standard output and, where that is a terminal, a progress bar beneath them."""
-
-    def __init__(self, done: int, total: int | None):
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            file=sys.stdout,
-            unit=" steps",
-            dynamic_ncols=True,
-            leave=False,
-            disable=not sys.stdout.isatty(),
-        )
-
-    def say(self, text: str) -> None:
-        """Print above the bar; without a bar this is a plain print."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-    def advance(self, iter: int) -> None:
-        self._bar.update(iter - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()

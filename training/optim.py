@@ -159,6 +159,34 @@ class StepReport:
     loss_scale: float
 
 
+class LaggingScalar:
+    """A scalar on a device as the host last saw it: looking at it never waits for the device.
+
+    On CUDA a copy to pinned memory is queued behind the work that makes the value, and the host
+    takes it once it has arrived, a few steps late. Elsewhere reading is cheap, and nothing lags.
+    """
+
+    def __init__(self, device: torch.device):
+        self._seen = 0.0
+        self._arrival = torch.cuda.Event() if device.type == "cuda" else None
+        self._under_way = False
+        if self._arrival:
+            self._landing = torch.zeros((), pin_memory=True)
+
+    def look(self, value: Tensor) -> float:
+        """The latest of the values passed so far that has reached the host."""
+        if self._arrival is None:
+            self._seen = float(value)
+            return self._seen
+        if self._under_way and self._arrival.query():
+            self._seen, self._under_way = float(self._landing), False
+        if not self._under_way:
+            self._landing.copy_(value, non_blocking=True)
+            self._arrival.record()
+            self._under_way = True
+        return self._seen
+
+
 class Stepper:
     """Turns gradients into an update, without a host-device sync, and skips bad steps.
 
@@ -171,7 +199,7 @@ class Stepper:
             stepper.backward(loss)
             total += loss.detach()
         stepper.step(total, learning_rate)
-        if log_step:
+        if log_step or stepper.stuck():
             report = stepper.read()
             stepper.stop_if_stuck(report)
     """
@@ -191,6 +219,7 @@ class Stepper:
             torch.zeros((), device=device) for _ in range(5)
         )
         self._gradients = {"norm": torch.zeros((), device=device)}
+        self._longest_on_host = LaggingScalar(device)
         # The fused kernel skips a step by itself where found_inf is 1; Apple's does not look at it.
         self._skips_on_device = device.type != "mps"
         if self._skips_on_device:
@@ -251,8 +280,13 @@ class Stepper:
             loss_scale=self._scaler.get_scale(),
         )
 
+    def stuck(self) -> bool:
+        """Whether `max_bad_steps` in a row were bad since the run started or was resumed, as far as
+        the host knows without waiting for the device."""
+        return self._longest_on_host.look(self._longest_bad_run) >= self._max_bad_steps
+
     def stop_if_stuck(self, report: StepReport) -> None:
-        """Raise Diverged where `max_bad_steps` in a row were bad since the session began."""
+        """Raise Diverged if `max_bad_steps` in a row were bad since the run started or resumed."""
         if report.longest_bad_run >= self._max_bad_steps:
             raise Diverged(
                 f"{report.longest_bad_run} steps in a row had a non-finite loss or gradient and "

@@ -14,6 +14,7 @@ def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
     """The whole report, a block for each question that a reader of a run asks."""
     return format_start_report(
         [
+            ("Run", [("directory", str(run.folder))]),
             (run.network.config.architecture_name, _architecture(run.settings)),
             ("Cost", _cost(run)),
             ("Data", _data(run)),

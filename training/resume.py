@@ -18,7 +18,9 @@ from training.checkpoint import (
     runs_newest_first,
 )
 from training.claim import refuse_claimed
+from training.config import TrainingConfig
 from training.run_state import load_run_state, refuse_other_weights
+from training_logger import ResumePoint
 
 ARCHITECTURE_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
 
@@ -34,9 +36,16 @@ FIXED_KEYS = ARCHITECTURE_KEYS - {"attention_backend"} | {
 }
 """What a run is: changing one of these makes another run, not a continuation."""
 
-OF_THE_COMMAND = {"out_dir", "run_name", "resume", "plugins", "log_to"}
-"""Keys that say where things are and where the log is sent: a saved run, which may be somebody
-else's, does not decide them."""
+OF_THE_COMMAND = {
+    "out_dir",
+    "run_name",
+    "resume",
+    "plugins",
+    "allow_changed_plugins",
+    "log_to",
+}
+"""Keys that say where things are, what is trusted and where the log is sent: a saved run, which may
+be somebody else's, does not decide them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +63,14 @@ class Start:
     checkpoint: Path | None = None
     state: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def resume_point(self) -> ResumePoint | None:
+        """Where the log of the run that goes on is taken up."""
+        if self.checkpoint is None:
+            return None
+        state = self.state
+        return ResumePoint(state["step"], state.get("log_records"), state.get("run_id"))
 
     @property
     def run_folder(self) -> Path | None:
@@ -85,11 +102,12 @@ def find_start(settings: Settings) -> Start:
     if path is None:
         return Start(settings, notes=(*notes, f"No run to resume in {out_dir}: a new one starts."))
     state = load_run_state(path)
-    problems = _conflicts(settings, state["config"])
+    problems = [*_conflicts(settings, state["config"]), *_changed_plugins(settings, path)]
     if problems:
         raise ConfigError(problems)
     resumed, changes = _merged(settings, path, state)
     refuse_other_weights(path, resumed.model)
+    notes = [*notes, _going_on(path, state, resumed.training)]
     if resumed.training.max_iters < state["step"]:
         raise UserError(
             f"max_iters={resumed.training.max_iters} is below the {state['step']} steps that "
@@ -107,6 +125,17 @@ def _in_its_run(path: Path) -> Path:
             "put it back there, or name its run."
         )
     return path
+
+
+def _going_on(path: Path, state: dict[str, Any], training: TrainingConfig) -> str:
+    """A line that says which run continues, from which step."""
+    run, step, end = path.parents[1], state["step"], training.max_iters
+    if step >= end and state["evaluated_at"] == step:
+        return (
+            f"{run} has completed its {end} steps; to train it further, resume it with a larger "
+            f"--max_iters."
+        )
+    return f"Resuming {run} at step {step} of {end}."
 
 
 def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Settings:
@@ -179,6 +208,23 @@ def _conflicts(settings: Settings, saved: dict[str, Any]) -> list[Problem]:
         )
         for key, value in _given(settings).items()
         if key in FIXED_KEYS and value != saved.get(key)
+    ]
+
+
+def _changed_plugins(settings: Settings, path: Path) -> list[Problem]:
+    """Plugins whose source is no longer what the run was trained with."""
+    if settings.training.allow_changed_plugins:
+        return []
+    saved = load_plugins(path)
+    return [
+        Problem(
+            ("plugins",),
+            f"{given} differs from the {Path(given).name} that the run was trained with "
+            f"({path / 'plugins' / Path(given).name}); restore it, or resume with the changed one "
+            "by --allow_changed_plugins=True.",
+        )
+        for given, source in settings.plugins.items()
+        if saved.get(Path(given).name, source) != source
     ]
 
 

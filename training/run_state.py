@@ -29,6 +29,7 @@ def load_run_state(path: Path) -> dict[str, Any]:
     """
     state = load_state(path)
     faulty = [key for key, sound in _CHECKS.items() if key not in state or not sound(state[key])]
+    faulty += [key for key, sound in _LATER_CHECKS.items() if not sound(state.get(key))]
     if faulty:
         raise UserError(
             f"{path / 'state.json'} is damaged: {', '.join(faulty)} missing or not of the kind "
@@ -145,3 +146,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "seconds": lambda value: is_number(value) and value >= 0,
     "stepper": _is_stepper,
 }
+
+_LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "run_id": lambda value: value is None or _is_text(value),
+    "log_records": lambda value: value is None or is_count(value),
+}
+"""Of keys that older checkpoints lack."""

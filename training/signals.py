@@ -1,26 +1,35 @@
-"""Stopping a run by SIGINT (Ctrl-C), SIGTERM, or SIGHUP (a terminal that closes): politely at
-first, at once the second time."""
+"""Stopping a run by SIGINT (Ctrl-C), SIGTERM, or SIGHUP (a terminal that closes): the first signal
+asks it to finish and save, a second one ends it at once."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from types import FrameType, TracebackType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
+STANDARD_ERROR = 2
+
 
 class StopRequest:
-    """Whether the user asked to stop; a context manager that catches the signals, but for those
+    """Whether the user asked to stop; a context manager that handles the signals, except those
     that are ignored (SIGHUP under nohup).
 
-    The first signal sets `requested`, for the loop to act on after the step at hand; a second
-    raises KeyboardInterrupt wherever the program is. Leaving restores the handlers.
+    The first signal sets `requested`, for the loop to act on, and is acknowledged on standard error
+    at once; a second raises KeyboardInterrupt wherever the program is. Leaving restores the
+    handlers.
+
+    Args:
+        finishing: What the program does before it stops, for the acknowledgement.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, finishing: str = "finishing this step") -> None:
         self.requested: str | None = None
         """The name of the signal received, or None."""
+        self._finishing = finishing
 
     def __enter__(self) -> StopRequest:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -40,3 +49,6 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        text = f"\n{self.requested}: {self._finishing}; press Ctrl-C again to quit now\n"
+        with contextlib.suppress(OSError):  # no terminal is left to read it
+            os.write(STANDARD_ERROR, text.encode())  # Python's own streams are not reentrant

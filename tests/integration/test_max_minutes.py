@@ -85,7 +85,7 @@ class TestByAClockOfTheTests:
         run = workshop.train(SEVEN_SECONDS, *COURSE)
         before, weights, moments = log_of(run), weights_at(run, 7), moments_at(run, 7)
         workshop.train(f"--resume={checkpoint_at(run, 4)}", SEVEN_SECONDS, *COURSE, run_name=None)
-        assert log_of(run)["resumed"][0]["step"] == 4
+        assert log_of(run)["starts"][1]["step"] == 4
         for kind in ("training_iterations", "eval_steps"):
             assert untimed(log_of(run)[kind]) == untimed(before[kind])
         assert_equal_tensors(weights, weights_at(run, 7))
@@ -143,6 +143,6 @@ class TestByTheRealClock:
         assert stopped["status"] == "interrupted"
         run = workshop.train("--resume=auto", "--max_minutes=0.05", *self.ENDLESS)
         self.check_end(run, seconds=3)
-        assert [resumed["step"] for resumed in log_of(run)["resumed"]] == [
+        assert [start["step"] for start in log_of(run)["starts"][1:]] == [
             stopped["checkpoints"][-1]["step"]
         ]

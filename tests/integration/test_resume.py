@@ -63,7 +63,7 @@ class TestTwiceNIsNAndN:
         workshop.train("--max_iters=12", "--resume=auto", *COURSE)
         log = log_of(workshop.out_dir / "run")
         assert log["status"] == "completed"
-        assert [resumed["step"] for resumed in log["resumed"]] == [6]
+        assert [start["step"] for start in log["starts"]] == [0, 6]
         assert [saved["step"] for saved in log["checkpoints"]] == [6, 12]
         assert log["config"]["max_iters"] == 12
 
@@ -265,7 +265,7 @@ class TestWhatMayChange:
     def test_every_conflict_is_told_at_once(self, workshop: Workshop) -> None:
         run = workshop.train("--max_iters=1")
         message = workshop.refused(f"--resume={run}", "--n_embd=64", "--seed=2")
-        assert "2 problems" in message
+        assert "2 config errors" in message
 
     def test_free_keys_are_told(self, workshop: Workshop, capsys) -> None:
         run = workshop.train("--max_iters=2")
@@ -317,8 +317,9 @@ class TestSignals:
         process = workshop.start(*self.LONG, "--dropout=0.1", "--log_interval=5")
         process.wait_for("iter ")
         process.send(number)
-        assert (process.finish(), process.errors) == (0, "")
-        assert f"{number.name} received after" in process.output
+        acknowledged = f"\n{number.name}: finishing this step; press Ctrl-C again to quit now\n"
+        assert (process.finish(), process.errors) == (0, acknowledged)
+        assert f"{number.name} received: the run stopped after" in process.output
         stopped = log_of(workshop.out_dir / "run")
         assert stopped["status"] == "interrupted"
         assert stopped["end_time"]
@@ -355,7 +356,7 @@ class TestSignals:
         process.wait_for("resting")
         process.send(signal.SIGTERM)
         assert process.finish() == 0
-        assert "SIGTERM received after 0 steps" in process.output
+        assert "SIGTERM received: the run stopped after 0 steps" in process.output
         assert log_of(workshop.out_dir / "run")["eval_steps"] == []
 
 
@@ -392,7 +393,7 @@ class TestKill:
             process.send(signal.SIGKILL)
             process.finish()
         killed = workshop.train("--resume=auto", *command)
-        assert len(log_of(killed)["resumed"]) >= 1
+        assert len(log_of(killed)["starts"]) >= 2
         assert_same_course(killed, whole, step=60)
 
 

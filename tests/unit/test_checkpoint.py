@@ -77,6 +77,7 @@ def save(folder, step: int, *, model=None, optimizer=None, **values) -> Path:
     if model is None:
         model, optimizer = make()
     defaults = {"state": {}, "val_loss": None, "plugins": {}, "keep": 3}
+    folder.parent.mkdir(parents=True, exist_ok=True)
     return save_checkpoint(
         folder, step=step, model=model, optimizer=optimizer, **(defaults | values)
     )

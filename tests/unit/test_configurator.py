@@ -427,9 +427,7 @@ def test_the_script_prints_the_error_and_exits_with_2(monkeypatch, capsys):
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == (
-        "1 config error:\n  - --n_layer: n_layer=0 must be at least 1.\n"
-    )
+    assert printed.err == ("1 config error:\n  - --n_layer: n_layer=0 must be at least 1.\n")
 
 
 def test_the_script_exits_with_what_main_returns(monkeypatch):

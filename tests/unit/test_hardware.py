@@ -7,7 +7,6 @@ import os
 import platform
 import random
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -351,62 +350,6 @@ def test_the_device_name_is_that_of_the_device(machine):
     assert device_name(CPU)
 
 
-needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    folder = (tmp_path / "project").resolve()
-    folder.mkdir()
-    monkeypatch.setattr(hardware, "_PROJECT", folder)
-    return folder
-
-
-def commit_all(folder: Path) -> str:
-    git(folder, "init", "--quiet")
-    (folder / "file").write_text("one")
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "--message", "one")
-    return git(folder, "rev-parse", "HEAD")
-
-
-@needs_git
-def test_the_commit_and_whether_files_differ_from_it(project):
-    commit = commit_all(project)
-    (project / "untracked").touch()
-    found = environment(CPU)
-    assert (found["commit"], found["dirty"]) == (commit, False)
-    (project / "file").write_text("two")
-    found = environment(CPU)
-    assert (found["commit"], found["dirty"]) == (commit, True)
-
-
-@needs_git
-def test_results_on_record_are_no_change_of_the_code(project):
-    (project / "metrics").mkdir()
-    (project / "metrics" / "table.csv").write_text("seed\n")
-    commit_all(project)
-    (project / "metrics" / "table.csv").write_text("seed\n1337\n")
-    assert environment(CPU)["dirty"] is False
-
-
-def test_outside_a_checkout_there_is_no_commit(project):
-    found = environment(CPU)
-    assert (found["commit"], found["dirty"]) == (None, None)
-
-
-@needs_git
-def test_a_copy_inside_another_checkout_does_not_take_its_commit(project):
-    commit_all(project.parent)
-    assert environment(CPU)["commit"] is None
-
-
 def test_the_environment_never_fails_for_want_of_a_program(monkeypatch):
     monkeypatch.setattr(subprocess, "run", _no_such_file)
     found = environment(CPU)
@@ -415,5 +358,5 @@ def test_the_environment_never_fails_for_want_of_a_program(monkeypatch):
 
 
 def test_the_driver_is_that_of_the_first_gpu(monkeypatch):
-    monkeypatch.setattr(hardware, "_output_of", lambda *command: "570.1\n570.1")
+    monkeypatch.setattr(hardware, "output_of", lambda *command: "570.1\n570.1")
     assert hardware._driver_version() == "570.1"

@@ -166,7 +166,7 @@ class TestProblems:
         with pytest.raises(ConfigError) as refused:
             refuse_machine(settings, CPU, torch.float32)
         message = str(refused.value)
-        assert "3 problems" in message
+        assert "3 config errors" in message
         assert "attention_backend='flash'" in message
         assert "tf32=True does nothing" in message
         assert "2 plugins are called part.py" in message

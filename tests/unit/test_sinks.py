@@ -14,14 +14,14 @@ import pytest
 from tests.unit.test_training_logger import log_eval, log_step, make_logger, metrics_lines, train
 from training.config import LOG_SINKS
 from training.sinks import SINKS, TAGS, curves_of, flat, missing_packages
-from training_logger import discard_unfinished_log, read_metrics
+from training_logger import ResumePoint, read_metrics, set_aside_unfinished_log
 
 
 def interrupted_run(run_dir, *sinks: str) -> None:
     """35 steps, then 40 from the checkpoint of step 20 on."""
     with make_logger(run_dir, sinks=sinks) as logger:
         train(logger, 5, 35)
-    with make_logger(run_dir, sinks=sinks, resume_step=20) as logger:
+    with make_logger(run_dir, sinks=sinks, resume=ResumePoint(20)) as logger:
         train(logger, 25, 40)
 
 
@@ -91,7 +91,7 @@ def test_the_table_equals_the_lines_after_a_resumption(tmp_path):
 def test_a_table_that_begins_at_a_resumption_has_what_came_before(tmp_path):
     with make_logger(tmp_path) as logger:
         train(logger, 5, 20)
-    with make_logger(tmp_path, sinks=["csv"], resume_step=10) as logger:
+    with make_logger(tmp_path, sinks=["csv"], resume=ResumePoint(10)) as logger:
         assert csv_lines(tmp_path) == as_text(metrics_lines(tmp_path))
         train(logger, 15, 20)
     assert csv_lines(tmp_path) == as_text(metrics_lines(tmp_path))
@@ -159,9 +159,9 @@ def test_tensorboard_that_missed_a_session_has_it_all_the_same(tmp_path, before)
     pytest.importorskip("tensorboard", reason="see requirements-dev.txt")
     with make_logger(tmp_path, sinks=before) as logger:
         train(logger, 5, 10)
-    with make_logger(tmp_path, resume_step=10) as logger:
+    with make_logger(tmp_path, resume=ResumePoint(10)) as logger:
         train(logger, 15, 30)
-    with make_logger(tmp_path, sinks=["tensorboard"], resume_step=20) as logger:
+    with make_logger(tmp_path, sinks=["tensorboard"], resume=ResumePoint(20)) as logger:
         train(logger, 25, 30)
     assert_same_curves(tmp_path)
     assert [step for step, _ in scalars_of(tmp_path)["loss/val"]] == [10, 20, 30]
@@ -172,7 +172,7 @@ def test_tensorboard_forgets_a_run_whose_log_was_discarded(tmp_path):
     with make_logger(tmp_path, sinks=["tensorboard"]) as logger:
         train(logger, 5, 20)
         logger.interrupted()
-    discard_unfinished_log(tmp_path)
+    set_aside_unfinished_log(tmp_path)
     with make_logger(tmp_path, sinks=["tensorboard"]) as logger:
         train(logger, 5, 10)
     assert_same_curves(tmp_path)
@@ -241,7 +241,7 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(tmp_path, wandb):
 def test_a_wandb_run_that_begins_at_a_resumption_has_what_came_before(tmp_path, wandb):
     with make_logger(tmp_path) as logger:
         train(logger, 5, 20)
-    with make_logger(tmp_path, sinks=["wandb"], resume_step=10) as logger:
+    with make_logger(tmp_path, sinks=["wandb"], resume=ResumePoint(10)) as logger:
         train(logger, 15, 15)
     assert [step for step, _ in wandb.logged] == [5, 10, 10, 15]
 
@@ -259,7 +259,7 @@ def test_the_real_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     with make_logger(tmp_path, sinks=["wandb"]) as logger:
         train(logger, 5, 10)
-    with make_logger(tmp_path, sinks=["wandb"], resume_step=10) as logger:
+    with make_logger(tmp_path, sinks=["wandb"], resume=ResumePoint(10)) as logger:
         train(logger, 15, 20)
     files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1  # one run, of two sessions

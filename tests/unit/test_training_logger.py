@@ -11,8 +11,10 @@ import sys
 import pytest
 
 import training_logger
+from errors import UserError
 from training_logger import (
     LINE_WIDTH,
+    ResumePoint,
     TrainingLogger,
     format_bytes,
     format_count,
@@ -33,7 +35,7 @@ ARCHITECTURE = {
 RUN_FIELDS = {
     *("schema_version", "run_name", "status", "start_time", "end_time", "config"),
     *("architecture", "environment", "data", "training_iterations", "eval_steps"),
-    *("checkpoints", "summary"),
+    *("checkpoints", "summary", "run_id", "starts", "plugins"),
 }
 
 
@@ -227,7 +229,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_has_a_bar_beneath_whole_lines(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    with make_logger(tmp_path / "run", resume_step=40) as logger:
+    with make_logger(tmp_path / "run", resume=ResumePoint(40)) as logger:
         logger.advance(45)
         log_step(logger, 50)
         log_eval(logger, 50)
@@ -268,11 +270,14 @@ def test_run_json_has_exactly_the_documented_fields(tmp_path):
             "memory": {"resident": 612_000_000, "peak": 700_000_010},
             "gradients": {"norm": 1.234, "mean": -1.2e-8, "std": 3.4e-4},
             "bad_steps": 0,
+            "kind": "train",
+            "wall_seconds": run["training_iterations"][0]["wall_seconds"],
         }
     ]
     (evaluation,) = run["eval_steps"]
     assert evaluation.keys() == {
-        *("iter", "val_loss", "val_bits_per_byte", "tokens_seen", "flops", "seconds")
+        *("iter", "val_loss", "val_bits_per_byte", "tokens_seen", "flops", "seconds"),
+        *("kind", "wall_seconds"),
     }
     assert evaluation["flops"] == 10240 * ARCHITECTURE["flops_per_token"]
     assert run["checkpoints"] == [{"step": 10, "path": "checkpoints/step_10"}]
@@ -338,11 +343,10 @@ def test_each_line_is_on_disk_before_the_next_step(tmp_path):
     ]
     seconds = [line["wall_seconds"] for line in lines]
     assert seconds == sorted(seconds)
-    own = {key: value for key, value in lines[2].items() if key not in ("kind", "wall_seconds")}
-    assert own == read_run(tmp_path)["training_iterations"][1]
+    assert lines[2] == read_run(tmp_path)["training_iterations"][1]
 
 
-def test_run_json_follows_the_evaluations_while_running(tmp_path):
+def test_while_a_run_lasts_its_records_are_in_metrics_alone(tmp_path):
     with make_logger(tmp_path) as logger:
         assert read_run(tmp_path)["status"] == "running"
         log_step(logger, 10)
@@ -350,8 +354,12 @@ def test_run_json_follows_the_evaluations_while_running(tmp_path):
         run = read_run(tmp_path)
         assert run["status"] == "running"
         assert run["end_time"] is None
-        assert run["summary"]["final_val_loss"] == run["eval_steps"][-1]["val_loss"] == 8 / 11
-        assert len(run["training_iterations"]) == 1
+        assert run["summary"]["final_val_loss"] == 8 / 11
+        assert (run["training_iterations"], run["eval_steps"]) == ([], [])
+        log = training_logger.read_log(tmp_path)
+        assert [record["iter"] for record in log["training_iterations"]] == [10]
+        assert [record["val_loss"] for record in log["eval_steps"]] == [8 / 11]
+    assert training_logger.read_log(tmp_path) == read_run(tmp_path)
 
 
 def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path, monkeypatch):
@@ -364,7 +372,7 @@ def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", die)
-            with pytest.raises(OSError, match="no space left"):
+            with pytest.raises(UserError, match="cannot write .*run.json: no space left"):
                 log_eval(logger, 10)
         assert (tmp_path / "run.json").read_text() == before
     assert len(read_run(tmp_path)["eval_steps"]) == 2
@@ -429,7 +437,11 @@ def test_only_checkpoints_that_are_there_are_listed_each_once(tmp_path):
 def history(run_dir) -> tuple:
     run = read_run(run_dir)
     lines = [(line["kind"], line["iter"]) for line in metrics_lines(run_dir)]
-    return run["training_iterations"], run["eval_steps"], run["checkpoints"], lines
+    records = [
+        [{key: value for key, value in record.items() if key != "wall_seconds"} for record in found]
+        for found in (run["training_iterations"], run["eval_steps"])
+    ]
+    return records, run["checkpoints"], lines
 
 
 def test_a_resumed_log_equals_that_of_one_go(tmp_path):
@@ -440,9 +452,10 @@ def test_a_resumed_log_equals_that_of_one_go(tmp_path):
     with pytest.raises(RuntimeError):
         train_and_raise(parts, 35, RuntimeError)
     first = read_run(parts)
+    assert first["status"] == "failed"
     with open(parts / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "wall_sec')
-    with make_logger(parts, resume_step=20) as logger:
+    with make_logger(parts, resume=ResumePoint(20)) as logger:
         assert [line["iter"] for line in metrics_lines(parts)] == [5, 10, 10, 15, 20, 20]
         train(logger, 25, 40)
 
@@ -450,8 +463,9 @@ def test_a_resumed_log_equals_that_of_one_go(tmp_path):
     run = read_run(parts)
     assert run["start_time"] == first["start_time"]
     assert run["status"] == "completed"
-    assert [resumed["step"] for resumed in run["resumed"]] == [20]
-    assert set(run) == RUN_FIELDS | {"resumed"}
+    assert [start["step"] for start in run["starts"]] == [0, 20]
+    assert run["run_id"] == first["run_id"]
+    assert set(run) == RUN_FIELDS
     seconds = [line["wall_seconds"] for line in metrics_lines(parts)]
     assert seconds == sorted(seconds)
     assert run["summary"]["wall_seconds"] >= seconds[-1]
@@ -461,19 +475,19 @@ def test_every_resumption_is_listed(tmp_path):
     with make_logger(tmp_path) as logger:
         train(logger, 5, 10)
     for step in (10, 20):
-        with make_logger(tmp_path, resume_step=step) as logger:
+        with make_logger(tmp_path, resume=ResumePoint(step)) as logger:
             train(logger, step + 5, step + 10)
     run = read_run(tmp_path)
-    assert [resumed["step"] for resumed in run["resumed"]] == [10, 20]
+    assert [start["step"] for start in run["starts"]] == [0, 10, 20]
     assert [record["iter"] for record in run["eval_steps"]] == [10, 20, 30]
 
 
 def test_resuming_into_a_new_folder_starts_its_log(tmp_path):
-    with make_logger(tmp_path / "new", resume_step=20) as logger:
+    with make_logger(tmp_path / "new", resume=ResumePoint(20)) as logger:
         log_step(logger, 25)
     run = read_run(tmp_path / "new")
     assert [record["iter"] for record in run["training_iterations"]] == [25]
-    assert run["resumed"][0]["step"] == 20
+    assert run["starts"][0]["step"] == 20
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
@@ -482,8 +496,8 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + "{]\n" + lines[2])
-    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 of 3 is damaged; restore"):
-        make_logger(tmp_path, resume_step=10).__enter__()
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is damaged; restore"):
+        make_logger(tmp_path, resume=ResumePoint(10)).__enter__()
 
 
 def test_a_damaged_run_json_is_named_on_resume(tmp_path):
@@ -492,7 +506,7 @@ def test_a_damaged_run_json_is_named_on_resume(tmp_path):
     (tmp_path / "run.json").write_text('{"run_name": ')
     before = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match=r"run.json is damaged .*restore it, or remove it"):
-        make_logger(tmp_path, resume_step=5).__enter__()
+        make_logger(tmp_path, resume=ResumePoint(5)).__enter__()
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
@@ -573,7 +587,7 @@ def test_summary_of_a_run(tmp_path):
 
 
 def test_summary_of_a_run_that_did_nothing_yet():
-    summary = summarize([], [], flops_per_token=10, wall_seconds=1.5)
+    summary = summarize([], flops_per_token=10, wall_seconds=1.5)
     assert summary["wall_seconds"] == 1.5
     zero = {"total_tokens", "total_flops", "bad_steps"}
     assert {key for key, value in summary.items() if value == 0} == zero

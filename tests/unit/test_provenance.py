@@ -1,0 +1,109 @@
+"""Which code a run was made by: commit, changes, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from training import provenance
+from training.provenance import plugin_digests, source_digest
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    folder = (tmp_path / "project").resolve()
+    folder.mkdir()
+    monkeypatch.setattr(provenance, "PROJECT", folder)
+    return folder
+
+
+def commit_all(folder: Path) -> str:
+    git(folder, "init", "--quiet")
+    (folder / "file").write_text("one")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "one")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@needs_git
+def test_the_commit_and_whether_files_differ_from_it(project):
+    commit = commit_all(project)
+    (project / "untracked").touch()
+    found = provenance.provenance()
+    assert (found["commit"], found["dirty"]) == (commit, False)
+    (project / "file").write_text("two")
+    found = provenance.provenance()
+    assert (found["commit"], found["dirty"]) == (commit, True)
+
+
+@needs_git
+def test_results_on_record_are_no_change_of_the_code(project):
+    (project / "metrics").mkdir()
+    (project / "metrics" / "table.csv").write_text("seed\n")
+    commit_all(project)
+    (project / "metrics" / "table.csv").write_text("seed\n1337\n")
+    assert provenance.provenance()["dirty"] is False
+
+
+def test_outside_a_checkout_there_is_no_commit(project):
+    found = provenance.provenance()
+    assert (found["commit"], found["dirty"]) == (None, None)
+
+
+@needs_git
+def test_a_copy_inside_another_checkout_does_not_take_its_commit(project):
+    commit_all(project.parent)
+    assert provenance.provenance()["commit"] is None
+
+
+class TestSourceDigest:
+    @pytest.fixture
+    def source(self, project: Path) -> Path:
+        for name in ("train.py", "components/norms.py", "training/a/b.py", "README.md", "sweep.py"):
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            (project / name).write_text("one\n")
+        return project
+
+    @pytest.mark.parametrize("name", ["train.py", "components/norms.py", "training/a/b.py"])
+    def test_follows_what_decides_a_run(self, source: Path, name: str) -> None:
+        before = source_digest(source)
+        (source / name).write_text("two\n")
+        assert source_digest(source) != before
+
+    @pytest.mark.parametrize("name", ["README.md", "sweep.py", "comparison/groups.py"])
+    def test_ignores_what_cannot_affect_a_run(self, source: Path, name: str) -> None:
+        before = source_digest(source)
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("two\n")
+        assert source_digest(source) == before
+
+    def test_follows_names(self, source: Path) -> None:
+        before = source_digest(source)
+        (source / "components/norms.py").rename(source / "components/other.py")
+        assert source_digest(source) != before
+
+    def test_line_ends_do_not_matter(self, source: Path) -> None:
+        before = source_digest(source)
+        (source / "train.py").write_bytes(b"one\r\n")
+        assert source_digest(source) == before
+
+    def test_every_pattern_finds_files(self) -> None:
+        for pattern in provenance.SOURCE:
+            assert any(provenance.PROJECT.glob(pattern)), pattern
+
+
+def test_plugins_are_known_by_file_name() -> None:
+    expected = hashlib.sha256(b"x = 1").hexdigest()
+    assert plugin_digests({"a/parts.py": "x = 1"}) == {"parts.py": expected}

@@ -1,0 +1,70 @@
+"""Standard output while a run trains: lines, and on a terminal a progress bar beneath them.
+
+The console never ends a run. Once a write fails (the terminal was closed, the reader of a pipe
+left), it stops printing and the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from configurator import discard_output
+
+
+class Console:
+    """Prints lines; `open_bar` adds a progress bar where standard output is a terminal."""
+
+    def __init__(self) -> None:
+        self._silent = False
+        self._bar: tqdm | None = None
+        with contextlib.suppress(AttributeError):  # a stream that has no encoding
+            sys.stdout.reconfigure(errors="backslashreplace")
+
+    def open_bar(self, done: int, total: int | None) -> None:
+        """Show progress from `done` steps on, of `total` if that is known."""
+        self._attempt(lambda: self._open_bar(done, total))
+
+    def _open_bar(self, done: int, total: int | None) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            file=sys.stdout,
+            unit=" steps",
+            dynamic_ncols=True,
+            leave=False,
+            disable=not sys.stdout.isatty(),
+        )
+
+    def say(self, text: str) -> None:
+        """Print above the bar; without a bar this is a plain print."""
+        self._attempt(lambda: self._print(text))
+
+    def _print(self, text: str) -> None:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def advance(self, iter: int) -> None:
+        """Move the bar to `iter` steps done; cheap enough for every step."""
+        if self._bar is not None:
+            self._attempt(lambda: self._bar.update(iter - self._bar.n))
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._attempt(self._bar.close)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """Write, unless a write has failed before."""
+        if self._silent:
+            return
+        try:
+            write()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            self._silent = True
+            discard_output()
+            if self._bar is not None:
+                self._bar.disable = True

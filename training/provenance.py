@@ -1,0 +1,85 @@
+"""Which code a run was made by: the commit, and digests of the project's source and of plugins."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+SOURCE = (
+    *("errors.py", "options.py", "configurator.py"),
+    *("model_components.py", "model_config.py", "model_builder.py"),
+    *("train.py", "training_logger.py"),
+    *("components/**/*.py", "training/**/*.py", "interop/**/*.py"),
+)
+"""The files that decide what a run computes. Others (the comparison, sweeps, documents, scripts,
+tests) cannot change its numbers; config files and data are logged by their contents."""
+
+CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics")
+"""What git is asked for changes to tracked files: those that a run adds results to left out."""
+
+
+def provenance() -> dict[str, Any]:
+    """What identifies the project's code; None where it cannot be told.
+
+    `commit` is that of the project's own checkout, `dirty` whether tracked files outside metrics/
+    differ from it, `source_sha256` the digest of the files of SOURCE.
+    """
+    commit = _commit()
+    return {
+        "commit": commit,
+        "dirty": _is_dirty() if commit else None,
+        "source_sha256": source_digest(PROJECT),
+    }
+
+
+def source_digest(project: Path) -> str:
+    """SHA-256 over the names and contents of the files of SOURCE, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in SOURCE for path in project.glob(pattern)}):
+        digest.update(f"{path.relative_to(project).as_posix()} {text_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def text_digest(path: Path) -> str:
+    """SHA-256 of a source file, the same whatever its line ends."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def plugin_digests(plugins: Mapping[str, str]) -> dict[str, str]:
+    """The SHA-256 of each plugin's source, by file name; `plugins` is path to source."""
+    return {
+        Path(path).name: hashlib.sha256(source.encode()).hexdigest()
+        for path, source in plugins.items()
+    }
+
+
+def output_of(*command: str) -> str | None:
+    """What a command prints; None where it is not installed, fails, or takes 10 seconds."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _commit() -> str | None:
+    root = _git("rev-parse", "--show-toplevel")
+    if not root or Path(root).resolve() != PROJECT:
+        return None  # a copy inside another project's checkout
+    return _git("rev-parse", "HEAD")
+
+
+def _is_dirty() -> bool | None:
+    changes = _git(*CHANGES)
+    return None if changes is None else bool(changes)
+
+
+def _git(*arguments: str) -> str | None:
+    return output_of("git", "-C", str(PROJECT), *arguments)
