@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+import sample
 from errors import UserError
+from interop import huggingface
 from model_builder import GPT
 from tests.saved_run import change_config, overwrite, save_run
 from training import checkpoint, trained_model
@@ -22,6 +24,7 @@ from training.checkpoint import load_newest, load_optimizer, load_plugins, load_
 from training.optim import Stepper, make_optimizer
 from training.resume import load_settings
 from training.run_state import load_run_state
+from training.tokenizers import NotCached
 from training.trained_model import load_trained
 
 
@@ -192,6 +195,26 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(tmp_path):
     path = save_run(tmp_path / "run", tokenizer=tokenizer)
     with pytest.raises(UserError, match="'chars' has 344 tokens, but its model 256"):
         load_trained(str(path), path.parent, {})
+
+
+@pytest.mark.parametrize("flags", [[], ["--download"]])
+def test_sample_and_export_download_a_vocabulary_only_on_request(tmp_path, monkeypatch, flags):
+    save_run(tmp_path / "run", tokenizer={"name": "gpt2"})
+    asked = []
+
+    def make(meta, *, download):
+        asked.append((meta["name"], download))
+        raise NotCached("not cached")
+
+    monkeypatch.setattr(trained_model, "tokenizer_from_meta", make)
+    where = f"--out_dir={tmp_path}"
+    for command in (
+        lambda: sample.main([where, *flags]),
+        lambda: huggingface.main(["export", "run", str(tmp_path / "model"), where, *flags]),
+    ):
+        with pytest.raises(NotCached):
+            command()
+    assert asked == 2 * [("gpt2", bool(flags))]
 
 
 # Files
