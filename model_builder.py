@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,9 @@ from model_config import ModelArchitectureConfig
 
 IGNORED = -1
 """A target that the loss leaves out."""
+
+MIN_TEMPERATURE = 1e-6
+"""The lowest but 0: by less, float32 logits could overflow when divided."""
 
 
 class GPT(Part):
@@ -139,7 +143,7 @@ class GPT(Part):
 
         Args:
             idx: The prompt (B, T), T >= 1.
-            temperature: Divides the logits; 0 takes the likeliest token.
+            temperature: Divides the logits, MIN_TEMPERATURE or more; 0 takes the likeliest token.
             top_k: Sample among the k likeliest tokens.
             top_p: Sample among the likeliest tokens whose probabilities first add up to p
                 (Holtzman et al. 2019, arXiv 1904.09751).
@@ -150,9 +154,12 @@ class GPT(Part):
                 than its tokenizer; None: among all.
 
         Raises:
-            UserError: for an argument out of its range, naming it.
+            UserError: for an argument out of its range, naming it; for logits that are not finite,
+                once a token is asked for.
         """
-        _check_sampling(idx, max_new_tokens, temperature, top_k, top_p)
+        if idx.ndim != 2 or idx.shape[1] == 0:
+            raise UserError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
+        check_sampling(max_new_tokens, temperature, top_k, top_p)
         cache = self.new_cache() if use_cache else None
 
         def choose(logits: Tensor) -> Tensor:
@@ -233,19 +240,21 @@ class GPT(Part):
         return flops(Attention) / flops(FeedForward)
 
 
-def _check_sampling(
-    idx: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+def check_sampling(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    if idx.ndim != 2 or idx.shape[1] == 0:
-        raise UserError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
+    """Raise UserError for an argument of `GPT.stream` that is out of its range, or NaN."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 0.")
-    if temperature < 0:
-        raise UserError(f"temperature={temperature} must be at least 0 (0 is greedy).")
+    _check_draw(temperature, top_k, top_p)
+
+
+def _check_draw(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf):
+        raise UserError(
+            f"temperature={temperature} must be 0 (the likeliest token), or finite and at least "
+            f"{MIN_TEMPERATURE:g}."
+        )
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k={top_k} must be at least 1.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -259,7 +268,13 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Tokens (B, 1) drawn from logits (B, V); see `GPT.stream`."""
+    """Tokens (B, 1) drawn from logits (B, V). See `GPT.stream` for the arguments and errors."""
+    _check_draw(temperature, top_k, top_p)
+    if not torch.isfinite(logits.amax(dim=-1)).all():  # a token may be excluded by -inf
+        raise UserError(
+            "the model's logits are not finite, so no token can be sampled; use a checkpoint from "
+            "before the run diverged."
+        )
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits.float() / temperature

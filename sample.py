@@ -16,12 +16,11 @@ import torch
 import configurator
 from cli import run_cli
 from errors import UserError
-from model_builder import GPT
-from training.checkpoint import find_checkpoint, load_model_weights, load_state
+from model_builder import check_sampling
 from training.config import DEVICES, DTYPES
 from training.hardware import autocast, resolve_device, resolve_dtype
-from training.resume import load_settings
-from training.tokenizers import Tokenizer, tokenizer_from_meta
+from training.tokenizers import Tokenizer, is_unicode
+from training.trained_model import load_trained
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,19 +49,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--plugins", default="", help="comma-separated .py files with parts of your own"
     )
+    flags.add_argument(
+        "--download",
+        action="store_true",
+        help="download the vocabulary of the run's tokenizer if it is not cached",
+    )
     return flags
-
-
-def load_model(path: Path, plugins: str, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """The model of a checkpoint and its tokenizer.
-
-    Whatever attention backend it was trained with, it runs on the one that suits the device.
-    """
-    sources = configurator.run_plugins(plugins)
-    config = load_settings(path, sources).model.changed(attention_backend="auto")
-    model = GPT(config).to(device).eval()
-    load_model_weights(path, model)
-    return model, tokenizer_from_meta(load_state(path)["tokenizer"])
 
 
 def read_prompt(path: Path) -> str:
@@ -86,14 +78,24 @@ def main(argv: list[str]) -> None:
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     if not prompt:
         raise UserError("the prompt is empty; give at least one character to go on from.")
+    if not is_unicode(prompt):
+        raise UserError(f"the prompt {prompt!r} is not valid UTF-8; give it by --prompt_file.")
+    check_sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p)
     if args.num_samples < 1:
         raise UserError(f"num_samples={args.num_samples} must be at least 1.")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
-    path, notes = find_checkpoint(args.run, Path(args.out_dir))
-    for note in (*notes, f"{path}:"):
+    trained = load_trained(
+        args.run,
+        Path(args.out_dir),
+        configurator.run_plugins(args.plugins),
+        device=device,
+        download=args.download,
+        attention_backend="auto",  # whichever it was trained with: the one that suits the device
+    )
+    for note in (*trained.notes, f"{trained.checkpoint}:"):
         print(note, file=sys.stderr)
-    model, tokenizer = load_model(path, args.plugins, device)
+    model, tokenizer = trained.model, trained.tokenizer
     idx = torch.as_tensor(tokenizer.encode(prompt), dtype=torch.long, device=device)[None]
     generator = torch.Generator(device).manual_seed(args.seed)
     for _ in range(args.num_samples):

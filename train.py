@@ -73,7 +73,8 @@ def set_up(start: Start) -> Run:
     refuse_machine(start.settings, device, dtype)
     if training.resume == "none":
         refuse_existing_log(Path(training.out_dir) / training.run_name)
-    dataset = Dataset.open(prepare_if_missing(training.dataset), training.sequence_length)
+    folder = prepare_if_missing(training.dataset, may_run=start.checkpoint is None)
+    dataset = Dataset.open(folder, training.sequence_length)
     validation = ValidationWindows(
         dataset.val,
         dataset.token_bytes,

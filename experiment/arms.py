@@ -180,7 +180,7 @@ class ArmMaker:
         """The dataset, which is opened once: arms that ask for another are refused later."""
         if self._dataset is None:
             training = settings.training
-            folder = prepare_if_missing(training.dataset)
+            folder = prepare_if_missing(training.dataset, may_run=True)
             self._dataset = Dataset.open(folder, training.sequence_length)
         return self._dataset
 

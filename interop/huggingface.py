@@ -27,9 +27,8 @@ from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from training.checkpoint import find_checkpoint, load_model_weights, load_state
-from training.resume import load_settings
-from training.tokenizers import Tokenizer, tokenizer_from_meta
+from training.tokenizers import Tokenizer
+from training.trained_model import load_trained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -150,20 +149,19 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 # The command
 
 
-def export(run: str, folder: Path, out_dir: Path, family: str | None, plugins: str) -> list[str]:
+def export(
+    run: str, folder: Path, out_dir: Path, family: str | None, plugins: str, download: bool = False
+) -> list[str]:
     """Write a run's newest checkpoint as a folder of transformers; lines that say what was done.
 
     Raises:
-        UserError: there is no such run, or what `save` refuses.
+        UserError: there is no such run, or what `load_trained` or `save` refuses.
     """
-    path, notes = find_checkpoint(run, out_dir)
-    settings = load_settings(path, configurator.run_plugins(plugins))
-    model = GPT(settings.model)
-    load_model_weights(path, model)
-    tokenizer = tokenizer_from_meta(load_state(path)["tokenizer"])
+    trained = load_trained(run, out_dir, configurator.run_plugins(plugins), download=download)
+    model, tokenizer = trained.model, trained.tokenizer
     save(model, folder, family, tokenizer)
     written = sorted(file.name for file in folder.iterdir())
-    notes = [*notes, f"{path} -> {folder}: {', '.join(written)}"]
+    notes = [*trained.notes, f"{trained.checkpoint} -> {folder}: {', '.join(written)}"]
     if not tokenizer_files(tokenizer, model.config.block_size):
         notes.append(f"No tokenizer is written: transformers has none like {tokenizer.name!r}.")
     return notes
@@ -181,6 +179,11 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--plugins", default="", help="comma-separated .py files of your own parts"
+    )
+    command.add_argument(
+        "--download",
+        action="store_true",
+        help="download the vocabulary of the run's tokenizer if it is not cached",
     )
     return flags
 

@@ -10,6 +10,9 @@
 
 A checkpoint is built in a temporary folder beside its place and renamed when it is on the disk, so
 a kill at any moment leaves those before it whole.
+
+A checkpoint may come from somebody else: every file is a regular file that the manifest names, JSON
+is bounded in size, and whatever in it is not sound raises a UserError.
 """
 
 from __future__ import annotations
@@ -22,17 +25,18 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errors import UserError, nearest
+from training.safe_files import open_regular, read_json
 
 SCHEMA_VERSION = 1
 NEWEST = ("latest", "auto")
@@ -44,6 +48,18 @@ _STATE = "state.json"
 _PLUGINS = "plugins"
 _MANIFEST = "manifest.json"
 _REQUIRED = (_MODEL, _OPTIMIZER, _RNG, _STATE)
+
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""What AdamW keeps of a parameter."""
+
+_NEWEST_TRIES = 5
+
+Loaded = TypeVar("Loaded")
+
+
+class Vanished(UserError):
+    """A checkpoint was deleted while it was read, as a run deletes its older ones."""
+
 
 _TEMPORARY = ".tmp_"
 _REPLACED = ".old"
@@ -137,18 +153,15 @@ def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict()
-    return {name: state[name].contiguous() for name in _first_names(state).values()}
+    return {name: tensor.contiguous() for name, tensor in _own_tensors(model).items()}
 
 
-def _first_names(state: dict[str, Tensor]) -> dict[str, str]:
-    """For each entry, the first name of the same memory: another one where weights are tied."""
-    first: dict[Any, str] = {}
-    names = {}
-    for name, tensor in state.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        names[name] = first.setdefault(place if tensor.numel() else name, name)
-    return names
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state_dict, a tied one once, by its first name."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return {name: tensor.detach() for name, tensor in first.values()}
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -178,7 +191,7 @@ def _full_state(step: int, val_loss: float | None, state: dict[str, Any]) -> dic
 
 def _write_plugins(folder: Path, plugins: dict[str, str]) -> None:
     for name, source in plugins.items():
-        if Path(name).name != name or Path(name).suffix != ".py":
+        if not _is_plain_py(name):
             raise ValueError(f"plugin {name!r} is not the plain name of a .py file; drop the path.")
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(source.encode())
@@ -246,8 +259,8 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 def _val_loss(path: Path) -> float:
     """That of a checkpoint; infinite where it was not measured or cannot be read."""
     try:
-        loss = json.loads((path / _STATE).read_text(encoding="utf-8"))["val_loss"]
-    except (OSError, ValueError, KeyError):
+        loss = load_state(path)["val_loss"]
+    except UserError:
         return math.inf
     return math.inf if loss is None else loss
 
@@ -293,12 +306,9 @@ def verify(path: Path) -> None:
         UserError: naming the damaged file, and why.
     """
     for name, (size, sha256) in _read_manifest(path).items():
-        file = path / name
-        try:
+        with _reading(path, name) as file:
             actual_size = file.stat().st_size
             actual_sha256 = _sha256(file) if actual_size == size else None
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror}.") from error
         if actual_size != size:
             raise UserError(f"{file} has {actual_size} bytes, its manifest says {size}.")
         if actual_sha256 != sha256:
@@ -307,31 +317,96 @@ def verify(path: Path) -> None:
             )
 
 
-def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    manifest = path / _MANIFEST
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[Path]:
+    """The place of a checkpoint's file, once it is known to be a regular file inside its folder.
+
+    Raises:
+        Vanished: the checkpoint no longer exists.
+        UserError: it is no such file, or the block raises an OSError or SafetensorError.
+    """
+    file = path / name
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        listed = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+        if file.parent != path and file.parent.is_symlink():
+            raise UserError(f"{file.parent} is a symbolic link; replace it with a folder.")
+        open_regular(file).close()
+        yield file
     except OSError as error:
-        raise UserError(f"{manifest} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{manifest} is not a manifest: {error!r}.") from error
-    missing = [name for name in _REQUIRED if name not in listed]
+        if not path.is_dir():
+            raise Vanished(f"{path} was deleted while it was read; try again.") from error
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}.") from error
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    with _reading(path, name) as file:
+        content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it does not hold a JSON object.")
+    return content
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of each file, by its name."""
+    files = _read_json(path, _MANIFEST).get("files")
+    if not isinstance(files, dict) or not all(map(_is_fingerprint, files.values())):
+        raise UserError(f"{path / _MANIFEST} is not a manifest: it has no sound entry `files`.")
+    missing = [name for name in _REQUIRED if name not in files]
     if missing:
-        raise UserError(f"{manifest} does not list {', '.join(missing)}.")
-    return listed
+        raise UserError(f"{path / _MANIFEST} does not list {', '.join(missing)}.")
+    strange = [name for name in files if name not in _REQUIRED and not _is_plugin(name)]
+    if strange:
+        raise UserError(
+            f"{path / _MANIFEST} lists {strange[0]!r}, which is not a file of a checkpoint."
+        )
+    return {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+
+
+def _is_fingerprint(entry: Any) -> bool:
+    return isinstance(entry, dict) and is_count(entry.get("size")) and _is_sha256(entry)
+
+
+def _is_sha256(entry: dict[str, Any]) -> bool:
+    digest = entry.get("sha256")
+    return isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+
+
+def _is_plugin(name: str) -> bool:
+    """Whether `name` is `plugins/<plain name>.py`."""
+    folder, _, file = name.partition("/")
+    return folder == _PLUGINS and _is_plain_py(file)
+
+
+def _is_plain_py(name: str) -> bool:
+    return bool(name) and not set(name) & set("/\\\0") and Path(name).suffix == ".py"
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value read from JSON is an int that a count may have, at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**1023 if isinstance(value, int) else math.isfinite(value)
 
 
 def newest_whole(folder: Path) -> tuple[Path, list[str]]:
     """The newest undamaged checkpoint in a `checkpoints` folder, and why newer ones were passed by.
 
     Raises:
+        Vanished: one was deleted while it was read; a newer one has been saved.
         UserError: where there is none.
     """
     notes: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
             verify(path)
+        except Vanished:
+            raise
         except UserError as error:
             notes.append(f"Passed by the damaged checkpoint {path.name}: {error}")
         else:
@@ -346,8 +421,44 @@ def runs_newest_first(out_dir: Path) -> list[Path]:
     for folder in out_dir.rglob("checkpoints"):
         checkpoints = list_checkpoints(folder)
         if checkpoints:
-            saved_at[folder.parent] = checkpoints[-1].stat().st_mtime_ns
+            saved_at[folder.parent] = _saved_at(checkpoints[-1])
     return sorted(saved_at, key=lambda run: saved_at[run], reverse=True)
+
+
+def _saved_at(checkpoint: Path) -> int:
+    """When it was saved, in nanoseconds; if it was deleted meanwhile, the time of that."""
+    try:
+        return checkpoint.stat().st_mtime_ns
+    except FileNotFoundError:
+        return checkpoint.parent.stat().st_mtime_ns
+
+
+def load_newest(
+    where: str, out_dir: Path, load: Callable[[Path], Loaded]
+) -> tuple[Loaded, Path, list[str]]:
+    """Find a checkpoint and load from it, although its run may be deleting older ones.
+
+    Where a checkpoint vanishes between the two, the newest is looked for again.
+
+    Args:
+        where: A checkpoint, as `find_checkpoint` takes it.
+        out_dir: The folder that holds the runs.
+        load: Reads what is wanted from a checkpoint that `verify` has passed.
+
+    Returns:
+        What `load` returned, the checkpoint, and why newer ones were passed by.
+
+    Raises:
+        UserError: as `find_checkpoint` and `load`, or every checkpoint vanished.
+    """
+    for _ in range(_NEWEST_TRIES):
+        with contextlib.suppress(Vanished):
+            path, notes = find_checkpoint(where, out_dir)
+            return load(path), path, notes
+    raise UserError(
+        f"{_NEWEST_TRIES} checkpoints of {where!r} in a row were deleted before they were read: "
+        "its run saves faster than that. Raise its keep_checkpoints, or wait for its end."
+    )
 
 
 def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
@@ -359,6 +470,7 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
         out_dir: The folder that holds the runs.
 
     Raises:
+        Vanished: it was deleted while it was read; `load_newest` tries again.
         UserError: where there is none such, or it is damaged.
     """
     runs = runs_newest_first(out_dir)
@@ -369,9 +481,9 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
             )
         return newest_whole(runs[0] / "checkpoints")
     for path in (Path(where), out_dir / where):
-        if (path / "checkpoints").is_dir():
+        if os.path.isdir(path / "checkpoints"):
             return newest_whole(path / "checkpoints")
-        if path.is_dir() and (_NAME.fullmatch(path.name) or (path / _MANIFEST).is_file()):
+        if os.path.isdir(path) and (_NAME.fullmatch(path.name) or (path / _MANIFEST).is_file()):
             verify(path)
             return path, []
     names = [run.relative_to(out_dir).as_posix() for run in runs]
@@ -388,21 +500,48 @@ def load_state(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `state`, with `schema_version`, `step` and `val_loss`.
 
     Raises:
-        UserError: where the checkpoint is of another schema.
+        UserError: the checkpoint is of another schema, or one of these three is not sound.
     """
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    if state["schema_version"] != SCHEMA_VERSION:
+    state = _read_json(path, _STATE)
+    version = state.get("schema_version")
+    if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has checkpoint schema {state['schema_version']}, this version reads "
-            f"{SCHEMA_VERSION}; load it with the version that wrote it."
+            f"{path} has checkpoint schema {version!r}, this version reads {SCHEMA_VERSION}; load "
+            "it with the version that wrote it."
         )
+    loss = state.get("val_loss")
+    if not is_count(state.get("step")) or not (loss is None or is_number(loss)):
+        raise UserError(f"{path / _STATE} is damaged: its step or val_loss is not a number.")
     return state
 
 
 def load_plugins(path: Path) -> dict[str, str]:
-    """File name to source of the user's own parts."""
-    files = sorted((path / _PLUGINS).glob("*"))
-    return {file.name: file.read_bytes().decode() for file in files}
+    """File name to source of the user's own parts. Raises UserError if it cannot be read."""
+    names = [name for name in _read_manifest(path) if _is_plugin(name)]
+    sources = {}
+    for name in sorted(names):
+        with _reading(path, name) as file:
+            try:
+                sources[file.name] = file.read_bytes().decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file} is not UTF-8: {error}.") from error
+    return sources
+
+
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each saved weight, from the header of its file alone."""
+    with _reading(path, _MODEL) as file, safe_open(file, "pt") as saved:
+        names = saved.keys()
+        return {name: tuple(saved.get_slice(name).get_shape()) for name in names}
+
+
+def refuse_other_shapes(path: Path, model: nn.Module) -> None:
+    """Raise UserError where a checkpoint's weights are not those of a model, which may be on meta.
+
+    Reads the header of the file alone.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in _own_tensors(model).items()}
+    _refuse_misfit(path / _MODEL, weight_shapes(path), own)
 
 
 def load_model_weights(path: Path, model: nn.Module) -> None:
@@ -411,13 +550,24 @@ def load_model_weights(path: Path, model: nn.Module) -> None:
     Raises:
         UserError: naming every weight that does not fit.
     """
-    saved = load_file(path / _MODEL)
-    state = model.state_dict()
-    own = {name: state[name] for name in _first_names(state).values()}
-    _refuse_misfit(path / _MODEL, saved, own, optional=False)
+    saved, own = _read_tensors(path, _MODEL), _own_tensors(model)
+    _refuse_misfit(path / _MODEL, _kinds(saved), _kinds(own))
     with torch.no_grad():
         for name, tensor in saved.items():
             own[name].copy_(tensor)
+
+
+def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    with _reading(path, name) as file:
+        return load_file(file)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The shape of each tensor, after its dtype where that is not a floating-point one."""
+    return {
+        name: f"{'' if t.is_floating_point() else f'{t.dtype} '}{tuple(t.shape)}"
+        for name, t in tensors.items()
+    }
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -428,31 +578,35 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     Raises:
         UserError: naming every entry that does not fit the model.
     """
-    saved = load_file(path / _OPTIMIZER)
+    saved = _read_tensors(path, _OPTIMIZER)
     parameters = dict(model.named_parameters())
-    owner = {entry: entry.rpartition(".")[0] for entry in saved}
-    moments = {entry: t for entry, t in saved.items() if not entry.endswith(".step")}
-    fitting = {entry: parameters[owner[entry]] for entry in moments if owner[entry] in parameters}
-    _refuse_misfit(path / _OPTIMIZER, moments, fitting, optional=True)
+    fitting = _entries_of({name.rpartition(".")[0] for name in saved}, parameters)
+    _refuse_misfit(path / _OPTIMIZER, _kinds(saved), _kinds(fitting))
     optimizer.state.clear()
     for entry, tensor in saved.items():
-        parameter = parameters[owner[entry]]
+        owner, _, key = entry.rpartition(".")
         # Fused kernels want the moments laid out like their parameter.
-        like = parameter if entry in moments else tensor
-        value = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device)
-        optimizer.state[parameter][entry.rpartition(".")[2]] = value.detach().copy_(tensor)
+        value = torch.empty_like(fitting[entry], device=parameters[owner].device)
+        optimizer.state[parameters[owner]][key] = value.detach().copy_(tensor)
 
 
-def _refuse_misfit(
-    file: Path, saved: dict[str, Tensor], own: dict[str, Tensor], *, optional: bool
-) -> None:
+def _entries_of(owners: set[str], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What AdamW keeps of those of the owners that are parameters, as a file names it."""
+    count = torch.zeros(())
+    return {
+        f"{owner}.{key}": count if key == "step" else parameters[owner]
+        for owner in sorted(owners & parameters.keys())
+        for key in sorted(_MOMENTS)
+    }
+
+
+def _refuse_misfit(file: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     problems = [f"{name} is not of this model" for name in saved if name not in own]
-    if not optional:
-        problems += [f"{name} is missing" for name in own if name not in saved]
+    problems += [f"{name} is missing" for name in own if name not in saved]
     problems += [
-        f"{name} is {tuple(tensor.shape)} there and {tuple(own[name].shape)} here"
-        for name, tensor in saved.items()
-        if name in own and tensor.shape != own[name].shape
+        f"{name} is {saved[name]} there and {own[name]} here"
+        for name in saved
+        if name in own and saved[name] != own[name]
     ]
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
@@ -482,9 +636,12 @@ def capture_rng() -> dict[str, Any]:
 def restore_rng(states: dict[str, Any]) -> None:
     """Take up the states of `capture_rng`; those of devices that are not here are left aside."""
     version, words, gauss_next = states["python"]
-    random.setstate((version, tuple(words), gauss_next))
-    key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
-    np.random.set_state(states["numpy"] | {"state": states["numpy"]["state"] | {"key": key}})
+    random.setstate((version, tuple(words), None if gauss_next is None else float(gauss_next)))
+    numpy_words = states["numpy"]["state"]
+    if not 0 <= numpy_words["pos"] <= len(numpy_words["key"]):
+        raise ValueError(f"NumPy's position {numpy_words['pos']} is outside its state")
+    key = np.array(numpy_words["key"], dtype=np.uint32)
+    np.random.set_state(states["numpy"] | {"state": numpy_words | {"key": key}})
     torch.set_rng_state(_from_hex(states["torch"]))
     for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
         torch.cuda.set_rng_state(_from_hex(state), device)
@@ -493,8 +650,19 @@ def restore_rng(states: dict[str, Any]) -> None:
 
 
 def load_rng(path: Path) -> None:
-    """Put the random generators where they were when the checkpoint was saved."""
-    restore_rng(json.loads((path / _RNG).read_text(encoding="utf-8")))
+    """Put the random generators where they were when the checkpoint was saved.
+
+    Raises:
+        UserError: what is saved is not the state of such generators.
+    """
+    states = _read_json(path, _RNG)
+    try:
+        restore_rng(states)
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise UserError(
+            f"{path / _RNG} is damaged: {type(error).__name__}: {error}. Resume from another "
+            "checkpoint."
+        ) from error
 
 
 def _hex(state: Tensor) -> str:

@@ -116,8 +116,9 @@ def write_dataset(
             "vocab_size": tokenizer.vocab_size,
             "dtype": token_dtype(tokenizer.vocab_size).name,
             "documents_end_with": tokenizer.end_of_text if separate else None,
+            "token_bytes_sha256": sha256_of(token_bytes),
             "splits": splits,
-            "fingerprint": _fingerprint(tokenizer, splits),
+            "fingerprint": fingerprint_of(tokenizer.to_meta(), splits),
         }
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _publish(draft, folder)
@@ -129,10 +130,18 @@ def _in_words(splits: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{splits[split]['tokens']:,} {split} tokens" for split in SPLITS)
 
 
-def _fingerprint(tokenizer: Tokenizer, splits: dict[str, dict[str, Any]]) -> str:
-    """SHA-256 of what a model gets to see: the tokenizer, and the tokens of both splits."""
+def sha256_of(array: np.ndarray) -> str:
+    """SHA-256 of an array's numbers."""
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def fingerprint_of(tokenizer: dict[str, Any], splits: dict[str, dict[str, Any]]) -> str:
+    """SHA-256 of what a model gets to see: the tokenizer, and the tokens of both splits.
+
+    The tokenizer, as `Tokenizer.to_meta` describes it, also decides the bytes per token.
+    """
     seen = {
-        "tokenizer": tokenizer.to_meta(),
+        "tokenizer": tokenizer,
         "sha256": {split: splits[split]["sha256"] for split in SPLITS},
     }
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode("ascii")).hexdigest()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,8 +22,17 @@ import torch
 from torch import Tensor
 
 from errors import UserError, unknown_name
-from training.corpus import META_FILE, SCHEMA_VERSION, SPLITS, TOKEN_BYTES_FILE, bin_file
-from training.tokenizers import Tokenizer, token_dtype, tokenizer_from_meta
+from training.corpus import (
+    META_FILE,
+    SCHEMA_VERSION,
+    SPLITS,
+    TOKEN_BYTES_FILE,
+    bin_file,
+    fingerprint_of,
+    sha256_of,
+)
+from training.safe_files import read_json
+from training.tokenizers import NotCached, Tokenizer, token_dtype, tokenizer_from_meta
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 PREPARE_FILE = "prepare.py"
@@ -39,32 +48,49 @@ Batch = tuple[Tensor, Tensor]
 # Finding a dataset
 
 
-def prepare_if_missing(dataset: str) -> Path:
+def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
     """The folder of a prepared dataset, preparing it first if it is one of data/ and is not yet.
+
+    A prepare script runs only where `dataset` is the plain name of a folder of data/ that holds it,
+    neither of them a symbolic link. A path needs a prepared dataset.
 
     Args:
         dataset: Name of a folder of data/, or a path to a prepared dataset.
+        may_run: Whether a prepare script may run: not where a checkpoint names the dataset.
 
     Raises:
-        UserError: there is no such dataset, it is not prepared and cannot prepare itself, or
-            preparing it failed.
+        UserError: there is no such dataset, it is not prepared and may not or cannot prepare
+            itself, or preparing it failed.
     """
     folder = DATA_FOLDER / dataset
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         folder = Path(dataset)
-    if (folder / META_FILE).is_file():
+    if os.path.isfile(folder / META_FILE):
         return folder
     script = folder / PREPARE_FILE
-    if script.is_file():
+    if may_run and _is_own_script(dataset, script):
         print(f"dataset {dataset!r} is not prepared yet: running {script}")
         _run_prepare(dataset, script)
         return folder
-    if folder.is_dir():
-        raise UserError(f"{folder} is no prepared dataset: it has no {META_FILE}.")
+    if os.path.isfile(script):
+        raise UserError(
+            f"{folder} is not a prepared dataset: it has no {META_FILE}. Its script runs by itself "
+            "only in a new run, and only in a folder of data/ that is given by its plain name; "
+            f"here run it first: python {script}"
+        )
+    if os.path.isdir(folder):
+        raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")
     raise UserError(
         f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared folder also "
         "serves; data/text/prepare.py prepares text of your own."
     )
+
+
+def _is_own_script(dataset: str, script: Path) -> bool:
+    """Whether a script is that of a folder of data/ itself, named without a path."""
+    plain = dataset not in ("", ".", "..") and not set(dataset) & set("/\\:")
+    own = plain and script.parent == DATA_FOLDER / dataset and script.is_file()
+    return own and not script.is_symlink() and not script.parent.is_symlink()
 
 
 def _dataset_names() -> list[str]:
@@ -96,15 +122,16 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """The meta data of a prepared dataset, as `training.corpus.write_dataset` wrote it.
 
     Raises:
-        UserError: it is missing, damaged, or of another version.
+        UserError: it is missing, damaged, changed since it was prepared, or of another version.
     """
     path = folder / META_FILE
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no prepared dataset: it has no {META_FILE}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); prepare the dataset again.") from error
+        meta = read_json(path, follow_links=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} is not a prepared dataset: it has no {META_FILE} that can be read "
+            f"({error.strerror})."
+        ) from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -116,7 +143,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
             isinstance(meta["fingerprint"], str)
             and isinstance(meta["dataset"], str)
             and isinstance(meta["tokenizer"]["name"], str)
+            and isinstance(meta["vocab_size"], int)
             and meta["dtype"] == token_dtype(meta["vocab_size"]).name
+            and all(isinstance(meta["splits"][split]["tokens"], int) for split in SPLITS)
             and all(meta["splits"][split]["tokens"] > 0 for split in SPLITS)
             and all(isinstance(meta["splits"][split]["sha256"], str) for split in SPLITS)
         )
@@ -124,6 +153,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
         complete = False
     if not complete:
         raise UserError(f"{path} is damaged (not all keys are sound); prepare the dataset again.")
+    fingerprint = fingerprint_of(meta["tokenizer"], meta["splits"])
+    if meta["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{path} has changed since the dataset was prepared: its fingerprint is "
+            f"{meta['fingerprint'][:12]!r}, but its tokenizer and splits make "
+            f"{fingerprint[:12]!r}; prepare the dataset again."
+        )
     return meta
 
 
@@ -153,7 +189,9 @@ class Dataset:
         have, room for one sequence and its targets, and no token outside the vocabulary; and that
         it is what the fingerprint speaks of. The last two are checked on every token of splits up
         to 100 million tokens; in a larger split, the vocabulary on 100 million tokens spread
-        evenly over it, and the fingerprint not.
+        evenly over it, and the fingerprint not. The bytes per token are those of the tokenizer.
+        Where that would have to be downloaded, they are checked by the digest in the meta data,
+        which datasets of older versions lack.
 
         Raises:
             UserError: one of these does not hold.
@@ -229,16 +267,43 @@ def _check_tokens(tokens: np.ndarray, path: Path, vocab_size: int, sha256: str) 
 
 def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     path = folder / TOKEN_BYTES_FILE
-    try:
-        token_bytes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); prepare the dataset again.") from error
-    if token_bytes.shape != (meta["vocab_size"],):
+    token_bytes = _load_array(path)
+    if token_bytes.shape != (meta["vocab_size"],) or token_bytes.dtype != np.uint16:
         raise UserError(
-            f"{path} has the shape {token_bytes.shape}, but the vocabulary has "
-            f"{meta['vocab_size']} tokens; prepare the dataset again."
+            f"{path} holds {token_bytes.dtype} of the shape {token_bytes.shape}, but the "
+            f"vocabulary has {meta['vocab_size']} tokens, a uint16 for each; prepare the dataset "
+            "again."
+        )
+    own = _own_token_bytes(meta)
+    if own is None:
+        same = sha256_of(token_bytes) == meta.get("token_bytes_sha256", sha256_of(token_bytes))
+    else:
+        same = np.array_equal(token_bytes, own)
+    if not same:
+        raise UserError(
+            f"{path} has changed since it was prepared: it does not hold the bytes per token of "
+            f"the tokenizer {meta['tokenizer']['name']!r}; prepare the dataset again."
         )
     return token_bytes
+
+
+def _load_array(path: Path) -> np.ndarray:
+    """The array in a .npy file, which is as large as its header says or is refused."""
+    if not os.path.isfile(path):
+        raise UserError(f"cannot read {path} (it is not a file); prepare the dataset again.")
+    try:
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path} ({error}); prepare the dataset again.") from error
+
+
+def _own_token_bytes(meta: dict[str, Any]) -> np.ndarray | None:
+    """The bytes per token of a dataset's tokenizer; None where it would have to be downloaded."""
+    try:
+        tokenizer = tokenizer_from_meta(meta["tokenizer"])
+    except NotCached:
+        return None
+    return tokenizer.token_bytes()
 
 
 # Windows: sequences of T inputs and their T targets, T + 1 tokens

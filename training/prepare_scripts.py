@@ -122,7 +122,7 @@ def prepare_from_hub(
         hub_documents(
             repository, args.val_fraction, configuration, max_documents=args.max_documents
         ),
-        TiktokenTokenizer("gpt2"),
+        TiktokenTokenizer("gpt2", download=True),
         args.out,
         name=folder.name,
         source=" ".join(filter(None, ["hf.co/datasets/" + repository, configuration])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from model_config import ModelArchitectureConfig
 from training.checkpoint import (
     find_checkpoint,
     load_plugins,
-    load_state,
     newest_whole,
     runs_newest_first,
 )
 from training.claim import refuse_claimed
 from training.config import TrainingConfig
+from training.run_state import load_run_state, refuse_other_weights
 from training_logger import ResumePoint
 
 ARCHITECTURE_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
@@ -35,8 +36,16 @@ FIXED_KEYS = ARCHITECTURE_KEYS - {"attention_backend"} | {
 }
 """What a run is: changing one of these makes another run, not a continuation."""
 
-OF_THE_COMMAND = {"out_dir", "run_name", "resume", "plugins", "allow_changed_plugins"}
-"""Keys that say where things are; a saved run does not decide them."""
+OF_THE_COMMAND = {
+    "out_dir",
+    "run_name",
+    "resume",
+    "plugins",
+    "allow_changed_plugins",
+    "log_to",
+}
+"""Keys that say where things are, what is trusted and where the log is sent: a saved run, which may
+be somebody else's, does not decide them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +97,16 @@ def find_start(settings: Settings) -> Start:
         path, notes = _newest_fitting(settings, out_dir)
     else:
         path, notes = find_checkpoint(where, out_dir)
+        path = _in_its_run(path)
         refuse_claimed(path.parents[1])
     if path is None:
         return Start(settings, notes=(*notes, f"No run to resume in {out_dir}: a new one starts."))
-    state = load_state(path)
+    state = load_run_state(path)
     problems = [*_conflicts(settings, state["config"]), *_changed_plugins(settings, path)]
     if problems:
         raise ConfigError(problems)
     resumed, changes = _merged(settings, path, state)
+    refuse_other_weights(path, resumed.model)
     notes = [*notes, _going_on(path, state, resumed.training)]
     if resumed.training.max_iters < state["step"]:
         raise UserError(
@@ -103,6 +114,17 @@ def find_start(settings: Settings) -> Start:
             f"{path} has done; raise it, or resume from an earlier checkpoint."
         )
     return Start(resumed, path, state, (*notes, *changes))
+
+
+def _in_its_run(path: Path) -> Path:
+    """The checkpoint; UserError where it does not lie in the folder of a run."""
+    path = path if len(path.parents) > 1 else path.absolute()
+    if path.parent.name != "checkpoints":
+        raise UserError(
+            f"{path} is not in the folder `checkpoints` of a run, which a resume goes on with; "
+            "put it back there, or name its run."
+        )
+    return path
 
 
 def _going_on(path: Path, state: dict[str, Any], training: TrainingConfig) -> str:
@@ -116,7 +138,7 @@ def _going_on(path: Path, state: dict[str, Any], training: TrainingConfig) -> st
     return f"Resuming {run} at step {step} of {end}."
 
 
-def load_settings(path: Path, registered: dict[str, str] | None = None) -> Settings:
+def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Settings:
     """The settings that a checkpoint was saved with. Runs no code of the checkpoint's.
 
     Args:
@@ -124,11 +146,14 @@ def load_settings(path: Path, registered: dict[str, str] | None = None) -> Setti
         registered: Sources of plugins that the user gave and that are registered by now.
 
     Raises:
-        UserError: it was trained with parts of the user's own that are not registered.
+        UserError: it is damaged, or was trained with parts of the user's own that are not
+            registered.
     """
-    values = load_state(path)["config"]
+    values = load_run_state(path)["config"]
     _refuse_unknown_parts(path, values)
-    return dataclasses.replace(settings_from_dict(values), plugins=registered or {})
+    settings = settings_from_dict(values)
+    refuse_other_weights(path, settings.model)
+    return dataclasses.replace(settings, plugins=registered or {})
 
 
 def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
@@ -155,7 +180,7 @@ def _newest_fitting(settings: Settings, out_dir: Path) -> tuple[Path | None, lis
         try:
             refuse_claimed(folder)
             path, damaged = newest_whole(folder / "checkpoints")
-            saved = load_state(path)["config"]
+            saved = load_run_state(path)["config"]
         except UserError as error:
             if wanted != "auto":
                 raise
@@ -226,9 +251,12 @@ def _merged(
     _refuse_unknown_parts(path, values)
     origins = {key: settings.origins[key] for key in settings.explicit | OF_THE_COMMAND}
     merged = settings_from_dict(values, origins)
-    notes = (
+    notes = [
         f"{key}={value!r} from here on; it was {saved.get(key)!r}"
         for key, value in merged.to_dict().items()
         if key not in OF_THE_COMMAND and value != saved.get(key)
-    )
+    ]
+    log_to, now = saved.get("log_to"), merged.training.log_to
+    if log_to and log_to != now:
+        notes.append(f"log_to={now!r}; it was {log_to!r}: pass --log_to={log_to} to go on with it.")
     return dataclasses.replace(merged, plugins=dict(settings.plugins)), tuple(notes)

@@ -6,16 +6,31 @@ what makes bits per byte exact, and comparable between tokenizers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import tiktoken
+import tiktoken.load
 
 from errors import UserError, unknown_name
+
+_LOADING = threading.Lock()
+"""Held while tiktoken loads a vocabulary, which `_without_network` changes the ways of."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has a UTF-8 form: half a surrogate pair, which JSON can hold, has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -36,6 +51,10 @@ class BytePairs:
     ranks: dict[bytes, int]
     pattern: str | None = None
     special: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+class NotCached(UserError):
+    """A vocabulary would have to be downloaded, which was not asked for."""
 
 
 class Tokenizer(ABC):
@@ -131,6 +150,8 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: str) -> None:
         if not characters:
             raise UserError("the tokenizer 'chars' needs at least one character; found no text.")
+        if not is_unicode(characters):
+            raise UserError("the characters of the tokenizer 'chars' have half a surrogate pair.")
         self.characters = "".join(sorted(set(characters)))
         self.vocab_size = len(self.characters)
         self._code_points = self._to_code_points(self.characters)
@@ -170,23 +191,33 @@ class CharTokenizer(Tokenizer):
 class TiktokenTokenizer(Tokenizer):
     """A byte pair encoding of tiktoken (https://github.com/openai/tiktoken), such as gpt2.
 
-    The vocabulary is downloaded at first use and cached by tiktoken.
+    tiktoken caches the vocabulary in $TIKTOKEN_CACHE_DIR, or else in a temporary folder.
 
     Args:
         name: `gpt2`, `cl100k_base`, or any other name that tiktoken knows.
+        download: Download the vocabulary if it is not cached.
 
     Raises:
-        UserError: the name is unknown, or its vocabulary is neither cached nor to be had.
+        NotCached: the vocabulary is not cached, and `download` is False.
+        UserError: the name is unknown, or the download failed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, download: bool = False) -> None:
         known = tiktoken.list_encoding_names()
         if name not in known:
             own = (ByteTokenizer.name, CharTokenizer.name)
             raise UserError(unknown_name("tokenizer", name, (*own, *known)))
         try:
-            self._encoding = tiktoken.get_encoding(name)
-        except OSError as error:  # what tiktoken's download raises derives from it
+            with _LOADING, contextlib.nullcontext() if download else _without_network():
+                self._encoding = tiktoken.get_encoding(name)
+        except _Refused as error:
+            raise NotCached(
+                f"the vocabulary of the tokenizer {name!r} is not cached, and it is downloaded "
+                "only on request: pass --download to sample.py or the export (download=True in "
+                "Python), or set TIKTOKEN_CACHE_DIR to a folder that has it."
+            ) from error
+        # What tiktoken's download raises is an OSError; of a file that is another, a ValueError.
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"the vocabulary of the tokenizer {name!r} is not cached and could not be "
                 f"downloaded ({error}). Run once with a network, or copy tiktoken's cache from a "
@@ -223,11 +254,31 @@ class TiktokenTokenizer(Tokenizer):
         return BytePairs(ranks, self._encoding._pat_str, ids)  # which tiktoken offers no other way
 
 
-def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:
+class _Refused(Exception):
+    """Stands for a download that tiktoken was about to begin."""
+
+
+@contextlib.contextmanager
+def _without_network() -> Iterator[None]:
+    """Make tiktoken raise _Refused instead of downloading, which it has no setting for."""
+
+    def refuse(place: str) -> bytes:
+        raise _Refused(place)
+
+    download = tiktoken.load.read_file
+    tiktoken.load.read_file = refuse
+    try:
+        yield
+    finally:
+        tiktoken.load.read_file = download
+
+
+def tokenizer_from_meta(meta: dict[str, Any], *, download: bool = False) -> Tokenizer:
     """The tokenizer that `Tokenizer.to_meta` described.
 
     Args:
         meta: `name`: bytes, chars or a name of tiktoken's; with chars also `characters`.
+        download: Download the vocabulary of one of tiktoken's if it is not cached.
 
     Raises:
         UserError: the name is unknown, its vocabulary is not to be had, or characters are
@@ -237,5 +288,6 @@ def tokenizer_from_meta(meta: dict[str, Any]) -> Tokenizer:
     if name == ByteTokenizer.name:
         return ByteTokenizer()
     if name == CharTokenizer.name:
-        return CharTokenizer(meta.get("characters", ""))
-    return TiktokenTokenizer(str(name))
+        characters = meta.get("characters", "")
+        return CharTokenizer(characters if isinstance(characters, str) else "")
+    return TiktokenTokenizer(str(name), download=download)

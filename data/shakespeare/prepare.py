@@ -19,7 +19,9 @@ from training.tokenizers import TiktokenTokenizer
 
 def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(__file__).resolve().parent
-    prepare_tiny_shakespeare(argv, __doc__, folder, lambda _: TiktokenTokenizer("gpt2"))
+    prepare_tiny_shakespeare(
+        argv, __doc__, folder, lambda _: TiktokenTokenizer("gpt2", download=True)
+    )
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_txt = all(path.suffix == ".txt" for path in args.input)
     write_dataset(
         documents(),
-        tokenizer_from_meta(tokenizer),
+        tokenizer_from_meta(tokenizer, download=True),
         args.out,
         name=args.name,
         source=", ".join(path.name for path in args.input),

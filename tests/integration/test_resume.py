@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import train
+from errors import UserError
 from tests.integration.runs import (
     Workshop,
     assert_equal_tensors,
@@ -256,11 +258,22 @@ class TestWhatMayChange:
         workshop.train("--max_iters=6", *COURSE)
         capsys.readouterr()
         run = workshop.train("--max_iters=12", "--resume=auto", "--log_to=csv", *COURSE)
-        assert "log_to='csv' from here on; it was ''" in capsys.readouterr().out
+        assert "log_to" not in capsys.readouterr().out  # it is the command's in every session
         assert_same_course(whole, run, step=12)
         with open(run / "metrics.csv", newline="") as file:
             rows = [(row["kind"], int(row["iter"])) for row in csv.DictReader(file)]
         assert rows == [(line["kind"], line["iter"]) for line in metrics_of(run)]
+
+    def test_a_dataset_that_a_checkpoint_names_is_never_prepared(
+        self, workshop: Workshop, tmp_path: Path
+    ) -> None:
+        copy = shutil.copytree(workshop.dataset, tmp_path / "copy")
+        run = workshop.train(f"--dataset={copy}", "--max_iters=1")
+        (copy / "meta.json").unlink()
+        (copy / "prepare.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        with pytest.raises(UserError, match=r"is not a prepared dataset: it has no meta\.json"):
+            train.main([f"--resume={run}", f"--out_dir={workshop.out_dir}", "--device=cpu"])
+        assert not (tmp_path / "ran").exists()
 
     def test_every_conflict_is_told_at_once(self, workshop: Workshop) -> None:
         run = workshop.train("--max_iters=1")

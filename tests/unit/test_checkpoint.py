@@ -284,11 +284,13 @@ def test_damage_names_the_file_and_falls_back(tmp_path, name, damage, message):
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
-        ("{", "is not a manifest"),
-        ("[]", "is not a manifest"),
-        ('{"files": {"model.safetensors": {"size": 3}}}', "is not a manifest: KeyError"),
+        ("{", "is damaged: Expecting"),
+        ("[" * 10**5, "is damaged: maximum recursion depth"),
+        ("[]", "is damaged: it does not hold a JSON object"),
+        ('{"files": {"model.safetensors": {"size": 3}}}', "is not a manifest"),
+        ('{"files": {"a": {"size": true, "sha256": "x"}}}', "is not a manifest"),
         ('{"files": {}}', r"does not list model\.safetensors, optimizer"),
-        (b"\xff\xfe", "is not a manifest: UnicodeDecodeError"),
+        (b"\xff\xfe", "is damaged: 'utf-8' codec"),
     ],
 )
 def test_a_damaged_manifest(tmp_path, content, message):

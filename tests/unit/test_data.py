@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from errors import UserError
 from training import data
 from training.corpus import Document, write_dataset
 from training.data import (
@@ -22,7 +25,10 @@ from training.data import (
     prefetch,
     prepare_if_missing,
 )
-from training.tokenizers import ByteTokenizer, CharTokenizer
+from training.tokenizers import ByteTokenizer, CharTokenizer, NotCached
+
+FINGERPRINT = "93878f86a14f"
+"""How the fingerprint of the dataset `fox` has begun in every version."""
 
 LINE = "the quick brown fox jumps over the lazy dog. "
 
@@ -78,34 +84,71 @@ def data_folder(tmp_path, monkeypatch):
 
 
 def test_a_missing_dataset_is_prepared_once_with_a_line_about_it(data_folder, capsys):
-    assert prepare_if_missing("ready") == data_folder / "ready"
+    assert prepare_if_missing("ready", may_run=True) == data_folder / "ready"
     assert "dataset 'ready' is not prepared yet: running" in capsys.readouterr().out
-    assert prepare_if_missing("ready") == data_folder / "ready"
+    assert prepare_if_missing("ready", may_run=True) == data_folder / "ready"
     assert capsys.readouterr().out == ""
     assert (data_folder / "ready" / "runs").read_text() == "x"
 
 
 def test_a_path_to_a_prepared_folder_serves(folder, data_folder, monkeypatch):
-    assert prepare_if_missing(str(folder)) == folder
+    assert prepare_if_missing(str(folder), may_run=True) == folder
     monkeypatch.chdir(folder.parent)
-    assert prepare_if_missing("fox") == Path("fox")
+    assert prepare_if_missing("fox", may_run=True) == Path("fox")
 
 
 def test_a_dataset_that_needs_arguments_says_so(data_folder):
     with pytest.raises(ValueError, match=r"'asks' cannot prepare itself.*prepare\.py --help"):
-        prepare_if_missing("asks")
+        prepare_if_missing("asks", may_run=True)
 
 
 def test_an_unknown_dataset_gets_the_nearest_and_the_choices(data_folder):
     expected = r"'redy'; did you mean 'ready'\? Choices: asks, ready\. A path"
     with pytest.raises(ValueError, match=expected):
-        prepare_if_missing("redy")
+        prepare_if_missing("redy", may_run=True)
 
 
 def test_a_folder_that_is_no_dataset_is_refused(data_folder, tmp_path):
     for name in ("bare", str(tmp_path)):
-        with pytest.raises(ValueError, match=r"no prepared dataset: it has no meta\.json"):
-            prepare_if_missing(name)
+        with pytest.raises(UserError, match=r"not a prepared dataset: it has no meta\.json"):
+            prepare_if_missing(name, may_run=True)
+
+
+def refuses_to_run(dataset, data_folder, *, may_run=True):
+    with pytest.raises(UserError, match=r"run it first: python .*prepare\.py"):
+        prepare_if_missing(str(dataset), may_run=may_run)
+    assert not list(data_folder.parent.rglob("runs"))
+
+
+def test_a_script_runs_only_for_the_plain_name_of_a_folder_of_data(data_folder, monkeypatch):
+    outside = shutil.copytree(data_folder / "ready", data_folder.parent / "outside")
+    monkeypatch.chdir(data_folder.parent)
+    for dataset in (
+        data_folder / "ready",
+        outside,
+        "outside",
+        "data/ready",
+        "./ready",
+        "../outside",
+        "ready/../ready",
+        "ready/",
+    ):
+        refuses_to_run(dataset, data_folder)
+    for dataset in (".", "..", "", "a\0b", "x" * 5000):
+        with pytest.raises(UserError):
+            prepare_if_missing(dataset, may_run=True)
+
+
+def test_a_script_never_runs_where_a_checkpoint_names_the_dataset(data_folder):
+    refuses_to_run("ready", data_folder, may_run=False)
+
+
+def test_a_script_never_runs_through_a_symbolic_link(data_folder):
+    outside = shutil.copytree(data_folder / "ready", data_folder.parent / "outside")
+    (data_folder / "folder_link").symlink_to(outside)
+    (data_folder / "bare" / "prepare.py").symlink_to(outside / "prepare.py")
+    refuses_to_run("folder_link", data_folder)
+    refuses_to_run("bare", data_folder)
 
 
 def test_the_default_dataset_is_one_of_the_repository():
@@ -148,13 +191,20 @@ def test_a_split_of_one_sequence_and_its_targets_is_enough_and_less_is_refused(t
 
 
 def refused(folder, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         Dataset.open(folder, sequence_length=16)
 
 
 def test_missing_meta_data_are_refused(folder):
     (folder / "meta.json").unlink()
-    refused(folder, r"fox is no prepared dataset: it has no meta\.json")
+    refused(folder, r"fox is not a prepared dataset: it has no meta\.json")
+
+
+def test_files_that_are_not_regular_are_refused_without_waiting(folder):
+    for name in ("token_bytes.npy", "train.bin", "meta.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        refused(folder, rf"{name}")
 
 
 @pytest.mark.parametrize("content", ["{half", b"\xff\xfe\xfd"])
@@ -227,11 +277,54 @@ def test_a_large_split_is_checked_in_places_to_its_very_end(folder, monkeypatch)
 def test_wrong_token_bytes_are_refused(folder):
     path = folder / "token_bytes.npy"
     np.save(path, np.ones(7, dtype=np.uint16))
-    refused(folder, r"token_bytes\.npy has the shape \(7,\), but the vocabulary has 256")
+    refused(folder, r"token_bytes\.npy holds uint16 of the shape \(7,\), but .* has 256 tokens")
+    np.save(path, np.full(256, 7, dtype=np.uint16))
+    refused(folder, r"token_bytes\.npy has changed .* of the tokenizer 'bytes'")
     np.save(path, np.array([{}] * 256, dtype=object), allow_pickle=True)
     refused(folder, r"cannot read .*token_bytes\.npy")
     path.unlink()
     refused(folder, r"cannot read .*token_bytes\.npy")
+
+
+def test_a_header_that_claims_more_than_the_file_has_is_refused(folder):
+    path = folder / "token_bytes.npy"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(256,), }        ", b"(25600000000,), }"))
+    assert path.read_bytes() != content
+    refused(folder, r"cannot read .*token_bytes\.npy")
+
+
+def test_a_changed_tokenizer_is_refused(tmp_path):
+    folder = prepare(tmp_path / "fox", CharTokenizer(LINE))
+    other = CharTokenizer(LINE.upper()).to_meta()
+    change_meta(folder, tokenizer=other)
+    refused(folder, r"meta\.json has changed .* its fingerprint is '\w{12}', but its tokenizer")
+
+
+def test_a_changed_fingerprint_is_refused(folder):
+    change_meta(folder, fingerprint="0" * 64)
+    refused(folder, r"its fingerprint is '0{12}', but its tokenizer and splits make")
+
+
+def test_a_dataset_of_an_older_version_opens(folder):
+    """It has no digest of its bytes per token; its fingerprint is what it was."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["token_bytes_sha256"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert Dataset.open(folder, sequence_length=16).fingerprint == meta["fingerprint"]
+    assert meta["fingerprint"][:12] == FINGERPRINT
+
+
+def test_bytes_per_token_of_a_tokenizer_that_is_not_cached_are_checked_by_digest(
+    folder, monkeypatch
+):
+    def not_cached(meta):
+        raise NotCached("not cached")
+
+    monkeypatch.setattr(data, "tokenizer_from_meta", not_cached)
+    Dataset.open(folder, sequence_length=16)
+    np.save(folder / "token_bytes.npy", np.full(256, 7, dtype=np.uint16))
+    refused(folder, r"token_bytes\.npy has changed")
 
 
 # The permutation

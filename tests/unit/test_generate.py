@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from model_builder import sample
+from errors import UserError
+from model_builder import MIN_TEMPERATURE, sample
 from tests.tiny import tiny_model, tokens
 
 PROBABILITIES = torch.tensor([[0.5, 0.25, 0.15, 0.07, 0.03]])
@@ -73,15 +76,40 @@ def test_generating_leaves_the_mode_and_no_graph():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -1}, "temperature=-1 must be at least 0"),
+        ({"temperature": -1}, "temperature=-1 must be 0 .* or finite and at least 1e-06"),
+        ({"temperature": math.nan}, "temperature=nan must be 0"),
+        ({"temperature": math.inf}, "temperature=inf must be 0"),
+        ({"temperature": 1e-320}, "temperature=1e-320 must be 0"),
+        ({"top_p": math.nan}, "top_p=nan must be above 0"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
     ],
 )
 def test_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         tiny_model().generate(tokens(3), 2, **arguments)
+    with pytest.raises(UserError, match=message):
+        tiny_model().stream(tokens(3), 2, **arguments)
+    with pytest.raises(UserError, match=message):
+        sample(PROBABILITIES.log(), **arguments)
+
+
+def test_the_lowest_temperature_is_the_likeliest():
+    assert frequencies(temperature=MIN_TEMPERATURE) == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_not_finite_are_refused(temperature):
+    for broken in (math.nan, math.inf):
+        logits = PROBABILITIES.log().masked_fill(PROBABILITIES < 0.1, broken)
+        with pytest.raises(UserError, match="logits are not finite"):
+            sample(logits, temperature)
+
+
+def test_minus_infinity_excludes_a_token():
+    logits = PROBABILITIES.log().masked_fill(PROBABILITIES > 0.1, -math.inf)
+    assert all(int(sample(logits)) in (3, 4) for _ in range(20))
 
 
 def test_an_empty_prompt_is_refused():

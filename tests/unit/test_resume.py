@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from configurator import load
+from errors import UserError
+from tests.saved_run import change_config, save_run
 from training.resume import FIXED_KEYS, OF_THE_COMMAND, _conflicts, find_start
 
 
@@ -47,6 +49,39 @@ class TestConflicts:
     def test_a_preset_does_not_stand_for_the_vocabulary(self) -> None:
         """Which is the data's."""
         assert conflicts(["config/arch_gpt2.py"], ["config/arch_gpt2.py", "--vocab_size=65"]) == {}
+
+
+class TestForeignRun:
+    """What a checkpoint that somebody else made cannot decide."""
+
+    def resumed(self, out_dir, *flags: str):
+        return find_start(load([f"--out_dir={out_dir}", "--resume=run", *flags]))
+
+    def test_where_the_log_is_sent(self, tmp_path) -> None:
+        change_config(save_run(tmp_path / "run"), log_to="wandb", out_dir="/elsewhere")
+        start = self.resumed(tmp_path)
+        assert start.settings.training.log_to == ""
+        assert start.settings.training.out_dir == str(tmp_path)
+        wanted = "log_to=''; it was 'wandb': pass --log_to=wandb to go on with it."
+        assert wanted in start.notes
+
+    def test_where_the_log_is_sent_may_be_given_again(self, tmp_path) -> None:
+        change_config(save_run(tmp_path / "run"), log_to="csv")
+        start = self.resumed(tmp_path, "--log_to=csv")
+        assert start.settings.training.log_to == "csv"
+        assert not any("log_to" in note for note in start.notes)
+
+    def test_a_size_that_its_weights_do_not_have(self, tmp_path) -> None:
+        change_config(save_run(tmp_path / "run"), n_layer=10**6)
+        with pytest.raises(UserError, match="n_layer=1000000, but 9 weights are saved"):
+            self.resumed(tmp_path)
+
+    def test_a_checkpoint_outside_of_a_run(self, tmp_path, monkeypatch) -> None:
+        kept = save_run(tmp_path / "run").rename(tmp_path / "kept")
+        monkeypatch.chdir(tmp_path)
+        for where in (kept, "kept"):
+            with pytest.raises(UserError, match="kept is not in the folder `checkpoints` of a run"):
+                find_start(load([f"--resume={where}"]))
 
 
 class TestFindStart:

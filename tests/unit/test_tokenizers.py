@@ -1,14 +1,17 @@
 """Tokenizers: lossless, exact about bytes, and clear about what they cannot do."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from errors import UserError
 from training.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
+    NotCached,
     TiktokenTokenizer,
     token_dtype,
     tokenizer_from_meta,
@@ -138,8 +141,52 @@ def test_a_vocabulary_that_cannot_be_had_says_what_to_do(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("tiktoken.get_encoding", offline)
-    with pytest.raises(ValueError, match="no route to host.*TIKTOKEN_CACHE_DIR"):
-        TiktokenTokenizer("gpt2")
+    with pytest.raises(UserError, match="no route to host.*TIKTOKEN_CACHE_DIR"):
+        TiktokenTokenizer("gpt2", download=True)
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    """What tiktoken asks the network for, its cache being empty; every answer is nonsense."""
+    asked = []
+
+    def answer(url):
+        asked.append(url)
+        return b"nonsense"
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    monkeypatch.setattr("tiktoken.load.read_file", answer)
+    return asked
+
+
+def test_nothing_is_downloaded_unless_asked_for(downloads):
+    for meta in ({"name": "gpt2"}, {"name": "cl100k_base"}):
+        with pytest.raises(NotCached, match="is not cached, .* pass --download"):
+            tokenizer_from_meta(meta)
+    assert downloads == []
+
+
+def test_a_damaged_cache_is_not_replaced_unless_asked_for(downloads, tmp_path):
+    url = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+    (tmp_path / hashlib.sha1(url.encode()).hexdigest()).write_bytes(b"damaged")
+    with pytest.raises(NotCached, match="is not cached"):
+        TiktokenTokenizer("cl100k_base")
+    assert downloads == []
+
+
+def test_what_is_asked_for_is_downloaded_and_checked(downloads):
+    with pytest.raises(UserError, match="Hash mismatch"):
+        tokenizer_from_meta({"name": "cl100k_base"}, download=True)
+    assert downloads == [
+        "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+    ]
+
+
+@pytest.mark.parametrize("characters", ["\ud800a", 5, ["a"]])
+def test_characters_that_are_none_are_refused(characters):
+    with pytest.raises(UserError, match="'chars'"):
+        tokenizer_from_meta({"name": "chars", "characters": characters})
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_choices():

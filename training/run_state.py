@@ -1,0 +1,154 @@
+"""What train.py saves in a checkpoint's state.json, checked before anything relies on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import UserError
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from training.checkpoint import is_count, is_number, load_state, refuse_other_shapes, weight_shapes
+from training.hardware import total_memory
+
+MOST_KEYS = 1000
+MOST_CHARACTERS = 4096
+"""Of a config, and of each text in it: a path is the longest."""
+
+
+def load_run_state(path: Path) -> dict[str, Any]:
+    """The state of a run in a checkpoint; keys that this version does not know pass unchecked.
+
+    Raises:
+        UserError: a key is missing or its value is not of the kind that train.py saves, or the
+            config is of a model that the weights cannot be.
+    """
+    state = load_state(path)
+    faulty = [key for key, sound in _CHECKS.items() if key not in state or not sound(state[key])]
+    faulty += [key for key, sound in _LATER_CHECKS.items() if not sound(state.get(key))]
+    if faulty:
+        raise UserError(
+            f"{path / 'state.json'} is damaged: {', '.join(faulty)} missing or not of the kind "
+            "that train.py saves; use another checkpoint."
+        )
+    _refuse_sizes(path, state["config"])
+    return state
+
+
+def refuse_other_weights(path: Path, config: ModelArchitectureConfig) -> None:
+    """Raise UserError where a checkpoint's weights are not those of a model of this config.
+
+    Neither the model nor the weights are made: it is cheap for any size.
+    """
+    _refuse_sizes(path, config.to_dict())
+    with torch.device("meta"):
+        model = GPT(config)
+    refuse_other_shapes(path, model)
+
+
+def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise UserError for sizes that the saved weights cannot have.
+
+    What passes is small enough to build on the meta device, as `refuse_other_weights` does.
+    """
+    shapes = weight_shapes(path)
+    dimensions = [size for shape in shapes.values() if 0 not in shape for size in shape]
+    largest, total = max(dimensions, default=0), sum(map(math.prod, shapes.values()))
+    embedding = shapes.get("embedding.weight", ())
+    vocab_size, n_embd = embedding if len(embedding) == 2 else (0, 0)
+    limits = {
+        "vocab_size": (vocab_size, f"embedding.weight has {vocab_size} rows"),
+        "n_embd": (n_embd, f"embedding.weight has {n_embd} columns"),
+        "n_layer": (len(shapes), f"{len(shapes)} weights are saved"),
+        "ffn_hidden": (total, f"{total} numbers are saved"),
+    }
+    heads = (largest, f"the largest dimension of a weight is {largest}")
+    limits |= dict.fromkeys(("n_head", "n_kv_head", "head_dim"), heads)
+    for key, (most, found) in limits.items():
+        if is_count(config.get(key)) and config[key] > most:
+            raise UserError(
+                f"{path} is damaged: its config has {key}={config[key]}, but {found} in its "
+                "model.safetensors; use another checkpoint."
+            )
+    _refuse_positions(path, config)
+
+
+def _refuse_positions(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise UserError for a block_size whose tables of positions do not fit this machine."""
+    length, width = config.get("block_size"), config.get("n_embd")
+    memory = total_memory(torch.device("cpu"))
+    if memory is None or not (is_count(length) and is_count(width)):
+        return  # what is not a count, the config refuses
+    if 4 * length * width > memory:
+        raise UserError(
+            f"{path}: block_size={length} positions of n_embd={width} float32 numbers take "
+            f"{4 * length * width:,} bytes, but this machine has {memory:,}; use one with more."
+        )
+
+
+# The kinds of values
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MOST_CHARACTERS
+
+
+def _is_config(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) > MOST_KEYS:
+        return False
+    return all(map(_is_text, value)) and all(map(_is_setting, value.values()))
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value may be that of a key; which it takes is the config's to say."""
+    if value is None or isinstance(value, bool) or _is_text(value):
+        return True
+    return is_number(value) and abs(value) < 2**63  # so that no arithmetic on it overflows
+
+
+def _is_tokenizer(value: Any) -> bool:
+    """As `Tokenizer.to_meta` makes it."""
+    if not isinstance(value, dict) or not _is_text(value.get("name")):
+        return False
+    return isinstance(value.get("characters", ""), str)
+
+
+def _is_stepper(value: Any) -> bool:
+    """As `Stepper.state_dict` makes it."""
+    return (
+        isinstance(value, dict)
+        and is_count(value.get("bad_steps"))
+        and is_count(value.get("bad_in_a_row"))
+        and _is_scaler(value.get("scaler"))
+    )
+
+
+_SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+
+
+def _is_scaler(value: Any) -> bool:
+    """As GradScaler.state_dict makes it: empty where nothing is scaled."""
+    if not isinstance(value, dict):
+        return False
+    return not value or (value.keys() == _SCALER and all(map(is_number, value.values())))
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "config": _is_config,
+    "derived": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "data_fingerprint": _is_text,
+    "tokenizer": _is_tokenizer,
+    "evaluated_at": lambda value: value is None or is_count(value),
+    "seconds": lambda value: is_number(value) and value >= 0,
+    "stepper": _is_stepper,
+}
+
+_LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "run_id": lambda value: value is None or _is_text(value),
+    "log_records": lambda value: value is None or is_count(value),
+}
+"""Of keys that older checkpoints lack."""

@@ -1,0 +1,47 @@
+"""Reading files that others may have made: regular files only, and JSON of a bounded size."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from errors import UserError
+
+MAX_JSON_BYTES = 16 * 2**20
+"""Enough for a tokenizer of every character of Unicode, escaped."""
+
+
+def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
+    """Open a regular file for reading. A FIFO, a device or a folder is refused, not opened.
+
+    Args:
+        path: The file.
+        follow_links: Whether `path` may be a symbolic link.
+
+    Raises:
+        UserError: `path` is not a regular file.
+        OSError: `path` does not exist or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path, follow_symlinks=follow_links).st_mode):
+        raise UserError(f"{path} is not a regular file; replace it with one.")
+    return open(path, "rb")
+
+
+def read_json(path: Path, *, follow_links: bool = False) -> Any:
+    """The content of a JSON file of at most MAX_JSON_BYTES.
+
+    Raises:
+        UserError: `path` is not a regular file, is too large, or does not hold JSON.
+        OSError: `path` does not exist or cannot be read.
+    """
+    with open_regular(path, follow_links=follow_links) as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise UserError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes; it is not read.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
+        raise UserError(f"{path} is damaged: {error}.") from error

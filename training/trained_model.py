@@ -1,0 +1,75 @@
+"""The model and tokenizer of a checkpoint, as sample.py and the export read them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import UserError
+from model_builder import GPT
+from training.checkpoint import load_model_weights, load_newest
+from training.resume import load_settings
+from training.run_state import load_run_state
+from training.tokenizers import Tokenizer, tokenizer_from_meta
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """What a checkpoint holds for use.
+
+    Attributes:
+        model: In evaluation mode, on the device asked for.
+        tokenizer: That of the data that it was trained on.
+        checkpoint: Where they come from.
+        notes: Lines for the user: damaged checkpoints passed by.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    checkpoint: Path
+    notes: tuple[str, ...]
+
+
+def load_trained(
+    where: str,
+    out_dir: Path,
+    plugins: Mapping[str, str],
+    *,
+    device: torch.device | str = "cpu",
+    download: bool = False,
+    **changes: Any,
+) -> TrainedModel:
+    """Load from a run's newest whole checkpoint, or from the checkpoint named.
+
+    Runs no code of the checkpoint's, and needs no network unless `download` is set.
+
+    Args:
+        where: A checkpoint, as `find_checkpoint` takes it; its run may be training.
+        out_dir: The folder that holds the runs.
+        plugins: Sources of the plugins that the user gave and that are registered by now.
+        device: Where to put the model.
+        download: Download the tokenizer's vocabulary if it is not cached.
+        changes: Keys of the architecture to change, such as `attention_backend`.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be had.
+    """
+
+    def load(path: Path) -> tuple[GPT, Tokenizer]:
+        tokenizer = tokenizer_from_meta(load_run_state(path)["tokenizer"], download=download)
+        config = load_settings(path, plugins).model.changed(**changes)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(
+                f"{path} is damaged: its tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} "
+                f"tokens, but its model {config.vocab_size}; use another checkpoint."
+            )
+        model = GPT(config).to(device).eval()
+        load_model_weights(path, model)
+        return model, tokenizer
+
+    (model, tokenizer), path, notes = load_newest(where, out_dir, load)
+    return TrainedModel(model, tokenizer, path, tuple(notes))
