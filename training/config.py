@@ -47,7 +47,7 @@ class TrainingConfig:
     )
     batch_size: int = option(4, "sequences per micro-batch", at_least=1)
     gradient_accumulation_steps: int = option(
-        1, "micro-batches per step, over all workers", at_least=1
+        1, "micro-batches per step", at_least=1
     )
     data_seed: int = option(1337, "seed of the order of the training data", at_least=0)
 
