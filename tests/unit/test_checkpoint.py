@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
+from errors import UserError
 from training import checkpoint
 from training.checkpoint import (
     find_checkpoint,
@@ -482,7 +483,7 @@ def test_everything_is_on_the_disk_before_the_checkpoint_gets_its_name(tmp_path,
 def test_an_error_in_the_middle_of_a_save_leaves_those_before(tmp_path, monkeypatch):
     save(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "save_file", _disk_is_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 2)
     assert steps_in(tmp_path) == [1]
 
