@@ -1,6 +1,6 @@
 """Says what runs show: which architecture is better, by how much, at what cost, and how surely.
 
-    python compare_architectures.py --latest 3               the newest runs found under out/
+    python compare_architectures.py --latest 3               the newest runs under out/
     python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
     python compare_architectures.py out --baseline=gpt2 --format=json
     python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
@@ -21,13 +21,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli import run_cli
 from comparison.documents import to_csv, to_json
 from comparison.findings import Findings
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
+from comparison.shapes import visible
 from comparison.tables import to_markdown, to_text
 from errors import UserError, unknown_name
-from experiment.selection import DEFAULT_LATEST, select
+from experiment.selection import DEFAULT_LATEST, Selection, select
 from training.config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
 
@@ -47,7 +49,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--latest",
         type=int,
         metavar="N",
-        help=f"the newest N runs (default {DEFAULT_LATEST}, where no runs are named)",
+        help="the newest N runs that are in no sweep; to compare a sweep, name it "
+        f"(default {DEFAULT_LATEST}, where no runs are named)",
     )
     parser.add_argument(
         "--out_dir", default="out", help="folder searched for the newest runs (default: out)"
@@ -55,7 +58,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline",
         metavar="NAME",
-        help="what to compare with: a group, an architecture, or the start of a run's name "
+        help="what to compare with: a group, an arm of a sweep (position_encoding=rope), an "
+        "architecture, or the start of a run's name "
         "(default: the first arm of a sweep, else the group of the oldest run)",
     )
     parser.add_argument(
@@ -129,9 +133,9 @@ def write_html(findings: Findings, path: Path) -> int:
     try:
         write_page(findings, path)
     except OSError as error:
-        print(f"--html={path} cannot be written: {error.strerror}.", file=sys.stderr)
+        say(f"--html={path} cannot be written: {error.strerror}.")
         return 1
-    print(f"The page is {path}", file=sys.stderr)
+    say(f"The page is {path}")
     return 0
 
 
@@ -140,13 +144,26 @@ def plot(findings: Findings, path: Path) -> int:
     try:
         write_plot(findings, path)
     except (UserError, OSError) as error:
-        print(f"--plot={path}: {error}", file=sys.stderr)
+        say(f"--plot={path}: {error}")
         return 1
     apart = [row.group.name for row in findings.rows if row.set_apart]
     if apart:
-        print(f"not in the plot, since set apart: {'; '.join(apart)}", file=sys.stderr)
-    print(f"plot written to {path}", file=sys.stderr)
+        say(f"not in the plot, since set apart: {'; '.join(apart)}")
+    say(f"plot written to {path}")
     return 0
+
+
+def say(message: str) -> None:
+    """Print one line beside the comparison, which a program may be reading."""
+    print(visible(message), file=sys.stderr)
+
+
+def _no_run(arguments: argparse.Namespace, chosen: Selection) -> str:
+    if arguments.runs:
+        return "No run found among those named."
+    if chosen.problems:
+        return f"No other run found under {arguments.out_dir}/."
+    return f"No run found under {arguments.out_dir}/. Train one first: python train.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,14 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             baseline_given=arguments.baseline is not None,
         )
         for problem in chosen.problems:
-            print(f"skipped {problem}", file=sys.stderr)
+            say(f"skipped {problem}")
         if not chosen.runs:
-            advice = f"No run found under {arguments.out_dir}/. Train one first: python train.py"
-            print("No run found among those named." if arguments.runs else advice, file=sys.stderr)
+            say(_no_run(arguments, chosen))
             return 1
         findings = chosen.findings(arguments.baseline, arguments.margin, arguments.tuned)
     except UserError as error:
-        print(error, file=sys.stderr)
+        say(str(error))
         return 1
     print(render(findings, arguments))
     plotted = plot(findings, arguments.plot) if arguments.plot else 0
@@ -176,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli(main)

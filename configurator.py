@@ -15,14 +15,13 @@ import difflib
 import functools
 import os
 import re
-import signal
 import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import errors
 import options
@@ -196,35 +195,6 @@ def run_plugins(paths: str) -> dict[str, str]:
     if problems:
         raise ConfigError(problems)
     return sources
-
-
-def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run a script's `main` on its arguments and exit with what it returns.
-
-    A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1. So
-    end an interruption and a reader of the output that left (`| head`). Any other exception, ours
-    or of the user's own code, keeps its traceback.
-    """
-    try:
-        try:
-            sys.exit(main(sys.argv[1:]))
-        finally:
-            sys.stdout.flush()  # here, where it is known what to do if nobody reads
-    except UserError as error:
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        discard_output()
-        sys.exit(1)
-
-
-def discard_output() -> None:
-    """Send standard output nowhere from here on, since it cannot be written."""
-    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 # Keys

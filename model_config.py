@@ -230,7 +230,7 @@ class ModelArchitectureConfig:
                 f"sliding_window={self.sliding_window} does nothing: window_pattern={pattern!r} "
                 f"makes none of the n_layer={self.n_layer} layers sliding; put an S earlier.",
             )
-        if self.sliding_window is not None and self.sliding_window >= self.block_size:
+        if self._window_reaches_over_all() and self.rope_local_theta is None:
             yield Problem(
                 ("sliding_window", "block_size"),
                 f"sliding_window={self.sliding_window} does nothing: it reaches over the whole "
@@ -284,9 +284,18 @@ class ModelArchitectureConfig:
         """Whether a layer's queries and keys are rotated, where the position encoding rotates."""
         return self.by_layer(self.rope_pattern)[layer] == "R"
 
+    def windowed(self, layer: int) -> bool:
+        """Whether a layer has a sliding window, however long; `rope_local_theta` is for these."""
+        return self.sliding_window is not None and self.by_layer(self.window_pattern)[layer] == "S"
+
     def window(self, layer: int) -> int | None:
         """Tokens that a layer's queries see, or None for all."""
-        return self.sliding_window if self.by_layer(self.window_pattern)[layer] == "S" else None
+        if not self.windowed(layer) or self._window_reaches_over_all():
+            return None
+        return self.sliding_window
+
+    def _window_reaches_over_all(self) -> bool:
+        return self.sliding_window is not None and self.sliding_window >= self.block_size
 
     def attention_needs(self, layer: int) -> AttentionNeeds:
         """What a layer asks of its attention backend."""

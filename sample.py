@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import configurator
+from cli import run_cli
 from errors import UserError
 from model_builder import check_sampling
 from training.config import DEVICES, DTYPES
@@ -116,4 +117,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding does not have
-    configurator.run_cli(main)
+    run_cli(main)

@@ -27,11 +27,13 @@ import torch
 
 import compare_architectures
 import configurator
+from cli import run_cli
 from comparison.documents import assignments
 from comparison.runs import RUN_FILE, SWEEP_FILE
-from configurator import key_table, split_arguments
+from comparison.shapes import told
+from configurator import Arguments, key_table, split_arguments
 from errors import ConfigError, Problem, UserError
-from experiment.budgets import Budget, parse_budget
+from experiment.budgets import parse_budget
 from experiment.engines import (
     THREADS,
     Engine,
@@ -45,7 +47,7 @@ from experiment.manifest import Sweep, read_sweep, refuse_another, write_manifes
 from experiment.overview import overview
 from experiment.plan import Choice, Plan, make_plan
 from experiment.progress import run_jobs
-from experiment.request import DESIGNS, MATCHES, Request, read_lists
+from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
 from training.claim import claimed
 from training.hardware import resolve_device, resolve_dtype
@@ -53,6 +55,7 @@ from training.run import refuse_machine
 from training.signals import StopRequest
 
 ENGINES = ("local", "ray")
+MOST_WORKERS = 1_000
 
 
 # What is asked
@@ -85,7 +88,13 @@ def parser() -> argparse.ArgumentParser:
         default="ablation",
         help="ablation: one change at a time; factorial: all combinations (default: %(default)s)",
     )
-    flags.add_argument("--seeds", type=int, default=3, metavar="N", help="of every arm (default 3)")
+    flags.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help=f"of every arm (default 3); a sweep has at most {MOST_RUNS:,} runs",
+    )
     flags.add_argument(
         "--match",
         choices=MATCHES,
@@ -95,7 +104,6 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--budget",
-        type=_budget,
         metavar="UNIT=AMOUNT",
         help="where every run stops: tokens=20M, flops=1e15 or minutes=10 (default: the tokens of "
         "the config's max_iters)",
@@ -127,19 +135,8 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def _budget(text: str) -> Budget:
-    try:
-        return parse_budget(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
-    """What a command line asks for; ConfigError or UserError where it cannot be."""
-    for key in ("seeds", "tune_seeds", "workers"):
-        number = getattr(options, key)
-        if number is not None and number < 1:
-            raise UserError(f"--{key}={number} must be at least 1.")
+    """What a command line asks for; ConfigError, with every problem of it, where it cannot be."""
     problems: list[Problem] = []
     arguments = split_arguments(rest, problems)
     unknown = [key for key in arguments.flags if key not in key_table()]
@@ -147,17 +144,39 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
     problems = [_meant_as_option(problem, vars(options)) for problem in problems]
     if arguments.print_config:
         problems.append(Problem((), "--print_config is train.py's; see --dry_run."))
+    if options.workers is not None and not 1 <= options.workers <= MOST_WORKERS:
+        message = f"--workers={told(options.workers)} must be from 1 to {MOST_WORKERS:,}."
+        problems.append(Problem((), message))
+    with configurator.collect(problems):
+        request = make_request(options, arguments)
     if problems:
+        raise ConfigError(problems)
+    return request
+
+
+def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
+    """The request that options and arguments make; ConfigError with every problem of it."""
+    problems: list[Problem] = []
+    vary, tune, budget = {}, {}, None
+    with configurator.collect(problems):
+        vary = read_lists("--vary", options.vary)
+    with configurator.collect(problems):
+        tune = read_lists("--tune", options.tune)
+    try:
+        budget = parse_budget(options.budget) if options.budget else None
+    except UserError as error:
+        problems.append(Problem((), f"--budget: {error}"))
+    if problems:  # without what could not be read, the rest would look wrong
         raise ConfigError(problems)
     return Request(
         files=arguments.files,
         flags=arguments.flags,
-        vary=read_lists("--vary", options.vary),
+        vary=vary,
         arms=tuple(path for path in options.arms.split(",") if path),
         design=options.design,
         match=options.match,
-        budget=options.budget,
-        tune=read_lists("--tune", options.tune),
+        budget=budget,
+        tune=tune,
         seeds=options.seeds,
         tune_seeds=options.tune_seeds,
         name=options.name,
@@ -216,7 +235,7 @@ def main(argv: list[str]) -> int:
         print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
         with claimed(plan.folder, "name"):
             engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
-            with StopRequest() as stop:
+            with StopRequest("letting the runs under way save") as stop:
                 return run_sweep(plan, engine, stop, argv)
     except OSError as error:
         raise UserError(str(error)) from error
@@ -313,4 +332,4 @@ def report_choices(plan: Plan, choices: Mapping[str, Choice]) -> None:
 
 
 if __name__ == "__main__":
-    configurator.run_cli(main)
+    run_cli(main)

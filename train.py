@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import configurator
+from cli import run_cli
 from interop.huggingface import load_weights
 from model_builder import GPT
 from training.checkpoint import save_checkpoint
@@ -310,4 +311,4 @@ def save(run: Run, log: TrainingLogger) -> None:
 
 
 if __name__ == "__main__":
-    configurator.run_cli(main)
+    run_cli(main)

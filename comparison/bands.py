@@ -42,9 +42,9 @@ def band(group: Group, axis: str) -> Band | None:
     budgets = sorted({spent for points in curves for spent, _ in points if first <= spent <= last})
     if not budgets:
         return None
-    losses = [[loss_at(points, budget) for points in curves] for budget in budgets]
+    losses = [[float(loss_at(points, budget)) for points in curves] for budget in budgets]
     return Band(
-        budgets,
+        [float(budget) for budget in budgets],  # NumPy has no larger ints than 2**63
         mean=[fmean(row) for row in losses],
         low=[min(row) for row in losses],
         high=[max(row) for row in losses],

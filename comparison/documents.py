@@ -13,6 +13,7 @@ from typing import Any
 from comparison.findings import Findings, Row
 from comparison.groups import Group
 from comparison.inference import ALPHA, Estimate, Sample, deviation
+from comparison.provenance import code_note
 from comparison.runs import Run
 from comparison.verdicts import Verdict
 from training_logger import json_safe
@@ -82,8 +83,9 @@ def _group_object(row: Row) -> dict[str, Any]:
         "changes": row.changes,
         "n": group.n,
         "seeds": [run.seeds for run in group.counted],
-        "runs": [str(run.path.parent) for run in group.counted],
+        "runs": [run.folder for run in group.counted],
         "left_out": group.left_out,
+        "different_code": code_note(group),
         "set_apart": row.set_apart,
         **numbers(group),
         **_verdict_object(row.verdict),
@@ -147,16 +149,27 @@ def to_json(findings: Findings) -> str:
 
 # CSV
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet takes for a formula."""
+
 
 def to_csv(findings: Findings) -> str:
-    """A line for each group; lists and objects are spread over columns or joined by semicolons."""
+    """A line for each group; lists and objects are spread over columns or joined by semicolons.
+
+    Text that a spreadsheet would take for a formula begins with `'`.
+    """
     lines = [_flat(_group_object(row)) for row in findings.rows]
     columns = dict.fromkeys(column for line in lines for column in line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: _quoted(cell) for key, cell in line.items()} for line in lines)
     return text.getvalue().removesuffix("\n")
+
+
+def _quoted(cell: Any) -> Any:
+    """A cell that no spreadsheet runs; numbers are left as they are."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from comparison.groups import (
     unlike,
 )
 from comparison.inference import Estimate, Sample
+from comparison.provenance import code_note
 from comparison.runs import Run
 from comparison.verdicts import BASELINE, CANNOT_TELL, Verdict, judge
 
@@ -53,6 +54,12 @@ class Row:
     speedups: Mapping[str, Estimate | None]
     pareto: bool | None
 
+    @property
+    def unnamed_changes(self) -> dict[str, Any]:
+        """The changes that the group's name does not say already."""
+        named = self.group.name.split(", ")
+        return {k: value for k, value in self.changes.items() if f"{k}={value}" not in named}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -84,6 +91,7 @@ def compare(
     margin: float | None = None,
     tuned: Collection[str] = (),
     factors: Sequence[str] = (),
+    varied: Sequence[str] = (),
 ) -> Findings:
     """What runs show of architectures.
 
@@ -93,6 +101,7 @@ def compare(
         margin: Differences up to this count as equal, nats per token; None: the noise floor.
         tuned: Keys that every arm was given the same trials to choose.
         factors: The keys of a factorial design; none: those that the groups themselves show.
+        varied: Keys that were varied on purpose; they lead the changes of an arm.
 
     Raises:
         UserError: The baseline is not among the runs.
@@ -113,7 +122,7 @@ def compare(
         alike = not apart[group.name]
         return Row(
             group=group,
-            changes=changes(group, base, tuned),
+            changes=changes(group, base, tuned, varied),
             set_apart=apart[group.name],
             verdict=verdicts.get(group.name, Verdict(CANNOT_TELL, why_not="set apart")),
             at_equal={axis: readings[axis][group.name] for axis in budgets if alike},
@@ -210,6 +219,7 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _notes(groups: Sequence[Group], compared: Sequence[Group]) -> list[str]:
     notes = [f"Not counted: {reason}." for group in groups for reason in group.left_out]
+    notes += filter(None, map(code_note, groups))
     if len(groups) > len(compared) == 1:
         notes.append("No group is comparable with the baseline; --baseline names another.")
     machines = sorted({str(m[0]) for group in compared for m in group.machines})

@@ -55,7 +55,8 @@ class Group:
     """Runs that differ only by seed.
 
     Attributes:
-        name: That of the architecture; with what else is different, where two groups share it.
+        name: That of the arm in its sweep, else of the architecture; with what else is different,
+            where two groups share it.
         runs: All of them, in the order in which they started.
         counted: Those that the numbers are made of: one for each seed, of equal length in steps
             or in minutes, finite.
@@ -77,6 +78,11 @@ class Group:
     @property
     def architecture(self) -> dict[str, Any]:
         return self.runs[0].architecture
+
+    @property
+    def arm(self) -> str | None:
+        """What a sweep calls it; None where its runs belong to none."""
+        return self.runs[0].arm
 
     @property
     def model_keys(self) -> dict[str, Any]:
@@ -170,7 +176,7 @@ def _identity(run: Run) -> str:
 
 
 def _group(runs: Sequence[Run]) -> Group:
-    """Runs of one identity as a group that is named after its architecture."""
+    """Runs of one identity as a group that is named after its arm or its architecture."""
     furthest = max(runs, key=_progress)
     diverged = [run for run in runs if run.diverged]
     counted: dict[Any, Run] = {}
@@ -185,7 +191,7 @@ def _group(runs: Sequence[Run]) -> Group:
         else:
             counted[run.seeds] = run
     return Group(
-        name=runs[0].architecture["name"],
+        name=runs[0].arm or runs[0].architecture["name"],
         runs=tuple(runs),
         counted=tuple(counted.values()),
         left_out=tuple(left_out),
@@ -240,13 +246,16 @@ def _short(value: Any) -> str:
 # Two groups beside each other
 
 
-def changes(group: Group, baseline: Group, tuned: Collection[str] = ()) -> dict[str, Any]:
+def changes(
+    group: Group, baseline: Group, tuned: Collection[str] = (), varied: Sequence[str] = ()
+) -> dict[str, Any]:
     """What makes it another arm than the baseline: keys of the model, or tuned ones, with its own
-    values."""
+    values. Those that were varied come first, then what follows from them."""
     own, other = (
         {**g.model_keys, **{key: g.config.get(key) for key in tuned}} for g in (group, baseline)
     )
-    return {key: own.get(key) for key in {**own, **other} if own.get(key) != other.get(key)}
+    keys = dict.fromkeys([*(key for key in varied if key in own), *own, *other])
+    return {key: own.get(key) for key in keys if own.get(key) != other.get(key)}
 
 
 def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[str]:
@@ -299,8 +308,8 @@ def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
     """The group to compare with.
 
     Args:
-        name: That of a group, of an architecture, or the start of the names of its runs; or one of
-            its runs; None: the oldest group.
+        name: That of a group, of an arm of a sweep, of an architecture, or the start of the names
+            of its runs; or one of its runs; None: the oldest group.
 
     Raises:
         UserError: No group is called so, or more than one is.
@@ -311,6 +320,7 @@ def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
         return next(group for group in groups if any(run is name for run in group.runs))
     ways = (
         lambda group: group.name == name,
+        lambda group: group.arm == name,
         lambda group: group.architecture["name"] == name,
         lambda group: any(run.run_name.startswith(name) for run in group.runs),
     )

@@ -22,6 +22,7 @@ from comparison.curves import AXES, common_budget
 from comparison.documents import assignments
 from comparison.findings import Findings, Row
 from comparison.formats import BUDGET_TITLES, verdict_word
+from comparison.provenance import code_note
 from comparison.verdicts import BASELINE, Verdict
 from errors import UserError
 
@@ -43,6 +44,7 @@ _STYLE = {
     "axes.linewidth": 0.6,
     "pdf.fonttype": 42,  # text stays text, which an editor can change
     "svg.hashsalt": "nanoarch",  # the same findings give the same file
+    "text.parse_math": False,  # a $ in a name is a $
 }
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
@@ -77,10 +79,12 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """What differs from the baseline where that is short, else the name; in _LABEL_LINES."""
+        """The name in a sweep; else what differs from the baseline where that is short, else the
+        architecture; in _LABEL_LINES."""
         name, changed = self.row.group.name, assignments(self.row.changes)
-        text = changed if 0 < len(changed) <= _LABEL_WIDTH * _LABEL_LINES else name
-        if self.row.verdict.verdict == BASELINE:
+        named = self.row.group.arm or not 0 < len(changed) <= _LABEL_WIDTH * _LABEL_LINES
+        text = name if named else changed
+        if self.row.verdict.verdict == BASELINE and name != BASELINE:
             text = f"baseline: {name}"
         lines = textwrap.wrap(f"{self.number}  {text}", _LABEL_WIDTH)
         if len(lines) > _LABEL_LINES:
@@ -186,6 +190,7 @@ def _notes(
     apart = [row.group.name for row in findings.rows if row.set_apart]
     if apart:
         yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
+    yield from filter(None, (code_note(arm.row.group) for arm in arms))
 
 
 # Curves

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from comparison.shapes import (
+    LONGEST_NAME,
+    Check,
+    all_visible,
+    list_of,
+    nullable,
+    number,
+    plain,
+    read_checked,
+    record,
+    scalar,
+    text,
+    told,
+    visible,
+)
 from errors import UserError
 from training_logger import (
     METRICS_FILE,
@@ -28,6 +45,11 @@ class Run:
     """A run as its log tells it; the fields are those of run.json, see training_logger.
 
     Its log lines are not kept, since `summary` tells what they came to: a thousand runs fit.
+
+    Attributes:
+        plugins: Of each plugin file its digest; None where the log does not say.
+        environments: That of each start of the run, where they are logged.
+        arm: What the sweep that the run belongs to calls its arm.
     """
 
     path: Path
@@ -40,6 +62,14 @@ class Run:
     data: dict[str, Any]
     eval_steps: list[dict[str, Any]]
     summary: dict[str, Any]
+    plugins: dict[str, Any] | None = None
+    environments: tuple[dict[str, Any], ...] = ()
+    arm: str | None = None
+
+    @cached_property
+    def folder(self) -> str:
+        """Its folder as text that can be printed."""
+        return visible(str(self.path.parent))
 
     @property
     def seeds(self) -> tuple[Any, Any]:
@@ -68,7 +98,7 @@ class Run:
     @property
     def limit_seconds(self) -> float | None:
         """The seconds of training after which it was to end; None where only steps ended it."""
-        return 60 * self.config.get("max_minutes", 0) or None
+        return 60 * (self.config.get("max_minutes") or 0) or None
 
     @property
     def progress(self) -> float | None:
@@ -92,68 +122,131 @@ class Run:
         return self.status == "diverged" or (bool(self.eval_steps) and self.loss is None)
 
 
-_LOGGED_FIELDS = {
-    "run_name": str,
-    "status": str,
-    "start_time": str,
-    "config": dict,
-    "architecture": dict,
-    "environment": dict,
-    "data": dict,
-    "eval_steps": list,
-    "summary": dict,
+# Loading
+
+# The shape of what is read from a log: keys that are used, and what their values may be. Other
+# keys of config, architecture, environment and data are shown, so they may be any plain value.
+
+_COUNT = number(0)
+_STEPS = nullable(number(0, 1e18))
+_NAME = text(LONGEST_NAME)
+_SEED = nullable(number(0, 2**64, whole=True))
+_MOST_RECORDS = 10_000_000
+
+_EVAL = {"iter": _STEPS, "val_loss": nullable(number(0, 1e30)), "tokens_seen": _COUNT}
+_EVAL_OPTIONAL = {
+    "val_bits_per_byte": nullable(number(0, 1e30)),
+    "flops": nullable(_COUNT),
+    "seconds": nullable(_COUNT),
+}
+_ENVIRONMENT = record({}, {"device": scalar, "threads": scalar}, others=plain)
+_RUN = record(
+    {
+        "run_name": _NAME,
+        "status": _NAME,
+        "start_time": _NAME,
+        "config": record(
+            {},
+            {
+                "seed": _SEED,
+                "data_seed": _SEED,
+                "compile": scalar,
+                "max_iters": _STEPS,
+                "max_minutes": nullable(_COUNT),
+                "warmup_iters": _STEPS,
+                "lr_decay_iters": _STEPS,
+            },
+            others=plain,
+        ),
+        "architecture": record(
+            {"name": _NAME, "parameters": _COUNT, "flops_per_token": _COUNT},
+            {"attention_ffn_ratio": nullable(number())},
+            others=plain,
+        ),
+        "environment": _ENVIRONMENT,
+        "data": record({}, others=plain),
+        "eval_steps": list_of(record(_EVAL, _EVAL_OPTIONAL), most=_MOST_RECORDS),
+        "summary": record(
+            {},
+            {
+                "final_val_bits_per_byte": nullable(number(0, 1e30)),
+                "median_tokens_per_second": nullable(_COUNT),
+                "median_mfu_percent": nullable(_COUNT),
+                "peak_memory_bytes": nullable(_COUNT),
+            },
+        ),
+    },
+    {
+        "plugins": record({}, others=scalar),
+        "starts": list_of(record({"environment": _ENVIRONMENT}), most=_MOST_RECORDS),
+    },
+)
+_LINE = {"iter": _STEPS, "wall_seconds": _COUNT}
+_LINES: dict[str, Check] = {
+    "eval": record(_LINE | _EVAL, _EVAL_OPTIONAL),
+    "train": record(
+        {
+            **_LINE,
+            "tokens_seen": _COUNT,
+            "tokens_per_second": nullable(_COUNT),
+            "mfu": record({"mfu_percent": nullable(_COUNT)}),
+            "memory": record({}, {"peak": nullable(_COUNT)}),
+            "bad_steps": _COUNT,
+        }
+    ),
 }
 
 
-# Loading
+def _check_run(document: Any) -> Sequence[str]:
+    version = document.get("schema_version") if isinstance(document, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        return (f" has schema_version {told(version)}, this code reads {SCHEMA_VERSION}",)
+    return _RUN(document)
 
 
 def load_run(path: Path | str) -> Run:
     """The run of a folder, of a run.json, or of the metrics.jsonl beside one.
 
+    Control characters in its texts are escaped, see `shapes.visible`.
+
     Raises:
-        UserError: There is none, it is damaged, or it is the file of something else.
+        UserError: There is none, it is damaged, it is the file of something else, or a value that
+            a comparison uses has the wrong type or size.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / RUN_FILE
     elif path.name == METRICS_FILE:
         path = path.with_name(RUN_FILE)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"{path}: no such file; name the folder of a run, or its {RUN_FILE} "
             f"(a {METRICS_FILE} alone does not tell what was trained)."
         )
-    try:
-        document = read_run(path)
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}).") from error
-    _check_document(document, path)
-    run = Run(path=path, **{name: document[name] for name in _LOGGED_FIELDS})
-    return _up_to_date(run) if run.status == "running" else run
+    document = read_checked(path, read_run, _check_run, "the log of a run")
+    starts = [start["environment"] for start in document.get("starts", ())]
+    run = Run(
+        path=path,
+        eval_steps=document["eval_steps"],
+        summary=document["summary"],
+        plugins=all_visible(document.get("plugins")),
+        environments=tuple(all_visible(starts)),
+        **{key: all_visible(document[key]) for key in _SHOWN},
+    )
+    ended = run.status != "running" and run.eval_steps
+    return run if ended else _up_to_date(run)
 
 
-def _check_document(document: Any, path: Path) -> None:
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: not the log of a run (it holds no JSON object).")
-    version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: not a log that can be read here "
-            f"(schema_version {version}, not {SCHEMA_VERSION})."
-        )
-    bad = [key for key, kind in _LOGGED_FIELDS.items() if not isinstance(document.get(key), kind)]
-    named = {"name", "parameters", "flops_per_token"}
-    bad += [] if "architecture" in bad else sorted(named - document["architecture"].keys())
-    if bad:
-        raise UserError(f"{path}: not the log of a run (missing or wrong: {', '.join(bad)}).")
+_SHOWN = ("run_name", "status", "start_time", "config", "architecture", "environment", "data")
 
 
 def _up_to_date(run: Run) -> Run:
-    """A run that has no end, as far as its metrics.jsonl got; run.json is only as new as the
-    last evaluation."""
-    metrics_path = run.path.with_name(METRICS_FILE)
-    lines = read_metrics(metrics_path) if metrics_path.exists() else []
+    """A run as far as its metrics.jsonl got, which has its records until run.json takes them."""
+    path = run.path.with_name(METRICS_FILE)
+    if not os.path.isfile(path):
+        return run
+    check = list_of(lambda line: _LINES[line["kind"]](line), most=_MOST_RECORDS)
+    lines = read_checked(path, read_metrics, check, "the log of a run")
     if not lines:
         return run
     eval_steps = records_of(lines, "eval")
@@ -185,17 +278,17 @@ def find(patterns: Sequence[str]) -> Iterator[Path]:
 def expand(patterns: Iterable[str]) -> Iterator[str]:
     """What exists for each glob; a word that names or matches nothing as it is."""
     for pattern in patterns:
-        if Path(pattern).exists():
+        if os.path.exists(pattern):
             yield pattern
         else:
             yield from sorted(glob.glob(pattern)) or [pattern]
 
 
 def _logs_at(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path.with_name(RUN_FILE) if path.name == METRICS_FILE else path]
     here = path / RUN_FILE
-    return [here] if here.exists() else logs_below(path) or [here]
+    return [here] if os.path.exists(here) else logs_below(path) or [here]
 
 
 def logs_below(folder: Path) -> list[Path]:
@@ -204,16 +297,13 @@ def logs_below(folder: Path) -> list[Path]:
     Not those of a sweep's trials: the best of several was chosen for its loss, which is therefore
     no sample of an arm's.
     """
-    paths = sorted(folder.rglob(RUN_FILE))
-    return [path for path in paths if not _is_trial(path.relative_to(folder).parts, folder)]
+    trials = {sweep / TRIALS_FOLDER for sweep in sweeps_below(folder)}
+    return [path for path in sorted(folder.rglob(RUN_FILE)) if trials.isdisjoint(path.parents)]
 
 
-def _is_trial(parts: Sequence[str], folder: Path) -> bool:
-    """Whether a path below a folder leads through the trials of a sweep."""
-    return any(
-        part == TRIALS_FOLDER and folder.joinpath(*parts[:depth], SWEEP_FILE).exists()
-        for depth, part in enumerate(parts)
-    )
+def sweeps_below(folder: Path) -> list[Path]:
+    """The folders of sweeps, in order: a folder itself and those below it that hold a manifest."""
+    return sorted(path.parent for path in folder.rglob(SWEEP_FILE) if os.path.isfile(path))
 
 
 def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
@@ -222,7 +312,7 @@ def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     for path in paths:
         try:
             runs.append(load_run(path))
-        except (OSError, ValueError) as error:
+        except UserError as error:
             problems.append(str(error))
     return runs, problems
 

@@ -70,14 +70,27 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[Section]:
 def _names(rows: Mapping[str, Row]) -> Section:
     def sentence(number: str, row: Row) -> str:
         statuses = {run.status for run in row.group.counted} - {"completed"}
-        what = "the baseline" if row.verdict.verdict == BASELINE else assignments(row.changes)
         unfinished = f" ({', '.join(sorted(statuses))})" if statuses else ""
+        what = ", ".join(_what(row))
         return f"{number}  {row.group.name}{unfinished}" + (f": {what}" if what else "")
 
     return Section(
         "Groups: runs that differ only by seed, and how they differ from the baseline",
         sentences=[sentence(number, row) for number, row in rows.items()],
     )
+
+
+def _what(row: Row) -> Iterator[str]:
+    """What a group is, beyond its name."""
+    name, architecture = row.group.name, row.group.architecture["name"]
+    if row.verdict.verdict != BASELINE:
+        if row.unnamed_changes:
+            yield assignments(row.unnamed_changes)
+        return
+    if name != BASELINE:
+        yield "the baseline"
+    if row.group.arm:
+        yield architecture
 
 
 _JUDGED = ("difference", "95 % interval", "p", "p Holm", "verdict")

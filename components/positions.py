@@ -119,7 +119,7 @@ class RotaryPosition(PositionEncoding):
         """The prefix of the tables that turn a layer; None where nothing does."""
         if not config.rotates(layer):
             return None
-        local = config.rope_local_theta is not None and config.window(layer) is not None
+        local = config.rope_local_theta is not None and config.windowed(layer)
         return "local_" if local else ""
 
     def _register(self, prefix: str, length: int, frequencies: Tensor, magnitude: float) -> None:
@@ -300,7 +300,7 @@ class YaRN(RopeScaling):
         low = max(math.floor(cls._dimension(config.rope_beta_fast, dim, config)), 0)
         high = min(math.ceil(cls._dimension(config.rope_beta_slow, dim, config)), dim - 1)
         pair = torch.arange(dim // 2, dtype=torch.float64, device="cpu")
-        interpolated = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
+        interpolated = ((pair - low) / ((high - low) or 1e-3)).clamp(0, 1)
         factor = config.rope_scaling_factor
         mixed = frequencies / factor * interpolated + frequencies * (1 - interpolated)
         return mixed, 0.1 * math.log(factor) + 1.0

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from configurator import DERIVED, Settings
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
-from experiment.matching import FFN_KEYS, flops_per_token, parameters, solve
+from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_problems, solve
 from experiment.request import TUNABLE, Request
 from training.data import Dataset, prepare_if_missing
 from training.run import complete
@@ -116,8 +117,14 @@ class ArmMaker:
         request = self.request
         given = self.make(BASELINE, request.files, request.flags)
         arms = [] if request.arms and not self._is_arm(given) else [given]
-        problems: list[Problem] = []
-        for changes in self._changes(given):
+        levels = {key: self._levels(given, key) for key in request.vary}
+        training = given.settings.training
+        problems = list(request.seed_problems(training.seed, training.data_seed))
+        count = len(arms) + _number_of_changes(levels, request.design) + len(request.arms)
+        too_many = list(request.size_problems(count))
+        if too_many:
+            raise ConfigError([*problems, *too_many])
+        for changes in _changes(levels, request.design):
             name = assignments(changes)
             with configurator.collect(problems):
                 arms.append(self.make(name, request.files, {**request.flags, **changes}))
@@ -135,18 +142,6 @@ class ArmMaker:
     def _is_arm(self, given: Arm) -> bool:
         """Whether the config files and flags are an arm of their own beside those of --arms."""
         return bool(self.request.vary) or "arch_preset" in given.settings.explicit
-
-    def _changes(self, given: Arm) -> Iterator[dict[str, str]]:
-        """The flags of each arm that `--vary` makes."""
-        levels = {key: self._levels(given, key) for key in self.request.vary}
-        if self.request.design == "ablation":
-            for key, texts in levels.items():
-                yield from ({key: text} for text in texts)
-            return
-        for cell in product(*([None, *texts] for texts in levels.values())):
-            changes = {key: text for key, text in zip(levels, cell, strict=True) if text}
-            if changes:
-                yield changes
 
     def _levels(self, given: Arm, key: str) -> list[str]:
         """The values listed for a key that are not what the config says already."""
@@ -170,6 +165,9 @@ class ArmMaker:
         argv = [*files, *(f"--{key}={text}" for key, text in flags.items())]
         try:
             settings = configurator.load(argv)
+            too_large = list(size_problems(settings.model))
+            if too_large:
+                raise ConfigError(too_large)
             settings = complete(settings, self._data_of(settings))
         except ConfigError as error:
             prefix = "" if name == BASELINE else f"arm {name}: "
@@ -226,6 +224,24 @@ class ArmMaker:
             flags["keep_checkpoints"] = "1"  # many runs, and each can be resumed from its newest
         remade = self.make(arm.name, arm.files, {**arm.flags, **flags})
         return dataclasses.replace(remade, solved=arm.solved)
+
+
+def _changes(levels: Mapping[str, Sequence[str]], design: str) -> Iterator[dict[str, str]]:
+    """The flags of each arm that `--vary` makes."""
+    if design == "ablation":
+        for key, texts in levels.items():
+            yield from ({key: text} for text in texts)
+        return
+    for cell in product(*([None, *texts] for texts in levels.values())):
+        changes = {key: text for key, text in zip(levels, cell, strict=True) if text}
+        if changes:
+            yield changes
+
+
+def _number_of_changes(levels: Mapping[str, Sequence[str]], design: str) -> int:
+    """How many arms `--vary` makes, without making them."""
+    counts = [len(texts) for texts in levels.values()]
+    return sum(counts) if design == "ablation" else prod(count + 1 for count in counts) - 1
 
 
 def _is_chosen(arm: Arm, baseline: Arm, key: str) -> bool:

@@ -12,7 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from comparison.shapes import list_of, nullable, number, read_checked, record, text
+from errors import UserError
+from experiment.manifest import output_file
 from training.claim import process_in
 from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
 
@@ -30,6 +34,10 @@ ENDED = (COMPLETED, DIVERGED)
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
 """What a run that was asked to stop has, to finish its step and save, before it is killed."""
+
+
+_EVALS = list_of(record({"val_loss": nullable(number())}), most=10_000_000)
+_LOG = record({"status": text(), "eval_steps": _EVALS})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,33 +82,36 @@ class Job:
     @property
     def output(self) -> Path:
         """The file that keeps what the run prints."""
-        return self.folder.parents[1] / "output" / f"{self.folder.name}.txt"
+        return output_file(self.folder)
 
     @property
     def status(self) -> str:
         """How far it is, by its log: TO_DO where it can go on or begin."""
-        try:
-            log = read_run(self.folder / RUN_FILE)
-        except (OSError, ValueError):
-            return TO_DO
-        return log["status"] if log["status"] in ENDED else TO_DO
+        log = self._log
+        return log["status"] if log and log["status"] in ENDED else TO_DO
 
     @property
     def loss(self) -> float | None:
         """The last validation loss, nats per token; None where there is none or it is infinite."""
+        log = self._log
+        return log["eval_steps"][-1]["val_loss"] if log and log["eval_steps"] else None
+
+    @property
+    def _log(self) -> dict[str, Any] | None:
+        """Its run.json; None where there is none that can be read, which train.py then reports."""
         try:
-            steps = read_run(self.folder / RUN_FILE)["eval_steps"]
-        except (OSError, ValueError):
+            return read_checked(self.folder / RUN_FILE, read_run, _LOG, "the log of a run")
+        except UserError:
             return None
-        return steps[-1]["val_loss"] if steps else None
 
     @property
     def share_done(self) -> float:
         """How much of the run is done, from 0 to 1, by the last line of its metrics."""
         key, end = self.length
+        check = nullable(record({key: number(0)}))
         try:
-            last = last_metrics(self.folder / METRICS_FILE)
-        except OSError:
+            last = read_checked(self.folder / METRICS_FILE, last_metrics, check, "the log of a run")
+        except UserError:
             return 0.0
         return min(1.0, last[key] / end) if last else 0.0
 

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from comparison.runs import SWEEP_FILE
+from comparison.shapes import (
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    flag,
+    list_of,
+    nullable,
+    plain,
+    read_checked,
+    record,
+    text,
+    told,
+)
 from errors import UserError
 from training.log_files import json_safe, write_atomically
 
@@ -21,6 +33,35 @@ if TYPE_CHECKING:
     from experiment.plan import Plan
 
 SCHEMA_VERSION = 1
+
+_MOST = 1_000_000  # of arms, runs and keys
+_TEXT = text()
+_ARM = record({"name": text(LONGEST_TEXT), "tuned": nullable(record({}, others=_TEXT))})
+
+
+def _run_folder(value: Any) -> Sequence[str]:
+    """`runs/NAME`: a folder of a folder of the sweep."""
+    problems = text(LONGEST_NAME)(value)
+    if problems:
+        return problems
+    parts = PurePosixPath(value).parts
+    if len(parts) == 2 and "\0" not in value and not {"/", ".."}.intersection(parts):
+        return ()
+    return (f" is {told(value)}, not the folder of a run such as runs/NAME",)
+
+
+_RUN = record({"arm": _TEXT, "folder": _run_folder, "tuning": flag})
+_MANIFEST = record(
+    {
+        "arms": list_of(_ARM, most=_MOST, fewest=1),
+        "runs": list_of(_RUN, most=_MOST),
+        "studied": list_of(_TEXT, most=_MOST),
+        "factors": list_of(_TEXT, most=_MOST),
+        "seeds": list_of(plain, most=_MOST),
+        "identity": record({}, others=plain),
+    },
+    {"varied": list_of(_TEXT, most=_MOST)},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +73,7 @@ class Sweep:
         arms: Of each arm the folders of the runs that the verdict rests on, the baseline's first.
         tuned: Of each arm the trial that was chosen; None where it is not known yet.
         studied: Keys of the recipe that may differ between arms.
+        varied: Keys whose values make arms.
         factors: The keys of a factorial design; none of another.
         seeds: How many each arm has.
         identity: What makes it this sweep, see `Plan.identity`.
@@ -41,6 +83,7 @@ class Sweep:
     arms: Mapping[str, tuple[Path, ...]]
     tuned: Mapping[str, Mapping[str, str] | None]
     studied: tuple[str, ...]
+    varied: tuple[str, ...]
     factors: tuple[str, ...]
     seeds: int
     identity: Mapping[str, Any]
@@ -70,6 +113,7 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
         "command": command,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "design": request.design,
+        "varied": list(request.vary),
         "factors": list(request.vary) if request.design == "factorial" else [],
         "match": request.match,
         "budget": request.budget and dataclasses.asdict(request.budget),
@@ -88,7 +132,11 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
             for arm in plan.arms
         ],
         "runs": [
-            {"arm": job.arm, "folder": str(job.folder.relative_to(plan.folder)), "tuning": tuning}
+            {
+                "arm": job.arm,
+                "folder": job.folder.relative_to(plan.folder).as_posix(),
+                "tuning": tuning,
+            }
             for tuning, jobs in ((True, plan.tuning_jobs()), (False, plan.final_jobs(choices)))
             for job in jobs
         ],
@@ -100,30 +148,40 @@ def read_sweep(folder: Path) -> Sweep:
     """The sweep of a folder.
 
     Raises:
-        UserError: its manifest is missing, damaged, or of another version.
+        UserError: its manifest is missing, damaged, of another shape, or of another version.
     """
-    path = folder / SWEEP_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise UserError(f"it has schema_version {version}, this code reads {SCHEMA_VERSION}")
-        runs = [run for run in manifest["runs"] if not run["tuning"]]
-        arms = {arm["name"]: arm["tuned"] for arm in manifest["arms"]}
-        return Sweep(
-            folder=folder,
-            arms={
-                name: tuple(folder / run["folder"] for run in runs if run["arm"] == name)
-                for name in arms
-            },
-            tuned=arms,
-            studied=tuple(manifest["studied"]),
-            factors=tuple(manifest["factors"]),
-            seeds=len(manifest["seeds"]),
-            identity=manifest["identity"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is no manifest of a sweep that can be read ({error}).") from error
+    manifest = read_checked(folder / SWEEP_FILE, _read, _check, "the manifest of a sweep")
+    runs = [run for run in manifest["runs"] if not run["tuning"]]
+    arms = {arm["name"]: arm["tuned"] for arm in manifest["arms"]}
+    return Sweep(
+        folder=folder,
+        arms={
+            name: tuple(folder / run["folder"] for run in runs if run["arm"] == name)
+            for name in arms
+        },
+        tuned=arms,
+        studied=tuple(manifest["studied"]),
+        varied=tuple(manifest.get("varied", ())),
+        factors=tuple(manifest["factors"]),
+        seeds=len(manifest["seeds"]),
+        identity=manifest["identity"],
+    )
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check(manifest: Any) -> Sequence[str]:
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        return (f" has schema_version {told(version)}, this code reads {SCHEMA_VERSION}",)
+    return _MANIFEST(manifest)
+
+
+def output_file(run_folder: Path) -> Path:
+    """The file that keeps what a run of a sweep prints."""
+    return run_folder.parents[1] / "output" / f"{run_folder.name}.txt"
 
 
 def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:

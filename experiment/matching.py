@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from errors import ConfigError, UserError
+from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 
@@ -22,8 +22,29 @@ USUAL = 2.0
 MOST_TRIES = 64
 """Widths tried in a row for one that the parts can work with."""
 
+MOST_LAYERS, MOST_WEIGHTS = 10_000, 10**15
+"""Of a model in a sweep; more are not counted."""
+
 Count = Callable[[ModelArchitectureConfig], float]
 FFN_KEYS = ("ffn_hidden", "ffn_multiplier", "ffn_multiple_of")
+
+
+def size_problems(config: ModelArchitectureConfig) -> Iterator[Problem]:
+    """What is too large about a model to be counted, told without making it."""
+    if config.n_layer > MOST_LAYERS:
+        yield Problem(
+            ("n_layer",),
+            f"n_layer={config.n_layer} is more than the {MOST_LAYERS:,} layers that a model in a "
+            "sweep may have; lower it.",
+        )
+    weights = config.n_layer * config.n_embd * max(config.n_embd, config.ffn_hidden)
+    if weights > MOST_WEIGHTS:
+        yield Problem(
+            ("n_layer", "n_embd", "ffn_hidden"),
+            f"n_layer={config.n_layer}, n_embd={config.n_embd} and ffn_hidden={config.ffn_hidden} "
+            f"make more than the {MOST_WEIGHTS:.0e} weights that a model in a sweep may have; "
+            "lower one of them.",
+        )
 
 
 @functools.cache

@@ -17,12 +17,8 @@ from comparison.runs import TRIALS_FOLDER
 from configurator import key_table
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job, digest
-from experiment.request import Request
+from experiment.request import TUNING_SEEDS_FROM, Request
 from training.data import Dataset
-
-TUNING_SEEDS_FROM = 10_000
-"""How far the seeds of tuning lie from those of the verdict: no verdict rests on a seed that a key
-was chosen by."""
 
 RUNS_FOLDER = "runs"
 

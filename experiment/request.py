@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from math import prod
 
 import configurator
 from comparison.groups import RECIPE_KEYS
+from comparison.shapes import told
 from configurator import key_table
-from errors import ConfigError, Problem, UserError
+from errors import ConfigError, Problem
 from experiment.budgets import Budget
 from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
@@ -16,6 +18,15 @@ from options import field_problem, parse
 
 DESIGNS = ("ablation", "factorial")
 MATCHES = ("params", "flops", "none")
+
+MOST_RUNS = 10_000
+"""Of a sweep; also the most seeds that an arm or a trial may have."""
+
+TUNING_SEEDS_FROM = 10_000
+"""How far the seeds of tuning lie from those of the verdict: no verdict rests on a seed that a key
+was chosen by."""
+
+LONGEST_FOLDER_NAME = 200  # bytes
 
 Texts = Mapping[str, tuple[str, ...]]
 """Keys and the values listed for each, as the command line spells them."""
@@ -71,23 +82,68 @@ class Request:
             *_list_problems("--vary", self.vary, VARIABLE),
             *_list_problems("--tune", self.tune, TUNABLE),
             *_flag_problems(self),
+            *self._size_problems(),
         ]
         if problems:
             raise ConfigError(problems)
 
+    def _size_problems(self) -> Iterator[Problem]:
+        counts = {"seeds": self.seeds, "tune_seeds": self.tune_seeds}
+        wrong = {key: count for key, count in counts.items() if not 1 <= count <= MOST_RUNS}
+        for key, count in wrong.items():
+            yield Problem((key,), f"--{key}={told(count)} must be from 1 to {MOST_RUNS:,}.")
+        if not wrong:
+            yield from self.size_problems(self._fewest_arms)
+
+    @property
+    def _fewest_arms(self) -> int:
+        """How many arms there are at least: one of the values of a key may be the config's own."""
+        lists = [len(values) for values in self.vary.values()]
+        if self.design == "factorial":
+            return prod(max(2, count) for count in lists)
+        return 1 + sum(max(1, count - 1) for count in lists) + max(0, len(self.arms) - 1)
+
+    def size_problems(self, arms: int) -> Iterator[Problem]:
+        """The problem of a sweep of so many arms that has too many runs."""
+        trials = prod(map(len, self.tune.values())) if self.tune else 0
+        runs = arms * (self.seeds + trials * self.tune_seeds)
+        if runs > MOST_RUNS:
+            tuned = f" and {trials:,} trials of {self.tune_seeds:,}" if trials else ""
+            yield Problem(
+                (),
+                f"{arms:,} arms with {self.seeds:,} seeds{tuned} make {runs:,} runs; a sweep has "
+                f"at most {MOST_RUNS:,}. List fewer values or lower --seeds.",
+            )
+
+    def seed_problems(self, seed: int, data_seed: int) -> Iterator[Problem]:
+        """The problems of the highest seeds that runs get, given those of the config."""
+        offset = TUNING_SEEDS_FROM + self.tune_seeds if self.tune else self.seeds
+        for key, first in (("seed", seed), ("data_seed", data_seed)):
+            known = key_table()[key]
+            problem = field_problem(known.field, known.annotation, first + offset - 1)
+            if problem:
+                message = f"the runs need seeds from {key}={first} up: {problem.message} Lower it."
+                yield Problem((key,), message)
+
 
 def read_lists(option: str, texts: Iterable[str]) -> Texts:
-    """`["a=1,2", "b=x"]` as keys and their values. Raises UserError where one is something else,
-    or a key comes twice."""
+    """`["a=1,2", "b=x"]` as keys and their values. Raises ConfigError with every text that is
+    something else, or has a key that came before."""
     found: dict[str, tuple[str, ...]] = {}
+    problems = []
     for text in texts:
         key, equals, values = text.partition("=")
         listed = tuple(value for value in values.split(",") if value)
         if not equals or not listed:
-            raise UserError(f"cannot read {option} {text!r}; write {option} key=value,value")
-        if key in found:
-            raise UserError(f"{option} {key} is given more than once; list its values in one.")
-        found[key] = listed
+            message = f"cannot read {option} {text!r}; write {option} key=value,value"
+            problems.append(Problem((), message))
+        elif key in found:
+            message = f"{option} {key} is given more than once; list its values in one."
+            problems.append(Problem((key,), message))
+        else:
+            found[key] = listed
+    if problems:
+        raise ConfigError(problems)
     return found
 
 
@@ -137,7 +193,10 @@ def _flag_problems(request: Request) -> list[Problem]:
         )
         found.append(Problem((), message))
     if request.name is not None and not _is_folder_name(request.name):
-        message = f"--name={request.name!r} must be one folder's name; out_dir says where it is."
+        message = (
+            f"--name={request.name!r} must be one folder's name of at most {LONGEST_FOLDER_NAME} "
+            "bytes, without control characters; out_dir says where it is."
+        )
         found.append(Problem((), message))
     if not request.vary and not request.arms:
         found.append(Problem((), "nothing to compare: give --vary key=value,... or --arms FILES."))
@@ -145,7 +204,8 @@ def _flag_problems(request: Request) -> list[Problem]:
 
 
 def _is_folder_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not set(name) & set("/\\")
+    fits = name.isprintable() and len(name.encode()) <= LONGEST_FOLDER_NAME
+    return fits and name.strip() not in ("", ".", "..") and not set(name) & set("/\\")
 
 
 def _options(request: Request) -> dict[str, Collection[str]]:

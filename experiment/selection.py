@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from comparison.findings import Findings, compare
-from comparison.runs import RUN_FILE, SWEEP_FILE, Run, expand, find, load_runs, logs_below, newest
+from comparison.runs import (
+    RUN_FILE,
+    SWEEP_FILE,
+    Run,
+    expand,
+    find,
+    load_runs,
+    logs_below,
+    newest,
+    sweeps_below,
+)
+from comparison.shapes import visible
 from errors import UserError
-from experiment.manifest import Sweep, read_sweep
+from experiment.manifest import Sweep, output_file, read_sweep
 
 DEFAULT_LATEST = 3
 
@@ -20,9 +33,10 @@ class Selection:
 
     Attributes:
         runs: Those that could be read.
-        problems: Of the others, what is wrong with each.
+        problems: What is wrong with each other run, or the manifest of a sweep.
         baseline: A run of the group to compare with; None where no sweep says which it is.
         studied: Keys of the recipe that are part of an arm.
+        varied: Keys whose values make arms.
         factors: The keys of a factorial design.
     """
 
@@ -30,6 +44,7 @@ class Selection:
     problems: list[str]
     baseline: Run | None = None
     studied: tuple[str, ...] = ()
+    varied: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
 
     def findings(
@@ -40,13 +55,15 @@ class Selection:
     ) -> Findings:
         """What the runs show; see `comparison.findings.compare`."""
         studied = [*tuned, *self.studied]
-        return compare(self.runs, baseline or self.baseline, margin, studied, self.factors)
+        named = baseline or self.baseline
+        return compare(self.runs, named, margin, studied, self.factors, self.varied)
 
 
 def select(
     words: Sequence[str], latest: int | None, out_dir: Path, *, baseline_given: bool = False
 ) -> Selection:
-    """The runs that command-line words mean; without any, the newest.
+    """The runs that command-line words mean; without any, the newest that are in no sweep: a run
+    of a sweep is one seed of an arm, and its sweep is compared as a whole.
 
     Args:
         words: Runs, sweeps, folders that hold some, globs, or names under `out_dir`.
@@ -55,26 +72,26 @@ def select(
         baseline_given: Whether somebody has said what to compare with.
 
     Raises:
-        UserError: the manifest of a sweep cannot be read, or none of its baseline's runs has
-            begun while others have, and no other baseline is given.
+        UserError: none of the runs of a sweep's baseline can be read while others can, and no
+            other baseline is given.
     """
     if not words:
-        runs, problems = load_runs(logs_below(out_dir))
-        return Selection(newest(runs, latest or DEFAULT_LATEST), problems)
+        return _newest_alone(out_dir, latest or DEFAULT_LATEST)
     words = list(expand(where_named(word, out_dir) for word in words))
-    sweeps = [read_sweep(folder) for folder in map(sweep_folder, words) if folder]
+    sweeps, problems = _read_sweeps(folder for folder in map(sweep_folder, words) if folder)
     others = [word for word in words if not sweep_folder(word)]
-    begun = [run for sweep in sweeps for run in sweep.runs if (run / RUN_FILE).exists()]
-    runs, problems = load_runs(dict.fromkeys([*begun, *find(others)]))
-    missing = sum(len(sweep.runs) for sweep in sweeps) - len(begun)
-    if missing:
-        problems.append(f"{missing} runs of the sweep that have not begun")
+    logs = [run / RUN_FILE for sweep in sweeps for run in sweep.runs]
+    runs, damaged = load_runs(dict.fromkeys([*filter(_is_file, logs), *find(others)]))
+    arms = _arms_of(sweeps)
+    runs = [dataclasses.replace(run, arm=arms.get(run.path.parent)) for run in runs]
+    problems += [*damaged, *(problem for sweep in sweeps for problem in _without_log(sweep))]
     needs_baseline = sweeps and runs and not baseline_given
     return Selection(
         runs,
         problems,
         baseline=_baseline_of(sweeps[0], runs) if needs_baseline else None,
         studied=tuple(key for sweep in sweeps for key in sweep.studied),
+        varied=tuple(key for sweep in sweeps for key in sweep.varied),
         factors=sweeps[0].factors if len(words) == 1 and sweeps else (),
     )
 
@@ -82,14 +99,75 @@ def select(
 def where_named(word: str, out_dir: Path) -> str:
     """The folder under `out_dir` for a run's or a sweep's name; anything else as it is."""
     named = [out_dir / word, out_dir / "sweeps" / word]
-    found = [] if Path(word).exists() else [path for path in named if path.exists()]
+    found = [] if os.path.exists(word) else [path for path in named if os.path.exists(path)]
     return str(found[0]) if found else word
 
 
 def sweep_folder(word: str) -> Path | None:
     """The folder of the sweep that a word names, by itself or by its manifest."""
     folder = Path(word).parent if Path(word).name == SWEEP_FILE else Path(word)
-    return folder if (folder / SWEEP_FILE).is_file() else None
+    return folder if _is_file(folder / SWEEP_FILE) else None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; no path is an error, however long or odd."""
+    return os.path.isfile(path)
+
+
+def _newest_alone(out_dir: Path, count: int) -> Selection:
+    """The newest runs that are in no sweep."""
+    sweeps = set(sweeps_below(out_dir))
+    logs = logs_below(out_dir)
+    alone = [path for path in logs if sweeps.isdisjoint(path.parents)]
+    runs, problems = load_runs(alone)
+    if len(alone) < len(logs):
+        problems.append(_in_sweeps(len(logs) - len(alone), sweeps))
+    return Selection(newest(runs, count), problems)
+
+
+def _in_sweeps(count: int, sweeps: Collection[Path]) -> str:
+    newest_sweep = max(sweeps, key=lambda folder: os.path.getmtime(folder / SWEEP_FILE))
+    command = f"python compare_architectures.py {shlex.quote(str(newest_sweep))}"
+    return f"{_runs(count)} of sweeps; compare the newest sweep with: {command}"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str]]:
+    """The sweeps whose manifests can be read, and of each other what is wrong with it."""
+    sweeps, problems = [], []
+    for folder in folders:
+        try:
+            sweeps.append(read_sweep(folder))
+        except UserError as error:
+            problems.append(str(error))
+    return sweeps, problems
+
+
+def _arms_of(sweeps: Sequence[Sweep]) -> dict[Path, str]:
+    """Of each run's folder, what the first sweep that lists it calls its arm."""
+    return {
+        folder: visible(name)
+        for sweep in reversed(sweeps)
+        for name, own in sweep.arms.items()
+        for folder in own
+    }
+
+
+def _without_log(sweep: Sweep) -> Iterator[str]:
+    """What is to be said of the runs of a sweep that have no log: those that have printed something
+    by name, the others by number."""
+    missing = [run for run in sweep.runs if not _is_file(run / RUN_FILE)]
+    failed = [run for run in missing if _is_file(output_file(run))]
+    for run in failed:
+        why = "it failed before it logged anything, or has just begun"
+        yield f"{run}: {why}; see {output_file(run)}"
+    waiting = len(missing) - len(failed)
+    if waiting:
+        verb = "have" if waiting > 1 else "has"
+        yield f"{_runs(waiting)} of {sweep.folder} that {verb} not begun"
 
 
 def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> Run:

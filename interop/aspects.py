@@ -8,9 +8,11 @@ the written fields are read again, see `families.Family.misfits`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
+from components.positions import rotated_dimensions
 from errors import UserError
 from model_config import ModelArchitectureConfig
 
@@ -78,6 +80,29 @@ def _head_dim_of_whole_heads(config: ModelArchitectureConfig) -> Fields:
 
 HEAD_DIM_OF_WHOLE_HEADS = dataclasses.replace(HEAD_DIM, write=_head_dim_of_whole_heads)
 """Where transformers refuses a width that is no multiple of the heads."""
+
+
+def _refuse_own_head_dim(given: Fields) -> Keys:
+    derived = given["hidden_size"] // given["num_attention_heads"]
+    if given.get("head_dim") not in (None, derived):
+        raise UserError(
+            f"head_dim={given['head_dim']} cannot be expressed here: transformers' class has heads "
+            f"of hidden_size/num_attention_heads={derived} dimensions; drop head_dim."
+        )
+    return {}
+
+
+def _refuse_wide_heads(config: ModelArchitectureConfig) -> Fields:
+    if config.head_dim * config.n_head != config.n_embd:
+        raise UserError(
+            f"head_dim={config.head_dim} of n_head={config.n_head} heads does not make "
+            f"n_embd={config.n_embd}, and this family has no head_dim of its own."
+        )
+    return {}
+
+
+NO_HEAD_DIM = Aspect(_refuse_own_head_dim, _refuse_wide_heads)
+"""Where the class of transformers derives the width of a head, but its RoPE reads `head_dim`."""
 
 
 # Activations
@@ -150,57 +175,100 @@ def _period(letters: str) -> str:
 
 
 def _window_keys(given: Fields, letters: str) -> Keys:
-    """Windowed layers (S); a window that reaches over the longest sequence is none."""
-    size = given["sliding_window"]
-    if size is None or size >= given["max_position_embeddings"] or "S" not in letters:
+    """The keys of windowed layers (S), whatever the window reaches over; none without any."""
+    if "S" not in letters:
         return {}
-    return {"sliding_window": size, "window_pattern": _period(letters)}
+    if given["sliding_window"] is None:
+        raise UserError(
+            "layers with sliding_attention need a sliding_window; config.json has none."
+        )
+    return {"sliding_window": given["sliding_window"], "window_pattern": _period(letters)}
+
+
+def _effective_window_keys(given: Fields, letters: str) -> Keys:
+    """The same, without a window that reaches over the longest sequence, which hides nothing."""
+    keys = _window_keys(given, letters)
+    return keys if keys.get("sliding_window", math.inf) < given["max_position_embeddings"] else {}
 
 
 WINDOW_EVERYWHERE = Aspect(
-    lambda given: _window_keys(given, "S" * given["num_hidden_layers"]),
+    lambda given: _effective_window_keys(
+        given, ("L" if given["sliding_window"] is None else "S") * given["num_hidden_layers"]
+    ),
     lambda config: {"sliding_window": config.sliding_window},
 )
 
 _LAYER_TYPES = {"sliding_attention": "S", "full_attention": "L"}
+Letters = Callable[[Fields], str]
+"""A letter for each layer of a config.json: S windowed, L not."""
 
 
-def windows_by_layer(pattern: Callable[[Fields], str]) -> Aspect:
-    """Windows by `layer_types`; where they are not given, by a pattern that is repeated."""
+def _letters_of_types(given: Fields, default: Letters) -> str:
+    """The letters that `layer_types` gives, or the family's own where it is left out."""
+    types, layers = given.get("layer_types"), given["num_hidden_layers"]
+    if types is None:
+        return default(given)
+    unknown = set(types) - set(_LAYER_TYPES)
+    if unknown:
+        raise UserError(f"layer_types has {unknown.pop()!r}, which is not known here.")
+    if len(types) != layers:
+        raise UserError(
+            f"layer_types has {len(types)} entries, num_hidden_layers is {layers}; they must agree."
+        )
+    return "".join(_LAYER_TYPES[kind] for kind in types)
+
+
+def _window_fields(config: ModelArchitectureConfig) -> Fields:
+    windowed = [config.windowed(layer) for layer in range(config.n_layer)]
+    return {
+        "sliding_window": config.sliding_window or config.block_size,
+        "layer_types": ["sliding_attention" if one else "full_attention" for one in windowed],
+    }
+
+
+def windows_by_layer(default: Letters) -> Aspect:
+    """Windows by `layer_types`."""
+    return Aspect(
+        lambda given: _effective_window_keys(given, _letters_of_types(given, default)),
+        _window_fields,
+    )
+
+
+def optional_windows(default: Letters) -> Aspect:
+    """Windows by `layer_types` where `use_sliding_window` is true."""
+
+    def all_see_all_unless_used(given: Fields) -> str:
+        used = given["use_sliding_window"] and given["sliding_window"] is not None
+        return default(given) if used else "L" * given["num_hidden_layers"]
 
     def read(given: Fields) -> Keys:
-        layers = given["num_hidden_layers"]
-        if not given.get("use_sliding_window", True):
-            return {}
-        types = given.get("layer_types")
-        if types is None:
-            return _window_keys(given, (pattern(given) * layers)[:layers])
-        unknown = set(types) - set(_LAYER_TYPES)
-        if unknown:
-            raise UserError(f"layer_types has {unknown.pop()!r}, which is not known here.")
-        return _window_keys(given, "".join(_LAYER_TYPES[kind] for kind in types))
+        letters = _letters_of_types(given, all_see_all_unless_used)
+        if "S" in letters and not given["use_sliding_window"]:
+            raise UserError(
+                "layer_types has 'sliding_attention', but use_sliding_window is false; change one."
+            )
+        return _effective_window_keys(given, letters)
 
     def write(config: ModelArchitectureConfig) -> Fields:
-        windows = [config.window(layer) for layer in range(config.n_layer)]
-        types = ["sliding_attention" if window else "full_attention" for window in windows]
-        return {
-            "sliding_window": config.sliding_window or config.block_size,
-            "use_sliding_window": config.sliding_window is not None,
-            "layer_types": types,
-        }
+        return _window_fields(config) | {"use_sliding_window": config.sliding_window is not None}
 
     return Aspect(read, write)
 
 
 def late_windows(given: Fields) -> str:
-    """Qwen's pattern: the first `max_window_layers` layers see all."""
-    full = min(given["max_window_layers"], given["num_hidden_layers"])
+    """Qwen's default: the first `max_window_layers` layers see all."""
+    full = min(max(given["max_window_layers"], 0), given["num_hidden_layers"])
     return "L" * full + "S" * (given["num_hidden_layers"] - full)
 
 
-def every_nth_full(interval: int) -> Callable[[Fields], str]:
-    """Gemma's pattern: every nth layer sees all."""
-    return lambda given: "S" * (given.get("sliding_window_pattern", interval) - 1) + "L"
+def alternating(given: Fields) -> str:
+    """Gemma 2's default: every other layer sees all."""
+    return _every_nth_full(given, 2)
+
+
+def _every_nth_full(given: Fields, interval: int) -> str:
+    layers = range(1, given["num_hidden_layers"] + 1)
+    return "".join("S" if layer % interval else "L" for layer in layers)
 
 
 # Rotary positions
@@ -222,24 +290,30 @@ _SCALINGS = {
     },
 }
 _NOT_SCALING = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def _rope_type(parameters: Fields) -> str:
+    return parameters.get("rope_type", parameters.get("type", "default"))
 
 
 def _scaling_keys(parameters: Fields, longest: int) -> Keys:
-    """The keys of a `rope_scaling`; refuses what would be lost."""
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    """The keys of RoPE parameters' scaling. Raises UserError for what would be lost."""
+    kind = _rope_type(parameters)
     if kind not in _SCALINGS:
         known = ", ".join(_SCALINGS)
         raise UserError(f"rope_type={kind!r} is no RoPE scaling known here; known are {known}.")
-    said = {"original_max_position_embeddings": longest, "beta_fast": 32.0, "beta_slow": 1.0}
+    said = {_ORIGINAL: longest, "beta_fast": 32.0, "beta_slow": 1.0}
     said |= {name: value for name, value in parameters.items() if value is not None}
     lost = set(parameters).intersection(said) - set(_NOT_SCALING) - set(_SCALINGS[kind].values())
     lost -= {"truncate"} if said.get("truncate") is True else set()
     if lost:
         listed = ", ".join(f"{name}={said[name]!r}" for name in sorted(lost))
         raise UserError(f"rope_type={kind!r} has {listed}, which cannot be expressed here.")
-    if kind == "default":
+    keys = {key: said[name] for key, name in _SCALINGS[kind].items()}
+    if keys.get("rope_scaling_factor", 1) == 1:  # every scaling by 1 leaves RoPE as it is
         return {}
-    return {"rope_scaling": kind} | {key: said[name] for key, name in _SCALINGS[kind].items()}
+    return {"rope_scaling": kind, **keys}
 
 
 def _scaling_fields(config: ModelArchitectureConfig) -> Fields | None:
@@ -250,10 +324,51 @@ def _scaling_fields(config: ModelArchitectureConfig) -> Fields | None:
     return {"rope_type": config.rope_scaling, **values}
 
 
-def _rope_parameters(given: Fields, layer_type: str) -> Fields:
-    """Those of a kind of layers, where the kinds have their own; else those of all."""
-    parameters = given.get("rope_parameters") or {}
-    return (parameters.get(layer_type) or {}) if _LAYER_TYPES.keys() & parameters else parameters
+def _common_parameters(given: Fields) -> Fields:
+    """The RoPE parameters of a model whose layers share them, as transformers resolves them.
+
+    `rope_scaling` replaces `rope_parameters`, and an `original_max_position_embeddings` beside
+    them replaces theirs.
+    """
+    parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    by_layer = [name for name, value in parameters.items() if isinstance(value, dict)]
+    if by_layer:
+        raise UserError(
+            f"rope_parameters has an entry of its own for {by_layer[0]}, but every layer of this "
+            "model_type has the same RoPE; give its parameters without layer types."
+        )
+    if _ORIGINAL in given and _ORIGINAL in _SCALINGS.get(_rope_type(parameters), {}).values():
+        parameters = parameters | {_ORIGINAL: given[_ORIGINAL]}
+    return parameters
+
+
+def _rotated_share(given: Fields, fraction: float) -> float:
+    """The share of a head that transformers rotates: int(head_dim * fraction) dimensions."""
+    head_dim = HEAD_DIM.read(given)["head_dim"]
+    return int(head_dim * fraction) / head_dim
+
+
+def _fraction_of_rotated(config: ModelArchitectureConfig) -> float:
+    """A fraction from which transformers computes the dimensions rotated here.
+
+    The product of a head's width and the quotient of the two can fall short of them.
+    """
+    rotated, head_dim = rotated_dimensions(config), config.head_dim
+    fraction = max(config.rope_fraction, rotated / head_dim)
+    while int(head_dim * fraction) < rotated:
+        fraction = math.nextafter(fraction, math.inf)
+    return fraction
+
+
+def _refuse_partly_rotated(given: Fields, parameters: Fields) -> None:
+    """Refuse a share beside a scaling, where the class of transformers rotates whole heads."""
+    share = parameters.get("partial_rotary_factor", given.get("partial_rotary_factor", 1.0))
+    kind = _rope_type(parameters)
+    if share != 1 and kind != "default":
+        raise UserError(
+            f"partial_rotary_factor={share} with rope_type={kind!r} cannot be expressed here: this "
+            "model_type rotates whole heads; drop one."
+        )
 
 
 def rope(
@@ -273,73 +388,131 @@ def rope(
         theta: The base where none is given.
         fraction_field: The older field of the share of a head that is rotated; None: all of it.
         fraction: The share where none is given.
-        scales: Whether the family has `rope_scaling`.
+        scales: Whether the family can scale RoPE.
     """
 
     def read(given: Fields) -> Keys:
-        parameters = {
-            **_rope_parameters(given, "full_attention"),
-            **(given.get("rope_scaling") or {}),
-        }
+        parameters = _common_parameters(given)
         keys = {"rope_theta": parameters.get("rope_theta", given.get(theta_field, theta))}
-        if fraction_field:
-            old = given.get(fraction_field, fraction)
-            keys["rope_fraction"] = parameters.get("partial_rotary_factor", old)
-        return keys | _scaling_keys(parameters, given["max_position_embeddings"])
+        keys |= _scaling_keys(parameters, given["max_position_embeddings"])
+        if not scales and _rope_type(parameters) != "default":
+            raise UserError(
+                f"rope_type={_rope_type(parameters)!r} cannot be expressed here: transformers does "
+                "not scale the RoPE of this model_type so."
+            )
+        if fraction_field is None:
+            _refuse_partly_rotated(given, parameters)
+            return keys
+        old = given.get(fraction_field, fraction)
+        share = _rotated_share(given, parameters.get("partial_rotary_factor", old))
+        return keys | {"rope_fraction": share}
 
     def write(config: ModelArchitectureConfig) -> Fields:
         fields = {theta_field: config.rope_theta}
         if fraction_field:
-            fields[fraction_field] = config.rope_fraction
+            fields[fraction_field] = _fraction_of_rotated(config)
         return fields | ({"rope_scaling": _scaling_fields(config)} if scales else {})
 
     return Aspect(read, write)
 
 
-def _read_local_theta(given: Fields) -> Keys:
-    """Gemma 3's base of windowed layers; where it is the common one, nothing is said."""
-    parameters = _rope_parameters(given, "sliding_attention")
-    if _scaling_keys(parameters, given["max_position_embeddings"]):
+# Gemma 3: RoPE and windows by layer type
+
+
+def _gemma3_parameters(given: Fields, layer_type: str) -> Fields:
+    """The RoPE parameters of a layer type, as transformers resolves them."""
+    by_type = given.get("rope_parameters")
+    if by_type is None:
+        by_type = {name: {"rope_type": "default"} for name in _LAYER_TYPES}
+    stray = [name for name in by_type if name not in _LAYER_TYPES]
+    if stray:
         raise UserError(
-            "rope_parameters stretches the RoPE of windowed layers, which cannot be expressed here."
+            f"rope_parameters has {stray[0]}, but a gemma3_text has RoPE parameters by layer type; "
+            f"put it into {' or '.join(_LAYER_TYPES)}."
         )
-    local = parameters.get("rope_theta", given.get("rope_local_base_freq", 10_000.0))
-    common = rope(theta=1e6).read(given)
-    windowed = windows_by_layer(every_nth_full(6)).read(given)
-    if not windowed or common == {"rope_theta": local}:
-        return {}
-    return {"rope_local_theta": local}
+    added = given.get("rope_scaling") if layer_type == "full_attention" else None
+    return {**(by_type.get(layer_type) or {}), **(added or {})}
 
 
-LOCAL_THETA = Aspect(
-    _read_local_theta,
-    lambda config: {"rope_local_base_freq": config.rope_local_theta or config.rope_theta},
-)
+def _gemma3_rope(given: Fields, layer_type: str, theta_field: str, theta: float) -> Keys:
+    """The keys that a layer type's RoPE would have in a model of its own."""
+    parameters = _gemma3_parameters(given, layer_type)
+    keys = {"rope_theta": parameters.get("rope_theta", given.get(theta_field, theta))}
+    keys |= _scaling_keys(parameters, given["max_position_embeddings"])
+    _refuse_partly_rotated(given, parameters)
+    return keys
+
+
+def _read_gemma3(given: Fields) -> Keys:
+    """Windows, and a base for windowed layers where their RoPE differs from the others'.
+
+    A window that reaches over the longest sequence is kept then: it says which layers these are.
+    """
+    letters = _letters_of_types(
+        given, lambda given: _every_nth_full(given, given.get("sliding_window_pattern", 6))
+    )
+    common = _gemma3_rope(given, "full_attention", "rope_theta", 1e6)
+    local = _gemma3_rope(given, "sliding_attention", "rope_local_base_freq", 10_000.0)
+    if "S" not in letters or local == common:
+        return common | _effective_window_keys(given, letters)
+    if "rope_scaling" in local:
+        raise UserError(
+            "rope_parameters scales the RoPE of windowed layers in another way than that of the "
+            "others, which cannot be expressed here."
+        )
+    return common | {"rope_local_theta": local["rope_theta"]} | _window_keys(given, letters)
+
+
+def _write_gemma3(config: ModelArchitectureConfig) -> Fields:
+    return rope().write(config) | {
+        "rope_local_base_freq": config.rope_local_theta or config.rope_theta,
+        **_window_fields(config),
+    }
+
+
+GEMMA3_LAYERS = Aspect(_read_gemma3, _write_gemma3)
+
+
+# Rotary positions of other families
 
 ROTARY_DIM = Aspect(
     lambda given: {"rope_fraction": given["rotary_dim"] * given["n_head"] / given["n_embd"]},
-    lambda config: {"rotary_dim": round(config.rope_fraction * config.head_dim)},
+    lambda config: _refuse_wide_heads(config) | {"rotary_dim": rotated_dimensions(config)},
 )
-"""GPT-J says how many dimensions of a head are rotated."""
+"""GPT-J's number of rotated dimensions; the width of its heads is derived."""
 
 
-def _read_rope_layers(given: Fields) -> Keys:
-    """SmolLM3's layers with and without RoPE: by a list of 1 and 0, or every nth without."""
+def _rope_letters(given: Fields) -> str:
+    """SmolLM3's layers with (R) and without (N) RoPE: by a list of 1 and 0, or by an interval."""
     interval, layers = given.get("no_rope_layer_interval", 4), given["num_hidden_layers"]
     rotated = given.get("no_rope_layers")
     if rotated is None:
         rotated = [(layer + 1) % interval != 0 for layer in range(layers)]
-    return {"rope_pattern": _period("".join("R" if turned else "N" for turned in rotated))}
+    if len(rotated) < layers:
+        raise UserError(
+            f"no_rope_layers has {len(rotated)} entries, num_hidden_layers is {layers}; it needs "
+            "one for each layer."
+        )
+    return "".join("R" if turned else "N" for turned in rotated[:layers])
 
 
-ROPE_BY_LAYER = Aspect(
-    _read_rope_layers,
-    lambda config: {
-        "no_rope_layers": [int(config.rotates(layer)) for layer in range(config.n_layer)]
-    },
-)
+def rope_by_layer(rotary: Aspect) -> Aspect:
+    """RoPE in some layers; where none has it, no position encoding."""
+
+    def read(given: Fields) -> Keys:
+        letters = _rope_letters(given)
+        if "R" not in letters:
+            return {"position_encoding": "none"}
+        return rotary.read(given) | {"rope_pattern": _period(letters)}
+
+    def write(config: ModelArchitectureConfig) -> Fields:
+        rotates = config.position_encoding == "rope"
+        layers = [int(rotates and config.rotates(layer)) for layer in range(config.n_layer)]
+        return rotary.write(config) | {"no_rope_layers": layers}
+
+    return Aspect(read, write)
 
 
 def windows_without_rope(given: Fields) -> str:
-    """SmolLM3's pattern: the windowed layers are those without RoPE."""
-    return ROPE_BY_LAYER.read(given)["rope_pattern"].translate(str.maketrans("RN", "LS"))
+    """SmolLM3's default: the windowed layers are those without RoPE."""
+    return _rope_letters(given).translate(str.maketrans("RN", "LS"))

@@ -19,26 +19,29 @@ import torch
 from torch import Tensor
 
 from components.attention import qkv_widths
-from errors import Problem, UserError, unknown_name
+from components.positions import rotated_dimensions
+from errors import ConfigError, Problem, UserError, listed
 from interop.aspects import (
+    GEMMA3_LAYERS,
     HEAD_DIM,
     HEAD_DIM_OF_WHOLE_HEADS,
     KEY_HEADS,
-    LOCAL_THETA,
+    NO_HEAD_DIM,
     QUERY_SCALAR,
     ROOT_OF_WIDTH,
-    ROPE_BY_LAYER,
     ROTARY_DIM,
     WINDOW_EVERYWHERE,
     Aspect,
     Fields,
     Keys,
     activation,
-    every_nth_full,
+    alternating,
     ffn_width,
     gate,
     late_windows,
+    optional_windows,
     rope,
+    rope_by_layer,
     same,
     switch,
     windows_by_layer,
@@ -87,6 +90,7 @@ class Family:
         fixed: Keys that are the same in every model of the family.
         aspects: Keys that its config.json says.
         defaults: Values of fields that config.json may leave out.
+        aliases: Other names of fields (transformers' attribute_map), which come before their own.
         required: Fields that change what is computed, with the values that can be expressed here.
         weights: Our modules, `{}` standing for the layer, and their weights, by their names in
             files.
@@ -99,6 +103,7 @@ class Family:
     fixed: Keys
     aspects: tuple[Aspect, ...]
     defaults: Fields = dataclasses.field(default_factory=dict)
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
     required: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     weights: WeightTable
     in_memory: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -111,7 +116,8 @@ class Family:
         Raises:
             UserError: a field is missing, or says what cannot be expressed here; naming it.
         """
-        fields = {**self.defaults, **fields}
+        renamed = {name: fields[alias] for alias, name in self.aliases.items() if alias in fields}
+        fields = {**self.defaults, **fields, **renamed}
         for name, allowed in (self.required | {"quantization_config": (None,)}).items():
             if name in fields and fields[name] not in allowed:
                 raise UserError(
@@ -124,7 +130,7 @@ class Family:
                 keys |= aspect.read(fields)
         except KeyError as error:
             raise UserError(f"config.json of a {self.model_type} has no {error}.") from error
-        except TypeError as error:
+        except (TypeError, AttributeError, ArithmeticError) as error:
             message = f"config.json of a {self.model_type} has a value of the wrong kind: {error}."
             raise UserError(message) from error
         return keys
@@ -144,10 +150,15 @@ class Family:
         return ModelArchitectureConfig.from_dict(self.read(self.write(config)))
 
     def misfits(self, config: ModelArchitectureConfig) -> list[Problem]:
-        """What of an architecture the family cannot express: a problem for each key."""
+        """What of an architecture the family cannot express: a problem for each key.
+
+        One without keys says why the family has no such architecture at all.
+        """
         try:
             back = self._read_back(config)
             wanted = _comparable(_with_biases(config, back))
+        except ConfigError as error:
+            return [Problem((), f"{self.model_type}: {one.message}") for one in error.problems]
         except UserError as error:
             return [Problem((), f"{self.model_type}: {error}")]
         return [
@@ -204,6 +215,8 @@ def _comparable(config: ModelArchitectureConfig) -> Keys:
         del keys[key]
     for key in ("window_pattern", "rope_pattern"):
         keys[key] = config.by_layer(keys[key])
+    if config.position_encoding == "rope":
+        keys["rope_fraction"] = rotated_dimensions(config) / config.head_dim
     return keys
 
 
@@ -219,10 +232,13 @@ def read_fields(folder: Path) -> Fields:
 
 
 def family_of(fields: Fields) -> Family:
-    """The family that a config.json names. Raises UserError for another."""
+    """The family that a config.json names. Raises UserError for another.
+
+    A name that resembles a supported one is that of another architecture, so none is suggested.
+    """
     name = fields.get("model_type")
     if name not in FAMILIES:
-        raise UserError(unknown_name("model_type", str(name), FAMILIES))
+        raise UserError(f"model_type={name!r} is not supported. {listed(FAMILIES)}")
     return FAMILIES[name]
 
 
@@ -303,6 +319,12 @@ _GPT2 = Family(
         activation("activation_function"),
     ),
     defaults={**_TIED, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     required={
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
@@ -335,6 +357,7 @@ _GPTJ = Family(
     },
     aspects=(*_GPT2.aspects, ROTARY_DIM),
     defaults={**_GPT2.defaults, "tie_word_embeddings": False},
+    aliases=_GPT2.aliases,
     weights={
         "embedding": Weights(("transformer.wte",)),
         "blocks.{}.norm": Weights(("transformer.h.{}.ln_1",)),
@@ -361,6 +384,7 @@ _GPT_NEOX = Family(
         _ATTENTION_BIAS,
         activation("hidden_act"),
         switch("norm_position", "use_parallel_residual", on="parallel", off="pre"),
+        NO_HEAD_DIM,
         rope("rotary_emb_base", fraction_field="rotary_pct", fraction=0.25),
     ),
     defaults={
@@ -415,7 +439,13 @@ _MISTRAL = Family(
     architecture="MistralForCausalLM",
     fixed=_LLAMA_KEYS,
     aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), rope(), WINDOW_EVERYWHERE),
-    defaults={**_UNTIED, "rms_norm_eps": 1e-6, "hidden_act": "silu", "sliding_window": 4096},
+    defaults={
+        **_UNTIED,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "sliding_window": 4096,
+        "num_key_value_heads": 8,
+    },
     weights=_LLAMA_WEIGHTS,
 )
 
@@ -426,6 +456,7 @@ _QWEN_DEFAULTS = {
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
+    "num_key_value_heads": 32,
 }
 _QWEN2 = Family(
     model_type="qwen2",
@@ -438,7 +469,7 @@ _QWEN2 = Family(
         HEAD_DIM,
         gate("hidden_act"),
         rope(),
-        windows_by_layer(late_windows),
+        optional_windows(late_windows),
     ),
     defaults=_QWEN_DEFAULTS,
     weights=_LLAMA_WEIGHTS,
@@ -464,15 +495,15 @@ _SMOLLM3 = Family(
         gate("hidden_act"),
         _ATTENTION_BIAS,
         same(bias="mlp_bias"),
-        rope(theta=2e6),
-        ROPE_BY_LAYER,
-        windows_by_layer(windows_without_rope),
+        rope_by_layer(rope(theta=2e6)),
+        optional_windows(windows_without_rope),
     ),
     defaults={
         **_LLAMA.defaults,
         "tie_word_embeddings": True,
         "use_sliding_window": False,
         "sliding_window": None,
+        "num_key_value_heads": 4,
     },
     weights=_LLAMA_WEIGHTS,
 )
@@ -493,12 +524,16 @@ _GEMMA = Family(
         ROOT_OF_WIDTH,
         rope(),
     ),
-    defaults={**_GEMMA_DEFAULTS, "hidden_act": "gelu_pytorch_tanh"},
+    defaults={
+        **_GEMMA_DEFAULTS,
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_key_value_heads": 16,
+    },
     required=_GEMMA_LIMITS,
     weights=_LLAMA_WEIGHTS,
 )
 
-_GEMMA2_ASPECTS = (
+_LATER_GEMMA = (
     _SIZES,
     _RMS_EPS,
     KEY_HEADS,
@@ -507,18 +542,24 @@ _GEMMA2_ASPECTS = (
     _ATTENTION_BIAS,
     ROOT_OF_WIDTH,
     QUERY_SCALAR,
-    same(attention_softcap="attn_logit_softcapping", output_softcap="final_logit_softcapping"),
+    same(output_softcap="final_logit_softcapping"),
 )
 _GEMMA2 = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
     fixed={**_GEMMA_KEYS, "norm_position": "sandwich"},
-    aspects=(*_GEMMA2_ASPECTS, rope(), windows_by_layer(every_nth_full(2))),
+    aspects=(
+        *_LATER_GEMMA,
+        same(attention_softcap="attn_logit_softcapping"),
+        rope(),
+        windows_by_layer(alternating),
+    ),
     defaults={
         **_GEMMA_DEFAULTS,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
+        "num_key_value_heads": 4,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
@@ -529,18 +570,10 @@ _GEMMA3 = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     fixed={**_GEMMA2.fixed, "qk_norm": True},
-    aspects=(
-        *_GEMMA2_ASPECTS,
-        rope(theta=1e6),
-        LOCAL_THETA,
-        windows_by_layer(every_nth_full(6)),
-    ),
-    defaults={
-        **_GEMMA2.defaults,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-    },
-    required=_GEMMA_LIMITS,
+    aspects=(*_LATER_GEMMA, GEMMA3_LAYERS),
+    defaults={**_GEMMA2.defaults, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    # Its class in transformers reads attn_logit_softcapping, but never applies it.
+    required={**_GEMMA_LIMITS, "attn_logit_softcapping": (None,)},
     weights=_SANDWICH_WEIGHTS,
 )
 
@@ -552,6 +585,7 @@ _PHI3 = Family(
         _SIZES,
         _RMS_EPS,
         KEY_HEADS,
+        HEAD_DIM,
         gate("hidden_act"),
         rope(fraction_field="partial_rotary_factor", scales=False),
         WINDOW_EVERYWHERE,
@@ -573,7 +607,7 @@ _OLMO2 = Family(
         "qk_norm": True,
         "qk_norm_over": "projection",
     },
-    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, gate("hidden_act"), _ATTENTION_BIAS, rope()),
+    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), _ATTENTION_BIAS, rope()),
     defaults={
         **_UNTIED,
         "rms_norm_eps": 1e-5,
@@ -598,10 +632,12 @@ _STABLELM = Family(
         gate("hidden_act"),
         same(attention_bias="use_qkv_bias"),
         switch("norm_position", "use_parallel_residual", on="parallel_shared", off="pre"),
+        NO_HEAD_DIM,
         rope(fraction_field="partial_rotary_factor", fraction=0.25),
     ),
     defaults={
         **_UNTIED,
+        "num_key_value_heads": 32,
         "layer_norm_eps": 1e-5,
         "hidden_act": "silu",
         "use_qkv_bias": False,

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import configurator
-from errors import ConfigError, UserError, unknown_name
+from cli import run_cli
+from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
@@ -126,10 +127,15 @@ def choose_family(config: ModelArchitectureConfig, name: str | None = None) -> F
         raise UserError(unknown_name("family", name, FAMILIES))
     candidates = FAMILIES.values() if name is None else [FAMILIES[name]]
     misfits = {family.model_type: family.misfits(config) for family in candidates}
-    nearest = min(misfits, key=lambda family: len(misfits[family]))
+    nearest = min(misfits, key=lambda family: _distance(misfits[family]))
     if misfits[nearest]:
         raise ConfigError(misfits[nearest])
     return FAMILIES[nearest]
+
+
+def _distance(misfits: list[Problem]) -> tuple[bool, int]:
+    """A family that differs in some keys is nearer than one that has no such architecture."""
+    return any(not problem.keys for problem in misfits), len(misfits)
 
 
 def _dtype(model: GPT) -> str:
@@ -187,4 +193,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configurator.run_cli(main)
+    run_cli(main)

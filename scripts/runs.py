@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import configurator
+from cli import run_cli
 from errors import UserError
 from training_logger import RUN_FILE
 
@@ -65,4 +65,4 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
             print(f"error: {error}", file=sys.stderr)
             return UNDECIDED
 
-    configurator.run_cli(run)
+    run_cli(run)

@@ -6,13 +6,12 @@ left), it stops printing and the run goes on.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-from configurator import discard_output
+from cli import discard_output, escape_what_cannot_be_encoded
 
 
 class Console:
@@ -21,8 +20,7 @@ class Console:
     def __init__(self) -> None:
         self._silent = False
         self._bar: tqdm | None = None
-        with contextlib.suppress(AttributeError):  # a stream that has no encoding
-            sys.stdout.reconfigure(errors="backslashreplace")
+        escape_what_cannot_be_encoded()
 
     def open_bar(self, done: int, total: int | None) -> None:
         """Show progress from `done` steps on, of `total` if that is known."""

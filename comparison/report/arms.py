@@ -46,12 +46,14 @@ def label(number: int, row: Row, *, details: bool = False) -> Markup:
 def _details(row: Row) -> Iterator[Markup]:
     if row.verdict.verdict == BASELINE:
         yield element("span", "the baseline", class_="tag")
+        if row.group.arm:
+            yield element("span", row.group.architecture["name"], class_="changes")
     for status in sorted({run.status for run in row.group.counted} - {"completed"}):
         yield element("span", status, class_="tag")
     if row.set_apart:
         yield element("span", "set apart", class_="tag")
-    if row.changes:
-        yield element("span", assignments(row.changes), class_="changes")
+    if row.unnamed_changes:
+        yield element("span", assignments(row.unnamed_changes), class_="changes")
 
 
 def verdict_mark(verdict: str) -> Markup:

@@ -52,6 +52,8 @@ def scale_of(
     size = max(*map(abs, values), floor or 0.0, halves[(len(halves) - 1) // 2]) or 1.0
     low = min(0.0, -(floor or 0.0), *(bounds[0] for _, bounds in known))
     high = max(0.0, floor or 0.0, *(bounds[1] for _, bounds in known))
+    if low == high:  # nothing differs from zero
+        return Scale(-size, size, floor)
     return Scale(max(low, -_REACH * size), min(high, _REACH * size), floor)
 
 

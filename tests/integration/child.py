@@ -33,11 +33,12 @@ def _run(script: str, argv: list[str], output: Path, errors: Path) -> None:
 
 
 class Child:
-    """A running script; its output goes to files in `folder`, which nothing else writes to."""
+    """A running script; its output goes to files in `folder`, which nothing else writes to, or
+    standard output to the file, terminal or pipe `output`."""
 
-    def __init__(self, script: str, argv: list[str], folder: Path):
+    def __init__(self, script: str, argv: list[str], folder: Path, output: Path | None = None):
         folder.mkdir(parents=True)
-        self._files = (folder / "output", folder / "errors")
+        self._files = (output or folder / "output", folder / "errors")
         for file in self._files:
             file.touch()
         self._process = _CONTEXT.Process(target=_run, args=(script, argv, *self._files))

@@ -58,11 +58,13 @@ class Workshop:
             train.main(self.argv(*arguments, run_name=run_name))
         return str(refusal.value)
 
-    def start(self, *arguments: str, run_name: str | None = "run") -> Child:
-        """train.py in a process of its own."""
+    def start(
+        self, *arguments: str, run_name: str | None = "run", output: Path | None = None
+    ) -> Child:
+        """train.py in a process of its own; see `Child` for `output`."""
         self._children += 1
         folder = self.out_dir.parent / f"child{self._children}"
-        return Child("train.py", self.argv(*arguments, run_name=run_name), folder)
+        return Child("train.py", self.argv(*arguments, run_name=run_name), folder, output)
 
 
 def newest_run(out_dir: Path) -> str:

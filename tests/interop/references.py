@@ -155,10 +155,14 @@ def reference(name: str) -> Any:
     """A model in evaluation mode whose weights are large enough for every part to matter."""
     kind, values = REFERENCES[name]
     torch.manual_seed(0)
-    model = from_config(getattr(transformers, kind)(**values))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
+    return enlarged(from_config(getattr(transformers, kind)(**values)))
+
+
+@torch.no_grad()
+def enlarged(model: Any) -> Any:
+    """The model, its weights made so large that every part matters."""
+    for parameter in model.parameters():
+        parameter.add_(0.15 * torch.randn_like(parameter))
     return model
 
 

@@ -116,6 +116,17 @@ INEXPRESSIBLE = {
             },
             "rope_local_theta=None",
         ),
+        (
+            {
+                **_GEMMA2,
+                "qk_norm": True,
+                "sliding_window": 5,
+                "window_pattern": "SL",
+                "rope_local_theta": 50.0,
+                "attention_softcap": 2.0,
+            },
+            "attention_softcap=2.0 cannot be expressed by gemma3_text, which would make it None",
+        ),
     ],
     "phi3": [
         (
@@ -124,7 +135,10 @@ INEXPRESSIBLE = {
         ),
     ],
     "stablelm": [({**_LLAMA, "normalization": "layernorm", "qk_norm": True}, "qk_norm=True")],
-    "gptj": [({**ROPE, "norm_position": "parallel_shared", "attention_bias": True}, "attention_b")],
+    "gptj": [
+        ({**ROPE, "head_dim": 16}, "gptj: head_dim=16 of n_head=4 heads does not make n_embd=32"),
+        ({**ROPE, "norm_position": "parallel_shared", "attention_bias": True}, "attention_b"),
+    ],
 }
 
 
@@ -136,6 +150,24 @@ def test_what_cannot_be_expressed_is_refused_by_name(family, keys, message):
     with pytest.raises(ConfigError) as raised:
         choose_family(tiny_config(**keys), family)
     assert message in str(raised.value)
+
+
+# Of these the product of head_dim and the quotient of the two falls short.
+SHORT = [
+    (rotated, head_dim)
+    for head_dim in range(2, 257)
+    for rotated in range(2, head_dim, 2)
+    if int(head_dim * (rotated / head_dim)) < rotated
+]
+
+
+def test_transformers_rotates_as_many_dimensions_as_the_model():
+    assert len(SHORT) > 100
+    for rotated, head_dim in SHORT[::10]:
+        config = tiny_config(**ROPE, n_embd=4 * head_dim, rope_fraction=rotated / head_dim)
+        family = FAMILIES["gpt_neox"]
+        assert int(head_dim * family.write(config)["rotary_pct"]) == rotated
+        assert not [one for one in family.misfits(config) if one.keys == ("rope_fraction",)]
 
 
 def test_the_nearest_family_tells_what_is_in_the_way():
@@ -164,8 +196,8 @@ def test_an_unknown_family():
 LLAMA2 = PUBLISHED["LLaMA 2 7B"][1]
 
 REFUSED = {
-    "unknown model_type 'lama'; did you mean 'llama'": {"model_type": "lama"},
-    "unknown model_type 'None'": {"model_type": None},
+    "model_type='llama4' is not supported. Choices: gpt2, llama": {"model_type": "llama4"},
+    "model_type=None is not supported": {"model_type": None},
     "hidden_act='mish' is no activation known here": {"hidden_act": "mish"},
     "rope_type='longrope' is no RoPE scaling known here": {
         "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
@@ -177,6 +209,16 @@ REFUSED = {
         "rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}
     },
     "config.json of a llama has no 'factor'": {"rope_scaling": {"rope_type": "linear"}},
+    "rope_type='yarn' has attention_factor=0.7": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "attention_factor": 0.7}
+    },
+    "rope_parameters has an entry of its own for full_attention, but every layer": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    },
+    "partial_rotary_factor=0.5 with rope_type='linear' cannot be expressed": {
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "partial_rotary_factor": 0.5,
+    },
     "quantization_config={'bits': 4} cannot be expressed here": {
         "quantization_config": {"bits": 4}
     },
@@ -200,8 +242,25 @@ def test_what_a_file_may_not_say(message, fields):
         (
             "Gemma 3 1B",
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
-            "stretches the RoPE of windowed layers",
+            "scales the RoPE of windowed layers in another way than that of the others",
         ),
+        (
+            "Gemma 3 1B",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_parameters has rope_type, but a gemma3_text has RoPE parameters by layer type",
+        ),
+        ("Gemma 3 1B", {"attn_logit_softcapping": 50.0}, "only None can"),
+        ("Gemma 3 1B", {"sliding_window_pattern": 0}, "has a value of the wrong kind"),
+        ("Gemma 2 2B", {"sliding_window": None}, "need a sliding_window; config.json has none"),
+        ("Gemma 2 2B", {"layer_types": ["full_attention"]}, "1 entries, num_hidden_layers is 26"),
+        (
+            "Qwen3 0.6B",
+            {"layer_types": ["sliding_attention"] * 28, "sliding_window": 9},
+            "but use_sliding_window is false",
+        ),
+        ("SmolLM3 3B", {"no_rope_layers": [1, 0]}, "has 2 entries, num_hidden_layers is 36"),
+        ("Phi-3 mini 4k", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "not scale"),
+        ("Pythia 160M", {"head_dim": 32}, "head_dim=32 cannot be expressed here"),
     ],
 )
 def test_what_a_file_of_a_family_may_not_say(model, fields, message):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 
@@ -483,9 +483,38 @@ def test_everything_is_on_the_disk_before_the_checkpoint_gets_its_name(tmp_path,
 def test_an_error_in_the_middle_of_a_save_leaves_those_before(tmp_path, monkeypatch):
     save(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "save_file", _disk_is_full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(
+        UserError, match="No space left on device; the newest there is step_0+1."
+    ) as e:
         save(tmp_path, 2)
-    assert steps_in(tmp_path) == [1]
+    assert f"--resume={tmp_path.parent}" in str(e.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_safetensors_own_error_of_a_full_disk_is_one_too(tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(UserError, match="No space left on device .*there is none yet"):
+        save(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_that_vanished_is_not_made_again(tmp_path):
+    model, optimizer = make()
+    with pytest.raises(UserError, match="No such file or directory"):
+        save_checkpoint(
+            tmp_path / "gone" / "checkpoints",
+            step=1,
+            model=model,
+            optimizer=optimizer,
+            state={},
+            val_loss=None,
+            plugins={},
+            keep=1,
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def _disk_is_full(*_args, **_kwargs) -> None:

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from errors import UserError
 from training import claim
 from training.claim import LOCK_FILE, claimed, make_run_folder, refuse_claimed
 
@@ -49,7 +50,7 @@ def test_a_name_that_another_takes_between_is_not_shared(tmp_path, monkeypatch):
 
 def test_out_dir_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(UserError, match="cannot make a run directory in .*file: File exists"):
         make_run_folder("llama", tmp_path / "file")
 
 

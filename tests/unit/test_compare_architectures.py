@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,13 @@ from pathlib import Path
 import pytest
 
 import compare_architectures
-from compare_architectures import main
+from compare_architectures import FORMATS, main
+from comparison import shapes
+from comparison.plot import arms_of
+from comparison.report.page import to_html
 from comparison.runs import load_run
+from errors import UserError
+from experiment.selection import select
 from training_logger import LINE_WIDTH, TrainingLogger
 
 ROOT = Path(compare_architectures.__file__).parent
@@ -384,11 +390,16 @@ def test_tuned_keys_may_differ_between_arms(two_arms, compare):
     ("text", "why"),
     [
         ('{"schema_version": 1, "run_na', "damaged (Unterminated string"),
-        ("[1, 2]", "not the log of a run (it holds no JSON object)"),
-        ('{"name": "a web page"}', "schema_version None, not 1"),
-        ('{"schema_version": 99}', "schema_version 99, not 1"),
-        ('{"schema_version": 1, "run_name": 3}', "missing or wrong: run_name, status, start_time"),
+        ("[1, 2]", "not the log of a run (is a list, not an object)"),
+        ('{"name": "a web page"}', "has schema_version null, this code reads 1"),
+        ('{"schema_version": 99}', "has schema_version 99, this code reads 1"),
+        (
+            '{"schema_version": 1, "run_name": 3}',
+            "(status is missing; start_time is missing; config is missing; and 6 more)",
+        ),
         ("\x00\x00", "damaged ("),
+        ("[" * 100_000, "damaged (maximum recursion depth exceeded"),
+        ('{"schema_version": ' + "1" * 100_000 + "}", "damaged (Exceeds the limit"),
     ],
 )
 def test_a_damaged_or_foreign_file_is_named_and_skipped(tmp_path, compare, text, why):
@@ -405,7 +416,7 @@ def test_a_damaged_or_foreign_file_is_named_and_skipped(tmp_path, compare, text,
 def test_an_architecture_without_its_numbers_is_refused(tmp_path):
     folder = make_run(tmp_path / "run")
     rewrite(folder, architecture={"name": "x", "parameters": 1})
-    with pytest.raises(ValueError, match=r"missing or wrong: flops_per_token"):
+    with pytest.raises(ValueError, match=r"architecture\.flops_per_token is missing"):
         load_run(folder)
 
 
@@ -427,6 +438,107 @@ def test_arguments_that_make_no_sense_are_refused(capsys, argv, message):
         main(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+# --- What logs may hold ---
+
+
+def test_nothing_in_a_log_reaches_a_terminal_or_a_spreadsheet_unescaped(tmp_path, compare):
+    hostile = "=1+1\x1b[31m\x00\r\n\t\u202e\x9b\ud800$^$"
+    escaped = r"=1+1\x1b[31m\x00\r\n\t\u202e\x9b\ud800$^$"
+    folder = make_run(
+        tmp_path / "run\x1b[31m",
+        config={hostile: hostile},
+        architecture=ARCHITECTURE | {"name": hostile},
+        environment={"device": hostile, hostile: hostile, "torch": hostile},
+        crash=True,
+    )
+    rewrite(folder, run_name=hostile, status=hostile)
+    unfinished = make_run(
+        tmp_path / "unfinished", last=0, config={hostile: [hostile, {"k": hostile}]}
+    )
+    rewrite(unfinished, run_name=hostile)
+    page, figure = tmp_path / "page.html", tmp_path / "figure.svg"
+    written = compare(folder, unfinished, f"--html={page}", f"--plot={figure}")
+    views = {view: compare(folder, unfinished, f"--format={view}") for view in FORMATS}
+    files = [path.read_text(encoding="utf-8") for path in (page, figure)]
+    for text in (*files, *written[1:], *(text for view in views.values() for text in view[1:])):
+        assert not {"\x1b", "\x00", "\r", "\x9b", "\u202e", "\ud800"}.intersection(text)
+    assert json.loads(views["json"][1])["baseline"] == escaped
+    assert all(escaped in text for text in (views["text"][1], views["markdown"][1], files[1]))
+    _, out, _ = compare(folder, unfinished, "--format=csv")
+    assert next(csv.DictReader(io.StringIO(out)))["name"] == "'" + escaped
+
+
+def test_csv_quotes_formulas_and_leaves_numbers_alone(two_arms, compare):
+    for index, sign in enumerate("=+-@"):
+        make_run(
+            two_arms / f"z{index}",
+            start="2025-01-09",
+            architecture=ARCHITECTURE | {"name": f"{sign}1+1"},
+        )
+    lines = list(csv.DictReader(io.StringIO(compare(two_arms, "--format=csv")[1])))
+    assert {line["name"] for line in lines} >= {"'=1+1", "'+1+1", "'-1+1", "'@1+1"}
+    fast = next(line for line in lines if line["name"].endswith("-fast"))
+    assert float(fast["difference"]) == pytest.approx(-0.1975)
+
+
+def test_a_log_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    size = (folder / "run.json").stat().st_size
+    monkeypatch.setattr(shapes, "LARGEST_FILE", size - 1)
+    with pytest.raises(UserError, match=f"{size:,} bytes; at most {size - 1:,} are read"):
+        load_run(folder)
+
+
+def test_a_word_longer_than_any_path_is_skipped(tmp_path, compare):
+    code, out, err = compare("x" * 5000, make_run(tmp_path / "good"), "--format=json")
+    assert (code, compared_runs(out)) == (0, ["good"])
+    assert "no such file" in err
+
+
+# --- Which code ---
+
+
+def code_notes(compare, folder) -> list[str]:
+    notes = json.loads(compare(folder, "--format=json")[1])["notes"]
+    return [note for note in notes if "different code" in note]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"source_sha256": "a" * 64}, {"source_sha256": "b" * 64}, "source aaaaaaaaaaaa, bbbbbb"),
+        ({"source_sha256": "a", "commit": "c"}, {"source_sha256": "a", "commit": "d"}, None),
+        ({"source_sha256": "a", "commit": "c"}, {"commit": "d"}, "commit c, d"),
+        ({"commit": "c", "dirty": False}, {"commit": "c", "dirty": True}, "c, c with changes"),
+        ({"commit": "c"}, {"commit": "c"}, None),
+        ({"commit": "c"}, {}, None),
+    ],
+)
+def test_runs_of_different_code_in_one_group_are_noted(tmp_path, compare, one, other, told):
+    for seed, environment in enumerate((one, other)):
+        config = {"seed": seed, "data_seed": seed}
+        make_run(tmp_path / f"run{seed}", environment=environment, config=config)
+    notes = code_notes(compare, tmp_path)
+    assert len(notes) == (told is not None)
+    if told:
+        assert notes[0].startswith(f"Runs of {ARCHITECTURE['name']} were made by different code: ")
+        assert told in notes[0]
+        for view in ("text", "markdown", "csv"):
+            shown = " ".join(compare(tmp_path, f"--format={view}")[1].split())
+            assert "made by different code" in shown
+
+
+def test_plugins_and_starts_count_as_code(tmp_path, compare):
+    for seed in (1, 2):
+        folder = make_run(tmp_path / f"run{seed}", config={"seed": seed, "data_seed": seed})
+        rewrite(folder, plugins={"same.py": "a", "mine.py": f"digest {seed}"})
+    assert code_notes(compare, tmp_path)[0].endswith("different code: plugins differ in mine.py.")
+    resumed = make_run(tmp_path / "alone")
+    starts = [{"step": 0, "environment": {"source_sha256": digest}} for digest in ("a", "b")]
+    rewrite(resumed, starts=starts)
+    assert code_notes(compare, resumed)[0].endswith("different code: source a, b.")
 
 
 # --- Runs without an end ---
@@ -479,6 +591,25 @@ def test_the_script_runs_without_torch(tmp_path):
     assert "12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm: the baseline" in done.stdout
 
 
+def test_the_script_ends_quietly_when_nobody_reads(tmp_path):
+    make_run(tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "compare_architectures.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_script_writes_what_the_encoding_lacks_as_escapes(tmp_path):
+    make_run(tmp_path / "run", architecture=ARCHITECTURE | {"name": "größer"})
+    command = [sys.executable, "compare_architectures.py", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"gr\xf6\xdfer: the baseline" in done.stdout
+
+
 # Sweeps
 
 
@@ -517,18 +648,17 @@ def test_a_sweep_says_which_arm_is_the_baseline_and_what_is_studied(tmp_path, co
     for word in (sweep, sweep / "sweep.json", "one"):
         code, out, _ = compare(word, f"--out_dir={tmp_path / 'out'}", "--format=json")
         groups = groups_of(out)
-        plain, fast = (groups[f"{ARCHITECTURE['name']}-{arm}"] for arm in ("plain", "fast"))
+        plain, fast = groups["plain"], groups["fast"]
         assert (code, plain["verdict"], fast["verdict"]) == (0, "baseline", "better")
         assert (plain["n"], fast["n"]) == (4, 4)
         assert fast["changes"]["learning_rate"] == 2e-3  # part of the arm, not set apart
 
 
-@pytest.mark.parametrize("words", [[""], ["sweeps"], ["sweeps/o*"], ["--latest=9"]])
-def test_trials_of_tuning_are_no_seeds_of_an_arm(tmp_path, compare, words):
+@pytest.mark.parametrize("word", ["", "sweeps", "sweeps/o*"])
+def test_trials_of_tuning_are_no_seeds_of_an_arm(tmp_path, compare, word):
     """They were chosen for their losses."""
     make_sweep(tmp_path / "sweeps" / "one")
-    arguments = [word if word.startswith("--") else tmp_path / word for word in words]
-    code, out, _ = compare(*arguments, f"--out_dir={tmp_path}", "--format=json")
+    code, out, _ = compare(tmp_path / word, f"--out_dir={tmp_path}", "--format=json")
     assert code == 0
     assert [group["n"] for group in groups_of(out).values()] == [4, 4]
 
@@ -550,7 +680,61 @@ def test_an_arm_never_stands_in_for_a_baseline_that_is_missing(tmp_path, compare
     assert "--baseline" in err
     code, out, err = compare(sweep, "--baseline=fast")
     assert code == 0
-    assert "skipped 4 runs of the sweep that have not begun" in err
+    assert err == f"skipped 4 runs of {sweep} that have not begun\n"
+
+
+def test_arms_keep_the_names_they_were_asked_by(tmp_path, compare):
+    """The key that was varied first, what follows from it last; the architecture once."""
+    sweep = make_sweep(tmp_path / "sweep")
+    manifest = json.loads((sweep / "sweep.json").read_text())
+    text = json.dumps(manifest | {"varied": ["some_key"]})
+    (sweep / "sweep.json").write_text(text.replace('"fast"', '"some_key=x"'))
+    for path in (sweep / "runs").glob("fast-*"):
+        config = json.loads((path / "run.json").read_text())["config"]
+        rewrite(path, config={"a_derived_key": 8, **config, "some_key": "x"})
+    _, out, _ = compare(sweep)
+    assert section(out, "Groups") == [
+        f"  1  plain: the baseline, {ARCHITECTURE['name']}-plain",
+        "  2  some_key=x: a_derived_key=8, arm=fast",
+    ]
+    document = compare(sweep, "--format=json", "--baseline=some_key=x")[1]
+    assert json.loads(document)["baseline"] == "some_key=x"
+    arm = json.loads(compare(sweep, "--format=json")[1])["groups"][1]
+    assert list(arm["changes"]) == ["some_key", "a_derived_key", "arm"]
+    assert arm["architecture"] == f"{ARCHITECTURE['name']}-fast"
+    findings = select([str(sweep)], None, tmp_path).findings()
+    assert [arm.label for arm in arms_of(findings)] == ["1  baseline: plain", "2  some_key=x"]
+    assert '<span class="name">some_key=x</span>' in to_html(findings)
+
+
+def test_runs_that_failed_before_they_logged_anything_are_named(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "sweep")
+    (sweep / "output").mkdir()
+    for name in ("fast-1", "fast-2", "fast-3"):
+        (sweep / "runs" / name / "run.json").unlink()
+    for name in ("fast-1", "plain-1"):
+        (sweep / "output" / f"{name}.txt").write_text("Traceback")
+    code, _, err = compare(sweep)
+    assert (code, err.splitlines()) == (
+        0,
+        [
+            f"skipped {sweep}/runs/fast-1: it failed before it logged anything, or has just begun; "
+            f"see {sweep}/output/fast-1.txt",
+            f"skipped 2 runs of {sweep} that have not begun",
+        ],
+    )
+
+
+def test_the_newest_runs_are_those_in_no_sweep(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "sweeps" / "one")
+    told = "skipped 8 runs of sweeps; compare the newest sweep with: python"
+    code, out, err = compare("--latest=2", f"--out_dir={tmp_path}")
+    assert (code, out) == (1, "")
+    assert f"{told} compare_architectures.py {sweep}" in err
+    make_run(tmp_path / "alone")
+    code, out, err = compare("--latest=2", f"--out_dir={tmp_path}", "--format=json")
+    assert (code, compared_runs(out)) == (0, ["alone"])
+    assert told in err
 
 
 def test_two_sweeps_are_compared_with_the_baseline_of_the_first(tmp_path, compare):
@@ -559,11 +743,13 @@ def test_two_sweeps_are_compared_with_the_baseline_of_the_first(tmp_path, compar
     code, out, _ = compare(tmp_path / "one", tmp_path / "two", "--format=json")
     assert code == 0
     verdicts = {name: group["verdict"] for name, group in groups_of(out).items()}
-    assert verdicts[f"{ARCHITECTURE['name']}-plain"] == "baseline"
+    assert verdicts["plain"] == "baseline"
 
 
 def test_a_damaged_manifest_is_told_in_a_sentence(tmp_path, compare):
     (tmp_path / "sweep.json").write_text("{")
     code, out, err = compare(tmp_path)
     assert (code, out) == (1, "")
-    assert "sweep.json is no manifest of a sweep that can be read" in err
+    assert f"skipped {tmp_path / 'sweep.json'}: damaged (" in err
+    code, out, _ = compare(tmp_path, make_run(tmp_path / "good"), "--format=json")
+    assert (code, compared_runs(out)) == (0, ["good"])

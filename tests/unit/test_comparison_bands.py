@@ -35,3 +35,10 @@ def test_seeds_of_unequal_speed_are_read_where_all_of_them_were():
 def test_none_without_a_finite_loss():
     runs = [simulated_run("a", 1, curve=[(0, None), (100, None)])]
     assert band(only_group(runs), "tokens") is None
+
+
+def test_budgets_and_losses_are_floats_which_numpy_can_draw_however_large():
+    runs = [simulated_run("a", 1, curve=[(1, 2**64), (10**40, 3)])]
+    found = band(only_group(runs), "tokens")
+    numbers = [*found.budgets, *found.mean, *found.low, *found.high]
+    assert {type(number) for number in numbers} == {float}

@@ -235,3 +235,9 @@ class TestTheCommand:
             assert printed.err.startswith(f"--html={path} cannot be written: ")
             assert why in printed.err
             assert "Final validation loss" in printed.out
+
+
+def test_a_scale_of_differences_that_are_all_zero():
+    scale = scale_of([(0.0, (0.0, 0.0))], 0.0)
+    assert scale.low < 0 < scale.high
+    assert scale.at(0.0) == "50.00%"

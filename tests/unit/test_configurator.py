@@ -13,12 +13,12 @@ import textwrap
 import pytest
 
 import configurator
+from cli import run_cli
 from components.norms import NORMS
 from configurator import (
     NANOGPT_KEYS,
     key_table,
     load,
-    run_cli,
     run_plugins,
     settings_from_dict,
 )
@@ -440,7 +440,7 @@ def test_the_script_exits_with_what_main_returns(monkeypatch):
 @pytest.mark.parametrize("said", ["a few words", "word " * 9999])
 def test_nobody_reading_the_output_is_no_error(said):
     """Whether the pipe breaks while there is more to print, or at the end."""
-    script = f"import configurator; configurator.run_cli(lambda argv: print({said!r}))"
+    script = f"from cli import run_cli; run_cli(lambda argv: print({said!r}))"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from errors import ConfigError
+from experiment import matching
 from experiment.arms import studied_keys
 from experiment.budgets import Budget
 from experiment.matching import TOLERANCE
@@ -264,3 +265,47 @@ def test_a_run_keeps_one_checkpoint_unless_told(tiny_dataset: Path) -> None:
 def test_what_is_studied(tiny_dataset: Path, asked: dict[str, Any], studied: set[str]) -> None:
     arms = tiny_arms(tiny_dataset, **asked)
     assert studied_keys(tiny_request(tiny_dataset, **asked), arms) == studied
+
+
+# What is too much for a sweep
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"vary": {"n_layer": ("20000",)}},
+            "n_layer=20000 is more than the 10,000 layers",
+        ),
+        ({"vary": {"n_embd": ("1000000000",)}}, "make more than the 1e+15 weights"),
+        (
+            {"vary": NORMS, "flags": {"seed": str(2**32 - 2)}},
+            f"the runs need seeds from seed={2**32 - 2} up: seed={2**32} must be below {2**32}",
+        ),
+        (
+            {"vary": NORMS, "flags": {"seed": str(2**32 - 9000)}, "tune": {"beta1": ("0.8",)}},
+            f"seed={2**32 + 1000} must be below {2**32}",
+        ),
+    ],
+)
+def test_what_no_run_could_do_is_refused_before_anything_is_counted(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(matching, "GPT", None)  # no model is made
+    assert message in refusal(tiny_dataset, **asked)
+
+
+def test_too_many_arms_are_refused(tiny_dataset: Path) -> None:
+    """One value of each key may be the config's own, so a request alone does not tell."""
+    vary = dict.fromkeys(("bias", "weight_tying"), ("True", "False"))
+    vary |= {"n_head": ("1", "4"), "normalization": ("rmsnorm", "layernorm_nobias")}
+    asked = {"vary": vary, "design": "factorial", "seeds": 500}
+    assert "24 arms with 500 seeds make 12,000 runs" in refusal(tiny_dataset, **asked)
+
+
+def test_a_file_that_exits_is_a_config_error(tiny_dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "leaving.py"
+    path.write_text("raise SystemExit('bye')\n")
+    told = refusal(tiny_dataset, vary=NORMS, arms=[path], flags={"seed": str(2**32 - 1)})
+    assert told.startswith("2 config errors")
+    assert f"arm leaving: {path}:1: SystemExit: bye" in told

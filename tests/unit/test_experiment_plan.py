@@ -339,7 +339,7 @@ def test_runs_of_another_choice_are_not_gone_on_with(tuning: Plan) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 99}'])
 def test_what_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / SWEEP_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"sweep.json is no manifest of a sweep that can be read"):
+    with pytest.raises(ValueError, match=r"sweep.json: (damaged|not the manifest of a sweep)"):
         read_sweep(tmp_path)
 
 

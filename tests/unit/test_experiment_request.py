@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import sweep
 from errors import ConfigError
 from experiment.budgets import Budget
 from experiment.request import Request, read_lists
@@ -85,6 +86,26 @@ def test_a_key_comes_once() -> None:
         ({"vary": {}}, "nothing to compare: give --vary key=value,... or --arms FILES."),
         ({"name": "../elsewhere"}, "--name='../elsewhere' must be one folder's name"),
         ({"name": ""}, "--name='' must be one folder's name"),
+        ({"name": "a\x1b[31m"}, "without control characters"),
+        ({"name": "x" * 201}, "of at most 200 bytes"),
+        ({"seeds": 0}, "--seeds=0 must be from 1 to 10,000."),
+        ({"seeds": 10**9}, "--seeds=1000000000 must be from 1 to 10,000."),
+        ({"seeds": 10**4000}, "--seeds=1000000000"),
+        ({"tune_seeds": 10**9}, "--tune_seeds=1000000000 must be from 1 to 10,000."),
+        (
+            {"vary": {"n_layer": tuple(map(str, range(1, 102)))}, "seeds": 1000},
+            "101 arms with 1,000 seeds make 101,000 runs; a sweep has at most 10,000.",
+        ),
+        (
+            {"tune": {"weight_decay": tuple(map(str, range(70))), "beta1": ("0.8", "0.9")}}
+            | {"tune_seeds": 40},
+            "2 arms with 3 seeds and 140 trials of 40 make 11,206 runs",
+        ),
+        (
+            {"vary": {f"{key}": ("1", "2") for key in ("n_layer", "n_head", "n_embd", "bias")}}
+            | {"design": "factorial", "seeds": 1000},
+            "16 arms with 1,000 seeds make 16,000 runs",
+        ),
     ],
 )
 def test_refusals(asked: dict[str, Any], message: str) -> None:
@@ -94,6 +115,24 @@ def test_refusals(asked: dict[str, Any], message: str) -> None:
 def test_all_problems_are_told_at_once() -> None:
     told = refusal(vary={"seed": ("1",)}, tune={"dataset": ("x",)}, name=".")
     assert told.startswith("3 config errors")
+
+
+def command_line_refusal(*argv: str) -> str:
+    options, rest = sweep.parser().parse_known_args(argv)
+    with pytest.raises(ConfigError) as error:
+        sweep.read_request(options, rest)
+    return str(error.value)
+
+
+def test_all_problems_of_a_command_line_are_told_at_once() -> None:
+    told = command_line_refusal(
+        *("--vary", "bias=True,True", "--seeds=1000000000", "--workers=0", "--n_leyer=2"),
+        "--print_config",
+    )
+    assert told.startswith("5 config errors")
+    told = command_line_refusal("--vary", "bias", "--tune", "x", "--budget", "tokens=many")
+    assert told.startswith("3 config errors")
+    assert "--workers=10" in command_line_refusal("--vary", "bias=True", f"--workers={10**30}")
 
 
 def test_keys_of_the_recipe_may_be_varied_and_tuned() -> None:

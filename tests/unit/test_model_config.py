@@ -222,6 +222,12 @@ def test_summary_has_every_key():
 # What is refused
 
 
+def test_a_window_over_everything_says_which_layers_have_the_local_base():
+    config = tiny_config(**ROPE, sliding_window=99, window_pattern="SL", rope_local_theta=50.0)
+    assert [config.windowed(layer) for layer in (0, 1)] == [True, False]
+    assert [config.window(layer) for layer in (0, 1)] == [None, None]
+
+
 REFUSED = {
     "n_embd=30 is not a multiple of n_head=4": {"n_embd": 30},
     "n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": 3},

@@ -155,10 +155,11 @@ def test_layers_without_rotation():
     assert turned == [True, True, False, True]
 
 
-def test_windowed_layers_with_wavelengths_of_their_own():
-    """Those of a RoPE of that base, never stretched; the other layers' are stretched."""
+@pytest.mark.parametrize("window", [5, 1000])
+def test_windowed_layers_with_wavelengths_of_their_own(window):
+    """Those of a RoPE of that base, never stretched, however long the window; others' are."""
     stretched = {"rope_scaling": "linear", "rope_scaling_factor": 4.0}
-    windows = {"sliding_window": 5, "window_pattern": "SL"}
+    windows = {"sliding_window": window, "window_pattern": "SL"}
     both = rope(**stretched, **windows, rope_theta=1e6, rope_local_theta=100.0)
     x = torch.randn(1, 1, 5, 8)
     for layer, alone in ((0, rope(rope_theta=100.0)), (1, rope(**stretched, rope_theta=1e6))):

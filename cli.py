@@ -1,0 +1,60 @@
+"""How the commands of the project run and end. It needs no torch, so light commands start fast."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from errors import ConfigError, UserError
+
+
+def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a script's `main` on its arguments and exit with what it returns.
+
+    A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1. An
+    interruption (Ctrl-C) and a reader of the output that left (`| head`) end it quietly, and output
+    that cannot be written in one line. What the output's encoding lacks is escaped. Any other
+    exception, ours or of the user's own code, keeps its traceback.
+    """
+    escape_what_cannot_be_encoded()
+    try:
+        try:
+            sys.exit(main(sys.argv[1:]))
+        finally:
+            _flush()  # here, where it is known what to do if nobody reads
+    except UserError as error:
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print(error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(1)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let standard output take any text: characters that its encoding lacks are escaped."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream that cannot be set
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Flush standard output; UserError where it cannot be written, as on a full disk."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise UserError(f"cannot write the output: {error.strerror}.") from error
+
+
+def discard_output() -> None:
+    """Send standard output nowhere from here on, since it cannot be written."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,0 +1,218 @@
+"""Files from elsewhere, made safe to use: read, checked against a declared shape, text escaped.
+
+A shape is declared once, as checks made of checks; whatever passes can be used without further
+care. `visible` is the one place where text that could act on a terminal, a spreadsheet or an
+encoder becomes text that can only be read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+LARGEST_FILE = 1_000_000_000
+"""Bytes. A log of a million evaluations is smaller."""
+
+LARGEST, SMALLEST = 1e36, 1e-30
+"""Magnitudes of numbers, besides 0: squares and quotients of two stay within what a float holds."""
+
+LONGEST_NAME, LONGEST_TEXT = 1_000, 100_000  # characters
+DEEPEST = 8  # lists and objects inside each other
+
+Check = Callable[[Any], Sequence[str]]
+"""What is wrong with a value, each with its place: `.eval_steps[3].val_loss is 'x', not a number`;
+empty where nothing is."""
+
+_FINE: Sequence[str] = ()
+
+
+# Checks
+
+
+def number(low: float = -LARGEST, high: float = LARGEST, *, whole: bool = False) -> Check:
+    """A finite number from `low` to `high`, no closer to 0 than SMALLEST unless it is 0."""
+    kinds = (int,) if whole else (int, float)
+    wanted = f"a {'whole ' * whole}number from {low:g} to {high:g}"
+
+    def check(value: Any) -> Sequence[str]:
+        good = type(value) in kinds and low <= value <= high
+        if good and (value == 0 or abs(value) >= SMALLEST):
+            return _FINE
+        return (f" is {told(value)}, not {wanted}",)
+
+    return check
+
+
+def text(longest: int = LONGEST_TEXT) -> Check:
+    """Text of at most so many characters."""
+
+    def check(value: Any) -> Sequence[str]:
+        if not isinstance(value, str):
+            return (f" is {told(value)}, not text",)
+        if len(value) > longest:
+            return (f" has {len(value):,} characters, at most {longest:,} are allowed",)
+        return _FINE
+
+    return check
+
+
+def flag(value: Any) -> Sequence[str]:
+    """True or false."""
+    return _FINE if isinstance(value, bool) else (f" is {told(value)}, not true or false",)
+
+
+def nullable(check: Check) -> Check:
+    """Null, or what passes another check."""
+    return lambda value: _FINE if value is None else check(value)
+
+
+def scalar(value: Any) -> Sequence[str]:
+    """Null, true, false, a number or text: what can be a key of a dict."""
+    if value is None or isinstance(value, bool):
+        return _FINE
+    if isinstance(value, list | dict):
+        return (f" is {told(value)}, not a single value",)
+    return _text(value) if isinstance(value, str) else _finite(value)
+
+
+def plain(value: Any, deepest: int = DEEPEST) -> Sequence[str]:
+    """Any JSON value, of finite numbers, at most so many lists and objects inside each other."""
+    if not isinstance(value, list | dict):
+        return scalar(value)
+    if not deepest:
+        return (f" has more than {DEEPEST} lists and objects inside each other",)
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        problems = plain(item, deepest - 1)
+        if problems:
+            return [_placed(key, problem) for problem in problems]
+    return _FINE
+
+
+def list_of(check: Check, *, most: int, fewest: int = 0) -> Check:
+    """A list of so many items that all pass a check; the first that does not is told."""
+
+    def check_all(value: Any) -> Sequence[str]:
+        if not isinstance(value, list):
+            return (f" is {told(value)}, not a list",)
+        if not fewest <= len(value) <= most:
+            return (f" has {len(value):,} items, not {fewest:,} to {most:,}",)
+        for index, item in enumerate(value):
+            problems = check(item)
+            if problems:
+                return [_placed(index, problem) for problem in problems]
+        return _FINE
+
+    return check_all
+
+
+def record(
+    required: Mapping[str, Check],
+    optional: Mapping[str, Check] | None = None,
+    others: Check | None = None,
+) -> Check:
+    """An object.
+
+    Args:
+        required: Keys that it must have, and the check of each value.
+        optional: Keys that it may lack.
+        others: The check of all other values; None: they are not used, so they may be anything.
+    """
+    known = {**required, **(optional or {})}
+
+    def check(value: Any) -> Sequence[str]:
+        if not isinstance(value, dict):
+            return (f" is {told(value)}, not an object",)
+        problems = [f".{key} is missing" for key in required if key not in value]
+        for key in value if others else known:
+            if key in value:
+                found = known.get(key, others)(value[key])
+                problems += [_placed(key, problem) for problem in found] if found else ()
+        return problems
+
+    return check
+
+
+def _finite(value: float) -> Sequence[str]:
+    if isinstance(value, int):
+        return number(whole=True)(value)
+    return _FINE if math.isfinite(value) else (f" is {value}, not a finite number",)
+
+
+_text = text()
+
+
+def _placed(key: str | int, problem: str) -> str:
+    return f"[{key}]{problem}" if isinstance(key, int) else f".{key:.40}{problem}"
+
+
+def told(value: Any) -> str:
+    """A value in a message."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    told = repr(value)
+    return told if len(told) <= 40 else f"{told[:30]}..."
+
+
+# Reading
+
+
+def read_checked(path: Path, read: Callable[[Path], Any], check: Check, what: str) -> Any:
+    """What `read(path)` returns, once it passes a check.
+
+    Args:
+        path: A file.
+        read: Raises ValueError, or whatever JSON of the wrong shape makes it raise.
+        check: The shape that the result must have.
+        what: What the file should be, `the log of a run`.
+
+    Raises:
+        UserError: with the path: it cannot be read, or what it holds is too large, damaged or of
+            another shape.
+    """
+    try:
+        size = os.stat(path).st_size
+        if size > LARGEST_FILE:
+            raise UserError(f"{path}: {size:,} bytes; at most {LARGEST_FILE:,} are read.")
+        found = read(path)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
+    problems = check(found)
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        told = "; ".join(problem.lstrip(".").lstrip() for problem in problems[:3])
+        raise UserError(f"{path}: not {what} ({told}{more}).")
+    return found
+
+
+# Text
+
+
+def visible(value: str) -> str:
+    """Text in which every character can be seen: control characters, ANSI escapes, line breaks,
+    text-direction marks and lone surrogates are spelled `\\x1b`, `\\n`, `\\u202e`, `\\ud800`."""
+    if value.isprintable():
+        return value
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in value)
+
+
+def all_visible(value: Any) -> Any:
+    """A checked JSON value whose texts and keys are all `visible`."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        return [all_visible(item) for item in value]
+    if isinstance(value, dict):
+        return {visible(key): all_visible(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,92 @@
+"""Random architectures, most of them near to one that some family of transformers has."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from errors import ConfigError
+from interop.families import FAMILIES
+from model_config import ModelArchitectureConfig
+from tests.interop.references import LONGEST, VOCABULARY
+
+Keys = dict[str, Any]
+
+_CHANGES: dict[str, tuple[Any, ...]] = {
+    "norm_eps": (1e-3,),
+    "activation": ("gelu", "gelu_tanh", "relu2", "silu", "relu"),
+    "ffn_type": ("standard", "swiglu", "geglu"),
+    "n_kv_head": (1, 2),
+    "head_dim": (8, 10, 14),
+    "qk_norm": (True, False),
+    "attention_scale": (24**-0.5, 0.3),
+    "sliding_window": (1, 7, LONGEST - 1, LONGEST, 400),
+    "window_pattern": ("SL", "SSL", "LS"),
+    "attention_softcap": (1.5,),
+    "output_softcap": (2.0,),
+    "attention_bias": (True, False),
+    "attention_out_bias": (True, False),
+    "bias": (True, False),
+    "head_bias": (True,),
+    "weight_tying": (True, False),
+    "position_encoding": ("none", "rope", "learned"),
+    "rope_theta": (100.0, 5e5),
+    "rope_fraction": (0.25, 0.3, 0.4, 0.5, 0.29, 6 / 7, 10 / 11, 0.8),
+    "rope_local_theta": (50.0, 10_000.0),
+    "rope_pattern": ("RN", "RRN", "NR"),
+    "embedding_scale": (2.0,),
+}
+"""Values that a key may get."""
+_SCALINGS: tuple[Keys, ...] = (
+    {"rope_scaling": "linear"},
+    {"rope_scaling": "yarn", "rope_beta_fast": 16.0},
+    {"rope_scaling": "llama3", "rope_high_freq_factor": 3.0},
+    {"rope_scaling": "ntk"},
+)
+_GATES = {"silu": "swiglu", "gelu_tanh": "geglu"}
+
+
+def random_architecture(model_type: str, random: Random) -> ModelArchitectureConfig:
+    """An architecture of a family with a few of its keys changed; its keys may be combined."""
+    while True:
+        keys = _family_keys(model_type, random)
+        for key in random.sample(sorted(_CHANGES), random.randint(0, 4)):
+            keys[key] = random.choice(_CHANGES[key])
+        if random.random() < 0.3:
+            original = {"rope_scaling_factor": 4.0, "rope_original_block_size": 12}
+            keys |= random.choice(_SCALINGS)
+            keys |= original if keys["rope_scaling"] in ("yarn", "llama3") else {}
+            keys["rope_scaling_factor"] = 4.0
+        try:
+            return ModelArchitectureConfig(**keys)
+        except ConfigError:
+            continue
+
+
+def _family_keys(model_type: str, random: Random) -> Keys:
+    """The keys that every model of the family has, and what most of them have besides."""
+    width = 4 * random.choice((8, 12, 22))
+    keys: Keys = {
+        "n_layer": random.randint(1, 4),
+        "n_head": 4,
+        "n_embd": width,
+        "block_size": LONGEST,
+        "vocab_size": VOCABULARY,
+        **FAMILIES[model_type].fixed,
+    }
+    gate = "gelu_tanh" if model_type.startswith("gemma") else "silu"
+    if keys["normalization"] != "layernorm" or model_type == "stablelm":
+        keys |= {"activation": gate, "ffn_type": _GATES[gate]}
+    if model_type.startswith("gemma"):
+        keys["embedding_scale"] = width**0.5
+    return keys | _TYPICAL.get(model_type, {})
+
+
+_TYPICAL: dict[str, Keys] = {
+    "gpt_neox": {"rope_fraction": 0.5, "norm_position": "parallel"},
+    "stablelm": {"norm_position": "parallel_shared"},
+    "gptj": {"weight_tying": False, "rope_fraction": 0.5},
+    "gemma2": {"sliding_window": 7, "window_pattern": "SL", "attention_softcap": 2.0},
+    "gemma3_text": {"sliding_window": 7, "window_pattern": "SL", "rope_local_theta": 50.0},
+    "smollm3": {"rope_pattern": "RN"},
+}

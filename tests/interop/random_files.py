@@ -1,0 +1,268 @@
+"""Random config.json files of every family, as transformers and people have written them."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from interop.families import FAMILIES
+from tests.interop.references import LONGEST, VOCABULARY
+
+Fields = dict[str, Any]
+
+_ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "gelu_fast")
+_TYPES = ("sliding_attention", "full_attention")
+_WINDOWS = (1, 3, 7, LONGEST - 1, LONGEST, LONGEST + 1, 4096)
+_FRACTIONS = (0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2 / 3, 0.29)
+
+
+def random_file(model_type: str, random: Random) -> Fields:
+    """The fields of one file; it may hold what transformers or nanoarch refuses."""
+    fields = {"model_type": model_type, "vocab_size": VOCABULARY}
+    fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    sizes = _old_sizes if model_type in ("gpt2", "gptj") else _sizes
+    fields |= sizes(model_type, random) | _FLAGS[model_type](random)
+    if "layer_types" in fields and random.random() < 0.95:
+        layers = fields["num_hidden_layers"]
+        fields["layer_types"] = (fields["layer_types"] * layers)[:layers]
+    if random.random() < 0.3:
+        fields["tie_word_embeddings"] = random.random() < 0.5
+    return fields
+
+
+def _maybe(random: Random, share: float, **fields: Any) -> Fields:
+    return {name: value for name, value in fields.items() if random.random() < share}
+
+
+def _sizes(model_type: str, random: Random) -> Fields:
+    heads = random.choice((2, 4))
+    width = heads * random.choice((8, 12, 18, 22))
+    groups = random.choice((1, heads // 2, heads))
+    fields = {
+        "hidden_size": width,
+        "intermediate_size": random.choice((16, 40)),
+        "num_hidden_layers": random.randint(1, 4),
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "max_position_embeddings": LONGEST,
+    }
+    if model_type in ("gemma", "gemma2", "gemma3_text", "qwen3"):
+        fields["head_dim"] = random.choice((8, 14))
+    else:
+        fields |= _maybe(random, 0.2, head_dim=random.choice((width // heads, 10)))
+    return fields
+
+
+def _old_sizes(model_type: str, random: Random) -> Fields:
+    heads = random.choice((2, 4))
+    values = (heads * random.choice((8, 12)), random.randint(1, 3), heads, LONGEST)
+    new = random.random() < 0.4
+    names = _NEW_NAMES if new else ("n_embd", "n_layer", "n_head", "n_positions")
+    return dict(zip(names, values, strict=True))
+
+
+_NEW_NAMES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+# RoPE
+
+
+def _scaling(random: Random) -> Fields:
+    kind = random.choice(("default", "linear", "yarn", "llama3", "dynamic"))
+    factor = random.choice((1, 1.0, 2.0, 8.0))
+    key = random.choice(("rope_type", "rope_type", "rope_type", "type"))
+    fields: Fields = {key: kind}
+    if kind != "default":
+        fields["factor"] = factor
+    if kind == "llama3":
+        fields |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind in ("yarn", "llama3"):
+        fields |= _maybe(random, 0.5, original_max_position_embeddings=random.choice((8, 16)))
+    if kind == "yarn":
+        fields |= _maybe(random, 0.2, beta_fast=16, beta_slow=2, attention_factor=0.9)
+        fields |= _maybe(random, 0.2, mscale=1.0, truncate=random.random() < 0.5)
+    return fields
+
+
+def _rope(
+    random: Random, theta: str = "rope_theta", share: str = "partial_rotary_factor"
+) -> Fields:
+    fields = _maybe(random, 0.4, **{theta: random.choice((100.0, 5e5))})
+    form = random.choice(("none", "none", "old", "new", "both", "nested"))
+    if form in ("old", "both"):
+        fields["rope_scaling"] = _scaling(random)
+    if form in ("new", "both"):
+        fields["rope_parameters"] = {**_scaling(random), **_maybe(random, 0.5, rope_theta=300.0)}
+    if form == "nested" and random.random() < 0.5:
+        fields["rope_parameters"] = _by_layer_type(random)
+    fields |= _maybe(random, 0.1, original_max_position_embeddings=random.choice((6, 20)))
+    return fields | _maybe(random, 0.1, **{share: random.choice(_FRACTIONS)})
+
+
+def _partial_rope(random: Random, theta: str, share: str) -> Fields:
+    fields = _rope(random, theta, share)
+    fields |= _maybe(random, 0.7, **{share: random.choice(_FRACTIONS)})
+    if "rope_parameters" in fields:
+        nested = _maybe(random, 0.3, partial_rotary_factor=random.choice(_FRACTIONS))
+        fields["rope_parameters"] |= nested
+    return fields
+
+
+def _by_layer_type(random: Random) -> Fields:
+    def entry() -> Fields:
+        plain = {"rope_type": "default"} if random.random() < 0.6 else _scaling(random)
+        return plain | _maybe(random, 0.7, rope_theta=random.choice((100.0, 1e4, 1e6)))
+
+    return {name: entry() for name in _TYPES if random.random() < 0.9}
+
+
+# Windows
+
+
+def _layer_types(random: Random) -> Fields:
+    """A pattern, which `random_file` nearly always repeats over the layers."""
+    if random.random() < 0.6:
+        return {}
+    return {"layer_types": [random.choice(_TYPES) for _ in range(random.randint(1, 4))]}
+
+
+def _window(random: Random) -> Fields:
+    return {"sliding_window": random.choice((*_WINDOWS, None))}
+
+
+def _optional_window(random: Random) -> Fields:
+    fields = _maybe(random, 0.7, use_sliding_window=random.random() < 0.8)
+    return fields | _maybe(random, 0.8, **_window(random)) | _layer_types(random)
+
+
+# Families
+
+
+def _act(random: Random, field: str) -> Fields:
+    return _maybe(random, 0.4, **{field: random.choice(_ACTIVATIONS)})
+
+
+def _biases(random: Random, *names: str) -> Fields:
+    return _maybe(random, 0.5, **{name: random.random() < 0.5 for name in names})
+
+
+def _gpt2(random: Random) -> Fields:
+    fields = _act(random, "activation_function") | _maybe(random, 0.3, n_inner=24)
+    return fields | _maybe(
+        random,
+        0.1,
+        scale_attn_weights=False,
+        scale_attn_by_inverse_layer_idx=True,
+        reorder_and_upcast_attn=True,
+        layer_norm_epsilon=1e-3,
+    )
+
+
+def _gptj(random: Random) -> Fields:
+    return {"rotary_dim": random.choice((2, 4, 8))} | _act(random, "activation_function")
+
+
+def _gpt_neox(random: Random) -> Fields:
+    fields = _partial_rope(random, "rotary_emb_base", "rotary_pct")
+    return (
+        fields
+        | _act(random, "hidden_act")
+        | _biases(random, "attention_bias", "use_parallel_residual")
+    )
+
+
+def _llama(random: Random) -> Fields:
+    return (
+        _rope(random) | _act(random, "hidden_act") | _biases(random, "attention_bias", "mlp_bias")
+    )
+
+
+def _mistral(random: Random) -> Fields:
+    fields = _maybe(random, 0.8, **_window(random)) | _biases(random, "attention_bias")
+    return _rope(random) | fields | _layer_types(random)
+
+
+def _qwen2(random: Random) -> Fields:
+    fields = _rope(random) | _optional_window(random) | _biases(random, "attention_bias")
+    return fields | _maybe(random, 0.6, max_window_layers=random.randint(0, 5))
+
+
+def _gemma(random: Random) -> Fields:
+    fields = _maybe(random, 0.3, hidden_activation="relu", use_bidirectional_attention=False)
+    return fields | _llama(random)
+
+
+def _gemma2(random: Random) -> Fields:
+    fields = _rope(random) | _maybe(random, 0.8, **_window(random)) | _layer_types(random)
+    fields |= _biases(random, "attention_bias") | _act(random, "hidden_activation")
+    fields |= _maybe(
+        random,
+        0.4,
+        query_pre_attn_scalar=random.choice((3, 24)),
+        final_logit_softcapping=random.choice((2.0, None)),
+        sliding_window_pattern=random.choice((1, 3)),
+        use_sliding_window=False,
+    )
+    softcaps = (1.5, None, 50.0)
+    return fields | _maybe(random, 0.3, attn_logit_softcapping=random.choice(softcaps))
+
+
+def _gemma3(random: Random) -> Fields:
+    fields = _gemma2(random)
+    fields |= _maybe(random, 0.3, rope_local_base_freq=random.choice((50.0, 1e6)))
+    if random.random() < 0.4:
+        fields["rope_parameters"] = _by_layer_type(random)
+    if random.random() < 0.7:
+        fields.pop("attn_logit_softcapping", None)
+    return fields
+
+
+def _phi3(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    return fields | _maybe(random, 0.6, **_window(random)) | _act(random, "hidden_act")
+
+
+def _olmo2(random: Random) -> Fields:
+    return _rope(random) | _act(random, "hidden_act") | _biases(random, "attention_bias")
+
+
+def _smollm3(random: Random) -> Fields:
+    fields = _llama(random) | _optional_window(random)
+    fields |= _maybe(random, 0.3, no_rope_layer_interval=random.choice((1, 2, 3)))
+    if random.random() < 0.4:
+        fields["no_rope_layers"] = [random.randint(0, 1) for _ in range(random.choice((3, 4, 6)))]
+    return fields | _maybe(random, 0.1, no_rope_layers=[0] * 6)
+
+
+def _stablelm(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    fields |= _maybe(random, 0.1, qk_layernorm=True)
+    return (
+        fields
+        | _act(random, "hidden_act")
+        | _biases(random, "use_qkv_bias", "use_parallel_residual")
+    )
+
+
+_FLAGS = {
+    "gpt2": _gpt2,
+    "gptj": _gptj,
+    "gpt_neox": _gpt_neox,
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen2,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "phi3": _phi3,
+    "olmo2": _olmo2,
+    "smollm3": _smollm3,
+    "stablelm": _stablelm,
+}
+assert _FLAGS.keys() == FAMILIES.keys()

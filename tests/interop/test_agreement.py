@@ -1,0 +1,215 @@
+"""Any config.json is read as transformers reads it or refused; what is written is the model."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from errors import UserError
+from interop.families import FAMILIES, family_of
+from interop.huggingface import load, save
+from interop.weights import copy_weights
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from tests.interop.random_architectures import random_architecture
+from tests.interop.random_files import Fields, random_file
+from tests.interop.references import (
+    LONGEST,
+    VOCABULARY,
+    WINDOW,
+    assert_close,
+    enlarged,
+    from_config,
+    from_folder,
+    tokens,
+    transformers,
+)
+
+every_family = pytest.mark.parametrize("model_type", FAMILIES)
+
+
+def read(fields: Fields) -> GPT:
+    """The model that a file describes, with weights of its own."""
+    return GPT(ModelArchitectureConfig.from_dict(family_of(fields).read(copy.deepcopy(fields))))
+
+
+def of_transformers(fields: Fields) -> Any:
+    """The model that transformers makes of a file."""
+    kind = type(transformers.AutoConfig.for_model(fields["model_type"]))
+    torch.manual_seed(0)
+    return enlarged(from_config(kind.from_dict(copy.deepcopy(fields))))
+
+
+@torch.no_grad()
+def assert_read_alike(fields: Fields) -> None:
+    """The file, and what transformers makes of it, come to the same logits."""
+    ours, theirs, idx = read(fields).eval(), of_transformers(fields), tokens(LONGEST)
+    copy_weights(ours, family_of(fields), theirs.state_dict())
+    expected = theirs(idx).logits
+    assert_close(ours(idx), expected)
+    assert_close(load(theirs)(idx), expected)
+
+
+# Files that were once read otherwise, or refused
+
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LONGEST,
+}
+_WIDE = {**_SIZES, "intermediate_size": 48}
+_LLAMA = {**_WIDE, "model_type": "llama", "pad_token_id": None}
+_GEMMA = {
+    **_WIDE,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": WINDOW,
+}
+_GEMMA3 = {**_GEMMA, "model_type": "gemma3_text", "sliding_window_pattern": 2}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LINEAR = {"rope_type": "linear", "factor": 4.0}
+_NEOX = {**_WIDE, "model_type": "gpt_neox", "hidden_size": 200, "num_attention_heads": 2}
+
+ALIKE: dict[str, Fields] = {
+    "Gemma 3, a window of the longest sequence": {**_GEMMA3, "sliding_window": LONGEST},
+    "Gemma 3, a window beyond it": {**_GEMMA3, "sliding_window": 4096},
+    "Gemma 3, a window beyond it, scaled": {
+        **_GEMMA3,
+        "sliding_window": 4096,
+        "rope_scaling": _LINEAR,
+        "rope_local_base_freq": 50.0,
+    },
+    "Gemma 3, every layer windowed": {
+        **_GEMMA3,
+        "sliding_window": 4096,
+        "layer_types": ["sliding_attention"] * 4,
+    },
+    "Gemma 3, all layers scaled alike": {
+        **_GEMMA3,
+        "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _LINEAR)
+        | {"sliding_attention": {**_LINEAR, "rope_theta": 1e6}},
+    },
+    "Gemma 2, with Gemma 3's pattern": {
+        **_GEMMA,
+        "model_type": "gemma2",
+        "sliding_window_pattern": 4,
+        "use_sliding_window": False,
+    },
+    "an original length beside YaRN": {
+        **_LLAMA,
+        "rope_scaling": _YARN,
+        "original_max_position_embeddings": 4096,
+    },
+    "an original length beside llama3": {
+        **_LLAMA,
+        "rope_parameters": _LLAMA3,
+        "original_max_position_embeddings": 8,
+    },
+    "rope_scaling replaces rope_parameters": {
+        **_LLAMA,
+        "rope_scaling": _LINEAR,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    },
+    "YaRN that ends before it begins": {
+        **_LLAMA,
+        "rope_theta": 10.0,
+        "rope_scaling": {**_YARN, "original_max_position_embeddings": 131072},
+    },
+    "a fraction that falls short": {**_NEOX, "rotary_pct": 0.29},  # 28 of 100 dimensions
+    "linear by 1": {**_LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 1.0}},
+    "YaRN by 1": {**_LLAMA, "rope_scaling": {**_YARN, "factor": 1}},
+    "llama3 by 1": {**_LLAMA, "rope_scaling": {**_LLAMA3, "factor": 1.0}},
+    "SmolLM3 without RoPE": {
+        **_WIDE,
+        "model_type": "smollm3",
+        "pad_token_id": None,
+        "no_rope_layers": [0, 0, 0, 0, 1],
+    },
+    "GPT-2, newer names": {**_SIZES, "model_type": "gpt2", "n_embd": 16},
+    "GPT-J, newer names": {**_SIZES, "model_type": "gptj", "rotary_dim": 4},
+    "Mistral, its heads of keys left out": {
+        **_WIDE,
+        "model_type": "mistral",
+        "num_attention_heads": 16,
+    },
+    "Phi-3 with wide heads": {
+        **_WIDE,
+        "model_type": "phi3",
+        "pad_token_id": None,
+        "head_dim": 10,
+        "partial_rotary_factor": 0.8,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_read_as_transformers_reads_it(name):
+    assert_read_alike(ALIKE[name])
+
+
+@torch.no_grad()
+def test_a_long_window_with_a_local_base_goes_both_ways(tmp_path):
+    theirs, idx = of_transformers({**_GEMMA3, "sliding_window": LONGEST}), tokens(LONGEST)
+    ours = load(theirs)
+    save(ours, tmp_path / "saved")
+    assert_close(from_folder(tmp_path / "saved")(idx).logits, theirs(idx).logits)
+    assert load(tmp_path / "saved").config == ours.config
+
+
+# Random files and architectures
+
+
+def refused(fields: Fields) -> bool:
+    """Whether a file is refused, which takes one sentence."""
+    try:
+        read(fields)
+    except UserError as error:
+        return len(str(error).removeprefix("1 config error:").strip().splitlines()) == 1
+    return False
+
+
+def runs(fields: Fields) -> bool:
+    """Whether transformers makes a model of a file that computes logits."""
+    try:
+        of_transformers(fields)(tokens(LONGEST))
+    except Exception:
+        return False
+    return True
+
+
+@every_family
+def test_random_files_are_read_as_transformers_reads_them_or_refused(model_type):
+    files = (random_file(model_type, Random(f"{model_type}{seed}")) for seed in range(40))
+    wanted = (fields for fields in files if not refused(fields) and runs(fields))
+    alike = list(itertools.islice(wanted, 5))
+    assert len(alike) == 5
+    for fields in alike:
+        assert_read_alike(fields)
+
+
+@every_family
+@torch.no_grad()
+def test_random_architectures_are_written_as_they_are_or_refused(model_type, tmp_path):
+    seeds = range(40)
+    configs = (random_architecture(model_type, Random(f"{model_type}{seed}")) for seed in seeds)
+    written = list(itertools.islice((config for config in configs if fits(config)), 2))
+    assert len(written) == 2
+    for number, config in enumerate(written):
+        torch.manual_seed(0)
+        model, folder, idx = enlarged(GPT(config).eval()), tmp_path / str(number), tokens(LONGEST)
+        save(model, folder)
+        assert_close(from_folder(folder)(idx).logits, model(idx))
+
+
+def fits(config: ModelArchitectureConfig) -> bool:
+    """Whether some family can express an architecture."""
+    return any(not family.misfits(config) for family in FAMILIES.values())
