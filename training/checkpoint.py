@@ -323,7 +323,8 @@ def _reading(path: Path, name: str) -> Iterator[Path]:
 
     Raises:
         Vanished: the checkpoint no longer exists.
-        UserError: it is no such file, or the block raises an OSError or SafetensorError.
+        UserError: it is no such file, or the block raises an error of the file system's, of
+            safetensors' or of torch's.
     """
     file = path / name
     try:
@@ -331,10 +332,11 @@ def _reading(path: Path, name: str) -> Iterator[Path]:
             raise UserError(f"{file.parent} is a symbolic link; replace it with a folder.")
         open_regular(file).close()
         yield file
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch raises the latter where it maps a file
         if not path.is_dir():
             raise Vanished(f"{path} was deleted while it was read; try again.") from error
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file} cannot be read: {reason}.") from error
     except SafetensorError as error:
         raise UserError(f"{file} is damaged: {error}.") from error
 
@@ -418,7 +420,12 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
 def runs_newest_first(out_dir: Path) -> list[Path]:
     """The runs anywhere under `out_dir` that have a checkpoint, the last to save one first."""
     saved_at = {}
-    for folder in out_dir.rglob("checkpoints"):
+    # os.walk passes over a folder that vanishes while it is walked, which rglob does not.
+    for place, folders, _ in os.walk(out_dir):
+        if "checkpoints" not in folders:
+            continue
+        folders.remove("checkpoints")
+        folder = Path(place) / "checkpoints"
         checkpoints = list_checkpoints(folder)
         if checkpoints:
             saved_at[folder.parent] = _saved_at(checkpoints[-1])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from errors import UserError
 from training import corpus, prepare_scripts, sources
 from training.corpus import Document, ordered_map, split_by_hash, write_dataset
 from training.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
@@ -582,7 +583,7 @@ def test_help_says_what_the_script_makes_and_where_it_goes(name, capsys, monkeyp
 
 def test_a_script_tells_a_user_error_in_one_line():
     def main():
-        raise ValueError("the fix")
+        raise UserError("the fix")
 
     with pytest.raises(SystemExit, match="^error: the fix$"):
         prepare_scripts.run_script(main)

@@ -287,6 +287,35 @@ def test_a_checkpoint_that_vanishes_is_replaced_by_the_newest(tmp_path, monkeypa
     assert len(opened) > turn + 5
 
 
+def test_weights_that_vanish_while_they_are_mapped(tmp_path, monkeypatch):
+    save_run(tmp_path / "run", step=1)
+    real, mapped = checkpoint.load_file, []
+
+    def load_file(file: Path):
+        mapped.append(file)
+        if len(mapped) == 1:
+            save_run(tmp_path / "run", step=2, keep=1)
+        return real(file)
+
+    monkeypatch.setattr(checkpoint, "load_file", load_file)
+    assert load_trained("run", tmp_path, {}).checkpoint.name == "step_00000002"
+
+
+def test_finding_runs_while_a_checkpoint_is_removed(tmp_path, monkeypatch):
+    """A folder that is listed and then gone is passed over."""
+    save_run(tmp_path / "run", step=1)
+    (tmp_path / "gone").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "gone":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert checkpoint.runs_newest_first(tmp_path) == [tmp_path / "run"]
+
+
 def test_a_run_that_always_prunes_is_given_up(tmp_path):
     save_run(tmp_path / "run")
     tries = []
