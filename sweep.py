@@ -50,6 +50,7 @@ from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
 from training.claim import claimed
+from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
 from training.run import refuse_machine
 from training.signals import StopRequest
@@ -237,6 +238,8 @@ def main(argv: list[str]) -> int:
             engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
             with StopRequest("letting the runs under way save") as stop:
                 return run_sweep(plan, engine, stop, argv)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(str(error)) from error
 
@@ -303,32 +306,34 @@ def threads_of(environment: Mapping[str, str]) -> Iterator[None]:
 def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]) -> int:
     """Tune where that is asked, train what is not done, and compare."""
     command = shlex.join(["python", "sweep.py", *argv])
+    console = Console()
     write_manifest(plan, command)
-    failed = run_jobs(plan.tuning_jobs(), engine, stop)
+    failed = run_jobs(plan.tuning_jobs(), engine, stop, console)
     choices = plan.choices()
     if plan.trials and not stop.requested:
-        report_choices(plan, choices)
+        report_choices(plan, choices, console)
         write_manifest(plan, command)
     jobs = plan.final_jobs(choices)
-    failed += run_jobs(jobs, engine, stop)
+    failed += run_jobs(jobs, engine, stop, console)
     for outcome in failed:
-        print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     if stop.requested:
-        print(f"{stop.requested} received: the sweep stops here; the same command goes on with it.")
+        console.say(f"{stop.requested} received: the sweep stopped; the same command continues it.")
         return 1
-    print()
+    console.say("")
     compare_architectures.main([str(plan.folder)])
     left = [job for job in jobs if job.status not in ENDED]
     return 1 if failed or left or len(choices) < len(plan.arms) else 0
 
 
-def report_choices(plan: Plan, choices: Mapping[str, Choice]) -> None:
+def report_choices(plan: Plan, choices: Mapping[str, Choice], console: Console) -> None:
     """Print what tuning chose for each arm, and what should be looked at again."""
     for arm in plan.arms:
         told = assignments(choices[arm.name]) if arm.name in choices else "waits for its trials"
-        print(f"tuned {arm.name}: {told}")
+        console.say(f"tuned {arm.name}: {told}")
     for note in plan.at_the_edge(choices):
-        print(note)
+        console.say(note)
 
 
 if __name__ == "__main__":

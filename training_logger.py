@@ -185,7 +185,8 @@ class TrainingLogger:
         with file_errors(f"write the log in {self.run_dir}"):
             self._write_run()
             self._metrics = MetricsFile(self.run_dir / METRICS_FILE)
-        self._console.open_bar(self._resume.step if self._resume else 0, self._max_iters)
+        done = self._resume.step if self._resume else 0
+        self._console.open_bar(done, self._max_iters, unit=" steps")
         return self
 
     def __exit__(

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-
-from tqdm import tqdm
 
 from experiment.engines import Engine
 from experiment.jobs import COMPLETED, ENDED, FAILED, Job, Outcome
 from experiment.overview import format_duration
+from training.console import Console
 from training.signals import StopRequest
 
 
-def run_jobs(jobs: Sequence[Job], engine: Engine, stop: StopRequest) -> list[Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], engine: Engine, stop: StopRequest, console: Console
+) -> list[Outcome]:
     """Run the jobs that have not ended; those that failed come back."""
     waiting = [job for job in jobs if job.status not in ENDED]
     done = len(jobs) - len(waiting)
     if stop.requested or not jobs:
         return []
     if done:
-        print(f"{done if waiting else 'all'} of {len(jobs)} runs are done already.")
+        console.say(f"{done if waiting else 'all'} of {len(jobs)} runs are done already.")
     if not waiting:
         return []
     failed = []
-    with Progress(waiting) as progress:
+    with Progress(waiting, console) as progress:
         for outcome in engine.run(waiting, lambda: stop.requested is not None):
             progress.show(outcome)
             if outcome and outcome.status == FAILED:
@@ -39,25 +39,20 @@ class Progress:
     What earlier sessions did of a run is no part of the work: it took none of this session's time.
     """
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, jobs: Sequence[Job], console: Console):
+        self._console = console
         self._left = {job.folder: job for job in jobs}
         self._runs = len(jobs)
         self._costs = {job.folder: job.cost * (1 - job.share_done) for job in jobs}
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._bar = tqdm(
-            total=1.0,
-            file=sys.stdout,
-            dynamic_ncols=True,
-            leave=False,
-            disable=not sys.stdout.isatty(),
-            bar_format="{percentage:3.0f}% |{bar}| {postfix} [{elapsed}, {remaining} left]",
-        )
+        look = "{percentage:3.0f}% |{bar}| {postfix} [{elapsed}, {remaining} left]"
+        self._console.open_bar(0.0, 1.0, bar_format=look)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._console.close()
 
     def show(self, outcome: Outcome | None) -> None:
         """Move on, and print how a run went where one ended."""
@@ -65,11 +60,8 @@ class Progress:
             self._left.pop(outcome.job.folder, None)
             if outcome.status == FAILED:
                 self._costs[outcome.job.folder] = 0.0  # how soon it failed tells nothing of others
-            tqdm.write(self._line(outcome), file=sys.stdout)
-            sys.stdout.flush()
-        if not self._bar.disable:
-            self._bar.set_postfix_str(f"{self._ended}/{self._runs} runs", refresh=False)
-            self._bar.update(self._share_done - self._bar.n)
+            self._console.say(self._line(outcome))
+        self._console.advance(self._share_done, f"{self._ended}/{self._runs} runs")
 
     @property
     def _ended(self) -> int:

@@ -223,6 +223,8 @@ def _comparable(config: ModelArchitectureConfig) -> Keys:
 def read_fields(folder: Path) -> Fields:
     """What a folder's config.json holds. Raises UserError where there is none."""
     file = folder / CONFIG
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is not a regular file; replace it with one.")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -27,6 +27,7 @@ from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from training.safe_files import read_json
 from training.tokenizers import Tokenizer
 from training.trained_model import load_trained
 
@@ -70,10 +71,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: files are missing or damaged.
     """
-    files = [WEIGHTS]
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
+    files = _weight_files(folder)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -87,6 +85,21 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"{folder / name} is damaged: {error}.") from error
     return tensors
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The names of a folder's safetensors; UserError where its index names a file elsewhere."""
+    if not (folder / INDEX).is_file():
+        return [WEIGHTS]
+    index = read_json(folder / INDEX, follow_links=True)
+    try:
+        names = sorted(set(index["weight_map"].values()))
+        plain = all(Path(name).name == name for name in names)
+    except (KeyError, TypeError, AttributeError):
+        names, plain = [], False
+    if not names or not plain:
+        raise UserError(f"{folder / INDEX} is damaged: its weight_map must name files beside it.")
+    return names
 
 
 # Writing

@@ -46,9 +46,7 @@ class TrainingConfig:
         at_least=1,
     )
     batch_size: int = option(4, "sequences per micro-batch", at_least=1)
-    gradient_accumulation_steps: int = option(
-        1, "micro-batches per step", at_least=1
-    )
+    gradient_accumulation_steps: int = option(1, "micro-batches per step", at_least=1)
     data_seed: int = option(1337, "seed of the order of the training data", at_least=0)
 
     # Length, learning rate

@@ -1,13 +1,14 @@
-"""Standard output while a run trains: lines, and on a terminal a progress bar beneath them.
+"""Standard output while something trains: lines, and on a terminal a progress bar beneath them.
 
-The console never ends a run. Once a write fails (the terminal was closed, the reader of a pipe
-left), it stops printing and the run goes on.
+The console ends neither a run nor a sweep. Once a write fails (the terminal was closed, the reader
+of a pipe left), it stops printing and the work goes on.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,19 +23,19 @@ class Console:
         self._bar: tqdm | None = None
         escape_what_cannot_be_encoded()
 
-    def open_bar(self, done: int, total: int | None) -> None:
-        """Show progress from `done` steps on, of `total` if that is known."""
-        self._attempt(lambda: self._open_bar(done, total))
+    def open_bar(self, done: float, total: float | None, **look: Any) -> None:
+        """Show progress from `done` on, of `total` if that is known; `look` is for tqdm."""
+        self._attempt(lambda: self._open_bar(done, total, look))
 
-    def _open_bar(self, done: int, total: int | None) -> None:
+    def _open_bar(self, done: float, total: float | None, look: dict[str, Any]) -> None:
         self._bar = tqdm(
             total=total,
             initial=done,
             file=sys.stdout,
-            unit=" steps",
             dynamic_ncols=True,
             leave=False,
             disable=not sys.stdout.isatty(),
+            **look,
         )
 
     def say(self, text: str) -> None:
@@ -45,10 +46,15 @@ class Console:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
-    def advance(self, iter: int) -> None:
-        """Move the bar to `iter` steps done; cheap enough for every step."""
-        if self._bar is not None:
-            self._attempt(lambda: self._bar.update(iter - self._bar.n))
+    def advance(self, done: float, note: str = "") -> None:
+        """Move the bar to `done`, with a note beside it; cheap enough for every step."""
+        if self._bar is not None and not self._bar.disable:
+            self._attempt(lambda: self._advance(done, note))
+
+    def _advance(self, done: float, note: str) -> None:
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 
 import pytest
 import torch
 
-from errors import ConfigError
+from errors import ConfigError, UserError
 from interop.families import FAMILIES, family_of, read_fields
-from interop.huggingface import choose_family
+from interop.huggingface import choose_family, read_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from tests.interop.published import PUBLISHED
@@ -286,3 +288,20 @@ def test_a_missing_or_broken_config(tmp_path):
 def test_a_window_as_long_as_the_longest_sequence_is_none():
     fields = {**PUBLISHED["Mistral 7B"][1], "sliding_window": 32768}
     assert architecture(fields).sliding_window is None
+
+
+class TestForeignFolders:
+    """What a folder from elsewhere names is read only if it is a regular file in that folder."""
+
+    @pytest.mark.parametrize("name", ["../weights.safetensors", "/weights.safetensors", 3])
+    def test_an_index_cannot_name_files_elsewhere(self, tmp_path, name):
+        index = {"weight_map": {"wte.weight": name}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="weight_map must name files beside it"):
+            read_tensors(tmp_path)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+    def test_a_config_that_is_a_fifo_is_refused(self, tmp_path):
+        os.mkfifo(tmp_path / "config.json")
+        with pytest.raises(UserError, match="is not a regular file"):
+            read_fields(tmp_path)

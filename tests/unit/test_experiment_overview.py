@@ -17,6 +17,7 @@ from experiment.overview import detects, format_duration, overview
 from experiment.plan import Plan
 from experiment.progress import Progress, run_jobs
 from tests.tiny_sweep import config_file, tiny_plan
+from training.console import Console
 from training_logger import format_count, format_flops
 
 NORMS = {"normalization": ("rmsnorm",)}
@@ -199,7 +200,7 @@ def test_lines_of_progress(plan: Callable[..., Plan], clock: Clock, capsys: Any)
     made = plan(seeds=2)
     jobs = made.final_jobs(made.choices())
     capsys.readouterr()
-    with Progress(jobs) as shown:
+    with Progress(jobs, Console()) as shown:
         for job in jobs:
             clock.seconds += 60
             log(job, 3.25)
@@ -218,7 +219,7 @@ def test_time_left_where_runs_go_on(plan: Callable[..., Plan], clock: Clock, cap
     jobs = made.final_jobs(made.choices())
     metrics(jobs[0], 90)
     capsys.readouterr()
-    with Progress(jobs) as shown:
+    with Progress(jobs, Console()) as shown:
         clock.seconds += 10
         log(jobs[0], 3.25)
         shown.show(Outcome(jobs[0], COMPLETED, 10.0))
@@ -229,7 +230,7 @@ def test_runs_under_way_count(plan: Callable[..., Plan], clock: Clock, capsys: A
     made = plan(seeds=1)
     jobs = made.final_jobs(made.choices())
     capsys.readouterr()
-    with Progress(jobs) as shown:
+    with Progress(jobs, Console()) as shown:
         clock.seconds += 30
         metrics(jobs[1], 50)
         log(jobs[0], 3.25)
@@ -243,7 +244,7 @@ def test_how_soon_a_run_fails_tells_nothing(
     made = plan(seeds=1)
     jobs = made.final_jobs(made.choices())
     capsys.readouterr()
-    with Progress(jobs) as shown:
+    with Progress(jobs, Console()) as shown:
         clock.seconds += 3
         shown.show(Outcome(jobs[0], FAILED, 3.0))
         clock.seconds += 27
@@ -258,7 +259,7 @@ def test_a_run_that_was_all_but_over(plan: Callable[..., Plan], capsys: Any) -> 
     jobs = made.final_jobs(made.choices())[:1]
     metrics(jobs[0], 100)
     capsys.readouterr()
-    with Progress(jobs) as shown:
+    with Progress(jobs, Console()) as shown:
         shown.show(Outcome(jobs[0], FAILED, 1.0))
     assert printed(capsys) == ["1/1  baseline, seed 1337  failed  1 s"]
 
@@ -285,17 +286,17 @@ def test_what_is_done_is_not_run_again(plan: Callable[..., Plan], capsys: Any) -
     jobs = made.final_jobs(made.choices())
     log(jobs[0], 3.0)
     capsys.readouterr()
-    failed = run_jobs(jobs, engine, Stop())
+    failed = run_jobs(jobs, engine, Stop(), Console())
     assert engine.jobs == [jobs[1]]
     assert [outcome.job for outcome in failed] == [jobs[1]]
     assert printed(capsys)[0] == "1 of 2 runs are done already."
     log(jobs[1], 3.0)
-    assert run_jobs(jobs, engine, Stop()) == []
+    assert run_jobs(jobs, engine, Stop(), Console()) == []
     assert printed(capsys) == ["all of 2 runs are done already."]
 
 
 def test_nothing_is_begun_after_a_stop(plan: Callable[..., Plan]) -> None:
     made, engine, stop = plan(seeds=1), Recorder(), Stop()
     stop.requested = "SIGINT"
-    assert run_jobs(made.final_jobs(made.choices()), engine, stop) == []
+    assert run_jobs(made.final_jobs(made.choices()), engine, stop, Console()) == []
     assert not engine.jobs
