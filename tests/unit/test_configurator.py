@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import traceback
 
 import pytest
 
@@ -208,17 +209,17 @@ def test_a_public_name_that_is_no_key_is_refused(write):
 
 def test_files_do_not_see_each_other_or_us(write):
     write("_hidden = 5", "a.py")
-    [message] = problems("a.py", write("n_layer = _hidden", "b.py"))
-    assert message == "b.py:1: NameError: name '_hidden' is not defined"
-    [message] = problems(write("n_layer = ConfigError"))
-    assert message == "x.py:1: NameError: name 'ConfigError' is not defined"
+    with pytest.raises(NameError, match="name '_hidden' is not defined"):
+        load(["a.py", write("n_layer = _hidden", "b.py")])
+    with pytest.raises(NameError, match="name 'ConfigError' is not defined"):
+        load([write("n_layer = ConfigError")])
     load([write("load = None\ndel load\n_seen = __name__, __file__")])
     assert configurator.load is load
 
 
 def test_our_future_features_do_not_reach_a_file(write):
-    path = write("def f(x: undefined): pass")
-    assert problems(path) == ["x.py:1: NameError: name 'undefined' is not defined"]
+    with pytest.raises(NameError, match="name 'undefined' is not defined"):
+        load([write("def f(x: undefined): pass")])
 
 
 def test_a_file_may_define_a_dataclass(write):
@@ -261,20 +262,39 @@ def test_a_key_set_in_no_visible_line_names_its_file(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "error"),
     [
-        ("n_layer = 1\nn_head = 1 / 0\n", "x.py:2: ZeroDivisionError: division by zero"),
-        ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
-        (
-            "def _f():\n    return int('a')\n\nn_layer = _f()",
-            "x.py:2: ValueError: invalid literal for int() with base 10: 'a'",
-        ),
-        ("import no_such_module", "x.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("raise KeyError('n')", "x.py:1: KeyError: 'n'"),
+        ("n_layer = 1\nn_head = 1 / 0\n", 2, ZeroDivisionError),
+        ("def _f():\n    return int('a')\n\nn_layer = _f()", 2, ValueError),
+        ("import no_such_module", 1, ModuleNotFoundError),
+        ("\nraise KeyError('n')", 2, KeyError),
     ],
 )
-def test_an_error_in_a_file_is_one_line_with_its_place(write, text, message):
-    assert problems(write(text)) == [message]
+def test_an_error_in_a_file_s_own_code_keeps_its_traceback(write, text, line, error):
+    path = write(text)
+    with pytest.raises(error) as caught:
+        load([path])
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (last.filename, last.lineno) == (path, line)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
+        ("n_layer = 1\nraise SystemExit", "x.py:2: SystemExit: "),
+        ("import sys\nsys.exit('bye')", "x.py:2: SystemExit: bye"),
+        (
+            "from model_config import PRESETS, ModelArchitectureConfig as _C\n"
+            "_C.from_preset('lama')",
+            "x.py:2: unknown preset 'lama'; did you mean 'llama'? Choices: "
+            + ", ".join(PRESETS)
+            + ".",
+        ),
+    ],
+)
+def test_what_a_user_can_fix_in_a_file_is_a_config_error_with_its_line(write, text, message):
+    assert [found.strip() for found in problems(write(text))] == [message.strip()]
 
 
 def test_a_missing_file_names_the_nearest(write, monkeypatch):
@@ -427,9 +447,7 @@ def test_the_script_prints_the_error_and_exits_with_2(monkeypatch, capsys):
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == (
-        "1 config error:\n  - --n_layer: n_layer=0 must be at least 1.\n"
-    )
+    assert printed.err == ("1 config error:\n  - --n_layer: n_layer=0 must be at least 1.\n")
 
 
 def test_the_script_exits_with_what_main_returns(monkeypatch):
@@ -488,18 +506,24 @@ def test_the_same_files_may_be_loaded_twice(write, own_parts):
     assert load(argv) == load(argv)
 
 
-def test_a_plugin_that_fails_says_where(write):
+def test_a_plugin_that_fails_keeps_its_traceback(write):
     path = write("from components.norms import NORMS\n\nNORMS.no_such_thing\n", "parts.py")
-    [message] = problems(f"--plugins={path}")
-    assert message.startswith("parts.py:3: AttributeError: ")
+    with pytest.raises(AttributeError, match="no_such_thing") as caught:
+        load([f"--plugins={path}"])
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (last.filename, last.lineno) == (path, 3)
+
+
+def test_every_plugin_that_is_missing_or_exits_is_reported(write):
+    path = write("\nraise SystemExit(3)", "parts.py")
     missing = "no file 'part.py'; did you mean 'parts.py'?"
-    assert problems(f"--plugins={path}, part.py,") == [message, missing]
+    assert problems(f"--plugins={path}, part.py,") == ["parts.py:2: SystemExit: 3", missing]
 
 
 def test_a_part_under_a_name_that_is_taken_is_refused(write, own_parts):
     path = write(PART.replace('"doubling"', '"rmsnorm"'), "parts.py")
     [message] = problems(f"--plugins={path}")
-    assert re.match(r"parts.py:\d+: ValueError: .*'rmsnorm'.* taken", message)
+    assert re.match(r"parts.py:\d+: normalization: the name 'rmsnorm' is taken by RMSNorm", message)
 
 
 def test_a_setting_of_plugins_that_is_no_text_is_refused(write):

@@ -93,7 +93,7 @@ def test_refusals(asked: dict[str, Any], message: str) -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     told = refusal(vary={"seed": ("1",)}, tune={"dataset": ("x",)}, name=".")
-    assert told.startswith("3 problems")
+    assert told.startswith("3 config errors:")
 
 
 def test_keys_of_the_recipe_may_be_varied_and_tuned() -> None:
