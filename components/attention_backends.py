@@ -91,7 +91,7 @@ class AttentionBackend:
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        for layer in range(config.n_layer):
+        for layer in config.distinct_layers:
             lacking = cls.lacks(config.attention_needs(layer))
             if lacking:
                 yield Problem(
