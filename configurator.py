@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import errors
 import options
+from components.registry import USERS_MODULE
 from errors import ConfigError, Problem, UserError, printable, quoted
 from interop.families import OF_A_RUN, family_of, read_fields
 from model_components import REGISTRIES
@@ -454,7 +455,7 @@ def run_source(path: str, source: str) -> dict[str, Any]:
 
 def module_name(path: str) -> str:
     """The name of the module that a file runs as: one that no import can mean."""
-    return "file_" + re.sub(r"\W", "_", path)
+    return USERS_MODULE + re.sub(r"\W", "_", path)
 
 
 def failed_at(error: BaseException, path: str) -> str:

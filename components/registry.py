@@ -11,6 +11,14 @@ from errors import UserError, unknown_name
 
 PartClass = TypeVar("PartClass", bound=type)
 
+USERS_MODULE = "file_"
+"""How the name of a module begins that a config file or plugin of the user's runs as."""
+
+
+def is_users_own(part: type) -> bool:
+    """Whether a part is from a config file or plugin, not from the project."""
+    return part.__module__.startswith(USERS_MODULE)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
