@@ -30,6 +30,7 @@ from training.memory import (
 from training.optim import Stepper
 from training.resume import Start
 from training.sinks import missing_packages
+from training.smoke import check_own_parts
 from training_logger import format_bytes
 
 PADDED_FROM = 4096
@@ -128,7 +129,12 @@ class Run:
 
 
 def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ConfigError with what cannot be trained on a machine, whatever the data are."""
+    """Refuse what cannot be trained on a machine, whatever the data are.
+
+    Raises:
+        ConfigError: with every reason.
+        UserError: a part of the user's own does not work; see `check_own_parts`.
+    """
     problems = [
         *_size_problems(settings, device),
         *_plugin_problems(settings),
@@ -141,6 +147,7 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     ]
     if problems:
         raise ConfigError(problems)
+    check_own_parts(settings.model, device, dtype)
 
 
 def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem]:
