@@ -25,12 +25,13 @@ from typing import Any
 
 import errors
 import options
-from errors import ConfigError, Problem, UserError
+from components.registry import USERS_MODULE
+from errors import ConfigError, Problem, UserError, printable, quoted
 from interop.families import OF_A_RUN, family_of, read_fields
 from model_components import REGISTRIES
 from model_config import PRESETS, ModelArchitectureConfig
 from options import option
-from training.config import TrainingConfig
+from training.config import TrainingConfig, kept_share
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
 DEFAULT_SEQUENCE_LENGTH = 256  # tokens; where the user says nothing: what a CPU can train on
@@ -44,6 +45,7 @@ usage: python train.py [config.py ...] [--key=value ...]
   python train.py config/arch_gpt2.py --position_encoding=rope --normalization=rmsnorm
 
 Later wins: defaults, the preset, config files from left to right, flags.
+Defaults are those of a run without arguments; another arch_preset has others.
 A config file is Python. Each name that it leaves is a key, unless it starts with '_', is imported,
 or is a class or function. A flag's value is read by the key's type; 'none' stands for None.
 
@@ -109,6 +111,7 @@ class Settings:
         explicit: The keys that a file or a flag set.
         plugins: Path -> source of every file that the model's parts need to be known again.
         config_files: The config files, in the order given.
+        notes: Lines for the user: values of config files that were fitted to the command line.
     """
 
     arch_preset: str
@@ -118,6 +121,7 @@ class Settings:
     explicit: frozenset[str]
     plugins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Every key and its value, flat; `settings_from_dict` is the way back."""
@@ -147,7 +151,9 @@ def load(argv: Sequence[str]) -> Settings:
     for path in arguments.files:
         with collect(problems):
             layers.append(read_config_file(path, plugins))
-    layers.append(arguments.given())
+    flags = arguments.given()
+    notes = fit_warmup(merged(layers), flags)
+    layers.append(flags)
     named = merged(layers).get("plugins")
     if named and isinstance(named.value, str):
         with collect(problems):
@@ -157,7 +163,10 @@ def load(argv: Sequence[str]) -> Settings:
         raise SystemExit(0)
     base = base_in_folder(merged(layers), problems)
     settings = dataclasses.replace(
-        resolve(layers, problems, base), plugins=plugins, config_files=arguments.files
+        resolve(layers, problems, base),
+        plugins=plugins,
+        config_files=arguments.files,
+        notes=notes,
     )
     if arguments.print_config:
         print(settings_table(settings))
@@ -231,7 +240,9 @@ def unknown_key(key: str, origin: str) -> Problem:
         return Problem((key,), f"{origin}: there is no key {key!r}: {NANOGPT_KEYS[key]}")
     hint = errors.nearest(key, key_table())
     helper = "" if origin.startswith("--") else " A name of the file's own starts with '_'."
-    return Problem((key,), f"{origin}: unknown key {key!r}{hint} --help lists the keys.{helper}")
+    return Problem(
+        (key,), f"{origin}: unknown key {quoted(key)}{hint} --help lists the keys.{helper}"
+    )
 
 
 def given_problem(key: str, given: Given) -> Problem | None:
@@ -276,7 +287,7 @@ class Arguments:
         """The flags' values; the text itself for a key that is not known."""
         known = {key: key_table()[key].annotation for key in self.flags if key in key_table()}
         return {
-            key: Given(options.parse(text, known.get(key, str)), f"--{key}")
+            key: Given(options.parse(text, known.get(key, str)), printable(f"--{key}"))
             for key, text in self.flags.items()
         }
 
@@ -299,7 +310,7 @@ def split_arguments(argv: Sequence[str], problems: list[Problem]) -> Arguments:
             problems.append(malformed(argument, waiting))
     for key, texts in flags.items():
         if len(texts) > 1:
-            listed = " and ".join(f"{text!r}" for text in texts)
+            listed = " and ".join(map(quoted, texts))
             problems.append(
                 Problem((key,), f"--{key} is given more than once: {listed}; keep one.")
             )
@@ -318,14 +329,14 @@ def malformed(argument: str, waiting: list[str]) -> Problem:
     """
     key, equals, text = argument.lstrip("-").partition("=")
     if f"--{key}" in ASKED:
-        return Problem((key,), f"cannot read {argument!r}; write --{key}")
+        return Problem((key,), f"cannot read {quoted(argument)}; write --{key}")
     if not equals:
         apart = waiting and not waiting[0].startswith("--") and not waiting[0].endswith(".py")
         text = waiting.pop(0) if apart else "VALUE"
         argument = f"{argument} {text}" if apart else argument
     if key not in key_table():
         return unknown_key(key, f"--{key}")
-    return Problem((key,), f"cannot read {argument!r}; write --{key}={text}")
+    return Problem((key,), f"cannot read {quoted(argument)}; write --{key}={printable(text)}")
 
 
 # Files
@@ -414,14 +425,14 @@ def run_source(path: str, source: str) -> dict[str, Any]:
     except UserError as error:
         raise ConfigError([Problem((), f"{failed_at(error, path)}: {error}")]) from error
     except (SyntaxError, SystemExit) as error:
-        message = f"{failed_at(error, path)}: {type(error).__name__}: {error}"
+        message = f"{failed_at(error, path)}: {type(error).__name__}: {error}".removesuffix(": ")
         raise ConfigError([Problem((), message)]) from error
     return vars(module)
 
 
 def module_name(path: str) -> str:
     """The name of the module that a file runs as: one that no import can mean."""
-    return "file_" + re.sub(r"\W", "_", path)
+    return USERS_MODULE + re.sub(r"\W", "_", path)
 
 
 def failed_at(error: BaseException, path: str) -> str:
@@ -442,19 +453,46 @@ def registers_parts(path: str) -> bool:
 # From keys to settings
 
 
+def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str, ...]:
+    """Scale a config file's warm-up that is longer than the run that `--max_iters` asks for.
+
+    As in a sweep, warm-up and decay keep their shares of the file's max_iters. Their new values
+    are added to `flags`; returns a line that says so for each. A warm-up or a decay that is given
+    as a flag is the user's own: then nothing is scaled.
+    """
+    default = Given(key_table()["max_iters"].field.default, "default")
+    planned, asked = files.get("max_iters", default).value, flags.get("max_iters")
+    scaled = {key: files[key] for key in ("warmup_iters", "lr_decay_iters") if key in files}
+    values = (planned, *(item.value for item in scaled.values() if item.value is not None))
+    if asked is None or any(type(value) is not int for value in (asked.value, *values)):
+        return ()
+    warmup = scaled["warmup_iters"].value if "warmup_iters" in scaled else None
+    if warmup is None or scaled.keys() & flags or not max(asked.value, 1) < warmup <= planned:
+        return ()
+    notes = []
+    for key, item in scaled.items():
+        if item.value is not None:
+            steps = kept_share(item.value, planned, asked.value)
+            flags[key] = Given(steps, f"{item.origin}, scaled to {asked.origin}")
+            notes.append(
+                f"{key}={steps}: {item.value} of {planned} steps in {item.origin}, scaled to the "
+                f"{asked.value} steps of {asked.origin}."
+            )
+    return tuple(notes)
+
+
 def merged(layers: Iterable[Mapping[str, Given]]) -> dict[str, Given]:
     """The last layer's word on each key."""
     return {key: item for layer in layers for key, item in layer.items()}
 
 
 def base_in_folder(given: Mapping[str, Given], problems: list[Problem]) -> Base | None:
-    """The model that `init_from` names; what is at odds with it is added to `problems`.
+    """The model that `init_from` names, or None.
 
-    Raises:
-        ConfigError: there is no such model, or it cannot be expressed.
+    Added to `problems`: that there is no such model, or what is at odds with it.
     """
     item = given.get("init_from")
-    if item is None or item.value == "none" or not isinstance(item.value, str):
+    if item is None or not isinstance(item.value, str) or item.value == "none":
         return None
     folder = item.value
     try:
@@ -465,12 +503,13 @@ def base_in_folder(given: Mapping[str, Given], problems: list[Problem]) -> Base 
             f"{item.origin}: {error} init_from takes a folder that transformers' save_pretrained "
             "wrote; to go on with a run, use resume."
         )
-        raise ConfigError([*problems, Problem(("init_from",), message)]) from error
+        problems.append(Problem(("init_from",), message))
+        return None
     keys = {key: value for key, value in keys.items() if key not in OF_A_RUN}
     problems += (
         Problem(
             (key, "init_from"),
-            f"{own.origin}: {key}={own.value!r}, but the model of init_from={folder!r} has "
+            f"{own.origin}: {key}={quoted(own.value)}, but the model of init_from={folder!r} has "
             f"{key}={keys.get(key)!r}; drop it, or train another model without init_from.",
         )
         for key, own in given.items()
@@ -498,7 +537,7 @@ def resolve(
     alone = (given_problem(key, item) for layer in layers for key, item in layer.items())
     problems = [*problems, *(problem for problem in alone if problem)]
     faulty = {key for problem in problems for key in problem.keys}
-    if "arch_preset" in faulty or any(not problem.keys for problem in problems):
+    if any(problem.keys in ((), ("arch_preset",), ("init_from",)) for problem in problems):
         raise ConfigError(problems)  # what the other keys are to be combined with is not known
 
     given = merged(layers)
@@ -566,7 +605,7 @@ def length_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 def shown(value: Any) -> str:
     """A value as a flag spells it."""
-    return {None: "none", "": "''"}.get(value, str(value))
+    return {None: "none", "": "''"}.get(value, printable(str(value)))
 
 
 def help_text() -> str:
@@ -579,14 +618,15 @@ def help_text() -> str:
 
 
 def key_help(key: str) -> str:
-    """The entry of one key in the help, wrapped."""
+    """The entry of one key in the help, wrapped; the default is that of a run without arguments."""
     known = key_table()[key]
+    default = PRESETS[PresetChoice.arch_preset].keys.get(key, known.field.default)
     choices = known.field.metadata["choices"]
     kind = options.type_name(known.annotation)
     if choices is not None:
         names = [*choices, None] if known.field.default is None else choices
         kind = f"one of {', '.join(shown(name) for name in names)}"
-    text = f"{known.field.metadata['help']} [{kind}; default {shown(known.field.default)}]"
+    text = f"{known.field.metadata['help']} [{kind}; default {shown(default)}]"
     head = f"  --{key} ".ljust(HELP_COLUMN)
     return textwrap.fill(
         text,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,9 +33,10 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
-        lines = [problem.message for problem in self.problems]
-        head = "1 config error" if len(lines) == 1 else f"{len(lines)} config errors"
-        super().__init__(f"{head}:\n" + "\n".join(f"  - {line}" for line in lines))
+        messages = [problem.message for problem in self.problems]
+        head = "1 config error" if len(messages) == 1 else f"{len(messages)} config errors"
+        indented = ("\n    ".join(map(printable, text.split("\n"))) for text in messages)
+        super().__init__("\n".join([f"{head}:", *(f"  - {text}" for text in indented)]))
 
 
 @contextlib.contextmanager
@@ -46,10 +48,34 @@ def file_errors(action: str) -> Iterator[None]:
         raise UserError(f"cannot {action}: {error.strerror or error}.") from error
 
 
+def is_unprintable(character: str) -> bool:
+    """Whether a character is a control character or a lone surrogate (undecodable bytes)."""
+    return unicodedata.category(character) in ("Cc", "Cs")
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates escaped: one line on any terminal."""
+    return "".join(
+        c.encode("unicode_escape").decode("ascii") if is_unprintable(c) else c for c in text
+    )
+
+
+def quoted(value: Any, longest: int = 80) -> str:
+    """`repr(value)` for a message: in one line, shortened in the middle, and never raising."""
+    try:
+        text = printable(repr(value))
+    except Exception:  # a __repr__ of the user's own, or an int of over 4300 digits
+        return f"<{type(value).__name__} that has no repr>"
+    if len(text) <= longest:
+        return text
+    half = longest // 2 - 2
+    return f"{text[:half]}...{text[-half:]} ({len(text)} characters)"
+
+
 def nearest(name: str, choices: Iterable[Any]) -> str:
     """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
     names = {str(choice).lower(): str(choice) for choice in choices}
-    matches = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(name)[:100].lower(), names, n=1, cutoff=0.6)
     return f"; did you mean {names[matches[0]]!r}?" if matches else "."
 
 
@@ -61,4 +87,4 @@ def listed(choices: Iterable[Any]) -> str:
 def unknown_name(kind: str, name: str, choices: Iterable[Any]) -> str:
     """The message for a name that is none of the choices: the nearest, then all."""
     names = list(choices)
-    return f"unknown {kind} {name!r}{nearest(name, names)} {listed(names)}"
+    return f"unknown {kind} {quoted(name)}{nearest(name, names)} {listed(names)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,7 +58,7 @@ class ModelArchitectureConfig:
         None, "its nonlinearity or gate; none: ffn_type's own", choices=ACTIVATIONS
     )
     ffn_multiplier: float | None = option(
-        None, "its hidden width over n_embd; none: 4, gated 8/3", above=0
+        None, "its hidden width over n_embd; none: 4, gated 8/3", above=0, at_most=10_000
     )
     ffn_multiple_of: int = option(1, "round its hidden width up to a multiple", at_least=1)
     ffn_hidden: int | None = option(
@@ -224,7 +225,7 @@ class ModelArchitectureConfig:
                 f"window_pattern={pattern!r} does nothing without sliding_window; set it to a "
                 "number of tokens.",
             )
-        elif self.sliding_window is not None and "S" not in self.by_layer(pattern):
+        elif self.sliding_window is not None and "S" not in pattern[: self.n_layer]:
             yield Problem(
                 ("window_pattern", "sliding_window", "n_layer"),
                 f"sliding_window={self.sliding_window} does nothing: window_pattern={pattern!r} "
@@ -239,7 +240,7 @@ class ModelArchitectureConfig:
 
     def _rotation_problems(self) -> Iterator[Problem]:
         pattern = self.rope_pattern
-        rotated = {self.rotates(layer) for layer in range(self.n_layer)}
+        rotated = {letter == "R" for letter in pattern[: self.n_layer]}
         if pattern != "R" and len(rotated) == 1:
             which, fix = (
                 ("all", "put an N earlier, or drop it")
@@ -277,16 +278,25 @@ class ModelArchitectureConfig:
 
     def by_layer(self, pattern: str) -> str:
         """The letter of each layer."""
-        repeats = -(-self.n_layer // len(pattern))
-        return (pattern * repeats)[: self.n_layer]
+        return "".join(_of_layer(pattern, layer) for layer in range(self.n_layer))
+
+    @property
+    def period(self) -> int:
+        """Layers after which the patterns repeat: layer i is made like layer i + period."""
+        return math.lcm(len(self.window_pattern), len(self.rope_pattern))
+
+    @property
+    def distinct_layers(self) -> range:
+        """Layers among which there is one of every kind that the patterns make."""
+        return range(min(self.period, self.n_layer))
 
     def rotates(self, layer: int) -> bool:
         """Whether a layer's queries and keys are rotated, where the position encoding rotates."""
-        return self.by_layer(self.rope_pattern)[layer] == "R"
+        return _of_layer(self.rope_pattern, layer) == "R"
 
     def windowed(self, layer: int) -> bool:
         """Whether a layer has a sliding window, however long; `rope_local_theta` is for these."""
-        return self.sliding_window is not None and self.by_layer(self.window_pattern)[layer] == "S"
+        return self.sliding_window is not None and _of_layer(self.window_pattern, layer) == "S"
 
     def window(self, layer: int) -> int | None:
         """Tokens that a layer's queries see, or None for all."""
@@ -311,14 +321,14 @@ class ModelArchitectureConfig:
     def attention_backends_on(self, device: str) -> list[str]:
         """The backends that do the work on a device type, each once; more than one under auto."""
         backend = ATTENTION_BACKENDS[self.attention_backend]
-        needs = dict.fromkeys(self.attention_needs(layer) for layer in range(self.n_layer))
+        needs = dict.fromkeys(self.attention_needs(layer) for layer in self.distinct_layers)
         return list(dict.fromkeys(backend(need).name_on(device) for need in needs))
 
     def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
         """Why its attention cannot be trained on a device type in a compute dtype."""
         kind = ATTENTION_BACKENDS[self.attention_backend]
         refusals = []
-        for layer in range(self.n_layer):
+        for layer in self.distinct_layers:
             needs = self.attention_needs(layer)
             backend = ATTENTION_BACKENDS[kind(needs).name_on(device)]
             refusals.append(backend.refusal(needs, device, dtype, training=True))
@@ -399,6 +409,11 @@ class ModelArchitectureConfig:
         return "\n".join([self.architecture_name, *rows])
 
 
+def _of_layer(pattern: str, layer: int) -> str:
+    """The letter of a layer in a pattern that repeats over the layers."""
+    return pattern[layer % len(pattern)]
+
+
 def _tag(tag: Any, value: Any) -> str:
     """A departing value as an architecture's name spells it."""
     if tag is ROPE_SCALINGS:
@@ -423,7 +438,7 @@ DERIVED = {
     "activation": lambda config: FFNS[config.ffn_type].default_activation,
     "ffn_hidden": _ffn_hidden,
     "n_kv_head": lambda config: config.n_head,
-    "head_dim": lambda config: config.n_embd // config.n_head,
+    "head_dim": lambda config: max(config.n_embd // config.n_head, 1),
     "attention_bias": lambda config: config.bias,
     "attention_out_bias": lambda config: config.attention_bias,
     "attention_scale": lambda config: config.head_dim**-0.5,

@@ -18,7 +18,13 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from errors import Problem, listed, unknown_name
+from errors import Problem, UserError, is_unprintable, listed, quoted, unknown_name
+
+LARGEST_INT = 2**63 - 1
+"""What an int may be at most: what fits the int64 that torch and NumPy count with."""
+
+LONGEST_NUMBER = 1000
+"""Characters of a text that may be a number; longer ones are not parsed."""
 
 _BOUNDS = {
     "at_least": (operator.ge, "at least"),
@@ -91,18 +97,25 @@ def type_name(annotation: Any) -> str:
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """`value` as the annotated type; UserError where it is another.
+    """`value` as exactly the annotated type, be it of a subclass such as np.float64.
 
     An int is taken where a float is meant; a bool is never taken for a number.
+
+    Raises:
+        UserError: `value` is of another type, or an int too large for a float.
     """
     for member in _members(annotation):
         if isinstance(value, bool) and member is not bool:
             continue
         if isinstance(value, member):
-            return value
+            return value if type(value) is member else member(value)
         if member is float and isinstance(value, int):
-            return float(value)
-    raise ValueError(f"takes {type_name(annotation)}, not {value!r} ({type(value).__name__})")
+            try:
+                return float(value)
+            except OverflowError:
+                raise UserError(f"takes float, and {quoted(value)} is too large for one") from None
+    kind = type(value).__name__
+    raise UserError(f"takes {type_name(annotation)}, not {quoted(value)} ({kind})")
 
 
 def parse(text: str, annotation: Any) -> Any:
@@ -118,9 +131,11 @@ def parse(text: str, annotation: Any) -> Any:
         return text.lower() == "true"
     if str in members and not {int, float}.intersection(members):
         return text
+    if len(text) > LONGEST_NUMBER:
+        return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # e.g. of many minus signs
         return text
 
 
@@ -131,6 +146,8 @@ def _bound_message(value: float, bounds: dict[str, float | None]) -> str | None:
         holds, words = _BOUNDS[name]
         if bound is not None and not holds(value, bound):
             return f"must be {words} {bound}"
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        return f"must be at most {LARGEST_INT}"
     return None
 
 
@@ -139,15 +156,17 @@ def field_problem(field: dataclasses.Field, annotation: Any, value: Any) -> Prob
     key, choices = field.name, field.metadata["choices"]
     try:
         value = convert(value, annotation)
-    except (ValueError, OverflowError) as error:
+    except UserError as error:
         hint = "" if choices is None else f" {listed(choices)}"
         return Problem((key,), f"{key} {error}.{hint}")
     if choices is not None and value is not None and value not in list(choices):
         return Problem((key,), unknown_name(key, value, choices))
+    if isinstance(value, str) and any(map(is_unprintable, value)):
+        return Problem((key,), f"{key}={quoted(value)} has characters that cannot be printed.")
     if isinstance(value, int | float) and not isinstance(value, bool):
         message = _bound_message(value, field.metadata["bounds"])
         if message:
-            return Problem((key,), f"{key}={value} {message}.")
+            return Problem((key,), f"{key}={quoted(value)} {message}.")
     return None
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from components.registry import Registry
 
-ACTIVATIONS = Registry("activation", "Activation")
+ACTIVATIONS = Registry("activation", "Activation", variable="ACTIVATIONS", base=nn.Module)
 
 
 @ACTIVATIONS.register("gelu", label="GELU", paper="Hendrycks and Gimpel 2016, arXiv 1606.08415")

@@ -30,8 +30,6 @@ from errors import Problem, UserError
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig
 
-ATTENTION_BACKENDS = Registry("attention_backend", "Attention backend")
-
 
 @dataclasses.dataclass(frozen=True)
 class AttentionNeeds:
@@ -91,7 +89,7 @@ class AttentionBackend:
 
     @classmethod
     def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        for layer in range(config.n_layer):
+        for layer in config.distinct_layers:
             lacking = cls.lacks(config.attention_needs(layer))
             if lacking:
                 yield Problem(
@@ -107,6 +105,15 @@ def _able(config: ModelArchitectureConfig, layer: int) -> list[str]:
     needs = config.attention_needs(layer)
     names = [name for name in ATTENTION_BACKENDS.names if name != "auto"]
     return [name for name in names if not ATTENTION_BACKENDS[name].lacks(needs)]
+
+
+ATTENTION_BACKENDS = Registry(
+    "attention_backend",
+    "Attention backend",
+    variable="ATTENTION_BACKENDS",
+    base=AttentionBackend,
+    made_with="needs",
+)
 
 
 def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -17,8 +17,6 @@ from components.registry import Registry
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig
 
-BLOCKS = Registry("norm_position", "Norm position")
-
 
 def make_norm(config: ModelArchitectureConfig) -> nn.Module:
     """The config's norm over the residual stream."""
@@ -57,6 +55,11 @@ class Block(Part):
     def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """The stream x (B, T, C) with what the attention `attend` and `self.ffn` make of it."""
         raise NotImplementedError
+
+
+BLOCKS = Registry(
+    "norm_position", "Norm position", variable="BLOCKS", base=Block, made_with="config, layer"
+)
 
 
 @BLOCKS.register("pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, 2002.04745")

@@ -15,8 +15,6 @@ from errors import Problem
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig
 
-FFNS = Registry("ffn_type", "Feed-forward network")
-
 
 class FeedForward(Part):
     """What the networks share: which activations they take and how wide they are by default."""
@@ -41,6 +39,11 @@ class FeedForward(Part):
                 f"whose gate is {' or '.join(cls.activations)}; drop activation, or use "
                 "ffn_type='glu', which gates by any activation, or ffn_type='standard'.",
             )
+
+
+FFNS = Registry(
+    "ffn_type", "Feed-forward network", variable="FFNS", base=FeedForward, made_with="config"
+)
 
 
 @FFNS.register("standard", label="FFN", paper="Vaswani et al. 2017, arXiv 1706.03762")

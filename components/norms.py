@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from components.registry import Registry
 
-NORMS = Registry("normalization", "Normalization")
+NORMS = Registry(
+    "normalization", "Normalization", variable="NORMS", base=nn.Module, made_with="dim, eps"
+)
 
 
 @NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")

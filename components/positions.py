@@ -21,9 +21,6 @@ from errors import Problem
 if TYPE_CHECKING:
     from model_config import ModelArchitectureConfig
 
-POSITIONS = Registry("position_encoding", "Position encoding")
-ROPE_SCALINGS = Registry("rope_scaling", "RoPE scaling")
-
 
 class PositionEncoding(Part):
     """The three hooks. A part takes the config."""
@@ -45,6 +42,15 @@ class PositionEncoding(Part):
     def score_bias(self, start: int, length: int) -> Tensor | None:
         """What to add to the scores of `length` queries: (H, length, start + length), or None."""
         return None
+
+
+POSITIONS = Registry(
+    "position_encoding",
+    "Position encoding",
+    variable="POSITIONS",
+    base=PositionEncoding,
+    made_with="config",
+)
 
 
 @POSITIONS.register("none", label="NoPos", paper="Kazemnejad et al. 2023, arXiv 2305.19466")
@@ -233,6 +239,11 @@ class RopeScaling:
                 f"rope_scaling={config.rope_scaling!r} does nothing with rope_scaling_factor=1; "
                 "set it above 1, or drop rope_scaling.",
             )
+
+
+ROPE_SCALINGS = Registry(
+    "rope_scaling", "RoPE scaling", variable="ROPE_SCALINGS", base=RopeScaling, made_with=None
+)
 
 
 @ROPE_SCALINGS.register("none", label="Unscaled")

@@ -7,9 +7,17 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from errors import UserError, unknown_name
+from errors import UserError, quoted, unknown_name
 
 PartClass = TypeVar("PartClass", bound=type)
+
+USERS_MODULE = "file_"
+"""How the name of a module begins that a config file or plugin of the user's runs as."""
+
+
+def is_users_own(part: type) -> bool:
+    """Whether a part is from a config file or plugin, not from the project."""
+    return part.__module__.startswith(USERS_MODULE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,31 +41,96 @@ class Registry:
     Iterating gives every name a config may use, aliases included; `names` leaves those out.
     """
 
-    def __init__(self, key: str, title: str):
+    def __init__(
+        self, key: str, title: str, *, variable: str, base: type, made_with: str | None = ""
+    ):
+        """An empty registry.
+
+        Args:
+            key: The config key that chooses a part.
+            title: The heading in the catalogue.
+            variable: What the registry is called in code, for examples in messages.
+            base: What every part is a subclass of.
+            made_with: The arguments that a part is made with, separated by commas; None for
+                parts that are not made.
+        """
         self.key = key
         self.title = title
+        self._variable = variable
+        self._base = base
+        self._made_with = made_with
         self._entries: dict[str, Entry] = {}
         self._canonical: dict[str, str] = {}
 
     def register(
-        self, name: str, *, label: str, paper: str = "", aliases: tuple[str, ...] = ()
+        self,
+        name: str | None = None,
+        *,
+        label: str | None = None,
+        paper: str = "",
+        aliases: tuple[str, ...] = (),
     ) -> Callable[[PartClass], PartClass]:
-        """A class decorator that enters a part under `name`.
+        """A class decorator that enters a part under `name`, `label` being how names spell it.
 
-        Raises UserError for a name or a label that is taken, and for a class without a docstring.
         The same class of the same source file may be entered again (a file that is run twice).
+
+        Raises:
+            UserError: the name or the label is missing or taken, or the class has no docstring, is
+                no subclass of what the registry holds, or cannot be made with its arguments.
         """
+        if not isinstance(name, str) or not name:
+            got = f"not {quoted(name)}" if isinstance(name, str) else "which is missing"
+            raise self._refused(f"register takes the name of the part, {got}")
+        if not isinstance(label, str) or not label:
+            raise self._refused(f"{name!r} needs a label, which architecture names spell it with")
 
         def enter(part: PartClass) -> PartClass:
-            lines = (part.__doc__ or "").strip().splitlines()
-            if not lines:
-                raise UserError(f"{self.key} {name!r}: {part.__name__} needs a docstring.")
+            self._refuse_unfit(name, part)
             self._refuse_taken(part, label, (name, *aliases))
-            self._entries[name] = Entry(name, part, label, lines[0], paper, aliases)
+            summary = (part.__doc__ or "").strip().splitlines()[0]
+            self._entries[name] = Entry(name, part, label, summary, paper, aliases)
             self._canonical.update(dict.fromkeys((name, *aliases), name))
             return part
 
         return enter
+
+    def _refuse_unfit(self, name: str, part: type) -> None:
+        """Raise UserError where a class cannot be a part of this registry."""
+        if not isinstance(part, type):
+            raise self._refused(f"{name!r} must be a class, not {quoted(part)}")
+        if not (part.__doc__ or "").strip():
+            raise self._refused(f"{name!r}: {part.__name__} needs a docstring")
+        if not issubclass(part, self._base):
+            raise self._refused(f"{name!r}: {part.__name__} must subclass {self._base.__name__}")
+        if self._made_with is None:
+            return
+        arguments = [word for word in self._made_with.split(", ") if word]
+        try:
+            inspect.signature(part).bind(*arguments)
+        except TypeError as error:
+            wanted = f"({self._made_with})"
+            raise self._refused(
+                f"{name!r}: {part.__name__} is made with {wanted}, which its __init__ does not "
+                f"take ({error})"
+            ) from None
+
+    def _refused(self, what: str) -> UserError:
+        """An error that says what is wrong with a part, and shows one that is right."""
+        return UserError(
+            f"{self.key}: {what}. For example:\n"
+            f'@{self._variable}.register("mine", label="Mine")\n'
+            f"class Mine({self._base_name()}):\n"
+            '    """What it does, in one line."""' + self._constructor()
+        )
+
+    def _base_name(self) -> str:
+        module = self._base.__module__
+        return f"nn.{self._base.__name__}" if module.startswith("torch.nn") else self._base.__name__
+
+    def _constructor(self) -> str:
+        if not self._made_with:
+            return ""
+        return f"\n    def __init__(self, {self._made_with}): ..."
 
     def _refuse_taken(self, part: type, label: str, names: tuple[str, ...]) -> None:
         for entry in self._entries.values():

@@ -6,6 +6,7 @@ import dataclasses
 
 from configurator import Settings
 from errors import UserError
+from training.config import kept_share
 
 UNITS = ("tokens", "flops", "minutes")
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -66,6 +67,5 @@ def length_flags(budget: Budget, settings: Settings, flops_per_token: float) -> 
     for key in ("warmup_iters", "lr_decay_iters"):
         value = getattr(training, key)
         if value is not None and key not in settings.derived:
-            share = value / max(training.max_iters, 1)
-            flags[key] = str(max(round(share * steps), min(value, 1)))  # a decay lasts a step
+            flags[key] = str(kept_share(value, training.max_iters, steps))
     return flags

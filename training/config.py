@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from errors import ConfigError, Problem, unknown_name
+from errors import ConfigError, Problem, quoted, unknown_name
 from options import convert_fields, field_problems, option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 LOG_SINKS = ("csv", "tensorboard", "wandb")
+
+LONGEST_PATH_PART = 255
+"""Bytes of a file's or folder's name, on all common file systems."""
+
+LONGEST_FOLDER_NAME = 200
+"""Bytes of a run's or a sweep's name: leaves room for the suffixes of what is named after it."""
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def folder_name_refusal(name: str) -> str | None:
+    """Why `name` cannot be the name of a run's or a sweep's folder, with the fix; None if it can.
+
+    What only Windows refuses is refused everywhere, so that folders can be copied.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\\"):
+        return "must be one folder's name; out_dir says where it is."
+    if name != name.strip():
+        return "starts or ends with a space; remove it."
+    if _RESERVED.fullmatch(name) or name.endswith("."):
+        return "is no folder's name on Windows; choose another."
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if size > LONGEST_FOLDER_NAME:
+        return f"is {size} bytes long, and the longest is {LONGEST_FOLDER_NAME}; shorten it."
+    return None
+
+
+def kept_share(steps: int, of: int, new: int) -> int:
+    """Steps with the share of `new` that `steps` have of `of`; at least one, unless there are none.
+
+    How a warm-up or a decay follows a change of the run's length.
+    """
+    return max(round(steps / max(of, 1) * new), min(steps, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +95,8 @@ class TrainingConfig:
     lr_schedule: str = option("cosine", "learning rate after warm-up", choices=SCHEDULES)
     warmup_iters: int | None = option(
         None,
-        "steps of linear warm-up; none: a 20th of the schedule, without max_minutes at most 2000",
+        "steps of linear warm-up; none: a 20th of the schedule, without max_minutes at most 2000; "
+        "a config file's that --max_iters leaves no room for is scaled with the run",
         at_least=0,
     )
     lr_decay_iters: int | None = option(
@@ -118,11 +153,10 @@ class TrainingConfig:
             raise ConfigError(problems)
 
     def _combination_problems(self) -> Iterator[Problem]:
-        if self.run_name in ("", ".", "..") or set(self.run_name) & set("/\\"):
-            yield Problem(
-                ("run_name",),
-                f"run_name={self.run_name!r} must be one folder's name; out_dir says where it is.",
-            )
+        refusal = folder_name_refusal(self.run_name)
+        if refusal:
+            yield Problem(("run_name",), f"run_name={quoted(self.run_name)} {refusal}")
+        yield from self._out_dir_problems()
         for name in self.log_sinks:
             if name not in LOG_SINKS:
                 yield Problem(("log_to",), unknown_name("log_to", name, LOG_SINKS))
@@ -158,6 +192,18 @@ class TrainingConfig:
                 f"wsd_decay_fraction={self.wsd_decay_fraction:g} does nothing with "
                 f"lr_schedule={self.lr_schedule!r}; drop it or set lr_schedule='wsd'.",
             )
+
+    def _out_dir_problems(self) -> Iterator[Problem]:
+        if not self.out_dir.strip():
+            message = f"out_dir={self.out_dir!r} names no folder; drop it, or use '.' for this one."
+            yield Problem(("out_dir",), message)
+        longest = max(len(part.encode()) for part in re.split(r"[/\\]", self.out_dir))
+        if longest > LONGEST_PATH_PART:
+            message = (
+                f"out_dir={quoted(self.out_dir)} has a name of {longest} bytes, and the longest is "
+                f"{LONGEST_PATH_PART}; shorten it."
+            )
+            yield Problem(("out_dir",), message)
 
     def derived(self, sequence_length: int) -> dict[str, Any]:
         """The values of the fields left at None, by key; `sequence_length` is the caller's to say.

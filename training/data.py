@@ -441,6 +441,10 @@ class TrainingBatches:
 # Off the critical path
 
 
+PREFETCH_DEPTH = 4
+"""Batches made ahead of their use."""
+
+
 class Prefetcher:
     """Goes through batches a few ahead of its reader, on a thread of its own.
 
@@ -453,7 +457,9 @@ class Prefetcher:
         depth: Batches made ahead.
     """
 
-    def __init__(self, batches: Iterable[Batch], device: torch.device | str, depth: int = 4):
+    def __init__(
+        self, batches: Iterable[Batch], device: torch.device | str, depth: int = PREFETCH_DEPTH
+    ):
         self._batches = batches
         self._device = torch.device(device)
         if self._device.type == "cuda" and self._device.index is None:

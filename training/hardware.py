@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import platform
 import random
@@ -210,7 +211,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The dense peak of a device in a compute dtype, in FLOP/s; None where it is not known.
 
     A CUDA device's is from `PEAK_TFLOPS`; on CUDA, float32 means TF32 where torch is set to use it.
-    A CPU's is the best of several matmuls, measured once per process.
+    A CPU's is that of the fastest of many matmuls, in this process and earlier ones.
     """
     if device.type == "cpu":
         return _measured_cpu_peak(dtype, torch.get_num_threads())
@@ -229,25 +230,86 @@ def _uses_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
+_PEAK_SHAPES = ((512, 512, 512), (1024, 256, 1024), (1024, 1024, 1024), (2048, 768, 3072))
+"""Matmuls (rows, inner, columns) of a CPU's peak: tokens x width x hidden width, as in a model."""
+
+_HIGHEST_CPU_PEAK = 1e15
+"""FLOP/s that no CPU reaches; a kept peak above it is damaged."""
+
+_PEAK_SECONDS = 0.5
+"""The longest that a process measures a CPU's peak."""
+
+_PEAK_STEADY = 5
+"""Rounds over all shapes without a faster matmul, by over 1 %, after which measuring ends."""
+
+
 @functools.cache
 def _measured_cpu_peak(dtype: torch.dtype, threads: int) -> float:
-    """FLOP/s of the fastest of a few square matmuls; `threads` is here for the cache.
+    """FLOP/s of the fastest matmul that this machine is known to do with `threads` threads.
 
-    Larger ones come nearer to the peak, and are tried while half a second lasts.
+    What else a machine does only ever slows a matmul down, often for seconds on a shared one. So
+    the best of earlier processes counts too; it is kept in `_cpu_peaks_file`.
     """
-    deadline = time.perf_counter() + 0.5
-    fastest = 0.0
-    for size in (256, 512, 1024, 2048):
-        left = torch.full((size, size), 0.5, dtype=dtype)  # draws nothing from the generators
-        right, out = left.clone(), torch.empty_like(left)
-        for _ in range(8):
+    machine = (device_name(torch.device("cpu")), threads, dtype, torch.__version__)
+    key = " | ".join(map(str, machine))
+    fastest = max(_fastest_matmul(dtype), _known_cpu_peaks().get(key, 0.0))
+    _remember_cpu_peak(key, fastest)
+    return fastest
+
+
+def _fastest_matmul(dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest matmul, in rounds over the shapes until the best is steady."""
+    deadline = time.perf_counter() + _PEAK_SECONDS
+    operands = [
+        [torch.full(size, 0.5, dtype=dtype) for size in ((m, k), (k, n), (m, n))]
+        for m, k, n in _PEAK_SHAPES  # draws nothing from the generators
+    ]
+    fastest, steady = 0.0, 0
+    while steady < _PEAK_STEADY:
+        before = fastest
+        for left, right, out in operands:
             start = time.perf_counter()
             torch.mm(left, right, out=out)
             end = time.perf_counter()
-            fastest = max(fastest, 2 * size**3 / (end - start))
+            fastest = max(fastest, 2 * left.numel() * right.shape[1] / (end - start))
             if end > deadline:
                 return fastest
+        steady = 0 if fastest > 1.01 * before else steady + 1
     return fastest
+
+
+def _cpu_peaks_file() -> Path:
+    """Where CPU peaks are kept: in NANOARCH_CACHE_DIR, by default ~/.cache/nanoarch."""
+    folder = os.environ.get("NANOARCH_CACHE_DIR") or Path("~/.cache/nanoarch").expanduser()
+    return Path(folder) / "cpu_peaks.json"
+
+
+def _known_cpu_peaks() -> dict[str, float]:
+    """The peaks in FLOP/s that earlier processes measured; none from a missing or damaged file."""
+    try:
+        found = json.loads(_cpu_peaks_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {
+        key: peak
+        for key, peak in found.items()
+        if type(peak) is float and 0 < peak < _HIGHEST_CPU_PEAK
+    }
+
+
+def _remember_cpu_peak(key: str, peak: float) -> None:
+    """Keep a peak that is higher than what is kept; where nothing can be written, it is not."""
+    known = _known_cpu_peaks()
+    if known.get(key, 0.0) >= peak:
+        return
+    path = _cpu_peaks_file()
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(known | {key: peak}, indent=1), encoding="utf-8")
+        draft.replace(path)
 
 
 # --- memory

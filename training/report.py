@@ -6,6 +6,7 @@ from configurator import Settings
 from model_config import ModelArchitectureConfig
 from options import groups
 from training.config import TrainingConfig
+from training.memory import ExpectedMemory
 from training.run import Run
 from training_logger import format_bytes, format_count, format_flops, format_start_report
 
@@ -91,7 +92,7 @@ def _length(training: TrainingConfig) -> str:
 
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
-    model, memory, device = run.settings.model, run.memory, run.device.type
+    model, device = run.settings.model, run.device.type
     return [
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
@@ -101,13 +102,18 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
             f"{' and '.join(model.attention_backends_on(device))}",
         ),
         ("compiled", "no" if run.model is run.network else "yes"),
-        (
-            "memory",
-            f"about {format_bytes(memory.total)}: weights, gradients and AdamW "
-            f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}; "
-            "Python and torch themselves come on top",
-        ),
+        ("memory", _memory(run.memory)),
     ]
+
+
+def _memory(memory: ExpectedMemory | None) -> str:
+    if memory is None:
+        return "unknown: the model cannot be traced before it runs"
+    return (
+        f"about {format_bytes(memory.total)}: weights, gradients and AdamW "
+        f"{format_bytes(memory.state)}, activations and other temporaries "
+        f"{format_bytes(memory.activations)}; not counting Python and torch themselves"
+    )
 
 
 def _compute_type(run: Run) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,10 +20,17 @@ from training.clock import Stopwatch
 from training.config import TrainingConfig
 from training.data import Dataset, ValidationWindows
 from training.hardware import device_name, has_tf32, total_memory
-from training.memory import ExpectedMemory, expected_memory
+from training.memory import (
+    ExpectedMemory,
+    batch_bytes,
+    expected_memory,
+    least_parameters,
+    least_state,
+)
 from training.optim import Stepper
 from training.resume import Start
 from training.sinks import missing_packages
+from training.smoke import check_own_parts
 from training_logger import format_bytes
 
 PADDED_FROM = 4096
@@ -34,7 +42,7 @@ class Run:
     """What a run consists of, and how far it is.
 
     Attributes:
-        memory: What it is expected to need.
+        memory: What it is expected to need; None where that cannot be told.
         network: The model; `model` is the same, compiled where that is asked for.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
@@ -51,7 +59,7 @@ class Run:
     validation: ValidationWindows
     device: torch.device
     dtype: torch.dtype
-    memory: ExpectedMemory
+    memory: ExpectedMemory | None
     network: GPT
     model: nn.Module
     optimizer: torch.optim.AdamW
@@ -121,8 +129,14 @@ class Run:
 
 
 def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ConfigError with what cannot be trained on a machine, whatever the data are."""
+    """Refuse what cannot be trained on a machine, whatever the data are.
+
+    Raises:
+        ConfigError: with every reason.
+        UserError: a part of the user's own does not work; see `check_own_parts`.
+    """
     problems = [
+        *_size_problems(settings, device),
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
         *_log_problems(settings.training),
@@ -133,26 +147,76 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     ]
     if problems:
         raise ConfigError(problems)
+    check_own_parts(settings.model, device, dtype)
+
+
+def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem]:
+    """What can never fit, by arithmetic that takes no time and no memory."""
+    model, training = settings.model, settings.training
+    host = total_memory(torch.device("cpu"))
+    batches = batch_bytes(training)
+    if host is not None and batches > host:
+        yield Problem(
+            ("gradient_accumulation_steps", "batch_size", "sequence_length"),
+            f"gradient_accumulation_steps={training.gradient_accumulation_steps} x "
+            f"batch_size={training.batch_size} x sequence_length={training.sequence_length} are "
+            f"{training.tokens_per_step} tokens a step, which need {format_bytes(batches)} for "
+            f"inputs and targets, prefetched ones included, but the machine has "
+            f"{format_bytes(host)}; lower one of them.",
+        )
+    available = total_memory(device)
+    vocab_size = model.vocab_size if _fixes_vocabulary(settings) else 1
+    state = least_state(model, vocab_size)
+    if available is not None and state > available:
+        yield Problem(
+            ("n_layer", "n_embd", "vocab_size"),
+            f"n_layer={model.n_layer} of n_embd={model.n_embd} needs at least "
+            f"{format_bytes(state)} for weights, gradients and AdamW "
+            f"({least_parameters(model, vocab_size)} parameters or more), but "
+            f"{device_name(device)} has {format_bytes(available)}; lower n_layer, n_embd, n_head, "
+            "head_dim or vocab_size.",
+        )
+    logits = 2 * training.batch_size * training.sequence_length * vocab_size
+    if available is not None and logits > available:
+        yield Problem(
+            ("batch_size", "sequence_length", "vocab_size"),
+            f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
+            f"at least {format_bytes(logits)} for the logits of {vocab_size} tokens, but "
+            f"{device_name(device)} has {format_bytes(available)}; lower batch_size, and raise "
+            "gradient_accumulation_steps as much: the steps stay the same.",
+        )
 
 
 def fitting_memory(
     settings: Settings, device: torch.device, dtype: torch.dtype, compiled: bool
-) -> ExpectedMemory:
-    """What a run will need of memory.
+) -> ExpectedMemory | None:
+    """What a run will need of memory; None if that cannot be told before it is tried.
 
     Raises:
         ConfigError: it is more than the device has, whatever else is in there.
     """
+    too_large = list(_size_problems(settings, device))
+    if too_large:
+        raise ConfigError(too_large)
     model, training = settings.model, settings.training
     memory = expected_memory(
-        model, training.batch_size, training.sequence_length, device.type, dtype
+        model,
+        training.batch_size,
+        training.sequence_length,
+        device.type,
+        dtype,
+        accumulates=training.gradient_accumulation_steps > 1,
     )
     available = total_memory(device)
-    if available is None or memory.least(compiled) <= available:
+    if memory is None or available is None:
+        return memory
+    batches = batch_bytes(training) if device.type == "cpu" else 0
+    needed = memory.least(compiled) + batches
+    if needed <= available:
         return memory
     message = (
         f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
-        f"{'at least' if compiled else 'about'} {format_bytes(memory.least(compiled))} "
+        f"{'at least' if compiled else 'about'} {format_bytes(needed)} "
         f"({format_bytes(memory.state)} of it for weights, gradients and AdamW), but "
         f"{device_name(device)} has {format_bytes(available)}; lower "
         f"{_memory_fix(memory, available, training)}."

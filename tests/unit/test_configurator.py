@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import traceback
 
 import pytest
 
@@ -208,17 +209,17 @@ def test_a_public_name_that_is_no_key_is_refused(write):
 
 def test_files_do_not_see_each_other_or_us(write):
     write("_hidden = 5", "a.py")
-    [message] = problems("a.py", write("n_layer = _hidden", "b.py"))
-    assert message == "b.py:1: NameError: name '_hidden' is not defined"
-    [message] = problems(write("n_layer = ConfigError"))
-    assert message == "x.py:1: NameError: name 'ConfigError' is not defined"
+    with pytest.raises(NameError, match="name '_hidden' is not defined"):
+        load(["a.py", write("n_layer = _hidden", "b.py")])
+    with pytest.raises(NameError, match="name 'ConfigError' is not defined"):
+        load([write("n_layer = ConfigError")])
     load([write("load = None\ndel load\n_seen = __name__, __file__")])
     assert configurator.load is load
 
 
 def test_our_future_features_do_not_reach_a_file(write):
-    path = write("def f(x: undefined): pass")
-    assert problems(path) == ["x.py:1: NameError: name 'undefined' is not defined"]
+    with pytest.raises(NameError, match="name 'undefined' is not defined"):
+        load([write("def f(x: undefined): pass")])
 
 
 def test_a_file_may_define_a_dataclass(write):
@@ -261,19 +262,38 @@ def test_a_key_set_in_no_visible_line_names_its_file(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "error"),
     [
-        ("n_layer = 1\nn_head = 1 / 0\n", "x.py:2: ZeroDivisionError: division by zero"),
-        ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
-        (
-            "def _f():\n    return int('a')\n\nn_layer = _f()",
-            "x.py:2: ValueError: invalid literal for int() with base 10: 'a'",
-        ),
-        ("import no_such_module", "x.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("raise KeyError('n')", "x.py:1: KeyError: 'n'"),
+        ("n_layer = 1\nn_head = 1 / 0\n", 2, ZeroDivisionError),
+        ("def _f():\n    return int('a')\n\nn_layer = _f()", 2, ValueError),
+        ("import no_such_module", 1, ModuleNotFoundError),
+        ("\nraise KeyError('n')", 2, KeyError),
     ],
 )
-def test_an_error_in_a_file_is_one_line_with_its_place(write, text, message):
+def test_an_error_in_a_file_s_own_code_keeps_its_traceback(write, text, line, error):
+    path = write(text)
+    with pytest.raises(error) as caught:
+        load([path])
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (last.filename, last.lineno) == (path, line)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
+        ("n_layer = 1\nraise SystemExit", "x.py:2: SystemExit"),
+        ("import sys\nsys.exit('bye')", "x.py:2: SystemExit: bye"),
+        (
+            "from model_config import PRESETS, ModelArchitectureConfig as _C\n"
+            "_C.from_preset('lama')",
+            "x.py:2: unknown preset 'lama'; did you mean 'llama'? Choices: "
+            + ", ".join(PRESETS)
+            + ".",
+        ),
+    ],
+)
+def test_what_a_user_can_fix_in_a_file_is_a_config_error_with_its_line(write, text, message):
     assert problems(write(text)) == [message]
 
 
@@ -453,6 +473,57 @@ def test_nobody_reading_the_output_is_no_error(said):
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+# A warm-up longer than the run
+
+
+WARM = "max_iters = 600\nwarmup_iters = 30\n"
+
+
+def test_a_file_s_warm_up_that_max_iters_leaves_no_room_for_is_scaled(write):
+    settings = load([write(WARM), "--max_iters=20"])
+    assert settings.training.warmup_iters == 1
+    assert settings.origins["warmup_iters"] == "x.py:2, scaled to --max_iters"
+    assert settings.notes == (
+        "warmup_iters=1: 30 of 600 steps in x.py:2, scaled to the 20 steps of --max_iters.",
+    )
+
+
+def test_a_file_s_decay_is_scaled_with_its_warm_up(write):
+    settings = load([write(WARM + "lr_decay_iters = 300"), "--max_iters=20"])
+    assert (settings.training.warmup_iters, settings.training.lr_decay_iters) == (1, 10)
+    assert len(settings.notes) == 2
+
+
+@pytest.mark.parametrize("flag", ["--max_iters=30", "--max_iters=900", "--n_layer=2"])
+def test_a_warm_up_with_room_stays(write, flag):
+    settings = load([write(WARM), flag])
+    assert (settings.training.warmup_iters, settings.notes) == (30, ())
+
+
+def test_a_run_of_no_steps_may_have_a_warm_up_in_its_file(write):
+    assert load([write(WARM), "--max_iters=0"]).training.warmup_iters == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "argv"),
+    [
+        (WARM, ("--max_iters=20", "--warmup_iters=30")),
+        (WARM, ("--lr_decay_iters=20",)),
+        (WARM + "max_iters = 20", ()),
+        (WARM + "max_iters = 25", ("--max_iters=20",)),
+    ],
+)
+def test_a_warm_up_that_nothing_scales_is_refused(write, text, argv):
+    [message] = problems(write(text), *argv)
+    assert message.startswith("warmup_iters=30 is longer than the schedule of 2")
+
+
+@pytest.mark.parametrize("text", ["warmup_iters = 'x'", "warmup_iters = 30\nmax_iters = [1]"])
+def test_what_is_no_number_of_steps_is_reported_as_such(write, text):
+    [message] = problems(write(text), "--max_iters=20")
+    assert "_iters takes int" in message
+
+
 # Parts of one's own
 
 
@@ -486,18 +557,37 @@ def test_the_same_files_may_be_loaded_twice(write, own_parts):
     assert load(argv) == load(argv)
 
 
-def test_a_plugin_that_fails_says_where(write):
+def test_a_plugin_that_fails_keeps_its_traceback(write):
     path = write("from components.norms import NORMS\n\nNORMS.no_such_thing\n", "parts.py")
-    [message] = problems(f"--plugins={path}")
-    assert message.startswith("parts.py:3: AttributeError: ")
+    with pytest.raises(AttributeError, match="no_such_thing") as caught:
+        load([f"--plugins={path}"])
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (last.filename, last.lineno) == (path, 3)
+
+
+def test_the_command_shows_where_a_plugin_of_the_user_s_raises(write):
+    path = write("def _width():\n    raise ValueError('odd width')\n\n_width()", "parts.py")
+    script = configurator.CONFIG_FOLDER.parent / "train.py"
+    command = [sys.executable, str(script), f"--plugins={path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(
+        r'File "parts.py", line 2, in _width\n    raise ValueError\(.odd width.\)\n'
+        r"ValueError: odd width\n$",
+        done.stderr,
+    )
+
+
+def test_every_plugin_that_is_missing_or_exits_is_reported(write):
+    path = write("\nraise SystemExit(3)", "parts.py")
     missing = "no file 'part.py'; did you mean 'parts.py'?"
-    assert problems(f"--plugins={path}, part.py,") == [message, missing]
+    assert problems(f"--plugins={path}, part.py,") == ["parts.py:2: SystemExit: 3", missing]
 
 
 def test_a_part_under_a_name_that_is_taken_is_refused(write, own_parts):
     path = write(PART.replace('"doubling"', '"rmsnorm"'), "parts.py")
     [message] = problems(f"--plugins={path}")
-    assert re.match(r"parts.py:\d+: ValueError: .*'rmsnorm'.* taken", message)
+    assert re.match(r"parts.py:\d+: normalization: the name 'rmsnorm' is taken by RMSNorm", message)
 
 
 def test_a_setting_of_plugins_that_is_no_text_is_refused(write):
@@ -539,6 +629,58 @@ def test_the_data_may_replace_a_vocabulary_that_was_not_set():
     assert "vocab_size" in load(["--vocab_size=300"]).explicit
 
 
+# Values that are absurd
+
+
+class Unprintable:
+    """A value that answers nothing."""
+
+    def __repr__(self):
+        raise RuntimeError
+
+    __eq__ = __ne__ = __str__ = __bool__ = __repr__
+
+
+@pytest.mark.parametrize("key", ["n_layer", "dataset", "init_from", "plugins", "compile"])
+def test_a_value_that_cannot_be_shown_is_refused(write, monkeypatch, key):
+    monkeypatch.setattr(configurator, "Unprintable", Unprintable, raising=False)
+    path = write(f"from configurator import Unprintable as _U\n{key} = _U()")
+    [message] = problems(path)
+    assert re.match(rf"x.py:2: {key} takes .+, not <Unprintable that has no repr>", message)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            f"--n_layer={'9' * 401}",
+            r"--n_layer: n_layer=9{38}\.\.\.9{38} \(401 characters\) must be",
+        ),
+        (
+            f"--n_layer={'-' * 5000}1",
+            r"--n_layer: n_layer takes int, not '-+\.\.\.-+1' \(5003 char",
+        ),
+        ("--n_layer=b'1'", r"--n_layer: n_layer takes int, not b'1' \(bytes\)"),
+        ("--n_layer={1}", r"--n_layer: n_layer takes int, not \{1\} \(set\)"),
+        ("--dropout=1j", r"--dropout: dropout takes float, not 1j \(complex\)"),
+        ("--learning_rate=1e999", r"--learning_rate: learning_rate=inf must be finite"),
+        ("--run_name=a\x1b[2J", r"--run_name: run_name='a\\x1b\[2J' has characters that cannot"),
+        ("--out_dir=", r"--out_dir: out_dir='' names no folder"),
+        ("--k\x1b\n=1", r"--k\\x1b\\n: unknown key 'k\\x1b\\n'"),
+    ],
+)
+def test_an_absurd_flag_is_refused_in_one_printable_line(flag, message):
+    [found] = problems(flag)
+    assert re.match(message, found), found
+    assert found.isprintable()
+
+
+def test_a_bad_init_from_is_reported_with_everything_else(tmp_path):
+    found = problems(f"--init_from={tmp_path}", "--n_layer=0", "--beta1=7", "--typo=1")
+    assert found[0].startswith("--init_from: ")
+    assert [message.split(":")[0] for message in found[1:]] == ["--n_layer", "--beta1", "--typo"]
+
+
 # What is printed
 
 
@@ -572,6 +714,18 @@ def test_help_groups_the_keys(capsys):
 
 def test_help_knows_a_plugin_s_parts(capsys, write, own_parts):
     assert "doubling" in printed(capsys, "--help", f"--plugins={write(PART, 'parts.py')}")
+
+
+def test_help_has_the_defaults_of_a_run_without_arguments(capsys):
+    text, bare = " ".join(printed(capsys, "--help").split()), load([])
+    for key, known in key_table().items():
+        value = bare.to_dict()[key]
+        if bare.origins[key] == "derived":
+            value = known.field.default
+        if key == "normalization":
+            value = "auto"  # which a run resolves by `bias`
+        shown = configurator.shown(value)
+        assert re.search(rf"--{key} [^\[]*\[[^\]]*; default {re.escape(shown)}\]", text), key
 
 
 def test_print_config_shows_every_value_and_its_origin(capsys, write):

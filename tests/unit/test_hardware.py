@@ -266,7 +266,45 @@ def test_mps_has_no_known_peak(machine):
     assert peak_flops(MPS, FP32) is None
 
 
-def test_a_cpu_peak_is_measured_once_and_draws_no_random_numbers():
+@pytest.fixture
+def peaks_file(tmp_path, monkeypatch):
+    """The file of the CPU's peaks, in a folder of its own; nothing measured in this process yet."""
+    monkeypatch.setenv("NANOARCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(hardware, "_PEAK_SECONDS", 0.02)
+    hardware._measured_cpu_peak.cache_clear()
+    yield tmp_path / "cache" / "cpu_peaks.json"
+    hardware._measured_cpu_peak.cache_clear()
+
+
+def test_the_fastest_matmul_of_any_process_is_the_peak(peaks_file, monkeypatch):
+    """A process that others slow down takes the peak of one before; a faster one raises it."""
+    for measured, peak in ((3e9, 3e9), (2e9, 3e9), (5e9, 5e9)):
+        hardware._measured_cpu_peak.cache_clear()
+        monkeypatch.setattr(hardware, "_fastest_matmul", lambda dtype, flops=measured: flops)
+        assert peak_flops(CPU, FP32) == peak
+    assert peak_flops(CPU, BF16) == 5e9
+    assert len(json.loads(peaks_file.read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{", '{"KEY": "fast"}', '{"KEY": 1e30}', '{"KEY": NaN}']
+)
+def test_a_damaged_file_of_peaks_is_replaced(peaks_file, monkeypatch, text):
+    monkeypatch.setattr(hardware, "_fastest_matmul", lambda dtype: 3e9)
+    peak_flops(CPU, FP32)
+    [key] = json.loads(peaks_file.read_text())
+    peaks_file.write_text(text.replace("KEY", key.replace("|", "\u007c")))
+    hardware._measured_cpu_peak.cache_clear()
+    assert peak_flops(CPU, FP32) == 3e9
+    assert json.loads(peaks_file.read_text()) == {key: 3e9}
+
+
+def test_where_peaks_cannot_be_kept_they_are_measured(peaks_file):
+    peaks_file.parent.write_text("a file, where a folder should be")
+    assert peak_flops(CPU, FP32) > 1e8
+
+
+def test_a_cpu_peak_is_measured_once_and_draws_no_random_numbers(peaks_file):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     peak = peak_flops(CPU, FP32)

@@ -230,7 +230,9 @@ def test_a_window_over_everything_says_which_layers_have_the_local_base():
 
 REFUSED = {
     "n_embd=30 is not a multiple of n_head=4": {"n_embd": 30},
+    "n_embd=32 is not a multiple of n_head=33": {"n_head": 33},
     "n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": 3},
+    "ffn_multiplier=1e+308 must be at most 10000": {"ffn_multiplier": 1e308},
     "unknown normalization 'rmsnrom'; did you mean 'rmsnorm'": {"normalization": "rmsnrom"},
     "unknown ffn_type 'moe'": {"ffn_type": "moe"},
     "does not go with ffn_type='swiglu'": {"ffn_type": "swiglu", "activation": "relu"},
@@ -296,6 +298,14 @@ def test_refused(message, keys):
     with pytest.raises(ConfigError) as raised:
         tiny_config(**keys)
     assert message in str(raised.value)
+
+
+def test_the_time_to_check_does_not_grow_with_the_layers():
+    config = tiny_config(n_layer=10**15, sliding_window=5, window_pattern="SSL", **ROPE)
+    assert (config.period, config.distinct_layers) == (3, range(3))
+    assert [config.window(10**12 + layer) for layer in range(3)] == [5, None, 5]
+    assert config.attention_backends_on("cpu") == ["manual"]
+    assert config.backend_refusals("cpu", torch.float32) == []
 
 
 def test_every_problem_is_told_at_once():

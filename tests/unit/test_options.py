@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from errors import ConfigError, Problem, nearest, unknown_name
@@ -19,6 +20,19 @@ from options import (
 )
 
 NAMES = ["small", "large"]
+BIG = f"1{'0' * 37}...{'0' * 38} (401 characters)"
+"""10**400 in a message."""
+
+
+class Unprintable:
+    """A value whose repr fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class Name(str):
+    """A str of another type."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +50,7 @@ class Example:
     name: str = option("small", "what", choices=NAMES)
     limit: float | None = option(None, "none: no limit")
     fast: bool | str = option("auto", "whether", choices=("auto", True, False))
+    free: str = option("", "any text")
 
 
 def messages(**values) -> list[str]:
@@ -52,6 +67,8 @@ def messages(**values) -> list[str]:
         (None, int | None, None),
         (2, float | None, 2.0),
         ("auto", bool | str, "auto"),
+        (np.float64(0.5), float, 0.5),
+        (Name("auto"), str, "auto"),
     ],
 )
 def test_convert_takes_values_of_the_type(value, annotation, expected):
@@ -95,6 +112,12 @@ def test_convert_refuses_values_of_another_type(value, annotation, message):
         ("true", bool | str, True),
         ("abc", int, "abc"),  # left for field_problem to refuse
         ("1.5", int, 1.5),
+        ("-" * 900 + "1", int, "-" * 900 + "1"),  # too deep for Python's parser or literal_eval
+        ("-" * 10**6 + "1", int, "-" * 10**6 + "1"),
+        ("(" * 900, int, "(" * 900),
+        ("1e999", float, float("inf")),
+        ("9" * 401, int, int("9" * 401)),
+        ("9" * 5000, int, "9" * 5000),
     ],
 )
 def test_parse_reads_text_by_type(text, annotation, expected):
@@ -112,8 +135,17 @@ def test_sound_values_have_no_problem():
     [
         ({"size": 0}, "size=0 must be at least 1."),
         ({"size": 9}, "size=9 must be at most 8."),
-        ({"size": 10**400}, f"size={10**400} must be at most 8."),
-        ({"share": 10**400}, "share int too large to convert to float."),
+        ({"size": 10**400}, f"size={BIG} must be at most 8."),
+        ({"size": 10**5000}, "size=<int that has no repr> must be at most 8."),
+        ({"share": 10**400}, f"share takes float, and {BIG} is too large for one."),
+        ({"size": {1}}, "size takes int, not {1} (set)."),
+        ({"size": b"1"}, "size takes int, not b'1' (bytes)."),
+        ({"share": 1j}, "share takes float, not 1j (complex)."),
+        (
+            {"size": Unprintable()},
+            "size takes int, not <Unprintable that has no repr> (Unprintable).",
+        ),
+        ({"free": "a\nb\udcff"}, "free='a\\nb\\udcff' has characters that cannot be printed."),
         ({"share": 0}, "share=0.0 must be above 0."),
         ({"share": 1.0}, "share=1.0 must be below 1."),
         ({"share": float("nan")}, "share=nan must be finite."),
@@ -164,17 +196,19 @@ def test_unknown_name_reads_an_iterable_once():
 def test_type_names_are_a_readers():
     assert type_name(float | None) == "float or none"
     assert type_name(bool) == "True or False"
-    assert list(field_types(Example)) == ["size", "share", "name", "limit", "fast"]
+    assert list(field_types(Example)) == ["size", "share", "name", "limit", "fast", "free"]
 
 
 def test_groups_are_the_comments_after_an_empty_line():
     names = {heading: [field.name for field in fs] for heading, fs in groups(Example).items()}
-    assert names == {"Sizes": ["size", "share"], "Names": ["name", "limit", "fast"]}
+    assert names == {"Sizes": ["size", "share"], "Names": ["name", "limit", "fast", "free"]}
 
 
 def test_config_error_counts_and_lists_its_problems():
     one = ConfigError([Problem(("a",), "a is bad.")])
     assert str(one) == "1 config error:\n  - a is bad."
+    odd = ConfigError([Problem(("a",), "a\x1b\udcff is bad:\nsee b")])
+    assert str(odd) == "1 config error:\n  - a\\x1b\\udcff is bad:\n    see b"
     two = ConfigError([Problem(("a",), "a is bad."), Problem((), "no file.")])
     assert str(two) == "2 config errors:\n  - a is bad.\n  - no file."
     assert isinstance(two, ValueError)

@@ -11,6 +11,7 @@ from torch import nn
 
 import model_components
 from components.registry import Registry
+from errors import UserError
 from model_components import REGISTRIES, catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def registry() -> Registry:
-    registry = Registry("colour", "Colour")
+    registry = Registry("colour", "Colour", variable="COLOURS", base=object, made_with=None)
 
     @registry.register("red", label="R", aliases=("crimson",), paper="Newton 1704")
     class Red:
@@ -59,12 +60,58 @@ def test_duplicates_are_refused(registry, name, label, message):
         registry.register(name, label=label)(Other)
 
 
-def test_a_part_without_a_docstring_is_refused(registry):
-    class Bare:
-        pass
+class Bare(nn.Module):
+    pass
 
-    with pytest.raises(ValueError, match="Bare needs a docstring"):
-        registry.register("bare", label="B")(Bare)
+
+class Documented(nn.Module):
+    """Does nothing."""
+
+
+class Demanding(nn.Module):
+    """Wants too much."""
+
+    def __init__(self, dim, eps, more):
+        super().__init__()
+
+
+class Plain:
+    """No module."""
+
+
+@pytest.mark.parametrize(
+    ("register", "message"),
+    [
+        (lambda norms: norms.register("x", label="X")(Bare), "'x': Bare needs a docstring"),
+        (lambda norms: norms.register("x")(Documented), "'x' needs a label"),
+        (lambda norms: norms.register(Documented), "takes the name of the part, which is missing"),
+        (
+            lambda norms: norms.register()(Documented),
+            "takes the name of the part, which is missing",
+        ),
+        (lambda norms: norms.register("", label="X"), "takes the name of the part, not ''"),
+        (lambda norms: norms.register("x", label="X")(Plain), "'x': Plain must subclass Module"),
+        (lambda norms: norms.register("x", label="X")(len), "'x' must be a class, not <built-in"),
+        (
+            lambda norms: norms.register("x", label="X")(Demanding),
+            "'x': Demanding is made with (dim, eps), which its __init__ does not take (missing a "
+            "required argument: 'more')",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_with_an_example(register, message):
+    norms = Registry("norm", "Norm", variable="NORMS", base=nn.Module, made_with="dim, eps")
+    with pytest.raises(UserError) as refused:
+        register(norms)
+    assert str(refused.value).startswith("norm: ")
+    assert message in str(refused.value)
+    assert str(refused.value).splitlines()[1:] == [
+        '@NORMS.register("mine", label="Mine")',
+        "class Mine(nn.Module):",
+        '    """What it does, in one line."""',
+        "    def __init__(self, dim, eps): ...",
+    ]
+    assert len(norms) == 0
 
 
 def test_the_same_file_may_be_run_again(registry):

@@ -63,6 +63,35 @@ def derived(**values) -> TrainingConfig:
             "Choices: csv, tensorboard, wandb.",
         ),
         ({"log_to": "csv,wandb, csv"}, "log_to='csv,wandb, csv' names csv more than once."),
+        ({"run_name": "  "}, "run_name='  ' starts or ends with a space; remove it."),
+        ({"run_name": "mine "}, "run_name='mine ' starts or ends with a space; remove it."),
+        (
+            {"run_name": "nul.txt"},
+            "run_name='nul.txt' is no folder's name on Windows; choose another.",
+        ),
+        ({"run_name": "a."}, "run_name='a.' is no folder's name on Windows; choose another."),
+        (
+            {"run_name": "é" * 101},
+            f"run_name='{'é' * 37}...{'é' * 37}' (103 characters) is 202 bytes long, and the "
+            "longest is 200; shorten it.",
+        ),
+        ({"out_dir": ""}, "out_dir='' names no folder; drop it, or use '.' for this one."),
+        ({"out_dir": " "}, "out_dir=' ' names no folder; drop it, or use '.' for this one."),
+        (
+            {"out_dir": "a/" + 300 * "b"},
+            f"out_dir='a/{'b' * 35}...{'b' * 37}' (304 characters) has a name of 300 bytes, and "
+            "the longest is 255; shorten it.",
+        ),
+        ({"run_name": "a\tb"}, r"run_name='a\tb' has characters that cannot be printed."),
+        ({"dataset": "a\udcff"}, r"dataset='a\udcff' has characters that cannot be printed."),
+        (
+            {"seed": "-" * 5000},
+            f"seed takes int, not '{'-' * 37}...{'-' * 37}' (5002 characters) (str).",
+        ),
+        (
+            {"batch_size": 2**63},
+            "batch_size=9223372036854775808 must be at most 9223372036854775807.",
+        ),
         ({"run_name": ".."}, "run_name='..' must be one folder's name; out_dir says where it is."),
         ({"run_name": ""}, "run_name='' must be one folder's name; out_dir says where it is."),
     ],

@@ -1,0 +1,104 @@
+"""The check of a user's own parts when a run starts."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from configurator import load
+from errors import UserError
+from model_components import ACTIVATIONS, NORMS
+from training import smoke
+from training.run import refuse_machine
+from training.smoke import check_own_parts
+
+CPU = torch.device("cpu")
+
+NORM = '''
+import torch
+from torch import nn
+from components.norms import NORMS
+
+@NORMS.register("mine", label="Mine")
+class Mine(nn.Module):
+    """A norm."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        {forward}
+'''
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Check a norm whose forward is as given, as a run does when it starts."""
+    for registry in (NORMS, ACTIVATIONS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        monkeypatch.setattr(registry, "_canonical", dict(registry._canonical))
+    monkeypatch.chdir(tmp_path)
+
+    def check_norm(forward: str, *flags: str) -> None:
+        (tmp_path / "parts.py").write_text(NORM.format(forward=forward))
+        settings = load(["--plugins=parts.py", "--normalization=mine", *flags])
+        refuse_machine(settings, CPU, torch.float32)
+
+    return check_norm
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--arch_preset=llama", "--n_head=12", "--n_kv_head=4", "--qk_norm=True"),
+        ("--sliding_window=100", "--window_pattern=SSL", "--n_layer=7", "--ffn_hidden=999"),
+        ("--n_embd=8", "--n_head=1", "--block_size=4", "--head_dim=6"),
+    ],
+)
+def test_a_sound_part_passes(check, flags) -> None:
+    before = torch.get_rng_state()
+    check("return self.scale * x", *flags)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            "return self.scale[:, None] * x[..., None, :]",
+            r"must keep the shape of its input, \(2, 8, 128\); it returned \(2, 8, 128, 128\)",
+        ),
+        ("return x, self.scale", r"must return a tensor of shape \(2, 8, 128\), .* not tuple"),
+        ("return self.scale.detach() * x", r"none of its 1 parameters \(scale\) gets a gradient"),
+        ("return self.scale * x / 0", "the loss of a new model must be finite, not nan"),
+        (
+            "return x + (self.scale - 1).abs().sqrt()",
+            "the gradient of its parameter scale is not finite",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said(check, forward, message) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        check(forward)
+    assert "normalization='mine' (Mine in " in str(refused.value)
+
+
+def test_what_a_part_raises_keeps_its_traceback(check) -> None:
+    with pytest.raises(IndexError) as raised:
+        check("return x[:, 99] * self.scale")
+    assert traceback.extract_tb(raised.value.__traceback__)[-1].line.startswith("return x[:, 99]")
+    assert "normalization='mine' (Mine in " in raised.value.__notes__[0]
+
+
+def test_what_depends_on_the_data_passes(check) -> None:
+    check("return self.scale * x * len(x[x > 0])")
+
+
+def test_parts_of_the_project_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoke, "GPT", None)
+    check_own_parts(load([]).model, CPU, torch.float32)

@@ -1,0 +1,143 @@
+"""A quick check of a user's own parts before a run starts: shapes, backward, finite gradients."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.part import own_stream
+from components.registry import is_users_own
+from errors import ConfigError, UserError
+from model_builder import GPT
+from model_components import REGISTRIES
+from model_config import ModelArchitectureConfig
+from training.hardware import autocast
+
+KEEP_SHAPE = ("normalization", "activation", "ffn_type", "norm_position")
+"""Keys of the parts whose output has the shape of their input."""
+
+TOKENS = 8
+VOCABULARY = 64
+
+
+def check_own_parts(
+    config: ModelArchitectureConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Train a small model for a step with the parts of the user's own that a config names.
+
+    Does nothing where it names none. What a part raises passes, with its traceback and a note that
+    says which parts were checked.
+
+    Raises:
+        UserError: a part's output has another shape, or it leaves a loss or a gradient that is not
+            finite, or its parameters without a gradient.
+    """
+    own = {
+        key: registry[getattr(config, key)]
+        for key, registry in REGISTRIES.items()
+        if is_users_own(registry[getattr(config, key)])
+    }
+    if not own:
+        return
+    words = {
+        key: f"{key}={getattr(config, key)!r} ({part.__name__} in {inspect.getfile(part)})"
+        for key, part in own.items()
+    }
+    try:
+        with own_stream("smoke check"):
+            _train_a_step(_small(config), own, words, device, dtype)
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(f"Raised in a check, on a small model, of {', '.join(words.values())}.")
+        raise
+
+
+def _small(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+    """The config with the same parts and head width, and few layers, heads and tokens.
+
+    Where the parts cannot be combined at that size, only the layers are fewer.
+    """
+    layers = min(config.n_layer, max(2, config.period))
+    window = 0 if config.sliding_window is None else config.sliding_window + 1
+    groups = config.n_head // config.n_kv_head
+    sizes = {
+        "n_head": 2 * groups,
+        "n_kv_head": 2,
+        "head_dim": config.head_dim,
+        "n_embd": 2 * groups * max(1, config.n_embd // config.n_head),
+        "ffn_hidden": None,
+        "ffn_multiplier": None,
+        "block_size": min(config.block_size, max(window, 2 * TOKENS)),
+        "vocab_size": VOCABULARY,
+    }
+    try:
+        return config.changed(n_layer=layers, **sizes)
+    except ConfigError:
+        return config.changed(n_layer=layers)
+
+
+def _train_a_step(
+    config: ModelArchitectureConfig,
+    own: dict[str, type],
+    words: dict[str, str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    model = GPT(config).to(device)
+    modules = {
+        key: [module for module in model.modules() if isinstance(module, part)]
+        for key, part in own.items()
+    }
+    for key in KEEP_SHAPE:
+        for module in modules.get(key, ()):
+            module.register_forward_hook(_shape_check(words[key]))
+    length = min(TOKENS, config.block_size)
+    idx = torch.arange(2 * length, device=device).view(2, length) % config.vocab_size
+    with autocast(device, dtype):
+        logits, loss = model(idx, idx.roll(1, dims=1))
+    everyone = ", ".join(words.values())
+    expected = (2, length, config.vocab_size)
+    if logits.shape != expected:
+        raise UserError(f"{everyone}: the logits must be {expected}, not {tuple(logits.shape)}.")
+    if not math.isfinite(loss.item()):
+        raise UserError(f"{everyone}: the loss of a new model must be finite, not {loss.item()}.")
+    loss.backward()
+    for key, instances in modules.items():
+        for module in instances:
+            _check_gradients(words[key], module)
+
+
+def _shape_check(words: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        expected = tuple(args[0].shape)
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"{words}: forward must return a tensor of shape {expected}, that of its input, "
+                f"not {type(output).__name__}."
+            )
+        if tuple(output.shape) != expected:
+            raise UserError(
+                f"{words}: forward must keep the shape of its input, {expected}; it returned "
+                f"{tuple(output.shape)}."
+            )
+
+    return hook
+
+
+def _check_gradients(words: str, module: nn.Module) -> None:
+    """Some parameter must get a gradient: not all need to, as experts that no token chose."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if trained and all(parameter.grad is None for parameter in trained.values()):
+        raise UserError(
+            f"{words}: none of its {len(trained)} parameters ({', '.join(list(trained)[:3])}) gets "
+            "a gradient; use them in forward, without detach() or no_grad()."
+        )
+    for name, parameter in trained.items():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise UserError(f"{words}: the gradient of its parameter {name} is not finite.")
