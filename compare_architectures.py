@@ -26,9 +26,8 @@ from comparison.documents import to_csv, to_json
 from comparison.findings import Findings
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
-from comparison.shapes import visible
 from comparison.tables import to_markdown, to_text
-from errors import UserError, unknown_name
+from errors import UserError, printable, unknown_name
 from experiment.selection import DEFAULT_LATEST, Selection, select
 from training.config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
@@ -155,7 +154,7 @@ def plot(findings: Findings, path: Path) -> int:
 
 def say(message: str) -> None:
     """Print one line beside the comparison, which a program may be reading."""
-    print(visible(message), file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 def _no_run(arguments: argparse.Namespace, chosen: Selection) -> str:

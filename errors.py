@@ -54,10 +54,11 @@ def is_unprintable(character: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text with control characters and lone surrogates escaped: one line on any terminal."""
-    return "".join(
-        c.encode("unicode_escape").decode("ascii") if is_unprintable(c) else c for c in text
-    )
+    """Text in which every character can be seen, one line on any terminal: control characters, ANSI
+    escapes, text-direction marks and lone surrogates are spelled `\\x1b`, `\\u202e`, `\\ud800`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def quoted(value: Any, longest: int = 80) -> str:

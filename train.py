@@ -136,7 +136,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
     machine = environment(run.device)
     peak = peak_flops(run.device, run.dtype)
     console.say(start_report(run, machine["device"], peak))
-    for note in start.notes:
+    for note in (*start.settings.notes, *start.notes):
         console.say(note)
     return TrainingLogger(
         run.folder,

@@ -13,7 +13,7 @@ from typing import Any
 from comparison.shapes import (
     LONGEST_NAME,
     Check,
-    all_visible,
+    all_printable,
     list_of,
     nullable,
     number,
@@ -23,9 +23,8 @@ from comparison.shapes import (
     scalar,
     text,
     told,
-    visible,
 )
-from errors import UserError
+from errors import UserError, printable
 from training_logger import (
     METRICS_FILE,
     RUN_FILE,
@@ -69,7 +68,7 @@ class Run:
     @cached_property
     def folder(self) -> str:
         """Its folder as text that can be printed."""
-        return visible(str(self.path.parent))
+        return printable(str(self.path.parent))
 
     @property
     def seeds(self) -> tuple[Any, Any]:
@@ -207,7 +206,7 @@ def _check_run(document: Any) -> Sequence[str]:
 def load_run(path: Path | str) -> Run:
     """The run of a folder, of a run.json, or of the metrics.jsonl beside one.
 
-    Control characters in its texts are escaped, see `shapes.visible`.
+    Control characters in its texts are escaped, see `errors.printable`.
 
     Raises:
         UserError: There is none, it is damaged, it is the file of something else, or a value that
@@ -229,9 +228,9 @@ def load_run(path: Path | str) -> Run:
         path=path,
         eval_steps=document["eval_steps"],
         summary=document["summary"],
-        plugins=all_visible(document.get("plugins")),
-        environments=tuple(all_visible(starts)),
-        **{key: all_visible(document[key]) for key in _SHOWN},
+        plugins=all_printable(document.get("plugins")),
+        environments=tuple(all_printable(starts)),
+        **{key: all_printable(document[key]) for key in _SHOWN},
     )
     ended = run.status != "running" and run.eval_steps
     return run if ended else _up_to_date(run)

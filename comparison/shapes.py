@@ -1,8 +1,7 @@
 """Files from elsewhere, made safe to use: read, checked against a declared shape, text escaped.
 
 A shape is declared once, as checks made of checks; whatever passes can be used without further
-care. `visible` is the one place where text that could act on a terminal, a spreadsheet or an
-encoder becomes text that can only be read.
+care.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from errors import UserError, printable
 
 LARGEST_FILE = 1_000_000_000
 """Bytes. A log of a million evaluations is smaller."""
@@ -199,20 +198,12 @@ def read_checked(path: Path, read: Callable[[Path], Any], check: Check, what: st
 # Text
 
 
-def visible(value: str) -> str:
-    """Text in which every character can be seen: control characters, ANSI escapes, line breaks,
-    text-direction marks and lone surrogates are spelled `\\x1b`, `\\n`, `\\u202e`, `\\ud800`."""
-    if value.isprintable():
-        return value
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in value)
-
-
-def all_visible(value: Any) -> Any:
-    """A checked JSON value whose texts and keys are all `visible`."""
+def all_printable(value: Any) -> Any:
+    """A checked JSON value whose texts and keys are all `errors.printable`."""
     if isinstance(value, str):
-        return visible(value)
+        return printable(value)
     if isinstance(value, list):
-        return [all_visible(item) for item in value]
+        return [all_printable(item) for item in value]
     if isinstance(value, dict):
-        return {visible(key): all_visible(item) for key, item in value.items()}
+        return {printable(key): all_printable(item) for key, item in value.items()}
     return value

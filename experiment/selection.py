@@ -20,8 +20,7 @@ from comparison.runs import (
     newest,
     sweeps_below,
 )
-from comparison.shapes import visible
-from errors import UserError
+from errors import UserError, printable
 from experiment.manifest import Sweep, output_file, read_sweep
 
 DEFAULT_LATEST = 3
@@ -149,7 +148,7 @@ def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str]]:
 def _arms_of(sweeps: Sequence[Sweep]) -> dict[Path, str]:
     """Of each run's folder, what the first sweep that lists it calls its arm."""
     return {
-        folder: visible(name)
+        folder: printable(name)
         for sweep in reversed(sweeps)
         for name, own in sweep.arms.items()
         for folder in own
