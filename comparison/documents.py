@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
+from comparison.code_versions import code_note
 from comparison.findings import Findings, Row
 from comparison.groups import Group
 from comparison.inference import ALPHA, Estimate, Sample, deviation
-from comparison.provenance import code_note
 from comparison.runs import Run
 from comparison.verdicts import Verdict
 from training_logger import json_safe

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from comparison.code_versions import code_note
 from comparison.curves import AXES, common_budget, losses_at, speedup
 from comparison.effects import Effect, effects
 from comparison.groups import (
@@ -17,7 +18,6 @@ from comparison.groups import (
     unlike,
 )
 from comparison.inference import Estimate, Sample
-from comparison.provenance import code_note
 from comparison.runs import Run
 from comparison.verdicts import BASELINE, CANNOT_TELL, Verdict, judge
 

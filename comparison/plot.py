@@ -18,11 +18,11 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from comparison.bands import Band, band
+from comparison.code_versions import code_note
 from comparison.curves import AXES, common_budget
 from comparison.documents import assignments
 from comparison.findings import Findings, Row
 from comparison.formats import BUDGET_TITLES, verdict_word
-from comparison.provenance import code_note
 from comparison.verdicts import BASELINE, Verdict
 from errors import UserError
 
