@@ -14,6 +14,7 @@ from training.config import SCHEDULES, TrainingConfig
 from training.optim import (
     _SCHEDULES,
     Diverged,
+    LaggingScalar,
     Stepper,
     gradient_statistics,
     learning_rate_at,
@@ -399,3 +400,27 @@ def test_a_run_may_resume_in_another_dtype(saved, resumed):
     second.load_state_dict(first.state_dict())
     train_step(model, second, torch.ones(2, 4))
     assert second.read().bad_steps == 0
+
+
+class Arrival:
+    """Stands for a CUDA event: what was copied before it has arrived once a test says so."""
+
+    arrived = False
+
+    def query(self) -> bool:
+        return self.arrived
+
+    def record(self) -> None:
+        self.arrived = False
+
+
+def test_a_value_on_a_device_is_seen_when_it_arrives_and_not_waited_for():
+    scalar, arrival = LaggingScalar(torch.device("cpu")), Arrival()
+    assert scalar.look(torch.tensor(3.0)) == 3.0  # a CPU's at once
+    scalar._arrival, scalar._landing = arrival, torch.zeros(())
+    assert scalar.look(torch.tensor(5.0)) == 3.0
+    assert scalar.look(torch.tensor(6.0)) == 3.0  # that of 5 is still under way
+    arrival.arrived = True
+    assert scalar.look(torch.tensor(7.0)) == 5.0
+    arrival.arrived = True
+    assert scalar.look(torch.tensor(8.0)) == 7.0
