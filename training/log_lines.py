@@ -77,6 +77,7 @@ def format_start_report(sections: Sequence[tuple[str, Sequence[tuple[str, str]]]
                 initial_indent=f"  {name}".ljust(column),
                 subsequent_indent=" " * column,
                 break_on_hyphens=False,
+                break_long_words=False,  # a path stays one that can be copied
             ) or [f"  {name}"]
     return "\n".join(lines)
 

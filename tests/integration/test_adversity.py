@@ -217,7 +217,7 @@ def test_the_report_names_the_directory_and_a_resumed_run_its_step(
     workshop: Workshop, capsys
 ) -> None:
     run = workshop.train("--max_iters=2")
-    assert f"directory             {run}" in capsys.readouterr().out
+    assert str(run) in capsys.readouterr().out.partition("Cost")[0]
     workshop.train("--resume=auto", "--max_iters=4")
     assert f"Resuming {run} at step 2 of 4." in capsys.readouterr().out
     workshop.train("--resume=auto")

@@ -134,7 +134,8 @@ class TestExitCodes:
             ("train.py", ["--dataset=nothing"], 1, "unknown dataset 'nothing'"),
             ("sample.py", ["--help"], 0, "--prompt_file"),
             ("sample.py", ["--top_k=x"], 2, "invalid int value"),
-            ("sample.py", ["--plugins=no_such.py"], 1, "no run under"),
+            ("sample.py", ["--plugins=no_such.py"], 2, "no file 'no_such.py'"),
+            ("sample.py", ["--out_dir=no_such_folder"], 1, "no run under"),
         ],
     )
     def test_scripts(

@@ -121,6 +121,7 @@ def trained(folder: Path, *, seed: int = 0, loss: float = 1.0) -> Trained:
     """A run whose last checkpoint is of a small model made with a seed."""
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
+    folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         folder / "checkpoints",
         step=1,
@@ -167,7 +168,8 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path):
 
 
 def test_all_that_a_run_records_of_its_environment_is_looked_at():
-    assert {*RECORDED, "driver", "commit", "dirty"} == {*environment(CPU), "dtype"}
+    code = {"commit", "dirty", "source_sha256"}
+    assert {*RECORDED, "driver", *code} == {*environment(CPU), "dtype"}
     assert {*RECORDED, "driver", "commit", "dirty"} <= PROBES.keys()
     assert set(NOTED) <= PROBES.keys()
 

@@ -19,6 +19,8 @@ from experiment.manifest import SWEEP_FILE, read_sweep, refuse_another, write_ma
 from experiment.plan import Plan
 from tests.tiny_data import write_tiny_dataset
 from tests.tiny_sweep import config_file, tiny_plan
+from training.corpus import Document, write_dataset
+from training.tokenizers import ByteTokenizer
 
 NORMS = {"normalization": ("rmsnorm",)}
 RATES = {"learning_rate": ("1e-3", "2e-3", "4e-3")}
@@ -168,8 +170,14 @@ def test_what_makes_it_another(
 def test_other_text_makes_it_another(tmp_path: Path) -> None:
     dataset = write_tiny_dataset(tmp_path / "tiny")
     before = tiny_plan(dataset, tmp_path, vary=NORMS)
-    meta = json.loads((dataset / "meta.json").read_text())
-    (dataset / "meta.json").write_text(json.dumps(meta | {"fingerprint": "f00d"}))
+    write_dataset(
+        [Document("train", ["other " * 100]), Document("val", ["text " * 100])],
+        ByteTokenizer(),
+        dataset,
+        name="tiny",
+        source="tests",
+        separate=False,
+    )
     assert tiny_plan(dataset, tmp_path, vary=NORMS).name != before.name
 
 
