@@ -19,10 +19,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from errors import UserError
 from training.corpus import Document, write_dataset
 from training.prepare_scripts import add_val_fraction, prepare_parser, run_script
 from training.sources import characters_of, file_documents

@@ -376,6 +376,13 @@ def test_flags_out_of_range_are_refused(flag, capsys):
     assert "is not above 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "script", sorted(REPOSITORY.glob("data/*/prepare.py")), ids=lambda script: script.parent.name
+)
+def test_every_prepare_script_runs_from_any_directory(script, tmp_path):
+    subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, check=True)
+
+
 # data/python_stdlib
 
 
