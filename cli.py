@@ -20,6 +20,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     that cannot be written in one line. What the output's encoding lacks is escaped. Any other
     exception, ours or of the user's own code, keeps its traceback.
     """
+    _open_closed_streams()
     escape_what_cannot_be_encoded()
     try:
         try:
@@ -35,6 +36,13 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Send what is printed nowhere if the command was started with a stream closed (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def escape_what_cannot_be_encoded() -> None:

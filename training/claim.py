@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from errors import UserError, file_errors
+from training.safe_files import refuse_irregular
 
 try:
     import fcntl
@@ -54,6 +55,7 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
     """
     with file_errors(f"write in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_irregular(folder / LOCK_FILE)
         lock = (folder / LOCK_FILE).open("a+", encoding="ascii")
     with lock as file:
         if not _lock(file):
@@ -77,6 +79,7 @@ def refuse_claimed(folder: Path) -> None:
 
 def process_in(folder: Path) -> str | None:
     """The number of the process that trains in a folder now; None where none does."""
+    refuse_irregular(folder / LOCK_FILE)
     with contextlib.suppress(FileNotFoundError), (folder / LOCK_FILE).open("r") as file:
         if not _lock(file, shared=True):  # so that two who ask do not hinder each other
             return file.read()

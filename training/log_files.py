@@ -14,6 +14,7 @@ day are UTC, ISO 8601. NaN and infinity, which JSON does not have, become null.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError, file_errors
+from training.safe_files import open_regular, refuse_irregular
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -95,6 +97,7 @@ class MetricsFile:
     """A metrics.jsonl that is being written. What `append` returns from has left the process."""
 
     def __init__(self, path: Path):
+        refuse_irregular(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def append(self, line: Mapping[str, Any]) -> None:
@@ -142,7 +145,10 @@ def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """The records of a metrics.jsonl and their text, oldest first; see `read_metrics`."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with (
+        open_regular(path, follow_links=True) as content,
+        io.TextIOWrapper(content, encoding="utf-8", errors="replace", newline="\n") as file,
+    ):
         damaged = None
         for number, text in enumerate(file, start=1):
             if damaged:
@@ -183,10 +189,15 @@ def read_run(path: Path) -> Any:
     Raises:
         ValueError: The file is no JSON.
     """
-    text = path.read_bytes()
+    text = _content(path)
     before, key, lines = text.partition(b'\n "training_iterations": [\n')
     _, end, after = lines.partition(b"\n ]")
     return json.loads(before + key + end + after if end else text)
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path, follow_links=True) as file:
+        return file.read()
 
 
 def read_log(run_dir: Path) -> dict[str, Any]:
@@ -196,7 +207,7 @@ def read_log(run_dir: Path) -> dict[str, Any]:
         OSError: There is no run.json.
         ValueError: A file is damaged.
     """
-    log = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+    log = json.loads(_content(run_dir / RUN_FILE))
     if not any(log[name] for name in LIST_OF_KIND.values()):
         lines = read_metrics(run_dir / METRICS_FILE)
         log |= {name: records_of(lines, kind) for kind, name in LIST_OF_KIND.items()}
@@ -345,7 +356,7 @@ def lines_to_resume(run_dir: Path, step: int, logged: int | None) -> list[dict[s
 def _records_of_ended_run(run_dir: Path) -> list[dict[str, Any]]:
     """The records that run.json holds; none where there is no such file or it is damaged."""
     try:
-        log = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        log = json.loads(_content(run_dir / RUN_FILE))
         records = [line for name in LIST_OF_KIND.values() for line in log[name]]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -30,6 +30,13 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
     return open(path, "rb")
 
 
+def refuse_irregular(path: Path) -> None:
+    """Raise UserError if `path` exists and is no regular file: to open a FIFO would wait for its
+    other end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file; replace it with one.")
+
+
 def read_json(path: Path, *, follow_links: bool = False) -> Any:
     """The content of a JSON file of at most MAX_JSON_BYTES.
 

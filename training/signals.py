@@ -6,12 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from types import FrameType, TracebackType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-
-STANDARD_ERROR = 2
 
 
 class StopRequest:
@@ -49,6 +48,7 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-        text = f"\n{self.requested}: {self._finishing}; press Ctrl-C again to quit now\n"
-        with contextlib.suppress(OSError):  # no terminal is left to read it
-            os.write(STANDARD_ERROR, text.encode())  # Python's own streams are not reentrant
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send another signal"
+        text = f"\n{self.requested}: {self._finishing}; {again} to quit now\n"
+        with contextlib.suppress(OSError, ValueError):  # no terminal is left to read it
+            os.write(sys.stderr.fileno(), text.encode())  # Python's streams are not reentrant

@@ -330,7 +330,8 @@ class TestSignals:
         process = workshop.start(*self.LONG, "--dropout=0.1", "--log_interval=5")
         process.wait_for("iter ")
         process.send(number)
-        acknowledged = f"\n{number.name}: finishing this step; press Ctrl-C again to quit now\n"
+        again = {"SIGINT": "press Ctrl-C again", "SIGTERM": "send another signal"}[number.name]
+        acknowledged = f"\n{number.name}: finishing this step; {again} to quit now\n"
         assert (process.finish(), process.errors) == (0, acknowledged)
         assert f"{number.name} received: the run stopped after" in process.output
         stopped = log_of(workshop.out_dir / "run")

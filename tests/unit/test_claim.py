@@ -54,6 +54,14 @@ def test_out_dir_that_is_a_file_is_an_error(tmp_path):
         make_run_folder("llama", tmp_path / "file")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_lock_that_is_a_fifo_is_refused(tmp_path):
+    os.mkfifo(tmp_path / LOCK_FILE)
+    for use in (refuse_claimed, lambda folder: claimed(folder).__enter__()):
+        with pytest.raises(UserError, match="is not a regular file"):
+            use(tmp_path)
+
+
 needs_locks = pytest.mark.skipif(claim.fcntl is None, reason="this system has no flock")
 
 

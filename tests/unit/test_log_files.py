@@ -114,6 +114,15 @@ class TestWhichRun:
         assert "has no log: it starts at step 10" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
+def test_a_file_that_is_a_fifo_is_refused_and_not_waited_for(logged: Path, name: str) -> None:
+    (logged / name).unlink()
+    os.mkfifo(logged / name)
+    with pytest.raises(UserError, match=f"{name} is not a regular file"):
+        make_logger(logged, resume=ResumePoint(20, 6)).__enter__()
+
+
 class TestSetAside:
     def test_the_log_of_an_unfinished_run_is_renamed(self, tmp_path: Path) -> None:
         for number in (1, 2):
