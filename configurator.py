@@ -361,6 +361,8 @@ def read_config_file(path: str, plugins: dict[str, str]) -> dict[str, Given]:
     if registers_parts(path):
         plugins[path] = source
     lines, imported = names_bound(source)
+    if "*" in imported:
+        imported |= namespace.keys() - lines.keys()
     return {
         name: Given(value, f"{path}:{lines[name]}" if name in lines else path)
         for name, value in namespace.items()
@@ -421,13 +423,21 @@ def run_source(path: str, source: str) -> dict[str, Any]:
     module.__file__ = os.path.abspath(path)
     sys.modules[module.__name__] = module  # where dataclasses and inspect look for a class's module
     try:
-        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
+        exec(compiled(source, path), vars(module))
     except UserError as error:
         raise ConfigError([Problem((), f"{failed_at(error, path)}: {error}")]) from error
     except (SyntaxError, SystemExit) as error:
         message = f"{failed_at(error, path)}: {type(error).__name__}: {error}".removesuffix(": ")
         raise ConfigError([Problem((), message)]) from error
     return vars(module)
+
+
+def compiled(source: str, path: str) -> types.CodeType:
+    """The code of a file. Raises SyntaxError, also where it is nested deeper than Python reads."""
+    try:
+        return compile(source, path, "exec", dont_inherit=True)
+    except (MemoryError, RecursionError) as error:
+        raise SyntaxError("an expression is nested too deeply for Python to read") from error
 
 
 def module_name(path: str) -> str:

@@ -65,7 +65,7 @@ def quoted(value: Any, longest: int = 80) -> str:
     """`repr(value)` for a message: in one line, shortened in the middle, and never raising."""
     try:
         text = printable(repr(value))
-    except Exception:  # a __repr__ of the user's own, or an int of over 4300 digits
+    except (Exception, SystemExit):  # a __repr__ of the user's own, or an int of over 4300 digits
         return f"<{type(value).__name__} that has no repr>"
     if len(text) <= longest:
         return text

@@ -15,7 +15,7 @@ import torch
 
 import configurator
 from cli import run_cli
-from errors import UserError
+from errors import UserError, quoted
 from model_builder import check_sampling
 from training.config import DEVICES, DTYPES
 from training.hardware import autocast, resolve_device, resolve_dtype
@@ -83,6 +83,8 @@ def main(argv: list[str]) -> None:
     check_sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p)
     if args.num_samples < 1:
         raise UserError(f"num_samples={args.num_samples} must be at least 1.")
+    if not 0 <= args.seed < 2**64:
+        raise UserError(f"seed={quoted(args.seed)} must be at least 0 and below {2**64}.")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     trained = load_trained(
@@ -116,5 +118,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding does not have
     run_cli(main)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ def check_own_parts(
 ) -> None:
     """Train a small model for a step with the parts of the user's own that a config names.
 
-    Does nothing where it names none. What a part raises passes, with its traceback and a note that
-    says which parts were checked.
+    Does nothing where it names none. A part may demand its own width (groups of channels), so one
+    that fails in a small model is tried at the config's widths. What it raises there passes, with
+    its traceback and a note that says which parts were checked.
 
     Raises:
         UserError: a part's output has another shape, or it leaves a loss or a gradient that is not
@@ -48,20 +50,28 @@ def check_own_parts(
         key: f"{key}={getattr(config, key)!r} ({part.__name__} in {inspect.getfile(part)})"
         for key, part in own.items()
     }
-    try:
-        with own_stream("smoke check"):
-            _train_a_step(_small(config), own, words, device, dtype)
-    except UserError:
-        raise
-    except Exception as error:
-        error.add_note(f"Raised in a check, on a small model, of {', '.join(words.values())}.")
-        raise
+    failed: Exception | None = None
+    for model_config in _few_layers(config):
+        try:
+            with own_stream("smoke check"):
+                _train_a_step(model_config, own, words, device, dtype)
+            return
+        except SystemExit as error:  # which would end the run without a word
+            failed = RuntimeError("A part must not call sys.exit(); raise an exception instead.")
+            failed.__cause__ = error
+        except Exception as error:
+            failed = error
+    assert failed is not None
+    if not isinstance(failed, UserError):
+        checked = ", ".join(words.values())
+        failed.add_note(f"Raised in a check, on a model of few layers, of {checked}.")
+    raise failed
 
 
-def _small(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-    """The config with the same parts and head width, and few layers, heads and tokens.
+def _few_layers(config: ModelArchitectureConfig) -> Iterator[ModelArchitectureConfig]:
+    """The config with few layers: with few heads and tokens as well, and at its own widths.
 
-    Where the parts cannot be combined at that size, only the layers are fewer.
+    The small one is left out where the parts cannot be combined at that size.
     """
     layers = min(config.n_layer, max(2, config.period))
     window = 0 if config.sliding_window is None else config.sliding_window + 1
@@ -76,10 +86,9 @@ def _small(config: ModelArchitectureConfig) -> ModelArchitectureConfig:
         "block_size": min(config.block_size, max(window, 2 * TOKENS)),
         "vocab_size": VOCABULARY,
     }
-    try:
-        return config.changed(n_layer=layers, **sizes)
-    except ConfigError:
-        return config.changed(n_layer=layers)
+    with contextlib.suppress(ConfigError):
+        yield config.changed(n_layer=layers, **sizes)
+    yield config.changed(n_layer=layers, vocab_size=VOCABULARY)
 
 
 def _train_a_step(
@@ -109,8 +118,7 @@ def _train_a_step(
         raise UserError(f"{everyone}: the loss of a new model must be finite, not {loss.item()}.")
     loss.backward()
     for key, instances in modules.items():
-        for module in instances:
-            _check_gradients(words[key], module)
+        _check_gradients(words[key], nn.ModuleList(instances))
 
 
 def _shape_check(words: str) -> Callable[..., None]:
@@ -130,14 +138,17 @@ def _shape_check(words: str) -> Callable[..., None]:
     return hook
 
 
-def _check_gradients(words: str, module: nn.Module) -> None:
-    """Some parameter must get a gradient: not all need to, as experts that no token chose."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if trained and all(parameter.grad is None for parameter in trained.values()):
+def _check_gradients(words: str, instances: nn.ModuleList) -> None:
+    """Some parameter must get a gradient: not all need to, as experts that no token chose, or a
+    part that does nothing in some layers."""
+    trained = [(name, p) for name, p in instances.named_parameters() if p.requires_grad]
+    names = list(dict.fromkeys(name.partition(".")[2] for name, _ in trained))
+    if trained and all(parameter.grad is None for _, parameter in trained):
         raise UserError(
-            f"{words}: none of its {len(trained)} parameters ({', '.join(list(trained)[:3])}) gets "
-            "a gradient; use them in forward, without detach() or no_grad()."
+            f"{words}: none of its {len(names)} parameters ({', '.join(names[:3])}) gets a "
+            "gradient; use them in forward, without detach() or no_grad()."
         )
-    for name, parameter in trained.items():
+    for name, parameter in trained:
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            raise UserError(f"{words}: the gradient of its parameter {name} is not finite.")
+            own_name = name.partition(".")[2]
+            raise UserError(f"{words}: the gradient of its parameter {own_name} is not finite.")

@@ -136,6 +136,7 @@ class TestRefusals:
         [
             ("--prompt=", "the prompt is empty"),
             ("--prompt_file=no_such_file.txt", "cannot read --prompt_file=no_such_file.txt"),
+            (f"--seed={10**23}", f"seed={10**23} must be at least 0 and below"),
             ("--num_samples=0", "num_samples=0 must be at least 1"),
             ("--max_new_tokens=-1", "max_new_tokens=-1 must be at least 0"),
             ("--temperature=-1", "temperature=-1.0 must be 0"),

@@ -282,6 +282,10 @@ def test_an_error_in_a_file_s_own_code_keeps_its_traceback(write, text, line, er
     ("text", "message"),
     [
         ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
+        (
+            f"n_layer = {'-' * 100_000}1",
+            "x.py: SyntaxError: an expression is nested too deeply for Python to read",
+        ),
         ("n_layer = 1\nraise SystemExit", "x.py:2: SystemExit"),
         ("import sys\nsys.exit('bye')", "x.py:2: SystemExit: bye"),
         (
@@ -295,6 +299,11 @@ def test_an_error_in_a_file_s_own_code_keeps_its_traceback(write, text, line, er
 )
 def test_what_a_user_can_fix_in_a_file_is_a_config_error_with_its_line(write, text, message):
     assert problems(write(text)) == [message]
+
+
+def test_what_a_star_import_brings_is_no_key(write):
+    settings = load([write("from math import *\nn_layer = 3\n")])
+    assert settings.model.n_layer == 3
 
 
 def test_a_missing_file_names_the_nearest(write, monkeypatch):

@@ -31,6 +31,13 @@ class Unprintable:
         raise RuntimeError("no repr")
 
 
+class Exiting:
+    """A value whose repr ends the program."""
+
+    def __repr__(self) -> str:
+        raise SystemExit(0)
+
+
 class Name(str):
     """A str of another type."""
 
@@ -145,6 +152,7 @@ def test_sound_values_have_no_problem():
             {"size": Unprintable()},
             "size takes int, not <Unprintable that has no repr> (Unprintable).",
         ),
+        ({"size": Exiting()}, "size takes int, not <Exiting that has no repr> (Exiting)."),
         ({"free": "a\nb\udcff"}, "free='a\\nb\\udcff' has characters that cannot be printed."),
         ({"share": 0}, "share=0.0 must be above 0."),
         ({"share": 1.0}, "share=1.0 must be below 1."),

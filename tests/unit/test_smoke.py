@@ -66,14 +66,23 @@ def test_a_sound_part_passes(check, flags) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_part_may_demand_a_width_of_its_own(check) -> None:
+    check("assert x.shape[-1] == 36; return self.scale * x", "--n_embd=36", "--n_head=3")
+
+
+def test_a_part_need_not_use_its_parameters_in_every_layer(check) -> None:
+    count = "Mine.calls = getattr(Mine, 'calls', 0) + 1"
+    check(f"{count}; return self.scale * x if Mine.calls % 2 else x")
+
+
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
         (
             "return self.scale[:, None] * x[..., None, :]",
-            r"must keep the shape of its input, \(2, 8, 128\); it returned \(2, 8, 128, 128\)",
+            r"must keep the shape of its input, \(2, 8, 768\); it returned \(2, 8, 768, 768\)",
         ),
-        ("return x, self.scale", r"must return a tensor of shape \(2, 8, 128\), .* not tuple"),
+        ("return x, self.scale", r"must return a tensor of shape \(2, 8, 768\), .* not tuple"),
         ("return self.scale.detach() * x", r"none of its 1 parameters \(scale\) gets a gradient"),
         ("return self.scale * x / 0", "the loss of a new model must be finite, not nan"),
         (
@@ -93,6 +102,13 @@ def test_what_a_part_raises_keeps_its_traceback(check) -> None:
         check("return x[:, 99] * self.scale")
     assert traceback.extract_tb(raised.value.__traceback__)[-1].line.startswith("return x[:, 99]")
     assert "normalization='mine' (Mine in " in raised.value.__notes__[0]
+
+
+def test_a_part_cannot_end_the_run_without_a_word(check) -> None:
+    with pytest.raises(RuntimeError, match=r"must not call sys.exit\(\)") as raised:
+        check("raise SystemExit(0)")
+    cause = raised.value.__cause__
+    assert traceback.extract_tb(cause.__traceback__)[-1].line == "raise SystemExit(0)"
 
 
 def test_what_depends_on_the_data_passes(check) -> None:
