@@ -230,6 +230,8 @@ def _memory_fix(memory: ExpectedMemory, available: int, training: TrainingConfig
         return "n_layer, n_embd or vocab_size"
     if training.batch_size == 1:
         return "sequence_length"
+    if memory.state + memory.activations / training.batch_size > available:
+        return "batch_size and n_layer, n_embd or vocab_size: one sequence does not fit"
     return "batch_size, and raise gradient_accumulation_steps as much: the steps stay the same"
 
 

@@ -12,9 +12,10 @@ import torch
 from configurator import load
 from errors import ConfigError
 from training import run as run_module
-from training.memory import expected_memory
+from training.memory import ExpectedMemory, expected_memory
 from training.run import (
     Run,
+    _memory_fix,
     complete,
     fitting_memory,
     named,
@@ -223,3 +224,10 @@ class TestProblems:
             "log_to='csv,tensorboard,wandb' needs what is not installed: "
             "pip install tensorboard wandb; or change log_to."
         ]
+
+
+def test_the_fix_for_memory_names_the_model_where_no_batch_fits() -> None:
+    training = load(["--batch_size=4"]).training
+    memory = ExpectedMemory(state=20, activations=40)
+    assert _memory_fix(memory, 25, training).startswith("batch_size and n_layer")
+    assert _memory_fix(memory, 35, training).startswith("batch_size, and raise")
