@@ -26,15 +26,18 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
         OSError: `path` does not exist or cannot be read.
     """
     if not stat.S_ISREG(os.stat(path, follow_symlinks=follow_links).st_mode):
-        raise UserError(f"{path} is not a regular file; replace it with one.")
+        raise _irregular(path)
     return open(path, "rb")
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raise UserError if `path` exists and is no regular file: to open a FIFO would wait for its
-    other end."""
+    """Raise UserError if `path` exists and is not a regular file; opening a FIFO could block."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a regular file; replace it with one.")
+        raise _irregular(path)
+
+
+def _irregular(path: Path) -> UserError:
+    return UserError(f"{path} is not a regular file; replace it with one.")
 
 
 def read_json(path: Path, *, follow_links: bool = False) -> Any:
