@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.attention import Attention, KeyValueCache
-from components.blocks import BLOCKS, make_norm
+from components.blocks import BLOCKS
 from components.ffns import FeedForward
+from components.layer_config import LayerConfig
+from components.norms import make_norm
 from components.part import Part, own_stream
+from components.positions import PositionEncoding
 from errors import UserError
 from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
@@ -44,18 +47,41 @@ class GPT(Part):
         for name, module in self.named_modules():
             if isinstance(module, Part):
                 with own_stream(name):
-                    module.init_parameters(config)
+                    module.init_parameters(self._config_of(name))
         if config.weight_tying:
             self.head.weight = self.embedding.weight
 
     def _make_parts(self, config: ModelArchitectureConfig) -> None:
-        block = BLOCKS[config.norm_position]
+        last = config.layers[-1]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions = POSITIONS[config.position_encoding](config)
+        self.positions = self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
-        self.final_norm = make_norm(config) if block.final_norm else nn.Identity()
+        self.blocks = nn.ModuleList(BLOCKS[layer.norm_position](layer) for layer in config.layers)
+        self.final_norm = (
+            make_norm(last) if BLOCKS[last.norm_position].final_norm else nn.Identity()
+        )
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+
+    def _make_positions(self, config: ModelArchitectureConfig) -> nn.Module:
+        """The position encoding; a list of them where layers differ in it."""
+        self._position_configs = list(dict.fromkeys(config.positions))
+        self._position_of_layer = [self._position_configs.index(own) for own in config.positions]
+        made = [POSITIONS[own.position_encoding](own) for own in self._position_configs]
+        return made[0] if len(made) == 1 else nn.ModuleList(made)
+
+    def _config_of(self, module: str) -> LayerConfig | ModelArchitectureConfig:
+        """The config of a module's layer, by the module's name; else that of the model."""
+        owner, _, place = module.partition(".")
+        index = int(place.split(".")[0]) if place.split(".")[0].isdigit() else 0
+        if owner == "blocks":
+            return self.config.layers[index]
+        return self._position_configs[index] if owner == "positions" else self.config
+
+    @property
+    def position_encodings(self) -> list[PositionEncoding]:
+        """The different position encodings of the layers; mostly one."""
+        many = isinstance(self.positions, nn.ModuleList)
+        return list(self.positions) if many else [self.positions]
 
     def forward(
         self,
@@ -78,6 +104,7 @@ class GPT(Part):
         """
         start = 0 if cache is None else cache[0].length
         length = idx.shape[1]
+        positions = self.position_encodings
         if start + length > self.config.block_size:
             raise UserError(
                 f"{start + length} tokens do not fit block_size={self.config.block_size}; crop "
@@ -86,10 +113,11 @@ class GPT(Part):
         x = self.embedding(idx)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
-        x = self.dropout(self.positions.embed(x, start))
-        bias = self.positions.score_bias(start, length)
+        x = self.dropout(positions[0].embed(x, start))  # one that embeds is that of all layers
+        biases = [encoding.score_bias(start, length) for encoding in positions]
         for layer, block in enumerate(self.blocks):
-            x = block(x, self.positions, bias, None if cache is None else cache[layer])
+            own = self._position_of_layer[layer]
+            x = block(x, positions[own], biases[own], None if cache is None else cache[layer])
         logits = self._softcapped(self.head(self.final_norm(x)))
         if targets is None:
             return logits

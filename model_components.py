@@ -16,8 +16,9 @@ from components.attention_backends import ATTENTION_BACKENDS
 from components.blocks import BLOCKS
 from components.ffns import FFNS
 from components.norms import NORMS
-from components.positions import POSITIONS, ROPE_SCALINGS
+from components.positions import POSITIONS
 from components.registry import Registry
+from components.rope_scalings import ROPE_SCALINGS
 
 REGISTRIES: dict[str, Registry] = {
     registry.key: registry

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from components.attention import Attention
-from components.attention_backends import AttentionNeeds
-from errors import ConfigError, Problem, UserError, unknown_name
+from components.attention_backends import attention_needs
+from components.layer_config import LayerConfig
+from components.registry import Choices, Registry
+from errors import ConfigError, Problem, UserError, quoted, unknown_name
 from model_components import (
     ACTIVATIONS,
     ATTENTION_BACKENDS,
@@ -19,389 +22,568 @@ from model_components import (
     FFNS,
     NORMS,
     POSITIONS,
-    REGISTRIES,
-    ROPE_SCALINGS,
 )
-from options import convert_fields, field_problems, option
+from options import KEYS, SPELLED_BY_KEY, Key, Role, Section, keys_of, options_of
+from patterns import Pattern, by_layer, spelled
+
+_sizes = Section("Sizes", Role.ARCHITECTURE)
+_parts = Section("Parts", Role.ARCHITECTURE)
+_whole = Section("Whole model", Role.ARCHITECTURE)
+
+HEAD_SHAPE = ("n_kv_head", "head_dim")
+"""Keys that a position encoding sees, besides its own and those of every model."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The keys that every model has, whatever its parts."""
+
+    n_layer: int = _sizes.option(12, "blocks", at_least=1, tag=None)
+    n_head: int = _sizes.option(12, "attention heads (queries)", at_least=1, tag=None)
+    n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
+    block_size: int = _sizes.option(1024, "longest sequence, in tokens", at_least=1, tag="T{}")
+    vocab_size: int = _sizes.option(
+        50304, "tokens of the vocabulary; the data's own in a run", at_least=1, tag=None
+    )
+
+    normalization: str = _parts.option(
+        "layernorm",
+        "norm of the residual stream; auto: by bias",
+        choices=NORMS.plus("auto"),
+        per_layer=True,
+        tag=None,
+    )
+    norm_position: str = _parts.option(
+        "pre", "where a block normalises", choices=BLOCKS, per_layer=True, tag=None
+    )
+    ffn_type: str = _parts.option(
+        "standard", "feed-forward network", choices=FFNS, per_layer=True, tag=None
+    )
+    position_encoding: str = _parts.option(
+        "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
+    )
+    attention_backend: str = _parts.option(
+        "auto",
+        "how attention is computed",
+        choices=ATTENTION_BACKENDS,
+        role=Role.EXECUTION,
+        tag=None,
+    )
+
+    bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
+    head_bias: bool = _whole.option(False, "bias in the LM head", tag=("NoHeadBias", "HeadBias"))
+    weight_tying: bool = _whole.option(
+        True, "the LM head shares the token embedding", tag=("Untied", "Tied")
+    )
+    dropout: float = _whole.option(
+        0.0, "share of activations dropped in training", at_least=0, below=1, tag="Drop{}"
+    )
+    output_softcap: float | None = _whole.option(
+        None, "logits l become c tanh(l/c); none: not", above=0, tag="Cap{}"
+    )
+    embedding_scale: float = _whole.option(1.0, "factor on token embeddings", above=0, tag="Emb{}")
+    init_std: float = _whole.option(
+        0.02, "standard deviation of initial weights", above=0, tag="Init{}"
+    )
+
+
+MODEL_KEYS = keys_of(ModelOptions) | keys_of(
+    options_of(Attention), role=Role.ARCHITECTURE, section="Attention"
+)
+KEYS.declare("", MODEL_KEYS)
+
+REPLACED = {
+    "window_pattern": "write the pattern into sliding_window itself: sliding_window='128*5+none' "
+    "for five layers with a window and one without, repeated",
+    "rope_pattern": "write the pattern into position_encoding: position_encoding='rope*3+none' for "
+    "three layers with RoPE and one without, repeated",
+    "rope_local_theta": "give rope_theta, and rope_scaling where there is one, a pattern over the "
+    "layers: rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
+}
+"""Keys of earlier versions, and what to write instead."""
+
+
+def unknown_key_message(key: str) -> str:
+    """What to write instead of a name that is no key of a model."""
+    if key in REPLACED:
+        return f"there is no key {key!r} any more; {REPLACED[key]}."
+    return unknown_name("key", key, architecture_keys())
+
+
+def registry_of(key: Key) -> Registry | None:
+    """The registry that a key chooses a part from, or None."""
+    choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
+    return choices if isinstance(choices, Registry) else None
+
+
+def architecture_keys() -> dict[str, Key]:
+    """Every key of a model, those of parts after the key that chooses the part."""
+    found: dict[str, Key] = {}
+
+    def add(keys: Iterable[Key]) -> None:
+        for key in keys:
+            if key.name in found:
+                continue
+            found[key.name] = key
+            registry = registry_of(key)
+            for name in () if registry is None else registry.names:
+                add(registry.entry(name).keys.values())
+
+    add(MODEL_KEYS.values())
+    return found
+
+
+# One layer
+
+
+class _Draft:
+    """A layer whose values are being found: to read a key is to derive it.
+
+    At first it has the keys of every model; `resolved` adds the options of the chosen parts.
+    """
+
+    def __init__(self, given: Mapping[str, Any]):
+        self._given = given
+        self._keys = dict(MODEL_KEYS)
+        self._values: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._keys:
+            raise AttributeError(f"no part of this layer has the option {name!r}")
+        if name not in self._values:
+            self._values[name] = self._found(self._keys[name])
+        return self._values[name]
+
+    def _found(self, key: Key) -> Any:
+        value = self._given.get(key.name, key.default)
+        if value is None and key.derive is not None:
+            value = key.derive(self)
+        if (key.name, value) == ("normalization", "auto"):
+            return "layernorm" if self.bias else "layernorm_nobias"
+        registry = registry_of(key)
+        return value if registry is None or value is None else registry.canonical(value)
+
+    def _admit(self, keys: Iterable[Key]) -> None:
+        """Make the options of the parts that these keys choose keys of the layer."""
+        for key in keys:
+            registry = registry_of(key)
+            if registry is not None and getattr(self, key.name) is not None:
+                own = registry.entry(getattr(self, key.name)).keys
+                self._keys.update(own)
+                self._admit(own.values())
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key of the layer and its value, in the order of `architecture_keys`."""
+        self._admit(MODEL_KEYS.values())
+        return {name: getattr(self, name) for name in architecture_keys() if name in self._keys}
+
+
+def parts_of(layer: LayerConfig) -> Iterator[tuple[str, type]]:
+    """The parts that a layer is made of, with the keys that chose them."""
+    for name, key in architecture_keys().items():
+        registry = registry_of(key)
+        if registry is not None and layer.get(name) is not None:
+            yield name, registry[getattr(layer, name)]
+
+
+class _Layers(Sequence):
+    """The configs of the layers, made when asked for: a model may have very many."""
+
+    def __init__(self, count: int, config_of: Callable[[int], LayerConfig]):
+        self._count = count
+        self._config_of = config_of
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, layer: int) -> LayerConfig:
+        if not -self._count <= layer < self._count:
+            raise IndexError(f"layer {layer} of {self._count}")
+        return self._config_of(layer % self._count)
+
+
+def _chosen_through(key: Key, layer: LayerConfig) -> set[str]:
+    """The key, and the options of the part that it chooses, and of those that they choose."""
+    found, registry = {key.name}, registry_of(key)
+    if registry is None or layer.get(key.name) is None:
+        return found
+    own = registry.entry(getattr(layer, key.name)).keys.values()
+    return found.union(*(_chosen_through(option, layer) for option in own))
+
+
+# Patterns
+
+MOST_LAYERS_TO_DIFFER = 10_000
+"""Layers of a model in which patterns are expanded."""
+
+
+def _at(value: Any, layer: int) -> Any:
+    return value.at(layer) if isinstance(value, Pattern) else value
+
+
+def _cut(value: Any, layers: int) -> Any:
+    return value.cut(layers).simplified() if isinstance(value, Pattern) else value
+
+
+def _pattern_problems(key: str, value: Any, layers: int) -> Iterator[Problem]:
+    """What is wrong with a pattern that a user gave."""
+    if not isinstance(value, Pattern):
+        return
+    length = value.length if value.repeats else value.length + 1
+    if length > layers:
+        yield Problem(
+            (key, "n_layer"),
+            f"{key}={quoted(str(value))} needs at least {length} layers, but n_layer={layers}; "
+            "shorten it, or raise n_layer.",
+        )
+    elif not isinstance(value.simplified(), Pattern):
+        same = spelled(value.simplified())
+        message = f"{key}={quoted(str(value))} gives every layer {same}; write {key}={same}."
+        yield Problem((key,), message)
+
+
+def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
+    """Patterns over more layers than can be told apart."""
+    keys = [key for key, value in meant.items() if isinstance(value, Pattern)]
+    if not keys or layers <= MOST_LAYERS_TO_DIFFER:
+        return []
+    message = (
+        f"n_layer={layers} is more than the {MOST_LAYERS_TO_DIFFER:,} layers that may differ; "
+        f"lower it, or drop the patterns of {', '.join(keys)}."
+    )
+    return [Problem(("n_layer", *keys), message)]
+
+
+# Names
+
+
+def _ffn_label(layer: LayerConfig) -> str:
+    """The activation of a standard network; another kind's label, with an activation of its own
+    choice in parentheses."""
+    entry, activation = FFNS.entry(layer.ffn_type), layer.get("activation")
+    if activation is None:
+        return entry.label
+    label = ACTIVATIONS.entry(activation).label
+    if layer.ffn_type == MODEL_KEYS["ffn_type"].default:
+        return label
+    return entry.label if activation == entry.part.default_activation else f"{entry.label}({label})"
+
+
+def _plain(key: Key, layer: LayerConfig) -> Any:
+    """The value that an architecture's name leaves out."""
+    plain = key.metadata["plain"]
+    if plain is not None:
+        return plain(layer) if callable(plain) else plain
+    if key.default is None and key.derive is not None:
+        return key.derive(layer)
+    return key.default
+
+
+def _counted(words: Pattern) -> str:
+    """A pattern in a name, which holds no `*`: `3xRoPE+NoPos`."""
+    return "+".join(
+        spelled(word) if count == 1 else f"{count}x{spelled(word)}" for word, count in words.runs
+    )
+
+
+def _spelled_words(words: Mapping[Any, str], values: Any) -> str:
+    if isinstance(values, Pattern):
+        return f"({_counted(values.mapped(lambda value: words.get(value, value)))})"
+    return words[values]
+
+
+# The model
+
+
 class ModelArchitectureConfig:
     """The architecture of a GPT, checked when made.
 
-    A field left at None is derived from the others; `changed` derives it anew. The option
-    `tag` is how an architecture's name spells a value that departs from the plain one; a field
-    without a tag is spelled in the name's head, follows from fields that are, or is no part of the
-    architecture (the vocabulary is the data's, and every attention backend computes the same).
+    Its keys are read as attributes: those of every model (`ModelOptions`), those of attention, and
+    the options of the parts that are chosen. Where layers differ in a key, read it from
+    `config.layers[i]`. A key left at None is derived from the others; `changed` derives it anew.
+
+    Args:
+        keys: Each is a user's own: one that no layer has a use for is refused.
 
     Raises:
         ConfigError: with every problem found, each naming the fix.
     """
 
-    # Sizes
-    n_layer: int = option(12, "blocks", at_least=1)
-    n_head: int = option(12, "attention heads (queries)", at_least=1)
-    n_embd: int = option(768, "width of the residual stream", at_least=1)
-    block_size: int = option(1024, "longest sequence, in tokens", at_least=1, plain=1024, tag="T{}")
-    vocab_size: int = option(50304, "tokens of the vocabulary; the data's own in a run", at_least=1)
+    def __init__(self, **keys: Any):
+        self._set_up({}, keys)
 
-    # Normalization
-    normalization: str = option(
-        "layernorm", "norm of the residual stream; auto: by bias", choices=NORMS.plus("auto")
-    )
-    norm_position: str = option("pre", "where a block normalises", choices=BLOCKS)
-    norm_eps: float = option(1e-5, "added inside a norm's root", above=0, tag="Eps{}")
+    @classmethod
+    def make(
+        cls, base: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    ) -> ModelArchitectureConfig:
+        """The config of a base, such as a preset or a saved config, and what a user changes of it.
 
-    # Feed-forward network
-    ffn_type: str = option("standard", "feed-forward network", choices=FFNS)
-    activation: str | None = option(
-        None, "its nonlinearity or gate; none: ffn_type's own", choices=ACTIVATIONS
-    )
-    ffn_multiplier: float | None = option(
-        None, "its hidden width over n_embd; none: 4, gated 8/3", above=0, at_most=10_000
-    )
-    ffn_multiple_of: int = option(1, "round its hidden width up to a multiple", at_least=1)
-    ffn_hidden: int | None = option(
-        None, "its hidden width; none: ffn_multiplier x n_embd", at_least=1, tag="F{}"
-    )
-
-    # Attention
-    n_kv_head: int | None = option(
-        None, "heads of keys and values; none: n_head; 1: multi-query", at_least=1, tag="{}KV"
-    )
-    head_dim: int | None = option(
-        None, "width of a head; none: n_embd/n_head", at_least=1, tag="HD{}"
-    )
-    qk_norm: bool = option(False, "RMSNorm on queries and keys", tag="QKNorm")
-    qk_norm_over: str = option(
-        "head",
-        "what qk_norm normalises: each head by itself, or the whole projection",
-        choices=("head", "projection"),
-        tag={"projection": "WholeQK"},
-    )
-    attention_scale: float | None = option(
-        None, "factor on query-key products; none: 1/sqrt(head_dim)", above=0, tag="AttnScale{}"
-    )
-    sliding_window: int | None = option(
-        None, "tokens a windowed layer sees, itself included; none: all", at_least=1, tag="SWA{}"
-    )
-    window_pattern: str = option(
-        "S", "which layers are windowed, repeated: S sliding, L all", tag="{}"
-    )
-    attention_softcap: float | None = option(
-        None, "scores s become c tanh(s/c); none: not", above=0, tag="AttnCap{}"
-    )
-    attention_bias: bool | None = option(
-        None, "biases in attention's matrices; none: as bias", tag=("NoAttnBias", "AttnBias")
-    )
-    attention_out_bias: bool | None = option(
-        None,
-        "bias in attention's output matrix; none: as attention_bias",
-        tag=("NoAttnOutBias", "AttnOutBias"),
-    )
-    attention_backend: str = option("auto", "how attention is computed", choices=ATTENTION_BACKENDS)
-
-    # Positions
-    position_encoding: str = option("learned", "position encoding", choices=POSITIONS)
-    rope_theta: float = option(10000.0, "RoPE: base of the wavelengths", above=1, tag="Theta{}")
-    rope_fraction: float = option(
-        1.0, "RoPE: share of each head that is rotated", above=0, at_most=1, tag="Rot{}"
-    )
-    rope_local_theta: float | None = option(
-        None,
-        "RoPE: base in windowed layers, which are not stretched; none: as all",
-        above=1,
-        tag="LocalTheta{}",
-    )
-    rope_pattern: str = option(
-        "R", "RoPE: which layers are rotated, repeated: R rotated, N not", tag="{}"
-    )
-    rope_scaling: str = option(
-        "none", "RoPE: how it is stretched", choices=ROPE_SCALINGS, tag=ROPE_SCALINGS
-    )
-    rope_scaling_factor: float = option(
-        1.0, "RoPE scaling: times the original length", at_least=1, tag="x{}"
-    )
-    rope_original_block_size: int = option(
-        1024, "RoPE scaling: length trained at first", at_least=1, tag="From{}"
-    )
-    rope_beta_fast: float = option(32.0, "YaRN: turns kept whole", above=0, tag="BetaFast{}")
-    rope_beta_slow: float = option(1.0, "YaRN: turns interpolated", above=0, tag="BetaSlow{}")
-    rope_low_freq_factor: float = option(
-        1.0, "llama3 scaling: turns interpolated", above=0, tag="LowFreq{}"
-    )
-    rope_high_freq_factor: float = option(
-        4.0, "llama3 scaling: turns kept whole", above=0, tag="HighFreq{}"
-    )
-
-    # Whole model
-    bias: bool = option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
-    head_bias: bool = option(False, "bias in the output head", tag=("NoHeadBias", "HeadBias"))
-    weight_tying: bool = option(
-        True, "the output head shares the token embedding", tag=("Untied", "Tied")
-    )
-    dropout: float = option(
-        0.0, "share of activations dropped in training", at_least=0, below=1, tag="Drop{}"
-    )
-    output_softcap: float | None = option(
-        None, "logits l become c tanh(l/c); none: not", above=0, tag="Cap{}"
-    )
-    embedding_scale: float = option(1.0, "factor on token embeddings", above=0, tag="Emb{}")
-    init_std: float = option(0.02, "deviation of initial weights", above=0, tag="Init{}")
-
-    def __post_init__(self) -> None:
-        problems = field_problems(self) or list(self._pattern_problems())
-        if not problems:
-            convert_fields(self)
-            self._set("_derived", frozenset(k for k in DERIVED if getattr(self, k) is None))
-            self._resolve_names()
-            self._derive()
-            problems = list(self._combination_problems())
-        if problems:
-            raise ConfigError(problems)
-
-    def _set(self, key: str, value: Any) -> None:
-        object.__setattr__(self, key, value)
-
-    def _resolve_names(self) -> None:
-        if self.normalization == "auto":
-            self._set("normalization", "layernorm" if self.bias else "layernorm_nobias")
-        for key, registry in REGISTRIES.items():
-            name = getattr(self, key)
-            if name is not None:
-                self._set(key, registry.canonical(name))
-
-    def _derive(self) -> None:
-        for key, rule in DERIVED.items():
-            if getattr(self, key) is None:
-                self._set(key, rule(self))
-
-    # What may be combined
-
-    def _combination_problems(self) -> Iterator[Problem]:
-        yield from self._width_problems()
-        for part in (Attention, *self._parts()):
-            yield from getattr(part, "problems", lambda config: ())(self)
-        yield from self._window_problems()
-        yield from self._rotation_problems()
-        yield from self._unused_problems()
-
-    def _width_problems(self) -> Iterator[Problem]:
-        if "head_dim" in self._derived and self.n_embd % self.n_head:
-            yield Problem(
-                ("n_embd", "n_head"),
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; change one, or "
-                "set head_dim.",
-            )
-        if "ffn_hidden" in self._derived:
-            return
-        if self.ffn_hidden % self.ffn_multiple_of:
-            yield Problem(
-                ("ffn_hidden", "ffn_multiple_of"),
-                f"ffn_hidden={self.ffn_hidden} is not a multiple of "
-                f"ffn_multiple_of={self.ffn_multiple_of}; drop one.",
-            )
-        elif self.ffn_multiplier is not None and self.ffn_hidden != _ffn_hidden(self):
-            yield Problem(
-                ("ffn_hidden", "ffn_multiplier"),
-                f"ffn_hidden={self.ffn_hidden} and ffn_multiplier={self.ffn_multiplier:g}, which "
-                f"makes {_ffn_hidden(self)}, disagree; drop one.",
-            )
-
-    def _pattern_problems(self) -> Iterator[Problem]:
-        for key, letters, meaning in (
-            ("window_pattern", "SL", "S (sliding) and L (all), e.g. 'SSSL'"),
-            ("rope_pattern", "RN", "R (rotated) and N (not), e.g. 'RRRN'"),
-        ):
-            pattern = getattr(self, key)
-            if not pattern or set(pattern) - set(letters):
-                yield Problem((key,), f"{key}={pattern!r} must be letters {meaning}.")
-
-    def _window_problems(self) -> Iterator[Problem]:
-        pattern = self.window_pattern
-        if self.sliding_window is None and pattern != "S":
-            yield Problem(
-                ("window_pattern", "sliding_window"),
-                f"window_pattern={pattern!r} does nothing without sliding_window; set it to a "
-                "number of tokens.",
-            )
-        elif self.sliding_window is not None and "S" not in pattern[: self.n_layer]:
-            yield Problem(
-                ("window_pattern", "sliding_window", "n_layer"),
-                f"sliding_window={self.sliding_window} does nothing: window_pattern={pattern!r} "
-                f"makes none of the n_layer={self.n_layer} layers sliding; put an S earlier.",
-            )
-        if self._window_reaches_over_all() and self.rope_local_theta is None:
-            yield Problem(
-                ("sliding_window", "block_size"),
-                f"sliding_window={self.sliding_window} does nothing: it reaches over the whole "
-                f"block_size={self.block_size}; make it smaller or drop it.",
-            )
-
-    def _rotation_problems(self) -> Iterator[Problem]:
-        pattern = self.rope_pattern
-        rotated = {letter == "R" for letter in pattern[: self.n_layer]}
-        if pattern != "R" and len(rotated) == 1:
-            which, fix = (
-                ("all", "put an N earlier, or drop it")
-                if rotated == {True}
-                else ("none", "put an R earlier, or set position_encoding='none'")
-            )
-            yield Problem(
-                ("rope_pattern", "n_layer"),
-                f"rope_pattern={pattern!r} rotates {which} of the n_layer={self.n_layer} layers; "
-                f"{fix}.",
-            )
-
-    def _unused_problems(self) -> Iterator[Problem]:
-        for key in self.unused_keys():
-            value = getattr(self, key)
-            if value != getattr(type(self), key):
-                yield Problem(
-                    (key,),
-                    f"{key}={value} does nothing here; it is used by {', '.join(_users(key))}. "
-                    "Drop it or choose one of those.",
-                )
-
-    def unused_keys(self) -> list[str]:
-        """The keys that do nothing, for only parts that are not chosen use them."""
-        used = {key for part in self._parts() for key in getattr(part, "uses", ())}
-        if self.qk_norm:
-            used.add("norm_eps")
-        keys = (field.name for field in dataclasses.fields(self))
-        return [key for key in keys if key not in used and _users(key)]
-
-    def _parts(self) -> list[type]:
-        return [registry[getattr(self, key)] for key, registry in REGISTRIES.items()]
-
-    # What the layers ask
-
-    def by_layer(self, pattern: str) -> str:
-        """The letter of each layer."""
-        return "".join(_of_layer(pattern, layer) for layer in range(self.n_layer))
-
-    @property
-    def period(self) -> int:
-        """Layers after which the patterns repeat: layer i is made like layer i + period."""
-        return math.lcm(len(self.window_pattern), len(self.rope_pattern))
-
-    @property
-    def distinct_layers(self) -> range:
-        """Layers among which there is one of every kind that the patterns make."""
-        return range(min(self.period, self.n_layer))
-
-    def rotates(self, layer: int) -> bool:
-        """Whether a layer's queries and keys are rotated, where the position encoding rotates."""
-        return _of_layer(self.rope_pattern, layer) == "R"
-
-    def windowed(self, layer: int) -> bool:
-        """Whether a layer has a sliding window, however long; `rope_local_theta` is for these."""
-        return self.sliding_window is not None and _of_layer(self.window_pattern, layer) == "S"
-
-    def window(self, layer: int) -> int | None:
-        """Tokens that a layer's queries see, or None for all."""
-        if not self.windowed(layer) or self._window_reaches_over_all():
-            return None
-        return self.sliding_window
-
-    def _window_reaches_over_all(self) -> bool:
-        return self.sliding_window is not None and self.sliding_window >= self.block_size
-
-    def attention_needs(self, layer: int) -> AttentionNeeds:
-        """What a layer asks of its attention backend."""
-        return AttentionNeeds(
-            scale=self.attention_scale,
-            window=self.window(layer),
-            softcap=self.attention_softcap,
-            bias=POSITIONS[self.position_encoding].biases_scores,
-            dropout=self.dropout > 0,
-            head_dim=self.head_dim,
-        )
-
-    def attention_backends_on(self, device: str) -> list[str]:
-        """The backends that do the work on a device type, each once; more than one under auto."""
-        backend = ATTENTION_BACKENDS[self.attention_backend]
-        needs = dict.fromkeys(self.attention_needs(layer) for layer in self.distinct_layers)
-        return list(dict.fromkeys(backend(need).name_on(device) for need in needs))
-
-    def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
-        """Why its attention cannot be trained on a device type in a compute dtype."""
-        kind = ATTENTION_BACKENDS[self.attention_backend]
-        refusals = []
-        for layer in self.distinct_layers:
-            needs = self.attention_needs(layer)
-            backend = ATTENTION_BACKENDS[kind(needs).name_on(device)]
-            refusals.append(backend.refusal(needs, device, dtype, training=True))
-        return [refusal for refusal in dict.fromkeys(refusals) if refusal]
-
-    # Making, naming, saving
+        Values of the base go with their part: they are dropped where no layer has a use for them,
+        and a pattern is cut to the layers there are. See the class for what it raises.
+        """
+        config = cls.__new__(cls)
+        config._set_up(base, given or {})
+        return config
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ModelArchitectureConfig:
         """The config of a preset, with some keys changed. Raises UserError for an unknown name."""
         if name not in PRESETS:
             raise UserError(unknown_name("preset", name, PRESETS))
-        return cls._from_keys({**PRESETS[name].keys, **overrides})
+        return cls.make(PRESETS[name].keys, overrides)
 
     @classmethod
-    def from_dict(cls, keys: dict[str, Any]) -> ModelArchitectureConfig:
+    def from_dict(cls, keys: Mapping[str, Any]) -> ModelArchitectureConfig:
         """The inverse of `to_dict`. Raises ConfigError for an unknown key."""
-        return cls._from_keys(keys)
-
-    @classmethod
-    def _from_keys(cls, keys: dict[str, Any]) -> ModelArchitectureConfig:
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [key for key in keys if key not in known]
-        if unknown:
-            raise ConfigError([Problem((k,), unknown_name("key", k, known)) for k in unknown])
-        return cls(**keys)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every key and its value, derived ones included."""
-        return dataclasses.asdict(self)
+        return cls.make(keys)
 
     def changed(self, **changes: Any) -> ModelArchitectureConfig:
         """A config with some keys changed, and what was derived derived anew."""
-        kept = {key: value for key, value in self.to_dict().items() if key not in self._derived}
-        return self._from_keys({**kept, **changes})
+        return self.make(self._base, {**self._given, **changes})
+
+    def resized(self, n_layer: int) -> ModelArchitectureConfig:
+        """The config with another number of layers, its patterns repeated or cut."""
+        return self.make({**self._base, **self._given, "n_layer": n_layer})
+
+    def _set_up(self, base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        keys = architecture_keys()
+        both = {**base, **given}
+        problems = [Problem((k,), unknown_key_message(k)) for k in both if k not in keys]
+        alone = (keys[name].problem(value) for name, value in both.items() if name in keys)
+        problems += [problem for problem in alone if problem]
+        if problems:
+            raise ConfigError(problems)
+        meant = {name: keys[name].converted(value) for name, value in both.items()}
+        layers = meant.get("n_layer", keys["n_layer"].default)
+        own = {name: meant[name] for name in given}
+        problems = [problem for item in own.items() for problem in _pattern_problems(*item, layers)]
+        problems += _problems_of_many(meant, layers)
+        if problems:
+            raise ConfigError(problems)
+        self._fill(keys, dict(base), dict(given), {k: _cut(v, layers) for k, v in meant.items()})
+        problems = list(self._combination_problems())
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+
+    def _fill(
+        self,
+        keys: Mapping[str, Key],
+        base: dict[str, Any],
+        given: dict[str, Any],
+        meant: dict[str, Any],
+    ) -> None:
+        """Find the values of every layer, and of the keys in which they agree."""
+        patterns = [value for value in meant.values() if isinstance(value, Pattern)]
+        own = vars(self)
+        own["_base"], own["_given"], own["_meant"] = base, given, meant
+        own["prefix"] = max((p.length for p in patterns if not p.repeats), default=0)
+        own["period"] = math.lcm(*(p.length for p in patterns if p.repeats))
+        n_layer = meant.get("n_layer", keys["n_layer"].default)
+        own["_resolved"] = [
+            _Draft({name: _at(value, layer) for name, value in meant.items()}).resolved()
+            for layer in range(min(n_layer, self.prefix + self.period))
+        ]
+        used = [name for name in keys if any(name in values for values in self._resolved)]
+        own["_used"] = {name: keys[name] for name in used}
+        for name in used:
+            first, *others = (values[name] for values in self._resolved if name in values)
+            if all(type(v) is type(first) and v == first for v in others):
+                own[name] = first
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"{key}: a config does not change; use `changed`")
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_"):
+            raise AttributeError(key)
+        if key in self._used:
+            raise AttributeError(f"layers differ in {key!r}; read it from config.layers[i]")
+        if key in KEYS:
+            whose = " or ".join(KEYS.owners(key)) or "training"
+            raise AttributeError(f"this model has no key {key!r}, which belongs to {whose}")
+        raise AttributeError(f"a model has no key {key!r}")
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a layer has a use for a key."""
+        return key in self._used
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelArchitectureConfig) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{key}={value!r}" for key, value in self._values.items())
+        return f"ModelArchitectureConfig({values})"
+
+    # Layers
+
+    @cached_property
+    def layers(self) -> Sequence[LayerConfig]:
+        """The config of each layer, in which every key is a single value."""
+        return _Layers(self.n_layer, self._layer)
+
+    def _layer(self, layer: int) -> LayerConfig:
+        place = layer
+        if layer >= self.prefix:
+            place = self.prefix + (layer - self.prefix) % self.period
+        return LayerConfig(self._resolved[place], layer)
+
+    @property
+    def kinds(self) -> list[LayerConfig]:
+        """The configs of the first layers, up to where they repeat: one or more of each kind."""
+        return [self._layer(layer) for layer in range(len(self._resolved))]
+
+    @cached_property
+    def positions(self) -> list[LayerConfig]:
+        """What the position encoding of each layer is made from, equal where layers share one.
+
+        It has the keys of every model in which layers cannot differ, the shape of the heads, and
+        the options of the encoding.
+        """
+        return [self._of_position(layer) for layer in self.layers]
+
+    def _of_position(self, layer: LayerConfig) -> LayerConfig:
+        seen = {name for name, key in MODEL_KEYS.items() if not key.per_layer} | {*HEAD_SHAPE}
+        seen |= _chosen_through(MODEL_KEYS["position_encoding"], layer)
+        return layer.only(seen)
+
+    # What may be combined
+
+    def _combination_problems(self) -> Iterator[Problem]:
+        if self._meant.get("head_dim") is None and self.n_embd % self.n_head:
+            yield Problem(
+                ("n_embd", "n_head"),
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; change one, or "
+                "set head_dim.",
+            )
+        yield from self._unused_problems()
+        yield from self._position_problems()
+        for layer in self.kinds:
+            where = f"layer {layer.index}: " if len(self.kinds) > 1 else ""
+            for part in (Attention, *dict(parts_of(layer)).values()):
+                for problem in getattr(part, "problems", lambda config: ())(layer):
+                    yield Problem(problem.keys, where + problem.message)
+
+    def _unused_problems(self) -> Iterator[Problem]:
+        for key in self._given:
+            if key not in self._used:
+                owners = " or ".join(KEYS.owners(key))
+                yield Problem(
+                    (key,),
+                    f"{key}={quoted(self._given[key])} belongs to {owners}, which no layer has; "
+                    "drop it, or choose that.",
+                )
+
+    def _position_problems(self) -> Iterator[Problem]:
+        chosen = list(dict.fromkeys(layer.position_encoding for layer in self.kinds))
+        for name in chosen:
+            if POSITIONS[name].of_whole_model and len(chosen) > 1:
+                yield Problem(
+                    ("position_encoding",),
+                    f"position_encoding={name!r} acts on the embedding, so every layer must have "
+                    f"it, but others have {', '.join(set(chosen) - {name})}.",
+                )
+
+    # Attention backends
+
+    def attention_backends_on(self, device: str) -> list[str]:
+        """The backends that do the work on a device type, each once; more than one under auto."""
+        backend = ATTENTION_BACKENDS[self.attention_backend]
+        needs = dict.fromkeys(attention_needs(layer) for layer in self.kinds)
+        return list(dict.fromkeys(backend(need).name_on(device) for need in needs))
+
+    def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
+        """Why its attention cannot be trained on a device type in a compute dtype."""
+        kind = ATTENTION_BACKENDS[self.attention_backend]
+        refusals = []
+        for layer in self.kinds:
+            needs = attention_needs(layer)
+            backend = ATTENTION_BACKENDS[kind(needs).name_on(device)]
+            refusals.append(backend.refusal(needs, device, dtype, training=True))
+        return [refusal for refusal in dict.fromkeys(refusals) if refusal]
+
+    # Naming, saving
+
+    @property
+    def _named_layers(self) -> list[LayerConfig]:
+        """Layers enough to name them all: where nothing differs, one."""
+        return list(self.layers) if len(self.kinds) > 1 else self.kinds
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        return {name: self._said(name) for name in self._used}
+
+    def _said(self, name: str) -> Any:
+        """The value of a key, or the pattern that its values make, as text."""
+        if name in vars(self):
+            return vars(self)[name]
+        meant = self._meant.get(name)
+        derives = self._used[name].derive is not None
+        if isinstance(meant, Pattern) and not (derives and None in meant.values):
+            return str(meant.mapped(self._canonical(name)))
+        return str(by_layer([layer.get(name) for layer in self.layers]))
+
+    def _canonical(self, name: str) -> Callable[[Any], Any]:
+        registry = registry_of(self._used[name])
+        return lambda value: value if registry is None else registry.canonical(value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key that a layer has a use for and its value, derived ones included; patterns over
+        the layers as text."""
+        return dict(self._values)
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """The keys whose values follow from those of others."""
+        return frozenset(
+            name
+            for name, key in self._used.items()
+            if key.derive is not None and self._meant.get(name) is None
+        )
 
     @property
     def architecture_name(self) -> str:
         """What it is, in one line; different architectures have different names.
 
-        Sizes and parts, then a tag for all else that departs from plain. Plain is the default of
-        a key, save for `bias` (plain where the norm has one) and `weight_tying` (plain where the
-        family that made the FFN known ties): so neither GPT-2 nor LLaMA needs a tag.
+        Sizes and parts, then a tag for each key that departs from its default, or from what would
+        be derived. Values that differ from layer to layer are spelled `(3xRoPE+NoPos)`.
         """
-        head = [f"{self.n_layer}L", f"{self.n_head}H", f"{self.n_embd}D"]
-        head.append(POSITIONS.entry(self.position_encoding).label)
-        head.append(NORMS.entry(self.normalization).label)
-        head.append(self._ffn_label())
-        head.append(BLOCKS.entry(self.norm_position).label)
-        tags = [
-            _tag(field.metadata["tag"], getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if "tag" in field.metadata and getattr(self, field.name) != self._plain(field)
-        ]
-        return "-".join(head + tags)
+        return "-".join([*self._head(), *self._tags()])
 
-    def _ffn_label(self) -> str:
-        ffn = FFNS[self.ffn_type]
-        activation = ACTIVATIONS.entry(self.activation).label
-        if self.ffn_type == type(self).ffn_type:
-            return activation
-        label = FFNS.entry(self.ffn_type).label
-        return label if self.activation == ffn.default_activation else f"{label}({activation})"
+    def _head(self) -> Iterator[str]:
+        yield from (f"{self.n_layer}L", f"{self.n_head}H", f"{self.n_embd}D")
+        yield self._by_layer(lambda layer: POSITIONS.entry(layer.position_encoding).label)
+        yield self._by_layer(lambda layer: NORMS.entry(layer.normalization).label)
+        yield self._by_layer(_ffn_label)
+        yield self._by_layer(lambda layer: BLOCKS.entry(layer.norm_position).label)
 
-    def _plain(self, field: dataclasses.Field) -> Any:
-        """The value of a tagged field that an architecture's name leaves out."""
-        if field.name == "bias":
-            return self.normalization == "layernorm"
-        if field.name == "weight_tying":
-            return FFNS[self.ffn_type].plain_tying
-        if field.name == "ffn_hidden":
-            return _width(self.n_embd, FFNS[self.ffn_type].default_multiplier)
-        return DERIVED[field.name](self) if field.name in DERIVED else field.default
+    def _by_layer(self, word: Callable[[LayerConfig], Any]) -> str:
+        """What layers are called, in the fewest words."""
+        words = by_layer([word(layer) for layer in self._named_layers])
+        return f"({_counted(words)})" if isinstance(words, Pattern) else words
+
+    def _tags(self) -> Iterator[str]:
+        for name, key in self._used.items():
+            if key.metadata["tag"] is not None and key.role is Role.ARCHITECTURE:
+                layers = [layer for layer in self.kinds if name in layer]
+                if any(getattr(layer, name) != _plain(key, layer) for layer in layers):
+                    yield self._tag(key)
+
+    def _tag(self, key: Key) -> str:
+        """How the name spells a key that departs from the plain."""
+        values = by_layer([layer.get(key.name) for layer in self._named_layers])
+        tag, registry = key.metadata["tag"], registry_of(key)
+        if registry is not None and tag == SPELLED_BY_KEY:
+            words = {name: registry.entry(name).label for name in registry.names}
+            return _spelled_words(words, values)
+        if isinstance(tag, tuple | dict):  # what False and True, or some values, are called
+            words = {index == 1: word for index, word in enumerate(tag)}
+            return _spelled_words(tag if isinstance(tag, dict) else words, values)
+        if tag == SPELLED_BY_KEY:
+            tag = "".join(word.capitalize() for word in key.name.split("_")) + "{}"
+        text = f"({_counted(values)})" if isinstance(values, Pattern) else spelled(values)
+        return tag.format(text)
 
     def summary(self) -> str:
         """The name, then every key and its value, a line each."""
@@ -409,51 +591,8 @@ class ModelArchitectureConfig:
         return "\n".join([self.architecture_name, *rows])
 
 
-def _of_layer(pattern: str, layer: int) -> str:
-    """The letter of a layer in a pattern that repeats over the layers."""
-    return pattern[layer % len(pattern)]
-
-
-def _tag(tag: Any, value: Any) -> str:
-    """A departing value as an architecture's name spells it."""
-    if tag is ROPE_SCALINGS:
-        return ROPE_SCALINGS.entry(value).label
-    if isinstance(tag, tuple | dict):  # what False and True, or some values, are called
-        return tag[value]
-    whole = isinstance(value, float) and value.is_integer() and value < 1e15
-    return tag.format(int(value) if whole else value)
-
-
-def _width(n_embd: int, multiplier: float) -> int:
-    return max(1, round(n_embd * multiplier))
-
-
-def _ffn_hidden(config: ModelArchitectureConfig) -> int:
-    multiplier = config.ffn_multiplier or FFNS[config.ffn_type].default_multiplier
-    multiples = -(-_width(config.n_embd, multiplier) // config.ffn_multiple_of)
-    return multiples * config.ffn_multiple_of
-
-
-DERIVED = {
-    "activation": lambda config: FFNS[config.ffn_type].default_activation,
-    "ffn_hidden": _ffn_hidden,
-    "n_kv_head": lambda config: config.n_head,
-    "head_dim": lambda config: max(config.n_embd // config.n_head, 1),
-    "attention_bias": lambda config: config.bias,
-    "attention_out_bias": lambda config: config.attention_bias,
-    "attention_scale": lambda config: config.head_dim**-0.5,
-}
-"""How each field left at None follows from the others."""
-
-
-def _users(key: str) -> list[str]:
-    """The parts that a key belongs to, as `config_key=name`; none for a key of every model."""
-    return [
-        f"{registry.key}={name}"
-        for registry in REGISTRIES.values()
-        for name in registry.names
-        if key in getattr(registry[name], "uses", ())
-    ]
+KEYS.reserve(name for kind in (ModelArchitectureConfig, LayerConfig) for name in dir(kind))
+KEYS.reserve(("index", "prefix", "period"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,24 +1,29 @@
-"""Typed, documented config fields: declared once, then checked, parsed and described from there.
+"""Config keys: declared once with `option`, then checked, parsed and described from there.
 
-A config is a frozen dataclass whose fields are made by `option`. Everything that a user meets
-(`--help`, error messages, the parsing of flags) is derived from those declarations. A one-line
-comment between an empty line and a field is the heading of the fields that follow: see `groups`.
+A class of options is a class whose annotated attributes are made by `option`: a config dataclass,
+or the nested class `Options` of a part, which owns them:
+
+    class Options:
+        rope_theta: float = option(10000.0, "base of the wavelengths", above=1, tag="Theta{}")
+
+Everything else (`--help`, flags, error messages, sweeps, names, logs) is derived from these
+declarations, which `KEYS` holds.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import inspect
+import enum
 import math
 import operator
-import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from errors import Problem, UserError, is_unprintable, listed, quoted, unknown_name
+from errors import Problem, UserError, is_unprintable, listed, nearest, quoted, unknown_name
+from patterns import Pattern, read_pattern
 
 LARGEST_INT = 2**63 - 1
 """What an int may be at most: what fits the int64 that torch and NumPy count with."""
@@ -26,12 +31,34 @@ LARGEST_INT = 2**63 - 1
 LONGEST_NUMBER = 1000
 """Characters of a text that may be a number; longer ones are not parsed."""
 
+SPELLED_BY_KEY = "spelled by its key"
+"""The tag of an option that declares none: `my_option=3` is spelled MyOption3."""
+
 _BOUNDS = {
     "at_least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
     "at_most": (operator.le, "at most"),
     "below": (operator.lt, "below"),
 }
+
+
+class Role(enum.StrEnum):
+    """What a key is for, which decides how runs are grouped, resumed, swept and compared."""
+
+    ARCHITECTURE = "architecture"
+    """What the model computes: tells arms apart; fixed for a run."""
+    RECIPE = "recipe"
+    """How it is trained: the same in runs that are compared, unless it is what they study."""
+    LENGTH = "length"
+    """How long it is trained, and the parts of its schedule in steps."""
+    DATA = "data"
+    """What it is trained and validated on, batch by batch; fixed for a run."""
+    SEED = "seed"
+    """Runs that differ in nothing else are repetitions of one experiment; fixed for a run."""
+    BOOKKEEPING = "bookkeeping"
+    """Where a run is kept and how closely it is watched."""
+    EXECUTION = "execution"
+    """How it is computed; may not change the mathematics."""
 
 
 def option(
@@ -43,46 +70,277 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    per_layer: bool = False,
+    derive: Callable[[Any], Any] | None = None,
+    tag: Any = SPELLED_BY_KEY,
+    plain: Any = None,
+    role: Role | None = None,
+    section: str | None = None,
     **extra: Any,
 ) -> Any:
-    """A dataclass field with one line of help and the values it takes.
+    """A config key, declared as an attribute of a class of options.
 
     Args:
         default: The value where nothing else says otherwise.
         help: One line, with units.
         choices: Names it may take; any iterable, read anew at each check (a registry may grow).
         at_least, above, at_most, below: Bounds of a number, inclusive or not.
-        extra: Further metadata for the dataclass's own use.
+        per_layer: Whether layers may differ in it: it also takes a pattern, see `patterns`.
+        derive: The value where it is left at None, from the config of a layer.
+        tag: How an architecture's name spells a value: a format such as "Theta{}", the words for
+            False and True, or a dict of words. None: not at all, for what other keys imply.
+        plain: The value that a name leaves out, or a function of a layer's config that gives it;
+            None: the default, or what is derived.
+        role: What the key is for; None: the role of the class that declares it.
+        section: Its heading in `--help`; None: that of the class that declares it.
+        extra: Further metadata for the use of the class that declares it.
     """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help, "choices": choices, "bounds": bounds, **extra}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "bounds": {"at_least": at_least, "above": above, "at_most": at_most, "below": below},
+        "per_layer": per_layer,
+        "derive": derive,
+        "tag": tag,
+        "plain": plain,
+        "role": role,
+        "section": section,
+        **extra,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def field_types(config_class: type) -> dict[str, Any]:
-    """The annotation of each field, resolved, in field order."""
-    hints = typing.get_type_hints(config_class)
-    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading in `--help`, and the role of the keys under it."""
+
+    title: str
+    role: Role
+
+    def option(self, default: Any, help: str, **rest: Any) -> Any:
+        """An option of this section; see `option`."""
+        return option(default, help, **{"role": self.role, "section": self.title, **rest})
 
 
-def groups(config_class: type) -> dict[str, list[dataclasses.Field]]:
-    """The fields under the headings that the class's source gives them, in order."""
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    found: dict[str, list[dataclasses.Field]] = {}
-    heading = config_class.__name__
-    lines = inspect.getsource(config_class).splitlines()
-    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
-        field = re.match(r"    (\w+): .*= option\(", after)
-        if field:
-            if line.startswith("    # ") and not before.strip():
-                heading = line.removeprefix("    # ")
-            found.setdefault(heading, []).append(fields[field[1]])
+# Keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key as it was declared: see `option` for what its attributes mean.
+
+    Attributes:
+        owner: The part that it belongs to, as `position_encoding=rope`; empty for a key that every
+            run has.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    role: Role
+    section: str
+    owner: str
+    metadata: Mapping[str, Any]
+
+    @property
+    def help(self) -> str:
+        return self.metadata["help"]
+
+    @property
+    def choices(self) -> Iterable[Any] | None:
+        return self.metadata["choices"]
+
+    @property
+    def per_layer(self) -> bool:
+        return self.metadata["per_layer"]
+
+    @property
+    def derive(self) -> Callable[[Any], Any] | None:
+        return self.metadata["derive"]
+
+    def declares_as(self, other: Key) -> bool:
+        """Whether two keys of one name are the same declaration."""
+        told = ("help", "choices", "bounds", "per_layer")
+        return (self.annotation, self.default, self.role) == (
+            other.annotation,
+            other.default,
+            other.role,
+        ) and all(self.metadata[name] == other.metadata[name] for name in told)
+
+    # Values
+
+    def parse(self, text: str) -> Any:
+        """The value or pattern that a command-line text stands for.
+
+        Text that stands for none comes back as what it does stand for, for `problem` to refuse.
+        """
+        return text if self._spells_pattern(text) else parse(text, self.annotation)
+
+    def read(self, value: Any) -> Any:
+        """What a value from a file or a flag means: a pattern where it spells one or is a list.
+
+        Raises:
+            UserError: it is meant to be a pattern and is none.
+        """
+        if not self.per_layer:
+            return value
+        if isinstance(value, list | tuple):
+            if not value:
+                raise UserError("is an empty list; give a value for each layer that repeats.")
+            return Pattern(tuple((item, 1) for item in value)).simplified()
+        if not self._spells_pattern(value):
+            return value
+        pattern = read_pattern(
+            value, lambda text: parse(text, self.annotation), of_numbers=self._takes_numbers
+        )
+        return pattern if pattern.length > 1 or not pattern.repeats else pattern.simplified()
+
+    def _spells_pattern(self, value: Any) -> bool:
+        return self.per_layer and isinstance(value, str) and bool({"+", "*"}.intersection(value))
+
+    @property
+    def _takes_numbers(self) -> bool:
+        return float in _members(self.annotation)
+
+    def problem(self, value: Any) -> Problem | None:
+        """What is wrong with one value by itself (type, choices, bounds), or None.
+
+        A pattern's values are checked one by one.
+        """
+        try:
+            meant = self.read(value)
+        except UserError as error:
+            return Problem((self.name,), f"{self.name}={quoted(value)} {error}")
+        if not isinstance(meant, Pattern):
+            return self._problem_of_one(meant)
+        found = (self._problem_of_one(one) for one in meant.values)
+        return next((problem for problem in found if problem), None)
+
+    def _problem_of_one(self, value: Any) -> Problem | None:
+        try:
+            value = convert(value, self.annotation)
+        except UserError as error:
+            hint = "" if self.choices is None else f" {listed(self.choices)}"
+            return Problem((self.name,), f"{self.name} {error}.{hint}")
+        if self.choices is not None and value is not None and value not in list(self.choices):
+            return Problem((self.name,), unknown_name(self.name, value, self.choices))
+        if isinstance(value, str) and any(map(is_unprintable, value)):
+            message = f"{self.name}={quoted(value)} has characters that cannot be printed."
+            return Problem((self.name,), message)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            message = _bound_message(value, self.metadata["bounds"])
+            if message:
+                return Problem((self.name,), f"{self.name}={quoted(value)} {message}.")
+        return None
+
+    def converted(self, value: Any) -> Any:
+        """A sound value as exactly the key's type, ints as floats where it takes floats."""
+        meant = self.read(value)
+        if isinstance(meant, Pattern):
+            return meant.mapped(lambda one: convert(one, self.annotation))
+        return convert(meant, self.annotation)
+
+
+def keys_of(
+    declaring: type, *, owner: str = "", role: Role | None = None, section: str | None = None
+) -> dict[str, Key]:
+    """The keys that a class of options declares, by name, those that it inherits first.
+
+    Args:
+        declaring: The class.
+        owner: See `Key`.
+        role: The role of options that declare none.
+        section: The heading of options that declare none.
+
+    Raises:
+        TypeError: an attribute is not made by `option`, or a key has no role.
+    """
+    found = {}
+    for name, annotation in typing.get_type_hints(declaring).items():
+        field = getattr(declaring, "__dataclass_fields__", {}).get(name)
+        field = field or getattr(declaring, name, None)
+        if not isinstance(field, dataclasses.Field) or "help" not in field.metadata:
+            raise TypeError(f"{declaring.__qualname__}.{name} must be made by option(...)")
+        own_role = field.metadata["role"] or role
+        if own_role is None:
+            raise TypeError(f"{declaring.__qualname__}.{name} has no role")
+        found[name] = Key(
+            name=name,
+            annotation=annotation,
+            default=field.default,
+            role=own_role,
+            section=field.metadata["section"] or section or declaring.__name__,
+            owner=owner,
+            metadata=field.metadata,
+        )
     return found
 
 
-def type_of(config_class: type, key: str) -> Any:
-    """The annotation of one field, resolved."""
-    return field_types(config_class)[key]
+def options_of(part: type) -> type:
+    """The nested classes `Options` of a part and of what it inherits from, as one class."""
+    own = [vars(base)["Options"] for base in part.__mro__ if "Options" in vars(base)]
+    return type("Options", tuple(dict.fromkeys(own)), {"__qualname__": f"{part.__name__}.Options"})
+
+
+class KeyTable(Mapping[str, Key]):
+    """Every key that has been declared, by name."""
+
+    def __init__(self) -> None:
+        self._declared: dict[str, dict[str, Key]] = {}
+        self._reserved: set[str] = set()
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Refuse keys of these names from now on, for they mean something else."""
+        self._reserved |= {name for name in names if not name.startswith("_")}
+
+    def refuse_clashes(self, owner: str, keys: Mapping[str, Key]) -> None:
+        """Raise UserError where a name is another key already; several parts may share one."""
+        for name, key in keys.items():
+            if name in self._reserved:
+                raise UserError(f"the option {name!r} has a name that is reserved; choose another.")
+            for other_owner, other in self._declared.get(name, {}).items():
+                if other_owner != owner and not key.declares_as(other):
+                    whose = f"belongs to {other_owner}" if other_owner else "is a key of every run"
+                    raise UserError(
+                        f"the option {name!r} {whose} and is declared in another way there; "
+                        "choose another name, or inherit its class Options."
+                    )
+
+    def declare(self, owner: str, keys: Mapping[str, Key]) -> None:
+        """Enter the keys of an owner in place of those that it had."""
+        self.refuse_clashes(owner, keys)
+        if owner:
+            for declared in self._declared.values():
+                declared.pop(owner, None)
+        for name, key in keys.items():
+            self._declared.setdefault(name, {})[owner] = key
+        self._declared = {name: owners for name, owners in self._declared.items() if owners}
+
+    def owners(self, name: str) -> list[str]:
+        """The parts that a key belongs to, as `position_encoding=rope`; none for a key that every
+        run has."""
+        owners = self._declared[name]
+        return [] if "" in owners else list(owners)
+
+    def __getitem__(self, name: str) -> Key:
+        return next(iter(self._declared[name].values()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._declared)
+
+    def __len__(self) -> int:
+        return len(self._declared)
+
+    def nearest(self, name: str) -> str:
+        """`; did you mean 'x'?` for the key nearest to a name, else a full stop."""
+        return nearest(name, self)
+
+
+KEYS = KeyTable()
+"""The keys of every run, and of every part that is registered."""
+
+
+# Types and values
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -119,10 +377,10 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """The value that a command-line text stands for, by the field's type.
+    """The value that a command-line text stands for, by the key's type.
 
     Text that stands for no value of the type comes back as what it does stand for, for
-    `field_problem` to refuse.
+    `Key.problem` to refuse.
     """
     members = _members(annotation)
     if types.NoneType in members and text.lower() == "none":
@@ -151,36 +409,16 @@ def _bound_message(value: float, bounds: dict[str, float | None]) -> str | None:
     return None
 
 
-def field_problem(field: dataclasses.Field, annotation: Any, value: Any) -> Problem | None:
-    """What is wrong with one value by itself (type, choices, bounds), or None."""
-    key, choices = field.name, field.metadata["choices"]
-    try:
-        value = convert(value, annotation)
-    except UserError as error:
-        hint = "" if choices is None else f" {listed(choices)}"
-        return Problem((key,), f"{key} {error}.{hint}")
-    if choices is not None and value is not None and value not in list(choices):
-        return Problem((key,), unknown_name(key, value, choices))
-    if isinstance(value, str) and any(map(is_unprintable, value)):
-        return Problem((key,), f"{key}={quoted(value)} has characters that cannot be printed.")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        message = _bound_message(value, field.metadata["bounds"])
-        if message:
-            return Problem((key,), f"{key}={quoted(value)} {message}.")
-    return None
+# Config dataclasses
 
 
-def field_problems(config: Any) -> list[Problem]:
+def field_problems(config: Any, keys: Mapping[str, Key]) -> list[Problem]:
     """What is wrong with each field of a config dataclass by itself, in field order."""
-    annotations = field_types(type(config))
-    found = (
-        field_problem(field, annotations[field.name], getattr(config, field.name))
-        for field in dataclasses.fields(config)
-    )
+    found = (key.problem(getattr(config, name)) for name, key in keys.items())
     return [problem for problem in found if problem]
 
 
-def convert_fields(config: Any) -> None:
+def convert_fields(config: Any, keys: Mapping[str, Key]) -> None:
     """Turn ints into floats where the field is a float; for a config whose fields are sound."""
-    for key, annotation in field_types(type(config)).items():
-        object.__setattr__(config, key, convert(getattr(config, key), annotation))
+    for name, key in keys.items():
+        object.__setattr__(config, name, key.converted(getattr(config, name)))

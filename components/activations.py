@@ -1,42 +1,63 @@
-"""Elementwise nonlinearities of the feed-forward network: `activation`. A part takes nothing."""
+"""Elementwise nonlinearities of the feed-forward network: `activation`. A part is made with the
+config of its layer."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.layer_config import LayerConfig
 from components.registry import Registry
+from options import option
 
-ACTIVATIONS = Registry("activation", "Activation", variable="ACTIVATIONS", base=nn.Module)
+
+class Activation(nn.Module):
+    """A function of each number by itself."""
+
+    def __init__(self, config: LayerConfig):
+        super().__init__()
+
+
+ACTIVATIONS = Registry("activation", "Activation", variable="ACTIVATIONS", base=Activation)
 
 
 @ACTIVATIONS.register("gelu", label="GELU", paper="Hendrycks and Gimpel 2016, arXiv 1606.08415")
-class GELU(nn.GELU):
+class GELU(Activation):
     """x times the normal distribution function of x, exactly (by erf)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
 
 
 @ACTIVATIONS.register(
     "gelu_tanh", label="GELUTanh", paper="Hendrycks and Gimpel 2016, arXiv 1606.08415"
 )
-class GELUTanh(nn.GELU):
+class GELUTanh(Activation):
     """GELU by the tanh approximation that OpenAI's GPT-2 and Google's Gemma use."""
 
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
 
 
 @ACTIVATIONS.register("silu", label="SiLU", paper="Elfwing et al. 2017, arXiv 1702.03118")
-class SiLU(nn.SiLU):
+class SiLU(Activation):
     """x times the logistic function of x (also called swish)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
 
 
 @ACTIVATIONS.register("relu", label="ReLU", paper="Nair and Hinton 2010")
-class ReLU(nn.ReLU):
+class ReLU(Activation):
     """x where it is positive, else 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
 
 
 @ACTIVATIONS.register("relu2", label="ReLU2", paper="So et al. 2021 (Primer), arXiv 2109.08668")
-class SquaredReLU(nn.Module):
+class SquaredReLU(Activation):
     """The square of ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,10 +65,25 @@ class SquaredReLU(nn.Module):
 
 
 @ACTIVATIONS.register("leaky_relu", label="LeakyReLU", paper="Maas et al. 2013")
-class LeakyReLU(nn.LeakyReLU):
-    """x where it is positive, else x/100."""
+class LeakyReLU(Activation):
+    """x where it is positive, else x times a small slope."""
+
+    class Options:
+        leaky_relu_slope: float = option(
+            0.01, "slope of leaky_relu below 0", above=0, below=1, per_layer=True, tag="Slope{}"
+        )
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config)
+        self.slope = config.leaky_relu_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope)
 
 
 @ACTIVATIONS.register("sigmoid", label="Sigmoid", paper="Dauphin et al. 2016, arXiv 1612.08083")
-class Sigmoid(nn.Sigmoid):
+class Sigmoid(Activation):
     """The logistic function: the gate of the original GLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)

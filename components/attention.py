@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from components.attention_backends import ATTENTION_BACKENDS
-from components.norms import RMSNorm, make_qk_norm
+from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.layer_config import LayerConfig
+from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
 from components.part import Part
 from components.positions import PositionEncoding
 from errors import Problem
-
-if TYPE_CHECKING:
-    from model_config import ModelArchitectureConfig
+from options import option
 
 
 class KeyValueCache:
@@ -52,33 +50,99 @@ class Attention(Part):
 
     residual_projections = ("out",)
 
-    def __init__(self, config: ModelArchitectureConfig, layer: int):
+    class Options(NormOptions):
+        n_kv_head: int | None = option(
+            None,
+            "heads of keys and values; none: n_head; 1: multi-query",
+            at_least=1,
+            per_layer=True,
+            derive=lambda config: config.n_head,
+            tag="{}KV",
+        )
+        head_dim: int | None = option(
+            None,
+            "width of a head; none: n_embd/n_head",
+            at_least=1,
+            per_layer=True,
+            derive=lambda config: max(config.n_embd // config.n_head, 1),
+            tag="HD{}",
+        )
+        qk_norm: bool = option(
+            False, "RMSNorm on queries and keys", per_layer=True, tag=("NoQKNorm", "QKNorm")
+        )
+        qk_norm_over: str = option(
+            "head",
+            "what qk_norm normalises: each head by itself, or the whole projection",
+            choices=("head", "projection"),
+            per_layer=True,
+            tag={"head": "HeadQK", "projection": "WholeQK"},
+        )
+        attention_scale: float | None = option(
+            None,
+            "factor on query-key products; none: 1/sqrt(head_dim)",
+            above=0,
+            per_layer=True,
+            derive=lambda config: config.head_dim**-0.5,
+            tag="AttnScale{}",
+        )
+        sliding_window: int | None = option(
+            None,
+            "tokens that a query sees, its own included; none: all",
+            at_least=1,
+            per_layer=True,
+            tag="SWA{}",
+        )
+        attention_softcap: float | None = option(
+            None, "scores s become c tanh(s/c); none: not", above=0, per_layer=True, tag="AttnCap{}"
+        )
+        attention_bias: bool | None = option(
+            None,
+            "biases in attention's matrices; none: as bias",
+            per_layer=True,
+            derive=lambda config: config.bias,
+            tag=("NoAttnBias", "AttnBias"),
+        )
+        attention_out_bias: bool | None = option(
+            None,
+            "bias in attention's output matrix; none: as attention_bias",
+            per_layer=True,
+            derive=lambda config: config.attention_bias,
+            tag=("NoAttnOutBias", "AttnOutBias"),
+        )
+
+    def __init__(self, config: LayerConfig):
         super().__init__()
-        self.layer = layer
         self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.window = config.window(layer)
+        self.window = window_of(config)
         # One matmul makes all three: queries first, then keys, then values.
         self.widths = qkv_widths(config)
         self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.attention_bias)
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
-        self.backend = ATTENTION_BACKENDS[config.attention_backend](config.attention_needs(layer))
+        self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
 
     @classmethod
-    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
         if config.n_head % config.n_kv_head:
             yield Problem(
                 ("n_kv_head", "n_head"),
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
                 "key head serves the same number of query heads.",
             )
-        if not config.qk_norm and config.qk_norm_over != type(config).qk_norm_over:
+        if not config.qk_norm and config.qk_norm_over != "head":
             yield Problem(
                 ("qk_norm_over", "qk_norm"),
                 f"qk_norm_over={config.qk_norm_over!r} does nothing without qk_norm; set "
                 "qk_norm=True or drop it.",
+            )
+        normed = config.qk_norm or "norm_eps" in NORMS.entry(config.normalization).keys
+        if not normed and config.norm_eps != NormOptions.norm_eps.default:
+            yield Problem(
+                ("norm_eps", "normalization"),
+                f"norm_eps={config.norm_eps:g} does nothing with "
+                f"normalization={config.normalization!r} and without qk_norm; drop it.",
             )
 
     def forward(
@@ -94,7 +158,7 @@ class Attention(Part):
         q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
         q, k, v = (self._heads(part) for part in (q, k, v))
         start = 0 if cache is None else cache.length
-        q, k = positions.rotate(q, k, start, self.layer)
+        q, k = positions.rotate(q, k, start)
         q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
@@ -111,18 +175,18 @@ class Attention(Part):
         return super().forward_flops(seq_len, causal) + 4 * self.n_head * self.head_dim * pairs
 
 
-def qkv_widths(config: ModelArchitectureConfig) -> tuple[int, int, int]:
+def qkv_widths(config: LayerConfig) -> tuple[int, int, int]:
     """Rows of the queries', keys' and values' share of the one matrix that makes them."""
     keys = config.n_kv_head * config.head_dim
     return config.n_head * config.head_dim, keys, keys
 
 
-def _qk_norm(config: ModelArchitectureConfig, width: int) -> RMSNorm | None:
+def _qk_norm(config: LayerConfig, width: int) -> RMSNorm | None:
     """The norm over queries or keys of a width (H*D), or None."""
     if not config.qk_norm:
         return None
     dim = config.head_dim if config.qk_norm_over == "head" else width
-    return make_qk_norm(config.normalization, dim, config.norm_eps)
+    return make_qk_norm(dim, config)
 
 
 def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:

@@ -18,17 +18,17 @@ import functools
 import importlib.util
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.layer_config import LayerConfig
+from components.positions import POSITIONS
 from components.registry import Registry
 from errors import Problem, UserError
-
-if TYPE_CHECKING:
-    from model_config import ModelArchitectureConfig
+from options import Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,6 @@ class AttentionNeeds:
 class AttentionBackend:
     """One way to compute attention; the class attributes say what it can do."""
 
-    uses: ClassVar[tuple[str, ...]] = ()
     takes_window: ClassVar[bool] = True
     takes_softcap: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = True
@@ -88,21 +87,37 @@ class AttentionBackend:
         return next(n for n in ATTENTION_BACKENDS.names if ATTENTION_BACKENDS[n] is type(self))
 
     @classmethod
-    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        for layer in config.distinct_layers:
-            lacking = cls.lacks(config.attention_needs(layer))
-            if lacking:
-                yield Problem(
-                    ("attention_backend",),
-                    f"attention_backend={config.attention_backend!r} cannot do "
-                    f"{' or '.join(lacking)}, which the other keys ask for; use "
-                    f"attention_backend='auto' or one of: {', '.join(_able(config, layer))}.",
-                )
-                return
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        needs = attention_needs(config)
+        lacking = cls.lacks(needs)
+        if lacking:
+            yield Problem(
+                ("attention_backend",),
+                f"attention_backend={config.attention_backend!r} cannot do "
+                f"{' or '.join(lacking)}, which the other keys ask for; use "
+                f"attention_backend='auto' or one of: {', '.join(_able(needs))}.",
+            )
 
 
-def _able(config: ModelArchitectureConfig, layer: int) -> list[str]:
-    needs = config.attention_needs(layer)
+def window_of(config: LayerConfig) -> int | None:
+    """Tokens that a layer's queries see; None for all: a window over block_size hides none."""
+    window = config.sliding_window
+    return None if window is None or window >= config.block_size else window
+
+
+def attention_needs(config: LayerConfig) -> AttentionNeeds:
+    """What a layer asks of its attention backend."""
+    return AttentionNeeds(
+        scale=config.attention_scale,
+        window=window_of(config),
+        softcap=config.attention_softcap,
+        bias=POSITIONS[config.position_encoding].biases_scores,
+        dropout=config.dropout > 0,
+        head_dim=config.head_dim,
+    )
+
+
+def _able(needs: AttentionNeeds) -> list[str]:
     names = [name for name in ATTENTION_BACKENDS.names if name != "auto"]
     return [name for name in names if not ATTENTION_BACKENDS[name].lacks(needs)]
 
@@ -113,6 +128,7 @@ ATTENTION_BACKENDS = Registry(
     variable="ATTENTION_BACKENDS",
     base=AttentionBackend,
     made_with="needs",
+    role=Role.EXECUTION,
 )
 
 

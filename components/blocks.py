@@ -1,26 +1,19 @@
-"""Where a block normalises: `norm_position`. A part takes (config, layer)."""
+"""Where a block normalises: `norm_position`. A part is made with the config of its layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.attention import Attention, KeyValueCache
 from components.ffns import FFNS
-from components.norms import NORMS
+from components.layer_config import LayerConfig
+from components.norms import make_norm
 from components.part import Part
 from components.positions import PositionEncoding
 from components.registry import Registry
-
-if TYPE_CHECKING:
-    from model_config import ModelArchitectureConfig
-
-
-def make_norm(config: ModelArchitectureConfig) -> nn.Module:
-    """The config's norm over the residual stream."""
-    return NORMS[config.normalization](config.n_embd, config.norm_eps)
 
 
 class Block(Part):
@@ -31,9 +24,9 @@ class Block(Part):
     final_norm: ClassVar[bool] = True
     """Whether the stream it leaves wants a norm before the output head."""
 
-    def __init__(self, config: ModelArchitectureConfig, layer: int):
+    def __init__(self, config: LayerConfig):
         super().__init__()
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.ffn = FFNS[config.ffn_type](config)
         for name in self.norm_names:
             self.add_module(name, make_norm(config))
@@ -57,9 +50,7 @@ class Block(Part):
         raise NotImplementedError
 
 
-BLOCKS = Registry(
-    "norm_position", "Norm position", variable="BLOCKS", base=Block, made_with="config, layer"
-)
+BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Block)
 
 
 @BLOCKS.register("pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, 2002.04745")

@@ -1,19 +1,32 @@
-"""Feed-forward networks: `ffn_type`. A part takes the config and maps (B, T, C) to (B, T, C)."""
+"""Feed-forward networks: `ffn_type`. A part is made with the config of its layer and maps (B, T, C)
+to (B, T, C)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from components.activations import ACTIVATIONS
+from components.layer_config import LayerConfig
 from components.part import Part
 from components.registry import Registry
 from errors import Problem
+from options import option
 
-if TYPE_CHECKING:
-    from model_config import ModelArchitectureConfig
+
+def _default_width(config: LayerConfig) -> int:
+    """The hidden width before anything is said about it."""
+    return max(1, round(config.n_embd * FFNS[config.ffn_type].default_multiplier))
+
+
+def _width(config: LayerConfig) -> int:
+    """The hidden width that `ffn_multiplier` and `ffn_multiple_of` make."""
+    width = _default_width(config)
+    if config.ffn_multiplier is not None:
+        width = max(1, round(config.n_embd * config.ffn_multiplier))
+    return -(-width // config.ffn_multiple_of) * config.ffn_multiple_of
 
 
 class FeedForward(Part):
@@ -24,14 +37,41 @@ class FeedForward(Part):
     default_activation: ClassVar[str] = "gelu"
     default_multiplier: ClassVar[float] = 4.0
     """Hidden width over n_embd."""
-    plain_tying: ClassVar[bool] = True
-    """Whether the model family that made it known ties the head; an architecture's name says
-    only what departs from this."""
+
+    class Options:
+        activation: str | None = option(
+            None,
+            "nonlinearity or gate of the network; none: ffn_type's own",
+            choices=ACTIVATIONS,
+            per_layer=True,
+            derive=lambda config: FFNS[config.ffn_type].default_activation,
+            tag=None,
+        )
+        ffn_multiplier: float | None = option(
+            None,
+            "hidden width over n_embd; none: 4, gated 8/3",
+            above=0,
+            at_most=10_000,
+            per_layer=True,
+            tag=None,
+        )
+        ffn_multiple_of: int = option(
+            1, "round the hidden width up to a multiple", at_least=1, per_layer=True, tag=None
+        )
+        ffn_hidden: int | None = option(
+            None,
+            "hidden width; none: ffn_multiplier x n_embd",
+            at_least=1,
+            per_layer=True,
+            derive=_width,
+            plain=_default_width,
+            tag="F{}",
+        )
 
     residual_projections = ("down",)
 
     @classmethod
-    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
         if cls.activations is not None and config.activation not in (None, *cls.activations):
             yield Problem(
                 ("activation", "ffn_type"),
@@ -39,21 +79,31 @@ class FeedForward(Part):
                 f"whose gate is {' or '.join(cls.activations)}; drop activation, or use "
                 "ffn_type='glu', which gates by any activation, or ffn_type='standard'.",
             )
+        if config.ffn_hidden % config.ffn_multiple_of:
+            yield Problem(
+                ("ffn_hidden", "ffn_multiple_of"),
+                f"ffn_hidden={config.ffn_hidden} is not a multiple of "
+                f"ffn_multiple_of={config.ffn_multiple_of}; drop one.",
+            )
+        elif config.ffn_multiplier is not None and config.ffn_hidden != _width(config):
+            yield Problem(
+                ("ffn_hidden", "ffn_multiplier"),
+                f"ffn_hidden={config.ffn_hidden} and ffn_multiplier={config.ffn_multiplier:g}, "
+                f"which makes {_width(config)}, disagree; drop one.",
+            )
 
 
-FFNS = Registry(
-    "ffn_type", "Feed-forward network", variable="FFNS", base=FeedForward, made_with="config"
-)
+FFNS = Registry("ffn_type", "Feed-forward network", variable="FFNS", base=FeedForward)
 
 
 @FFNS.register("standard", label="FFN", paper="Vaswani et al. 2017, arXiv 1706.03762")
 class StandardFFN(FeedForward):
     """Widen, apply the activation, narrow: down(act(up(x)))."""
 
-    def __init__(self, config: ModelArchitectureConfig):
+    def __init__(self, config: LayerConfig):
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.ffn_hidden, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation](config)
         self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -67,13 +117,12 @@ class GLU(FeedForward):
 
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost what the standard two do at 4x
-    plain_tying = False
 
-    def __init__(self, config: ModelArchitectureConfig):
+    def __init__(self, config: LayerConfig):
         super().__init__()
         # One matmul makes both halves: gate first, then up.
         self.gate_up = nn.Linear(config.n_embd, 2 * config.ffn_hidden, bias=config.bias)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation](config)
         self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 

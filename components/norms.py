@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream: `normalization`. A part takes (dim, eps)."""
+"""Normalisation of the residual stream: `normalization`. A part is made with (dim, config)."""
 
 from __future__ import annotations
 
@@ -6,41 +6,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.layer_config import LayerConfig
 from components.registry import Registry
+from options import option
 
 NORMS = Registry(
-    "normalization", "Normalization", variable="NORMS", base=nn.Module, made_with="dim, eps"
+    "normalization", "Normalization", variable="NORMS", base=nn.Module, made_with="dim, config"
 )
+
+
+class NormOptions:
+    """The options of norms that divide by a root."""
+
+    norm_eps: float = option(
+        1e-5, "added inside a norm's root", above=0, per_layer=True, tag="Eps{}"
+    )
 
 
 @NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")
 class LayerNorm(nn.LayerNorm):
     """Subtract the mean, divide by the deviation, then a learned scale and shift."""
 
-    uses = ("norm_eps",)
+    Options = NormOptions
 
-    def __init__(self, dim: int, eps: float):
-        super().__init__(dim, eps=eps)
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, eps=config.norm_eps)
 
 
 @NORMS.register("layernorm_nobias", label="LN-NB", paper="Ba et al. 2016, arXiv 1607.06450")
 class LayerNormWithoutBias(nn.LayerNorm):
     """LayerNorm with a learned scale and no shift."""
 
-    uses = ("norm_eps",)
+    Options = NormOptions
 
-    def __init__(self, dim: int, eps: float):
-        super().__init__(dim, eps=eps, bias=False)
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, eps=config.norm_eps, bias=False)
 
 
 @NORMS.register("rmsnorm", label="RMS", paper="Zhang and Sennrich 2019, arXiv 1910.07467")
 class RMSNorm(nn.RMSNorm):
     """Divide by the root mean square, then a learned scale; no mean, no shift."""
 
-    uses = ("norm_eps",)
+    Options = NormOptions
 
-    def __init__(self, dim: int, eps: float):
-        super().__init__(dim, eps=eps)
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._normed(x, self.weight)
@@ -54,8 +64,8 @@ class RMSNorm(nn.RMSNorm):
 class UnitOffsetRMSNorm(RMSNorm):
     """RMSNorm whose scale is 1 + a learned offset: small offsets survive half precision."""
 
-    def __init__(self, dim: int, eps: float):
-        super().__init__(dim, eps)
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, config)
         del self.weight
         self.offset = nn.Parameter(torch.zeros(dim))
 
@@ -67,14 +77,19 @@ class UnitOffsetRMSNorm(RMSNorm):
 class NoNorm(nn.Module):
     """Leave the residual stream as it is."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, config: LayerConfig):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
-def make_qk_norm(normalization: str, dim: int, eps: float) -> RMSNorm:
+def make_norm(config: LayerConfig) -> nn.Module:
+    """A layer's norm of the residual stream."""
+    return NORMS[config.normalization](config.n_embd, config)
+
+
+def make_qk_norm(dim: int, config: LayerConfig) -> RMSNorm:
     """A norm of queries or keys: the residual stream's where that is an RMSNorm, else RMSNorm."""
-    kind = NORMS[normalization]
-    return (kind if issubclass(kind, RMSNorm) else RMSNorm)(dim, eps)
+    kind = NORMS[config.normalization]
+    return (kind if issubclass(kind, RMSNorm) else RMSNorm)(dim, config)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from components.layer_config import LayerConfig
 from errors import Problem
-
-if TYPE_CHECKING:
-    from model_config import ModelArchitectureConfig
 
 
 @contextlib.contextmanager
@@ -35,20 +33,20 @@ def own_stream(name: str) -> Iterator[None]:
 
 
 class Part(nn.Module):
-    """A module with a cost and an initialisation of its own."""
+    """A module with a cost and an initialisation of its own.
 
-    uses: ClassVar[tuple[str, ...]] = ()
-    """Config keys that do something only where this part is chosen."""
+    A nested class `Options` declares config keys that belong to the part; see `options`.
+    """
 
     residual_projections: ClassVar[tuple[str, ...]] = ()
     """The Linear children whose output is added to the residual stream."""
 
     @classmethod
-    def problems(cls, config: ModelArchitectureConfig) -> Iterator[Problem]:
-        """What of `config`, its fields sound one by one, this part cannot work with."""
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        """What of its layer's config, the values sound one by one, this part cannot work with."""
         return iter(())
 
-    def init_parameters(self, config: ModelArchitectureConfig) -> None:
+    def init_parameters(self, config: LayerConfig) -> None:
         """Initialise the Linear and Embedding children; norms initialise themselves.
 
         Weights are N(0, init_std), as in GPT-2; those of residual projections are scaled by

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from errors import UserError, quoted, unknown_name
+from options import KEYS, Key, Role, keys_of, options_of
 
 PartClass = TypeVar("PartClass", bound=type)
 
@@ -33,6 +34,8 @@ class Entry:
     paper: str
     """Where it comes from, or an empty string."""
     aliases: tuple[str, ...] = ()
+    keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
+    """The config keys that the part owns, by name."""
 
 
 class Registry:
@@ -42,7 +45,14 @@ class Registry:
     """
 
     def __init__(
-        self, key: str, title: str, *, variable: str, base: type, made_with: str | None = ""
+        self,
+        key: str,
+        title: str,
+        *,
+        variable: str,
+        base: type,
+        made_with: str | None = "config",
+        role: Role = Role.ARCHITECTURE,
     ):
         """An empty registry.
 
@@ -53,12 +63,14 @@ class Registry:
             base: What every part is a subclass of.
             made_with: The arguments that a part is made with, separated by commas; None for
                 parts that are not made.
+            role: The role of the options that parts declare.
         """
         self.key = key
         self.title = title
         self._variable = variable
         self._base = base
         self._made_with = made_with
+        self._role = role
         self._entries: dict[str, Entry] = {}
         self._canonical: dict[str, str] = {}
 
@@ -81,18 +93,32 @@ class Registry:
         if not isinstance(name, str) or not name:
             got = f"not {quoted(name)}" if isinstance(name, str) else "which is missing"
             raise self._refused(f"register takes the name of the part, {got}")
+        if set(name) & set("+*"):
+            raise self._refused(f"{name!r} has a '+' or a '*', which patterns over layers are of")
         if not isinstance(label, str) or not label:
             raise self._refused(f"{name!r} needs a label, which architecture names spell it with")
 
         def enter(part: PartClass) -> PartClass:
             self._refuse_unfit(name, part)
             self._refuse_taken(part, label, (name, *aliases))
+            keys = self._keys_of(name, part)
+            KEYS.declare(self.owner(name), keys)
             summary = (part.__doc__ or "").strip().splitlines()[0]
-            self._entries[name] = Entry(name, part, label, summary, paper, aliases)
+            self._entries[name] = Entry(name, part, label, summary, paper, aliases, keys)
             self._canonical.update(dict.fromkeys((name, *aliases), name))
             return part
 
         return enter
+
+    def _keys_of(self, name: str, part: type) -> dict[str, Key]:
+        """The keys that a part's options declare. Raises UserError where one cannot be declared."""
+        owner = self.owner(name)
+        try:
+            keys = keys_of(options_of(part), owner=owner, role=self._role, section=self.title)
+            KEYS.refuse_clashes(owner, keys)
+        except (TypeError, UserError) as error:
+            raise self._refused(f"{name!r}: {error}") from None
+        return keys
 
     def _refuse_unfit(self, name: str, part: type) -> None:
         """Raise UserError where a class cannot be a part of this registry."""
@@ -143,6 +169,10 @@ class Registry:
                     f"{self.key}: the {what} is taken by {entry.part.__qualname__} "
                     f"({entry.name!r}); register {part.__qualname__} under another."
                 )
+
+    def owner(self, name: str) -> str:
+        """How a key names this part as the one that it belongs to: `position_encoding=rope`."""
+        return f"{self.key}={name}"
 
     def canonical(self, name: str) -> str:
         """The name that an alias stands for. Raises UserError for an unknown name."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from errors import ConfigError, Problem, quoted, unknown_name
-from options import convert_fields, field_problems, option
+from options import KEYS, Role, Section, convert_fields, field_problems, keys_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -50,104 +50,158 @@ def kept_share(steps: int, of: int, new: int) -> int:
     return max(round(steps / max(of, 1) * new), min(steps, 1))
 
 
+_places = Section("Where things go", Role.BOOKKEEPING)
+_data = Section("Data", Role.DATA)
+_schedule = Section("Length, learning rate", Role.RECIPE)
+_optimizer = Section("Optimizer (AdamW)", Role.RECIPE)
+_records = Section("Validation, log, checkpoints", Role.BOOKKEEPING)
+_machine = Section("Machine", Role.EXECUTION)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of a run, checked when made.
 
-    A field left at None is derived from the others: see `derived`.
+    A field left at None is derived from the others: see `derived`. What an option may say besides
+    what `options.option` takes:
+
+    restored: Whether a resumed run has it from its checkpoint. Where False, it says where things
+        are, what is trusted, or where the log is sent: a saved run, which may be somebody else's,
+        does not decide that.
+    varies: Whether the arms of a sweep may differ in it; None: as its role says.
+    compared_by: Where run.json has what the value came to, which two runs are compared by instead.
 
     Raises:
         ConfigError: with every problem found, each naming the fix.
     """
 
-    # Where things go
-    out_dir: str = option("out", "folder that holds the runs")
-    run_name: str = option("auto", "folder of this run under out_dir; auto: preset, date and time")
-    resume: str = option("none", "none | auto (the newest run that fits) | a run or checkpoint")
-    init_from: str = option(
-        "none", "none | a folder of a Hugging Face model whose weights the run starts from"
+    out_dir: str = _places.option("out", "folder that holds the runs", restored=False)
+    run_name: str = _places.option(
+        "auto", "folder of this run under out_dir; auto: preset, date and time", restored=False
     )
-    plugins: str = option("", "comma-separated .py files that register parts of your own")
-    allow_changed_plugins: bool = option(
-        False, "resume with plugins that differ from those the run was trained with"
+    resume: str = _places.option(
+        "none", "none | auto (the newest run that fits) | a run or checkpoint", restored=False
+    )
+    init_from: str = _places.option(
+        "none",
+        "none | a folder of a Hugging Face model whose weights the run starts from",
+        role=Role.DATA,
+    )
+    plugins: str = _places.option(
+        "", "comma-separated .py files that register parts of your own", restored=False
+    )
+    allow_changed_plugins: bool = _places.option(
+        False, "resume with plugins that differ from those the run was trained with", restored=False
     )
 
-    # Data
-    dataset: str = option("python_stdlib", "a folder of data/, or a path to a prepared dataset")
-    sequence_length: int | None = option(
+    dataset: str = _data.option(
+        "python_stdlib",
+        "a folder of data/, or a path to a prepared dataset",
+        compared_by=("data", "fingerprint"),
+    )
+    sequence_length: int | None = _data.option(
         None,
         "tokens per training sequence; none: block_size if you set it, else at most 256",
         at_least=1,
     )
-    batch_size: int = option(4, "sequences per micro-batch", at_least=1)
-    gradient_accumulation_steps: int = option(1, "micro-batches per step", at_least=1)
-    data_seed: int = option(1337, "seed of the order of the training data", at_least=0)
+    batch_size: int = _data.option(4, "sequences per micro-batch", at_least=1, varies=True)
+    gradient_accumulation_steps: int = _data.option(
+        1, "micro-batches per step", at_least=1, varies=True
+    )
+    data_seed: int = _data.option(
+        1337, "seed of the order of the training data", at_least=0, role=Role.SEED
+    )
 
-    # Length, learning rate
-    max_iters: int = option(2000, "optimizer steps", at_least=0)
-    max_minutes: float = option(
+    max_iters: int = _schedule.option(2000, "optimizer steps", at_least=0, role=Role.LENGTH)
+    max_minutes: float = _schedule.option(
         0.0,
         "minutes of training after which a run ends before max_iters, its learning rate come down; "
         "0: no limit",
         at_least=0,
+        role=Role.LENGTH,
     )
-    learning_rate: float = option(1e-3, "highest learning rate", above=0)
-    lr_schedule: str = option("cosine", "learning rate after warm-up", choices=SCHEDULES)
-    warmup_iters: int | None = option(
+    learning_rate: float = _schedule.option(1e-3, "highest learning rate", above=0)
+    lr_schedule: str = _schedule.option("cosine", "learning rate after warm-up", choices=SCHEDULES)
+    warmup_iters: int | None = _schedule.option(
         None,
         "steps of linear warm-up; none: a 20th of the schedule, without max_minutes at most 2000; "
         "a config file's that --max_iters leaves no room for is scaled with the run",
         at_least=0,
+        role=Role.LENGTH,
     )
-    lr_decay_iters: int | None = option(
-        None, "step at which the decay ends; none: max_iters", at_least=1
+    lr_decay_iters: int | None = _schedule.option(
+        None, "step at which the decay ends; none: max_iters", at_least=1, role=Role.LENGTH
     )
-    min_lr: float | None = option(
+    min_lr: float | None = _schedule.option(
         None, "learning rate after the decay; none: learning_rate/10", at_least=0
     )
-    wsd_decay_fraction: float = option(
+    wsd_decay_fraction: float = _schedule.option(
         0.2, "share of lr_decay_iters that lr_schedule=wsd decays over", above=0, at_most=1
     )
 
-    # Optimizer (AdamW)
-    beta1: float = option(0.9, "AdamW: decay of the mean of the gradient", at_least=0, below=1)
-    beta2: float = option(0.95, "AdamW: decay of the mean of its square", at_least=0, below=1)
-    adam_eps: float = option(1e-8, "AdamW: added to the denominator", above=0)
-    weight_decay: float = option(0.1, "AdamW: decay of matrices; vectors have none", at_least=0)
-    grad_clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", at_least=0)
-    max_bad_steps: int = option(
+    beta1: float = _optimizer.option(
+        0.9, "AdamW: decay of the mean of the gradient", at_least=0, below=1
+    )
+    beta2: float = _optimizer.option(
+        0.95, "AdamW: decay of the mean of its square", at_least=0, below=1
+    )
+    adam_eps: float = _optimizer.option(1e-8, "AdamW: added to the denominator", above=0)
+    weight_decay: float = _optimizer.option(
+        0.1, "AdamW: decay of matrices; vectors have none", at_least=0
+    )
+    grad_clip: float = _optimizer.option(
+        1.0, "largest norm of the gradient; 0: no clipping", at_least=0
+    )
+    max_bad_steps: int = _optimizer.option(
         10, "non-finite steps in a row (each is skipped) that stop the run", at_least=1
     )
 
-    # Validation, log, checkpoints
-    eval_interval: int = option(250, "steps between validations", at_least=1)
-    eval_tokens: int = option(
-        32768, "validation tokens, spread evenly over the split; 0: all", at_least=0
+    eval_interval: int = _records.option(250, "steps between validations", at_least=1)
+    eval_tokens: int = _records.option(
+        32768,
+        "validation tokens, spread evenly over the split; 0: all",
+        at_least=0,
+        role=Role.DATA,
+        compared_by=("data", "val_fingerprint"),
     )
-    log_interval: int = option(10, "steps between log lines", at_least=1)
-    log_to: str = option(
-        "", f"comma-separated places for the log besides its JSON files: {', '.join(LOG_SINKS)}"
+    log_interval: int = _records.option(10, "steps between log lines", at_least=1)
+    log_to: str = _records.option(
+        "",
+        f"comma-separated places for the log besides its JSON files: {', '.join(LOG_SINKS)}",
+        restored=False,
     )
-    checkpoint_minutes: float = option(
+    checkpoint_minutes: float = _records.option(
         30.0, "minutes between extra checkpoints; 0: only at validations", at_least=0
     )
-    keep_checkpoints: int = option(3, "newest checkpoints kept, besides the best", at_least=1)
-
-    # Machine
-    device: str = option("auto", "where to train", choices=DEVICES)
-    dtype: str = option("auto", "compute type of the matmuls", choices=DTYPES)
-    tf32: bool = option(
-        False, "float32 matmuls on CUDA may round their inputs to TF32: faster, 10 bits of mantissa"
+    keep_checkpoints: int = _records.option(
+        3, "newest checkpoints kept, besides the best", at_least=1
     )
-    compile: bool | str = option(
+
+    device: str = _machine.option("auto", "where to train", choices=DEVICES)
+    dtype: str = _machine.option(
+        "auto",
+        "compute type of the matmuls",
+        choices=DTYPES,
+        role=Role.RECIPE,
+        varies=False,
+        compared_by=("environment", "dtype"),
+    )
+    tf32: bool = _machine.option(
+        False,
+        "float32 matmuls on CUDA may round their inputs to TF32: faster, 10 bits of mantissa",
+        role=Role.RECIPE,
+    )
+    compile: bool | str = _machine.option(
         "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
     )
-    seed: int = option(1337, "seed of Python, NumPy and torch", at_least=0, below=2**32)
+    seed: int = _machine.option(
+        1337, "seed of Python, NumPy and torch", at_least=0, below=2**32, role=Role.SEED
+    )
 
     def __post_init__(self) -> None:
-        problems = field_problems(self)
+        problems = field_problems(self, TRAINING_KEYS)
         if not problems:
-            convert_fields(self)
+            convert_fields(self, TRAINING_KEYS)
             problems = list(self._combination_problems())
         if problems:
             raise ConfigError(problems)
@@ -233,3 +287,7 @@ class TrainingConfig:
         """Training tokens of one optimizer step; needs `sequence_length` to be derived."""
         assert self.sequence_length is not None
         return self.gradient_accumulation_steps * self.batch_size * self.sequence_length
+
+
+TRAINING_KEYS = keys_of(TrainingConfig)
+KEYS.declare("", TRAINING_KEYS)

@@ -1,0 +1,61 @@
+"""The config of one layer, as parts see it: every key a single value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+
+class LayerConfig:
+    """The keys of one layer, read as attributes: `config.n_embd`, `config.my_option`.
+
+    It has the keys of every model, and the options of the parts that the layer is made of; no
+    others. A pattern over the layers shows here as the value of this one.
+
+    Attributes:
+        index: The layer's place in the model, from 0; None for a part that several layers share.
+    """
+
+    index: int | None
+
+    def __init__(self, values: Mapping[str, Any], index: int | None = None):
+        vars(self).update(values)
+        vars(self)["index"] = index
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"{key}: a config does not change")
+
+    def __getattr__(self, key: str) -> Any:
+        raise AttributeError(
+            f"no part of this layer has the option {key!r}; a part reads the keys of every model "
+            "and those that its own class Options declares"
+        )
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values())
+
+    def values(self) -> Mapping[str, Any]:
+        """Every key and its value."""
+        return MappingProxyType({key: v for key, v in vars(self).items() if key != "index"})
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or `default` where no part of the layer has it."""
+        return vars(self).get(key, default)
+
+    def only(self, keys: Collection[str]) -> LayerConfig:
+        """A config of some of the keys, for a part that layers share which agree in these."""
+        return LayerConfig({key: v for key, v in self.values().items() if key in keys})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerConfig) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).items()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"LayerConfig({values})"

@@ -1,0 +1,189 @@
+"""How RoPE is stretched to longer sequences: `rope_scaling`. A scaling is used as a class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from components.layer_config import LayerConfig
+from components.registry import Registry
+from errors import Problem
+from options import option
+
+
+def rotated_dimensions(config: LayerConfig) -> int:
+    """Dimensions of each head that RoPE turns."""
+    # A share such as 30/44 stands for 30 dimensions, though their product falls short of it.
+    return int(config.head_dim * config.rope_fraction + 1e-6)
+
+
+def rope_frequencies(dim: int, theta: float) -> Tensor:
+    """theta^(-2i/dim) for i < dim/2, in float64: (dim/2,)."""
+    return theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+
+
+class RopeScaling:
+    """How RoPE reaches beyond the length it was trained at.
+
+    `apply(dim, config)` gives the dim/2 frequencies and the factor on rotated queries and keys.
+    """
+
+    @classmethod
+    def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
+        raise NotImplementedError
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        """What of its layer's config, the values sound one by one, it cannot work with."""
+        return iter(())
+
+
+ROPE_SCALINGS = Registry(
+    "rope_scaling", "RoPE scaling", variable="ROPE_SCALINGS", base=RopeScaling, made_with=None
+)
+
+
+@ROPE_SCALINGS.register("none", label="Unscaled")
+class Unscaled(RopeScaling):
+    """RoPE as published."""
+
+    @classmethod
+    def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
+        return rope_frequencies(dim, config.rope_theta), 1.0
+
+
+class Stretched(RopeScaling):
+    """What the scalings share: the factor by which they stretch."""
+
+    class Options:
+        rope_scaling_factor: float = option(
+            1.0, "RoPE scaling: times the original length", at_least=1, per_layer=True, tag="x{}"
+        )
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        if config.rope_scaling_factor == 1:
+            yield Problem(
+                ("rope_scaling", "rope_scaling_factor"),
+                f"rope_scaling={config.rope_scaling!r} does nothing with rope_scaling_factor=1; "
+                "set it above 1, or drop rope_scaling.",
+            )
+
+
+class OriginalLength:
+    """An option of scalings that depend on the length trained at first."""
+
+    rope_original_block_size: int = option(
+        1024,
+        "RoPE scaling: length trained at first",
+        at_least=1,
+        per_layer=True,
+        tag="From{}",
+    )
+
+
+@ROPE_SCALINGS.register("linear", label="Linear", paper="Chen et al. 2023, arXiv 2306.15595")
+class LinearScaling(Stretched):
+    """Position interpolation: every position divided by the factor."""
+
+    @classmethod
+    def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
+        return rope_frequencies(dim, config.rope_theta) / config.rope_scaling_factor, 1.0
+
+
+@ROPE_SCALINGS.register("ntk", label="NTK", paper="bloc97 2023; Peng et al. 2023, arXiv 2309.00071")
+class NTKScaling(Stretched):
+    """NTK-aware: a larger theta, so that low frequencies stretch by the factor, high ones not."""
+
+    @classmethod
+    def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
+        theta = config.rope_theta * config.rope_scaling_factor ** (dim / (dim - 2))
+        return rope_frequencies(dim, theta), 1.0
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
+        if rotated_dimensions(config) <= 2:
+            yield Problem(
+                ("rope_scaling", "head_dim", "rope_fraction"),
+                f"rope_scaling='ntk' needs more than 2 rotated dimensions; head_dim="
+                f"{config.head_dim} with rope_fraction={config.rope_fraction:g} rotates "
+                f"{rotated_dimensions(config)}.",
+            )
+
+
+@ROPE_SCALINGS.register("yarn", label="YaRN", paper="Peng et al. 2023, arXiv 2309.00071")
+class YaRN(Stretched):
+    """Interpolate the frequencies that turn rarely within the original length, keep the others.
+
+    Also scales queries and keys by 0.1 ln(factor) + 1, which sharpens the attention.
+    """
+
+    class Options(OriginalLength):
+        rope_beta_fast: float = option(
+            32.0, "YaRN: turns kept whole", above=0, per_layer=True, tag="BetaFast{}"
+        )
+        rope_beta_slow: float = option(
+            1.0, "YaRN: turns interpolated", above=0, per_layer=True, tag="BetaSlow{}"
+        )
+
+    @classmethod
+    def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
+        frequencies = rope_frequencies(dim, config.rope_theta)
+        low = max(math.floor(cls._dimension(config.rope_beta_fast, dim, config)), 0)
+        high = min(math.ceil(cls._dimension(config.rope_beta_slow, dim, config)), dim - 1)
+        pair = torch.arange(dim // 2, dtype=torch.float64, device="cpu")
+        interpolated = ((pair - low) / ((high - low) or 1e-3)).clamp(0, 1)
+        factor = config.rope_scaling_factor
+        mixed = frequencies / factor * interpolated + frequencies * (1 - interpolated)
+        return mixed, 0.1 * math.log(factor) + 1.0
+
+    @staticmethod
+    def _dimension(turns: float, dim: int, config: LayerConfig) -> float:
+        """The pair that makes `turns` full turns within the original length."""
+        wavelengths = config.rope_original_block_size / (turns * 2 * math.pi)
+        return dim * math.log(wavelengths) / (2 * math.log(config.rope_theta))
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
+        if config.rope_beta_slow >= config.rope_beta_fast:
+            yield Problem(
+                ("rope_beta_slow", "rope_beta_fast"),
+                f"rope_beta_slow={config.rope_beta_slow:g} must be below "
+                f"rope_beta_fast={config.rope_beta_fast:g}.",
+            )
+
+
+@ROPE_SCALINGS.register("llama3", label="Llama3", paper="Grattafiori et al. 2024, arXiv 2407.21783")
+class Llama3Scaling(Stretched):
+    """Interpolate wavelengths beyond the original length, keep the short, blend between."""
+
+    class Options(OriginalLength):
+        rope_low_freq_factor: float = option(
+            1.0, "llama3 scaling: turns interpolated", above=0, per_layer=True, tag="LowFreq{}"
+        )
+        rope_high_freq_factor: float = option(
+            4.0, "llama3 scaling: turns kept whole", above=0, per_layer=True, tag="HighFreq{}"
+        )
+
+    @classmethod
+    def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
+        frequencies = rope_frequencies(dim, config.rope_theta)
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        turns = config.rope_original_block_size * frequencies / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequencies / config.rope_scaling_factor * (1 - kept) + frequencies * kept, 1.0
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
+        if config.rope_low_freq_factor >= config.rope_high_freq_factor:
+            yield Problem(
+                ("rope_low_freq_factor", "rope_high_freq_factor"),
+                f"rope_low_freq_factor={config.rope_low_freq_factor:g} must be below "
+                f"rope_high_freq_factor={config.rope_high_freq_factor:g}.",
+            )

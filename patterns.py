@@ -1,0 +1,157 @@
+"""Values that differ from layer to layer: `a*3+b` repeats over the layers, in `a+b*` the rest is b.
+
+    sliding_window = "128*5+none"          five layers with a window, one without, and again
+    position_encoding = "rope*3+none"
+    ffn_type = "swiglu+moe*"               the first layer, and all others
+    ffn_hidden = [512, 512, 768]           a Python list, in config files
+
+A pattern is as long as the sum of its counts; it is checked against `n_layer` before anything is
+expanded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from errors import UserError, quoted
+
+LONGEST_TO_SIMPLIFY = 4096
+"""Layers of a pattern of which the shortest period is looked for."""
+
+_ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*(?P<count>\d{0,18}))?")
+_PLUS = re.compile(r"\+")
+_PLUS_NOT_OF_AN_EXPONENT = re.compile(r"\+(?<![0-9.][eE]\+)")
+
+EXAMPLE = "write values as in 'a*3+b' (repeated over the layers) or 'a+b*' (b for the rest)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Values of a key by layer.
+
+    Attributes:
+        runs: Each value with the number of layers in a row that have it. A last number of None
+            stands for the rest of the layers; without one, the whole repeats.
+    """
+
+    runs: tuple[tuple[Any, int | None], ...]
+
+    @property
+    def length(self) -> int:
+        """Layers that it speaks of, the rest excluded."""
+        return sum(count or 0 for _, count in self.runs)
+
+    @property
+    def repeats(self) -> bool:
+        return self.runs[-1][1] is not None
+
+    @property
+    def values(self) -> list[Any]:
+        """The different values, in order."""
+        found: list[Any] = []
+        for value, _ in self.runs:
+            if not any(_same(value, other) for other in found):
+                found.append(value)
+        return found
+
+    def at(self, layer: int) -> Any:
+        """The value of a layer."""
+        place = layer % self.length if self.repeats else layer
+        for value, count in self.runs:
+            if count is None or place < count:
+                return value
+            place -= count
+        raise AssertionError("a pattern without a rest repeats")
+
+    def mapped(self, change: Callable[[Any], Any]) -> Pattern:
+        """The pattern with every value changed."""
+        return Pattern(tuple((change(value), count) for value, count in self.runs))
+
+    def cut(self, layers: int) -> Pattern:
+        """What it says of the first so many layers."""
+        if self.length <= layers:
+            return self
+        kept: list[tuple[Any, int | None]] = []
+        for value, count in self.runs:
+            if layers <= 0:
+                break
+            assert count is not None, "a rest comes after more layers than there are"
+            kept.append((value, min(count, layers)))
+            layers -= count
+        return Pattern(tuple(kept))
+
+    def simplified(self) -> Any:
+        """The same values in the fewest words: a single value where all layers have it."""
+        runs = list(_merged(self.runs))
+        if len(runs) == 1:
+            return runs[0][0]
+        if self.repeats and self.length <= LONGEST_TO_SIMPLIFY:
+            return by_layer([self.at(layer) for layer in range(self.length)])
+        return Pattern(tuple(runs))
+
+    def __str__(self) -> str:
+        return "+".join(
+            spelled(value) + ("*" if count is None else f"*{count}" if count > 1 else "")
+            for value, count in self.runs
+        )
+
+
+def by_layer(values: Sequence[Any]) -> Any:
+    """The pattern of the shortest period that gives these values; one value where all agree."""
+    period = next(size for size in range(1, len(values) + 1) if _has_period(values, size))
+    runs = tuple(_merged((value, 1) for value in values[:period]))
+    return runs[0][0] if len(runs) == 1 else Pattern(runs)
+
+
+def spelled(value: Any) -> str:
+    """A value of a config key as a flag spells it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)
+
+
+def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> Pattern:
+    """The pattern that a text spells.
+
+    Args:
+        text: Such as `a*3+b`.
+        read: The value that the text of one value stands for.
+        of_numbers: Whether values may be numbers with an exponent, whose sign is no separator.
+
+    Raises:
+        UserError: it spells none.
+    """
+    plus = _PLUS_NOT_OF_AN_EXPONENT if of_numbers else _PLUS
+    runs = []
+    for element in plus.split(text):
+        found = _ELEMENT.fullmatch(element.strip())
+        if found is None or not found["value"].strip():
+            raise UserError(f"has {quoted(element)}, which is no value with a count; {EXAMPLE}.")
+        count = 1 if found["star"] is None else int(found["count"]) if found["count"] else None
+        if count == 0:
+            raise UserError(f"gives {quoted(element)} to no layer; remove it.")
+        runs.append((read(found["value"].strip()), count))
+    if any(count is None for _, count in runs[:-1]):
+        raise UserError(f"has a rest of the layers before its end; {EXAMPLE}.")
+    return Pattern(tuple(runs))
+
+
+def _merged(runs: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
+    """The runs with neighbours of one value put together."""
+    for _, same in groupby(runs, key=lambda run: (type(run[0]), run[0])):
+        values, counts = zip(*same, strict=True)
+        yield values[0], None if None in counts else sum(counts)
+
+
+def _has_period(values: Sequence[Any], size: int) -> bool:
+    return all(_same(value, values[index % size]) for index, value in enumerate(values))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
