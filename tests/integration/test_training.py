@@ -299,8 +299,10 @@ class TestLog:
         assert log["data"]["val_tokens_read"] == 199 // 32 * 32
 
     def test_each_choice_is_in_the_start_report(self, workshop: Workshop, capsys) -> None:
-        workshop.train("--max_iters=1", "--output_softcap=30")
+        workshop.train("--max_iters=1", "--warmup_iters=1", "--output_softcap=30")
         report = " ".join(capsys.readouterr().out.split())  # however the lines are broken
+        assert "1 step, 64 tokens" in report
+        assert "warm-up of 1 step, weight decay" in report
         for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "fingerprint", "memory"):
             assert text in report
 
