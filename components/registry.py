@@ -17,7 +17,12 @@ USERS_MODULE = "file_"
 
 def is_users_own(part: type) -> bool:
     """Whether a part is from a config file or plugin, not from the project."""
-    return part.__module__.startswith(USERS_MODULE)
+    return is_users_module(part.__module__)
+
+
+def is_users_module(name: str) -> bool:
+    """Whether a module of this name is a config file or plugin."""
+    return name.startswith(USERS_MODULE)
 
 
 @dataclasses.dataclass(frozen=True)
