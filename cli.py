@@ -20,7 +20,8 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1. An
     interruption (Ctrl-C) and a reader of the output that left (`| head`) end it quietly, and output
     that cannot be written in one line. What the output's encoding lacks is escaped. Any other
-    exception keeps its traceback; that of one from a config file or plugin begins there.
+    exception keeps its traceback; that of one from a config file or plugin begins there, and a
+    sys.exit() of its code is an error.
     """
     _open_closed_streams()
     escape_what_cannot_be_encoded()
@@ -38,9 +39,11 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not trim_to_users_code(error):
             raise
+        if isinstance(error, SystemExit):
+            error.add_note("A config file or plugin must not call sys.exit(); raise an exception.")
         with contextlib.suppress(OSError):
             traceback.print_exception(error)
         sys.exit(1)

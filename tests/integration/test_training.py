@@ -382,3 +382,48 @@ class TestNotFinite:
         log = log_of(workshop.train(plugin, "--max_bad_steps=2", "--max_iters=8"))
         assert log["status"] == "completed"
         assert log["summary"]["bad_steps"] == 4
+
+
+EXITING_PART = '''
+import sys
+
+import torch
+
+from components.activations import ACTIVATIONS
+
+
+@ACTIVATIONS.register("exiting", label="Exiting")
+class Exiting(torch.nn.Module):
+    """GELU, but it ends the process in the fifth training step."""
+
+    calls = 0
+
+    def forward(self, x):
+        checked = x.shape[1] == {checked}  # before the run, on shorter sequences
+        if self.training and not checked and not isinstance(x, torch._subclasses.FakeTensor):
+            Exiting.calls += 1
+            if self.calls == 5:
+                sys.exit(0)
+        return torch.nn.functional.gelu(x)
+
+
+activation = "exiting"
+'''
+
+
+def test_a_part_that_exits_fails_the_run(workshop: Workshop, tmp_path: Path) -> None:
+    """With a traceback that begins in its file."""
+    path = tmp_path / "exiting.py"
+    path.write_text(EXITING_PART.format(checked=TOKENS))
+    process = workshop.start(str(path), "--max_iters=9")
+    assert process.finish() == 1
+    lines = process.errors.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1].startswith(f'  File "{path}", line ')
+    assert lines[-2:] == [
+        "SystemExit: 0",
+        "A config file or plugin must not call sys.exit(); raise an exception.",
+    ]
+    log = log_of(workshop.out_dir / "run")
+    assert log["status"] == "failed"
+    assert log["training_iterations"][-1]["iter"] == 4
