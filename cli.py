@@ -6,9 +6,11 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from components.registry import is_users_module
 from errors import ConfigError, UserError
 
 
@@ -18,7 +20,8 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1. An
     interruption (Ctrl-C) and a reader of the output that left (`| head`) end it quietly, and output
     that cannot be written in one line. What the output's encoding lacks is escaped. Any other
-    exception, ours or of the user's own code, keeps its traceback.
+    exception keeps its traceback; that of one from a config file or plugin begins there, and a
+    sys.exit() of its code is an error.
     """
     _open_closed_streams()
     escape_what_cannot_be_encoded()
@@ -36,6 +39,28 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:
         discard_output()
         sys.exit(1)
+    except (Exception, SystemExit) as error:
+        if not trim_to_users_code(error):
+            raise
+        if isinstance(error, SystemExit):
+            error.add_note("A config file or plugin must not call sys.exit(); raise an exception.")
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+        sys.exit(1)
+
+
+def trim_to_users_code(error: BaseException) -> bool:
+    """Drop the frames of a traceback above the first in a config file or plugin.
+
+    Returns:
+        Whether there is such a frame; where there is none, the traceback stays whole.
+    """
+    frames = error.__traceback__
+    while frames and not is_users_module(frames.tb_frame.f_globals.get("__name__", "")):
+        frames = frames.tb_next
+    if frames:
+        error.__traceback__ = frames
+    return frames is not None
 
 
 def _open_closed_streams() -> None:

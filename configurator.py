@@ -464,7 +464,7 @@ def registers_parts(path: str) -> bool:
 
 
 def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str, ...]:
-    """Scale a config file's warm-up that is longer than the run that `--max_iters` asks for.
+    """Scale a config file's warm-up that would fill the run that another `--max_iters` asks for.
 
     As in a sweep, warm-up and decay keep their shares of the file's max_iters. Their new values
     are added to `flags`; returns a line that says so for each. A warm-up or a decay that is given
@@ -477,7 +477,9 @@ def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str
     if asked is None or any(type(value) is not int for value in (asked.value, *values)):
         return ()
     warmup = scaled["warmup_iters"].value if "warmup_iters" in scaled else None
-    if warmup is None or scaled.keys() & flags or not max(asked.value, 1) < warmup <= planned:
+    if warmup is None or scaled.keys() & flags or asked.value == planned:
+        return ()
+    if not max(asked.value, 2) <= warmup <= planned:  # a warm-up of one step is never shortened
         return ()
     notes = []
     for key, item in scaled.items():
@@ -485,8 +487,8 @@ def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str
             steps = kept_share(item.value, planned, asked.value)
             flags[key] = Given(steps, f"{item.origin}, scaled to {asked.origin}")
             notes.append(
-                f"{key}={steps}: {item.value} of {planned} steps in {item.origin}, scaled to the "
-                f"{asked.value} steps of {asked.origin}."
+                f"{key}={steps}: {item.value} of {planned} steps in {item.origin}, scaled to "
+                f"{asked.origin}={asked.value}."
             )
     return tuple(notes)
 

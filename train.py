@@ -45,7 +45,14 @@ from training.optim import Stepper, learning_rate_at, make_optimizer
 from training.provenance import plugin_digests
 from training.report import start_report
 from training.resume import Start, find_start
-from training.run import Run, complete, fitting_memory, named, refuse_machine
+from training.run import (
+    Run,
+    complete,
+    fitting_memory,
+    named,
+    refuse_machine,
+    reload_plugins,
+)
 from training.signals import StopRequest
 from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 
@@ -88,6 +95,7 @@ def set_up(start: Start) -> Run:
 
     set_tf32(training.tf32)
     seed_everything(training.seed)
+    reload_plugins(settings)
     network = GPT(settings.model).to(device)
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from errors import UserError, quoted, unknown_name
@@ -18,7 +18,12 @@ USERS_MODULE = "file_"
 
 def is_users_own(part: type) -> bool:
     """Whether a part is from a config file or plugin, not from the project."""
-    return part.__module__.startswith(USERS_MODULE)
+    return is_users_module(part.__module__)
+
+
+def is_users_module(name: str) -> bool:
+    """Whether a module of this name is a config file or plugin."""
+    return name.startswith(USERS_MODULE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +82,28 @@ class Registry:
     def register(
         self,
         name: str | None = None,
-        *,
+        /,
+        *unwanted: object,
         label: str | None = None,
         paper: str = "",
-        aliases: tuple[str, ...] = (),
+        aliases: Sequence[str] = (),
+        **unknown: object,
     ) -> Callable[[PartClass], PartClass]:
         """A class decorator that enters a part under `name`, `label` being how names spell it.
 
         The same class of the same source file may be entered again (a file that is run twice).
 
         Raises:
-            UserError: the name or the label is missing or taken, or the class has no docstring, is
-                no subclass of what the registry holds, or cannot be made with its arguments.
+            UserError: the name or the label is missing or taken, `aliases` is no sequence of names,
+                there are other arguments, or the class has no docstring, is no subclass of what
+                the registry holds, or cannot be made with its arguments.
         """
+        if unwanted or unknown:
+            others = [*map(quoted, unwanted), *(f"{key}={quoted(unknown[key])}" for key in unknown)]
+            raise self._refused(
+                "register takes the name of the part, then label=, paper= and aliases=, not "
+                f"{', '.join(others)}"
+            )
         if not isinstance(name, str) or not name:
             got = f"not {quoted(name)}" if isinstance(name, str) else "which is missing"
             raise self._refused(f"register takes the name of the part, {got}")
@@ -97,6 +111,11 @@ class Registry:
             raise self._refused(f"{name!r} has a '+' or a '*', which patterns over layers are of")
         if not isinstance(label, str) or not label:
             raise self._refused(f"{name!r} needs a label, which architecture names spell it with")
+        if not _is_names(aliases):
+            raise self._refused(
+                f"{name!r}: aliases takes a tuple of names, such as ('other',), not "
+                f"{quoted(aliases)}"
+            )
 
         def enter(part: PartClass) -> PartClass:
             self._refuse_unfit(name, part)
@@ -104,7 +123,7 @@ class Registry:
             keys = self._keys_of(name, part)
             KEYS.declare(self.owner(name), keys)
             summary = (part.__doc__ or "").strip().splitlines()[0]
-            self._entries[name] = Entry(name, part, label, summary, paper, aliases, keys)
+            self._entries[name] = Entry(name, part, label, summary, paper, tuple(aliases), keys)
             self._canonical.update(dict.fromkeys((name, *aliases), name))
             return part
 
@@ -215,6 +234,11 @@ class Choices:
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.registry, *self.words))
+
+
+def _is_names(value: object) -> bool:
+    """Whether a value is a tuple or list of names: a bare string would be taken by its letters."""
+    return isinstance(value, tuple | list) and all(isinstance(n, str) and n for n in value)
 
 
 def _same_source(first: type, second: type) -> bool:

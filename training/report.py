@@ -77,7 +77,7 @@ def _training(settings: Settings) -> Rows:
         (
             "learning rate",
             f"{training.learning_rate:g}, {training.lr_schedule}, warm-up of "
-            f"{training.warmup_iters} steps, weight decay {training.weight_decay:g}",
+            f"{_steps(training.warmup_iters)}, weight decay {training.weight_decay:g}",
         ),
         ("seeds", f"seed {training.seed}, data_seed {training.data_seed}"),
     ]
@@ -85,10 +85,14 @@ def _training(settings: Settings) -> Rows:
 
 def _length(training: TrainingConfig) -> str:
     total = format_count(training.max_iters * training.tokens_per_step)
-    steps = f"{training.max_iters:,} steps, {total} tokens"
+    steps = f"{_steps(training.max_iters)}, {total} tokens"
     if training.max_minutes == 0:
         return steps
     return f"{training.max_minutes:g} minutes of training, but at most {steps}"
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"
 
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configurator import Settings
+from components.part import own_stream
+from configurator import Settings, run_source
 from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
@@ -248,6 +249,18 @@ def complete(settings: Settings, dataset: Dataset) -> Settings:
         return settings
     model = settings.model.changed(vocab_size=padded_vocabulary(dataset.vocab_size))
     return dataclasses.replace(settings, model=model)
+
+
+def reload_plugins(settings: Settings) -> None:
+    """Run the plugins again, so that the run has the state of their modules for itself.
+
+    The check of a user's own parts and the trace of their memory may leave there what they made: a
+    layer of another width, its gradient, cached tensors of no data. Random numbers that a plugin
+    draws now follow from the seed.
+    """
+    for path, source in settings.plugins.items():
+        with own_stream(Path(path).name):
+            run_source(path, source)
 
 
 def named(settings: Settings) -> Settings:

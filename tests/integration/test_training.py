@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
+import training.run
 from configurator import load
 from model_builder import GPT
 from model_config import PRESETS
@@ -28,7 +29,6 @@ from tests.integration.runs import (
 from training.optim import Diverged, Stepper
 from training.prepare_scripts import prepare_tiny_shakespeare
 from training.resume import find_start
-from training.smoke import TOKENS
 from training.sources import read_pieces
 from training.tokenizers import ByteTokenizer, CharTokenizer
 
@@ -299,8 +299,10 @@ class TestLog:
         assert log["data"]["val_tokens_read"] == 199 // 32 * 32
 
     def test_each_choice_is_in_the_start_report(self, workshop: Workshop, capsys) -> None:
-        workshop.train("--max_iters=1", "--output_softcap=30")
+        workshop.train("--max_iters=1", "--warmup_iters=1", "--output_softcap=30")
         report = " ".join(capsys.readouterr().out.split())  # however the lines are broken
+        assert "1 step, 64 tokens" in report
+        assert "warm-up of 1 step, weight decay" in report
         for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "fingerprint", "memory"):
             assert text in report
 
@@ -319,8 +321,7 @@ class SometimesNaN(torch.nn.Module):
     calls = 0
 
     def forward(self, x):
-        checked = x.shape[1] == {checked}  # before the run, on shorter sequences
-        if self.training and not checked and not isinstance(x, torch._subclasses.FakeTensor):
+        if self.training:
             SometimesNaN.calls += 1
             if self.calls in self.bad:
                 x = x * float("nan")
@@ -334,7 +335,7 @@ activation = "sometimes_nan"
 class TestNotFinite:
     def plugin(self, folder: Path, *bad: int) -> str:
         path = folder / "nan_part.py"
-        path.write_text(NAN_PART.format(bad=bad, checked=TOKENS))
+        path.write_text(NAN_PART.format(bad=bad))
         return str(path)
 
     def test_a_bad_step_changes_nothing_and_is_counted(
@@ -380,3 +381,96 @@ class TestNotFinite:
         log = log_of(workshop.train(plugin, "--max_bad_steps=2", "--max_iters=8"))
         assert log["status"] == "completed"
         assert log["summary"]["bad_steps"] == 4
+
+
+EXITING_PART = '''
+import sys
+
+import torch
+
+from components.activations import ACTIVATIONS
+
+
+@ACTIVATIONS.register("exiting", label="Exiting")
+class Exiting(torch.nn.Module):
+    """GELU, but it ends the process in the fifth training step."""
+
+    calls = 0
+
+    def forward(self, x):
+        if self.training:
+            Exiting.calls += 1
+            if self.calls == 5:
+                sys.exit(0)
+        return torch.nn.functional.gelu(x)
+
+
+activation = "exiting"
+'''
+
+
+def test_a_part_that_exits_fails_the_run(workshop: Workshop, tmp_path: Path) -> None:
+    """With a traceback that begins in its file."""
+    path = tmp_path / "exiting.py"
+    path.write_text(EXITING_PART)
+    process = workshop.start(str(path), "--max_iters=9")
+    assert process.finish() == 1
+    lines = process.errors.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1].startswith(f'  File "{path}", line ')
+    assert lines[-2:] == [
+        "SystemExit: 0",
+        "A config file or plugin must not call sys.exit(); raise an exception.",
+    ]
+    log = log_of(workshop.out_dir / "run")
+    assert log["status"] == "failed"
+    assert log["training_iterations"][-1]["iter"] == 4
+
+
+SHARING_PART = '''
+import functools
+
+import torch
+from torch import nn
+
+from components.norms import NORMS
+
+
+_layers = []
+
+
+@functools.cache
+def _ramp(length):
+    return torch.linspace(0, 1, length)[:, None]
+
+
+@NORMS.register("sharing", label="Sharing")
+class Sharing(nn.Module):
+    """A norm with a layer and a tensor that are the same in all blocks."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        if not _layers:
+            _layers.append(nn.Linear(dim, dim))
+        self.linear = _layers[0]
+
+    def forward(self, x):
+        return x + self.linear(x) * _ramp(x.shape[1])
+
+
+normalization = "sharing"
+'''
+
+
+def test_what_blocks_share_is_not_that_of_the_check(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check makes a layer of another width, and gradients; the trace, tensors of no data."""
+    path = tmp_path / "sharing.py"
+    path.write_text(SHARING_PART)
+    flags = (str(path), "--n_layer=2", "--n_head=4", "--max_iters=3")
+    checked = workshop.train(*flags)
+    monkeypatch.setattr(training.run, "check_own_parts", lambda *_: None)
+    monkeypatch.setattr(training.run, "expected_memory", lambda *_, **__: None)
+    unchecked = workshop.train(*flags, run_name="unchecked")
+    assert_same_course(checked, unchecked, step=3)

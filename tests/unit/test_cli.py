@@ -1,12 +1,16 @@
-"""How commands end where their streams are closed."""
+"""How commands end: with their streams closed, and on an error of a user's own code."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
+
+from cli import run_cli, trim_to_users_code
+from configurator import run_plugins
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMAND = "from cli import run_cli; run_cli(lambda argv: print('a line', flush=True))"
@@ -20,3 +24,53 @@ def test_a_command_works_with_its_streams_closed(closed: str) -> None:
         ["sh", "-c", shell, sys.executable, COMMAND], cwd=PROJECT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Errors of a user's own code
+
+
+def call(function, *arguments):
+    return function(*arguments)
+
+
+def raised(path: Path, source: str) -> Exception:
+    """What running a plugin raises."""
+    path.write_text(source)
+    with pytest.raises(Exception, match=".") as error:
+        call(run_plugins, str(path))
+    return error.value
+
+
+def test_a_traceback_begins_in_the_user_s_file(tmp_path: Path) -> None:
+    """What it calls, of the project or a library, stays."""
+    path = tmp_path / "plugin.py"
+    error = raised(path, "import json\n\n\ndef read():\n    json.loads('{')\n\n\nread()\n")
+    assert trim_to_users_code(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    assert [frame.line for frame in frames[:2]] == ["read()", "json.loads('{')"]
+    assert {frame.filename for frame in frames[:2]} == {str(path)}
+    assert len(frames) > 2
+
+
+def test_a_traceback_without_a_user_s_file_stays_whole() -> None:
+    with pytest.raises(ZeroDivisionError) as error:
+        call(lambda: 1 / 0)
+    before = traceback.format_exception(error.value)
+    assert not trim_to_users_code(error.value)
+    assert traceback.format_exception(error.value) == before
+
+
+def ended(capsys: pytest.CaptureFixture[str], path: Path, source: str) -> tuple[int, list[str]]:
+    """The exit status of a command that runs a plugin, and what it prints."""
+    path.write_text(source)
+    with pytest.raises(SystemExit) as end:
+        run_cli(lambda argv: run_plugins(str(path))["x"])
+    return end.value.code, capsys.readouterr().err.splitlines()
+
+
+def test_a_command_shows_the_user_s_line_first(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "plugin.py"
+    status, lines = ended(capsys, path, "import torch\n\ntorch.zeros(2)[3]\n")
+    assert status == 1
+    assert lines[1:3] == [f'  File "{path}", line 3, in <module>', "    torch.zeros(2)[3]"]
+    assert lines[-1].startswith("IndexError")

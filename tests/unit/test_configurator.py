@@ -493,7 +493,7 @@ def test_a_file_s_warm_up_that_max_iters_leaves_no_room_for_is_scaled(write):
     assert settings.training.warmup_iters == 1
     assert settings.origins["warmup_iters"] == "x.py:2, scaled to --max_iters"
     assert settings.notes == (
-        "warmup_iters=1: 30 of 600 steps in x.py:2, scaled to the 20 steps of --max_iters.",
+        "warmup_iters=1: 30 of 600 steps in x.py:2, scaled to --max_iters=20.",
     )
 
 
@@ -503,7 +503,24 @@ def test_a_file_s_decay_is_scaled_with_its_warm_up(write):
     assert len(settings.notes) == 2
 
 
-@pytest.mark.parametrize("flag", ["--max_iters=30", "--max_iters=900", "--n_layer=2"])
+def test_a_warm_up_that_would_fill_the_run_is_scaled(write):
+    settings = load([write(WARM), "--max_iters=30"])
+    assert settings.training.warmup_iters == 2
+    assert len(settings.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("max_iters = 30\nwarmup_iters = 30", "--max_iters=30"),  # as the file says
+        ("max_iters = 30\nwarmup_iters = 1", "--max_iters=1"),  # no warm-up is shorter
+    ],
+)
+def test_a_warm_up_that_fills_the_run_may_stay(write, text, flag):
+    assert load([write(text), flag]).notes == ()
+
+
+@pytest.mark.parametrize("flag", ["--max_iters=31", "--max_iters=900", "--n_layer=2"])
 def test_a_warm_up_with_room_stays(write, flag):
     settings = load([write(WARM), flag])
     assert (settings.training.warmup_iters, settings.notes) == (30, ())

@@ -235,6 +235,19 @@ def test_budgets_are_equal(tiny_dataset: Path, budget: Budget | None) -> None:
     assert shares == pytest.approx([0.05, 0.05], abs=0.005)
 
 
+@pytest.mark.parametrize("asked", ["20", "30"])
+def test_a_file_s_warm_up_is_scaled_to_another_max_iters(
+    tiny_dataset: Path, tmp_path: Path, asked: str
+) -> None:
+    """As train.py does; every arm, and the command line of its runs, has the scaled one."""
+    files = [config_file(tmp_path, "warm", max_iters=600, warmup_iters=30)]
+    flags = {"max_iters": asked, "warmup_iters": None}
+    expected = max(1, round(int(asked) * 30 / 600))
+    for arm in tiny_arms(tiny_dataset, files=files, flags=flags, vary=NORMS, match="none"):
+        assert arm.settings.training.warmup_iters == expected
+        assert arm.flags["warmup_iters"] == str(expected)
+
+
 def test_minutes(tiny_dataset: Path) -> None:
     for arm in tiny_arms(tiny_dataset, vary=NORMS, budget=Budget("minutes", 2)):
         assert arm.settings.training.max_minutes == 2

@@ -90,6 +90,16 @@ class Plain:
             "takes the name of the part, which is missing",
         ),
         (lambda norms: norms.register("", label="X"), "takes the name of the part, not ''"),
+        (
+            lambda norms: norms.register("x", name="y", label="X"),
+            "register takes the name of the part, then label=, paper= and aliases=, not name='y'",
+        ),
+        (lambda norms: norms.register("x", "X", lable="X"), "aliases=, not 'X', lable='X'"),
+        (
+            lambda norms: norms.register("x", label="X", aliases="abc"),
+            "'x': aliases takes a tuple of names, such as ('other',), not 'abc'",
+        ),
+        (lambda norms: norms.register("x", label="X", aliases=("y", 1)), "names, such as"),
         (lambda norms: norms.register("x", label="X")(Plain), "'x': Plain must subclass Module"),
         (lambda norms: norms.register("x", label="X")(len), "'x' must be a class, not <built-in"),
         (
