@@ -340,9 +340,10 @@ class ModelArchitectureConfig:
         """A config with some keys changed, and what was derived derived anew."""
         return self.make(self._base, {**self._given, **changes})
 
-    def resized(self, n_layer: int) -> ModelArchitectureConfig:
-        """The config with another number of layers, its patterns repeated or cut."""
-        return self.make({**self._base, **self._given, "n_layer": n_layer})
+    def adapted(self, **changes: Any) -> ModelArchitectureConfig:
+        """A config with some keys changed where a layer has a use for them, such as a smaller one
+        to trace: patterns are repeated or cut to its layers."""
+        return self.make({**self._base, **self._given, **changes})
 
     def _set_up(self, base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         keys = architecture_keys()
@@ -398,7 +399,7 @@ class ModelArchitectureConfig:
         if key in self._used:
             raise AttributeError(f"layers differ in {key!r}; read it from config.layers[i]")
         if key in KEYS:
-            whose = " or ".join(KEYS.owners(key)) or "training"
+            whose = KEYS.owned_by(key) or "training"
             raise AttributeError(f"this model has no key {key!r}, which belongs to {whose}")
         raise AttributeError(f"a model has no key {key!r}")
 
@@ -468,11 +469,10 @@ class ModelArchitectureConfig:
     def _unused_problems(self) -> Iterator[Problem]:
         for key in self._given:
             if key not in self._used:
-                owners = " or ".join(KEYS.owners(key))
                 yield Problem(
                     (key,),
-                    f"{key}={quoted(self._given[key])} belongs to {owners}, which no layer has; "
-                    "drop it, or choose that.",
+                    f"{key}={quoted(self._given[key])} belongs to {KEYS.owned_by(key)}, which no "
+                    "layer has; drop it, or choose that.",
                 )
 
     def _position_problems(self) -> Iterator[Problem]:

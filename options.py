@@ -322,6 +322,14 @@ class KeyTable(Mapping[str, Key]):
         owners = self._declared[name]
         return [] if "" in owners else list(owners)
 
+    def owned_by(self, name: str) -> str:
+        """The parts that a key belongs to, in words: `rope_scaling=yarn or llama3`."""
+        parts: dict[str, list[str]] = {}
+        for owner in self.owners(name):
+            key, _, part = owner.partition("=")
+            parts.setdefault(key, []).append(part)
+        return ", ".join(f"{key}={' or '.join(names)}" for key, names in parts.items())
+
     def __getitem__(self, name: str) -> Key:
         return next(iter(self._declared[name].values()))
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-import configurator
 from cli import run_cli
 from errors import UserError, quoted
 from model_builder import check_sampling
@@ -21,6 +20,7 @@ from training.config import DEVICES, DTYPES
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.tokenizers import Tokenizer, is_unicode
 from training.trained_model import load_trained
+from user_files import run_plugins
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     trained = load_trained(
         args.run,
         Path(args.out_dir),
-        configurator.run_plugins(args.plugins),
+        run_plugins(args.plugins),
         device=device,
         download=args.download,
         attention_backend="auto",  # whichever it was trained with: the one that suits the device

@@ -61,7 +61,11 @@ def main(argv: list[str]) -> None:
     """Train as the command line says. Raises UserError for what the user can fix."""
     with contextlib.ExitStack() as stack:
         console = Console()
-        start = find_start(configurator.load(argv))
+        asked = configurator.read(argv)
+        start = find_start(asked)
+        if asked.print_config:
+            print(configurator.settings_table(start.settings))
+            return
         run = set_up(start)
         stack.enter_context(own_folder(run, start, console))
         stop = stack.enter_context(StopRequest())

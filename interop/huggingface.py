@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import configurator
 from cli import run_cli
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
@@ -30,6 +29,7 @@ from model_config import ModelArchitectureConfig
 from training.safe_files import read_json
 from training.tokenizers import Tokenizer
 from training.trained_model import load_trained
+from user_files import run_plugins
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -170,7 +170,7 @@ def export(
     Raises:
         UserError: there is no such run, or what `load_trained` or `save` refuses.
     """
-    trained = load_trained(run, out_dir, configurator.run_plugins(plugins), download=download)
+    trained = load_trained(run, out_dir, run_plugins(plugins), download=download)
     model, tokenizer = trained.model, trained.tokenizer
     save(model, folder, family, tokenizer)
     written = sorted(file.name for file in folder.iterdir())

@@ -81,7 +81,10 @@ def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
         config: The architecture, of any size.
         vocab_size: Tokens of the vocabulary, at least.
     """
-    attention = 2 * config.n_embd * config.head_dim * (config.n_head + config.n_kv_head)
+    attention = min(
+        2 * config.n_embd * layer.head_dim * (config.n_head + layer.n_kv_head)
+        for layer in config.kinds
+    )
     return config.n_embd * vocab_size + config.n_layer * attention
 
 
@@ -126,7 +129,7 @@ def expected_memory(
     traced = []
     try:
         for depth in _depths_to_trace(config):
-            smaller = config if depth == config.n_layer else config.changed(n_layer=depth)
+            smaller = config.adapted(n_layer=depth)
             with FakeTensorMode(), torch.device(device):
                 step = _trace(smaller, batch_size, sequence_length, device, dtype, accumulates)
                 traced.append(step)
@@ -139,7 +142,7 @@ def _traceable(config: ModelArchitectureConfig, device: str) -> ModelArchitectur
     """The config with SDPA in place of the fused kernels that cannot be traced, and keep alike."""
     if set(config.attention_backends_on(device)) <= {"manual", "sdpa"}:
         return config
-    return config.changed(attention_backend="sdpa", attention_softcap=None)
+    return config.adapted(attention_backend="sdpa", attention_softcap=None)
 
 
 def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
@@ -148,8 +151,9 @@ def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
     The shallower has two periods or more: one whose backward pass comes first, and another.
     """
     period, layers = config.period, config.n_layer
-    shallow = 2 * period + layers % period
-    if layers <= shallow + period or is_users_own(BLOCKS[config.norm_position]):
+    shallow = config.prefix + 2 * period + (layers - config.prefix) % period
+    own_blocks = any(is_users_own(BLOCKS[layer.norm_position]) for layer in config.kinds)
+    if layers <= shallow + period or own_blocks:
         return [layers]
     return [shallow, shallow + period]
 

@@ -11,7 +11,8 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 
 SOURCE = (
-    *("errors.py", "options.py", "configurator.py"),
+    *("errors.py", "options.py", "patterns.py", "saved_configs.py"),
+    *("configurator.py", "user_files.py"),
     *("model_components.py", "model_config.py", "model_builder.py"),
     *("train.py", "training_logger.py"),
     *("components/**/*.py", "training/**/*.py", "interop/**/*.py"),

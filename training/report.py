@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from configurator import Settings
-from model_config import ModelArchitectureConfig
-from options import groups
+from options import KEYS
 from training.config import TrainingConfig
 from training.memory import ExpectedMemory
 from training.run import Run
@@ -30,15 +29,13 @@ Rows = list[tuple[str, str]]
 
 def _architecture(settings: Settings) -> Rows:
     """Every choice, several to a row; keys that the chosen parts have no use for left out."""
-    values, unused = settings.model.to_dict(), set(settings.model.unused_keys())
     rows = [("preset", settings.arch_preset)]
     if settings.training.init_from != "none":
         rows = [("weights", f"from {settings.training.init_from}")]
-    for heading, fields in groups(ModelArchitectureConfig).items():
-        keys = [field.name for field in fields if field.name not in unused]
-        shown = ", ".join(f"{key} {values[key]}" for key in keys)
-        rows.append((heading.lower(), shown))
-    return rows
+    sections: dict[str, list[str]] = {}
+    for key, value in settings.model.to_dict().items():
+        sections.setdefault(KEYS[key].section.lower(), []).append(f"{key} {value}")
+    return [*rows, *((heading, ", ".join(words)) for heading, words in sections.items())]
 
 
 def _cost(run: Run) -> Rows:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configurator import Settings, settings_from_dict
+from configurator import Asked, Settings, resolve, saved_base, settings_from_dict
 from errors import ConfigError, Problem, UserError
+from interop.starting_model import starting_base
 from model_components import REGISTRIES
-from model_config import ModelArchitectureConfig
+from options import KEYS, Role
+from saved_configs import upgraded
 from training.checkpoint import (
     find_checkpoint,
     load_plugins,
@@ -22,30 +24,8 @@ from training.config import TrainingConfig
 from training.run_state import load_run_state, refuse_other_weights
 from training_logger import ResumePoint
 
-ARCHITECTURE_KEYS = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
-
-FIXED_KEYS = ARCHITECTURE_KEYS - {"attention_backend"} | {
-    "arch_preset",
-    "init_from",
-    "dataset",
-    "sequence_length",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "data_seed",
-    "seed",
-}
-"""What a run is: changing one of these makes another run, not a continuation."""
-
-OF_THE_COMMAND = {
-    "out_dir",
-    "run_name",
-    "resume",
-    "plugins",
-    "allow_changed_plugins",
-    "log_to",
-}
-"""Keys that say where things are, what is trusted and where the log is sent: a saved run, which may
-be somebody else's, does not decide them."""
+FIXED_ROLES = {Role.ARCHITECTURE, Role.DATA, Role.SEED}
+"""The roles of keys that say what a run is: with another value it would be another run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +58,8 @@ class Start:
         return None if self.checkpoint is None else self.checkpoint.parents[1]
 
 
-def find_start(settings: Settings) -> Start:
-    """Where the settings' `resume` says to begin.
+def find_start(asked: Asked) -> Start:
+    """Where `resume` says to begin, and with which settings.
 
     `none` is a new run. `auto` is the run of run_name, where that is set, else the newest run under
     out_dir that agrees with the fixed keys given and that no process trains; where there is none, a
@@ -90,30 +70,37 @@ def find_start(settings: Settings) -> Start:
         UserError: there is no such checkpoint, it is damaged, or its run is being trained.
         ConfigError: a fixed key was given another value than the run has.
     """
-    where, out_dir = settings.training.resume, Path(settings.training.out_dir)
-    if where == "none":
-        return Start(settings)
+    where, out_dir = asked.value("resume"), Path(asked.value("out_dir") or "")
+    if where in ("none", None):
+        return Start(new_settings(asked))
     if where == "auto":
-        path, notes = _newest_fitting(settings, out_dir)
+        path, notes = _newest_fitting(asked, out_dir)
     else:
         path, notes = find_checkpoint(where, out_dir)
         path = _in_its_run(path)
         refuse_claimed(path.parents[1])
     if path is None:
-        return Start(settings, notes=(*notes, f"No run to resume in {out_dir}: a new one starts."))
+        notes = (*notes, f"No run to resume in {out_dir}: a new one starts.")
+        return Start(new_settings(asked), notes=notes)
     state = load_run_state(path)
-    problems = [*_conflicts(settings, state["config"]), *_changed_plugins(settings, path)]
-    if problems:
-        raise ConfigError(problems)
-    resumed, changes = _merged(settings, path, state)
+    resumed = _resumed(asked, path, state)
     refuse_other_weights(path, resumed.model)
-    notes = [*notes, _going_on(path, state, resumed.training)]
+    notes = [*notes, _going_on(path, state, resumed.training), *_changes(resumed, state)]
     if resumed.training.max_iters < state["step"]:
         raise UserError(
             f"max_iters={resumed.training.max_iters} is below the {state['step']} steps that "
             f"{path} has done; raise it, or resume from an earlier checkpoint."
         )
-    return Start(resumed, path, state, (*notes, *changes))
+    return Start(resumed, path, state, tuple(notes))
+
+
+def new_settings(asked: Asked, *, allow_unused: bool = False) -> Settings:
+    """The settings of a new run, whose model is a preset's or that of `init_from`.
+
+    Raises ConfigError with every problem; see `configurator.resolve`.
+    """
+    base, problems = starting_base(asked)
+    return resolve(asked, base, problems, allow_unused=allow_unused)
 
 
 def _in_its_run(path: Path) -> Path:
@@ -149,7 +136,7 @@ def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Se
         UserError: it is damaged, or was trained with parts of the user's own that are not
             registered.
     """
-    values = load_run_state(path)["config"]
+    values = upgraded(load_run_state(path)["config"])
     _refuse_unknown_parts(path, values)
     settings = settings_from_dict(values)
     refuse_other_weights(path, settings.model)
@@ -161,8 +148,8 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
     saved = [str(path / "plugins" / name) for name in load_plugins(path)]
     unknown = [
         f"{key}={values[key]!r}"
-        for key, registry in REGISTRIES.items()
-        if values.get(key) is not None and values[key] not in registry
+        for key in REGISTRIES
+        if key in KEYS and values.get(key) is not None and KEYS[key].problem(values[key])
     ]
     if saved and unknown:
         raise UserError(
@@ -171,44 +158,103 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
         )
 
 
-def _newest_fitting(settings: Settings, out_dir: Path) -> tuple[Path | None, list[str]]:
+def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint that `auto` means, and why others were passed by."""
-    wanted, notes = settings.training.run_name, []
+    wanted, notes = asked.value("run_name"), []
     for folder in runs_newest_first(out_dir):
         if wanted not in ("auto", folder.name):
             continue
         try:
             refuse_claimed(folder)
             path, damaged = newest_whole(folder / "checkpoints")
-            saved = load_run_state(path)["config"]
+            state = load_run_state(path)
         except UserError as error:
             if wanted != "auto":
                 raise
             notes.append(f"Passed by the run {folder.name}: {error}")
             continue
-        if wanted != "auto" or not _conflicts(settings, saved):
+        if wanted != "auto" or _fits(asked, path, state):
             return path, [*notes, *damaged]
     return None, notes
 
 
-def _given(settings: Settings) -> dict[str, Any]:
-    """The keys that the user speaks of: an architecture's, too, where its preset is named."""
-    values = settings.to_dict()
-    implied = ARCHITECTURE_KEYS - {"vocab_size"} if "arch_preset" in settings.explicit else set()
-    keys = (settings.explicit | implied) - OF_THE_COMMAND  # a vocabulary is the data's
-    return {key: value for key, value in values.items() if key in keys}
+def _fits(asked: Asked, path: Path, state: dict[str, Any]) -> bool:
+    """Whether a run may go on with what is asked; what is wrong in itself is told later."""
+    try:
+        return not _conflicts(asked, _merged(asked, path, state), state)
+    except ConfigError as error:
+        return not any(set(problem.keys) & asked.given.keys() for problem in error.problems)
 
 
-def _conflicts(settings: Settings, saved: dict[str, Any]) -> list[Problem]:
+def _resumed(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
+    """The settings to go on with. Raises ConfigError where what is asked makes it another run."""
+    settings = _merged(asked, path, state)
+    problems = [*_conflicts(asked, settings, state), *_changed_plugins(settings, path)]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _merged(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
+    """The saved settings with what is asked on top.
+
+    What was derived is derived anew from the values as they are now, unless it makes the run what
+    it is. Where things are, what is trusted and where the log goes is the command line's to say.
+    """
+    saved = _loadable(state)
+    given = {
+        key: item for key, item in asked.given.items() if key not in ("run_name", "arch_preset")
+    }
+    _refuse_unknown_parts(path, {**saved, **{key: item.value for key, item in given.items()}})
+    anew = {key for key in state.get("derived", ()) if not _is_fixed(key)}
+    kept = {key: v for key, v in saved.items() if _is_restored(key) and key not in anew}
+    run = path.parents[1].name
+    base = saved_base({**kept, "run_name": run}, f"the run {run}")
+    return resolve(dataclasses.replace(asked, given=given), base)
+
+
+def _loadable(state: dict[str, Any]) -> dict[str, Any]:
+    """The saved config in the keys of today."""
+    return upgraded(state["config"])
+
+
+def _is_fixed(key: str) -> bool:
+    """Whether another value would make it another run."""
+    return key in KEYS and KEYS[key].role in FIXED_ROLES
+
+
+def _is_restored(key: str) -> bool:
+    """Whether a run that is resumed has the value that it was saved with."""
+    return key not in KEYS or KEYS[key].metadata.get("restored", True)
+
+
+def _conflicts(asked: Asked, settings: Settings, state: dict[str, Any]) -> list[Problem]:
+    """The keys that make it another run: given ones, and with a preset those that it implies."""
+    saved = settings_from_dict(_loadable(state)).to_dict()
+    now = settings.to_dict()
+    wanted = {key: (now.get(key), asked.given[key].origin) for key in asked.given if key in KEYS}
+    if "arch_preset" in asked.given:
+        wanted |= _implied_by_preset(asked)
     return [
         Problem(
             (key,),
-            f"{_origin(settings, key)}: {key}={value!r}, but the run to resume has "
-            f"{key}={saved.get(key)!r}; drop it, or start a new run without --resume.",
+            f"{origin}: {key}={value!r}, but the run to resume has {key}={saved.get(key)!r}; drop "
+            "it, or start a new run without --resume.",
         )
-        for key, value in _given(settings).items()
-        if key in FIXED_KEYS and value != saved.get(key)
+        for key, (value, origin) in wanted.items()
+        if _is_fixed(key) and value != saved.get(key)
     ]
+
+
+def _implied_by_preset(asked: Asked) -> dict[str, tuple[Any, str]]:
+    """The architecture that a preset makes of what is asked, and where each value came from; the
+    vocabulary is the data's."""
+    settings = new_settings(asked)
+    return {
+        key: (value, _origin(settings, key))
+        for key, value in settings.model.to_dict().items()
+        if key != "vocab_size" or key in settings.explicit
+    }
 
 
 def _changed_plugins(settings: Settings, path: Path) -> list[Problem]:
@@ -234,29 +280,15 @@ def _origin(settings: Settings, key: str) -> str:
     return f"{settings.origins['arch_preset']} (arch_preset={settings.arch_preset!r})"
 
 
-def _merged(
-    settings: Settings, path: Path, state: dict[str, Any]
-) -> tuple[Settings, tuple[str, ...]]:
-    """The settings to go on with, and a line for each value that is no longer what it was.
-
-    What was derived is derived anew from the values as they are now; what makes a run what it is
-    stays, and so does what was given.
-    """
-    saved, asked = state["config"], settings.to_dict()
-    given = {key: value for key, value in _given(settings).items() if value != saved.get(key)}
-    here = {key: asked[key] for key in OF_THE_COMMAND} | {"run_name": path.parents[1].name}
-    free = set(state.get("derived", ())) - FIXED_KEYS - settings.explicit
-    asked_anew = settings.explicit.intersection(settings.derived) - FIXED_KEYS  # `--min_lr=none`
-    values = {**saved, **given, **here, **dict.fromkeys(free | asked_anew)}
-    _refuse_unknown_parts(path, values)
-    origins = {key: settings.origins[key] for key in settings.explicit | OF_THE_COMMAND}
-    merged = settings_from_dict(values, origins)
+def _changes(settings: Settings, state: dict[str, Any]) -> list[str]:
+    """A line for each value that is no longer what it was."""
+    saved = settings_from_dict(_loadable(state)).to_dict()
     notes = [
         f"{key}={value!r} from here on; it was {saved.get(key)!r}"
-        for key, value in merged.to_dict().items()
-        if key not in OF_THE_COMMAND and value != saved.get(key)
+        for key, value in settings.to_dict().items()
+        if _is_restored(key) and value != saved.get(key)
     ]
-    log_to, now = saved.get("log_to"), merged.training.log_to
+    log_to, now = saved.get("log_to"), settings.training.log_to
     if log_to and log_to != now:
         notes.append(f"log_to={now!r}; it was {log_to!r}: pass --log_to={log_to} to go on with it.")
-    return dataclasses.replace(merged, plugins=dict(settings.plugins)), tuple(notes)
+    return notes

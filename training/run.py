@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from components.part import own_stream
-from configurator import Settings, run_source
+from configurator import Settings
 from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
@@ -33,6 +33,7 @@ from training.resume import Start
 from training.sinks import missing_packages
 from training.smoke import check_own_parts
 from training_logger import format_bytes
+from user_files import run_source
 
 PADDED_FROM = 4096
 """Vocabularies of at least so many tokens are padded to a multiple of 64, for faster matmuls."""

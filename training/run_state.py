@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from errors import UserError
+from errors import UserError, quoted
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from options import KEYS
+from patterns import Pattern
 from training.checkpoint import is_count, is_number, load_state, refuse_other_shapes, weight_shapes
 from training.hardware import total_memory
 
@@ -69,12 +71,22 @@ def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
     heads = (largest, f"the largest dimension of a weight is {largest}")
     limits |= dict.fromkeys(("n_head", "n_kv_head", "head_dim"), heads)
     for key, (most, found) in limits.items():
-        if is_count(config.get(key)) and config[key] > most:
+        value = config.get(key)
+        if any(is_count(size) and size > most for size in _values_of_layers(key, value)):
             raise UserError(
-                f"{path} is damaged: its config has {key}={config[key]}, but {found} in its "
+                f"{path} is damaged: its config has {key}={quoted(value)}, but {found} in its "
                 "model.safetensors; use another checkpoint."
             )
     _refuse_positions(path, config)
+
+
+def _values_of_layers(key: str, value: Any) -> list[Any]:
+    """The values that layers have; a value that cannot be read, the config refuses."""
+    try:
+        meant = KEYS[key].read(value)
+    except UserError:
+        return []
+    return meant.values if isinstance(meant, Pattern) else [meant]
 
 
 def _refuse_positions(path: Path, config: Mapping[str, Any]) -> None:

@@ -15,12 +15,11 @@ from components.part import own_stream
 from components.registry import is_users_own
 from errors import ConfigError, UserError
 from model_builder import GPT
-from model_components import REGISTRIES
-from model_config import ModelArchitectureConfig
+from model_config import ModelArchitectureConfig, parts_of
 from training.hardware import autocast
 
 KEEP_SHAPE = ("normalization", "activation", "ffn_type", "norm_position")
-"""Keys of the parts whose output has the shape of their input."""
+"""Keys that choose parts whose output has the shape of their input."""
 
 TOKENS = 8
 VOCABULARY = 64
@@ -40,27 +39,24 @@ def check_own_parts(
             finite, or its parameters without a gradient.
     """
     own = {
-        key: registry[getattr(config, key)]
-        for key, registry in REGISTRIES.items()
-        if is_users_own(registry[getattr(config, key)])
+        part: f"{key}={getattr(layer, key)!r} ({part.__name__} in {inspect.getfile(part)})"
+        for layer in config.kinds
+        for key, part in parts_of(layer)
+        if is_users_own(part)
     }
     if not own:
         return
-    words = {
-        key: f"{key}={getattr(config, key)!r} ({part.__name__} in {inspect.getfile(part)})"
-        for key, part in own.items()
-    }
     failed: BaseException | None = None
     for model_config in _few_layers(config):
         try:
             with own_stream("smoke check"):
-                _train_a_step(model_config, own, words, device, dtype)
+                _train_a_step(model_config, own, device, dtype)
             return
         except (Exception, SystemExit) as error:
             failed = error
     assert failed is not None
     if not isinstance(failed, UserError):
-        checked = ", ".join(words.values())
+        checked = ", ".join(own.values())
         failed.add_note(f"Raised in a check, on a model of few layers, of {checked}.")
     raise failed
 
@@ -70,52 +66,59 @@ def _few_layers(config: ModelArchitectureConfig) -> Iterator[ModelArchitectureCo
 
     The small one is left out where the parts cannot be combined at that size.
     """
-    layers = min(config.n_layer, max(2, config.period))
-    window = 0 if config.sliding_window is None else config.sliding_window + 1
-    groups = config.n_head // config.n_kv_head
-    sizes = {
+    layers = {"n_layer": min(config.n_layer, max(2, config.prefix + config.period))}
+    with contextlib.suppress(ConfigError):
+        yield config.adapted(**layers, **_small_sizes(config))
+    yield config.adapted(**layers, vocab_size=VOCABULARY)
+
+
+def _small_sizes(config: ModelArchitectureConfig) -> dict[str, Any]:
+    """Few heads and tokens; the widths stay where layers differ in the shape of their heads."""
+    windows = [layer.sliding_window + 1 for layer in config.kinds if layer.sliding_window]
+    length = min(config.block_size, max([*windows, 2 * TOKENS]))
+    sizes = {"block_size": length, "vocab_size": VOCABULARY}
+    shapes = {(layer.n_kv_head, layer.head_dim) for layer in config.kinds}
+    if len(shapes) > 1:
+        return sizes
+    ((key_heads, head_dim),) = shapes
+    groups = config.n_head // key_heads
+    return sizes | {
         "n_head": 2 * groups,
         "n_kv_head": 2,
-        "head_dim": config.head_dim,
+        "head_dim": head_dim,
         "n_embd": 2 * groups * max(1, config.n_embd // config.n_head),
         "ffn_hidden": None,
         "ffn_multiplier": None,
-        "block_size": min(config.block_size, max(window, 2 * TOKENS)),
-        "vocab_size": VOCABULARY,
     }
-    with contextlib.suppress(ConfigError):
-        yield config.changed(n_layer=layers, **sizes)
-    yield config.changed(n_layer=layers, vocab_size=VOCABULARY)
 
 
 def _train_a_step(
     config: ModelArchitectureConfig,
-    own: dict[str, type],
-    words: dict[str, str],
+    own: dict[type, str],
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
     model = GPT(config).to(device)
     modules = {
-        key: [module for module in model.modules() if isinstance(module, part)]
-        for key, part in own.items()
+        part: [module for module in model.modules() if isinstance(module, part)] for part in own
     }
-    for key in KEEP_SHAPE:
-        for module in modules.get(key, ()):
-            module.register_forward_hook(_shape_check(words[key]))
+    for part, instances in modules.items():
+        key = own[part].partition("=")[0]
+        for module in instances if key in KEEP_SHAPE else ():
+            module.register_forward_hook(_shape_check(own[part]))
     length = min(TOKENS, config.block_size)
     idx = torch.arange(2 * length, device=device).view(2, length) % config.vocab_size
     with autocast(device, dtype):
         logits, loss = model(idx, idx.roll(1, dims=1))
-    everyone = ", ".join(words.values())
+    everyone = ", ".join(own.values())
     expected = (2, length, config.vocab_size)
     if logits.shape != expected:
         raise UserError(f"{everyone}: the logits must be {expected}, not {tuple(logits.shape)}.")
     if not math.isfinite(loss.item()):
         raise UserError(f"{everyone}: the loss of a new model must be finite, not {loss.item()}.")
     loss.backward()
-    for key, instances in modules.items():
-        _check_gradients(words[key], nn.ModuleList(instances))
+    for part, instances in modules.items():
+        _check_gradients(own[part], nn.ModuleList(instances))
 
 
 def _shape_check(words: str) -> Callable[..., None]:

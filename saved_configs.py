@@ -1,0 +1,45 @@
+"""Configs that earlier versions saved, in the keys of today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from patterns import by_layer
+
+_WINDOWED = "S"
+_ROTATED = "R"
+
+
+def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with what earlier versions spelled by patterns of letters.
+
+    `window_pattern` (S sliding, L all) and `rope_pattern` (R rotated, N not) repeated over the
+    layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. A config
+    of today comes back as it is.
+    """
+    keys = dict(saved)
+    windows, turns = keys.pop("window_pattern", None), keys.pop("rope_pattern", None)
+    local = keys.pop("rope_local_theta", None)
+    if windows and keys.get("sliding_window") is not None:
+        if keys.get("position_encoding") == "rope" and local is not None:
+            for key, inside in (("rope_theta", local), ("rope_scaling", "none")):
+                keys[key] = _by_letters(windows, inside, keys.get(key))
+        keys["sliding_window"] = _by_letters(windows, _effective_window(keys), None)
+    if turns and keys.get("position_encoding") == "rope":
+        kinds = by_layer(["rope" if turn == _ROTATED else "none" for turn in turns])
+        keys["position_encoding"] = str(kinds)
+    return keys
+
+
+def _by_letters(letters: str, windowed: Any, other: Any) -> Any:
+    """The value, or the text of the pattern, that the letters of windowed layers make."""
+    values = by_layer([windowed if letter == _WINDOWED else other for letter in letters])
+    return str(values) if len(set(letters)) > 1 and windowed != other else values
+
+
+def _effective_window(keys: Mapping[str, Any]) -> int | None:
+    """The window, unless it reaches over the longest sequence, so that it hides nothing."""
+    window, longest = keys["sliding_window"], keys.get("block_size")
+    both = isinstance(window, int) and isinstance(longest, int)
+    return None if both and window >= longest else window

@@ -1,0 +1,185 @@
+"""A user's own Python files, run as they are: config files, and plugins that register parts."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from components.registry import USERS_MODULE
+from errors import ConfigError, Problem, UserError
+from model_components import REGISTRIES
+from options import KEYS
+
+CONFIG_FOLDER = Path(__file__).parent / "config"
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A value that a file or a flag gives to a key, and where: `config/x.py:12`, `--n_layer`."""
+
+    value: Any
+    origin: str
+
+
+@contextlib.contextmanager
+def collect(problems: list[Problem]) -> Iterator[None]:
+    """Add the problems of a ConfigError to the list instead of passing it on."""
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(error.problems)
+
+
+def run_plugins(paths: str) -> dict[str, str]:
+    """Run files that register parts, and return the source of each by its path.
+
+    Args:
+        paths: The files, separated by commas.
+
+    Raises:
+        ConfigError: with every file that is missing or fails.
+    """
+    problems: list[Problem] = []
+    sources: dict[str, str] = {}
+    for path in filter(None, map(str.strip, paths.split(","))):
+        with collect(problems):
+            sources[path] = read_source(path)
+            run_source(path, sources[path])
+    if problems:
+        raise ConfigError(problems)
+    return sources
+
+
+_OWN_SCOPE = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
+_NOT_A_VALUE = (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType)
+
+
+def read_config_file(path: str, plugins: dict[str, str]) -> dict[str, Given]:
+    """The names that a config file leaves, which are keys or meant to be.
+
+    Its source goes to `plugins` where it registers a part.
+
+    Raises:
+        ConfigError: there is no such file, or it fails; see `run_source`.
+    """
+    source = read_source(path)
+    namespace = run_source(path, source)
+    if registers_parts(path):
+        plugins[path] = source
+    lines, imported = names_bound(source)
+    if "*" in imported:
+        imported |= namespace.keys() - lines.keys()
+    return {
+        name: Given(value, f"{path}:{lines[name]}" if name in lines else path)
+        for name, value in namespace.items()
+        if name in KEYS or not (name in imported or is_helper(name, value))
+    }
+
+
+def is_helper(name: str, value: Any) -> bool:
+    """Whether a name that is no key is the file's own business, and no misspelt key."""
+    return name.startswith("_") or isinstance(value, _NOT_A_VALUE)
+
+
+def names_bound(source: str) -> tuple[dict[str, int], set[str]]:
+    """The line on which each name of a module is last bound, and the names that imports alone bind.
+
+    Names of its functions, classes and comprehensions are not the module's.
+    """
+    assigned: list[tuple[int, str]] = []
+    imported: list[tuple[int, str]] = []
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            assigned.append((node.lineno, node.id))
+        elif isinstance(node, ast.alias):
+            imported.append((node.lineno, node.asname or node.name))
+        if not isinstance(node, _OWN_SCOPE):
+            waiting.extend(ast.iter_child_nodes(node))
+    lines = {name: line for line, name in sorted(assigned + imported)}
+    return lines, {name for _, name in imported} - {name for _, name in assigned}
+
+
+def read_source(path: str) -> str:
+    """The text of a Python file; ConfigError where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError([Problem((), f"no file {path!r}{nearest_file(path)}")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem((), f"cannot read {path!r}: {error}.")]) from None
+
+
+def nearest_file(path: str) -> str:
+    """A hint at the Python file, beside `path` or in config/, whose name is nearest."""
+    folders = (Path(path).parent, CONFIG_FOLDER)
+    files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}
+    matches = difflib.get_close_matches(Path(path).stem, files, n=1, cutoff=0.6)
+    return f"; did you mean {os.path.relpath(files[matches[0]])!r}?" if matches else "."
+
+
+def run_source(path: str, source: str) -> dict[str, Any]:
+    """Run a file as a module of its own; the names that it leaves.
+
+    Raises ConfigError where it is no Python, asks to exit, or makes a mistake that a user can fix;
+    any other exception of the file's own passes, with its traceback.
+    """
+    module = types.ModuleType(module_name(path))
+    module.__file__ = os.path.abspath(path)
+    sys.modules[module.__name__] = module  # where dataclasses and inspect look for a class's module
+    try:
+        exec(compiled(source, path), vars(module))
+    except UserError as error:
+        raise ConfigError([Problem((), f"{failed_at(error, path)}: {error}")]) from error
+    except (SyntaxError, SystemExit) as error:
+        message = f"{failed_at(error, path)}: {type(error).__name__}: {error}".removesuffix(": ")
+        raise ConfigError([Problem((), message)]) from error
+    return vars(module)
+
+
+def compiled(source: str, path: str) -> types.CodeType:
+    """The code of a file. Raises SyntaxError, also where it is nested deeper than Python reads."""
+    try:
+        return compile(source, path, "exec", dont_inherit=True)
+    except (MemoryError, RecursionError) as error:
+        raise SyntaxError("an expression is nested too deeply for Python to read") from error
+
+
+def module_name(path: str) -> str:
+    """The name of the module that a file runs as: one that no import can mean."""
+    return USERS_MODULE + re.sub(r"\W", "_", path)
+
+
+def failed_at(error: BaseException, path: str) -> str:
+    """Where in the file `path` an error arose: `path:line`, or the path if no line is to blame."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"{path}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f"{path}:{lines[-1]}" if lines else path
+
+
+def registers_parts(path: str) -> bool:
+    """Whether a file that was run has parts in the registries."""
+    parts = (registry[name] for registry in REGISTRIES.values() for name in registry.names)
+    return any(part.__module__ == module_name(path) for part in parts)
