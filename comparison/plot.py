@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from comparison.bands import Band, band
 from comparison.code_versions import code_note
 from comparison.curves import AXES, common_budget
-from comparison.documents import assignments
-from comparison.findings import Findings, Row
-from comparison.formats import BUDGET_TITLES, verdict_word
+from comparison.exports import assignments
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import BUDGET_TITLES, verdict_word
 from comparison.verdicts import BASELINE, Verdict
 from errors import UserError
 
@@ -70,7 +70,7 @@ class Arm:
     """A group as it is drawn: its number in the tables, and its line."""
 
     number: str
-    row: Row
+    row: GroupResult
     line: Mapping[str, Any]
 
     @property

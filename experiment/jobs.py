@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.shapes import list_of, nullable, number, read_checked, record, text
+from comparison.json_checks import list_of, nullable, number, read_checked, record, text
 from errors import UserError
 from experiment.manifest import output_file
 from training.claim import process_in

@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from comparison.runs import SWEEP_FILE
-from comparison.shapes import (
+from comparison.json_checks import (
     LONGEST_NAME,
     LONGEST_TEXT,
     flag,
@@ -26,6 +25,7 @@ from comparison.shapes import (
     text,
     told,
 )
+from comparison.runs import SWEEP_FILE
 from errors import UserError
 from training.log_files import json_safe, write_atomically
 

@@ -12,7 +12,7 @@ from comparison.findings import Findings, compare
 from comparison.runs import (
     RUN_FILE,
     SWEEP_FILE,
-    Run,
+    LoggedRun,
     expand,
     find,
     load_runs,
@@ -39,9 +39,9 @@ class Selection:
         factors: The keys of a factorial design.
     """
 
-    runs: list[Run]
+    runs: list[LoggedRun]
     problems: list[str]
-    baseline: Run | None = None
+    baseline: LoggedRun | None = None
     studied: tuple[str, ...] = ()
     varied: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
@@ -169,7 +169,7 @@ def _without_log(sweep: Sweep) -> Iterator[str]:
         yield f"{_runs(waiting)} of {sweep.folder} that {verb} not begun"
 
 
-def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> Run:
+def _baseline_of(sweep: Sweep, runs: Sequence[LoggedRun]) -> LoggedRun:
     for run in runs:
         if run.path.parent in sweep.baseline:
             return run

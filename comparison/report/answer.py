@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from comparison.findings import Findings, Row
-from comparison.formats import format_loss
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import format_loss
 from comparison.report.arms import after_verdict, compared, label, set_apart, verdict_mark
 from comparison.report.markup import Figures, Markup, element, joined
 from comparison.verdicts import BETTER, CANNOT_TELL, EQUAL, WORSE
@@ -31,7 +31,7 @@ def answer(figures: Figures, findings: Findings) -> Markup:
     )
 
 
-def _by_verdict(findings: Findings) -> dict[str, list[tuple[int, Row]]]:
+def _by_verdict(findings: Findings) -> dict[str, list[tuple[int, GroupResult]]]:
     _, *arms = compared(findings)
     found = {
         verdict: [(n, row) for n, row in arms if row.verdict.verdict == verdict]
@@ -97,7 +97,7 @@ def _listed(findings: Findings) -> Markup | None:
     return element("dl", *lists, class_="answers") if lists else None
 
 
-def _entries(verdict: str, rows: Sequence[tuple[int, Row]]) -> Iterator[Markup]:
+def _entries(verdict: str, rows: Sequence[tuple[int, GroupResult]]) -> Iterator[Markup]:
     for number, row in rows[:_MOST_LISTED]:
         rest = after_verdict(verdict, row.verdict.words)
         yield element("dd", label(number, row), " ", element("span", rest, class_="why"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from comparison.documents import assignments
-from comparison.findings import Findings, Row
-from comparison.formats import verdict_word
+from comparison.exports import assignments
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import verdict_word
 from comparison.report.markup import Markup, element
 from comparison.verdicts import BASELINE
 
@@ -14,17 +14,17 @@ HUES = 6
 """Colours of the palette in style.css; arms share them, so the number tells them apart."""
 
 
-def numbered(findings: Findings) -> list[tuple[int, Row]]:
+def numbered(findings: Findings) -> list[tuple[int, GroupResult]]:
     """The rows with their numbers; the baseline is 1, and number n stands in the document at
     `groups[n - 1]`."""
     return list(enumerate(findings.rows, start=1))
 
 
-def compared(findings: Findings) -> list[tuple[int, Row]]:
+def compared(findings: Findings) -> list[tuple[int, GroupResult]]:
     return [(number, row) for number, row in numbered(findings) if not row.set_apart]
 
 
-def set_apart(findings: Findings) -> list[tuple[int, Row]]:
+def set_apart(findings: Findings) -> list[tuple[int, GroupResult]]:
     return [(number, row) for number, row in numbered(findings) if row.set_apart]
 
 
@@ -37,13 +37,13 @@ def badge(number: int) -> Markup:
     return element("span", str(number), class_=f"badge {hue(number)}")
 
 
-def label(number: int, row: Row, *, details: bool = False) -> Markup:
+def label(number: int, row: GroupResult, *, details: bool = False) -> Markup:
     """The badge and the name of an arm; with details, also how it differs from the baseline."""
     name = element("span", row.group.name, class_="name")
     return element("span", badge(number), name, *(_details(row) if details else ()), class_="arm")
 
 
-def _details(row: Row) -> Iterator[Markup]:
+def _details(row: GroupResult) -> Iterator[Markup]:
     if row.verdict.verdict == BASELINE:
         yield element("span", "the baseline", class_="tag")
         if row.group.arm:

@@ -7,8 +7,8 @@ from typing import Any
 
 from comparison.bands import Band, band
 from comparison.curves import AXES
-from comparison.findings import Findings, Row
-from comparison.formats import BUDGET_TITLES, format_budget
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import BUDGET_TITLES, format_budget
 from comparison.report.arms import compared, hue, numbered
 
 FIRST_SHOWN = 8
@@ -77,7 +77,7 @@ def _caution(findings: Findings, axis: str) -> str:
 def shown_at_first(findings: Findings) -> Collection[int]:
     """The baseline and the arms of lowest loss, among those compared with it."""
 
-    def loss(item: tuple[int, Row]) -> float:
+    def loss(item: tuple[int, GroupResult]) -> float:
         known = item[1].group.loss
         return float("inf") if known is None else known
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from comparison.documents import document
+from comparison.exports import document
 from comparison.findings import Findings
 from comparison.report import results, settings
 from comparison.report.answer import answer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from comparison.findings import Findings, Row
-from comparison.formats import (
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import (
     COST,
     QUANTITIES,
     REACHED,
@@ -29,7 +29,7 @@ from comparison.report.intervals import axis, scale_of, strip
 from comparison.report.markup import Figures, Markup, element, joined, sentences
 from comparison.verdicts import BASELINE, BETTER, WORSE
 
-Rows = Sequence[tuple[int, Row]]
+Rows = Sequence[tuple[int, GroupResult]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from comparison.findings import Findings, Row
+from comparison.findings import Findings, GroupResult
 from comparison.report.arms import label, numbered, ranges
 from comparison.report.markup import Markup, element, joined, sentences
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 
 _NAMES = {"run_name"}  # differ from run to run by design
 _MOST_VALUES = 8  # of one key that a cell or a row lists
 _ABSENT = "not logged"
 
-Rows = Sequence[tuple[int, Row]]
+Rows = Sequence[tuple[int, GroupResult]]
 
 
-def _texts(runs: Sequence[Run], table: Callable[[Run], Mapping[str, Any]], key: str) -> list[str]:
+def _texts(
+    runs: Sequence[LoggedRun], table: Callable[[LoggedRun], Mapping[str, Any]], key: str
+) -> list[str]:
     """The distinct values of a key, in the order of the runs."""
     return list(dict.fromkeys(str(table(run).get(key, _ABSENT)) for run in runs))
 
@@ -49,7 +51,7 @@ def configs(findings: Findings) -> Markup:
     return element("div", _lead(lead, shared), _config_table(rows, texts, differing, shared))
 
 
-def _config(run: Run) -> Mapping[str, Any]:
+def _config(run: LoggedRun) -> Mapping[str, Any]:
     return run.config
 
 
@@ -120,7 +122,7 @@ def environment(findings: Findings) -> Markup:
     )
 
 
-def _entries(rows: Rows, table: Callable[[Run], Mapping[str, Any]]) -> Iterator[Markup]:
+def _entries(rows: Rows, table: Callable[[LoggedRun], Mapping[str, Any]]) -> Iterator[Markup]:
     """Where the runs disagree comes first."""
     runs = [run for _, row in rows for run in row.group.runs]
     keys = dict.fromkeys(chain(*map(table, runs)))
@@ -135,7 +137,7 @@ def _entries(rows: Rows, table: Callable[[Run], Mapping[str, Any]]) -> Iterator[
 
 
 def _owned(
-    rows: Rows, table: Callable[[Run], Mapping[str, Any]], key: str, values: Sequence[str]
+    rows: Rows, table: Callable[[LoggedRun], Mapping[str, Any]], key: str, values: Sequence[str]
 ) -> Iterator[str]:
     """Each value with the arms and the number of runs that have it."""
     for value in values[:_MOST_VALUES]:

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compare_architectures import main
-from comparison.documents import document
+from comparison.exports import document
 from comparison.findings import compare
 from comparison.report.arms import ranges
 from comparison.report.curves import curves, shown_at_first

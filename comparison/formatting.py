@@ -77,7 +77,7 @@ QUANTITIES = {
     "total_tokens": Quantity("tokens", format_count),
     "total_flops": Quantity("total FLOPs", format_flops),
 }
-"""By the keys of `documents.numbers`: first what a group reached, then what it cost."""
+"""By the keys of `exports.numbers`: first what a group reached, then what it cost."""
 
 REACHED = tuple(QUANTITIES)[:3]
 COST = tuple(QUANTITIES)[3:]
