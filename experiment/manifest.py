@@ -179,11 +179,6 @@ def _check(manifest: Any) -> Sequence[str]:
     return _MANIFEST(manifest)
 
 
-def output_file(run_folder: Path) -> Path:
-    """The file that keeps what a run of a sweep prints."""
-    return run_folder.parents[1] / "output" / f"{run_folder.name}.txt"
-
-
 def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
     """Raise UserError where a folder holds another sweep, naming what differs."""
     wanted = json.loads(json.dumps(json_safe(identity)))

@@ -21,7 +21,8 @@ from comparison.runs import (
     sweeps_below,
 )
 from errors import UserError, printable
-from experiment.manifest import Sweep, output_file, read_sweep
+from experiment.jobs import output_file
+from experiment.manifest import Sweep, read_sweep
 
 DEFAULT_LATEST = 3
 
