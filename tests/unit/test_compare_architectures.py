@@ -14,7 +14,7 @@ import pytest
 
 import compare_architectures
 from compare_architectures import FORMATS, main
-from comparison import shapes
+from comparison import json_checks
 from comparison.plot import arms_of
 from comparison.report.page import to_html
 from comparison.runs import load_run
@@ -486,7 +486,7 @@ def test_csv_quotes_formulas_and_leaves_numbers_alone(two_arms, compare):
 def test_a_log_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "run")
     size = (folder / "run.json").stat().st_size
-    monkeypatch.setattr(shapes, "LARGEST_FILE", size - 1)
+    monkeypatch.setattr(json_checks, "LARGEST_FILE", size - 1)
     with pytest.raises(UserError, match=f"{size:,} bytes; at most {size - 1:,} are read"):
         load_run(folder)
 
