@@ -28,7 +28,7 @@ import torch
 import compare_architectures
 import configurator
 from cli import run_cli
-from comparison.exports import assignments
+from comparison.formatting import assignments
 from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
 from configurator import Arguments, key_table, split_arguments

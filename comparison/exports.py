@@ -12,6 +12,7 @@ from typing import Any
 
 from comparison.code_versions import code_note
 from comparison.findings import Findings, GroupResult
+from comparison.formatting import assignments
 from comparison.groups import Group
 from comparison.inference import ALPHA, Estimate, Sample, deviation
 from comparison.runs import LoggedRun
@@ -45,11 +46,6 @@ def numbers(group: Group) -> dict[str, float | None]:
         "total_tokens": group.mean(lambda run: run.tokens),
         "total_flops": group.mean(lambda run: run.flops),
     }
-
-
-def assignments(keys: Mapping[str, Any]) -> str:
-    """`normalization=rmsnorm, bias=False`"""
-    return ", ".join(f"{key}={value}" for key, value in keys.items())
 
 
 # JSON

@@ -6,7 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from comparison.exports import assignments, factor_object, numbers, sample_object
+from comparison.exports import factor_object, numbers, sample_object
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
     COST,
@@ -21,6 +21,7 @@ from comparison.formatting import (
 )
 from comparison.groups import Group
 from comparison.inference import Estimate
+from comparison.labels import Label, labels
 from comparison.verdicts import BASELINE, BETTER, EQUAL, WORSE, Verdict
 from training_logger import LINE_WIDTH
 
@@ -50,7 +51,7 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[TitledTable]:
     numbered = dict(zip(map(str, range(1, len(findings.rows) + 1)), findings.rows, strict=True))
     compared = {number: row for number, row in numbered.items() if not row.set_apart}
     apart = {number: row for number, row in numbered.items() if row.set_apart}
-    yield _names(numbered)
+    yield _names(findings)
     yield _final(findings, compared)
     yield _costs(numbered)
     for axis, budget in findings.budgets.items():
@@ -67,30 +68,17 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[TitledTable]:
         yield TitledTable("Notes", sentences=findings.notes)
 
 
-def _names(rows: Mapping[str, GroupResult]) -> TitledTable:
-    def sentence(number: str, row: GroupResult) -> str:
-        statuses = {run.status for run in row.group.counted} - {"completed"}
-        unfinished = f" ({', '.join(sorted(statuses))})" if statuses else ""
-        what = ", ".join(_what(row))
-        return f"{number}  {row.group.name}{unfinished}" + (f": {what}" if what else "")
+def _names(findings: Findings) -> TitledTable:
+    def sentence(label: Label) -> str:
+        unfinished = f" ({', '.join(label.unfinished)})" if label.unfinished else ""
+        called = "the baseline" if label.is_baseline and label.name != BASELINE else ""
+        what = ", ".join(filter(None, (called, label.details)))
+        return f"{label.number}  {label.name}{unfinished}" + (f": {what}" if what else "")
 
     return TitledTable(
         "Groups: runs that differ only by seed, and how they differ from the baseline",
-        sentences=[sentence(number, row) for number, row in rows.items()],
+        sentences=[sentence(label) for label in labels(findings)],
     )
-
-
-def _what(row: GroupResult) -> Iterator[str]:
-    """What a group is, beyond its name."""
-    name, architecture = row.group.name, row.group.architecture["name"]
-    if row.verdict.verdict != BASELINE:
-        if row.unnamed_changes:
-            yield assignments(row.unnamed_changes)
-        return
-    if name != BASELINE:
-        yield "the baseline"
-    if row.group.arm:
-        yield architecture
 
 
 _JUDGED = ("difference", "95 % interval", "p", "p Holm", "verdict")

@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sweep
-from comparison.exports import assignments
 from comparison.findings import Findings, GroupResult
+from comparison.formatting import assignments
 from comparison.plot import write_plot
 from comparison.runs import SWEEP_FILE
 from comparison.tables import markdown_table, to_markdown

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from comparison.exports import assignments
 from comparison.findings import Findings, GroupResult
-from comparison.formatting import verdict_word
+from comparison.formatting import assignments, verdict_word
 from comparison.report.markup import Markup, element
 from comparison.verdicts import BASELINE
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from comparison.bands import Band, band
 from comparison.curves import AXES
+from comparison.figures import BUDGET_TITLES
 from comparison.findings import Findings, GroupResult
-from comparison.formatting import BUDGET_TITLES, format_budget
+from comparison.formatting import format_budget
 from comparison.report.arms import compared, hue, numbered
 
 FIRST_SHOWN = 8

@@ -15,6 +15,7 @@ import pytest
 import compare_architectures
 from compare_architectures import FORMATS, main
 from comparison import json_checks
+from comparison.figures import figures_of
 from comparison.plot import arms_of
 from comparison.report.page import to_html
 from comparison.runs import load_run
@@ -703,7 +704,8 @@ def test_arms_keep_the_names_they_were_asked_by(tmp_path, compare):
     assert list(arm["changes"]) == ["some_key", "a_derived_key", "arm"]
     assert arm["architecture"] == f"{ARCHITECTURE['name']}-fast"
     findings = select([str(sweep)], None, tmp_path).findings()
-    assert [arm.label for arm in arms_of(findings)] == ["1  baseline: plain", "2  some_key=x"]
+    drawn = arms_of(figures_of(findings))
+    assert [arm.label for arm in drawn] == ["1  baseline: plain", "2  some_key=x"]
     assert '<span class="name">some_key=x</span>' in to_html(findings)
 
 
