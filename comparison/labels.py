@@ -1,4 +1,4 @@
-"""How an arm is called, the same in the tables, the plot and the page."""
+"""What an arm is called, the same in the tables, the plot and the page."""
 
 from __future__ import annotations
 

@@ -83,15 +83,15 @@ class SharedFacts:
     shared: Mapping[str, str]
 
 
-def environment(findings: Findings) -> list[SharedFacts]:
+def shared_facts(findings: Findings) -> list[SharedFacts]:
     """What every run agrees on, once; elsewhere each value, and whose it is."""
     return [
-        _shared_facts("Software and machine", findings, lambda run: run.environment),
-        _shared_facts("Data", findings, lambda run: run.data),
+        _facts_of("Software and machine", findings, lambda run: run.environment),
+        _facts_of("Data", findings, lambda run: run.data),
     ]
 
 
-def _shared_facts(title: str, findings: Findings, facts: Facts) -> SharedFacts:
+def _facts_of(title: str, findings: Findings, facts: Facts) -> SharedFacts:
     runs = [run for row in findings.rows for run in row.group.runs]
     values = {key: _texts(runs, facts, key) for key in dict.fromkeys(chain(*map(facts, runs)))}
     return SharedFacts(

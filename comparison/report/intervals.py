@@ -45,7 +45,7 @@ class Scale:
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [k * step for k in range(first, last + 1)]
 
-    def told_ticks(self) -> list[tuple[str, str]]:
+    def tick_labels(self) -> list[tuple[str, str]]:
         """The place and the text of each tick."""
         ticks = self.ticks()
         decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if ticks[1:] else 0

@@ -17,7 +17,7 @@ from comparison.figures import Figures, figures_of
 from comparison.findings import Findings
 from comparison.formatting import verdict_word
 from comparison.report.answer import answer
-from comparison.report.configs import config_table, environment
+from comparison.report.configs import config_table, shared_facts
 from comparison.report.curve_data import curve_data, hue
 from comparison.report.document_numbers import DocumentNumbers
 from comparison.report.result_tables import ResultTables
@@ -122,4 +122,4 @@ def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Ite
     if findings.notes:
         yield PageSection("notes", "Notes", "notes.html", findings.notes)
     yield PageSection("configs", "Configs", "configs.html", config_table(findings))
-    yield PageSection("environment", "Environment", "environment.html", environment(findings))
+    yield PageSection("environment", "Environment", "environment.html", shared_facts(findings))

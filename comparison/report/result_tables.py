@@ -253,7 +253,7 @@ class ResultTables:
         if scale is None:
             return columns
         drawn = strips(differences, scale)
-        return [Column("95 % interval, drawn", drawn, "strip", scale.told_ticks()), *columns]
+        return [Column("95 % interval, drawn", drawn, "strip", scale.tick_labels()), *columns]
 
 
 def _labels(rows: Sequence[tuple[Label, GroupResult]]) -> list[Label]:
