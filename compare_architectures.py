@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import run_cli
-from comparison.documents import to_csv, to_json
+from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page

@@ -28,9 +28,9 @@ import torch
 import compare_architectures
 import configurator
 from cli import run_cli
-from comparison.documents import assignments
+from comparison.formatting import assignments
+from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
-from comparison.shapes import told
 from configurator import Arguments, key_table, split_arguments
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import parse_budget

@@ -2,6 +2,7 @@
 
 `runs` are loaded and gathered into `groups` that differ only by seed; their `curves` are read at
 equal budgets; means are judged by `inference` and put into `verdicts`; `effects` of a factorial
-design are told apart. `findings` holds all that; `documents` and `tables` print it. The protocol
-and each statistic are explained in docs/fairness.md.
+design are told apart. `findings` holds all that; `exports` and `tables` print it, and `figures`
+prepares what `plot` and `report` draw. The protocol and each statistic are explained in
+docs/fairness.md.
 """

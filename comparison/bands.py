@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from statistics import fmean
 
 from comparison.curves import curve, loss_at
@@ -24,6 +26,27 @@ class Band:
     mean: list[float]
     low: list[float]
     high: list[float]
+
+    @property
+    def trained(self) -> Band | None:
+        """The band after step 0; None where nothing is left of it."""
+        start = bisect_right(self.budgets, 0)
+        return self._at(range(start, len(self.budgets))) if self.budgets[start:] else None
+
+    def since(self, least: float) -> Band:
+        """The band from a budget on."""
+        return self._at(range(bisect_left(self.budgets, least), len(self.budgets)))
+
+    def thinned(self, most: int) -> Band:
+        """At most so many of its points, evenly chosen, with the first and the last."""
+        count = len(self.budgets)
+        if count <= most:
+            return self
+        return self._at([round(i * (count - 1) / (most - 1)) for i in range(most)])
+
+    def _at(self, indices: Sequence[int]) -> Band:
+        columns = (self.budgets, self.mean, self.low, self.high)
+        return Band(*([column[i] for i in indices] for column in columns))
 
 
 def band(group: Group, axis: str) -> Band | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from comparison.groups import Group
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 
 _MOST_VALUES = 4  # that a note lists
 
@@ -24,7 +24,7 @@ def code_note(group: Group) -> str | None:
     return f"Runs of {group.name} were made by different code: {'; '.join(found)}."
 
 
-def _sources(runs: Iterable[Run]) -> Iterator[str]:
+def _sources(runs: Iterable[LoggedRun]) -> Iterator[str]:
     starts = [start for run in runs for start in (run.environments or (run.environment,))]
     digests = [_short(start.get("source_sha256")) for start in starts]
     if len(set(filter(None, digests))) > 1:
@@ -45,7 +45,7 @@ def _commit(environment: dict[str, Any]) -> str | None:
     return f"{commit} with changes" if commit and environment.get("dirty") else commit
 
 
-def _plugins(runs: Iterable[Run]) -> Iterator[str]:
+def _plugins(runs: Iterable[LoggedRun]) -> Iterator[str]:
     logged = [run.plugins for run in runs if run.plugins is not None]
     names = sorted({name for plugins in logged for name in plugins})
     differing = [

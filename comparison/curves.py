@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from comparison.groups import Group
 from comparison.inference import Estimate, Sample, contrast
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 
 AXES = {"tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
 """Each unit of a budget, and what the records of an evaluation call it."""
@@ -23,7 +23,7 @@ Curve = list[tuple[float, float]]
 """(budget spent, validation loss) at each evaluation, the budget strictly rising."""
 
 
-def curve(run: Run, axis: str) -> Curve:
+def curve(run: LoggedRun, axis: str) -> Curve:
     """The finite validation losses of a run over a unit of budget."""
     points: Curve = []
     for record in run.eval_steps:

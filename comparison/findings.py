@@ -18,7 +18,7 @@ from comparison.groups import (
     unlike,
 )
 from comparison.inference import Estimate, Sample
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 from comparison.verdicts import BASELINE, CANNOT_TELL, Verdict, judge
 
 
@@ -31,7 +31,7 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class GroupResult:
     """A group beside the baseline.
 
     Attributes:
@@ -74,20 +74,20 @@ class Findings:
         notes: What a reader has to know, a sentence each.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[GroupResult, ...]
     margin: float | None
     budgets: Mapping[str, float]
     effects: tuple[Effect, ...]
     notes: tuple[str, ...]
 
     @property
-    def baseline(self) -> Row:
+    def baseline(self) -> GroupResult:
         return self.rows[0]
 
 
 def compare(
-    runs: Iterable[Run],
-    baseline: str | Run | None = None,
+    runs: Iterable[LoggedRun],
+    baseline: str | LoggedRun | None = None,
     margin: float | None = None,
     tuned: Collection[str] = (),
     factors: Sequence[str] = (),
@@ -118,9 +118,9 @@ def compare(
     readings = {axis: _readings(compared, axis, at, margin) for axis, at in budgets.items()}
     pareto = _pareto_set(compared)
 
-    def row(group: Group) -> Row:
+    def row(group: Group) -> GroupResult:
         alike = not apart[group.name]
-        return Row(
+        return GroupResult(
             group=group,
             changes=changes(group, base, tuned, varied),
             set_apart=apart[group.name],

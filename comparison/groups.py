@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from comparison.inference import Sample, deviation
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 from errors import UserError, unknown_name
 from training.config import TrainingConfig
 from training_logger import format_count, format_number
@@ -65,8 +65,8 @@ class Group:
     """
 
     name: str
-    runs: tuple[Run, ...]
-    counted: tuple[Run, ...]
+    runs: tuple[LoggedRun, ...]
+    counted: tuple[LoggedRun, ...]
     left_out: tuple[str, ...]
     diverged: int
 
@@ -108,7 +108,7 @@ class Group:
         """Standard deviation of the final validation loss from seed to seed."""
         return deviation(list(self.losses.values()))
 
-    def mean(self, number: Callable[[Run], float | None]) -> float | None:
+    def mean(self, number: Callable[[LoggedRun], float | None]) -> float | None:
         """The mean of a number of the counted runs; None where one of them lacks it."""
         numbers = [number(run) for run in self.counted]
         return None if None in numbers or not numbers else fmean(numbers)
@@ -158,16 +158,16 @@ class Group:
 # Gathering
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
+def group_runs(runs: Iterable[LoggedRun]) -> list[Group]:
     """The runs in groups, the group of the oldest run first."""
-    gathered: dict[str, list[Run]] = {}
+    gathered: dict[str, list[LoggedRun]] = {}
     for run in sorted(runs, key=lambda run: run.start_time):
         gathered.setdefault(_identity(run), []).append(run)
     groups = [_group(members) for members in gathered.values()]
     return _named_apart(groups)
 
 
-def _identity(run: Run) -> str:
+def _identity(run: LoggedRun) -> str:
     """The same text for runs that differ only by seed."""
     config = {key: value for key, value in run.config.items() if key not in _NO_DIFFERENCE}
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
@@ -175,11 +175,11 @@ def _identity(run: Run) -> str:
     return json.dumps([run.architecture, config, data, sizes], sort_keys=True)
 
 
-def _group(runs: Sequence[Run]) -> Group:
+def _group(runs: Sequence[LoggedRun]) -> Group:
     """Runs of one identity as a group that is named after its arm or its architecture."""
     furthest = max(runs, key=_progress)
     diverged = [run for run in runs if run.diverged]
-    counted: dict[Any, Run] = {}
+    counted: dict[Any, LoggedRun] = {}
     left_out = [f"{run.run_name}: diverged" for run in diverged]
     for run in runs:
         if run.diverged:
@@ -199,11 +199,11 @@ def _group(runs: Sequence[Run]) -> Group:
     )
 
 
-def _progress(run: Run) -> float:
+def _progress(run: LoggedRun) -> float:
     return run.progress or 0.0
 
 
-def _short_of(run: Run, furthest: Run) -> str:
+def _short_of(run: LoggedRun, furthest: LoggedRun) -> str:
     """How much less than another a run has done, in the unit that limits both."""
     if run.limit_seconds is None:
         return f"{format_count(run.tokens)} of {format_count(furthest.tokens)} tokens"
@@ -304,7 +304,7 @@ def _near(one: float | None, other: float | None, tolerance: float | None = None
     return abs(one - other) <= tolerance
 
 
-def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
+def find_baseline(groups: Sequence[Group], name: str | LoggedRun | None) -> Group:
     """The group to compare with.
 
     Args:
@@ -316,7 +316,7 @@ def find_baseline(groups: Sequence[Group], name: str | Run | None) -> Group:
     """
     if name is None:
         return groups[0]
-    if isinstance(name, Run):
+    if isinstance(name, LoggedRun):
         return next(group for group in groups if any(run is name for run in group.runs))
     ways = (
         lambda group: group.name == name,

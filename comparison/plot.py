@@ -11,19 +11,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from comparison.bands import Band, band
-from comparison.code_versions import code_note
-from comparison.curves import AXES, common_budget
-from comparison.documents import assignments
-from comparison.findings import Findings, Row
-from comparison.formats import BUDGET_TITLES, verdict_word
-from comparison.verdicts import BASELINE, Verdict
+from comparison.bands import Band
+from comparison.figures import ArmFigure, Figures, figures_of
+from comparison.findings import Findings
+from comparison.formatting import verdict_word
+from comparison.labels import Label
+from comparison.verdicts import BASELINE
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -66,12 +65,15 @@ nothing of the others. A note says so."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """A group as it is drawn: its number in the tables, and its line."""
+class PlottedArm:
+    """An arm and its line."""
 
-    number: str
-    row: Row
+    figure: ArmFigure
     line: Mapping[str, Any]
+
+    @property
+    def number(self) -> str:
+        return str(self.figure.label.number)
 
     @property
     def colour(self) -> str:
@@ -79,14 +81,9 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The name in a sweep; else what differs from the baseline where that is short, else the
-        architecture; in _LABEL_LINES."""
-        name, changed = self.row.group.name, assignments(self.row.changes)
-        named = self.row.group.arm or not 0 < len(changed) <= _LABEL_WIDTH * _LABEL_LINES
-        text = name if named else changed
-        if self.row.verdict.verdict == BASELINE and name != BASELINE:
-            text = f"baseline: {name}"
-        lines = textwrap.wrap(f"{self.number}  {text}", _LABEL_WIDTH)
+        """Its number and what it is called, in _LABEL_LINES."""
+        text = f"{self.number}  {_name(self.figure.label)}"
+        lines = textwrap.wrap(text, _LABEL_WIDTH)
         if len(lines) > _LABEL_LINES:
             lines[_LABEL_LINES - 1 :] = [lines[_LABEL_LINES - 1][: _LABEL_WIDTH - 4] + " ..."]
         return "\n".join(lines)
@@ -96,15 +93,32 @@ class Arm:
         """How many its label has."""
         return self.label.count("\n") + 1
 
+    def trained(self, unit: str) -> Band | None:
+        """Its curve after step 0, for which a logarithmic axis has no place."""
+        whole = self.figure.bands.get(unit)
+        return whole and whole.trained
 
-def arms_of(findings: Findings) -> list[Arm]:
+
+def _name(label: Label) -> str:
+    """The name in a sweep; else what differs from the baseline where that is short, else the
+    architecture."""
+    if label.is_baseline and label.name != BASELINE:
+        return f"baseline: {label.name}"
+    short = 0 < len(label.changes) <= _LABEL_WIDTH * _LABEL_LINES
+    return label.changes if short and not label.in_sweep else label.name
+
+
+def arms_of(figures: Figures) -> list[PlottedArm]:
     """The arms that are compared, the baseline first."""
-    arms = [Arm("1", findings.baseline, _NEUTRAL)]
-    for index, row in enumerate(findings.rows[1:]):
-        colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
-        line = {"color": colour, "linestyle": dashes, "linewidth": 1.3}
-        arms.append(Arm(str(index + 2), row, line))
-    return [arm for arm in arms if not arm.row.set_apart]
+    return [PlottedArm(arm, _line(arm.label)) for arm in figures.compared]
+
+
+def _line(label: Label) -> dict[str, Any]:
+    if label.is_baseline:
+        return _NEUTRAL
+    index = label.number - 2
+    colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    return {"color": colour, "linestyle": dashes, "linewidth": 1.3}
 
 
 # The figure and its file
@@ -142,34 +156,36 @@ def draw(findings: Findings) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    arms = arms_of(findings)
-    panels = dict(_panels(arms))
+    figures = figures_of(findings)
+    arms = arms_of(figures)
+    panels = dict(_panels(figures, arms))
     if not panels:
         raise UserError("nothing to plot: no run has a finite validation loss after step 0")
+    titles = {axis.unit: axis.title for axis in figures.axes}
     limits = _loss_limits([found for bands in panels.values() for found in bands.values()])
     drawn = {number for bands in panels.values() for number in bands}
-    notes = textwrap.wrap(" ".join(_notes(findings, arms, drawn, limits)), _NOTE_WIDTH)
+    notes = textwrap.wrap(" ".join(_notes(figures, arms, drawn, limits)), _NOTE_WIDTH)
     key_height = _LINE_HEIGHT * sum(arm.lines for arm in arms)
-    judged = any(arm.row.verdict.estimate for arm in arms)
+    judged = any(arm.figure.difference for arm in arms)
     below = judged * _AXIS_HEIGHT + _NOTE_HEIGHT * (len(notes) + 1)
     heights = (_CURVES_HEIGHT, key_height + below)
     figure = Figure((_WIDTH, sum(heights)), layout="constrained")
     curves, key = figure.subfigures(2, 1, height_ratios=heights)
     curves.suptitle(_title(arms), x=_LEFT, ha="left", fontsize="medium")
-    for column, (axis, bands) in enumerate(panels.items(), start=1):
+    for column, (unit, bands) in enumerate(panels.items(), start=1):
         panel = curves.add_subplot(1, len(panels), column)
         curved = [(arm, bands[arm.number]) for arm in arms if arm.number in bands]
         _draw_curves(panel, curved, limits)
-        _label_budgets(panel, axis)
+        _label_budgets(panel, unit, titles[unit])
         panel.tick_params(labelleft=column == 1)
     curves.axes[0].set_ylabel("validation loss (nats per token)")
-    _draw_key(key, (below / heights[1], 1), arms, findings.margin)
+    _draw_key(key, (below / heights[1], 1), arms, figures.margin)
     key.text(_LEFT, 0.01, "\n".join(notes), fontsize=_SMALL, verticalalignment="bottom")
     return figure
 
 
-def _title(arms: Sequence[Arm]) -> str:
-    counts = sorted({arm.row.group.n for arm in arms if arm.row.group.n})
+def _title(arms: Sequence[PlottedArm]) -> str:
+    counts = sorted({arm.figure.seeds for arm in arms if arm.figure.seeds})
     if counts == [1]:
         return "Validation loss of one seed"
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
@@ -177,53 +193,40 @@ def _title(arms: Sequence[Arm]) -> str:
 
 
 def _notes(
-    findings: Findings, arms: Sequence[Arm], drawn: Collection[str], limits: tuple[float, float]
+    figures: Figures,
+    arms: Sequence[PlottedArm],
+    drawn: Collection[str],
+    limits: tuple[float, float],
 ) -> Iterator[str]:
     """What is not in the picture, a sentence each."""
-    above = [arm for arm in arms if arm.number in drawn and arm.row.group.loss > limits[1]]
+    above = [arm for arm in arms if arm.number in drawn and arm.figure.loss > limits[1]]
     if above:
-        ends = ", ".join(f"{arm.number} ends at {arm.row.group.loss:.4f}" for arm in above)
+        ends = ", ".join(f"{arm.number} ends at {arm.figure.loss:.4f}" for arm in above)
         yield f"Above the losses shown: {ends}."
     lost = [arm.number for arm in arms if arm.number not in drawn]
     if lost:
         yield f"Without a finite loss after step 0: {', '.join(lost)}."
-    apart = [row.group.name for row in findings.rows if row.set_apart]
+    apart = [arm.label.name for arm in figures.arms if arm.label.set_apart]
     if apart:
         yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
-    yield from filter(None, (code_note(arm.row.group) for arm in arms))
+    yield from filter(None, (arm.figure.code_note for arm in arms))
 
 
 # Curves
 
 
-def _panels(arms: Sequence[Arm]) -> Iterator[tuple[str, dict[str, Band]]]:
-    """Each unit of budget that can be compared, and the bands of the arms over it."""
-    for axis in AXES:
-        bands = _trained_bands(arms, axis)
-        if common_budget((arm.row.group for arm in arms if arm.number in bands), axis):
-            yield axis, bands
-
-
-def _trained_bands(arms: Sequence[Arm], axis: str) -> dict[str, Band]:
-    """By number the bands after step 0, for which a logarithmic axis has no place."""
-    found = {arm.number: band(arm.row.group, axis) for arm in arms}
-    return {
-        number: _since(whole, lambda budget: budget > 0)
-        for number, whole in found.items()
-        if whole and whole.budgets[-1] > 0
-    }
-
-
-def _since(whole: Band, begun: Callable[[float], bool]) -> Band:
-    """A band from the first budget on of which something holds."""
-    start = next(i for i, budget in enumerate(whole.budgets) if begun(budget))
-    return Band(*(getattr(whole, field.name)[start:] for field in dataclasses.fields(Band)))
+def _panels(figures: Figures, arms: Sequence[PlottedArm]) -> Iterator[tuple[str, dict[str, Band]]]:
+    """Each unit of budget that can be compared, and by number the bands of the arms over it."""
+    for axis in figures.axes:
+        if axis.comparable:
+            bands = {arm.number: arm.trained(axis.unit) for arm in arms}
+            yield axis.unit, {number: found for number, found in bands.items() if found}
 
 
 def _loss_limits(bands: Sequence[Band]) -> tuple[float, float]:
     """The losses to show: those of the last three quarters, but of arms that reach much farther up
     than most."""
-    ends = [_since(b, lambda spent, b=b: spent >= _FIRST_SPANNED * b.budgets[-1]) for b in bands]
+    ends = [band.since(_FIRST_SPANNED * band.budgets[-1]) for band in bands]
     low = min(min(end.low) for end in ends)
     reach = _usual([max(end.high) - low for end in ends]) or 0.01 * abs(low)
     return low - 0.05 * reach, low + 1.05 * reach
@@ -235,7 +238,7 @@ def _usual(reaches: Sequence[float]) -> float:
 
 
 def _draw_curves(
-    panel: Axes, drawn: Sequence[tuple[Arm, Band]], limits: tuple[float, float]
+    panel: Axes, drawn: Sequence[tuple[PlottedArm, Band]], limits: tuple[float, float]
 ) -> None:
     for arm, found in drawn:
         marker = "o" if len(found.budgets) == 1 else None  # a line needs two points
@@ -250,18 +253,18 @@ def _draw_curves(
     _number_ends(panel, drawn, limits)
 
 
-def _label_budgets(panel: Axes, axis: str) -> None:
+def _label_budgets(panel: Axes, unit: str, title: str) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    unit = "s" if axis == "seconds" else ""
-    panel.set_xlabel(BUDGET_TITLES[axis])
+    symbol = "s" if unit == "seconds" else ""
+    panel.set_xlabel(title)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
+    panel.xaxis.set_major_formatter(EngFormatter(symbol, sep=" " if symbol else ""))
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _number_ends(
-    panel: Axes, drawn: Sequence[tuple[Arm, Band]], limits: tuple[float, float]
+    panel: Axes, drawn: Sequence[tuple[PlottedArm, Band]], limits: tuple[float, float]
 ) -> None:
     """The numbers at the right edge, with a thin line from each to the end of its curve."""
     shown = [(arm, found) for arm, found in drawn if found.mean[-1] <= limits[1]]
@@ -303,7 +306,7 @@ def _placed(cluster: Sequence[float], gap: float) -> list[float]:
 
 
 def _draw_key(
-    key: SubFigure, span: tuple[float, float], arms: Sequence[Arm], margin: float | None
+    key: SubFigure, span: tuple[float, float], arms: Sequence[PlottedArm], margin: float | None
 ) -> None:
     """A row for each arm: its line, its label, its difference and its verdict.
 
@@ -316,7 +319,7 @@ def _draw_key(
     rows = [(arm, end - arm.lines / 2) for arm, end in zip(arms, ends, strict=True)]
     longest = max(len(line) for arm in arms for line in arm.label.split("\n"))
     left = _LABELS_LEFT + _CHARACTER_WIDTH / _WIDTH * longest
-    judged = [(arm, height) for arm, height in rows if arm.row.verdict.estimate]
+    judged = [(arm, height) for arm, height in rows if arm.figure.difference]
     panel = key.add_axes((left, span[0], _VERDICTS_LEFT - 0.01 - left, span[1] - span[0]))
     panel.set_ylim(ends[-1], 0)
     panel.yaxis.set_visible(False)
@@ -325,8 +328,7 @@ def _draw_key(
     for arm, height in rows:
         line = (_LEFT, _LABELS_LEFT - 0.01), (height, height)
         panel.plot(*line, transform=at, clip_on=False, **arm.line)
-        verdict = arm.row.verdict
-        words = (_VERDICTS_LEFT, _brief(verdict)) if judged else (left, verdict.words)
+        words = (_VERDICTS_LEFT, _brief(arm)) if judged else (left, arm.figure.verdict.words)
         for x, text in ((_LABELS_LEFT, arm.label), words):
             panel.text(x, height, text, transform=at, verticalalignment="center")
     if judged:
@@ -336,20 +338,20 @@ def _draw_key(
         panel.spines["bottom"].set_visible(False)
 
 
-def _brief(verdict: Verdict) -> str:
+def _brief(arm: PlottedArm) -> str:
     """The verdict in the words that there is room for beside an interval."""
-    word = verdict_word(verdict.verdict)
-    if verdict.estimate is None:
+    word, difference = verdict_word(arm.figure.verdict.verdict), arm.figure.difference
+    if difference is None:
         return word
-    return f"{verdict.estimate.value:+.4f}  {word}".replace("-", "\N{MINUS SIGN}")
+    return f"{difference.value:+.4f}  {word}".replace("-", "\N{MINUS SIGN}")
 
 
 def _draw_differences(
-    panel: Axes, judged: Sequence[tuple[Arm, float]], margin: float | None
+    panel: Axes, judged: Sequence[tuple[PlottedArm, float]], margin: float | None
 ) -> None:
     """Each judged arm's difference at its height, with the interval and what counts as equal."""
-    estimates = [arm.row.verdict.estimate for arm, _ in judged]
-    low, high = _difference_limits([estimate.interval() for estimate in estimates])
+    differences = [arm.figure.difference for arm, _ in judged]
+    low, high = _difference_limits([(found.low, found.high) for found in differences])
     panel.set_xlim(low, high)
     panel.axvline(0, color="black", linewidth=0.8)
     label = "difference in final loss from the baseline, 95 % interval"
@@ -358,13 +360,12 @@ def _draw_differences(
         label += f"; shaded: equal (±{margin:.2g})"
     panel.set_xlabel(label)
     panel.grid(axis="x", alpha=0.25, linewidth=0.5)
-    for (arm, height), estimate in zip(judged, estimates, strict=True):
-        panel.plot(
-            estimate.interval(), (height, height), color=arm.colour, linewidth=1.5, gid=arm.number
-        )
-        outside = {True: ">", False: "<"}[estimate.value > 0]
-        marker = "o" if low <= estimate.value <= high else outside
-        shown = min(max(estimate.value, low), high)
+    for (arm, height), found in zip(judged, differences, strict=True):
+        interval = (found.low, found.high)
+        panel.plot(interval, (height, height), color=arm.colour, linewidth=1.5, gid=arm.number)
+        outside = {True: ">", False: "<"}[found.value > 0]
+        marker = "o" if low <= found.value <= high else outside
+        shown = min(max(found.value, low), high)
         panel.plot(shown, height, marker, color=arm.colour, markersize=4, clip_on=False)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comparison.shapes import (
+from comparison.json_checks import (
     LONGEST_NAME,
     Check,
     all_printable,
@@ -40,7 +40,7 @@ SWEEP_FILE, TRIALS_FOLDER = "sweep.json", "tuning"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class LoggedRun:
     """A run as its log tells it; the fields are those of run.json, see training_logger.
 
     Its log lines are not kept, since `summary` tells what they came to: a thousand runs fit.
@@ -203,7 +203,7 @@ def _check_run(document: Any) -> Sequence[str]:
     return _RUN(document)
 
 
-def load_run(path: Path | str) -> Run:
+def load_run(path: Path | str) -> LoggedRun:
     """The run of a folder, of a run.json, or of the metrics.jsonl beside one.
 
     Control characters in its texts are escaped, see `errors.printable`.
@@ -224,7 +224,7 @@ def load_run(path: Path | str) -> Run:
         )
     document = read_checked(path, read_run, _check_run, "the log of a run")
     starts = [start["environment"] for start in document.get("starts", ())]
-    run = Run(
+    run = LoggedRun(
         path=path,
         eval_steps=document["eval_steps"],
         summary=document["summary"],
@@ -239,7 +239,7 @@ def load_run(path: Path | str) -> Run:
 _SHOWN = ("run_name", "status", "start_time", "config", "architecture", "environment", "data")
 
 
-def _up_to_date(run: Run) -> Run:
+def _up_to_date(run: LoggedRun) -> LoggedRun:
     """A run as far as its metrics.jsonl got, which has its records until run.json takes them."""
     path = run.path.with_name(METRICS_FILE)
     if not os.path.isfile(path):
@@ -305,7 +305,7 @@ def sweeps_below(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob(SWEEP_FILE) if os.path.isfile(path))
 
 
-def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
+def load_runs(paths: Iterable[Path | str]) -> tuple[list[LoggedRun], list[str]]:
     """The runs that can be read, in order, and of each other path what is wrong with it."""
     runs, problems = [], []
     for path in paths:
@@ -316,6 +316,6 @@ def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[str]]:
     return runs, problems
 
 
-def newest(runs: Iterable[Run], count: int) -> list[Run]:
+def newest(runs: Iterable[LoggedRun], count: int) -> list[LoggedRun]:
     """The `count` runs that started last, the newest first."""
     return sorted(runs, key=lambda run: run.start_time, reverse=True)[:count]

@@ -6,9 +6,9 @@ import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from comparison.documents import assignments, factor_object, numbers, sample_object
-from comparison.findings import Findings, Row
-from comparison.formats import (
+from comparison.exports import factor_object, numbers, sample_object
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import (
     COST,
     QUANTITIES,
     REACHED,
@@ -21,12 +21,13 @@ from comparison.formats import (
 )
 from comparison.groups import Group
 from comparison.inference import Estimate
+from comparison.labels import Label, labels
 from comparison.verdicts import BASELINE, BETTER, EQUAL, WORSE, Verdict
 from training_logger import LINE_WIDTH
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class TitledTable:
     """A titled table, or without one a titled list of sentences.
 
     Attributes:
@@ -41,7 +42,7 @@ class Section:
     sentences: Sequence[str] = ()
 
 
-def sections(findings: Findings, ratio: bool = False) -> Iterator[Section]:
+def sections(findings: Findings, ratio: bool = False) -> Iterator[TitledTable]:
     """What there is to say, in order; groups are numbered, the baseline is 1.
 
     Args:
@@ -50,7 +51,7 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[Section]:
     numbered = dict(zip(map(str, range(1, len(findings.rows) + 1)), findings.rows, strict=True))
     compared = {number: row for number, row in numbered.items() if not row.set_apart}
     apart = {number: row for number, row in numbered.items() if row.set_apart}
-    yield _names(numbered)
+    yield _names(findings)
     yield _final(findings, compared)
     yield _costs(numbered)
     for axis, budget in findings.budgets.items():
@@ -64,33 +65,20 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[Section]:
     if apart:
         yield _set_apart(apart)
     if findings.notes:
-        yield Section("Notes", sentences=findings.notes)
+        yield TitledTable("Notes", sentences=findings.notes)
 
 
-def _names(rows: Mapping[str, Row]) -> Section:
-    def sentence(number: str, row: Row) -> str:
-        statuses = {run.status for run in row.group.counted} - {"completed"}
-        unfinished = f" ({', '.join(sorted(statuses))})" if statuses else ""
-        what = ", ".join(_what(row))
-        return f"{number}  {row.group.name}{unfinished}" + (f": {what}" if what else "")
+def _names(findings: Findings) -> TitledTable:
+    def sentence(label: Label) -> str:
+        unfinished = f" ({', '.join(label.unfinished)})" if label.unfinished else ""
+        called = "the baseline" if label.is_baseline and label.name != BASELINE else ""
+        what = ", ".join(filter(None, (called, label.details)))
+        return f"{label.number}  {label.name}{unfinished}" + (f": {what}" if what else "")
 
-    return Section(
+    return TitledTable(
         "Groups: runs that differ only by seed, and how they differ from the baseline",
-        sentences=[sentence(number, row) for number, row in rows.items()],
+        sentences=[sentence(label) for label in labels(findings)],
     )
-
-
-def _what(row: Row) -> Iterator[str]:
-    """What a group is, beyond its name."""
-    name, architecture = row.group.name, row.group.architecture["name"]
-    if row.verdict.verdict != BASELINE:
-        if row.unnamed_changes:
-            yield assignments(row.unnamed_changes)
-        return
-    if name != BASELINE:
-        yield "the baseline"
-    if row.group.arm:
-        yield architecture
 
 
 _JUDGED = ("difference", "95 % interval", "p", "p Holm", "verdict")
@@ -121,8 +109,8 @@ def _labels(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(QUANTITIES[key].label for key in keys)
 
 
-def _final(findings: Findings, rows: Mapping[str, Row]) -> Section:
-    def cells(number: str, row: Row) -> tuple[str, ...]:
+def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
+    def cells(number: str, row: GroupResult) -> tuple[str, ...]:
         reached = _numbers(row.group, REACHED)
         return number, str(row.group.n), *reached, *_judged(row.verdict)
 
@@ -133,7 +121,7 @@ def _final(findings: Findings, rows: Mapping[str, Row]) -> Section:
             f"Noise floor: another seed alone moves the baseline by {floor:.4f} "
             f"(sd of {findings.baseline.group.n})."
         )
-    return Section(
+    return TitledTable(
         "Final validation loss, nats per token",
         ("", "n", *_labels(REACHED), *_JUDGED),
         [cells(number, row) for number, row in rows.items()],
@@ -141,8 +129,8 @@ def _final(findings: Findings, rows: Mapping[str, Row]) -> Section:
     )
 
 
-def _costs(rows: Mapping[str, Row]) -> Section:
-    return Section(
+def _costs(rows: Mapping[str, GroupResult]) -> TitledTable:
+    return TitledTable(
         "Cost",
         ("", *_labels(COST)),
         [(number, *_numbers(row.group, COST)) for number, row in rows.items()],
@@ -150,21 +138,21 @@ def _costs(rows: Mapping[str, Row]) -> Section:
     )
 
 
-def _at_equal(axis: str, budget: float, rows: Mapping[str, Row]) -> Section:
+def _at_equal(axis: str, budget: float, rows: Mapping[str, GroupResult]) -> TitledTable:
     title = f"Validation loss at {format_budget(axis, budget)}"
     readings = {number: row.at_equal[axis] for number, row in rows.items()}
     if all(readings[number].losses == row.group.losses for number, row in rows.items()):
-        return Section(title, sentences=["As above: that is where the runs end."])
+        return TitledTable(title, sentences=["As above: that is where the runs end."])
 
     def cells(number: str) -> tuple[str, ...]:
         sample = sample_object(readings[number].losses)
         shown = (format_loss(sample[key]) for key in ("loss", "sd"))
         return number, str(sample["n"]), *shown, *_judged(readings[number].verdict)
 
-    return Section(title, ("", "n", "val loss", "sd", *_JUDGED), [cells(n) for n in rows])
+    return TitledTable(title, ("", "n", "val loss", "sd", *_JUDGED), [cells(n) for n in rows])
 
 
-def _speedups(rows: Mapping[str, Row]) -> Section:
+def _speedups(rows: Mapping[str, GroupResult]) -> TitledTable:
     def cell(log: Estimate | None) -> str:
         if log is None:
             return "-"
@@ -173,7 +161,7 @@ def _speedups(rows: Mapping[str, Row]) -> Section:
         return f"{format_factor(factor['factor'])} ({low:.3g} to {high:.3g})"
 
     axes = {axis: axis.replace("flops", "FLOPs") for row in rows.values() for axis in row.speedups}
-    return Section(
+    return TitledTable(
         "How many times less a group needs for the loss that the baseline ends with",
         ("", *axes.values()),
         [
@@ -185,12 +173,12 @@ def _speedups(rows: Mapping[str, Row]) -> Section:
     )
 
 
-def _effects(findings: Findings) -> Section:
+def _effects(findings: Findings) -> TitledTable:
     def cells(number: int, estimate: Estimate, p_adjusted: float) -> tuple[str, ...]:
         return f"e{number}", *_estimated(estimate, p_adjusted)
 
     listed = list(enumerate(findings.effects, start=1))
-    return Section(
+    return TitledTable(
         "Effects on the loss: each change averaged over the others, and what pairs add to that",
         ("", "effect", "95 % interval", "p", "p Holm"),
         [cells(number, effect.estimate, effect.p_adjusted) for number, effect in listed],
@@ -198,7 +186,7 @@ def _effects(findings: Findings) -> Section:
     )
 
 
-def _ratio(rows: Mapping[str, Row]) -> Section:
+def _ratio(rows: Mapping[str, GroupResult]) -> TitledTable:
     base = numbers(next(iter(rows.values())).group)
 
     def times(known: Mapping[str, float | None], key: str) -> str:
@@ -206,14 +194,14 @@ def _ratio(rows: Mapping[str, Row]) -> Section:
             return "-"
         return f"{known[key] / base[key]:.2f}x"
 
-    def cells(number: str, row: Row) -> tuple[str, ...]:
+    def cells(number: str, row: GroupResult) -> tuple[str, ...]:
         known = numbers(row.group)
         marks = {True: "*", False: "", None: "-"}
         keys = ("peak_memory_bytes", "tokens_per_second", "flops_per_token", "parameters")
         loss = format_loss(known["loss"])
         return number, loss, *(times(known, key) for key in keys), marks[row.pareto]
 
-    return Section(
+    return TitledTable(
         "Quality against memory and speed, as multiples of the baseline",
         ("", "val loss", "memory", "tokens/s", "FLOPs/token", "params", "Pareto"),
         [cells(number, row) for number, row in rows.items()],
@@ -224,8 +212,8 @@ def _ratio(rows: Mapping[str, Row]) -> Section:
     )
 
 
-def _set_apart(rows: Mapping[str, Row]) -> Section:
-    return Section(
+def _set_apart(rows: Mapping[str, GroupResult]) -> TitledTable:
+    return TitledTable(
         "Set apart: not comparable with the baseline",
         ("", "n", *_labels(REACHED)),
         [(number, str(row.group.n), *_numbers(row.group, REACHED)) for number, row in rows.items()],

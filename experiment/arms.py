@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import configurator
-from comparison.documents import assignments
+from comparison.formatting import assignments
 from comparison.groups import BOOKKEEPING, RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
 from configurator import DERIVED, Settings
 from errors import ConfigError, Problem, UserError

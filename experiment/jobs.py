@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.shapes import list_of, nullable, number, read_checked, record, text
+from comparison.json_checks import list_of, nullable, number, read_checked, record, text
 from errors import UserError
-from experiment.manifest import output_file
 from training.claim import process_in
 from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
 
@@ -114,6 +113,11 @@ class Job:
         except UserError:
             return 0.0
         return min(1.0, last[key] / end) if last else 0.0
+
+
+def output_file(run_folder: Path) -> Path:
+    """The file that keeps what a run of a sweep prints."""
+    return run_folder.parents[1] / "output" / f"{run_folder.name}.txt"
 
 
 def digest(content: bytes) -> str:

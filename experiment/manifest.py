@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from comparison.runs import SWEEP_FILE
-from comparison.shapes import (
+from comparison.json_checks import (
     LONGEST_NAME,
     LONGEST_TEXT,
     flag,
@@ -26,6 +25,7 @@ from comparison.shapes import (
     text,
     told,
 )
+from comparison.runs import SWEEP_FILE
 from errors import UserError
 from training.log_files import json_safe, write_atomically
 
@@ -177,11 +177,6 @@ def _check(manifest: Any) -> Sequence[str]:
     if version != SCHEMA_VERSION:
         return (f" has schema_version {told(version)}, this code reads {SCHEMA_VERSION}",)
     return _MANIFEST(manifest)
-
-
-def output_file(run_folder: Path) -> Path:
-    """The file that keeps what a run of a sweep prints."""
-    return run_folder.parents[1] / "output" / f"{run_folder.name}.txt"
 
 
 def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:

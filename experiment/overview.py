@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from comparison.documents import assignments
+from comparison.formatting import assignments
 from comparison.inference import ALPHA, POWER, Estimate, deviation
 from comparison.tables import aligned, wrapped
 from experiment.arms import Arm

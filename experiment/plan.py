@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from comparison.documents import assignments
+from comparison.formatting import assignments
 from comparison.groups import BOOKKEEPING
 from comparison.runs import TRIALS_FOLDER
 from configurator import key_table

@@ -8,7 +8,7 @@ from math import prod
 
 import configurator
 from comparison.groups import RECIPE_KEYS
-from comparison.shapes import told
+from comparison.json_checks import told
 from configurator import key_table
 from errors import ConfigError, Problem
 from experiment.budgets import Budget

@@ -12,7 +12,7 @@ from comparison.findings import Findings, compare
 from comparison.runs import (
     RUN_FILE,
     SWEEP_FILE,
-    Run,
+    LoggedRun,
     expand,
     find,
     load_runs,
@@ -21,7 +21,8 @@ from comparison.runs import (
     sweeps_below,
 )
 from errors import UserError, printable
-from experiment.manifest import Sweep, output_file, read_sweep
+from experiment.jobs import output_file
+from experiment.manifest import Sweep, read_sweep
 
 DEFAULT_LATEST = 3
 
@@ -39,9 +40,9 @@ class Selection:
         factors: The keys of a factorial design.
     """
 
-    runs: list[Run]
+    runs: list[LoggedRun]
     problems: list[str]
-    baseline: Run | None = None
+    baseline: LoggedRun | None = None
     studied: tuple[str, ...] = ()
     varied: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
@@ -169,7 +170,7 @@ def _without_log(sweep: Sweep) -> Iterator[str]:
         yield f"{_runs(waiting)} of {sweep.folder} that {verb} not begun"
 
 
-def _baseline_of(sweep: Sweep, runs: Sequence[Run]) -> Run:
+def _baseline_of(sweep: Sweep, runs: Sequence[LoggedRun]) -> LoggedRun:
     for run in runs:
         if run.path.parent in sweep.baseline:
             return run

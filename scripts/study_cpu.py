@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sweep
-from comparison.documents import assignments
-from comparison.findings import Findings, Row
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import assignments
 from comparison.plot import write_plot
 from comparison.runs import SWEEP_FILE
 from comparison.tables import markdown_table, to_markdown
@@ -175,7 +175,7 @@ def _limits(findings: Findings, manifest: dict[str, Any]) -> str:
     )
 
 
-def _detectable(rows: Sequence[Row]) -> list[float]:
+def _detectable(rows: Sequence[GroupResult]) -> list[float]:
     return [row.verdict.detectable for row in rows if row.verdict.detectable is not None]
 
 

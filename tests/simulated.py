@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 
 TOKENS_PER_STEP = 1000
 FLOPS_PER_TOKEN = 1_000_000
@@ -42,10 +42,10 @@ def simulated_run(
     device: str = "a CPU",
     data: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
-) -> Run:
+) -> LoggedRun:
     """A run of an architecture called `arm`; its curve falls to `loss` where none is given."""
     curve = decaying(loss) if curve is None else curve
-    return Run(
+    return LoggedRun(
         path=Path("out") / f"{arm}-{seed}" / "run.json",
         run_name=f"{arm}-{seed}",
         status=status,
@@ -85,7 +85,7 @@ def simulated_run(
 
 def timed_run(
     arm: str, seed: int, loss: float, steps: int, *, seconds: float = 60.0, **settings: Any
-) -> Run:
+) -> LoggedRun:
     """A run of a minute at most that did `steps` steps in `seconds`."""
     training = {"max_iters": 10_000, "max_minutes": 1.0, **settings.pop("training", {})}
     return simulated_run(
@@ -97,6 +97,6 @@ def timed_run(
     )
 
 
-def simulated_arm(arm: str, losses: Iterable[float], **settings: Any) -> list[Run]:
+def simulated_arm(arm: str, losses: Iterable[float], **settings: Any) -> list[LoggedRun]:
     """A run for each loss, with seeds 1, 2, ..."""
     return [simulated_run(arm, seed, loss, **settings) for seed, loss in enumerate(losses, start=1)]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 
-from comparison.findings import Findings, Row
-from comparison.formats import format_loss
-from comparison.report.arms import after_verdict, compared, label, set_apart, verdict_mark
-from comparison.report.markup import Figures, Markup, element, joined
+from comparison.figures import ArmFigure, Figures
+from comparison.formatting import after_verdict, format_loss
+from comparison.labels import Label
+from comparison.report.document_numbers import DocumentNumbers, ShownNumber
 from comparison.verdicts import BETTER, CANNOT_TELL, EQUAL, WORSE
 
 _MOST_LISTED = 6  # arms of one verdict; the table has the others
-_ORDER = (BETTER, WORSE, EQUAL, CANNOT_TELL)
 _PHRASES = {
     BETTER: ("is better", "are better"),
     WORSE: ("is worse", "are worse"),
@@ -20,43 +20,70 @@ _PHRASES = {
 }
 
 
-def answer(figures: Figures, findings: Findings) -> Markup:
-    """Who is better and who is worse than the baseline, and what cannot be told."""
-    return joined(
-        [
-            element("p", _headline(findings), class_="headline"),
-            element("p", *_baseline(figures, findings), class_="lead"),
-            _listed(findings),
-        ]
+@dataclasses.dataclass(frozen=True)
+class JudgedArms:
+    """The arms of one verdict.
+
+    Attributes:
+        listed: The label of each, and what its verdict says besides the word.
+        more: How many there are beyond those.
+    """
+
+    verdict: str
+    listed: Sequence[tuple[Label, str]]
+    more: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Who is better and who is worse than the baseline, and what cannot be told.
+
+    Attributes:
+        n: Seeds of the baseline.
+        loss: Of the baseline, at its end.
+    """
+
+    headline: str
+    baseline: Label
+    n: int
+    seeds: ShownNumber | None
+    loss: ShownNumber | None
+    noise_floor: ShownNumber | None
+    margin: ShownNumber | None
+    verdicts: Sequence[JudgedArms]
+
+
+def answer(numbers: DocumentNumbers, figures: Figures) -> Answer:
+    baseline, *arms = figures.compared
+    by_verdict = {
+        verdict: [arm for arm in arms if arm.verdict.verdict == verdict] for verdict in _PHRASES
+    }
+    by_verdict = {verdict: found for verdict, found in by_verdict.items() if found}
+    counts = {verdict: len(found) for verdict, found in by_verdict.items()}
+    return Answer(
+        headline=_headline(counts, len(figures.arms) - len(figures.compared)),
+        baseline=baseline.label,
+        n=baseline.seeds,
+        seeds=numbers.show(str, "groups", 0, "n"),
+        loss=numbers.show(format_loss, "groups", 0, "loss"),
+        noise_floor=numbers.show(format_loss, "noise_floor"),
+        margin=numbers.show(format_loss, "margin"),
+        verdicts=[_judged(verdict, found) for verdict, found in by_verdict.items()],
     )
 
 
-def _by_verdict(findings: Findings) -> dict[str, list[tuple[int, Row]]]:
-    _, *arms = compared(findings)
-    found = {
-        verdict: [(n, row) for n, row in arms if row.verdict.verdict == verdict]
-        for verdict in _ORDER
-    }
-    return {verdict: rows for verdict, rows in found.items() if rows}
-
-
-def _headline(findings: Findings) -> str:
-    found = _by_verdict(findings)
-    count = sum(map(len, found.values()))
-    apart = len(set_apart(findings))
-    other = f" {apart} {_plural('arm', apart)} set apart: not comparable." if apart else ""
-    if not count:
+def _headline(counts: dict[str, int], apart: int) -> str:
+    """The number of arms of each verdict, and of those set apart, in words."""
+    other = f" {apart} arm{'s' * (apart != 1)} set apart: not comparable." if apart else ""
+    total = sum(counts.values())
+    if not total:
         nothing = "No arm is comparable with it" if apart else "There is one arm only"
         return f"{nothing}, so there is nothing to tell.{other}"
-    if count == 1:
-        (verdict,) = found
+    if total == 1:
+        (verdict,) = counts
         return f"The one arm beside the baseline {_PHRASES[verdict][0]}.{other}"
-    phrases = [f"{len(rows)} {_PHRASES[verdict][len(rows) > 1]}" for verdict, rows in found.items()]
-    return f"Of {count} arms beside the baseline, {_and(phrases)}.{other}"
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
+    phrases = [f"{count} {_PHRASES[verdict][count > 1]}" for verdict, count in counts.items()]
+    return f"Of {total} arms beside the baseline, {_and(phrases)}.{other}"
 
 
 def _and(phrases: Sequence[str]) -> str:
@@ -64,43 +91,6 @@ def _and(phrases: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _baseline(figures: Figures, findings: Findings) -> Iterator[str]:
-    n = findings.baseline.group.n
-    yield "The baseline is "
-    yield label(1, findings.baseline)
-    if not n:
-        yield ", which has no run that counts."
-        return
-    yield ". It ends at a validation loss of "
-    yield figures.show(format_loss, "groups", 0, "loss")
-    yield " nats per token, the mean of " if n > 1 else " nats per token, of "
-    yield figures.show(str, "groups", 0, "n")
-    yield f" {_plural('seed', n)}."
-    if figures.at("noise_floor") is not None:
-        yield " Another seed alone moves it by "
-        yield figures.show(format_loss, "noise_floor")
-        yield ", the noise floor."
-    elif n == 1:
-        yield " One seed tells nothing of chance, so nothing can be called better or worse."
-    if figures.at("margin") is not None:
-        yield " Differences up to "
-        yield figures.show(format_loss, "margin")
-        yield " count as equal."
-
-
-def _listed(findings: Findings) -> Markup | None:
-    found = _by_verdict(findings)
-    lists = [
-        element("div", element("dt", verdict_mark(verdict)), *_entries(verdict, rows))
-        for verdict, rows in found.items()
-    ]
-    return element("dl", *lists, class_="answers") if lists else None
-
-
-def _entries(verdict: str, rows: Sequence[tuple[int, Row]]) -> Iterator[Markup]:
-    for number, row in rows[:_MOST_LISTED]:
-        rest = after_verdict(verdict, row.verdict.words)
-        yield element("dd", label(number, row), " ", element("span", rest, class_="why"))
-    if len(rows) > _MOST_LISTED:
-        link = element("a", "the verdicts", href="#verdicts")
-        yield element("dd", f"and {len(rows) - _MOST_LISTED} more, in ", link)
+def _judged(verdict: str, arms: Sequence[ArmFigure]) -> JudgedArms:
+    listed = [(arm.label, after_verdict(verdict, arm.verdict.words)) for arm in arms[:_MOST_LISTED]]
+    return JudgedArms(verdict, listed, len(arms) - len(listed))

@@ -1,4 +1,5 @@
-"""Differences with their intervals, drawn on one scale: a forest plot, a strip for each row."""
+"""Where a forest plot has its marks: differences with their intervals on one scale, a strip for
+each row of a table. Places are shares of the strip's width, such as `50.00%`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from comparison.report.markup import Markup, element, typeset
+from comparison.figures import Difference
+from comparison.report.document_numbers import typeset
 
 _MARGIN = 4.0  # percent of the width on either side, so that an end is never cut
 _REACH = 3.0  # an interval is drawn as far as this many times the largest difference or noise
@@ -25,9 +27,17 @@ class Scale:
     floor: float | None
 
     def at(self, value: float) -> str:
-        """Where a value stands, in percent of the width."""
-        share = (value - self.low) / (self.high - self.low)
-        return f"{_MARGIN + (100 - 2 * _MARGIN) * share:.2f}%"
+        """Where a value stands; one beyond the scale stands at its end."""
+        return f"{self._percent(value):.2f}%"
+
+    def width(self, low: float, high: float) -> str:
+        """How wide the range from `low` to `high` is, as far as it is on the scale."""
+        left, right = (round(self._percent(end), 2) for end in (low, high))
+        return f"{right - left:.2f}%"
+
+    def _percent(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return _MARGIN + (100 - 2 * _MARGIN) * share
 
     def ticks(self) -> list[float]:
         """Zero and its round neighbours."""
@@ -35,23 +45,29 @@ class Scale:
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [k * step for k in range(first, last + 1)]
 
+    def tick_labels(self) -> list[tuple[str, str]]:
+        """The place and the text of each tick."""
+        ticks = self.ticks()
+        decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if ticks[1:] else 0
+        return [
+            (self.at(tick), typeset(f"{tick:+.{decimals}f}") if tick else "0") for tick in ticks
+        ]
 
-def scale_of(
-    differences: Iterable[tuple[float | None, Sequence[float] | None]], floor: float | None
-) -> Scale | None:
-    """The scale of a plot of (difference, interval); None where none of them is known.
+
+def scale_of(differences: Iterable[Difference | None], floor: float | None) -> Scale | None:
+    """The scale of a plot of differences; None where none of them is known.
 
     Zero and every difference are on it, and the intervals unless they are far longer than what
     there is to see: one arm of two seeds would squeeze all others into a dot.
     """
-    known = [(value, bounds) for value, bounds in differences if value is not None and bounds]
+    known = [found for found in differences if found]
     if not known:
         return None
-    values = [value for value, _ in known]
-    halves = sorted((high - low) / 2 for _, (low, high) in known)
-    size = max(*map(abs, values), floor or 0.0, halves[(len(halves) - 1) // 2]) or 1.0
-    low = min(0.0, -(floor or 0.0), *(bounds[0] for _, bounds in known))
-    high = max(0.0, floor or 0.0, *(bounds[1] for _, bounds in known))
+    halves = sorted((found.high - found.low) / 2 for found in known)
+    usual = halves[(len(halves) - 1) // 2]
+    size = max(*(abs(found.value) for found in known), floor or 0.0, usual) or 1.0
+    low = min(0.0, -(floor or 0.0), *(found.low for found in known))
+    high = max(0.0, floor or 0.0, *(found.high for found in known))
     if low == high:  # nothing differs from zero
         return Scale(-size, size, floor)
     return Scale(max(low, -_REACH * size), min(high, _REACH * size), floor)
@@ -63,50 +79,48 @@ def _round_step(least: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def axis(scale: Scale) -> Markup:
-    """The ticks of a scale, for the head of the column."""
-    ticks = scale.ticks()
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if ticks[1:] else 0
-    texts = [
-        element("text", typeset(f"{tick:+.{decimals}f}") if tick else "0", x=scale.at(tick), y="11")
-        for tick in ticks
-    ]
-    return element("svg", *texts, class_="axis", aria_hidden="true")
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A difference and its interval on a strip.
 
-
-def strip(scale: Scale, value: float | None, interval: Sequence[float] | None, kind: str) -> Markup:
-    """A difference and its interval over the zero line and the shaded noise floor.
-
-    The strip is as large as its cell, so that lines go on from row to row.
-
-    Args:
-        kind: A verdict, whose colour the difference takes.
+    Attributes:
+        goes_on: Whether the interval goes on beyond the left and the right end of the scale.
     """
-    drawn = [*_ground(scale), *(_estimate(scale, value, interval) if interval else ())]
-    return element("svg", *drawn, class_=f"strip {kind}", aria_hidden="true")
+
+    left: str
+    at: str
+    right: str
+    goes_on: tuple[bool, bool]
+    verdict: str
 
 
-def _ground(scale: Scale) -> Iterable[Markup]:
-    if scale.floor:
-        left, right = (
-            scale.at(min(max(end, scale.low), scale.high)) for end in (-scale.floor, scale.floor)
-        )
-        width = f"{float(right[:-1]) - float(left[:-1]):.2f}%"
-        yield element("rect", class_="floor", x=left, y=0, width=width, height="100%")
-    zero = scale.at(0)
-    yield element("line", class_="zero", x1=zero, x2=zero, y1=0, y2="100%")
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """A row of a forest plot.
+
+    Attributes:
+        zero: Where zero is.
+        floor: The left end and the width of the noise floor; None where it is not known.
+        mark: None where there is no difference to draw.
+    """
+
+    zero: str
+    floor: tuple[str, str] | None
+    mark: Mark | None
 
 
-def _estimate(scale: Scale, value: float, interval: Sequence[float]) -> Iterable[Markup]:
-    low, high = interval
-    left, right = scale.at(max(low, scale.low)), scale.at(min(high, scale.high))
-    yield element("line", class_="interval", x1=left, x2=right, y1="50%", y2="50%")
-    yield _end(left, "M5 -4L0 0L5 4" if low < scale.low else "M0 -4V4")
-    yield _end(right, "M-5 -4L0 0L-5 4" if high > scale.high else "M0 -4V4")
-    yield element("circle", cx=scale.at(value), cy="50%", r=4.5)
+def strips(differences: Sequence[Difference | None], scale: Scale) -> list[Strip]:
+    """The strip of each difference."""
+    floor = scale.floor
+    shaded = (scale.at(-floor), scale.width(-floor, floor)) if floor else None
+    return [Strip(scale.at(0), shaded, found and _mark(found, scale)) for found in differences]
 
 
-def _end(x: str, path: str) -> Markup:
-    """The end of an interval: a bar, or an arrow where it goes on beyond the scale."""
-    drawn = element("path", class_="interval", d=path)
-    return element("svg", drawn, x=x, y="50%", overflow="visible")
+def _mark(found: Difference, scale: Scale) -> Mark:
+    return Mark(
+        left=scale.at(found.low),
+        at=scale.at(found.value),
+        right=scale.at(found.high),
+        goes_on=(found.low < scale.low, found.high > scale.high),
+        verdict=found.verdict,
+    )

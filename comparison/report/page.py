@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from comparison.documents import document
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from comparison.exports import document
+from comparison.figures import Figures, figures_of
 from comparison.findings import Findings
-from comparison.report import results, settings
+from comparison.formatting import verdict_word
 from comparison.report.answer import answer
-from comparison.report.arms import set_apart
-from comparison.report.curves import curves
-from comparison.report.markup import (
-    Figures,
-    Markup,
-    element,
-    escaped,
-    joined,
-    json_script,
-    sentences,
-)
+from comparison.report.configs import config_table, shared_facts
+from comparison.report.curve_data import curve_data, hue
+from comparison.report.document_numbers import DocumentNumbers
+from comparison.report.result_tables import ResultTables
 
 _HERE = Path(__file__).parent
 
@@ -41,29 +38,43 @@ def write_page(findings: Findings, path: Path) -> None:
 def to_html(findings: Findings) -> str:
     """The page as text. It asks nothing of any network: style and script are in it, and its policy
     allows those two, by their hashes, and nothing else."""
-    told = document(findings)
-    drawn = curves(findings)
-    figures = Figures(told)
+    exported, figures = document(findings), figures_of(findings)
+    numbers = DocumentNumbers(exported)
     style, script = (_asset(name) for name in ("style.css", "script.js"))
-    made = list(_sections(figures, findings, drawn))
-    return Template(_asset("template.html")).substitute(
-        title=escaped(_title(findings)),
-        policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {_source(style)}; script-src {_source(script)}",
-        style=style,
-        script=script,
-        answer=answer(figures, findings),
-        contents=joined(
-            element("li", element("a", title, href=f"#{name}")) for name, title, _ in made
-        ),
-        sections=joined(_section(name, title, body) for name, title, body in made),
-        document=json_script("document", told),
-        curves=json_script("curves-data", drawn),
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=_title(figures),
+            policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+            f"style-src {_source(style)}; script-src {_source(script)}",
+            style=style,
+            script=script,
+            answer=answer(numbers, figures),
+            sections=list(_sections(ResultTables(numbers, findings, figures), findings, figures)),
+            document=exported,
+            curves=curve_data(figures),
+        )
     )
 
 
-def _asset(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
+def _templates() -> Environment:
+    """The templates; text is escaped in them, and a name that is not known is an error."""
+    templates = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"hue": hue, "verdict_word": verdict_word}
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return templates
+
+
+def _asset(name: str) -> Markup:
+    """A file of ours that goes into the page as it is."""
+    return Markup((_HERE / name).read_text(encoding="utf-8"))
 
 
 def _source(text: str) -> str:
@@ -72,42 +83,43 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _title(findings: Findings) -> str:
-    arms = len(findings.rows)
-    return f"{findings.baseline.group.name} and {arms - 1} other{'s' * (arms != 2)}, compared"
+def _title(figures: Figures) -> str:
+    others = len(figures.arms) - 1
+    return f"{figures.arms[0].label.name} and {others} other{'s' * (others != 1)}, compared"
 
 
-def _section(name: str, title: str, body: Markup) -> Markup:
-    heading = element("h2", title, id=f"{name}-title")
-    return element("section", heading, body, id=name, aria_labelledby=f"{name}-title")
+@dataclasses.dataclass(frozen=True)
+class PageSection:
+    """A section of the page.
+
+    Attributes:
+        name: Its anchor.
+        template: The file in `templates/sections/` that shows the content.
+    """
+
+    name: str
+    title: str
+    template: str
+    content: Any
 
 
-def _sections(
-    figures: Figures, findings: Findings, drawn: Mapping[str, Any]
-) -> Iterator[tuple[str, str, Markup]]:
-    """Of each section that there is something for: its anchor, title and body."""
-    yield "results", "Results and cost", results.results(figures, findings)
-    yield "verdicts", "Verdicts", results.verdicts(figures, findings)
-    yield "curves", "Curves", _curves(drawn)
+def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Iterator[PageSection]:
+    """Those that there is something for."""
+    yield PageSection("results", "Results and cost", "table.html", tables.results())
+    yield PageSection("verdicts", "Verdicts", "table.html", tables.verdicts())
+    yield PageSection("curves", "Curves", "curves.html", figures.axes)
     if findings.budgets:
-        yield "budgets", "At equal budgets", results.at_equal(figures, findings)
-    speedups = results.speedups(figures, findings)
-    if speedups:
-        yield "speedups", "Speed-ups", speedups
-    if findings.effects:
-        yield "effects", "Effects", results.effects(figures, findings)
-    yield "pareto", "Pareto set", results.pareto(figures, findings)
-    if set_apart(findings):
-        yield "apart", "Set apart", results.not_compared(figures, findings)
+        yield PageSection("budgets", "At equal budgets", "budgets.html", tables.at_equal())
+    for name, title, table in (
+        ("speedups", "Speed-ups", tables.speedups()),
+        ("effects", "Effects", tables.effects()),
+    ):
+        if table:
+            yield PageSection(name, title, "table.html", table)
+    yield PageSection("pareto", "Pareto set", "pareto.html", tables.pareto())
+    if apart := tables.set_apart():
+        yield PageSection("apart", "Set apart", "table.html", apart)
     if findings.notes:
-        yield "notes", "Notes", sentences(findings.notes)
-    yield "configs", "Configs", settings.configs(findings)
-    yield "environment", "Environment", settings.environment(findings)
-
-
-def _curves(drawn: Mapping[str, Any]) -> Markup:
-    if not drawn["axes"]:
-        return element(
-            "p", "No arm was evaluated at a common budget by all of its runs, so there is no curve."
-        )
-    return Markup(_asset("curves.html"))
+        yield PageSection("notes", "Notes", "notes.html", findings.notes)
+    yield PageSection("configs", "Configs", "configs.html", config_table(findings))
+    yield PageSection("environment", "Environment", "environment.html", shared_facts(findings))

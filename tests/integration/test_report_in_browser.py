@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from comparison.formats import (
+from comparison.formatting import (
     QUANTITIES,
     format_budget,
     format_difference,

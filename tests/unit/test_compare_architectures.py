@@ -14,7 +14,8 @@ import pytest
 
 import compare_architectures
 from compare_architectures import FORMATS, main
-from comparison import shapes
+from comparison import json_checks
+from comparison.figures import figures_of
 from comparison.plot import arms_of
 from comparison.report.page import to_html
 from comparison.runs import load_run
@@ -486,7 +487,7 @@ def test_csv_quotes_formulas_and_leaves_numbers_alone(two_arms, compare):
 def test_a_log_of_too_many_bytes_is_not_read(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "run")
     size = (folder / "run.json").stat().st_size
-    monkeypatch.setattr(shapes, "LARGEST_FILE", size - 1)
+    monkeypatch.setattr(json_checks, "LARGEST_FILE", size - 1)
     with pytest.raises(UserError, match=f"{size:,} bytes; at most {size - 1:,} are read"):
         load_run(folder)
 
@@ -703,7 +704,8 @@ def test_arms_keep_the_names_they_were_asked_by(tmp_path, compare):
     assert list(arm["changes"]) == ["some_key", "a_derived_key", "arm"]
     assert arm["architecture"] == f"{ARCHITECTURE['name']}-fast"
     findings = select([str(sweep)], None, tmp_path).findings()
-    assert [arm.label for arm in arms_of(findings)] == ["1  baseline: plain", "2  some_key=x"]
+    drawn = arms_of(figures_of(findings))
+    assert [arm.label for arm in drawn] == ["1  baseline: plain", "2  some_key=x"]
     assert '<span class="name">some_key=x</span>' in to_html(findings)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from comparison.documents import to_csv, to_json
+from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
 from comparison.report.page import to_html
 from comparison.tables import to_markdown, to_text

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from comparison.bands import band
+from comparison.figures import figures_of
 from comparison.findings import compare
 from comparison.plot import arms_of, draw, plot_problem, spread, write_plot
 from tests.simulated import simulated_arm, simulated_run
@@ -153,7 +154,7 @@ def test_without_verdicts_the_key_has_no_axis():
 def test_labels_are_what_differs_unless_that_is_long():
     long_change = {"arm": "x" * 200}
     runs = arms(FAST) + simulated_arm("other", FAST, model=long_change, start="2025-02-01")
-    drawn = arms_of(compare(runs))
+    drawn = arms_of(figures_of(compare(runs)))
     assert [arm.label for arm in drawn] == [
         "1  baseline: arch-plain",
         "2  n_head=1",
@@ -163,7 +164,7 @@ def test_labels_are_what_differs_unless_that_is_long():
 
 def test_a_long_name_is_wrapped_and_cut():
     runs = simulated_arm("12L-12H-768D-" * 20, PLAIN)
-    (arm,) = arms_of(compare(runs))
+    (arm,) = arms_of(figures_of(compare(runs)))
     assert arm.lines == 2
     assert max(map(len, arm.label.split("\n"))) <= 60
     assert arm.label.endswith(" ...")
@@ -171,7 +172,7 @@ def test_a_long_name_is_wrapped_and_cut():
 
 def test_no_two_of_thirty_arms_look_alike():
     runs = [simulated_run(f"a{i}", model={"n_head": i}, start=f"2025-01-{i:02}") for i in range(31)]
-    drawn = arms_of(compare(runs))
+    drawn = arms_of(figures_of(compare(runs)))
     assert drawn[0].line["color"] == "black"
     assert len({(arm.colour, str(arm.line["linestyle"])) for arm in drawn}) == 31
     assert [arm.colour for arm in drawn].count("black") == 1

@@ -12,13 +12,14 @@ from html.parser import HTMLParser
 import pytest
 
 from compare_architectures import main
-from comparison.documents import document
+from comparison.exports import document
+from comparison.figures import Difference, figures_of
 from comparison.findings import compare
-from comparison.report.arms import ranges
-from comparison.report.curves import curves, shown_at_first
-from comparison.report.intervals import scale_of
-from comparison.report.markup import Markup, element
+from comparison.report.configs import ranges
+from comparison.report.curve_data import curve_data, shown_at_first
+from comparison.report.intervals import scale_of, strips
 from comparison.report.page import to_html
+from comparison.verdicts import BETTER, WORSE
 from tests.simulated import simulated_arm, simulated_run
 from tests.study import HOSTILE, study
 from tests.unit.test_compare_architectures import make_arm
@@ -94,9 +95,9 @@ def test_what_users_name_is_text(page):
     assert "</script" not in page.scripts["document"] + page.scripts["curves-data"]
 
 
-def test_elements_escape_what_is_not_markup():
-    assert element("p", "a < b", title='"') == '<p title="&quot;">a &lt; b</p>'
-    assert element("p", Markup("<b>"), None, hidden=True, id=None) == "<p hidden><b></p>"
+def test_keys_that_users_name_are_text_and_may_be_broken_at_underscores():
+    runs = simulated_arm("a", [3.0]) + simulated_arm("b", [2.0], model={"x_<b>_y": 1})
+    assert '<th scope="row">x_<wbr>&lt;b&gt;_<wbr>y</th>' in to_html(compare(runs))
 
 
 def test_no_number_is_missing_aloud(page, text):
@@ -160,14 +161,25 @@ def test_ranges():
 
 
 def test_an_interval_of_two_seeds_does_not_squeeze_the_others():
-    scale = scale_of([(0.01, (0.0, 0.02)), (0.02, (0.01, 0.03)), (0.0, (-1.0, 1.0))], 0.005)
+    differences = [
+        Difference(0.01, 0.0, 0.02, WORSE),
+        Difference(0.02, 0.01, 0.03, WORSE),
+        Difference(0.0, -1.0, 1.0, WORSE),
+    ]
+    scale = scale_of([*differences, None], 0.005)
     assert -0.1 < scale.low < 0 < 0.03 < scale.high < 0.1
-    assert scale_of([(None, None)], 0.1) is None
+    assert scale_of([None], 0.1) is None
     assert 0 in scale.ticks()
+    drawn = strips([*differences, None], scale)
+    assert [strip.mark and strip.mark.goes_on for strip in drawn] == [
+        *((False, False), (False, False), (True, True)),
+        None,
+    ]
+    assert (drawn[2].mark.left, drawn[2].mark.right) == ("4.00%", "96.00%")
 
 
 def test_curves_hold_what_the_bands_do(findings):
-    drawn = curves(findings)
+    drawn = curve_data(figures_of(findings))
     assert list(drawn["axes"]) == ["tokens", "flops", "seconds"]
     plain = drawn["arms"][0]["bands"]["tokens"]
     assert plain["mean"][-1] == round(findings.baseline.group.loss, 4)
@@ -180,10 +192,11 @@ def test_curves_hold_what_the_bands_do(findings):
 def test_seconds_of_unlike_machines_are_drawn_with_a_caution(findings):
     runs = simulated_arm("a", [3.0, 3.1])
     runs += simulated_arm("b", [3.2, 3.3], model={"bias": False}, device="a GPU")
-    cautions = {name: axis["caution"] for name, axis in curves(compare(runs))["axes"].items()}
+    axes = curve_data(figures_of(compare(runs)))["axes"]
+    cautions = {name: axis["caution"] for name, axis in axes.items()}
     assert cautions["seconds"].startswith("Seconds cannot be compared here")
     assert cautions["tokens"] == cautions["flops"] == ""
-    assert curves(findings)["axes"]["seconds"]["caution"] == ""
+    assert curve_data(figures_of(findings))["axes"]["seconds"]["caution"] == ""
 
 
 def test_of_many_arms_the_baseline_and_the_best_are_shown_at_first():
@@ -192,7 +205,7 @@ def test_of_many_arms_the_baseline_and_the_best_are_shown_at_first():
         for index in range(12)
         for run in simulated_arm(f"{index:02}", [3 - index / 10], model={"n_layer": index})
     ]
-    assert shown_at_first(compare(runs)) == {1, *range(6, 13)}
+    assert shown_at_first(figures_of(compare(runs))) == {1, *range(6, 13)}
 
 
 def test_a_thousand_runs_make_a_page_of_less_than_4_mb():
@@ -238,6 +251,6 @@ class TestTheCommand:
 
 
 def test_a_scale_of_differences_that_are_all_zero():
-    scale = scale_of([(0.0, (0.0, 0.0))], 0.0)
+    scale = scale_of([Difference(0.0, 0.0, 0.0, BETTER)], 0.0)
     assert scale.low < 0 < scale.high
     assert scale.at(0.0) == "50.00%"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from comparison.documents import to_json
+from comparison.exports import to_json
 from comparison.findings import compare
 from comparison.tables import to_text
 from comparison.verdicts import judge

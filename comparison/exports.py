@@ -11,10 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from comparison.code_versions import code_note
-from comparison.findings import Findings, Row
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import assignments
 from comparison.groups import Group
 from comparison.inference import ALPHA, Estimate, Sample, deviation
-from comparison.runs import Run
+from comparison.runs import LoggedRun
 from comparison.verdicts import Verdict
 from training_logger import json_safe
 
@@ -25,7 +26,7 @@ DOCUMENT_VERSION = 1
 # Numbers of a group
 
 
-def _summary(key: str) -> Callable[[Run], float | None]:
+def _summary(key: str) -> Callable[[LoggedRun], float | None]:
     return lambda run: run.summary.get(key)
 
 
@@ -45,11 +46,6 @@ def numbers(group: Group) -> dict[str, float | None]:
         "total_tokens": group.mean(lambda run: run.tokens),
         "total_flops": group.mean(lambda run: run.flops),
     }
-
-
-def assignments(keys: Mapping[str, Any]) -> str:
-    """`normalization=rmsnorm, bias=False`"""
-    return ", ".join(f"{key}={value}" for key, value in keys.items())
 
 
 # JSON
@@ -75,7 +71,7 @@ def document(findings: Findings) -> dict[str, Any]:
     )
 
 
-def _group_object(row: Row) -> dict[str, Any]:
+def _group_object(row: GroupResult) -> dict[str, Any]:
     group = row.group
     return {
         "name": group.name,

@@ -1,0 +1,132 @@
+"""The configs of the runs and where they ran: keys against arms, and values told once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from comparison.findings import Findings
+from comparison.labels import Label, labels
+from comparison.runs import LoggedRun
+
+_NAMES = {"run_name"}  # differ from run to run by design
+_MOST_VALUES = 8  # of one key that a cell or a row lists
+_ABSENT = "not logged"
+
+Facts = Callable[[LoggedRun], Mapping[str, Any]]
+"""A table of a run: its config, its environment, its data."""
+
+
+# The configs, a column for each arm
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigTable:
+    """The keys of the configs.
+
+    Attributes:
+        arms: A column each, the baseline's first.
+        differing: By key the value in each arm, where these are not all the same.
+        shared: By key the one value of the others.
+    """
+
+    arms: Sequence[Label]
+    differing: Mapping[str, Sequence[str]]
+    shared: Mapping[str, str]
+
+
+def config_table(findings: Findings) -> ConfigTable:
+    groups = [row.group for row in findings.rows]
+    keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.config)
+    texts = {
+        key: [_listed(_texts(group.runs, _config, key)) for group in groups]
+        for key in keys
+        if key not in _NAMES
+    }
+    return ConfigTable(
+        arms=labels(findings),
+        differing={key: values for key, values in texts.items() if len(set(values)) > 1},
+        shared={key: values[0] for key, values in texts.items() if len(set(values)) == 1},
+    )
+
+
+def _config(run: LoggedRun) -> Mapping[str, Any]:
+    return run.config
+
+
+def _texts(runs: Sequence[LoggedRun], facts: Facts, key: str) -> list[str]:
+    """The distinct values of a key, in the order of the runs."""
+    return list(dict.fromkeys(str(facts(run).get(key, _ABSENT)) for run in runs))
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_VALUES
+    return ", ".join(texts[:_MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
+
+
+# Environment and data, told once
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedFacts:
+    """What the runs agree on, and what they do not.
+
+    Attributes:
+        differing: By key each value, and whose it is.
+        shared: By key the value of all runs.
+    """
+
+    title: str
+    differing: Mapping[str, Sequence[str]]
+    shared: Mapping[str, str]
+
+
+def shared_facts(findings: Findings) -> list[SharedFacts]:
+    """What every run agrees on, once; elsewhere each value, and whose it is."""
+    return [
+        _facts_of("Software and machine", findings, lambda run: run.environment),
+        _facts_of("Data", findings, lambda run: run.data),
+    ]
+
+
+def _facts_of(title: str, findings: Findings, facts: Facts) -> SharedFacts:
+    runs = [run for row in findings.rows for run in row.group.runs]
+    values = {key: _texts(runs, facts, key) for key in dict.fromkeys(chain(*map(facts, runs)))}
+    return SharedFacts(
+        title=title,
+        differing={
+            key: list(_owned(findings, facts, key, texts))
+            for key, texts in values.items()
+            if len(texts) > 1
+        },
+        shared={key: texts[0] for key, texts in values.items() if len(texts) == 1},
+    )
+
+
+def _owned(findings: Findings, facts: Facts, key: str, values: Sequence[str]) -> Iterator[str]:
+    """Each value with the arms and the number of runs that have it."""
+    for value in values[:_MOST_VALUES]:
+        owners = {
+            number: sum(str(facts(run).get(key, _ABSENT)) == value for run in row.group.runs)
+            for number, row in enumerate(findings.rows, start=1)
+        }
+        numbers = [number for number, count in owners.items() if count]
+        count = sum(owners.values())
+        whose = f"arm{'s' * (len(numbers) != 1)} {ranges(numbers)}"
+        yield f"{value} ({whose}; {count} run{'s' * (count != 1)})"
+    if len(values) > _MOST_VALUES:
+        yield f"and {len(values) - _MOST_VALUES} more values"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`1 to 3, 7`: rising numbers, three or more in a row as a range."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = (f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return ", ".join(texts)

@@ -1,0 +1,265 @@
+"""The tables of results, each a column after another over the arms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from comparison.figures import Difference, Figures, difference_of, effect_of
+from comparison.findings import Findings, GroupResult
+from comparison.formatting import (
+    COST,
+    QUANTITIES,
+    REACHED,
+    after_verdict,
+    format_budget,
+    format_difference,
+    format_factor,
+    format_loss,
+    format_p,
+)
+from comparison.labels import Label
+from comparison.report.document_numbers import DocumentNumbers, Format, Place, ShownNumber
+from comparison.report.intervals import scale_of, strips
+from comparison.verdicts import BASELINE, BETTER, WORSE
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        cells: One for each line, None where there is nothing to show.
+        kind: What the cells are, by which a template shows them: `number` (ShownNumber), `interval`
+            (two of them), `factor` (a number and an interval), `strip` (intervals.Strip), `mark`
+            (a word), `verdict` (the verdict and what else there is to say), `list` (sentences).
+        ticks: Of a column of strips the place and the text of each tick.
+    """
+
+    label: str
+    cells: Sequence[Any]
+    kind: str = "number"
+    ticks: Sequence[tuple[str, str]] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A line for each label.
+
+    Attributes:
+        title: Of the first column, the labels'.
+        labels: Of arms, or texts.
+        detailed: Whether a label also says how the arm differs from the baseline.
+        wide: Whether it may be wider than a desktop's page; then it scrolls by itself.
+    """
+
+    caption: str
+    title: str = "Arm"
+    labels: Sequence[Label | str]
+    columns: Sequence[Column]
+    detailed: bool = False
+    wide: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetReading:
+    """The results at a budget that all compared runs spent; no table where the runs end there."""
+
+    budget: ShownNumber | None
+    table: Table | None
+
+
+class ResultTables:
+    """Makes the tables of one comparison.
+
+    Args:
+        numbers: The JSON document of the findings, where every number shown comes from.
+    """
+
+    def __init__(self, numbers: DocumentNumbers, findings: Findings, figures: Figures):
+        self._numbers = numbers
+        self._findings = findings
+        labels = [arm.label for arm in figures.arms]
+        self._all = list(zip(labels, findings.rows, strict=True))
+        self._compared = [(label, row) for label, row in self._all if not row.set_apart]
+        self._apart = [(label, row) for label, row in self._all if row.set_apart]
+
+    # What each arm reached and cost
+
+    def results(self) -> Table:
+        marks = {True: "yes", False: "no", None: None}
+        labels = _labels(self._all)
+        return Table(
+            caption="val loss: final, nats per token, mean over n seeds, with its standard "
+            "deviation (sd). tokens/s and MFU: medians; memory: the largest peak, 1 GB = 1e9 "
+            "bytes; seconds: in training steps. Pareto: no arm is better in loss, memory or speed "
+            "and no worse in any.",
+            labels=labels,
+            columns=[
+                self._column("n", str, _places(labels), "n"),
+                *self._quantities(labels, (*REACHED, *COST)),
+                Column("Pareto", [marks[row.pareto] for _, row in self._all], "mark"),
+            ],
+            detailed=True,
+            wide=True,
+        )
+
+    def pareto(self) -> Table | None:
+        """The arms that none beats in loss, memory and speed at once; None where that is not
+        known."""
+        known = [(label, row) for label, row in self._compared if row.pareto is not None]
+        labels = [label for label, row in known if row.pareto]
+        if not known:
+            return None
+        return Table(
+            caption=f"{len(labels)} of the {len(known)} arms of which loss, memory and speed are "
+            "known: no other is better in one and no worse in the rest. Means within the noise "
+            "floor may trade places.",
+            labels=labels,
+            columns=self._quantities(labels, ("loss", "peak_memory_bytes", "tokens_per_second")),
+        )
+
+    def set_apart(self) -> Table | None:
+        """The arms that are not comparable with the baseline; None where all are."""
+        if not self._apart:
+            return None
+        labels = _labels(self._apart)
+        return Table(
+            caption="These were trained or validated under other conditions than the baseline.",
+            labels=labels,
+            columns=[
+                Column("unlike the baseline in", [row.set_apart for _, row in self._apart], "list"),
+                self._column("n", str, _places(labels), "n"),
+                *self._quantities(labels, REACHED),
+            ],
+        )
+
+    # Verdicts, on the final losses and at equal budgets
+
+    def verdicts(self) -> Table:
+        return self._judged(
+            [],
+            [difference_of(row.verdict) for _, row in self._compared],
+            "difference: from the final validation loss of the baseline",
+        )
+
+    def at_equal(self) -> list[BudgetReading]:
+        """The losses and verdicts where all compared runs had spent the same, for each unit."""
+        return [self._at_budget(unit) for unit in self._findings.budgets]
+
+    def _at_budget(self, unit: str) -> BudgetReading:
+        budget = self._numbers.show(lambda value: format_budget(unit, value), "budgets", unit)
+        readings = [(row, row.at_equal[unit]) for _, row in self._compared]
+        if all(row.group.losses == reading.losses for row, reading in readings):
+            return BudgetReading(budget, None)
+        table = self._judged(
+            ["at_equal", unit],
+            [difference_of(reading.verdict) for _, reading in readings],
+            "difference: from the loss of the baseline at this budget",
+        )
+        return BudgetReading(budget, table)
+
+    def _judged(
+        self, below: Sequence[str], differences: Sequence[Difference | None], caption: str
+    ) -> Table:
+        """Losses and verdicts at a place below that of each compared arm."""
+        labels = _labels(self._compared)
+        places = _places(labels, *below)
+        shaded = "" if self._numbers.at("noise_floor") is None else " Shaded: the noise floor."
+        return Table(
+            caption=f"{caption}, nats per token; left of zero is better.{shaded}",
+            labels=labels,
+            columns=[
+                self._column("n", str, places, "n"),
+                self._column("val loss", format_loss, places, "loss"),
+                self._column("sd", format_loss, places, "sd"),
+                *self._estimates("difference", places, differences),
+                Column("verdict", [self._verdict(place) for place in places], "verdict"),
+            ],
+        )
+
+    def _verdict(self, place: Place) -> tuple[str, str]:
+        """The verdict, and of its words what the numbers beside it do not say already."""
+        verdict, words = (self._numbers.at(*place, key) for key in ("verdict", "words"))
+        rest = after_verdict(verdict, words)
+        return verdict, rest.partition("), ")[2] if verdict in (BETTER, WORSE) else rest
+
+    # Speed-ups and effects
+
+    def speedups(self) -> Table | None:
+        """How much less an arm needs for a loss; None where no arm has such a factor."""
+        rows = [(label, row) for label, row in self._compared if row.verdict.verdict != BASELINE]
+        if not any(log for _, row in rows for log in row.speedups.values()):
+            return None
+        return Table(
+            caption="How many times less an arm needs for the loss that the baseline ends with, or "
+            "where it ends higher, for the loss it ends with itself; with the 95 % interval. Above "
+            "1x: it needs less.",
+            labels=_labels(rows),
+            columns=[self._factors(unit, _labels(rows)) for unit in self._findings.budgets],
+        )
+
+    def _factors(self, unit: str, labels: Sequence[Label]) -> Column:
+        cells = [
+            (
+                self._numbers.show(format_factor, *place, "factor"),
+                self._numbers.interval(lambda value: f"{value:.3g}", *place, "interval"),
+            )
+            for place in _places(labels, "speedup", unit)
+        ]
+        return Column(unit.replace("flops", "FLOPs"), cells, "factor")
+
+    def effects(self) -> Table | None:
+        """Of a factorial design; None of another."""
+        effects = self._findings.effects
+        if not effects:
+            return None
+        places = [("effects", index) for index in range(len(effects))]
+        return Table(
+            caption="Each change averaged over the others, and what pairs add to that; nats per "
+            "token, below zero is better.",
+            title="Change",
+            labels=[" x ".join(effect.changes) for effect in effects],
+            columns=self._estimates("effect", places, list(map(effect_of, effects))),
+        )
+
+    # Columns
+
+    def _column(self, label: str, format: Format, places: Sequence[Place], key: str) -> Column:
+        return Column(label, [self._numbers.show(format, *place, key) for place in places])
+
+    def _quantities(self, labels: Sequence[Label], keys: Sequence[str]) -> list[Column]:
+        quantities = [(key, QUANTITIES[key]) for key in keys]
+        return [
+            self._column(quantity.label, quantity.format, _places(labels), key)
+            for key, quantity in quantities
+        ]
+
+    def _estimates(
+        self, key: str, places: Sequence[Place], differences: Sequence[Difference | None]
+    ) -> list[Column]:
+        """Estimates: drawn where any is known, in numbers, and their p values."""
+        intervals = [
+            self._numbers.interval(format_difference, *place, "interval") for place in places
+        ]
+        columns = [
+            self._column(key, format_difference, places, key),
+            Column("95 % interval", intervals, "interval"),
+            self._column("p", format_p, places, "p_value"),
+            self._column("p Holm", format_p, places, "p_adjusted"),
+        ]
+        scale = scale_of(differences, self._numbers.at("noise_floor"))
+        if scale is None:
+            return columns
+        drawn = strips(differences, scale)
+        return [Column("95 % interval, drawn", drawn, "strip", scale.tick_labels()), *columns]
+
+
+def _labels(rows: Sequence[tuple[Label, GroupResult]]) -> list[Label]:
+    return [label for label, _ in rows]
+
+
+def _places(labels: Sequence[Label], *below: str) -> list[Place]:
+    """Where the arms stand in the document, or something below each."""
+    return [("groups", label.number - 1, *below) for label in labels]

@@ -1,0 +1,143 @@
+"""Imports point down the layers, and none is circular, those for type checkers included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS = (
+    ("scripts",),
+    ("sweep",),
+    ("train", "sample", "compare_architectures"),
+    ("experiment", "comparison"),
+    ("interop", "cloud", "evaluation"),
+    ("training_logger", "training"),
+    ("data",),
+    ("configurator",),
+    ("model_builder",),
+    ("model_config",),
+    ("model_components",),
+    ("components",),
+    ("options",),
+    ("cli",),
+    ("errors",),
+)
+"""Modules and packages from top to bottom. A module imports from its own layer and from those
+below. config/ and tests/ are not in it: they may import anything."""
+
+EXCEPTIONS = {
+    "components.attention": ("model_config",),
+    "components.attention_backends": ("model_config",),
+    "components.blocks": ("model_config",),
+    "components.ffns": ("model_config",),
+    "components.part": ("model_config",),
+    "components.positions": ("model_config",),
+    "configurator": ("interop.families", "training.config"),
+    "data.fineweb_edu.prepare": ("training.prepare_scripts",),
+    "data.openwebtext.prepare": ("training.prepare_scripts",),
+    "data.python_stdlib.prepare": (
+        "training.corpus",
+        "training.prepare_scripts",
+        "training.tokenizers",
+    ),
+    "data.shakespeare.prepare": ("training.prepare_scripts", "training.tokenizers"),
+    "data.shakespeare_char.prepare": (
+        "training.prepare_scripts",
+        "training.sources",
+        "training.tokenizers",
+    ),
+    "data.text.prepare": (
+        "training.corpus",
+        "training.prepare_scripts",
+        "training.sources",
+        "training.tokenizers",
+    ),
+}
+"""By module what it imports from a layer above, which is to be removed; add nothing."""
+
+
+@cache
+def import_graph() -> dict[str, set[str]]:
+    """By module the project's modules that it imports anywhere in its file."""
+    files = {_name(path): path for path in _files()}
+    return {module: set(_imports(path, set(files))) - {module} for module, path in files.items()}
+
+
+def _files() -> Iterator[Path]:
+    for name in (name for layer in LAYERS for name in layer):
+        yield from ROOT.glob(f"{name}.py")
+        yield from (ROOT / name).rglob("*.py")
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path, modules: set[str]) -> Iterator[str]:
+    package = _name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from modules.intersection(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*start, *([node.module] if node.module else [])])
+            names = {f"{source}.{alias.name}" for alias in node.names}
+            yield from modules.intersection(names) or modules.intersection([source])
+
+
+def layer_of(module: str) -> int:
+    """0 is the top."""
+    top = module.split(".")[0]
+    return next(depth for depth, layer in enumerate(LAYERS) if top in layer)
+
+
+def test_every_module_is_in_one_layer():
+    names = [name for layer in LAYERS for name in layer]
+    assert len(names) == len(set(names))
+    here = {path.stem for path in ROOT.glob("*.py")}
+    here |= {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert here - {"tests", "config"} <= set(names)
+
+
+def test_imports_point_down():
+    up = {
+        module: tuple(sorted(name for name in found if layer_of(name) < layer_of(module)))
+        for module, found in import_graph().items()
+    }
+    assert {module: found for module, found in up.items() if found} == EXCEPTIONS
+
+
+def test_no_import_is_circular():
+    graph = {
+        module: found.difference(EXCEPTIONS.get(module, ()))
+        for module, found in import_graph().items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circular import: {' <- '.join(error.args[1])}")
+
+
+def test_the_graph_sees_every_kind_of_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    folder = tmp_path / "training"
+    folder.mkdir()
+    for name in ("__init__", "a", "b", "c", "d"):
+        (folder / f"{name}.py").write_text("")
+    (tmp_path / "errors.py").write_text("")
+    (folder / "user.py").write_text(
+        "import errors\nfrom training import a\nfrom . import b\nfrom .c import x\n"
+        "if TYPE_CHECKING:\n    from training.d import Y\n"
+    )
+    graph = import_graph.__wrapped__()
+    assert graph["training.user"] == {"errors", *(f"training.{name}" for name in "abcd")}
