@@ -33,6 +33,7 @@ from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
 from configurator import Arguments, key_table, split_arguments
 from errors import ConfigError, Problem, UserError
+from experiment.arms import collect_problems
 from experiment.budgets import parse_budget
 from experiment.engines import (
     THREADS,
@@ -245,11 +246,15 @@ def main(argv: list[str]) -> int:
 
 
 def refuse_this_machine(plan: Plan) -> None:
-    """Raise ConfigError for what no run could do here, before any begins."""
+    """Raise ConfigError, with the problems of every arm, for what no run could do here."""
+    problems: list[Problem] = []
     for arm in plan.arms:
         device = resolve_device(arm.settings.training.device)
         dtype = resolve_dtype(arm.settings.training.dtype, device)
-        refuse_machine(arm.settings, device, dtype)
+        with collect_problems(arm.name, problems):
+            refuse_machine(arm.settings, device, dtype)
+    if problems:
+        raise ConfigError(problems)
 
 
 def with_seeds_of_before(plan: Plan) -> Plan:

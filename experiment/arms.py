@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,24 @@ def slug(text: str) -> str:
     return f"{name[: LONGEST_SLUG - 9]}-{digest(text.encode())[:8]}"
 
 
+@contextlib.contextmanager
+def collect_problems(name: str, problems: list[Problem]) -> Iterator[None]:
+    """Add the problems of a ConfigError, each naming its arm, to the list instead of passing it on.
+
+    The baseline's come first and are not named; an arm that has one of them, too, adds nothing.
+    """
+    found: list[Problem] = []
+    with configurator.collect(found):
+        yield
+    prefix = "" if name == BASELINE else f"arm {name}: "
+    known = {problem.message for problem in problems}
+    problems += (
+        Problem(problem.keys, prefix + problem.message)
+        for problem in found
+        if problem.message not in known
+    )
+
+
 class ArmMaker:
     """Makes arms from command lines, all for the same data."""
 
@@ -115,22 +134,22 @@ class ArmMaker:
     def designed(self) -> list[Arm]:
         """The arms as they were asked for, before anything is made equal."""
         request = self.request
-        given = self.make(BASELINE, request.files, request.flags)
-        arms = [] if request.arms and not self._is_arm(given) else [given]
+        problems: list[Problem] = []
+        given: Arm | None = None
+        with collect_problems(BASELINE, problems):
+            given = self._arm(BASELINE, request.files, request.flags)
+        arms = [given] if given and (not request.arms or self._is_arm(given)) else []
         levels = {key: self._levels(given, key) for key in request.vary}
-        training = given.settings.training
-        problems = list(request.seed_problems(training.seed, training.data_seed))
+        if given:
+            training = given.settings.training
+            problems += request.seed_problems(training.seed, training.data_seed)
         count = len(arms) + _number_of_changes(levels, request.design) + len(request.arms)
         too_many = list(request.size_problems(count))
         if too_many:
             raise ConfigError([*problems, *too_many])
-        for changes in _changes(levels, request.design):
-            name = assignments(changes)
-            with configurator.collect(problems):
-                arms.append(self.make(name, request.files, {**request.flags, **changes}))
-        for path in request.arms:
-            with configurator.collect(problems):
-                arms.append(self.make(Path(path).stem, (*request.files, path), request.flags))
+        for name, files, flags in self._asked(levels):
+            with collect_problems(name, problems):
+                arms.append(self._arm(name, files, flags))
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         if len(arms) < 2:
@@ -143,8 +162,21 @@ class ArmMaker:
         """Whether the config files and flags are an arm of their own beside those of --arms."""
         return bool(self.request.vary) or "arch_preset" in given.settings.explicit
 
-    def _levels(self, given: Arm, key: str) -> list[str]:
-        """The values listed for a key that are not what the config says already."""
+    def _asked(
+        self, levels: Mapping[str, Sequence[str]]
+    ) -> Iterator[tuple[str, tuple[str, ...], dict[str, str]]]:
+        """Name, config files and flags of each arm but the baseline."""
+        request = self.request
+        for changes in _changes(levels, request.design):
+            yield assignments(changes), request.files, {**request.flags, **changes}
+        for path in request.arms:
+            yield Path(path).stem, (*request.files, path), dict(request.flags)
+
+    def _levels(self, given: Arm | None, key: str) -> Sequence[str]:
+        """The values listed for a key that are not what the config says already; all of them where
+        the config cannot be read."""
+        if given is None:
+            return self.request.vary[key]
         own = given.settings.to_dict()
         others = []
         for text in self.request.vary[key]:
@@ -162,18 +194,18 @@ class ArmMaker:
 
     def make(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
         """An arm from its command line. Raises ConfigError with problems that name the arm."""
-        argv = [*files, *(f"--{key}={text}" for key, text in flags.items())]
-        try:
-            settings = configurator.load(argv)
-            too_large = list(size_problems(settings.model))
-            if too_large:
-                raise ConfigError(too_large)
-            settings = complete(settings, self._data_of(settings))
-        except ConfigError as error:
-            prefix = "" if name == BASELINE else f"arm {name}: "
-            raise ConfigError(
-                [Problem(problem.keys, prefix + problem.message) for problem in error.problems]
-            ) from error
+        problems: list[Problem] = []
+        with collect_problems(name, problems):
+            return self._arm(name, files, flags)
+        raise ConfigError(problems)
+
+    def _arm(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
+        """As `make`, but the problems do not name the arm."""
+        settings = configurator.load([*files, *(f"--{key}={text}" for key, text in flags.items())])
+        too_large = list(size_problems(settings.model))
+        if too_large:
+            raise ConfigError(too_large)
+        settings = complete(settings, self._data_of(settings))
         return Arm(name=name, files=tuple(files), flags=dict(flags), settings=settings)
 
     def _data_of(self, settings: Settings) -> Dataset:

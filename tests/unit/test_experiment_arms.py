@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+import sweep
 from errors import ConfigError
 from experiment import matching
 from experiment.arms import studied_keys
 from experiment.budgets import Budget
 from experiment.matching import TOLERANCE
 from tests.tiny_data import write_tiny_dataset
-from tests.tiny_sweep import config_file, tiny_arms, tiny_request
+from tests.tiny_sweep import config_file, tiny_arms, tiny_plan, tiny_request
 
 NORMS = {"normalization": ("layernorm_nobias", "rmsnorm")}
 FACTORS = {"normalization": ("rmsnorm",), "bias": ("True",), "weight_tying": ("True", "False")}
@@ -108,6 +109,33 @@ def test_the_problems_of_every_arm_are_told(tiny_dataset: Path, tmp_path: Path) 
     assert told[0].startswith("arm wrong: ")
     assert "'n_hed'" in told[0]
     assert told[1].startswith("arm absent: no file")
+
+
+def test_the_problems_of_the_baseline_are_told_with_those_of_the_arms(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Once, though every arm has them, too."""
+    arms = [config_file(tmp_path, "wrong", n_hed=3)]
+    with pytest.raises(ConfigError) as error:
+        tiny_arms(tiny_dataset, flags={"n_head": "0"}, vary={"window_pattern": ("SL",)}, arms=arms)
+    told = [problem.message for problem in error.value.problems]
+    assert told[0] == "--n_head: n_head=0 must be at least 1."
+    assert [message.split(": ")[0] for message in told[1:]] == [
+        "arm window_pattern=SL",
+        "arm wrong",
+    ]
+
+
+def test_what_the_machine_cannot_do_is_told_of_every_arm(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    vary = {"attention_backend": ("flash",), **NORMS}
+    plan = tiny_plan(tiny_dataset, tmp_path, flags={"tf32": "True"}, vary=vary, match="none")
+    with pytest.raises(ConfigError) as error:
+        sweep.refuse_this_machine(plan)
+    baseline, arm = (problem.message for problem in error.value.problems)
+    assert baseline.startswith("tf32=True does nothing for float32")
+    assert arm.startswith("arm attention_backend=flash: ")
 
 
 def test_a_part_that_there_is_not(tiny_dataset: Path) -> None:
