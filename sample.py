@@ -15,11 +15,11 @@ import torch
 
 import configurator
 from cli import run_cli
+from data.tokenizers import Tokenizer, is_unicode
 from errors import UserError, quoted
 from model_builder import check_sampling
 from training.config import DEVICES, DTYPES
 from training.hardware import autocast, resolve_device, resolve_dtype
-from training.tokenizers import Tokenizer, is_unicode
 from training.trained_model import load_trained
 
 

@@ -17,19 +17,19 @@ from torch import Tensor
 
 import configurator
 from cli import run_cli
-from interop.huggingface import load_weights
-from model_builder import GPT
-from training.checkpoint import save_checkpoint
-from training.claim import claimed
-from training.clock import Stopwatch
-from training.console import Console
-from training.data import (
+from data.dataset import (
     Dataset,
     TrainingBatches,
     ValidationWindows,
     prefetch,
     prepare_if_missing,
 )
+from interop.huggingface import load_weights
+from model_builder import GPT
+from training.checkpoint import save_checkpoint
+from training.claim import claimed
+from training.clock import Stopwatch
+from training.console import Console
 from training.hardware import (
     autocast,
     environment,

@@ -21,14 +21,14 @@ from torch import Tensor
 
 import configurator
 from cli import run_cli
+from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from training.safe_files import read_json
-from training.tokenizers import Tokenizer
+from safe_files import read_json
 from training.trained_model import load_trained
 
 WEIGHTS = "model.safetensors"

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from configurator import Settings
+from data.dataset import Dataset, ValidationWindows
 from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.claim import make_run_folder
 from training.clock import Stopwatch
 from training.config import TrainingConfig
-from training.data import Dataset, ValidationWindows
 from training.hardware import device_name, has_tf32, total_memory
 from training.memory import (
     ExpectedMemory,

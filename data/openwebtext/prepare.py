@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.prepare_scripts import prepare_from_hub, run_script
+from data.prepare_scripts import prepare_from_hub, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> None:

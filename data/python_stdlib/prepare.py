@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.corpus import Document, split_by_hash, write_dataset
-from training.prepare_scripts import prepare_parser, run_script
-from training.tokenizers import ByteTokenizer
+from data.dataset_writer import Document, split_by_hash, write_dataset
+from data.prepare_scripts import prepare_parser, run_script
+from data.tokenizers import ByteTokenizer
 
 VAL_FRACTION = 0.05
 TEST_FOLDERS = {"test", "tests", "idle_test"}

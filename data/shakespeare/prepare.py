@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.prepare_scripts import prepare_tiny_shakespeare, run_script
-from training.tokenizers import TiktokenTokenizer
+from data.prepare_scripts import prepare_tiny_shakespeare, run_script
+from data.tokenizers import TiktokenTokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:

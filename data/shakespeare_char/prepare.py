@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.prepare_scripts import prepare_tiny_shakespeare, run_script
-from training.sources import read_pieces
-from training.tokenizers import CharTokenizer
+from data.prepare_scripts import prepare_tiny_shakespeare, run_script
+from data.sources import read_pieces
+from data.tokenizers import CharTokenizer
 
 
 def character_tokenizer(path: Path) -> CharTokenizer:

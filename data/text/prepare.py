@@ -21,11 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.dataset_writer import Document, write_dataset
+from data.prepare_scripts import add_val_fraction, prepare_parser, run_script
+from data.sources import characters_of, file_documents
+from data.tokenizers import CharTokenizer, tokenizer_from_meta
 from errors import UserError
-from training.corpus import Document, write_dataset
-from training.prepare_scripts import add_val_fraction, prepare_parser, run_script
-from training.sources import characters_of, file_documents
-from training.tokenizers import CharTokenizer, tokenizer_from_meta
 
 DATA_FOLDER = Path(__file__).resolve().parents[1]
 

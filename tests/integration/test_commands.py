@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.tokenizers import ByteTokenizer
 from tests.integration.child import ROOT, Child
 from tests.integration.runs import Workshop, log_of, make_dataset
-from training.tokenizers import ByteTokenizer
 
 
 class TestDataErrors:

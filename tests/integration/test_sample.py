@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import sample
+from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
 from tests.integration.runs import Workshop, checkpoint_at, make_dataset
-from training.tokenizers import ByteTokenizer, CharTokenizer
 
 
 @pytest.fixture(scope="module")

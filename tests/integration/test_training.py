@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from configurator import load
+from data.prepare_scripts import prepare_tiny_shakespeare
+from data.sources import read_pieces
+from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
 from model_config import PRESETS
 from tests.integration.child import ROOT
@@ -26,11 +29,8 @@ from tests.integration.runs import (
     weights_at,
 )
 from training.optim import Diverged, Stepper
-from training.prepare_scripts import prepare_tiny_shakespeare
 from training.resume import find_start
 from training.smoke import TOKENS
-from training.sources import read_pieces
-from training.tokenizers import ByteTokenizer, CharTokenizer
 
 TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 import configurator
 import train
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import ByteTokenizer, CharTokenizer
 from errors import ConfigError
 from interop import huggingface
 from interop.huggingface import load, save
 from tests.tiny import tiny_model, tokens
 from training.checkpoint import list_checkpoints
-from training.corpus import Document, write_dataset
-from training.tokenizers import ByteTokenizer, CharTokenizer
 
 TEXT = "the cat sat on the mat and looked at the moon. " * 60
 QUICK = ("--device=cpu", "--dtype=float32", "--compile=False", "--batch_size=2", "--eval_tokens=64")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tiktoken
 
+from data.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from interop.tokenizer import tokenizer_files
-from training.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 
 TEXT = "It's naïve — 東京 🎭🎉\r\n\n  \tx = 1234567 + y__z 99929\x00 don't DON'T  end \n"
 CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"

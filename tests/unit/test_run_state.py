@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import sample
+from data.tokenizers import NotCached
 from errors import UserError
 from interop import huggingface
 from model_builder import GPT
@@ -24,7 +25,6 @@ from training.checkpoint import load_newest, load_optimizer, load_plugins, load_
 from training.optim import Stepper, make_optimizer
 from training.resume import load_settings
 from training.run_state import load_run_state
-from training.tokenizers import NotCached
 from training.trained_model import load_trained
 
 
@@ -133,7 +133,7 @@ def test_nested_too_deeply(saved):
 
 
 def test_too_large(saved, monkeypatch):
-    monkeypatch.setattr("training.safe_files.MAX_JSON_BYTES", 100)
+    monkeypatch.setattr("safe_files.MAX_JSON_BYTES", 100)
     with pytest.raises(UserError, match=r"state\.json is larger than 100 bytes"):
         load_run_state(saved)
 

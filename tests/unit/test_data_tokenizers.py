@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import UserError
-from training.tokenizers import (
+from data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
     NotCached,
@@ -16,6 +15,7 @@ from training.tokenizers import (
     token_dtype,
     tokenizer_from_meta,
 )
+from errors import UserError
 
 TEXT = "naïve — 東京 🎭\r\n\tx\x00 <|endoftext|>"
 TIKTOKEN_CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"

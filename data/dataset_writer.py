@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from data.tokenizers import Tokenizer, token_dtype
 from errors import UserError
-from training.tokenizers import Tokenizer, token_dtype
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val")
@@ -50,7 +50,7 @@ class Document(NamedTuple):
     """One text and the split it goes to.
 
     The text comes in pieces, so that it need never be in memory as a whole. Cut pieces where the
-    tokenizer would cut too (as `training.sources.read_pieces` does): each is tokenized by itself.
+    tokenizer would cut too (as `data.sources.read_pieces` does): each is tokenized by itself.
     """
 
     split: str

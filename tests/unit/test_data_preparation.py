@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import dataset_writer, prepare_scripts, sources
+from data.dataset_writer import Document, ordered_map, split_by_hash, write_dataset
+from data.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from errors import UserError
-from training import corpus, prepare_scripts, sources
-from training.corpus import Document, ordered_map, split_by_hash, write_dataset
-from training.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -84,7 +84,7 @@ def test_meta_data_say_what_is_in_the_files(tmp_path):
     assert meta == json.loads((tmp_path / "meta.json").read_text())
     assert meta["dataset"] == "made"
     assert meta["source"] == "a test"
-    assert meta["schema_version"] == corpus.SCHEMA_VERSION
+    assert meta["schema_version"] == dataset_writer.SCHEMA_VERSION
     assert meta["python_version"] == platform.python_version()
     assert meta["tokenizer"] == {"name": "bytes"}
     assert (meta["vocab_size"], meta["dtype"]) == (256, "uint16")
@@ -126,7 +126,7 @@ def test_nothing_ends_a_document_where_none_is_wanted(tmp_path, gpt2):
 
 
 def test_workers_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "TASK_CHARACTERS", 10)
+    monkeypatch.setattr(dataset_writer, "TASK_CHARACTERS", 10)
     documents = [Document(split_by_hash(str(n), 0.3), (str(n) * 7,)) for n in range(200)]
     metas = [write(tmp_path / str(n), documents, workers=n) for n in (1, 4)]
     assert metas[0] == metas[1]
@@ -193,14 +193,14 @@ def test_an_interrupted_preparation_leaves_the_earlier_dataset(tmp_path):
 def test_a_stop_while_files_are_moved_leaves_no_meta_data(tmp_path, monkeypatch, moves):
     write(tmp_path, DOCUMENTS)
     left = iter(range(moves))
-    replace = corpus.os.replace
+    replace = dataset_writer.os.replace
 
     def stopping_replace(old, new):
         if next(left, None) is None:
             raise KeyboardInterrupt
         replace(old, new)
 
-    monkeypatch.setattr(corpus.os, "replace", stopping_replace)
+    monkeypatch.setattr(dataset_writer.os, "replace", stopping_replace)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, [Document("train", ("other",)), Document("val", ("text",))])
     assert not (tmp_path / "meta.json").exists()

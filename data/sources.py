@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from data.dataset_writer import TASK_CHARACTERS, Document, split_by_hash
 from errors import UserError, unknown_name
-from training.corpus import TASK_CHARACTERS, Document, split_by_hash
 
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

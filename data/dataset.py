@@ -1,6 +1,6 @@
 """What training reads: a prepared dataset, the batch of each step, and the validation windows.
 
-`training.corpus` writes the dataset's folder; this module finds it, checks it and reads it.
+`data.dataset_writer` writes the dataset's folder; this module finds it, checks it and reads it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errors import UserError, unknown_name
-from training.corpus import (
+from data.dataset_writer import (
     META_FILE,
     SCHEMA_VERSION,
     SPLITS,
@@ -31,8 +30,9 @@ from training.corpus import (
     fingerprint_of,
     sha256_of,
 )
-from training.safe_files import read_json
-from training.tokenizers import NotCached, Tokenizer, token_dtype, tokenizer_from_meta
+from data.tokenizers import NotCached, Tokenizer, token_dtype, tokenizer_from_meta
+from errors import UserError, unknown_name
+from safe_files import read_json
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 PREPARE_FILE = "prepare.py"
@@ -119,7 +119,7 @@ def _run_prepare(dataset: str, script: Path) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta data of a prepared dataset, as `training.corpus.write_dataset` wrote it.
+    """The meta data of a prepared dataset, as `data.dataset_writer.write_dataset` wrote it.
 
     Raises:
         UserError: it is missing, damaged, changed since it was prepared, or of another version.

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from errors import UserError
-from training import data
-from training.corpus import Document, write_dataset
-from training.data import (
+from data import dataset as dataset_module
+from data.dataset import (
     Dataset,
     Prefetcher,
     TrainingBatches,
@@ -25,7 +23,9 @@ from training.data import (
     prefetch,
     prepare_if_missing,
 )
-from training.tokenizers import ByteTokenizer, CharTokenizer, NotCached
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import ByteTokenizer, CharTokenizer, NotCached
+from errors import UserError
 
 FINGERPRINT = "93878f86a14f"
 """How the fingerprint of the dataset `fox` has begun in every version."""
@@ -79,7 +79,7 @@ def data_folder(tmp_path, monkeypatch):
         (root / name).mkdir(parents=True)
         (root / name / "prepare.py").write_text(script.replace("\n            ", "\n"))
     (root / "bare").mkdir()
-    monkeypatch.setattr(data, "DATA_FOLDER", root)
+    monkeypatch.setattr(dataset_module, "DATA_FOLDER", root)
     return root
 
 
@@ -152,7 +152,7 @@ def test_a_script_never_runs_through_a_symbolic_link(data_folder):
 
 
 def test_the_default_dataset_is_one_of_the_repository():
-    assert (data.DATA_FOLDER / "python_stdlib" / "prepare.py").is_file()
+    assert (dataset_module.DATA_FOLDER / "python_stdlib" / "prepare.py").is_file()
 
 
 # Opening a dataset
@@ -266,8 +266,8 @@ def test_a_changed_token_is_refused(folder):
 
 
 def test_a_large_split_is_checked_in_places_to_its_very_end(folder, monkeypatch):
-    monkeypatch.setattr(data, "CHECKED_TOKENS", 100)
-    monkeypatch.setattr(data, "CHUNK_TOKENS", 10)
+    monkeypatch.setattr(dataset_module, "CHECKED_TOKENS", 100)
+    monkeypatch.setattr(dataset_module, "CHUNK_TOKENS", 10)
     overwrite(folder / "train.bin", 12, 255)
     Dataset.open(folder, sequence_length=16)
     overwrite(folder / "train.bin", 899, 999)
@@ -321,7 +321,7 @@ def test_bytes_per_token_of_a_tokenizer_that_is_not_cached_are_checked_by_digest
     def not_cached(meta):
         raise NotCached("not cached")
 
-    monkeypatch.setattr(data, "tokenizer_from_meta", not_cached)
+    monkeypatch.setattr(dataset_module, "tokenizer_from_meta", not_cached)
     Dataset.open(folder, sequence_length=16)
     np.save(folder / "token_bytes.npy", np.full(256, 7, dtype=np.uint16))
     refused(folder, r"token_bytes\.npy has changed")
@@ -331,7 +331,7 @@ def test_bytes_per_token_of_a_tokenizer_that_is_not_cached_are_checked_by_digest
 
 
 def keys(seed):
-    return np.random.SeedSequence(seed).generate_state(data.FEISTEL_ROUNDS, np.uint64)
+    return np.random.SeedSequence(seed).generate_state(dataset_module.FEISTEL_ROUNDS, np.uint64)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4097])

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from errors import UserError
-from training.corpus import write_dataset
-from training.sources import (
+from data.dataset_writer import write_dataset
+from data.sources import (
     TINY_SHAKESPEARE_URL,
     hub_documents,
     split_by_position,
     tiny_shakespeare,
 )
-from training.tokenizers import TiktokenTokenizer, Tokenizer
+from data.tokenizers import TiktokenTokenizer, Tokenizer
+from errors import UserError
 
 
 def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentParser:
