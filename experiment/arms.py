@@ -14,7 +14,8 @@ import configurator
 from comparison.documents import assignments
 from comparison.groups import BOOKKEEPING, RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
 from configurator import DERIVED, Settings
-from data.dataset import Dataset, prepare_if_missing
+from data.dataset import Dataset
+from data.dataset_lookup import prepare_if_missing
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest

@@ -23,7 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.dataset_writer import SPLITS, Document, write_dataset
+from data.dataset_files import SPLITS
+from data.dataset_writer import Document, write_dataset
 from data.tokenizers import CharTokenizer
 from scripts.runs import CONFIG, FAILED, PASSED, run_script, train
 from training_logger import format_bytes, format_count

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from data.dataset_writer import SPLITS, Document, write_dataset
+from data.dataset_files import SPLITS
+from data.dataset_writer import Document, write_dataset
 from data.tokenizers import CharTokenizer
 
 CHARACTERS = "abcdefgh"

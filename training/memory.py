@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.registry import is_users_own
-from data.dataset import PREFETCH_DEPTH
+from data.prefetch import PREFETCH_DEPTH
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from configurator import Settings
-from data.dataset import Dataset, ValidationWindows
+from data.dataset import Dataset
+from data.validation import ValidationWindows
 from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from training.checkpoint import load_model_weights, load_optimizer, load_rng

@@ -12,15 +12,18 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from cli import run_cli
+from data.dataset_lookup import DATA_FOLDER
 from data.dataset_writer import Document, split_by_hash, write_dataset
-from data.prepare_scripts import prepare_parser, run_script
+from data.prepare_scripts import prepare_parser
 from data.tokenizers import ByteTokenizer
 
+NAME = "python_stdlib"
 VAL_FRACTION = 0.05
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
@@ -56,14 +59,14 @@ def documents(library: Path) -> Iterator[Document]:
         yield Document(split_by_hash(identity, VAL_FRACTION), (text,))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = prepare_parser(__doc__, Path(__file__).resolve().parent).parse_args(argv)
+def main(argv: list[str]) -> None:
+    args = prepare_parser(__doc__, DATA_FOLDER / NAME).parse_args(argv)
     library = Path(sysconfig.get_paths()["stdlib"])
     write_dataset(
         documents(library),
         ByteTokenizer(),
         args.out,
-        name="python_stdlib",
+        name=NAME,
         source=f"standard library of Python {platform.python_version()}",
         separate=False,
         workers=args.workers,
@@ -71,4 +74,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

@@ -16,21 +16,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from cli import run_cli
+from data.dataset_lookup import DATA_FOLDER, PREPARE_FILE
 from data.dataset_writer import Document, write_dataset
-from data.prepare_scripts import add_val_fraction, prepare_parser, run_script
-from data.sources import characters_of, file_documents
+from data.prepare_scripts import add_val_fraction, prepare_parser
+from data.text_files import characters_of, file_documents
 from data.tokenizers import CharTokenizer, tokenizer_from_meta
 from errors import UserError
 
-DATA_FOLDER = Path(__file__).resolve().parents[1]
 
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = prepare_parser(__doc__, DATA_FOLDER / "NAME")
     parser.add_argument(
         "--input", type=Path, nargs="+", required=True, metavar="FILE", help="the files to read"
@@ -65,12 +65,12 @@ def folder_of(name: str) -> Path:
     folder = DATA_FOLDER / name
     if folder.parent != DATA_FOLDER or name in (".", ".."):
         raise UserError(f"--name {name!r} must be a plain folder name; --out takes a path.")
-    if (folder / "prepare.py").is_file():
-        raise UserError(f"{folder} has a prepare.py of its own; choose another --name.")
+    if (folder / PREPARE_FILE).is_file():
+        raise UserError(f"{folder} has a {PREPARE_FILE} of its own; choose another --name.")
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
 
     def documents() -> Iterator[Document]:
@@ -93,4 +93,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

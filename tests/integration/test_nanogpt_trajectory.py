@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import configurator
 import train
-from data.dataset import TrainingBatches
+from data.batches import TrainingBatches
 from data.dataset_writer import Document, write_dataset
 from data.tokenizers import ByteTokenizer
 from tests.measured import assert_close, assert_within

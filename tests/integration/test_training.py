@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from configurator import load
 from data.prepare_scripts import prepare_tiny_shakespeare
-from data.sources import read_pieces
+from data.text_files import read_pieces
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
 from model_config import PRESETS
@@ -75,9 +75,9 @@ class TestConfigFiles:
     def test_shakespeare_by_characters(self, workshop: Workshop, tmp_path: Path) -> None:
         folder = tmp_path / "shakespeare_char"
         prepare_tiny_shakespeare(
-            [f"--input={TINY_SHAKESPEARE}"],
+            [f"--input={TINY_SHAKESPEARE}", f"--out={folder}"],
             "",
-            folder,
+            "shakespeare_char",
             lambda path: CharTokenizer("".join(read_pieces(path))),
         )
         flags = (f"--dataset={folder}", "--max_iters=30", "--log_interval=10", "--warmup_iters=2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import tiktoken
@@ -12,15 +11,6 @@ from data.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from interop.tokenizer import tokenizer_files
 
 TEXT = "It's naïve — 東京 🎭🎉\r\n\n  \tx = 1234567 + y__z 99929\x00 don't DON'T  end \n"
-CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"
-
-
-@pytest.fixture
-def gpt2(monkeypatch):
-    if not CACHE.is_dir():
-        pytest.skip(f"no cached vocabulary of gpt2 in {CACHE}")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
-    return TiktokenTokenizer("gpt2")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import dataclasses
 import pytest
 
 import configurator
-from data.dataset import DATA_FOLDER
-from data.dataset_writer import META_FILE
+from data.dataset_files import META_FILE
+from data.dataset_lookup import DATA_FOLDER
 from scripts import baseline
 from scripts.baseline import (
     CPU,

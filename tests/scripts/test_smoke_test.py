@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data.dataset import Dataset, TrainingBatches
+from data.batches import TrainingBatches
+from data.dataset import Dataset
 from scripts import smoke_test
 from scripts.runs import FAILED, PASSED
 from scripts.smoke_test import TOKENS, main, verdict, write_random_characters

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +17,6 @@ from data.tokenizers import (
 from errors import UserError
 
 TEXT = "naïve — 東京 🎭\r\n\tx\x00 <|endoftext|>"
-TIKTOKEN_CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"
-
-
-@pytest.fixture
-def gpt2(monkeypatch):
-    if not TIKTOKEN_CACHE.is_dir():
-        pytest.skip(f"no cached vocabulary of gpt2 in {TIKTOKEN_CACHE}")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
-    return TiktokenTokenizer("gpt2")
 
 
 @pytest.fixture(params=["bytes", "chars", "gpt2"])
