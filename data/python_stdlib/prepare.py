@@ -2,7 +2,7 @@
 
 Whole files go to training or validation (about 5 % of them), by the hash of their path. Left out
 are tests, installed packages, files that differ between machines with the same Python, and files
-that are not UTF-8. Nothing separates one file from the next. Another version of Python has another
+that are not UTF-8. An end-of-text token ends each file. Another version of Python has another
 library: compare runs only where the data fingerprint is the same.
 """
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         args.out,
         name=NAME,
         source=f"standard library of Python {platform.python_version()}",
-        separate=False,
+        separate=True,
         workers=args.workers,
     )
 

@@ -6,8 +6,7 @@
 A .txt file is one document, and so is each line of a .jsonl file and each row of a .parquet file
 (pip install pyarrow). Whole documents go to training or validation: a .txt file by the hash of its
 name, others by the hash of their text. A .txt file given alone is split by position: its end is for
-validation. Byte pair encodings get an end-of-text token after each document; with bytes and chars,
-nothing separates one document from the next.
+validation. An end-of-text token ends each document; with chars, nothing separates them.
 
 Files are streamed, so they may be larger than memory. With chars they are read twice.
 """
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
     def documents() -> Iterator[Document]:
         return file_documents(args.input, args.val_fraction, args.text_field)
 
-    tokenizer = {"name": args.tokenizer}
+    tokenizer = {"name": args.tokenizer, "end_of_text": True}
     if args.tokenizer == CharTokenizer.name:
         tokenizer["characters"] = characters_of(documents())
     all_txt = all(path.suffix == ".txt" for path in args.input)

@@ -13,7 +13,7 @@ from data.tokenizers import ByteTokenizer, CharTokenizer, NotCached
 from errors import UserError
 
 FINGERPRINT = "93878f86a14f"
-"""How the fingerprint of the dataset `fox` has begun in every version."""
+"""How the fingerprint of the dataset `fox` of 256 bytes has begun in every version."""
 
 LINE = "the quick brown fox jumps over the lazy dog. "
 
@@ -39,11 +39,11 @@ def change_meta(folder, **changes):
 def test_an_open_dataset_has_its_tokens_and_says_what_it_is(folder):
     dataset = Dataset.open(folder, sequence_length=16)
     assert dataset.name == "fox"
-    assert dataset.vocab_size == 256
+    assert dataset.vocab_size == 257
     assert dataset.fingerprint == json.loads((folder / "meta.json").read_text())["fingerprint"]
     assert dataset.tokenizer.decode(dataset.train) == LINE * 20
     assert dataset.tokenizer.decode(dataset.val) == LINE[::-1] * 10
-    assert dataset.token_bytes.tolist() == [1] * 256
+    assert dataset.token_bytes.tolist() == [1] * 256 + [0]
 
 
 def test_tokens_are_mapped_not_read(folder):
@@ -134,8 +134,8 @@ def overwrite(path, position, token):
 
 
 def test_a_token_outside_the_vocabulary_is_refused(folder):
-    overwrite(folder / "val.bin", 448, 256)
-    refused(folder, r"val\.bin holds token 256 at position 448, outside the vocabulary of 256")
+    overwrite(folder / "val.bin", 448, 257)
+    refused(folder, r"val\.bin holds token 257 at position 448, outside the vocabulary of 257")
 
 
 def test_a_changed_token_is_refused(folder):
@@ -155,10 +155,10 @@ def test_a_large_split_is_checked_in_places_to_its_very_end(folder, monkeypatch)
 def test_wrong_token_bytes_are_refused(folder):
     path = folder / "token_bytes.npy"
     np.save(path, np.ones(7, dtype=np.uint16))
-    refused(folder, r"token_bytes\.npy holds uint16 of the shape \(7,\), but .* has 256 tokens")
-    np.save(path, np.full(256, 7, dtype=np.uint16))
+    refused(folder, r"token_bytes\.npy holds uint16 of the shape \(7,\), but .* has 257 tokens")
+    np.save(path, np.full(257, 7, dtype=np.uint16))
     refused(folder, r"token_bytes\.npy has changed .* of the tokenizer 'bytes'")
-    np.save(path, np.array([{}] * 256, dtype=object), allow_pickle=True)
+    np.save(path, np.array([{}] * 257, dtype=object), allow_pickle=True)
     refused(folder, r"cannot read .*token_bytes\.npy")
     path.unlink()
     refused(folder, r"cannot read .*token_bytes\.npy")
@@ -167,7 +167,7 @@ def test_wrong_token_bytes_are_refused(folder):
 def test_a_header_that_claims_more_than_the_file_has_is_refused(folder):
     path = folder / "token_bytes.npy"
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"(256,), }        ", b"(25600000000,), }"))
+    path.write_bytes(content.replace(b"(257,), }        ", b"(25700000000,), }"))
     assert path.read_bytes() != content
     refused(folder, r"cannot read .*token_bytes\.npy")
 
@@ -184,13 +184,18 @@ def test_a_changed_fingerprint_is_refused(folder):
     refused(folder, r"its fingerprint is '0{12}', but its tokenizer and splits make")
 
 
-def test_a_dataset_of_an_older_version_opens(folder):
-    """It has no digest of its bytes per token; its fingerprint is what it was."""
+def test_a_dataset_of_an_older_version_opens(tmp_path):
+    """It has neither an end-of-text token nor a digest of its bytes per token; its fingerprint is
+    what it was."""
+    folder = prepare(tmp_path / "fox", ByteTokenizer(end_of_text=False))
     meta = json.loads((folder / "meta.json").read_text())
     del meta["token_bytes_sha256"]
     (folder / "meta.json").write_text(json.dumps(meta))
-    assert Dataset.open(folder, sequence_length=16).fingerprint == meta["fingerprint"]
-    assert meta["fingerprint"][:12] == FINGERPRINT
+    assert meta["tokenizer"] == {"name": "bytes"}
+    dataset = Dataset.open(folder, sequence_length=16)
+    assert (dataset.vocab_size, dataset.tokenizer.end_of_text) == (256, None)
+    assert dataset.tokenizer.decode(dataset.train) == LINE * 20
+    assert dataset.fingerprint[:12] == FINGERPRINT
 
 
 def test_bytes_per_token_of_a_tokenizer_that_is_not_cached_are_checked_by_digest(
@@ -201,5 +206,5 @@ def test_bytes_per_token_of_a_tokenizer_that_is_not_cached_are_checked_by_digest
 
     monkeypatch.setattr(dataset_module, "tokenizer_from_meta", not_cached)
     Dataset.open(folder, sequence_length=16)
-    np.save(folder / "token_bytes.npy", np.full(256, 7, dtype=np.uint16))
+    np.save(folder / "token_bytes.npy", np.full(257, 7, dtype=np.uint16))
     refused(folder, r"token_bytes\.npy has changed")

@@ -39,12 +39,12 @@ def test_meta_data_say_what_is_in_the_files(tmp_path):
     assert meta["source"] == "a test"
     assert meta["schema_version"] == SCHEMA_VERSION
     assert meta["python_version"] == platform.python_version()
-    assert meta["tokenizer"] == {"name": "bytes"}
-    assert (meta["vocab_size"], meta["dtype"]) == (256, "uint16")
+    assert meta["tokenizer"] == {"name": "bytes", "end_of_text": True}
+    assert (meta["vocab_size"], meta["dtype"]) == (257, "uint16")
     digest = hashlib.sha256((tmp_path / "val.bin").read_bytes()).hexdigest()
-    assert meta["splits"]["val"] == {"tokens": 2, "bytes": 2, "documents": 1, "sha256": digest}
+    assert meta["splits"]["val"] == {"tokens": 3, "bytes": 2, "documents": 1, "sha256": digest}
     train = meta["splits"]["train"]
-    assert (train["tokens"], train["bytes"], train["documents"]) == (13, 13, 2)
+    assert (train["tokens"], train["bytes"], train["documents"]) == (15, 13, 2)
 
 
 def test_token_bytes_are_beside_the_tokens(tmp_path):
@@ -62,6 +62,13 @@ def test_a_vocabulary_above_16_bits_is_written_in_32(tmp_path):
     meta = write(tmp_path, documents, tokenizer)
     assert meta["dtype"] == "uint32"
     assert tokens_of(tmp_path, "train").tolist() == [2**16]
+
+
+def test_end_of_text_ends_each_document_of_bytes(tmp_path):
+    meta = write(tmp_path, DOCUMENTS)
+    assert tokens_of(tmp_path, "train").tolist() == [*b"to be or not", 256, *b"!", 256]
+    assert tokens_of(tmp_path, "val").tolist() == [*"é".encode(), 256]
+    assert meta["documents_end_with"] == 256
 
 
 def test_end_of_text_ends_each_document_of_a_byte_pair_encoding(tmp_path, gpt2):

@@ -75,6 +75,7 @@ def test_text_goes_to_a_folder_of_data_by_its_name(tmp_path, monkeypatch):
     path = text_file(tmp_path, "some text")
     module.main(["--input", str(path), "--name", "mine", "--tokenizer", "bytes"])
     assert text_of(tmp_path / "mine", "train") + text_of(tmp_path / "mine", "val") == "some text"
+    assert tokens_of(tmp_path / "mine", "train")[-1] == 256
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,9 @@ def test_stdlib_is_split_by_path_and_its_fingerprint_follows_the_content(
     first, again = prepare(), prepare()
     assert first == again
     assert platform.python_version() in first["source"]
-    assert first["tokenizer"] == {"name": "bytes"}
+    assert first["tokenizer"] == {"name": "bytes", "end_of_text": True}
+    ends = sum((tokens_of(tmp_path / "out", split) == 256).sum() for split in ("train", "val"))
+    assert ends == 61  # a file each
     val = text_of(tmp_path / "out", "val")
     (library / "module0.py").write_text("# changed\n")
     changed = prepare()
