@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from cli import run_cli
+from data.tokenizers import Tokenizer, is_unicode
 from errors import UserError, quoted
 from model_builder import check_sampling
 from training.config import DEVICES, DTYPES
 from training.hardware import autocast, resolve_device, resolve_dtype
-from training.tokenizers import Tokenizer, is_unicode
 from training.trained_model import load_trained
 from user_files import run_plugins
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     prompt = flags.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="\n", help="text to go on from")
     prompt.add_argument("--prompt_file", type=Path, help="file with the text to go on from")
-    flags.add_argument("--max_new_tokens", type=int, default=500, help="tokens to make")
+    flags.add_argument("--max_new_tokens", type=int, default=500, help="tokens to make, at most")
     flags.add_argument("--num_samples", type=int, default=1, help="texts to make")
     flags.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest")
     flags.add_argument("--top_k", type=int, help="sample among the k likeliest tokens")
@@ -66,9 +66,14 @@ def read_prompt(path: Path) -> str:
 
 
 def text_of(tokens: Iterator[torch.Tensor], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of a stream of tokens (1, 1); characters of several tokens come when complete."""
+    """The text of a stream of tokens (1, 1), up to an end-of-text token.
+
+    Characters of several tokens come when complete.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
+        if int(token) == tokenizer.end_of_text:
+            break
         yield decoder.decode(tokenizer.decode_bytes([int(token)]))
     yield decoder.decode(b"", final=True)
 

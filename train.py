@@ -17,19 +17,17 @@ from torch import Tensor
 
 import configurator
 from cli import run_cli
+from data.batches import TrainingBatches
+from data.dataset import Dataset
+from data.dataset_lookup import prepare_if_missing
+from data.prefetch import prefetch
+from data.validation import ValidationWindows
 from interop.huggingface import load_weights
 from model_builder import GPT
 from training.checkpoint import save_checkpoint
 from training.claim import claimed
 from training.clock import Stopwatch
 from training.console import Console
-from training.data import (
-    Dataset,
-    TrainingBatches,
-    ValidationWindows,
-    prefetch,
-    prepare_if_missing,
-)
 from training.hardware import (
     autocast,
     environment,

@@ -15,12 +15,13 @@ import configurator
 from comparison.formatting import assignments
 from comparison.groups import BOOKKEEPING, RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
 from configurator import DERIVED, Settings
+from data.dataset import Dataset
+from data.dataset_lookup import prepare_if_missing
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
 from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_problems, solve
 from experiment.request import TUNABLE, Request
-from training.data import Dataset, prepare_if_missing
 from training.run import complete
 
 BASELINE = "baseline"

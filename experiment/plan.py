@@ -15,10 +15,10 @@ from comparison.formatting import assignments
 from comparison.groups import BOOKKEEPING
 from comparison.runs import TRIALS_FOLDER
 from configurator import key_table
+from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job, digest
 from experiment.request import TUNING_SEEDS_FROM, Request
-from training.data import Dataset
 
 RUNS_FOLDER = "runs"
 

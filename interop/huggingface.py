@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cli import run_cli
+from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from training.safe_files import read_json
-from training.tokenizers import Tokenizer
+from safe_files import read_json
 from training.trained_model import load_trained
 from user_files import run_plugins
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from training.tokenizers import BytePairs, Tokenizer
+from data.tokenizers import BytePairs, Tokenizer
 
 
 def tokenizer_files(tokenizer: Tokenizer | None, longest: int) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.dataset_files import SPLITS
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import CharTokenizer
 from scripts.runs import CONFIG, FAILED, PASSED, run_script, train
-from training.corpus import SPLITS, Document, write_dataset
-from training.tokenizers import CharTokenizer
 from training_logger import format_bytes, format_count
 
 TARGET_LOSS = 0.05

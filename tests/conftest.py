@@ -9,6 +9,9 @@ import tempfile
 import pytest
 import torch
 
+from data.tokenizers import TiktokenTokenizer
+from tests.prepared import SHARED
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tiny models are slower on several threads, and the order of sums depends on their number."""
@@ -18,3 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cache.cleanup)
         os.environ["NANOARCH_CACHE_DIR"] = cache.name
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def gpt2(monkeypatch: pytest.MonkeyPatch) -> TiktokenTokenizer:
+    """GPT-2's tokenizer, from a cache that is there or not."""
+    cache = SHARED / "tiktoken_cache"
+    if not cache.is_dir():
+        pytest.skip(f"no cached vocabulary of gpt2 in {cache}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    return TiktokenTokenizer("gpt2")

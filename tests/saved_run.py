@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 import configurator
+from data.tokenizers import ByteTokenizer
 from model_builder import GPT
 from training.checkpoint import save_checkpoint
 from training.optim import Stepper, make_optimizer
-from training.tokenizers import ByteTokenizer
 
-SIZES = ("--n_layer=1", "--n_head=2", "--n_embd=8", "--block_size=16", "--vocab_size=256")
+SIZES = ("--n_layer=1", "--n_head=2", "--n_embd=8", "--block_size=16", "--vocab_size=257")
 
 
 def save_run(run: Path, step: int = 1, *, keep: int = 3, **state: Any) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from training.corpus import SPLITS, Document, write_dataset
-from training.tokenizers import CharTokenizer
+from data.dataset_files import SPLITS
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import CharTokenizer
 
 CHARACTERS = "abcdefgh"
 

@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errors import UserError, nearest
-from training.safe_files import open_regular, read_json
+from safe_files import open_regular, read_json
 
 SCHEMA_VERSION = 1
 NEWEST = ("latest", "auto")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from errors import UserError, file_errors
-from training.safe_files import refuse_irregular
+from safe_files import refuse_irregular
 
 try:
     import fcntl

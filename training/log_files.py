@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError, file_errors
-from training.safe_files import open_regular, refuse_irregular
+from safe_files import open_regular, refuse_irregular
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"

@@ -24,11 +24,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.registry import is_users_own
+from data.prefetch import PREFETCH_DEPTH
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
 from training.config import TrainingConfig
-from training.data import PREFETCH_DEPTH
 
 COMPILED_SHARE = 0.25
 """torch.compile computes some activations anew instead of keeping them, how many is not known

@@ -11,11 +11,11 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 
 SOURCE = (
-    *("errors.py", "options.py", "patterns.py", "saved_configs.py"),
+    *("errors.py", "safe_files.py", "options.py", "patterns.py", "saved_configs.py"),
     *("configurator.py", "user_files.py"),
     *("model_components.py", "model_config.py", "model_builder.py"),
     *("train.py", "training_logger.py"),
-    *("components/**/*.py", "training/**/*.py", "interop/**/*.py"),
+    *("components/**/*.py", "data/*.py", "training/**/*.py", "interop/**/*.py"),
 )
 """The files that decide what a run computes. Others (the comparison, sweeps, documents, scripts,
 tests) cannot change its numbers; config files and data are logged by their contents."""

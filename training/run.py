@@ -13,13 +13,14 @@ from torch import nn
 
 from components.part import own_stream
 from configurator import Settings
+from data.dataset import Dataset
+from data.validation import ValidationWindows
 from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.claim import make_run_folder
 from training.clock import Stopwatch
 from training.config import TrainingConfig
-from training.data import Dataset, ValidationWindows
 from training.hardware import device_name, has_tf32, total_memory
 from training.memory import (
     ExpectedMemory,

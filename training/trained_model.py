@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from data.tokenizers import Tokenizer, tokenizer_from_meta
 from errors import UserError
 from model_builder import GPT
 from training.checkpoint import load_model_weights, load_newest
 from training.resume import load_settings
 from training.run_state import load_run_state
-from training.tokenizers import Tokenizer, tokenizer_from_meta
 
 
 @dataclasses.dataclass(frozen=True)

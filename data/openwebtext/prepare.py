@@ -1,24 +1,19 @@
-"""Prepare OpenWebText: 8 million web pages, 9 billion GPT-2 tokens, 18 GB on disk.
-
-It is streamed from the Hugging Face hub (pip install datasets) and tokenized with GPT-2's byte pair
-encoding; an end-of-text token ends each document, as in nanoGPT. --max_documents takes the first
-part of it, which is enough for small models.
-"""
+"""Prepare OpenWebText, as nanoGPT does: 8 million web pages, 9 billion tokens, 18 GB on disk."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.prepare_scripts import prepare_from_hub, run_script
+from cli import run_cli
+from data.prepare_scripts import prepare_from_hub
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    prepare_from_hub(argv, __doc__, Path(__file__).resolve().parent, "Skylion007/openwebtext")
+def main(argv: list[str]) -> None:
+    prepare_from_hub(argv, __doc__, "openwebtext", "Skylion007/openwebtext")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

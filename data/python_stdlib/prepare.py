@@ -2,7 +2,7 @@
 
 Whole files go to training or validation (about 5 % of them), by the hash of their path. Left out
 are tests, installed packages, files that differ between machines with the same Python, and files
-that are not UTF-8. Nothing separates one file from the next. Another version of Python has another
+that are not UTF-8. An end-of-text token ends each file. Another version of Python has another
 library: compare runs only where the data fingerprint is the same.
 """
 
@@ -12,15 +12,18 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.corpus import Document, split_by_hash, write_dataset
-from training.prepare_scripts import prepare_parser, run_script
-from training.tokenizers import ByteTokenizer
+from cli import run_cli
+from data.dataset_lookup import DATA_FOLDER
+from data.dataset_writer import Document, split_by_hash, write_dataset
+from data.prepare_scripts import prepare_parser
+from data.tokenizers import ByteTokenizer
 
+NAME = "python_stdlib"
 VAL_FRACTION = 0.05
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
@@ -56,19 +59,19 @@ def documents(library: Path) -> Iterator[Document]:
         yield Document(split_by_hash(identity, VAL_FRACTION), (text,))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = prepare_parser(__doc__, Path(__file__).resolve().parent).parse_args(argv)
+def main(argv: list[str]) -> None:
+    args = prepare_parser(__doc__, DATA_FOLDER / NAME).parse_args(argv)
     library = Path(sysconfig.get_paths()["stdlib"])
     write_dataset(
         documents(library),
         ByteTokenizer(),
         args.out,
-        name="python_stdlib",
+        name=NAME,
         source=f"standard library of Python {platform.python_version()}",
-        separate=False,
+        separate=True,
         workers=args.workers,
     )
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

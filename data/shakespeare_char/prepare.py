@@ -1,32 +1,26 @@
-"""Prepare Tiny Shakespeare (1.1 MB), tokenized by characters (65 of them).
-
-The first 90 % of the text are for training, the last 10 % for validation, as in nanoGPT. The text
-is the file given by --input, else input.txt beside this script, else it is downloaded to there; in
-any case its sha256 is checked.
-"""
+"""Prepare Tiny Shakespeare (1.1 MB), tokenized by characters (65 of them)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from training.prepare_scripts import prepare_tiny_shakespeare, run_script
-from training.sources import read_pieces
-from training.tokenizers import CharTokenizer
+from cli import run_cli
+from data.prepare_scripts import prepare_tiny_shakespeare
+from data.text_files import read_pieces
+from data.tokenizers import CharTokenizer
 
 
-def character_tokenizer(path: Path) -> CharTokenizer:
+def characters(path: Path) -> CharTokenizer:
     """A tokenizer for the characters that occur in the text."""
     return CharTokenizer("".join(read_pieces(path)))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    folder = Path(__file__).resolve().parent
-    prepare_tiny_shakespeare(argv, __doc__, folder, character_tokenizer)
+def main(argv: list[str]) -> None:
+    prepare_tiny_shakespeare(argv, __doc__, "shakespeare_char", characters)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

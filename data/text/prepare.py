@@ -6,8 +6,7 @@
 A .txt file is one document, and so is each line of a .jsonl file and each row of a .parquet file
 (pip install pyarrow). Whole documents go to training or validation: a .txt file by the hash of its
 name, others by the hash of their text. A .txt file given alone is split by position: its end is for
-validation. Byte pair encodings get an end-of-text token after each document; with bytes and chars,
-nothing separates one document from the next.
+validation. An end-of-text token ends each document; with chars, nothing separates them.
 
 Files are streamed, so they may be larger than memory. With chars they are read twice.
 """
@@ -16,21 +15,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from cli import run_cli
+from data.dataset_lookup import DATA_FOLDER, PREPARE_FILE
+from data.dataset_writer import Document, write_dataset
+from data.prepare_scripts import add_val_fraction, prepare_parser
+from data.text_files import characters_of, file_documents
+from data.tokenizers import CharTokenizer, tokenizer_from_meta
 from errors import UserError
-from training.corpus import Document, write_dataset
-from training.prepare_scripts import add_val_fraction, prepare_parser, run_script
-from training.sources import characters_of, file_documents
-from training.tokenizers import CharTokenizer, tokenizer_from_meta
-
-DATA_FOLDER = Path(__file__).resolve().parents[1]
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = prepare_parser(__doc__, DATA_FOLDER / "NAME")
     parser.add_argument(
         "--input", type=Path, nargs="+", required=True, metavar="FILE", help="the files to read"
@@ -65,18 +64,18 @@ def folder_of(name: str) -> Path:
     folder = DATA_FOLDER / name
     if folder.parent != DATA_FOLDER or name in (".", ".."):
         raise UserError(f"--name {name!r} must be a plain folder name; --out takes a path.")
-    if (folder / "prepare.py").is_file():
-        raise UserError(f"{folder} has a prepare.py of its own; choose another --name.")
+    if (folder / PREPARE_FILE).is_file():
+        raise UserError(f"{folder} has a {PREPARE_FILE} of its own; choose another --name.")
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
 
     def documents() -> Iterator[Document]:
         return file_documents(args.input, args.val_fraction, args.text_field)
 
-    tokenizer = {"name": args.tokenizer}
+    tokenizer = {"name": args.tokenizer, "end_of_text": True}
     if args.tokenizer == CharTokenizer.name:
         tokenizer["characters"] = characters_of(documents())
     all_txt = all(path.suffix == ".txt" for path in args.input)
@@ -93,4 +92,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_cli(main)

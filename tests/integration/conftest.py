@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data.tokenizers import ByteTokenizer
 from model_components import REGISTRIES
 from tests.integration.runs import Workshop, make_dataset
-from training.tokenizers import ByteTokenizer
 
 WORDS = ("the ", "cat ", "sat ", "on ", "a ", "mat.\n", "Öl ", "日本 ")
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import Tokenizer
 from errors import UserError
 from tests.integration.child import Child
-from training.corpus import Document, write_dataset
-from training.tokenizers import Tokenizer
 
 TINY = ("--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--eval_tokens=128")
 SHORT = ("--batch_size=2", "--log_interval=1", "--device=cpu", "--dtype=float32", "--compile=False")

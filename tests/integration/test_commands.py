@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.tokenizers import ByteTokenizer
 from tests.integration.child import ROOT, Child
 from tests.integration.runs import Workshop, log_of, make_dataset
-from training.tokenizers import ByteTokenizer
 
 
 class TestDataErrors:
@@ -39,10 +39,10 @@ class TestDataErrors:
 
     def test_token_outside_the_vocabulary(self, workshop: Workshop, copy: Path) -> None:
         tokens = np.memmap(copy / "train.bin", dtype="<u2", mode="r+")
-        tokens[77] = 256
+        tokens[77] = 257
         tokens.flush()
         message = self.refusal(workshop, f"--dataset={copy}")
-        assert "token 256 at position 77, outside the vocabulary of 256" in message
+        assert "token 257 at position 77, outside the vocabulary of 257" in message
 
     def test_changed_tokens(self, workshop: Workshop, copy: Path) -> None:
         tokens = np.memmap(copy / "train.bin", dtype="<u2", mode="r+")
@@ -65,8 +65,8 @@ class TestDataErrors:
         assert "meta.json is damaged" in self.refusal(workshop, f"--dataset={copy}")
 
     def test_vocabulary_too_small(self, workshop: Workshop) -> None:
-        message = self.refusal(workshop, "--vocab_size=255")
-        assert "vocab_size=255 is too small for the 256 tokens" in message
+        message = self.refusal(workshop, "--vocab_size=256")
+        assert "vocab_size=256 is too small for the 257 tokens" in message
 
 
 class TestMachineErrors:

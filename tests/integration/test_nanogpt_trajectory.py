@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 import configurator
 import train
+from data.batches import TrainingBatches
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import ByteTokenizer
 from tests.measured import assert_close, assert_within
-from training.corpus import Document, write_dataset
-from training.data import TrainingBatches
 from training.optim import learning_rate_at
 from training.resume import Start
-from training.tokenizers import ByteTokenizer
 
 STEPS = 50
 TOLERANCE = 1e-4

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import train
+from data.tokenizers import ByteTokenizer
 from errors import UserError
 from tests.integration.runs import (
     Workshop,
@@ -24,7 +25,6 @@ from tests.integration.runs import (
     moments_at,
     weights_at,
 )
-from training.tokenizers import ByteTokenizer
 
 COURSE = ("--lr_decay_iters=12", "--eval_interval=6", "--log_interval=3", "--dropout=0.2")
 """Settings that do not depend on max_iters."""

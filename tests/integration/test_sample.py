@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import sample
+from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
-from tests.integration.runs import Workshop, checkpoint_at, make_dataset
-from training.tokenizers import ByteTokenizer, CharTokenizer
+from tests.integration.runs import Workshop, checkpoint_at, log_of, make_dataset
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,10 @@ class TestSampling:
 
 class TestVocabulary:
     def test_ids_that_no_token_has_are_never_drawn(self, workshop: Workshop, capsys) -> None:
-        """A model of 4000 tokens for 256 bytes: nearly all that an untrained one draws."""
+        """A model of 4000 tokens for 257: nearly all that an untrained one draws."""
         workshop.train("--max_iters=1", "--vocab_size=4000")
         capsys.readouterr()
-        sample.main([f"--out_dir={workshop.out_dir}", "--max_new_tokens=50", "--prompt=a"])
+        sample.main([f"--out_dir={workshop.out_dir}", "--num_samples=5", "--prompt=a"])
         assert len(capsys.readouterr().out) > 25
 
     def test_stream_keeps_to_the_first_ids(self) -> None:
@@ -99,6 +99,20 @@ class TestVocabulary:
         idx = torch.zeros(1, 1, dtype=torch.long)
         assert max(int(token) for token in model.stream(idx, 40, vocab_size=3)) < 3
         assert max(int(token) for token in model.stream(idx, 40)) >= 3
+
+    def test_bytes_of_older_versions_resume_and_sample(
+        self, workshop: Workshop, tmp_path: Path, capsys
+    ) -> None:
+        """Their vocabulary has no end-of-text token."""
+        words, tokenizer = "the cat sat. " * 40, ByteTokenizer(end_of_text=False)
+        folder = make_dataset(tmp_path / "old", tokenizer, words, words)
+        workshop.train(f"--dataset={folder}", "--max_iters=1")
+        run = workshop.train(f"--dataset={folder}", "--max_iters=2", "--resume=auto")
+        assert log_of(run)["config"]["vocab_size"] == 256
+        assert len(log_of(run)["training_iterations"]) == 2
+        capsys.readouterr()
+        sample.main([f"--out_dir={workshop.out_dir}", "--max_new_tokens=20", "--prompt=a"])
+        assert len(capsys.readouterr().out) > 1
 
     def test_characters_that_the_data_lack(self, workshop: Workshop, tmp_path: Path) -> None:
         folder = make_dataset(tmp_path / "d", CharTokenizer("ab"), "ab" * 200, "ba" * 50)
@@ -116,6 +130,11 @@ class TestStream:
     def test_bytes_that_are_no_character(self) -> None:
         tokens = (torch.tensor([[byte]]) for byte in b"a\xff\xe6\x97")
         assert "".join(sample.text_of(tokens, ByteTokenizer())) == "a\ufffd\ufffd"
+
+    def test_end_of_text_ends_it_before_more_is_made(self) -> None:
+        tokens = iter([torch.tensor([[token]]) for token in (*b"a\xe6", 256, *b"bc")])
+        assert "".join(sample.text_of(tokens, ByteTokenizer())) == "a\ufffd"
+        assert [int(token) for token in tokens] == [*b"bc"]
 
     def test_text_comes_while_it_is_made(self) -> None:
         """The first piece before the second token is asked for."""

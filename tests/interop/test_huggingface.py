@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 import configurator
 import train
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import ByteTokenizer, CharTokenizer
 from errors import ConfigError
 from interop import huggingface
 from interop.huggingface import load, save
 from tests.tiny import tiny_model, tokens
 from training.checkpoint import list_checkpoints
-from training.corpus import Document, write_dataset
-from training.tokenizers import ByteTokenizer, CharTokenizer
 
 TEXT = "the cat sat on the mat and looked at the moon. " * 60
 QUICK = ("--device=cpu", "--dtype=float32", "--compile=False", "--batch_size=2", "--eval_tokens=64")
@@ -170,6 +170,7 @@ def test_export_of_a_run(tmp_path, capsys):
     assert "config.json, model.safetensors, tokenizer.json" in capsys.readouterr().out
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer.eos_token_id == theirs.config.eos_token_id == 256
     idx = torch.tensor([tokenizer("The móon.")["input_ids"]])
     assert idx.tolist() == [list("The móon.".encode())]
     assert torch.allclose(theirs(idx).logits, load(tmp_path / "model")(idx), atol=1e-5)
@@ -271,7 +272,7 @@ def test_a_vocabulary_too_small_for_the_data(tmp_path):
     dataset(tmp_path / "data", ByteTokenizer())
     save(tiny_model(), tmp_path / "model")
     with pytest.raises(
-        ConfigError, match=r"vocab_size=61 is too small for the 256 tokens"
+        ConfigError, match=r"vocab_size=61 is too small for the 257 tokens"
     ) as raised:
         start_from(tmp_path / "model", tmp_path)
     assert "prepare the data with the tokenizer of init_from=" in str(raised.value)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import tiktoken
 
+from data.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from interop.tokenizer import tokenizer_files
-from training.tokenizers import ByteTokenizer, CharTokenizer, TiktokenTokenizer
 
 TEXT = "It's naïve — 東京 🎭🎉\r\n\n  \tx = 1234567 + y__z 99929\x00 don't DON'T  end \n"
-CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"
-
-
-@pytest.fixture
-def gpt2(monkeypatch):
-    if not CACHE.is_dir():
-        pytest.skip(f"no cached vocabulary of gpt2 in {CACHE}")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
-    return TiktokenTokenizer("gpt2")
 
 
 @pytest.fixture
@@ -46,12 +36,17 @@ def made_up(monkeypatch):
     return TiktokenTokenizer("made_up")
 
 
-@pytest.mark.parametrize("kind", ["bytes", "made_up", "gpt2"])
+def write_files(tokenizer, folder):
+    for name, content in tokenizer_files(tokenizer, longest=99).items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "old_bytes", "made_up", "gpt2"])
 def test_the_ids_are_ours(kind, request, tmp_path):
     transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
-    tokenizer = ByteTokenizer() if kind == "bytes" else request.getfixturevalue(kind)
-    for name, content in tokenizer_files(tokenizer, longest=99).items():
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    own = {"bytes": ByteTokenizer(), "old_bytes": ByteTokenizer(end_of_text=False)}
+    tokenizer = own.get(kind) or request.getfixturevalue(kind)
+    write_files(tokenizer, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = theirs(TEXT)["input_ids"]
@@ -59,6 +54,24 @@ def test_the_ids_are_ours(kind, request, tmp_path):
     assert theirs.decode(ids) == TEXT
     assert theirs.eos_token_id == tokenizer.end_of_text
     assert theirs.model_max_length == 99
+
+
+def test_bytes_round_trip_and_have_an_end_of_text(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
+    write_files(ByteTokenizer(), tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (256, 256)
+    assert len(theirs) == 257
+    code_points = (*range(0x800), *range(0x800, 0xD800, 64), *range(0xE000, 0x110000, 64))
+    text = "".join(map(chr, code_points))
+    assert len(set(text.encode())) == 256 - 13  # the bytes that UTF-8 never has: C0, C1, F5 to FF
+    ids = theirs(text)["input_ids"]
+    assert ids == list(text.encode())
+    assert theirs.decode(ids) == text
+    assert theirs.decode([104, 105, 256]) == "hi<|endoftext|>"
+    assert theirs.decode([104, 105, 256], skip_special_tokens=True) == "hi"
+    assert all(theirs.decode([byte]) == chr(byte) for byte in range(128))
+    assert all(theirs.decode([byte]) == "\ufffd" for byte in range(128, 256))
 
 
 def test_characters_have_no_counterpart():

@@ -9,6 +9,8 @@ import dataclasses
 import pytest
 
 import configurator
+from data.dataset_files import META_FILE
+from data.dataset_lookup import DATA_FOLDER
 from scripts import baseline
 from scripts.baseline import (
     CPU,
@@ -24,8 +26,6 @@ from scripts.baseline import (
     spread,
 )
 from scripts.runs import FAILED, PASSED
-from training.corpus import META_FILE
-from training.data import DATA_FOLDER
 
 COLUMNS = [field.name for field in dataclasses.fields(Result)]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from data.batches import TrainingBatches
+from data.dataset import Dataset
 from scripts import smoke_test
 from scripts.runs import FAILED, PASSED
 from scripts.smoke_test import TOKENS, main, verdict, write_random_characters
-from training.data import Dataset, TrainingBatches
 
 SMALL = [
     *("--device=cpu", "--dtype=float32", "--n_layer=1", "--n_embd=64"),

@@ -12,6 +12,8 @@ import pytest
 
 import sweep
 from components.norms import NORMS as NORMALIZATIONS
+from data.dataset_writer import Document, write_dataset
+from data.tokenizers import ByteTokenizer
 from errors import ConfigError
 from experiment.budgets import Budget
 from experiment.jobs import COMPLETED, DIVERGED, TO_DO, Job
@@ -19,8 +21,6 @@ from experiment.manifest import SWEEP_FILE, read_sweep, refuse_another, write_ma
 from experiment.plan import Plan
 from tests.tiny_data import write_tiny_dataset
 from tests.tiny_sweep import config_file, tiny_plan
-from training.corpus import Document, write_dataset
-from training.tokenizers import ByteTokenizer
 
 NORMS = {"normalization": ("rmsnorm",)}
 RATES = {"learning_rate": ("1e-3", "2e-3", "4e-3")}

@@ -12,6 +12,7 @@ import pytest
 from training import provenance
 from training.provenance import plugin_digests, source_digest
 
+DECIDING = ("train.py", "components/norms.py", "data/batches.py", "training/a/b.py")
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
@@ -71,21 +72,23 @@ def test_a_copy_inside_another_checkout_does_not_take_its_commit(project):
 class TestSourceDigest:
     @pytest.fixture
     def source(self, project: Path) -> Path:
-        for name in ("train.py", "components/norms.py", "training/a/b.py", "README.md", "sweep.py"):
+        for name in (*DECIDING, "README.md", "sweep.py"):
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             (project / name).write_text("one\n")
         return project
 
-    @pytest.mark.parametrize("name", ["train.py", "components/norms.py", "training/a/b.py"])
+    @pytest.mark.parametrize("name", DECIDING)
     def test_follows_what_decides_a_run(self, source: Path, name: str) -> None:
         before = source_digest(source)
         (source / name).write_text("two\n")
         assert source_digest(source) != before
 
-    @pytest.mark.parametrize("name", ["README.md", "sweep.py", "comparison/groups.py"])
+    @pytest.mark.parametrize(
+        "name", ["README.md", "sweep.py", "comparison/groups.py", "data/mine/prepare.py"]
+    )
     def test_ignores_what_cannot_affect_a_run(self, source: Path, name: str) -> None:
         before = source_digest(source)
-        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text("two\n")
         assert source_digest(source) == before
 

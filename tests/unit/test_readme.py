@@ -26,7 +26,7 @@ def test_ci_runs_the_commands_as_written(command):
 
 
 def test_the_numbers_of_the_first_command():
-    config = ModelArchitectureConfig.from_preset("llama", vocab_size=256)
+    config = ModelArchitectureConfig.from_preset("llama", vocab_size=257)
     with torch.device("meta"):
         cost = GPT(config).cost_report(256)
     assert f"`{cost['name']}`" in README

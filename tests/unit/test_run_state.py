@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import sample
+from data.tokenizers import NotCached
 from errors import UserError
 from interop import huggingface
 from model_builder import GPT
@@ -24,7 +25,6 @@ from training.checkpoint import load_newest, load_optimizer, load_plugins, load_
 from training.optim import Stepper, make_optimizer
 from training.resume import load_settings
 from training.run_state import load_run_state
-from training.tokenizers import NotCached
 from training.trained_model import load_trained
 
 
@@ -133,7 +133,7 @@ def test_nested_too_deeply(saved):
 
 
 def test_too_large(saved, monkeypatch):
-    monkeypatch.setattr("training.safe_files.MAX_JSON_BYTES", 100)
+    monkeypatch.setattr("safe_files.MAX_JSON_BYTES", 100)
     with pytest.raises(UserError, match=r"state\.json is larger than 100 bytes"):
         load_run_state(saved)
 
@@ -166,10 +166,10 @@ def test_a_value_of_another_kind_names_its_key(tmp_path, key, value):
     ("keys", "message"),
     [
         ({"n_layer": 10**6}, "n_layer=1000000, but 9 weights are saved"),
-        ({"vocab_size": 10**12}, "vocab_size=1000000000000, but embedding.weight has 256 rows"),
+        ({"vocab_size": 10**12}, "vocab_size=1000000000000, but embedding.weight has 257 rows"),
         ({"n_embd": 10**9}, "n_embd=1000000000, but embedding.weight has 8 columns"),
         ({"ffn_hidden": 10**9}, r"ffn_hidden=1000000000, but \d+ numbers are saved"),
-        ({"n_head": 10**9}, "n_head=1000000000, but the largest dimension of a weight is 256"),
+        ({"n_head": 10**9}, "n_head=1000000000, but the largest dimension of a weight is 257"),
         ({"block_size": 10**12}, "block_size=1000000000000 positions of n_embd=8"),
         ({"ffn_hidden": None, "ffn_multiplier": 1e12}, r"ffn_multiplier=.* must be at most"),
         ({"ffn_hidden": 48}, r"does not fit the model .*\(32, 8\) there and \(48, 8\) here"),
@@ -193,7 +193,7 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(tmp_path):
     characters = "".join(map(chr, range(256, 600)))
     tokenizer = {"name": "chars", "characters": characters}
     path = save_run(tmp_path / "run", tokenizer=tokenizer)
-    with pytest.raises(UserError, match="'chars' has 344 tokens, but its model 256"):
+    with pytest.raises(UserError, match="'chars' has 344 tokens, but its model 257"):
         load_trained(str(path), path.parent, {})
 
 

@@ -1,28 +1,18 @@
-"""Where the documents of a dataset come from: local files, a download, the Hugging Face hub.
+"""Documents from local files: .txt, .jsonl and .parquet.
 
 Everything here is a stream. A document is held as a whole only where its file format leaves no
-choice: a line of .jsonl, a row of .parquet, a row from the hub.
+choice: a line of .jsonl, a row of .parquet.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from data.dataset_writer import TASK_CHARACTERS, Document, split_by_hash
 from errors import UserError, unknown_name
-from training.corpus import TASK_CHARACTERS, Document, split_by_hash
-
-TINY_SHAKESPEARE_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
-TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-
-DOWNLOAD_TIMEOUT_SECONDS = 60
-
 
 # Plain text
 
@@ -179,82 +169,3 @@ def characters_of(documents: Iterable[Document]) -> str:
         for piece in document.pieces:
             found.update(piece)
     return "".join(sorted(found))
-
-
-# The network
-
-
-def hub_documents(
-    repository: str,
-    val_fraction: float,
-    configuration: str | None = None,
-    *,
-    max_documents: int | None = None,
-) -> Iterator[Document]:
-    """The documents (field `text`) of a dataset's training split on the Hugging Face hub, streamed.
-
-    Whole documents go to either split, by the hash of their text.
-
-    Raises:
-        UserError: the package `datasets` is not installed, or the hub does not deliver.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"{repository} is streamed by datasets: pip install datasets") from error
-    try:
-        rows = datasets.load_dataset(repository, name=configuration, split="train", streaming=True)
-        for row in itertools.islice(rows, max_documents):
-            text = row["text"]
-            yield Document(split_by_hash(text, val_fraction), (text,))
-    except OSError as error:  # what the hub's client and its network layer raise derives from it
-        raise UserError(
-            f"the hub did not deliver {repository} ({error}). Try again with a network, or give "
-            "files you have to data/text/prepare.py."
-        ) from error
-
-
-def tiny_shakespeare(given: Path | None, folder: Path) -> Path:
-    """The file of Tiny Shakespeare: the one given, else a copy in `folder`, else downloaded there.
-
-    Raises:
-        UserError: the file is not Tiny Shakespeare to the byte, or cannot be had.
-    """
-    if given is not None and not given.is_file():
-        raise UserError(f"there is no file {given}.")
-    path = given or folder / "input.txt"
-    if not path.is_file():
-        _download(TINY_SHAKESPEARE_URL, path, TINY_SHAKESPEARE_SHA256)
-    found = _sha256(path.read_bytes())
-    if found != TINY_SHAKESPEARE_SHA256:
-        raise UserError(
-            f"{path} is not Tiny Shakespeare: its sha256 is {found}, not "
-            f"{TINY_SHAKESPEARE_SHA256}. Give the file unchanged, or remove {folder / 'input.txt'} "
-            "and drop --input to download it; data/text/prepare.py takes text of your own."
-        )
-    return path
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _download(url: str, path: Path, sha256: str) -> None:
-    """Download a small file; it appears at `path` whole and checked, or not at all."""
-    print(f"downloading {url}")
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
-            content = response.read()
-    except OSError as error:
-        raise UserError(
-            f"cannot download {url} ({error}). Without a network, get that file on another "
-            f"machine and name it with --input, or copy it to {path}."
-        ) from error
-    if _sha256(content) != sha256:
-        raise UserError(
-            f"{url} delivered a file whose sha256 is {_sha256(content)}, not {sha256}; nothing "
-            "was kept. Try again, or name a good copy with --input."
-        )
-    draft = path.with_name(path.name + ".partial")
-    draft.write_bytes(content)
-    draft.replace(path)

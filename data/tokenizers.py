@@ -20,6 +20,9 @@ import tiktoken.load
 
 from errors import UserError, unknown_name
 
+END_OF_TEXT = "<|endoftext|>"
+"""How the end-of-text token is written where a token must have a text, as in GPT-2's vocabulary."""
+
 _LOADING = threading.Lock()
 """Held while tiktoken loads a vocabulary, which `_without_network` changes the ways of."""
 
@@ -117,22 +120,35 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """A token per byte of UTF-8: 256 ids, nothing to learn, no text it cannot write."""
+    """A token per byte of UTF-8, and one that ends a document: no text that it cannot write.
+
+    Args:
+        end_of_text: Whether the vocabulary has the end-of-text token, which makes 257 ids of 256.
+            Datasets of earlier versions lack it.
+    """
 
     name = "bytes"
-    vocab_size = 256
+
+    def __init__(self, *, end_of_text: bool = True) -> None:
+        self.end_of_text = 256 if end_of_text else None
+        self.vocab_size = 257 if end_of_text else 256
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(token_dtype(256))
+        ids = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+        return ids.astype(token_dtype(self.vocab_size))
 
     def _bytes_of(self, ids: np.ndarray) -> bytes:
-        return ids.astype(np.uint8).tobytes()
+        return ids[ids < 256].astype(np.uint8).tobytes()
 
     def token_bytes(self) -> np.ndarray:
-        return np.ones(256, dtype=np.uint16)
+        return (np.arange(self.vocab_size) < 256).astype(np.uint16)
 
     def byte_pairs(self) -> BytePairs:
-        return BytePairs({bytes([byte]): byte for byte in range(256)})
+        special = {} if self.end_of_text is None else {END_OF_TEXT: self.end_of_text}
+        return BytePairs({bytes([byte]): byte for byte in range(256)}, special=special)
+
+    def to_meta(self) -> dict[str, Any]:
+        return {"name": self.name} | ({} if self.end_of_text is None else {"end_of_text": True})
 
 
 class CharTokenizer(Tokenizer):
@@ -277,7 +293,8 @@ def tokenizer_from_meta(meta: dict[str, Any], *, download: bool = False) -> Toke
     """The tokenizer that `Tokenizer.to_meta` described.
 
     Args:
-        meta: `name`: bytes, chars or a name of tiktoken's; with chars also `characters`.
+        meta: `name`: bytes, chars or a name of tiktoken's; with bytes `end_of_text`, True where the
+            vocabulary has that token; with chars `characters`.
         download: Download the vocabulary of one of tiktoken's if it is not cached.
 
     Raises:
@@ -286,7 +303,7 @@ def tokenizer_from_meta(meta: dict[str, Any], *, download: bool = False) -> Toke
     """
     name = meta.get("name")
     if name == ByteTokenizer.name:
-        return ByteTokenizer()
+        return ByteTokenizer(end_of_text=meta.get("end_of_text") is True)
     if name == CharTokenizer.name:
         characters = meta.get("characters", "")
         return CharTokenizer(characters if isinstance(characters, str) else "")

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from errors import UserError
-from training.tokenizers import (
+from data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
     NotCached,
@@ -16,24 +14,20 @@ from training.tokenizers import (
     token_dtype,
     tokenizer_from_meta,
 )
+from errors import UserError
 
 TEXT = "naïve — 東京 🎭\r\n\tx\x00 <|endoftext|>"
-TIKTOKEN_CACHE = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiktoken_cache"
 
 
-@pytest.fixture
-def gpt2(monkeypatch):
-    if not TIKTOKEN_CACHE.is_dir():
-        pytest.skip(f"no cached vocabulary of gpt2 in {TIKTOKEN_CACHE}")
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN_CACHE))
-    return TiktokenTokenizer("gpt2")
-
-
-@pytest.fixture(params=["bytes", "chars", "gpt2"])
+@pytest.fixture(params=["bytes", "old_bytes", "chars", "gpt2"])
 def tokenizer(request):
     if request.param == "gpt2":
         return request.getfixturevalue("gpt2")
-    return {"bytes": ByteTokenizer(), "chars": CharTokenizer(TEXT)}[request.param]
+    return {
+        "bytes": ByteTokenizer(),
+        "old_bytes": ByteTokenizer(end_of_text=False),
+        "chars": CharTokenizer(TEXT),
+    }[request.param]
 
 
 def test_decoding_gives_the_text_back(tokenizer):
@@ -84,8 +78,20 @@ def test_dtype_is_the_smallest_that_holds_the_vocabulary():
 
 
 def test_bytes_are_the_utf8_bytes():
-    assert ByteTokenizer().vocab_size == 256
     assert ByteTokenizer().encode("é!").tolist() == [0xC3, 0xA9, 0x21]
+
+
+def test_bytes_have_an_end_of_text_of_no_bytes():
+    tokenizer = ByteTokenizer()
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
+    assert tokenizer.token_bytes().tolist() == [1] * 256 + [0]
+    assert tokenizer.decode_bytes([97, 256, 255]) == b"a\xff"
+
+
+def test_bytes_of_older_versions_have_no_end_of_text():
+    tokenizer = tokenizer_from_meta({"name": "bytes"})
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (256, None)
+    assert tokenizer.to_meta() == {"name": "bytes"}
 
 
 def test_bytes_that_are_not_utf8_decode_to_replacements_but_stay_themselves():
@@ -131,8 +137,7 @@ def test_a_special_token_has_no_bytes_and_all_others_have(gpt2):
     assert gpt2.decode([gpt2.end_of_text, 15496]) == "Hello"
 
 
-def test_only_byte_pair_encodings_have_an_end_of_text():
-    assert ByteTokenizer().end_of_text is None
+def test_characters_have_no_end_of_text():
     assert CharTokenizer("a").end_of_text is None
 
 

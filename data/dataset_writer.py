@@ -1,8 +1,4 @@
-"""Turns documents into a prepared dataset: a folder that training reads without further thought.
-
-    train.bin, val.bin   token ids one after the other, little-endian uint16 or uint32
-    token_bytes.npy      UTF-8 length of each token id, uint16; 0 for special tokens
-    meta.json            what the files hold; written last, so that it vouches for the others
+"""Tokenizes documents into the files of a prepared dataset.
 
 Documents are streamed, so memory stays bounded however large the input is.
 """
@@ -25,13 +21,17 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from data.dataset_files import (
+    META_FILE,
+    SCHEMA_VERSION,
+    SPLITS,
+    TOKEN_BYTES_FILE,
+    bin_file,
+    fingerprint_of,
+    sha256_of,
+)
+from data.tokenizers import Tokenizer, token_dtype
 from errors import UserError
-from training.tokenizers import Tokenizer, token_dtype
-
-SCHEMA_VERSION = 1
-SPLITS = ("train", "val")
-META_FILE = "meta.json"
-TOKEN_BYTES_FILE = "token_bytes.npy"
 
 # Characters that one task tokenizes: large enough to make the overhead of a task vanish, small
 # enough that a few dozen in flight are nothing.
@@ -41,16 +41,11 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def bin_file(split: str) -> str:
-    """Name of the file that holds the tokens of a split."""
-    return f"{split}.bin"
-
-
 class Document(NamedTuple):
     """One text and the split it goes to.
 
     The text comes in pieces, so that it need never be in memory as a whole. Cut pieces where the
-    tokenizer would cut too (as `training.sources.read_pieces` does): each is tokenized by itself.
+    tokenizer would cut too (as `data.text_files.read_pieces` does): each is tokenized by itself.
     """
 
     split: str
@@ -128,23 +123,6 @@ def write_dataset(
 
 def _in_words(splits: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{splits[split]['tokens']:,} {split} tokens" for split in SPLITS)
-
-
-def sha256_of(array: np.ndarray) -> str:
-    """SHA-256 of an array's numbers."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
-def fingerprint_of(tokenizer: dict[str, Any], splits: dict[str, dict[str, Any]]) -> str:
-    """SHA-256 of what a model gets to see: the tokenizer, and the tokens of both splits.
-
-    The tokenizer, as `Tokenizer.to_meta` describes it, also decides the bytes per token.
-    """
-    seen = {
-        "tokenizer": tokenizer,
-        "sha256": {split: splits[split]["sha256"] for split in SPLITS},
-    }
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _publish(draft: Path, folder: Path) -> None:

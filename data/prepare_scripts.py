@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from errors import UserError
-from training.corpus import write_dataset
-from training.sources import (
-    TINY_SHAKESPEARE_URL,
-    hub_documents,
-    split_by_position,
-    tiny_shakespeare,
-)
-from training.tokenizers import TiktokenTokenizer, Tokenizer
+from data.dataset_lookup import DATA_FOLDER
+from data.dataset_writer import write_dataset
+from data.downloads import TINY_SHAKESPEARE_URL, hub_documents, tiny_shakespeare
+from data.text_files import split_by_position
+from data.tokenizers import TiktokenTokenizer, Tokenizer
+
+TINY_SHAKESPEARE = """
+The first 90 % of the text are for training, the last 10 % for validation, as in nanoGPT. The text
+is the file given by --input, else input.txt beside the script, else it is downloaded to there; in
+any case its sha256 is checked.
+"""
+FROM_HUB = """
+It is streamed from the Hugging Face hub (pip install datasets) and tokenized with GPT-2's byte pair
+encoding; an end-of-text token ends each document. --max_documents takes the first part of it, which
+is enough for small models.
+"""
 
 
 def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentParser:
@@ -73,22 +79,15 @@ def fraction(text: str) -> float:
     return value
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a prepare script as a command: what the user can mend is one line, not a traceback."""
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
 def prepare_tiny_shakespeare(
-    argv: Sequence[str] | None,
+    argv: list[str],
     description: str,
-    folder: Path,
+    name: str,
     make_tokenizer: Callable[[Path], Tokenizer],
 ) -> None:
-    """Prepare Tiny Shakespeare into `folder`; the tokenizer is made from the file of the text."""
-    parser = prepare_parser(description, folder)
+    """Prepare Tiny Shakespeare as the dataset `name`; the tokenizer is made from its file."""
+    folder = DATA_FOLDER / name
+    parser = prepare_parser(f"{description}\n{TINY_SHAKESPEARE}", folder)
     parser.add_argument("--input", type=Path, metavar="FILE", help="your copy of the text")
     args = parser.parse_args(argv)
     path = tiny_shakespeare(args.input, folder)
@@ -96,7 +95,7 @@ def prepare_tiny_shakespeare(
         split_by_position(path, val_fraction=0.1),
         make_tokenizer(path),
         args.out,
-        name=folder.name,
+        name=name,
         source=TINY_SHAKESPEARE_URL,
         separate=False,
         workers=args.workers,
@@ -105,14 +104,14 @@ def prepare_tiny_shakespeare(
 
 
 def prepare_from_hub(
-    argv: Sequence[str] | None,
+    argv: list[str],
     description: str,
-    folder: Path,
+    name: str,
     repository: str,
     configuration: str | None = None,
 ) -> None:
-    """Prepare a dataset of the Hugging Face hub into `folder`, with GPT-2's tokenizer."""
-    parser = prepare_parser(description, folder)
+    """Prepare the dataset `name` from the Hugging Face hub, with GPT-2's tokenizer."""
+    parser = prepare_parser(f"{description}\n{FROM_HUB}", DATA_FOLDER / name)
     add_val_fraction(parser, 0.0005, "the documents")
     parser.add_argument(
         "--max_documents", type=positive, metavar="N", help="stop after N documents (default: all)"
@@ -124,7 +123,7 @@ def prepare_from_hub(
         ),
         TiktokenTokenizer("gpt2", download=True),
         args.out,
-        name=folder.name,
+        name=name,
         source=" ".join(filter(None, ["hf.co/datasets/" + repository, configuration])),
         separate=True,
         workers=args.workers,

@@ -1,0 +1,1 @@
+"""Everything about data: datasets prepared, found, checked and read, and their tokenizers."""

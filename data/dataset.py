@@ -1,0 +1,171 @@
+"""A prepared dataset, opened: checked, and mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.dataset_files import (
+    META_FILE,
+    SPLITS,
+    TOKEN_BYTES_FILE,
+    bin_file,
+    read_meta,
+    sha256_of,
+)
+from data.tokenizers import NotCached, Tokenizer, token_dtype, tokenizer_from_meta
+from errors import UserError
+
+# Splits up to this many tokens are checked whole when a dataset is opened (about 0.2 s); of a
+# larger one, this many tokens spread over it.
+CHECKED_TOKENS = 100_000_000
+CHUNK_TOKENS = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A prepared dataset, checked and mapped into memory.
+
+    Attributes:
+        folder: Where it is.
+        meta: Its `meta.json`.
+        train, val: Token ids of the splits, read-only memory maps, shape (tokens,), uint16 or
+            uint32.
+        token_bytes: UTF-8 length of each token id, shape (vocab_size,), uint16.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    train: np.ndarray
+    val: np.ndarray
+    token_bytes: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path | str, sequence_length: int) -> Dataset:
+        """The dataset in `folder`, for training on sequences of `sequence_length` tokens.
+
+        Checked here, before any training: the meta data; that each split has the size it should
+        have, room for one sequence and its targets, and no token outside the vocabulary; and that
+        it is what the fingerprint speaks of. The last two are checked on every token of splits up
+        to 100 million tokens; in a larger split, the vocabulary on 100 million tokens spread
+        evenly over it, and the fingerprint not. The bytes per token are those of the tokenizer.
+        Where that would have to be downloaded, they are checked by the digest in the meta data,
+        which datasets of older versions lack.
+
+        Raises:
+            UserError: one of these does not hold.
+        """
+        folder = Path(folder)
+        meta = read_meta(folder)
+        splits = {split: _open_split(folder, meta, split, sequence_length) for split in SPLITS}
+        return cls(folder, meta, splits["train"], splits["val"], _open_token_bytes(folder, meta))
+
+    @property
+    def name(self) -> str:
+        return self.meta["dataset"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.meta["vocab_size"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tokenizer and the tokens of both splits."""
+        return self.meta["fingerprint"]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Made at first use: training itself does not need it."""
+        return tokenizer_from_meta(self.meta["tokenizer"])
+
+
+def _open_split(folder: Path, meta: dict[str, Any], split: str, sequence_length: int) -> np.ndarray:
+    path = folder / bin_file(split)
+    expected = meta["splits"][split]
+    dtype = token_dtype(meta["vocab_size"])
+    size = path.stat().st_size if path.is_file() else 0
+    if size != expected["tokens"] * dtype.itemsize:
+        raise UserError(
+            f"{path} has {size} bytes, but {META_FILE} says {expected['tokens']} tokens of "
+            f"{dtype.itemsize} bytes: it is truncated or of another dataset; prepare it again."
+        )
+    if expected["tokens"] < sequence_length + 1:
+        raise UserError(
+            f"{path} has {expected['tokens']} tokens, but one sequence and its targets take "
+            f"sequence_length + 1 = {sequence_length + 1}; lower sequence_length to at most "
+            f"{expected['tokens'] - 1}, or prepare more text."
+        )
+    tokens = np.memmap(path, dtype=dtype, mode="r")
+    _check_tokens(tokens, path, meta["vocab_size"], expected["sha256"])
+    return tokens
+
+
+def _check_tokens(tokens: np.ndarray, path: Path, vocab_size: int, sha256: str) -> None:
+    whole = len(tokens) <= CHECKED_TOKENS
+    if whole:
+        starts = np.arange(0, len(tokens), CHUNK_TOKENS)
+    else:
+        chunks = max(2, CHECKED_TOKENS // CHUNK_TOKENS)
+        starts = np.linspace(0, len(tokens) - CHUNK_TOKENS, chunks).astype(np.int64)
+    digest = hashlib.sha256()
+    for start in starts:
+        chunk = tokens[start : start + CHUNK_TOKENS]
+        if chunk.max() >= vocab_size:
+            position = start + int(np.argmax(chunk >= vocab_size))
+            raise UserError(
+                f"{path} holds token {tokens[position]} at position {position}, outside the "
+                f"vocabulary of {vocab_size}; prepare the dataset again."
+            )
+        digest.update(chunk)
+    if whole and digest.hexdigest() != sha256:
+        raise UserError(
+            f"{path} has changed since it was prepared: its sha256 is {digest.hexdigest()}, "
+            f"{META_FILE} says {sha256}; prepare the dataset again."
+        )
+
+
+def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
+    path = folder / TOKEN_BYTES_FILE
+    token_bytes = _load_array(path)
+    if token_bytes.shape != (meta["vocab_size"],) or token_bytes.dtype != np.uint16:
+        raise UserError(
+            f"{path} holds {token_bytes.dtype} of the shape {token_bytes.shape}, but the "
+            f"vocabulary has {meta['vocab_size']} tokens, a uint16 for each; prepare the dataset "
+            "again."
+        )
+    own = _own_token_bytes(meta)
+    if own is None:
+        same = sha256_of(token_bytes) == meta.get("token_bytes_sha256", sha256_of(token_bytes))
+    else:
+        same = np.array_equal(token_bytes, own)
+    if not same:
+        raise UserError(
+            f"{path} has changed since it was prepared: it does not hold the bytes per token of "
+            f"the tokenizer {meta['tokenizer']['name']!r}; prepare the dataset again."
+        )
+    return token_bytes
+
+
+def _load_array(path: Path) -> np.ndarray:
+    """The array in a .npy file, which is as large as its header says or is refused."""
+    if not os.path.isfile(path):
+        raise UserError(f"cannot read {path} (it is not a file); prepare the dataset again.")
+    try:
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path} ({error}); prepare the dataset again.") from error
+
+
+def _own_token_bytes(meta: dict[str, Any]) -> np.ndarray | None:
+    """The bytes per token of a dataset's tokenizer; None where it would have to be downloaded."""
+    try:
+        tokenizer = tokenizer_from_meta(meta["tokenizer"])
+    except NotCached:
+        return None
+    return tokenizer.token_bytes()

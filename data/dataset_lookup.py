@@ -1,0 +1,80 @@
+"""Finding a dataset by its name or path, and preparing it first where it is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from data.dataset_files import META_FILE
+from errors import UserError, unknown_name
+
+DATA_FOLDER = Path(__file__).resolve().parent
+PREPARE_FILE = "prepare.py"
+
+
+def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
+    """The folder of a prepared dataset, preparing it first if it is one of data/ and is not yet.
+
+    A prepare script runs only where `dataset` is the plain name of a folder of data/ that holds it,
+    neither of them a symbolic link. A path needs a prepared dataset.
+
+    Args:
+        dataset: Name of a folder of data/, or a path to a prepared dataset.
+        may_run: Whether a prepare script may run: not where a checkpoint names the dataset.
+
+    Raises:
+        UserError: there is no such dataset, it is not prepared and may not or cannot prepare
+            itself, or preparing it failed.
+    """
+    folder = DATA_FOLDER / dataset
+    if not os.path.isdir(folder):
+        folder = Path(dataset)
+    if os.path.isfile(folder / META_FILE):
+        return folder
+    script = folder / PREPARE_FILE
+    if may_run and _is_own_script(dataset, script):
+        print(f"dataset {dataset!r} is not prepared yet: running {script}")
+        _run_prepare(dataset, script)
+        return folder
+    if os.path.isfile(script):
+        raise UserError(
+            f"{folder} is not a prepared dataset: it has no {META_FILE}. Its script runs by itself "
+            "only in a new run, and only in a folder of data/ that is given by its plain name; "
+            f"here run it first: python {script}"
+        )
+    if os.path.isdir(folder):
+        raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")
+    raise UserError(
+        f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared folder also "
+        "serves; data/text/prepare.py prepares text of your own."
+    )
+
+
+def _is_own_script(dataset: str, script: Path) -> bool:
+    """Whether a script is that of a folder of data/ itself, named without a path."""
+    plain = dataset not in ("", ".", "..") and not set(dataset) & set("/\\:")
+    own = plain and script.parent == DATA_FOLDER / dataset and script.is_file()
+    return own and not script.is_symlink() and not script.parent.is_symlink()
+
+
+def _dataset_names() -> list[str]:
+    """Folders of data/ that are prepared or have a script."""
+    marks = (META_FILE, PREPARE_FILE)
+    folders = sorted(DATA_FOLDER.iterdir()) if DATA_FOLDER.is_dir() else []
+    return [folder.name for folder in folders if any((folder / mark).is_file() for mark in marks)]
+
+
+def _run_prepare(dataset: str, script: Path) -> None:
+    spec = importlib.util.spec_from_file_location(f"prepare_{script.parent.name}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module.main([])
+    except SystemExit as stop:  # argparse: the script cannot do without arguments
+        raise UserError(
+            f"dataset {dataset!r} cannot prepare itself without arguments; see "
+            f"python {script} --help, then give the name of what it prepared as dataset."
+        ) from stop

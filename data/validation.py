@@ -1,0 +1,68 @@
+"""What validation reads: the same windows at every evaluation of every run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from data.windows import Batch, inputs_and_targets, read_windows
+
+
+class ValidationWindows:
+    """A fixed part of a split, the same for every run: windows spread evenly over it.
+
+    Going through it gives (inputs, targets), int64 on the CPU, shape (batch_size, T) or fewer rows
+    in the last, each window once and in order. The tokens after the last whole window of the split
+    are not used.
+
+    Args:
+        tokens: The split, shape (tokens,), at least sequence_length + 1 long.
+        token_bytes: UTF-8 length of each token id, shape (vocab_size,).
+        sequence_length: T, in tokens.
+        batch_size: Windows at a time; changes nothing else.
+        eval_tokens: Targets to read, rounded up to whole windows, at most what the split has;
+            0: all of it.
+
+    Attributes:
+        tokens: Targets in all windows.
+        bytes: UTF-8 bytes of those targets; the sum of their losses in nats, divided by ln 2 and
+            by this, is the loss in bits per byte.
+        fingerprint: SHA-256 of the windows; losses compare exactly where it is equal.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        token_bytes: np.ndarray,
+        sequence_length: int,
+        batch_size: int,
+        eval_tokens: int = 0,
+    ) -> None:
+        available = (len(tokens) - 1) // sequence_length
+        wanted = min(available, math.ceil(eval_tokens / sequence_length) or available)
+        self._split = tokens
+        self._starts = np.arange(wanted) * available // wanted * sequence_length
+        self._sequence_length = sequence_length
+        self._batch_size = batch_size
+        self.tokens = wanted * sequence_length
+        self.bytes = 0
+        digest = hashlib.sha256(f"{sequence_length} {self._starts.tolist()}".encode("ascii"))
+        for windows in self._windows():
+            self.bytes += int(token_bytes[windows[:, 1:]].sum(dtype=np.int64))
+            digest.update(windows.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def _windows(self) -> Iterator[np.ndarray]:
+        for first in range(0, len(self._starts), self._batch_size):
+            starts = self._starts[first : first + self._batch_size]
+            yield read_windows(self._split, starts, self._sequence_length)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(inputs_and_targets, self._windows())
+
+    def __len__(self) -> int:
+        """Batches."""
+        return math.ceil(len(self._starts) / self._batch_size)
