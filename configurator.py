@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
@@ -167,6 +167,11 @@ class Settings:
         """Every key and its value, flat; `settings_from_dict` is the way back."""
         preset = {"arch_preset": self.arch_preset}
         return preset | self.model.to_dict() | self.training.to_dict()
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each key is for."""
+        return {key: str(KEYS[key].role) for key in self.to_dict()}
 
     @property
     def derived(self) -> list[str]:
@@ -405,7 +410,7 @@ def resolve(
     base: Base | None = None,
     problems: Iterable[Problem] = (),
     *,
-    allow_unused: bool = False,
+    allow_unused: Collection[str] = (),
 ) -> Settings:
     """The settings that files and flags ask for.
 
@@ -413,7 +418,7 @@ def resolve(
         asked: What they ask.
         base: What the keys start from; None: the preset that is asked for.
         problems: What is known to be wrong besides.
-        allow_unused: Whether a key of a part that no layer has is left out rather than refused.
+        allow_unused: Keys that are left out rather than refused where no layer has their part.
 
     Raises:
         ConfigError: with every problem.
@@ -440,7 +445,9 @@ def preset_base(name: str) -> Base:
     return Base(PRESETS[name].keys, f"preset {name}", name)
 
 
-def _combined(asked: Asked, base: Base, given: Mapping[str, Any], allow_unused: bool) -> Settings:
+def _combined(
+    asked: Asked, base: Base, given: Mapping[str, Any], allow_unused: Collection[str]
+) -> Settings:
     """The settings of sound values. Raises ConfigError where they do not go together."""
     table = architecture_keys()
     origins = dict.fromkeys(KEYS, "default")
@@ -449,7 +456,7 @@ def _combined(asked: Asked, base: Base, given: Mapping[str, Any], allow_unused: 
     own, problems, unused = keys_in(table, given), [], frozenset()
     if allow_unused:
         probe = ModelArchitectureConfig.make({**keys_in(table, base.keys), **own})
-        unused = frozenset(key for key in own if key not in probe)
+        unused = frozenset(key for key in own if key in allow_unused and key not in probe)
         own = {key: value for key, value in own.items() if key not in unused}
     with collect(problems):
         model = ModelArchitectureConfig.make(keys_in(table, base.keys), own)

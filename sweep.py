@@ -31,7 +31,7 @@ from cli import run_cli
 from comparison.formatting import assignments
 from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
-from configurator import Arguments, key_table, split_arguments
+from configurator import Arguments, split_arguments
 from errors import ConfigError, Problem, UserError
 from experiment.arms import collect_problems
 from experiment.budgets import parse_budget
@@ -50,11 +50,13 @@ from experiment.plan import Choice, Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
+from options import KEYS
 from training.claim import claimed
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
 from training.run import refuse_machine
 from training.signals import StopRequest
+from user_files import collect, read_config_file
 
 ENGINES = ("local", "ray")
 MOST_WORKERS = 1_000
@@ -140,8 +142,13 @@ def parser() -> argparse.ArgumentParser:
 def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
     """What a command line asks for; ConfigError, with every problem of it, where it cannot be."""
     problems: list[Problem] = []
-    arguments = split_arguments(rest, problems)
-    unknown = [key for key in arguments.flags if key not in key_table()]
+    arguments = split_arguments(rest)
+    asked = configurator.read(rest)  # so that the keys of plugins are known from here on
+    for path in _arm_files(options):
+        with contextlib.suppress(ConfigError):  # told with the arms
+            read_config_file(path, {})
+    problems += asked.problems
+    unknown = [key for key in arguments.flags if key not in KEYS]
     problems += [configurator.unknown_key(key, f"--{key}") for key in unknown]
     problems = [_meant_as_option(problem, vars(options)) for problem in problems]
     if arguments.print_config:
@@ -149,7 +156,7 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
     if options.workers is not None and not 1 <= options.workers <= MOST_WORKERS:
         message = f"--workers={told(options.workers)} must be from 1 to {MOST_WORKERS:,}."
         problems.append(Problem((), message))
-    with configurator.collect(problems):
+    with collect(problems):
         request = make_request(options, arguments)
     if problems:
         raise ConfigError(problems)
@@ -160,9 +167,9 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
     """The request that options and arguments make; ConfigError with every problem of it."""
     problems: list[Problem] = []
     vary, tune, budget = {}, {}, None
-    with configurator.collect(problems):
+    with collect(problems):
         vary = read_lists("--vary", options.vary)
-    with configurator.collect(problems):
+    with collect(problems):
         tune = read_lists("--tune", options.tune)
     try:
         budget = parse_budget(options.budget) if options.budget else None
@@ -174,7 +181,7 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
         files=arguments.files,
         flags=arguments.flags,
         vary=vary,
-        arms=tuple(path for path in options.arms.split(",") if path),
+        arms=_arm_files(options),
         design=options.design,
         match=options.match,
         budget=budget,
@@ -185,11 +192,16 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
     )
 
 
+def _arm_files(options: argparse.Namespace) -> tuple[str, ...]:
+    """The config files that make an arm each."""
+    return tuple(path for path in options.arms.split(",") if path)
+
+
 def _meant_as_option(problem: Problem, known: Iterable[str]) -> Problem:
     """The problem of a misspelt option of the sweep, which is taken for a key, as that."""
-    key = problem.keys[0]
+    key = problem.keys[0] if problem.keys else ""
     near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.75)
-    if key in key_table() or not near:
+    if key in KEYS or not near:
         return problem
     return Problem(problem.keys, f"there is no option --{key}; did you mean --{near[0]}?")
 

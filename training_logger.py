@@ -113,6 +113,7 @@ class TrainingLogger:
         environment: `python, torch, cuda, driver, device, commit, source_sha256`, ...
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
         plugins: The SHA-256 of each plugin, by file name.
+        roles: What each key of the config is for, of `options.Role`: a comparison loads no plugins.
         peak_flops: What the hardware can do, FLOP/s; None where that is unknown.
         max_iters: Optimizer steps of the whole run; None where time may end it before, and then
             progress is shown without a total.
@@ -139,6 +140,7 @@ class TrainingLogger:
         peak_flops: float | None,
         max_iters: int | None,
         plugins: Mapping[str, str] = types.MappingProxyType({}),
+        roles: Mapping[str, str] = types.MappingProxyType({}),
         resume: ResumePoint | None = None,
         sinks: Sequence[str] = (),
         console: Console | None = None,
@@ -167,6 +169,7 @@ class TrainingLogger:
             "starts": [start | {"environment": json_safe(environment)}],
             "data": json_safe(data),
             "plugins": dict(plugins),
+            "roles": dict(roles),
             "training_iterations": [],
             "eval_steps": [],
             "checkpoints": [],

@@ -16,9 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from comparison.inference import Sample, deviation
+from comparison.logged_keys import compared_by
 from comparison.runs import LoggedRun
 from errors import UserError, unknown_name
-from training.config import TrainingConfig
+from options import Role
 from training_logger import format_count, format_number
 
 SAME_BUDGET = 0.01
@@ -27,27 +28,9 @@ SAME_BUDGET = 0.01
 SAME_SHARE = 0.02
 """Shares of a schedule that differ by no more than this count as equal: steps are whole numbers."""
 
-_SEEDS = {"seed", "data_seed"}
 _SCHEDULE = ("warmup_iters", "lr_decay_iters")  # conditions as shares of max_iters
-_LENGTH = {"max_iters", "max_minutes", *_SCHEDULE}
-_MACHINE = {"device", "compile"}  # change how fast a run is, not what it computes
-_TOLD_BETTER = {"dataset", "eval_tokens", "dtype"}  # by fingerprints, by the dtype that auto meant
-BOOKKEEPING = {
-    *("arch_preset", "out_dir", "run_name", "resume", "plugins", "allow_changed_plugins"),
-    *("eval_interval", "log_interval", "log_to", "checkpoint_minutes", "keep_checkpoints"),
-}
-"""Keys that say what an architecture is called, where a run is kept, how closely it is watched."""
-
-_TRAINING_KEYS = {field.name for field in dataclasses.fields(TrainingConfig)}
-_NOT_MODEL = _TRAINING_KEYS | BOOKKEEPING
-_NO_DIFFERENCE = _SEEDS | _MACHINE | _TOLD_BETTER | BOOKKEEPING
-
-RECIPE_KEYS = tuple(
-    field.name
-    for field in dataclasses.fields(TrainingConfig)
-    if field.name not in _NO_DIFFERENCE | _LENGTH
-)
-"""The keys of a run that two groups must share to be compared."""
+_CONDITIONS = (Role.RECIPE, Role.DATA)
+_TELLING_RUNS_APART = (Role.ARCHITECTURE, Role.RECIPE, Role.LENGTH, Role.DATA)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +70,7 @@ class Group:
     @property
     def model_keys(self) -> dict[str, Any]:
         """The keys of the config that say what the model is."""
-        return {key: value for key, value in self.config.items() if key not in _NOT_MODEL}
+        return self.runs[0].having(Role.ARCHITECTURE)
 
     @property
     def losses(self) -> Sample:
@@ -131,7 +114,7 @@ class Group:
             (
                 run.environment.get("device"),
                 run.environment.get("threads"),
-                run.config.get("compile"),
+                *sorted(map(str, run.having(Role.EXECUTION).items())),
             )
             for run in self.counted
         }
@@ -146,7 +129,7 @@ class Group:
             "validation set": run.data.get("val_fingerprint"),
             "validation tokens": run.data.get("val_tokens"),
             "compute dtype": run.environment.get("dtype"),
-            **{key: run.config.get(key) for key in RECIPE_KEYS},
+            **_uncounted_elsewhere(run.having(*_CONDITIONS)),
         }
 
     def share_of_length(self, key: str) -> float | None:
@@ -169,10 +152,16 @@ def group_runs(runs: Iterable[LoggedRun]) -> list[Group]:
 
 def _identity(run: LoggedRun) -> str:
     """The same text for runs that differ only by seed."""
-    config = {key: value for key, value in run.config.items() if key not in _NO_DIFFERENCE}
+    config = _uncounted_elsewhere(run.having(*_TELLING_RUNS_APART))
+    cost = {key: value for key, value in run.architecture.items() if key != "name"}
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
     sizes = [run.data.get("val_tokens"), run.environment.get("dtype")]
-    return json.dumps([run.architecture, config, data, sizes], sort_keys=True)
+    return json.dumps([cost, config, data, sizes], sort_keys=True)
+
+
+def _uncounted_elsewhere(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without keys of which the log has what they came to."""
+    return {key: value for key, value in values.items() if compared_by(key) is None}
 
 
 def _group(runs: Sequence[LoggedRun]) -> Group:
@@ -233,7 +222,7 @@ def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
 
 def _telling(group: Group) -> dict[str, Any]:
     """All that may tell a group from its namesake."""
-    length = {key: group.config.get(key) for key in sorted(_LENGTH)}
+    length = group.runs[0].having(Role.LENGTH)
     return {**group.model_keys, **group.conditions, **length}
 
 

@@ -24,7 +24,9 @@ from comparison.json_checks import (
     text,
     told,
 )
+from comparison.logged_keys import readable_config, role_of
 from errors import UserError, printable
+from options import Role
 from training_logger import (
     METRICS_FILE,
     RUN_FILE,
@@ -46,6 +48,8 @@ class LoggedRun:
     Its log lines are not kept, since `summary` tells what they came to: a thousand runs fit.
 
     Attributes:
+        config: Its keys and their values, see `logged_keys.readable_config`.
+        roles: What keys are for, as far as the log says it.
         plugins: Of each plugin file its digest; None where the log does not say.
         environments: That of each start of the run, where they are logged.
         arm: What the sweep that the run belongs to calls its arm.
@@ -61,6 +65,7 @@ class LoggedRun:
     data: dict[str, Any]
     eval_steps: list[dict[str, Any]]
     summary: dict[str, Any]
+    roles: dict[str, Any] = dataclasses.field(default_factory=dict)
     plugins: dict[str, Any] | None = None
     environments: tuple[dict[str, Any], ...] = ()
     arm: str | None = None
@@ -69,6 +74,10 @@ class LoggedRun:
     def folder(self) -> str:
         """Its folder as text that can be printed."""
         return printable(str(self.path.parent))
+
+    def having(self, *roles: Role) -> dict[str, Any]:
+        """Its keys of some roles, with their values."""
+        return {k: value for k, value in self.config.items() if role_of(k, self.roles) in roles}
 
     @property
     def seeds(self) -> tuple[Any, Any]:
@@ -177,6 +186,7 @@ _RUN = record(
     },
     {
         "plugins": record({}, others=scalar),
+        "roles": record({}, others=scalar),
         "starts": list_of(record({"environment": _ENVIRONMENT}), most=_MOST_RECORDS),
     },
 )
@@ -224,13 +234,16 @@ def load_run(path: Path | str) -> LoggedRun:
         )
     document = read_checked(path, read_run, _check_run, "the log of a run")
     starts = [start["environment"] for start in document.get("starts", ())]
+    shown = {key: all_printable(document[key]) for key in _SHOWN}
     run = LoggedRun(
         path=path,
+        config=readable_config(shown.pop("config")),
+        roles=all_printable(document.get("roles", {})),
         eval_steps=document["eval_steps"],
         summary=document["summary"],
         plugins=all_printable(document.get("plugins")),
         environments=tuple(all_printable(starts)),
-        **{key: all_printable(document[key]) for key in _SHOWN},
+        **shown,
     )
     ended = run.status != "running" and run.eval_steps
     return run if ended else _up_to_date(run)

@@ -13,16 +13,19 @@ from typing import Any
 
 import configurator
 from comparison.formatting import assignments
-from comparison.groups import BOOKKEEPING, RECIPE_KEYS, SAME_BUDGET, SAME_SHARE
-from configurator import DERIVED, Settings
+from comparison.groups import SAME_BUDGET, SAME_SHARE
+from configurator import DERIVED, Asked, Settings
 from data.dataset import Dataset
 from data.dataset_lookup import prepare_if_missing
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
 from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_problems, solve
-from experiment.request import TUNABLE, Request
+from experiment.request import Request, is_tunable
+from options import KEYS, Role
+from training.resume import new_settings
 from training.run import complete
+from user_files import collect
 
 BASELINE = "baseline"
 
@@ -89,7 +92,7 @@ def collect_problems(name: str, problems: list[Problem]) -> Iterator[None]:
     The baseline's come first and are not named; an arm that has one of them, too, adds nothing.
     """
     found: list[Problem] = []
-    with configurator.collect(found):
+    with collect(found):
         yield
     prefix = "" if name == BASELINE else f"arm {name}: "
     known = {problem.message for problem in problems}
@@ -151,6 +154,7 @@ class ArmMaker:
         for name, files, flags in self._asked(levels):
             with collect_problems(name, problems):
                 arms.append(self._arm(name, files, flags))
+        problems += _used_by_none(arms)
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         if len(arms) < 2:
@@ -202,12 +206,25 @@ class ArmMaker:
 
     def _arm(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
         """As `make`, but the problems do not name the arm."""
-        settings = configurator.load([*files, *(f"--{key}={text}" for key, text in flags.items())])
+        asked = configurator.read([*files, *(f"--{key}={text}" for key, text in flags.items())])
+        settings = new_settings(asked, allow_unused=self._may_be_unused(asked, flags))
+        taken_back = dict.fromkeys(sorted(settings.unused), configurator.TAKEN_BACK)
+        flags = {**flags, **taken_back}
         too_large = list(size_problems(settings.model))
         if too_large:
             raise ConfigError(too_large)
         settings = complete(settings, self._data_of(settings))
         return Arm(name=name, files=tuple(files), flags=dict(flags), settings=settings)
+
+    def _may_be_unused(self, asked: Asked, flags: Mapping[str, str]) -> set[str]:
+        """The keys that all arms are given, which apply to those that own them."""
+        shared = {key for key, text in flags.items() if self.request.flags.get(key) == text}
+        files = self.request.files
+        return shared | {
+            key
+            for key, item in asked.given.items()
+            if item.origin in files or item.origin.rpartition(":")[0] in files
+        }
 
     def _data_of(self, settings: Settings) -> Dataset:
         """The dataset, which is opened once: arms that ask for another are refused later."""
@@ -280,18 +297,27 @@ def _number_of_changes(levels: Mapping[str, Sequence[str]], design: str) -> int:
 def _is_chosen(arm: Arm, baseline: Arm, key: str) -> bool:
     """Whether a width is what makes an arm, and not only follows from what does."""
     own, other = arm.settings, baseline.settings
-    differs = getattr(own.model, key) != getattr(other.model, key)
-    return differs and own.origins[key] not in (DERIVED, "default")
+    differs = own.model.to_dict().get(key) != other.model.to_dict().get(key)
+    return differs and own.origins.get(key) not in (None, DERIVED, "default")
 
 
 # What no sweep can be made of
+
+
+def _used_by_none(arms: Sequence[Arm]) -> Iterator[Problem]:
+    """Keys that every arm is given, and none has a use for."""
+    for key in sorted(
+        set.intersection(*(set(arm.settings.unused) for arm in arms)) if arms else ()
+    ):
+        message = f"{key} belongs to {KEYS.owned_by(key)}, which no arm has; drop it."
+        yield Problem((key,), message)
 
 
 def _refuse_twins(arms: Sequence[Arm]) -> None:
     by_config: dict[str, Arm] = {}
     by_slug: dict[str, Arm] = {}
     for arm in arms:
-        config = {k: v for k, v in arm.settings.to_dict().items() if k not in BOOKKEEPING}
+        config = _of_roles(arm, *set(Role) - {Role.BOOKKEEPING, Role.EXECUTION})
         same = by_config.setdefault(repr(config), arm)
         if same is not arm:
             raise UserError(f"{arm.name} is {same.name} again, key by key; drop one.")
@@ -337,20 +363,29 @@ FOLLOWING = {"learning_rate": ("min_lr",), "lr_schedule": ("min_lr", "lr_decay_i
 def studied_keys(request: Request, arms: Sequence[Arm]) -> set[str]:
     """The keys of the recipe that may differ between arms: what is varied or tuned, and what
     follows from it in every arm, since none sets it."""
-    asked = {*request.vary, *request.tune}.intersection(RECIPE_KEYS)
+    asked = {key for key in (*request.vary, *request.tune) if KEYS[key].role in _CONDITIONS}
     following = {key for studied in asked for key in FOLLOWING.get(studied, ())}
     return asked | following.difference(*(arm.settings.explicit for arm in arms))
 
 
+_CONDITIONS = (Role.RECIPE, Role.DATA)
+_ALIKE = (*_CONDITIONS, Role.EXECUTION)
+"""What is the same in all arms, unless it is studied."""
+
+
+def _of_roles(arm: Arm, *roles: Role) -> dict[str, Any]:
+    """The keys of an arm that have one of these roles, and their values."""
+    return {k: value for k, value in arm.settings.to_dict().items() if KEYS[k].role in roles}
+
+
 def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
     """Arms are compared where they differ in nothing but what is studied."""
-    baseline = arms[0].settings.training.to_dict()
-    alike = {"dataset", "eval_tokens", "dtype", "device", "compile", *RECIPE_KEYS}
-    alike -= studied_keys(request, arms)
+    baseline, studied = _of_roles(arms[0], *_ALIKE), studied_keys(request, arms)
     for arm in arms[1:]:
-        own = arm.settings.training.to_dict()
-        for key in sorted(key for key in alike if own[key] != baseline[key]):
-            study = ", or study it with --vary or --tune" if key in TUNABLE else ""
+        own = _of_roles(arm, *_ALIKE)
+        alike = sorted(own.keys() & baseline.keys() - studied)
+        for key in (key for key in alike if own[key] != baseline[key]):
+            study = ", or study it with --vary or --tune" if is_tunable(KEYS[key]) else ""
             raise UserError(
                 f"arm {arm.name} has {key}={own[key]} (from {arm.settings.origins[key]}), the "
                 f"baseline {baseline[key]}: they would not be comparable; set it for all "

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from components.layer_config import LayerConfig
 from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from patterns import Pattern, by_layer
 
 TOLERANCE = 0.005
 """Counts that differ by no more than this share are equal."""
@@ -37,11 +39,12 @@ def size_problems(config: ModelArchitectureConfig) -> Iterator[Problem]:
             f"n_layer={config.n_layer} is more than the {MOST_LAYERS:,} layers that a model in a "
             "sweep may have; lower it.",
         )
-    weights = config.n_layer * config.n_embd * max(config.n_embd, config.ffn_hidden)
+    widest = max(layer.get("ffn_hidden", 0) for layer in config.kinds)
+    weights = config.n_layer * config.n_embd * max(config.n_embd, widest)
     if weights > MOST_WEIGHTS:
         yield Problem(
             ("n_layer", "n_embd", "ffn_hidden"),
-            f"n_layer={config.n_layer}, n_embd={config.n_embd} and ffn_hidden={config.ffn_hidden} "
+            f"n_layer={config.n_layer}, n_embd={config.n_embd} and ffn_hidden={widest} "
             f"make more than the {MOST_WEIGHTS:.0e} weights that a model in a sweep may have; "
             "lower one of them.",
         )
@@ -86,7 +89,8 @@ def solve(
         if off <= TOLERANCE:
             return keys
     nearest = min(reached, default=_off(count(config), target))
-    finer = f"lower ffn_multiple_of={config.ffn_multiple_of}, " * (config.ffn_multiple_of > 1)
+    multiple = _first(config, "ffn_multiple_of")
+    finer = f"lower ffn_multiple_of={multiple}, " if multiple and multiple > 1 else ""
     raise UserError(
         f"no width brings its {count(config):,.0f} within {TOLERANCE:.1%} of the baseline's "
         f"{target:,.0f} (the nearest is {nearest:.2%} off); {finer}leave ffn_hidden or n_embd "
@@ -103,29 +107,50 @@ def _candidates(
 ) -> Iterator[dict[str, Any]]:
     """Changes of widths that come near the target, those that change least first."""
     extreme = []
-    if not fixed.intersection(FFN_KEYS):
+    may_widen = not fixed.intersection(FFN_KEYS) and "ffn_hidden" in config
+    if may_widen:
         keys = _ffn_width(config, count, target)
-        if 1 / USUAL <= keys["ffn_hidden"] / config.ffn_hidden <= USUAL:
+        wider = _first(config.changed(**keys), "ffn_hidden") / _first(config, "ffn_hidden")
+        if 1 / USUAL <= wider <= USUAL:
             yield keys
         else:
             extreme.append(keys)
     if "n_embd" not in fixed:
         for width in _embedding_widths(config, count, target):
-            if not fixed.intersection(FFN_KEYS):
+            if may_widen:
                 yield {"n_embd": width, **_ffn_width(config.changed(n_embd=width), count, target)}
             yield {"n_embd": width}
     yield from extreme
 
 
 def _ffn_width(config: ModelArchitectureConfig, count: Count, target: float) -> dict[str, Any]:
-    """The FFN width, of those allowed, whose count is nearest to the target."""
-    start = max(1, config.ffn_hidden // config.ffn_multiple_of)
-    freed = {"ffn_multiplier": None} if config.ffn_multiplier is not None else {}
+    """The FFN width, of those allowed, whose count is nearest to the target.
 
-    def keys(multiples: int) -> dict[str, Any]:
-        return {"ffn_hidden": multiples * config.ffn_multiple_of, **freed}
+    Where layers differ in it, all are made wider or narrower by one factor.
+    """
+    layers = [layer for layer in config.layers if "ffn_hidden" in layer]
+    first, multiple = layers[0].ffn_hidden, layers[0].ffn_multiple_of
+    freed = {"ffn_multiplier": None} if any(layer.ffn_multiplier for layer in layers) else {}
 
+    def width(layer: LayerConfig, number: int) -> int | None:
+        if "ffn_hidden" not in layer:
+            return None
+        wanted = layer.ffn_hidden * number * multiple / first
+        return max(1, round(wanted / layer.ffn_multiple_of)) * layer.ffn_multiple_of
+
+    def keys(number: int) -> dict[str, Any]:
+        if len(config.kinds) == 1:
+            return {"ffn_hidden": number * multiple, **freed}
+        widths = by_layer([width(layer, number) for layer in config.layers])
+        return {"ffn_hidden": str(widths) if isinstance(widths, Pattern) else widths, **freed}
+
+    start = max(1, first // multiple)
     return keys(_nearest(lambda number: count(config.changed(**keys(number))), target, start))
+
+
+def _first(config: ModelArchitectureConfig, key: str) -> Any:
+    """The value of a key in the first layer that has it; None where none has."""
+    return next((getattr(layer, key) for layer in config.kinds if key in layer), None)
 
 
 def _embedding_widths(

@@ -12,13 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from comparison.formatting import assignments
-from comparison.groups import BOOKKEEPING
 from comparison.runs import TRIALS_FOLDER
-from configurator import key_table
 from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job, digest
 from experiment.request import TUNING_SEEDS_FROM, Request
+from options import KEYS, Role
 
 RUNS_FOLDER = "runs"
 
@@ -29,7 +28,7 @@ Seeds = tuple[int, int]
 """(seed, data_seed)"""
 
 _WHERE = {"out_dir", "run_name", "resume"}
-_NOT_THE_PLAN = BOOKKEEPING | {"seed", "data_seed"}
+_NOT_THE_PLAN = (Role.BOOKKEEPING, Role.SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +207,7 @@ def _config(arm: Arm) -> dict[str, Any]:
     said = {
         key: value
         for key, value in arm.settings.to_dict().items()
-        if key not in _NOT_THE_PLAN and value != key_table()[key].field.default
+        if KEYS[key].role not in _NOT_THE_PLAN and value != KEYS[key].default
     }
     sources = {
         f"source of {Path(path).name}": digest(text.encode())[:12]

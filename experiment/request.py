@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import configurator
-from comparison.groups import RECIPE_KEYS
 from comparison.json_checks import told
-from configurator import key_table
 from errors import ConfigError, Problem
 from experiment.budgets import Budget
-from model_components import REGISTRIES
-from model_config import ModelArchitectureConfig
-from options import field_problem, parse
+from options import KEYS, Key, Role
 
 DESIGNS = ("ablation", "factorial")
 MATCHES = ("params", "flops", "none")
@@ -31,12 +27,6 @@ LONGEST_FOLDER_NAME = 200  # bytes
 Texts = Mapping[str, tuple[str, ...]]
 """Keys and the values listed for each, as the command line spells them."""
 
-_ARCHITECTURE = {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
-_ALIKE = {"sequence_length", "init_from", "max_minutes"}
-_BATCH = {"batch_size", "gradient_accumulation_steps"}
-TUNABLE = set(RECIPE_KEYS) - _ALIKE - _BATCH
-VARIABLE = _ARCHITECTURE | set(RECIPE_KEYS) - _ALIKE | {"arch_preset"}
-
 _INSTEAD = {
     "seed": "use --seeds=N",
     "data_seed": "use --seeds=N",
@@ -45,6 +35,17 @@ _INSTEAD = {
     "run_name": "the sweep names its runs; --name names the sweep",
     "resume": "the same command resumes a sweep",
 }
+
+
+def is_variable(key: Key) -> bool:
+    """Whether arms may differ in a key."""
+    varies = key.metadata.get("varies")
+    return key.role in (Role.ARCHITECTURE, Role.RECIPE) if varies is None else varies
+
+
+def is_tunable(key: Key) -> bool:
+    """Whether each arm may choose its own value of a key by trials."""
+    return key.role is Role.RECIPE and is_variable(key)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ class Request:
 
     def __post_init__(self) -> None:
         problems = [
-            *_list_problems("--vary", self.vary, VARIABLE),
-            *_list_problems("--tune", self.tune, TUNABLE),
+            *_list_problems("--vary", self.vary, is_variable),
+            *_list_problems("--tune", self.tune, is_tunable),
             *_flag_problems(self),
             *self._size_problems(),
         ]
@@ -119,8 +120,7 @@ class Request:
         """The problems of the highest seeds that runs get, given those of the config."""
         offset = TUNING_SEEDS_FROM + self.tune_seeds if self.tune else self.seeds
         for key, first in (("seed", seed), ("data_seed", data_seed)):
-            known = key_table()[key]
-            problem = field_problem(known.field, known.annotation, first + offset - 1)
+            problem = KEYS[key].problem(first + offset - 1)
             if problem:
                 message = f"the runs need seeds from {key}={first} up: {problem.message} Lower it."
                 yield Problem((key,), message)
@@ -147,12 +147,12 @@ def read_lists(option: str, texts: Iterable[str]) -> Texts:
     return found
 
 
-def _list_problems(option: str, lists: Texts, allowed: Collection[str]) -> list[Problem]:
+def _list_problems(option: str, lists: Texts, allowed: Callable[[Key], bool]) -> list[Problem]:
     found = []
     for key, values in lists.items():
-        if key not in key_table():
+        if key not in KEYS:
             found.append(configurator.unknown_key(key, f"{option} {key}"))
-        elif key not in allowed:
+        elif not allowed(KEYS[key]):
             instead = _INSTEAD.get(key, "it must be the same for all arms; set it with --key=value")
             found.append(Problem((key,), f"{option} {key}: {instead}."))
         else:
@@ -161,15 +161,16 @@ def _list_problems(option: str, lists: Texts, allowed: Collection[str]) -> list[
 
 
 def _value_problems(option: str, key: str, texts: Sequence[str]) -> list[Problem]:
-    known = key_table()[key]
-    values = [parse(text, known.annotation) for text in texts]
+    known = KEYS[key]
+    values = [known.parse(text) for text in texts]
     if any(value in values[:index] for index, value in enumerate(values)):
         message = f"{option} {key}={','.join(texts)} lists a value twice; list each once."
         return [Problem((key,), message)]
-    if key in REGISTRIES:
-        return []  # parts of one's own are not registered yet; making the arms refuses what is none
-    alone = (field_problem(known.field, known.annotation, value) for value in values)
-    return [Problem((key,), f"{option}: {p.message}") for p in alone if p]
+    return [
+        Problem((key,), f"{option}: {problem.message}")
+        for problem in map(known.problem, values)
+        if problem
+    ]
 
 
 def _flag_problems(request: Request) -> list[Problem]:

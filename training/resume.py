@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def find_start(asked: Asked) -> Start:
     return Start(resumed, path, state, tuple(notes))
 
 
-def new_settings(asked: Asked, *, allow_unused: bool = False) -> Settings:
+def new_settings(asked: Asked, *, allow_unused: Collection[str] = ()) -> Settings:
     """The settings of a new run, whose model is a preset's or that of `init_from`.
 
     Raises ConfigError with every problem; see `configurator.resolve`.

@@ -31,7 +31,6 @@ from tests.integration.runs import (
 )
 from training.optim import Diverged, Stepper
 from training.resume import find_start
-from training.smoke import TOKENS
 
 TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"
 
