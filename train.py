@@ -23,6 +23,7 @@ from data.dataset_lookup import prepare_if_missing
 from data.prefetch import prefetch
 from data.validation import ValidationWindows
 from interop.huggingface import load_weights
+from interop.starting_model import new_settings
 from model_builder import GPT
 from training.checkpoint import save_checkpoint
 from training.claim import claimed
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         console = Console()
         asked = configurator.read(argv)
-        start = find_start(asked)
+        start = find_start(asked, new_settings)
         if asked.print_config:
             print(configurator.settings_table(start.settings))
             return

@@ -9,22 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from configurator import PRESET_KEYS
 from errors import UserError
-from model_config import ModelArchitectureConfig, architecture_keys
-from options import KEYS, Role
+from model_config import MODEL_KEYS, ModelArchitectureConfig, architecture_keys
+from options import Role
 from saved_configs import upgraded
+from training.config import TRAINING_KEYS
+
+_OF_EVERY_RUN = PRESET_KEYS | MODEL_KEYS | TRAINING_KEYS
 
 
 def role_of(key: str, recorded: Mapping[str, Any]) -> Role:
     """What a key is for: as its run recorded it, else as it is declared now."""
     if recorded.get(key) in set(Role):
         return Role(recorded[key])
-    return KEYS[key].role if key in KEYS else Role.ARCHITECTURE
+    return _OF_EVERY_RUN[key].role if key in _OF_EVERY_RUN else Role.ARCHITECTURE
 
 
 def compared_by(key: str) -> tuple[str, str] | None:
     """Where a log has what a key's value came to, if runs are to be compared by that instead."""
-    return KEYS[key].metadata.get("compared_by") if key in KEYS else None
+    return _OF_EVERY_RUN[key].metadata.get("compared_by") if key in _OF_EVERY_RUN else None
 
 
 def readable_config(logged: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
 from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_problems, solve
 from experiment.request import Request, is_tunable
+from interop.starting_model import new_settings
 from options import KEYS, Role
-from training.resume import new_settings
 from training.run import complete
 from user_files import collect
 
@@ -119,8 +119,8 @@ class ArmMaker:
                 equal.
         """
         arms = self.designed()
-        _refuse_twins(arms)
         _refuse_other_recipes(arms, self.request)
+        _refuse_twins(arms)
         _refuse_minutes(arms, self.request.budget)
         arms = self.of_equal_length([self.matched(arm, arms[0]) for arm in arms])
         _refuse_unequal_budgets(arms, self.request.budget)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from configurator import Asked, Base
+from configurator import Asked, Base, Settings, resolve
 from errors import Problem, UserError, quoted
 from interop.families import OF_A_RUN, family_of, read_fields
 from model_config import ModelArchitectureConfig
+
+
+def new_settings(asked: Asked, *, allow_unused: Collection[str] = ()) -> Settings:
+    """The settings of a new run, whose model is a preset's or that of `init_from`.
+
+    Raises ConfigError with every problem; see `configurator.resolve` for `allow_unused`.
+    """
+    base, problems = starting_base(asked)
+    return resolve(asked, base, problems, allow_unused=allow_unused)
 
 
 def starting_base(asked: Asked) -> tuple[Base | None, list[Problem]]:

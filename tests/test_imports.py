@@ -21,45 +21,21 @@ LAYERS = (
     ("training_logger", "training"),
     ("data",),
     ("configurator",),
+    ("user_files",),
     ("model_builder",),
     ("model_config",),
     ("model_components",),
-    ("components",),
-    ("options",),
     ("cli",),
+    ("components",),
+    ("options", "saved_configs"),
+    ("patterns",),
+    ("safe_files",),
     ("errors",),
 )
 """Modules and packages from top to bottom. A module imports from its own layer and from those
 below. config/ and tests/ are not in it: they may import anything."""
 
-EXCEPTIONS = {
-    "components.attention": ("model_config",),
-    "components.attention_backends": ("model_config",),
-    "components.blocks": ("model_config",),
-    "components.ffns": ("model_config",),
-    "components.part": ("model_config",),
-    "components.positions": ("model_config",),
-    "configurator": ("interop.families", "training.config"),
-    "data.fineweb_edu.prepare": ("training.prepare_scripts",),
-    "data.openwebtext.prepare": ("training.prepare_scripts",),
-    "data.python_stdlib.prepare": (
-        "training.corpus",
-        "training.prepare_scripts",
-        "training.tokenizers",
-    ),
-    "data.shakespeare.prepare": ("training.prepare_scripts", "training.tokenizers"),
-    "data.shakespeare_char.prepare": (
-        "training.prepare_scripts",
-        "training.sources",
-        "training.tokenizers",
-    ),
-    "data.text.prepare": (
-        "training.corpus",
-        "training.prepare_scripts",
-        "training.sources",
-        "training.tokenizers",
-    ),
-}
+EXCEPTIONS = {"configurator": ("training.config",)}
 """By module what it imports from a layer above, which is to be removed; add nothing."""
 
 

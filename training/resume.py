@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from configurator import Asked, Settings, resolve, saved_base, settings_from_dict
 from errors import ConfigError, Problem, UserError
-from interop.starting_model import starting_base
 from model_components import REGISTRIES
 from options import KEYS, Role
 from saved_configs import upgraded
@@ -58,8 +57,8 @@ class Start:
         return None if self.checkpoint is None else self.checkpoint.parents[1]
 
 
-def find_start(asked: Asked) -> Start:
-    """Where `resume` says to begin, and with which settings.
+def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Start:
+    """Where `resume` says to begin, and with which settings; `new` gives those of a new run.
 
     `none` is a new run. `auto` is the run of run_name, where that is set, else the newest run under
     out_dir that agrees with the fixed keys given and that no process trains; where there is none, a
@@ -72,7 +71,7 @@ def find_start(asked: Asked) -> Start:
     """
     where, out_dir = asked.value("resume"), Path(asked.value("out_dir") or "")
     if where in ("none", None):
-        return Start(new_settings(asked))
+        return Start(new(asked))
     if where == "auto":
         path, notes = _newest_fitting(asked, out_dir)
     else:
@@ -81,7 +80,7 @@ def find_start(asked: Asked) -> Start:
         refuse_claimed(path.parents[1])
     if path is None:
         notes = (*notes, f"No run to resume in {out_dir}: a new one starts.")
-        return Start(new_settings(asked), notes=notes)
+        return Start(new(asked), notes=notes)
     state = load_run_state(path)
     resumed = _resumed(asked, path, state)
     refuse_other_weights(path, resumed.model)
@@ -92,15 +91,6 @@ def find_start(asked: Asked) -> Start:
             f"{path} has done; raise it, or resume from an earlier checkpoint."
         )
     return Start(resumed, path, state, tuple(notes))
-
-
-def new_settings(asked: Asked, *, allow_unused: Collection[str] = ()) -> Settings:
-    """The settings of a new run, whose model is a preset's or that of `init_from`.
-
-    Raises ConfigError with every problem; see `configurator.resolve`.
-    """
-    base, problems = starting_base(asked)
-    return resolve(asked, base, problems, allow_unused=allow_unused)
 
 
 def _in_its_run(path: Path) -> Path:
@@ -249,7 +239,7 @@ def _conflicts(asked: Asked, settings: Settings, state: dict[str, Any]) -> list[
 def _implied_by_preset(asked: Asked) -> dict[str, tuple[Any, str]]:
     """The architecture that a preset makes of what is asked, and where each value came from; the
     vocabulary is the data's."""
-    settings = new_settings(asked)
+    settings = resolve(asked)
     return {
         key: (value, _origin(settings, key))
         for key, value in settings.model.to_dict().items()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from comparison.findings import compare
-from comparison.groups import RECIPE_KEYS, changes, find_baseline, group_runs, unlike
+from comparison.groups import changes, find_baseline, group_runs, unlike
 from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
+from training.config import TrainingConfig
 
 RMS = {"normalization": "rmsnorm"}
 
@@ -67,7 +68,7 @@ def test_namesakes_are_told_apart_by_what_differs():
 
 
 def test_the_oldest_run_leads():
-    runs = simulated_arm("b", [3.0], start="2025-01-02") + simulated_arm("a", [3.0])
+    runs = simulated_arm("b", [3.0], start="2025-01-02") + simulated_arm("a", [3.0], model=RMS)
     assert [group.name for group in group_runs(runs)] == ["arch-a", "arch-b"]
 
 
@@ -142,9 +143,11 @@ def test_unlike_arms_are_set_apart_and_never_judged(other, reason):
 
 
 def test_the_recipe_is_all_that_shapes_a_result():
+    (group,) = group_runs(simulated_arm("plain", [3.0], training=TrainingConfig().to_dict()))
     shaping = {"sequence_length", "batch_size", "learning_rate", "weight_decay", "lr_schedule"}
-    assert shaping <= set(RECIPE_KEYS)
-    assert not {"run_name", "out_dir", "log_interval", "seed", "data_seed"} & set(RECIPE_KEYS)
+    assert shaping <= set(group.conditions)
+    outside = {"run_name", "out_dir", "log_interval", "seed", "data_seed", "dataset", "max_minutes"}
+    assert not outside & set(group.conditions)
 
 
 def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
@@ -277,7 +280,6 @@ def test_an_arm_that_has_spent_half_of_its_minutes_is_not_judged():
 
 
 def test_minutes_are_a_length_and_no_part_of_the_recipe():
-    assert "max_minutes" not in RECIPE_KEYS
     plain, longer = group_runs(
         [
             timed_run("plain", 1, 3.0, 100),

@@ -116,12 +116,12 @@ def test_the_problems_of_the_baseline_are_told_with_those_of_the_arms(
 ) -> None:
     """Once, though every arm has them, too."""
     arms = [config_file(tmp_path, "wrong", n_hed=3)]
+    vary = {"sliding_window": ("24+none",)}
     with pytest.raises(ConfigError) as error:
-        tiny_arms(tiny_dataset, flags={"n_head": "0"}, vary={"window_pattern": ("SL",)}, arms=arms)
+        tiny_arms(tiny_dataset, flags={"n_head": "0"}, vary=vary, arms=arms)
     told = [problem.message for problem in error.value.problems]
     assert told[0] == "--n_head: n_head=0 must be at least 1."
     assert [message.split(": ")[0] for message in told[1:]] == [
-        "arm window_pattern=SL",
         "arm wrong",
     ]
 
@@ -129,23 +129,23 @@ def test_the_problems_of_the_baseline_are_told_with_those_of_the_arms(
 def test_what_the_machine_cannot_do_is_told_of_every_arm(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    vary = {"attention_backend": ("flash",), **NORMS}
-    plan = tiny_plan(tiny_dataset, tmp_path, flags={"tf32": "True"}, vary=vary, match="none")
+    flags, vary = {"attention_backend": "flash"}, {"tf32": ("True",)}
+    plan = tiny_plan(tiny_dataset, tmp_path, flags=flags, vary=vary, match="none")
     with pytest.raises(ConfigError) as error:
         sweep.refuse_this_machine(plan)
     baseline, arm = (problem.message for problem in error.value.problems)
-    assert baseline.startswith("tf32=True does nothing for float32")
-    assert arm.startswith("arm attention_backend=flash: ")
+    assert baseline.startswith("attention_backend='flash' ")
+    assert arm.startswith("arm tf32=True: tf32=True does nothing for float32")
 
 
 def test_a_part_that_there_is_not(tiny_dataset: Path) -> None:
-    with pytest.raises(ConfigError, match="arm normalization=rms: .*did you mean 'rmsnorm'?"):
+    with pytest.raises(ConfigError, match="--vary: unknown normalization 'rms'; did you mean"):
         tiny_arms(tiny_dataset, vary={"normalization": ("rms",)})
 
 
 def test_a_combination_that_cannot_be(tiny_dataset: Path) -> None:
-    vary = {"window_pattern": ("SL",), **NORMS}
-    with pytest.raises(ConfigError, match="arm window_pattern=SL: window_pattern='SL' does noth"):
+    vary = {"rope_theta": ("500",), **NORMS}
+    with pytest.raises(ConfigError, match="arm rope_theta=500: .*belongs to position_encoding=ro"):
         tiny_arms(tiny_dataset, vary=vary)
 
 
