@@ -10,15 +10,42 @@ from patterns import by_layer
 _WINDOWED = "S"
 _ROTATED = "R"
 
+_ROPE = ("position_encoding", ("rope",))
+_STRETCHED = ("rope_scaling", ("linear", "ntk", "yarn", "llama3"))
+_BY_LENGTH = ("rope_scaling", ("yarn", "llama3"))
+_YARN = ("rope_scaling", ("yarn",))
+_LLAMA3 = ("rope_scaling", ("llama3",))
+
+_OWNERS = {
+    "rope_theta": _ROPE,
+    "rope_fraction": _ROPE,
+    "rope_scaling": _ROPE,
+    "rope_scaling_factor": _STRETCHED,
+    "rope_original_block_size": _BY_LENGTH,
+    "rope_beta_fast": _YARN,
+    "rope_beta_slow": _YARN,
+    "rope_low_freq_factor": _LLAMA3,
+    "rope_high_freq_factor": _LLAMA3,
+}
+"""Keys that every config had before parts owned them, in the order in which they are dropped where
+a config has another part: each with the key that chooses its part, and the names of the parts."""
+
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config with what earlier versions spelled by patterns of letters.
 
     `window_pattern` (S sliding, L all) and `rope_pattern` (R rotated, N not) repeated over the
-    layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. A config
-    of today comes back as it is.
+    layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. Keys of
+    parts that the config does not name are dropped. A config of today comes back as it is.
     """
     keys = dict(saved)
+    if "window_pattern" not in keys and "rope_pattern" not in keys:
+        return keys
+    for key, (chooser, parts) in _OWNERS.items():
+        if keys.get(chooser) not in parts:
+            keys.pop(key, None)
+    if keys.get("activation") == "leaky_relu":
+        keys["leaky_relu_slope"] = 0.01
     windows, turns = keys.pop("window_pattern", None), keys.pop("rope_pattern", None)
     local = keys.pop("rope_local_theta", None)
     if windows and keys.get("sliding_window") is not None:

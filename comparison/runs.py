@@ -24,9 +24,10 @@ from comparison.json_checks import (
     text,
     told,
 )
-from comparison.logged_keys import readable_config, role_of
+from comparison.logged_keys import role_of
 from errors import UserError, printable
 from options import Role
+from saved_configs import upgraded
 from training_logger import (
     METRICS_FILE,
     RUN_FILE,
@@ -48,7 +49,7 @@ class LoggedRun:
     Its log lines are not kept, since `summary` tells what they came to: a thousand runs fit.
 
     Attributes:
-        config: Its keys and their values, see `logged_keys.readable_config`.
+        config: Its keys and their values, in the keys of today, see `saved_configs.upgraded`.
         roles: What keys are for, as far as the log says it.
         plugins: Of each plugin file its digest; None where the log does not say.
         environments: That of each start of the run, where they are logged.
@@ -237,7 +238,7 @@ def load_run(path: Path | str) -> LoggedRun:
     shown = {key: all_printable(document[key]) for key in _SHOWN}
     run = LoggedRun(
         path=path,
-        config=readable_config(shown.pop("config")),
+        config=upgraded(shown.pop("config")),
         roles=all_printable(document.get("roles", {})),
         eval_steps=document["eval_steps"],
         summary=document["summary"],

@@ -57,7 +57,8 @@ def simulated_run(
             "name": f"arch-{arm}",
             "parameters": 1_000_000,
             "flops_per_token": flops_per_token,
-            "attention_ffn_ratio": 0.5,
+            # a name alone makes no other architecture
+            "attention_ffn_ratio": 0.5 + 1e-9 * int.from_bytes(arm.encode()[-3:]),
         },
         environment={"device": device, "dtype": "float32", "threads": 1},
         data=DATA | (data or {}),

@@ -476,7 +476,7 @@ def test_csv_quotes_formulas_and_leaves_numbers_alone(two_arms, compare):
         make_run(
             two_arms / f"z{index}",
             start="2025-01-09",
-            architecture=ARCHITECTURE | {"name": f"{sign}1+1"},
+            architecture=ARCHITECTURE | {"name": f"{sign}1+1", "parameters": 1 + index},
         )
     lines = list(csv.DictReader(io.StringIO(compare(two_arms, "--format=csv")[1])))
     assert {line["name"] for line in lines} >= {"'=1+1", "'+1+1", "'-1+1", "'@1+1"}

@@ -68,7 +68,7 @@ def test_namesakes_are_told_apart_by_what_differs():
 
 
 def test_the_oldest_run_leads():
-    runs = simulated_arm("b", [3.0], start="2025-01-02") + simulated_arm("a", [3.0], model=RMS)
+    runs = simulated_arm("b", [3.0], start="2025-01-02") + simulated_arm("a", [3.0])
     assert [group.name for group in group_runs(runs)] == ["arch-a", "arch-b"]
 
 
