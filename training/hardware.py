@@ -236,11 +236,21 @@ _PEAK_SHAPES = ((512, 512, 512), (1024, 256, 1024), (1024, 1024, 1024), (2048, 7
 _HIGHEST_CPU_PEAK = 1e15
 """FLOP/s that no CPU reaches; a kept peak above it is damaged."""
 
-_PEAK_SECONDS = 0.5
+_PEAK_SECONDS = 2.0
 """The longest that a process measures a CPU's peak."""
 
-_PEAK_STEADY = 5
-"""Rounds over all shapes without a faster matmul, by over 1 %, after which measuring ends."""
+_PEAK_STEADY = 20
+"""Rounds over the shapes without a faster matmul, by over 1 %, after which measuring ends."""
+
+_PEAK_STEADY_IF_KNOWN = 5
+"""The same, where an earlier process has measured: few rounds to see whether it was slowed down."""
+
+_PEAK_PAUSE = 0.02
+"""Seconds between rounds: a busy machine slows all matmuls that come close together."""
+
+_PEAK_LONGEST = 0.02
+"""Seconds; a shape that takes longer at the best speed so far is left out, but for the smallest: it
+is likely to be interrupted, and on a machine that slow a smaller one keeps all threads busy."""
 
 
 @functools.cache
@@ -252,29 +262,39 @@ def _measured_cpu_peak(dtype: torch.dtype, threads: int) -> float:
     """
     machine = (device_name(torch.device("cpu")), threads, dtype, torch.__version__)
     key = " | ".join(map(str, machine))
-    fastest = max(_fastest_matmul(dtype), _known_cpu_peaks().get(key, 0.0))
+    fastest = _fastest_matmul(dtype, _known_cpu_peaks().get(key, 0.0))
     _remember_cpu_peak(key, fastest)
     return fastest
 
 
-def _fastest_matmul(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest matmul, in rounds over the shapes until the best is steady."""
+def _fastest_matmul(dtype: torch.dtype, known: float) -> float:
+    """FLOP/s of the fastest matmul, in rounds over the shapes until the best is steady.
+
+    Args:
+        dtype: Of the operands.
+        known: What the machine is known to reach, 0 where nothing is: less is no news.
+    """
+    wanted = _PEAK_STEADY_IF_KNOWN if known else _PEAK_STEADY
     deadline = time.perf_counter() + _PEAK_SECONDS
     operands = [
         [torch.full(size, 0.5, dtype=dtype) for size in ((m, k), (k, n), (m, n))]
         for m, k, n in _PEAK_SHAPES  # draws nothing from the generators
     ]
-    fastest, steady = 0.0, 0
-    while steady < _PEAK_STEADY:
+    fastest, steady = known, 0
+    while steady < wanted:
         before = fastest
         for left, right, out in operands:
+            flops = 2 * left.numel() * right.shape[1]
+            if left is not operands[0][0] and flops > _PEAK_LONGEST * fastest:
+                continue
             start = time.perf_counter()
             torch.mm(left, right, out=out)
             end = time.perf_counter()
-            fastest = max(fastest, 2 * left.numel() * right.shape[1] / (end - start))
+            fastest = max(fastest, flops / (end - start))
             if end > deadline:
                 return fastest
         steady = 0 if fastest > 1.01 * before else steady + 1
+        time.sleep(_PEAK_PAUSE)
     return fastest
 
 

@@ -280,7 +280,7 @@ def test_the_fastest_matmul_of_any_process_is_the_peak(peaks_file, monkeypatch):
     """A process that others slow down takes the peak of one before; a faster one raises it."""
     for measured, peak in ((3e9, 3e9), (2e9, 3e9), (5e9, 5e9)):
         hardware._measured_cpu_peak.cache_clear()
-        monkeypatch.setattr(hardware, "_fastest_matmul", lambda dtype, flops=measured: flops)
+        monkeypatch.setattr(hardware, "_fastest_matmul", lambda _, known, m=measured: max(m, known))
         assert peak_flops(CPU, FP32) == peak
     assert peak_flops(CPU, BF16) == 5e9
     assert len(json.loads(peaks_file.read_text())) == 2
@@ -290,7 +290,7 @@ def test_the_fastest_matmul_of_any_process_is_the_peak(peaks_file, monkeypatch):
     "text", ["", "[1]", "{", '{"KEY": "fast"}', '{"KEY": 1e30}', '{"KEY": NaN}']
 )
 def test_a_damaged_file_of_peaks_is_replaced(peaks_file, monkeypatch, text):
-    monkeypatch.setattr(hardware, "_fastest_matmul", lambda dtype: 3e9)
+    monkeypatch.setattr(hardware, "_fastest_matmul", lambda dtype, known: 3e9)
     peak_flops(CPU, FP32)
     [key] = json.loads(peaks_file.read_text())
     peaks_file.write_text(text.replace("KEY", key.replace("|", "\u007c")))
@@ -302,6 +302,27 @@ def test_a_damaged_file_of_peaks_is_replaced(peaks_file, monkeypatch, text):
 def test_where_peaks_cannot_be_kept_they_are_measured(peaks_file):
     peaks_file.parent.write_text("a file, where a folder should be")
     assert peak_flops(CPU, FP32) > 1e8
+
+
+def test_a_machine_that_is_busy_at_first(monkeypatch):
+    """Matmuls that others slow down for half a second do not make the peak."""
+    now = 0.0
+
+    def advance(seconds):
+        nonlocal now
+        now += seconds
+
+    def matmul(left, right, out):
+        advance(2 * left.numel() * right.shape[1] / (90e9 if now > 0.5 else 30e9))
+
+    clock = SimpleNamespace(perf_counter=lambda: now, sleep=advance)
+    monkeypatch.setattr(hardware, "time", clock)
+    monkeypatch.setattr(torch, "mm", matmul)
+    assert hardware._fastest_matmul(FP32, 0.0) == pytest.approx(90e9)
+    assert now <= hardware._PEAK_SECONDS + 0.5
+    began = now
+    hardware._fastest_matmul(FP32, 90e9)
+    assert now - began < 0.5
 
 
 def test_a_cpu_peak_is_measured_once_and_draws_no_random_numbers(peaks_file):
