@@ -1,7 +1,7 @@
-"""The log of a run: `TrainingLogger`, which keeps and prints it, and all that reads it.
+"""The log of a run: `TrainingLogger`, which writes and prints it, and the functions that read it.
 
-What the two files hold is told by training/log_files.py; what is printed comes from
-training/log_lines.py. Their public names are this module's too.
+training/log_files.py defines the two files of a log, training/log_lines.py what is printed. Their
+public names are also available here.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class ResumePoint:
 
     Attributes:
         step: Optimizer steps done.
-        logged: Records in metrics.jsonl when it was saved; None where the checkpoint does not say.
-        run_id: The run that it is of; None where the checkpoint does not say.
+        logged: Records in metrics.jsonl when it was saved; None if the checkpoint does not say.
+        run_id: The run that it belongs to; None if the checkpoint does not say.
     """
 
     step: int
@@ -98,34 +98,34 @@ class ResumePoint:
 
 
 class TrainingLogger:
-    """Keeps and prints the log of a run, from plain numbers that the loop hands over.
+    """Writes and prints the log of a run, from the numbers that the training loop passes.
 
-    A context manager: entering opens the files and makes the status "running"; leaving makes it
-    "completed", or "interrupted" after `interrupted()` or a KeyboardInterrupt, or on any other
-    exception its `run_status` where it has one, else "failed".
+    A context manager: entering opens the files and sets the status to "running"; leaving sets it to
+    "completed", or "interrupted" after `interrupted()` or a KeyboardInterrupt. On any other
+    exception it becomes the exception's `run_status`, by default "failed".
 
     Args:
-        run_dir: The run directory; made where it is missing.
-        run_name: What the run is called.
-        config: Every key of the run and its value.
+        run_dir: The run directory; created if it does not exist.
+        run_name: The name of the run.
+        config: Every config key and its value.
         architecture: `name, parameters, flops_per_token, flops_per_token_causal,
             attention_ffn_ratio`.
         environment: `python, torch, cuda, driver, device, commit, source_sha256`, ...
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
         plugins: The SHA-256 of each plugin, by file name.
-        roles: What each key of the config is for, of `options.Role`: a comparison loads no plugins.
-        peak_flops: What the hardware can do, FLOP/s; None where that is unknown.
-        max_iters: Optimizer steps of the whole run; None where time may end it before, and then
-            progress is shown without a total.
+        roles: What each key of the config is for, see `options.Role`.
+        peak_flops: Peak of the hardware in FLOP/s; None if it is unknown.
+        max_iters: Optimizer steps of the whole run; None if a time limit may end it earlier:
+            progress is then shown without a total.
         resume: The checkpoint that the run continues from. Records after it are dropped, since
-            those steps are done again. None starts a new log.
-        sinks: Where every line goes besides, of `sinks.SINKS`.
-        console: Prints the lines; None makes one.
+            those steps are repeated. None starts a new log.
+        sinks: Additional outputs for every record, names in `sinks.SINKS`.
+        console: Prints the lines; None creates one.
 
     Raises:
-        UserError: On entering: a new log where the directory holds one already, a log that is
-            damaged or not the checkpoint's, or a sink that cannot be opened. Later: a file that
-            cannot be written.
+        UserError: On entering, if a new log would replace one, the log is damaged or belongs to
+            another run than the checkpoint, or a sink cannot be opened. Later, if a file cannot be
+            written.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class TrainingLogger:
         self._resume = resume
         self._sink_names = sinks
         self._console = console or Console()
-        self._earlier_seconds = 0.0  # wall time of the starts before this one
+        self._earlier_seconds = 0.0  # wall time before this start
         self._interrupted = False
         self._records = 0
         self._summary = RunSummary(architecture["flops_per_token"])
@@ -211,7 +211,7 @@ class TrainingLogger:
             raise UserError(problem)
 
     def _end(self, status: str) -> str | None:
-        """Write the whole run.json; what went wrong, if anything did."""
+        """Write the whole run.json; returns what went wrong, or None."""
         try:
             self._metrics.close()
             self._write_run(status=status, end_time=_now(), records=True)
@@ -231,7 +231,7 @@ class TrainingLogger:
         )
 
     def _take_up_log(self, resume: ResumePoint) -> list[dict[str, Any]]:
-        """Keep what the log says up to a checkpoint, and note this start; returns the records."""
+        """Keep the log up to a checkpoint and add this start to it; returns the records."""
         earlier = self._earlier_run(resume)
         lines: list[dict[str, Any]] = []
         if earlier is None and not (self.run_dir / METRICS_FILE).exists():
@@ -249,7 +249,7 @@ class TrainingLogger:
         return lines
 
     def _adopt(self, earlier: Mapping[str, Any], resume: ResumePoint) -> None:
-        """Take over from the run.json of earlier starts what is not this start's to say."""
+        """Copy what earlier starts wrote to run.json and this start does not determine."""
         checkpoints = earlier.get("checkpoints", [])
         self._run["checkpoints"] = [saved for saved in checkpoints if saved["step"] <= resume.step]
         self._run["start_time"] = earlier.get("start_time", self._run["start_time"])
@@ -257,10 +257,10 @@ class TrainingLogger:
         self._run["starts"] = [*_starts_of(earlier), *self._run["starts"]]
 
     def _earlier_run(self, resume: ResumePoint) -> dict[str, Any] | None:
-        """What run.json says so far, without its records; None where there is none.
+        """What run.json holds so far, without its records; None if there is no such file.
 
         Raises:
-            UserError: it is damaged, or of another run than the checkpoint.
+            UserError: If it is damaged, or belongs to another run than the checkpoint.
         """
         path = self.run_dir / RUN_FILE
         try:
@@ -283,17 +283,17 @@ class TrainingLogger:
 
     @property
     def run_id(self) -> str:
-        """Which run this is, wherever its directory is moved."""
+        """Identifies the run, also after its directory is moved."""
         return self._run["run_id"]
 
     @property
     def records(self) -> int:
-        """How many have been logged so far."""
+        """Number of records logged so far."""
         return self._records
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the run came to so far; see `RunSummary`."""
+        """Summary of the run so far; see `RunSummary`."""
         return self._summary.to_dict(self._wall_seconds())
 
     def sync(self) -> None:
@@ -302,7 +302,7 @@ class TrainingLogger:
             self._metrics.sync()
 
     def say(self, text: str) -> None:
-        """Print a line of the loop's own, without disturbing the progress bar."""
+        """Print a line without disturbing the progress bar."""
         self._console.say(text)
 
     def advance(self, iter: int) -> None:
@@ -384,8 +384,8 @@ class TrainingLogger:
     def log_checkpoint(self, path: Path | str, step: int) -> None:
         """Record and print that the state after `step` steps was saved.
 
-        run.json lists the checkpoints that there are, by their paths relative to the run's folder,
-        which may move.
+        run.json lists the existing checkpoints, with paths relative to the run directory, which may
+        be moved.
         """
         relative = Path(os.path.relpath(path, self.run_dir)).as_posix()
         kept = [
@@ -398,7 +398,7 @@ class TrainingLogger:
         self.say(f"checkpoint of step {step} saved in {path}")
 
     def interrupted(self) -> None:
-        """Tell that the run stops early by request, so that it does not count as completed."""
+        """Mark the run as stopped early by request, so that it does not count as completed."""
         self._interrupted = True
 
     def _wall_seconds(self) -> float:

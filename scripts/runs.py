@@ -1,7 +1,7 @@
-"""Training runs as a person starts them: `train.py` in a process of its own, and the log it leaves.
+"""Run `train.py` in a separate process and read its log; shared by the scripts in this directory.
 
-What the scripts here share. Each exits with PASSED, FAILED (what it checks does not hold) or
-UNDECIDED (an error kept it from telling).
+Each script exits with PASSED, FAILED (what it checks does not hold) or UNDECIDED (an error
+prevented the check).
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ PASSED, FAILED, UNDECIDED = 0, 1, 2
 
 
 class RunFailed(UserError):
-    """A training run did not come to its end."""
+    """A training run did not complete."""
 
 
 def train(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Train into a new folder, in a process of its own; what it prints is shown.
+    """Train in a separate process, with its own peak memory, threads and random generators.
 
-    So its peak of memory, its threads and its random generators are its own.
+    Its output is printed.
 
     Args:
         arguments: Config files and flags, as `train.py` takes them.
-        folder: The run's folder.
+        folder: The run directory; it must not exist yet.
 
     Returns:
-        The run's log, as in its run.json.
+        The log of the run, as in its run.json.
 
     Raises:
-        RunFailed: the run did not complete.
+        RunFailed: If the run does not complete.
     """
     where = (f"--out_dir={folder.parent}", f"--run_name={folder.name}")
     command = [sys.executable, str(PROJECT / "train.py"), *arguments, *where]
     status = subprocess.run(command, check=False).returncode
     if status:
-        raise RunFailed(f"the training run exited with status {status}; it has said why above.")
+        raise RunFailed(f"the training run exited with status {status}; see its error above.")
     if not (folder / RUN_FILE).is_file():
         raise RunFailed("nothing was trained; drop --help and --print_config.")
     log = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if log["status"] != "completed":
-        raise RunFailed(f"the training run was {log['status']}; let it come to its end.")
+        raise RunFailed(f"the training run was {log['status']}; let it complete.")
     return log
 
 

@@ -1,8 +1,8 @@
-"""A run's folder is its alone: a new one has a name of its own, and one process trains in it.
+"""Run directories: a new one gets an unused name, and only one process at a time trains in one.
 
-The mark is a lock of the operating system (flock) on `<run>/.lock`, which holds the number of the
-process. It ends with the process, however that ends. Where a system or a file system has no such
-locks, nothing is refused.
+A process that trains locks the lock file `<run>/.lock` (flock) and writes its process ID there. The
+operating system releases the lock when the process ends, however it ends. Where the system or the
+file system has no such locks, nothing is refused.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LOCK_FILE = ".lock"
 
 
 def make_run_folder(name: str, out_dir: Path) -> Path:
-    """Make and return a folder under `out_dir` that none has been: name, date and time, and a
-    number where two runs start in one second."""
+    """Make and return a new run directory in `out_dir`: name, date and time, and a number if that
+    exists, as when two runs start in the same second."""
     stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     with file_errors(f"make a run directory in {out_dir}"):
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,14 @@ def make_run_folder(name: str, out_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
-    """Keep every other process from training in a folder, which is made where it is missing.
+    """Hold the lock file of a directory, so that no other process trains there.
 
     Args:
-        folder: That of a run, or of a sweep.
-        key: What names the folder on the command line.
+        folder: The directory of a run or a sweep; created if it does not exist.
+        key: The flag that names it on the command line.
 
     Raises:
-        UserError: another process, or this one, trains in it already.
+        UserError: If another process, or this one, holds the lock already.
     """
     with file_errors(f"write in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,28 +67,28 @@ def claimed(folder: Path, key: str = "run_name") -> Iterator[None]:
         try:
             yield
         finally:
-            _unlock(file)  # closing would not do while a forked process has the file open, too
+            _unlock(file)  # closing is not enough while a forked process has the file open
 
 
 def refuse_claimed(folder: Path) -> None:
-    """Raise UserError where a process trains in a folder now."""
+    """Raise UserError if a process is training in a directory."""
     process = process_in(folder)
     if process is not None:
         raise UserError(_taken(folder, process, "run_name"))
 
 
 def process_in(folder: Path) -> str | None:
-    """The number of the process that trains in a folder now; None where none does."""
+    """The ID of the process that is training in a directory, or None."""
     refuse_irregular(folder / LOCK_FILE)
     with contextlib.suppress(FileNotFoundError), (folder / LOCK_FILE).open("r") as file:
-        if not _lock(file, shared=True):  # so that two who ask do not hinder each other
+        if not _lock(file, shared=True):  # so that two readers do not block each other
             return file.read()
         _unlock(file)
     return None
 
 
 def _lock(file: TextIO, *, shared: bool = False) -> bool:
-    """Whether nobody else had the lock; then it is ours, where there are locks."""
+    """Try to lock a file; False if another process holds it. True where there are no locks."""
     if fcntl is None:
         return True
     try:

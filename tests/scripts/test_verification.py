@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts import verification
-from tests.contract.test_random_combinations import EXAMPLES
+from tests.contract.test_random_combinations import EXAMPLES, FEW
 from tests.measured import assert_close, assert_within, observing, relative_error
 
 PROJECT = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ def test_every_section_has_rows():
 def test_the_number_of_combinations_is_the_one_drawn():
     text = verification.PAGE.read_text(encoding="utf-8")
     assert f"\n{EXAMPLES} configs drawn" in text
+    assert f"every run of the tests draws {FEW} of its own" in text
 
 
 def test_a_row_has_words_cases_and_the_largest_of_each_tolerance(monkeypatch):

@@ -305,7 +305,7 @@ def test_where_peaks_cannot_be_kept_they_are_measured(peaks_file):
 
 
 def test_a_machine_that_is_busy_at_first(monkeypatch):
-    """Matmuls slowed down for half a second, as by other processes, do not make the peak."""
+    """Matmuls that others slow down for half a second do not make the peak."""
     now = 0.0
 
     def advance(seconds):
