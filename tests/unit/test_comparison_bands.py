@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comparison.bands import band
+from comparison.bands import Band, band
 from comparison.groups import group_runs
 from tests.simulated import TOKENS_PER_STEP, simulated_arm, simulated_run
 
@@ -42,3 +42,23 @@ def test_budgets_and_losses_are_floats_which_numpy_can_draw_however_large():
     found = band(only_group(runs), "tokens")
     numbers = [*found.budgets, *found.mean, *found.low, *found.high]
     assert {type(number) for number in numbers} == {float}
+
+
+def numbered_band(count: int) -> Band:
+    """A band with points at budgets 0, 1, 2, ..."""
+    budgets = [float(budget) for budget in range(count)]
+    return Band(budgets, mean=budgets, low=budgets, high=budgets)
+
+
+def test_parts_of_a_band():
+    whole = numbered_band(5)
+    assert whole.since(2.5).mean == [3, 4]
+    assert whole.since(3).high == [3, 4]
+    assert whole.trained.budgets == [1, 2, 3, 4]
+    assert numbered_band(1).trained is None
+
+
+def test_a_thinned_band_keeps_its_ends():
+    assert numbered_band(101).thinned(3).budgets == [0, 50, 100]
+    assert numbered_band(101).thinned(3).low == [0, 50, 100]
+    assert numbered_band(4).thinned(4).budgets == [0, 1, 2, 3]

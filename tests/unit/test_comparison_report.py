@@ -147,6 +147,16 @@ def test_the_answer_counts_every_verdict(page):
     assert "2 arms set apart: not comparable." in shown
 
 
+def test_the_answer_lists_six_arms_of_a_verdict_and_counts_the_others():
+    runs = simulated_arm("a", [3.00, 3.02, 2.99, 3.01])
+    for index in range(8):
+        losses = [2.0 + loss / 100 for loss in range(4)]
+        runs += simulated_arm(f"b{index}", losses, model={"n_head": index}, start="2025-02-01")
+    shown = Page(to_html(compare(runs)))
+    assert "Of 8 arms beside the baseline, 8 are better." in shown.texts
+    assert "and 2 more, in " in shown.texts
+
+
 def test_settings_are_told_once_where_runs_agree(page):
     rows = [a.get("class") for tag, a in page.tags if tag == "tr"]
     assert rows.count("shared") > 3

@@ -1,0 +1,66 @@
+"""What the plot and the page draw, and what arms are called in every view."""
+
+from __future__ import annotations
+
+import pytest
+
+from comparison.figures import Difference, effect_of, figures_of
+from comparison.findings import compare
+from comparison.labels import labels
+from comparison.verdicts import BETTER, CANNOT_TELL, WORSE
+from tests.simulated import simulated_arm, simulated_run
+from tests.study import study
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return study()
+
+
+def test_labels_number_the_rows_and_say_what_names_do_not(findings):
+    found = labels(findings)
+    assert [label.number for label in found] == [1, 2, 3, 4, 5, 6]
+    assert [label.is_baseline for label in found] == [True] + 5 * [False]
+    assert [label.set_apart for label in found] == 4 * [False] + 2 * [True]
+    assert found[0].details == found[0].changes == ""
+    assert found[3].details == found[3].changes == "normalization=rmsnorm, ffn_type=swiglu"
+
+
+def test_a_label_tells_the_statuses_of_runs_that_are_not_completed():
+    runs = [simulated_run("a", 1, 3.0), simulated_run("a", 2, 3.1, status="crashed")]
+    (label,) = labels(compare(runs))
+    assert label.unfinished == ("crashed",)
+
+
+def test_differences_are_those_of_the_verdicts(findings):
+    figures = figures_of(findings)
+    assert figures.margin == findings.margin
+    assert [arm.label.number for arm in figures.compared] == [1, 2, 3, 4]
+    assert [arm.difference is None for arm in figures.arms] == [True] + 3 * [False] + 2 * [True]
+    estimate = findings.rows[1].verdict.estimate
+    assert figures.arms[1].difference == Difference(estimate.value, *estimate.interval(), BETTER)
+
+
+def test_effects_are_better_or_worse_only_where_chance_is_ruled_out(findings):
+    effects = {" x ".join(effect.changes): effect for effect in findings.effects}
+    assert {name: effect_of(effect).verdict for name, effect in effects.items()} == {
+        "normalization=rmsnorm": BETTER,
+        "ffn_type=swiglu": WORSE,
+        "normalization=rmsnorm x ffn_type=swiglu": CANNOT_TELL,
+    }
+
+
+def test_seconds_of_unlike_machines_are_not_comparable():
+    runs = simulated_arm("a", [3.0, 3.1])
+    runs += simulated_arm("b", [3.2, 3.3], model={"bias": False}, device="a GPU")
+    axes = figures_of(compare(runs)).axes
+    assert {axis.unit: axis.comparable for axis in axes} == {
+        "tokens": True,
+        "flops": True,
+        "seconds": False,
+    }
+
+
+def test_no_axis_without_a_curve():
+    runs = [simulated_run(curve=[(0, None)])]
+    assert figures_of(compare(runs)).axes == ()
