@@ -31,7 +31,7 @@ _parts = Section("Parts", Role.ARCHITECTURE)
 _whole = Section("Whole model", Role.ARCHITECTURE)
 
 HEAD_SHAPE = ("n_kv_head", "head_dim")
-"""Keys that a position encoding sees, besides its own and those of every model."""
+"""Keys that a position encoding in attention sees, besides its own and those of every model."""
 
 
 class ModelOptions:
@@ -439,20 +439,24 @@ class ModelArchitectureConfig:
     def positions(self) -> list[LayerConfig]:
         """What the position encoding of each layer is made from, equal where layers share one.
 
-        It has the keys of every model in which layers cannot differ, the shape of the heads, and
-        the options of the encoding.
+        It has the keys of every model in which layers cannot differ, the options of the encoding,
+        and the shape of the heads unless the encoding acts on the embedding.
         """
         return [self._of_position(layer) for layer in self.layers]
 
     def _of_position(self, layer: LayerConfig) -> LayerConfig:
-        seen = {name for name, key in MODEL_KEYS.items() if not key.per_layer} | {*HEAD_SHAPE}
+        seen = {name for name, key in MODEL_KEYS.items() if not key.per_layer}
         seen |= _chosen_through(MODEL_KEYS["position_encoding"], layer)
+        if not POSITIONS[layer.position_encoding].of_whole_model:
+            seen.update(HEAD_SHAPE)
         return layer.only(seen)
 
     # What may be combined
 
     def _combination_problems(self) -> Iterator[Problem]:
-        if self._meant.get("head_dim") is None and self.n_embd % self.n_head:
+        head_dim = self._meant.get("head_dim")
+        derived = None in (head_dim.values if isinstance(head_dim, Pattern) else [head_dim])
+        if derived and self.n_embd % self.n_head:
             yield Problem(
                 ("n_embd", "n_head"),
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; change one, or "
@@ -478,12 +482,22 @@ class ModelArchitectureConfig:
     def _position_problems(self) -> Iterator[Problem]:
         chosen = list(dict.fromkeys(layer.position_encoding for layer in self.kinds))
         for name in chosen:
-            if POSITIONS[name].of_whole_model and len(chosen) > 1:
+            if not POSITIONS[name].of_whole_model:
+                continue
+            if len(chosen) > 1:
                 yield Problem(
                     ("position_encoding",),
                     f"position_encoding={name!r} acts on the embedding, so every layer must have "
                     f"it, but others have {', '.join(set(chosen) - {name})}.",
                 )
+            for key in POSITIONS.entry(name).keys:
+                if len({layer.get(key) for layer in self.kinds}) > 1:
+                    yield Problem(
+                        (key, "position_encoding"),
+                        f"{key}={quoted(self._said(key))} differs from layer to layer, but "
+                        f"position_encoding={name!r} acts on the embedding, once for all layers; "
+                        f"give {key} one value.",
+                    )
 
     # Attention backends
 

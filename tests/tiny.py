@@ -41,17 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "attention_scale softcap": {"attention_scale": 0.6, "attention_softcap": 0.5},
     "attention_out_bias=False": {"attention_out_bias": False},
     "head_bias": {"head_bias": True, "weight_tying": False},
-    "rope_pattern": {**ROPE, "rope_pattern": "RN"},
-    "rope_local_theta": {
-        **ROPE,
-        "rope_local_theta": 50.0,
-        "sliding_window": 5,
-        "window_pattern": "SL",
-        "rope_scaling": "linear",
-        "rope_scaling_factor": 4.0,
-    },
     "sliding_window=5": {"sliding_window": 5},
-    "window_pattern=SL": {"sliding_window": 5, "window_pattern": "SL"},
     "sliding_window=1": {"sliding_window": 1},
     "attention_softcap": {"attention_softcap": 0.5},
     "attention_softcap alibi": {"attention_softcap": 0.5, "position_encoding": "alibi"},
@@ -73,6 +63,48 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+PATTERNS: dict[str, dict[str, Any]] = {
+    "sliding_window=5+none": {"sliding_window": "5+none"},
+    "sliding_window=none+5*": {"sliding_window": "none+5*", "n_layer": 3},
+    "window, theta, scaling": {
+        **ROPE,
+        "sliding_window": "5+none",
+        "rope_theta": "50+1e4",
+        "rope_scaling": "none+linear",
+        "rope_scaling_factor": 4.0,
+    },
+    "position_encoding=rope+none": {"position_encoding": "rope+none"},
+    "position_encoding=rope+alibi*": {"position_encoding": "rope+alibi*", "n_layer": 3},
+    "rope_theta=50+1e4": {**ROPE, "rope_theta": "50+1e4"},
+    "rope_fraction=0.5+1": {**ROPE, "rope_fraction": "0.5+1"},
+    "rope_scaling=none+yarn": {**COMPANIONS["rope_scaling"], "rope_scaling": "none+yarn"},
+    "ffn_type=standard+swiglu": {"ffn_type": "standard+swiglu"},
+    "ffn_type=standard+glu*": {"ffn_type": "standard+glu*", "n_layer": 3},
+    "activation=gelu+relu": {"activation": "gelu+relu"},
+    "ffn_hidden=50+90": {"ffn_hidden": "50+90"},
+    "normalization=layernorm+rmsnorm": {"normalization": "layernorm+rmsnorm"},
+    "normalization=none*2+rmsnorm": {"normalization": "none*2+rmsnorm", "n_layer": 3},
+    "norm_eps=1e-5+0.1": {"norm_eps": "1e-5+0.1"},
+    "norm_position=pre+post": {"norm_position": "pre+post"},
+    "norm_position=post+sandwich*": {"norm_position": "post+sandwich*", "n_layer": 3},
+    "n_kv_head=1+4": {"n_kv_head": "1+4"},
+    "head_dim=8+16": {"head_dim": "8+16", **ROPE},
+    "qk_norm=true+false": {"qk_norm": "true+false"},
+    "qk_norm_over=head+projection": {"qk_norm": True, "qk_norm_over": "head+projection"},
+    "attention_scale=0.1+none": {"attention_scale": "0.1+none"},
+    "attention_bias=true+false": {"attention_bias": "true+false"},
+    "everything differs": {
+        "n_layer": 3,
+        "position_encoding": "rope*2+none",
+        "sliding_window": "5+none*",
+        "n_kv_head": "2+4",
+        "ffn_type": "swiglu+standard",
+        "normalization": "rmsnorm+layernorm*",
+    },
+}
+"""Layers that differ: by each key that may, in patterns that repeat and with a rest."""
+
+
 def parts_of_registries() -> dict[str, dict[str, Any]]:
     """A variant for every registered part but the backends."""
     return {
@@ -85,7 +117,7 @@ def parts_of_registries() -> dict[str, dict[str, Any]]:
 
 def _companions(key: str, name: str) -> dict[str, Any]:
     """Those that the part uses."""
-    uses = {"position_encoding", *getattr(REGISTRIES[key][name], "uses", ())}
+    uses = {"position_encoding", *REGISTRIES[key].entry(name).keys}
     return {k: v for k, v in COMPANIONS.get(key, {}).items() if k in uses}
 
 
@@ -94,7 +126,7 @@ def presets() -> dict[str, dict[str, Any]]:
     return {f"preset {name}": dict(preset.keys) for name, preset in PRESETS.items()}
 
 
-VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS}
+VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS, **PATTERNS}
 
 
 def tiny_config(**keys: Any) -> ModelArchitectureConfig:

@@ -10,8 +10,8 @@ from safetensors.torch import load_model, save_model
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.attention_backends import ATTENTION_BACKENDS
-from components.blocks import make_norm
+from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.norms import make_norm
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from tests.measured import assert_close, relative_error
@@ -74,13 +74,7 @@ def test_cost_equals_the_counter(keys, length):
     idx = tokens(length, batch=3)
     with FlopCounterMode(display=False) as counter:
         model(idx, idx)[1].backward()
-    without_window = {
-        **keys,
-        "sliding_window": None,
-        "window_pattern": "S",
-        "rope_local_theta": None,
-    }
-    full = GPT(tiny_config(**without_window))
+    full = GPT(tiny_config(**{**keys, "sliding_window": None}))
     assert counter.get_total_flops() == full.flops_per_token(length) * idx.numel()
 
 
@@ -89,14 +83,15 @@ def test_cost_of_a_window_and_of_causality(keys):
     """Against a count of the pairs that the mask leaves, one by one."""
     config = tiny_config(**keys)
     model = GPT(config)
-    matrices = 3 * model.forward_flops(1) - 12 * config.n_head * config.head_dim * config.n_layer
+    widths = [config.n_head * layer.head_dim for layer in config.layers]
+    matrices = 3 * model.forward_flops(1) - 12 * sum(widths)
     for causal in (False, True):
-        pairs = 0
-        for layer in range(config.n_layer):
-            window = config.window(layer) or T
-            for t in range(T):
-                pairs += min(t + 1, window) if causal else min(T, window)
-        expected = matrices + 12 * config.n_head * config.head_dim * pairs / T
+        scores = 0.0
+        for layer, width in zip(config.layers, widths, strict=True):
+            window = window_of(layer) or T
+            seen = (min(t + 1, window) if causal else min(T, window) for t in range(T))
+            scores += 12 * width * sum(seen) / T
+        expected = matrices + scores
         assert model.flops_per_token(T, causal=causal) == pytest.approx(expected, rel=1e-12)
 
 
@@ -121,6 +116,11 @@ def test_generation_with_and_without_cache(keys):
     assert torch.equal(cached[:, :3], prompt)
 
 
+def lacks(backend: str, config: ModelArchitectureConfig) -> bool:
+    """Whether a layer asks for what a backend cannot do."""
+    return any(ATTENTION_BACKENDS[backend].lacks(attention_needs(each)) for each in config.layers)
+
+
 @every_variant
 def test_backends_agree(keys):
     config = tiny_config(**keys)
@@ -128,7 +128,7 @@ def test_backends_agree(keys):
     reference = tiny_model(**keys)
     compared = []
     for name in ("sdpa", "flex", "auto"):
-        if ATTENTION_BACKENDS[name].lacks(config.attention_needs(0)):
+        if lacks(name, config):
             continue
         other = tiny_model(**{**keys, "attention_backend": name})
         with torch.no_grad():
@@ -143,7 +143,7 @@ def test_backends_agree(keys):
 @every_variant
 def test_backends_agree_on_gradients(keys):
     config = tiny_config(**keys)
-    if ATTENTION_BACKENDS["sdpa"].lacks(config.attention_needs(0)):
+    if lacks("sdpa", config):
         pytest.skip("sdpa cannot do this")
     idx = tokens(T)
     gradients = []
@@ -173,10 +173,11 @@ def test_initialised_as_documented(keys):
     torch.manual_seed(0)
     config = tiny_config(**keys)
     model = GPT(config)
-    fresh_norm = make_norm(config).state_dict()
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".")
         if owner.endswith("norm"):
+            layer = int(owner.split(".")[1]) if owner.startswith("blocks.") else -1
+            fresh_norm = make_norm(config.layers[layer]).state_dict()
             as_made = fresh_norm.get(kind, torch.ones(()))  # a norm of queries or keys: ones
             assert (parameter == as_made.flatten()[0]).all(), name
             continue
@@ -184,7 +185,7 @@ def test_initialised_as_documented(keys):
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
             continue
         residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
-        std = 0.05 / math.sqrt(2 * 2) if residual else 0.05
+        std = 0.05 / math.sqrt(2 * config.n_layer) if residual else 0.05
         assert parameter.std().item() == pytest.approx(std, rel=0.06), name
         assert abs(parameter.mean().item()) < 0.06 * std, name
 

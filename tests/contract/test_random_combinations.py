@@ -1,13 +1,13 @@
 """Any combination of keys either works, by every law of the contract, or is refused with advice.
 
-Combinations are drawn key by key from the config's own declaration. One that is refused must name
-keys that were set; without those of the first problem it is tried again, until one is accepted.
+Combinations are drawn key by key from the keys' own declarations, patterns over the layers where
+these may differ. One that is refused must name keys that were set; without those of the first
+problem it is tried again, until one is accepted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 import types
 import typing
@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from errors import ConfigError
-from model_config import ModelArchitectureConfig
-from options import field_types
+from model_config import architecture_keys
+from options import Key
+from patterns import Pattern
 from tests.contract import test_every_model as contract
 from tests.tiny import SIZES, tiny_config, tiny_model, tokens
 
@@ -40,8 +41,6 @@ RANGES = {
     "ffn_hidden": st.integers(1, 64),
     "head_dim": st.integers(1, 16),
     "sliding_window": st.integers(1, 30),
-    "window_pattern": st.text("SL", min_size=1, max_size=3),
-    "rope_pattern": st.text("RN", min_size=1, max_size=3),
     "rope_original_block_size": st.integers(4, 64),
     "dropout": st.floats(0, 0.5),
     "init_std": st.floats(0.01, 0.1),
@@ -49,37 +48,44 @@ RANGES = {
 """Values of the keys whose declaration alone would allow too much for a small model."""
 
 
-def values_of(field: dataclasses.Field, annotation: Any) -> st.SearchStrategy:
+def values_of(key: Key) -> st.SearchStrategy:
     """Values that a key may take by itself, by what its declaration says."""
-    if field.name in RANGES:
-        return RANGES[field.name]
-    if field.metadata["choices"] is not None:
-        return st.sampled_from(list(field.metadata["choices"]))
-    members = set(typing.get_args(annotation) or (annotation,)) - {types.NoneType}
+    one = _single_values(key)
+    return st.one_of(one, _patterns(one), st.lists(one, min_size=1)) if key.per_layer else one
+
+
+def _single_values(key: Key) -> st.SearchStrategy:
+    if key.name in RANGES:
+        return RANGES[key.name]
+    if key.choices is not None:
+        return st.sampled_from(list(key.choices))
+    members = set(typing.get_args(key.annotation) or (key.annotation,)) - {types.NoneType}
     if members == {bool}:
         return st.booleans()
     if members == {int}:
-        return st.integers(field.metadata["bounds"]["at_least"], 8)
+        return st.integers(key.metadata["bounds"]["at_least"], 8)
     if members == {float}:
-        return _around(field)
-    raise TypeError(f"say in RANGES what {field.name}, a {annotation}, may be here")
+        return _around(key)
+    raise TypeError(f"say in RANGES what {key.name}, a {key.annotation}, may be here")
 
 
-def _around(field: dataclasses.Field) -> st.SearchStrategy:
+def _around(key: Key) -> st.SearchStrategy:
     """Floats from a quarter to four times the default, within the bounds."""
-    middle, bounds = field.default or 0.4, field.metadata["bounds"]
+    middle, bounds = key.default or 0.4, key.metadata["bounds"]
     lowest = max(b for b in (middle / 4, bounds["at_least"], bounds["above"]) if b is not None)
     highest = min(b for b in (middle * 4, bounds["at_most"], bounds["below"]) if b is not None)
     return st.floats(lowest, highest, exclude_min=True, exclude_max=True)
 
 
-ANNOTATIONS = field_types(ModelArchitectureConfig)
+def _patterns(one: st.SearchStrategy) -> st.SearchStrategy:
+    """Texts of patterns over a few layers, with a rest and without."""
+    runs = st.lists(st.tuples(one, st.integers(1, 2)), min_size=1, max_size=3)
+    with_rest = st.builds(lambda runs, rest: [*runs, (rest, None)], runs, one)
+    return st.one_of(runs, with_rest).map(lambda runs: str(Pattern(tuple(runs))))
+
+
 COMBINATIONS = st.fixed_dictionaries(
-    {},
-    optional={
-        field.name: values_of(field, ANNOTATIONS[field.name])
-        for field in dataclasses.fields(ModelArchitectureConfig)
-    },
+    {}, optional={name: values_of(key) for name, key in architecture_keys().items()}
 )
 
 
