@@ -19,12 +19,8 @@ from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
 from model_components import REGISTRIES
-from model_config import (
-    PRESETS,
-    REPLACED,
-    ModelArchitectureConfig,
-    architecture_keys,
-)
+from model_config import PRESETS, ModelArchitectureConfig
+from model_keys import REPLACED, architecture_keys
 from options import KEYS, Key, Role, Section, keys_of, type_name
 from patterns import spelled
 from training.config import TRAINING_KEYS, TrainingConfig, kept_share
