@@ -314,9 +314,8 @@ class KeyTable(Mapping[str, Key]):
             if tag == SPELLED_BY_KEY or not isinstance(tag, str) or name == key.name:
                 continue
             if any(other.metadata["tag"] == tag for other in owners.values()):
-                raise UserError(
-                    f"the tag {tag!r} of the option {key.name!r} is that of {name!r}; choose another."
-                )
+                whose = f"the option {key.name!r} is that of {name!r}"
+                raise UserError(f"the tag {tag!r} of {whose}; choose another.")
 
     def declare(self, owner: str, keys: Mapping[str, Key]) -> None:
         """Enter the keys of an owner in place of those that it had."""
