@@ -60,6 +60,7 @@ def _contradictions(asked: Asked, model: ModelArchitectureConfig, folder: str) -
 def _departs(model: ModelArchitectureConfig, key: str, value: Any) -> bool:
     """Whether a sound value of a key, however it is spelled, makes another model."""
     try:
-        return ModelArchitectureConfig.make(model.to_dict(), {key: value}) != model
+        made = ModelArchitectureConfig.make(model.to_dict(), {key: value})
     except ConfigError:
         return KEYS[key].problem(value) is None
+    return list(made.layers) != list(model.layers)

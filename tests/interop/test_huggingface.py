@@ -278,7 +278,8 @@ def test_a_pattern_however_it_is_spelled_is_that_of_the_folder(tmp_path):
     model = folder_of(tmp_path / "model", **keys, position_encoding=turned, rope_theta=100.0)
     for same in (turned, "rope*1+none*1", "rope+none*"):
         flags = [f"--init_from={model}", f"--position_encoding={same}", "--rope_theta=1e2"]
-        assert settings_of(flags).model.to_dict()["position_encoding"] == turned
+        layers = settings_of(flags).model.layers
+        assert [layer.position_encoding for layer in layers] == ["rope", "none"]
     with pytest.raises(ConfigError) as raised:
         settings_of([f"--init_from={model}", "--position_encoding=none+rope"])
     assert "has position_encoding=rope+none; drop it" in str(raised.value)
