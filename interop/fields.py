@@ -17,7 +17,7 @@ from model_config import MOST_LAYERS_TO_DIFFER, ModelArchitectureConfig
 Fields = dict[str, Any]
 """What config.json holds."""
 Keys = dict[str, Any]
-"""Keys of a ModelArchitectureConfig; a list has a value for each layer."""
+"""Keys of a ModelArchitectureConfig; a Pattern where layers differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,12 @@ def switch(key: str, field: str, *, on: Any, off: Any) -> Aspect:
 
 
 def layers_of(given: Fields) -> range:
-    """The layers of a family whose layers may differ. Raises UserError for too many."""
+    """The layers of a family whose layers may differ. Raises UserError for none or too many."""
     layers = given["num_hidden_layers"]
-    if layers > MOST_LAYERS_TO_DIFFER:
+    if not 1 <= layers <= MOST_LAYERS_TO_DIFFER:
         raise UserError(
-            f"num_hidden_layers={layers} is more than the {MOST_LAYERS_TO_DIFFER:,} layers that "
-            "may differ; lower it."
+            f"num_hidden_layers={layers} must be from 1 to {MOST_LAYERS_TO_DIFFER:,} in a family "
+            "whose layers may differ."
         )
     return range(layers)
 

@@ -18,6 +18,7 @@ from interop.window_fields import (
     windowed_layers,
 )
 from model_config import ModelArchitectureConfig
+from patterns import by_layer
 
 QUERY_SCALAR = Aspect(
     lambda given: {"attention_scale": given["query_pre_attn_scalar"] ** -0.5},
@@ -58,13 +59,13 @@ def _keys_of_type(given: Fields, kind: str) -> Keys:
     }
 
 
-def _by_layer(types: LayerTypes, keys_of: dict[str, Keys]) -> Keys:
-    """The keys of each layer's type, by layer."""
+def _joined(types: LayerTypes, keys_of: dict[str, Keys]) -> Keys:
+    """The keys of layer types as those of a model whose layers have these types."""
     keys: Keys = {}
     for own in keys_of.values():
         for key, value in own.items():
             # A scaling that lacks the key has no use for the value that stands in for it.
-            keys.setdefault(key, [keys_of[kind].get(key, value) for kind in types])
+            keys.setdefault(key, by_layer([keys_of[kind].get(key, value) for kind in types]))
     return keys
 
 
@@ -73,7 +74,7 @@ def _read_gemma3(given: Fields) -> Keys:
         given, lambda given: every_nth_full(given, given.get("sliding_window_pattern", 6))
     )
     keys_of = {kind: _keys_of_type(given, kind) for kind in dict.fromkeys(types)}
-    return _by_layer(types, keys_of) | keys_of_windows(given, types)
+    return _joined(types, keys_of) | keys_of_windows(given, types)
 
 
 def _parameters(layer: LayerConfig) -> Fields:

@@ -10,6 +10,7 @@ from errors import UserError
 from interop.fields import HEAD_DIM, NO_HEAD_DIM, Aspect, Fields, Keys, layers_of
 from interop.window_fields import LayerTypes, types_of
 from model_config import ModelArchitectureConfig
+from patterns import by_layer
 
 _SCALINGS = {
     "default": {},
@@ -213,7 +214,7 @@ def rope_in_some_layers(rotary: Aspect) -> Aspect:
 
     def read(given: Fields) -> Keys:
         encodings = ["rope" if turned else "none" for turned in _rotated_layers(given)]
-        return rotary.read(given) | {"position_encoding": encodings}
+        return rotary.read(given) | {"position_encoding": by_layer(encodings)}
 
     def write(config: ModelArchitectureConfig) -> Fields:
         turned = [int(rotates(layer)) for layer in config.layers]

@@ -8,6 +8,7 @@ from components.attention_backends import window_of
 from errors import UserError
 from interop.fields import Aspect, Fields, Keys, layers_of
 from model_config import ModelArchitectureConfig
+from patterns import by_layer
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -74,7 +75,8 @@ def keys_of_windows(given: Fields, types: LayerTypes) -> Keys:
             "layers with sliding_attention need a sliding_window; config.json has none."
         )
     hides = window < given["max_position_embeddings"]
-    return {"sliding_window": [window if hides and one == SLIDING else None for one in types]}
+    windows = [window if hides and kind == SLIDING else None for kind in types]
+    return {"sliding_window": by_layer(windows)}
 
 
 def fields_of_windows(config: ModelArchitectureConfig, types: LayerTypes) -> Fields:
