@@ -65,17 +65,19 @@ def alternating(given: Fields) -> LayerTypes:
 # Windows
 
 
-def keys_of_windows(given: Fields, types: LayerTypes) -> Keys:
-    """The window of each layer; one that reaches over the longest sequence hides nothing."""
-    if SLIDING not in types:
-        return {}
+def _window(given: Fields) -> int | None:
+    """The window, or None where it reaches over the longest sequence, so that it hides nothing."""
     window = given["sliding_window"]
-    if window is None:
+    return None if window is None or window >= given["max_position_embeddings"] else window
+
+
+def keys_of_windows(given: Fields, types: LayerTypes) -> Keys:
+    """The window of each layer. Raises UserError where a layer needs one and none is said."""
+    if SLIDING in types and given["sliding_window"] is None:
         raise UserError(
             "layers with sliding_attention need a sliding_window; config.json has none."
         )
-    hides = window < given["max_position_embeddings"]
-    windows = [window if hides and kind == SLIDING else None for kind in types]
+    windows = [_window(given) if kind == SLIDING else None for kind in types]
     return {"sliding_window": by_layer(windows)}
 
 
@@ -87,9 +89,7 @@ def fields_of_windows(config: ModelArchitectureConfig, types: LayerTypes) -> Fie
 
 
 WINDOW_EVERYWHERE = Aspect(
-    lambda given: keys_of_windows(
-        given, types_of([given["sliding_window"] is not None] * len(layers_of(given)))
-    ),
+    lambda given: {"sliding_window": _window(given)},
     lambda config: {"sliding_window": window_of(config.layers[0])},
 )
 
