@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from model_components import REGISTRIES
+from options import KEYS
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,3 +22,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(cache.cleanup)
         os.environ["NANOARCH_CACHE_DIR"] = cache.name
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_parts() -> Iterator[None]:
+    """The parts and config keys that a test registers are gone after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in REGISTRIES.values():
+            for table in ("_entries", "_canonical"):
+                patch.setattr(registry, table, dict(getattr(registry, table)))
+        declared = {name: dict(owners) for name, owners in KEYS._declared.items()}
+        patch.setattr(KEYS, "_declared", declared)
+        yield
