@@ -464,6 +464,7 @@ class ModelArchitectureConfig:
             )
         yield from self._unused_problems()
         yield from self._position_problems()
+        yield from self._window_problems()
         for layer in self.kinds:
             where = f"layer {layer.index}: " if len(self.kinds) > 1 else ""
             for part in (Attention, *dict(parts_of(layer)).values()):
@@ -498,6 +499,18 @@ class ModelArchitectureConfig:
                         f"position_encoding={name!r} acts on the embedding, once for all layers; "
                         f"give {key} one value.",
                     )
+
+    def _window_problems(self) -> Iterator[Problem]:
+        """A window of a user's own that hides nothing; a base's may, as its block_size is lowered."""
+        if "sliding_window" not in self._given:
+            return
+        for window in dict.fromkeys(layer.sliding_window for layer in self.kinds):
+            if window is not None and window >= self.block_size:
+                yield Problem(
+                    ("sliding_window", "block_size"),
+                    f"sliding_window={window} does nothing: it reaches over the whole "
+                    f"block_size={self.block_size}; make it smaller, or none.",
+                )
 
     # Attention backends
 

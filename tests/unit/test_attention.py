@@ -15,7 +15,8 @@ from components.attention_backends import (
     visible,
     window_of,
 )
-from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
+from model_config import ModelArchitectureConfig
+from tests.tiny import SIZES, tiny_config, tiny_layer, tiny_model, tokens
 
 
 def qkv(heads: int = 4, kv_heads: int = 2, length: int = 7, dim: int = 8):
@@ -83,7 +84,7 @@ def test_the_pattern_says_which_layers_are_windowed():
 
 
 def test_a_window_over_the_longest_sequence_hides_nothing():
-    config = tiny_config(sliding_window="24+23")
+    config = ModelArchitectureConfig.from_dict({**SIZES, "sliding_window": "24+23"})
     assert [window_of(layer) for layer in config.layers] == [None, 23]
 
 

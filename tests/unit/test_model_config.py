@@ -333,6 +333,12 @@ class TestBases:
         with pytest.raises(ConfigError, match="rope_theta=50.0 belongs to position_encoding=rope"):
             self.make(position_encoding="alibi", rope_theta=50.0)
 
+    def test_a_window_over_the_longest_sequence_may_be_the_base_s_alone(self) -> None:
+        base = {**SIZES, "sliding_window": 24}
+        assert ModelArchitectureConfig.make(base, {"n_layer": 1}).sliding_window == 24
+        with pytest.raises(ConfigError, match="reaches over the whole block_size=24"):
+            ModelArchitectureConfig.make(base, {"sliding_window": 25})
+
     def test_patterns_are_cut_to_fewer_layers(self) -> None:
         assert self.make(n_layer=4).to_dict()["rope_theta"] == "50*3+10000"
         assert self.make(n_layer=2).rope_theta == 50.0
@@ -396,6 +402,8 @@ REFUSED = {
     "rope_theta=10000.0 belongs to position_encoding=rope": {"rope_theta": 10000.0},
     "rope_fraction=0.5 belongs to position_encoding=rope": {"rope_fraction": 0.5},
     "leaky_relu_slope=0.2 belongs to activation=leaky_relu": {"leaky_relu_slope": 0.2},
+    "sliding_window=24 does nothing: it reaches over the whole block_size=24; make it smaller, or "
+    "none.": {"sliding_window": "5+24"},
     "qk_norm_over='projection' does nothing without qk_norm": {"qk_norm_over": "projection"},
     "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
     "rope_scaling_factor=2.0 belongs to rope_scaling=linear or ntk or yarn or llama3": {
