@@ -501,7 +501,7 @@ class ModelArchitectureConfig:
                     )
 
     def _window_problems(self) -> Iterator[Problem]:
-        """A window of a user's own that hides nothing; a base's may, as its block_size is lowered."""
+        """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
         if "sliding_window" not in self._given:
             return
         for window in dict.fromkeys(layer.sliding_window for layer in self.kinds):
