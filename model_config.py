@@ -24,7 +24,7 @@ from model_components import (
     POSITIONS,
 )
 from options import KEYS, SPELLED_BY_KEY, Key, Role, Section, keys_of, options_of
-from patterns import Pattern, by_layer, spelled
+from patterns import Pattern, by_layer, spelled, with_rest
 
 _sizes = Section("Sizes", Role.ARCHITECTURE)
 _parts = Section("Parts", Role.ARCHITECTURE)
@@ -220,8 +220,8 @@ def _at(value: Any, layer: int) -> Any:
     return value.at(layer) if isinstance(value, Pattern) else value
 
 
-def _cut(value: Any, layers: int) -> Any:
-    return value.cut(layers).simplified() if isinstance(value, Pattern) else value
+def _over(value: Any, layers: int) -> Any:
+    return value.over(layers) if isinstance(value, Pattern) else value
 
 
 def _pattern_problems(key: str, value: Any, layers: int) -> Iterator[Problem]:
@@ -360,7 +360,7 @@ class ModelArchitectureConfig:
         problems += _problems_of_many(meant, layers)
         if problems:
             raise ConfigError(problems)
-        self._fill(keys, dict(base), dict(given), {k: _cut(v, layers) for k, v in meant.items()})
+        self._fill(keys, dict(base), dict(given), {k: _over(v, layers) for k, v in meant.items()})
         problems = list(self._combination_problems())
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
@@ -549,7 +549,7 @@ class ModelArchitectureConfig:
         derives = self._used[name].derive is not None
         if isinstance(meant, Pattern) and not (derives and None in meant.values):
             return str(meant.mapped(self._canonical(name)))
-        return str(by_layer([layer.get(name) for layer in self.layers]))
+        return str(with_rest([layer.get(name) for layer in self.layers]))
 
     def _canonical(self, name: str) -> Callable[[Any], Any]:
         registry = registry_of(self._used[name])

@@ -281,7 +281,7 @@ def test_to_dict_and_back():
         ({"sliding_window": [100, None]}, {"sliding_window": "100+none"}),
         (
             {"ffn_type": "standard+swiglu*"},
-            {"activation": "gelu+silu*11", "ffn_type": "standard+swiglu*"},
+            {"activation": "gelu+silu*", "ffn_type": "standard+swiglu*"},
         ),
         ({"position_encoding": "rope+none*2+rope+none*2"}, {"position_encoding": "rope+none*2"}),
         ({"position_encoding": "alibi+none"}, {}),
