@@ -207,12 +207,19 @@ def read(argv: Sequence[str]) -> Asked:
     flags = arguments.given()
     notes = fit_warmup(files, flags)
     given = {**files, **flags}
+    overridden = (
+        given_problem(key, item)
+        for layer in layers
+        for key, item in layer.items()
+        if given[key] is not item
+    )
     taken_back = [key for key, text in arguments.flags.items() if text == TAKEN_BACK]
     return Asked(
         given={key: item for key, item in given.items() if key not in taken_back},
         problems=(
             *arguments.problems(),
             *problems,
+            *filter(None, overridden),
             *(unknown_key(key, f"--{key}") for key in taken_back if key not in KEYS),
         ),
         plugins=plugins,

@@ -26,7 +26,7 @@ from model_keys import (
     unknown_key_message,
 )
 from options import KEYS, Key
-from patterns import Pattern, by_layer, spelled
+from patterns import Pattern, spelled, with_rest
 
 HEAD_SHAPE = ("n_kv_head", "head_dim")
 """Keys that a position encoding in attention sees, besides its own and those of every model."""
@@ -117,7 +117,7 @@ class ModelArchitectureConfig:
         problems += _problems_of_many(meant, layers)
         if problems:
             raise ConfigError(problems)
-        self._fill(keys, dict(base), dict(given), {k: _cut(v, layers) for k, v in meant.items()})
+        self._fill(keys, dict(base), dict(given), {k: _over(v, layers) for k, v in meant.items()})
         problems = list(self._combination_problems())
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
@@ -221,6 +221,7 @@ class ModelArchitectureConfig:
             )
         yield from self._unused_problems()
         yield from self._position_problems()
+        yield from self._window_problems()
         for layer in self.kinds:
             where = f"layer {layer.index}: " if len(self.kinds) > 1 else ""
             for part in (Attention, *dict(parts_of(layer)).values()):
@@ -256,6 +257,18 @@ class ModelArchitectureConfig:
                         f"give {key} one value.",
                     )
 
+    def _window_problems(self) -> Iterator[Problem]:
+        """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
+        if "sliding_window" not in self._given:
+            return
+        for window in dict.fromkeys(layer.sliding_window for layer in self.kinds):
+            if window is not None and window >= self.block_size:
+                yield Problem(
+                    ("sliding_window", "block_size"),
+                    f"sliding_window={window} does nothing: it reaches over the whole "
+                    f"block_size={self.block_size}; make it smaller, or none.",
+                )
+
     # Attention backends
 
     def attention_backends_on(self, device: str) -> list[str]:
@@ -288,7 +301,7 @@ class ModelArchitectureConfig:
         derives = self._used[name].derive is not None
         if isinstance(meant, Pattern) and not (derives and None in meant.values):
             return str(meant.mapped(self._canonical(name)))
-        return str(by_layer([layer.get(name) for layer in self.layers]))
+        return str(with_rest([layer.get(name) for layer in self.layers]))
 
     def _canonical(self, name: str) -> Callable[[Any], Any]:
         registry = registry_of(self._used[name])
@@ -331,8 +344,8 @@ def _at(value: Any, layer: int) -> Any:
     return value.at(layer) if isinstance(value, Pattern) else value
 
 
-def _cut(value: Any, layers: int) -> Any:
-    return value.cut(layers).simplified() if isinstance(value, Pattern) else value
+def _over(value: Any, layers: int) -> Any:
+    return value.over(layers) if isinstance(value, Pattern) else value
 
 
 def _pattern_problems(key: str, value: Any, layers: int) -> Iterator[Problem]:

@@ -137,12 +137,6 @@ class Attention(Part):
                 f"qk_norm_over={config.qk_norm_over!r} does nothing without qk_norm; set "
                 "qk_norm=True or drop it.",
             )
-        if config.sliding_window is not None and config.sliding_window >= config.block_size:
-            yield Problem(
-                ("sliding_window", "block_size"),
-                f"sliding_window={config.sliding_window} does nothing: it reaches over the whole "
-                f"block_size={config.block_size}; make it smaller or drop it.",
-            )
         normed = config.qk_norm or "norm_eps" in NORMS.entry(config.normalization).keys
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
             yield Problem(

@@ -59,7 +59,10 @@ class TestExpectedMemory:
         "keys",
         [
             {},
-            {"sliding_window": 5, "window_pattern": "SL", "attention_backend": "sdpa"},
+            {"sliding_window": "5+none", "attention_backend": "sdpa"},
+            {"ffn_type": "standard+swiglu", "n_kv_head": "1+4", "position_encoding": "rope+none"},
+            {"normalization": "none*2+layernorm*", "ffn_type": "standard+swiglu*"},
+            {"ffn_type": "standard+swiglu*", "n_kv_head": "1+4"},
             {"n_embd": 128, "vocab_size": 5000},
         ],
     )
