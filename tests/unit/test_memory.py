@@ -75,6 +75,18 @@ class TestExpectedMemory:
         monkeypatch.setattr(memory, "_depths_to_trace", lambda config: [config.n_layer])
         assert expected_memory(config, batch, 24, "cpu", torch.float32) == found
 
+    def test_blocks_of_the_heap_stay_when_they_are_freed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Logits are freed before the last gradient of the table is made, but not returned."""
+        config = tiny_config(vocab_size=5000, n_embd=128, weight_tying=False)
+        table, logits = 4 * 5000 * 128, 4 * 2 * 24 * 5000
+        found = {}
+        for block in (0, table):
+            monkeypatch.setattr(memory, "HEAP_BLOCK", block)
+            found[block] = expected_memory(config, 2, 24, "cpu", torch.float32).total
+        assert found[table] - found[0] >= logits
+
     def test_gradients_of_earlier_micro_batches_are_held(self) -> None:
         config = tiny_config(vocab_size=5000, weight_tying=False)
         once = expected_memory(config, 8, 24, "cpu", torch.float32)
