@@ -54,7 +54,7 @@ from options import KEYS
 from training.claim import claimed
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
-from training.run import refuse_machine
+from training.preflight import refuse_machine
 from training.signals import StopRequest
 from user_files import collect, read_config_file
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from configurator import Settings
 from errors import UserError, file_errors
 from safe_files import refuse_irregular
 
@@ -23,6 +24,12 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK_FILE = ".lock"
+
+
+def run_folder(settings: Settings) -> Path:
+    """The run directory of new settings; where run_name is "auto", a new one, made here."""
+    out_dir, name = Path(settings.training.out_dir), settings.training.run_name
+    return make_run_folder(settings.arch_preset, out_dir) if name == "auto" else out_dir / name
 
 
 def make_run_folder(name: str, out_dir: Path) -> Path:

@@ -128,9 +128,9 @@ def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Se
     """
     values = upgraded(load_run_state(path)["config"])
     _refuse_unknown_parts(path, values)
-    settings = settings_from_dict(values)
+    settings = settings_from_dict(values, registered)
     refuse_other_weights(path, settings.model)
-    return dataclasses.replace(settings, plugins=registered or {})
+    return settings
 
 
 def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from configurator import load
 from errors import UserError
 from training import claim
-from training.claim import LOCK_FILE, claimed, make_run_folder, refuse_claimed
+from training.claim import LOCK_FILE, claimed, make_run_folder, refuse_claimed, run_folder
 
 
 class Noon(claim.datetime.datetime):
@@ -52,6 +53,14 @@ def test_out_dir_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make a run directory in .*file: File exists"):
         make_run_folder("llama", tmp_path / "file")
+
+
+def test_the_folder_of_new_settings_is_made_where_the_clock_names_it(tmp_path):
+    folder = run_folder(load(["config/arch_llama.py", f"--out_dir={tmp_path}"]))
+    assert folder.name.startswith("llama-2")
+    assert list(tmp_path.iterdir()) == [folder]
+    assert run_folder(load(["--run_name=mine", f"--out_dir={tmp_path}"])) == tmp_path / "mine"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

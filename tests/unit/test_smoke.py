@@ -12,7 +12,7 @@ from configurator import load
 from errors import UserError
 from model_components import ACTIVATIONS, NORMS
 from training import smoke
-from training.run import refuse_machine
+from training.preflight import refuse_machine
 from training.smoke import check_own_parts
 
 CPU = torch.device("cpu")
