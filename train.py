@@ -26,7 +26,6 @@ from interop.huggingface import load_weights
 from interop.starting_model import new_settings
 from model_builder import GPT
 from training.checkpoint import save_checkpoint
-from training.claim import claimed, run_folder
 from training.clock import Stopwatch
 from training.console import Console
 from training.hardware import (
@@ -46,6 +45,7 @@ from training.provenance import plugin_digests
 from training.report import start_report
 from training.resume import Start, find_start
 from training.run import Run
+from training.run_directory import locked, run_directory
 from training.signals import StopRequest
 from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 from user_files import rerun_plugins
@@ -100,7 +100,8 @@ def set_up(start: Start) -> Run:
     optimizer = make_optimizer(network, training)
     run = Run(
         settings=settings,
-        folder=start.run_folder or run_folder(settings),  # last: a failure leaves no empty folder
+        folder=start.run_folder
+        or run_directory(settings),  # last: a failure leaves no empty folder
         dataset=dataset,
         validation=validation,
         device=device,
@@ -125,7 +126,7 @@ def own_folder(run: Run, start: Start, console: Console) -> Iterator[None]:
     Raises:
         UserError: another process trains in it, or it holds a run that completed.
     """
-    with claimed(run.folder):
+    with locked(run.folder):
         if start.checkpoint is None:
             if run.settings.training.resume == "auto":
                 renamed = set_aside_unfinished_log(run.folder)
