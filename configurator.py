@@ -1,7 +1,8 @@
 """Config files and `--key=value` flags turned into checked, frozen settings.
 
-    asked = read(argv)                 files run, plugins registered, flags parsed
-    settings = resolve(asked, base)    checked, and derived values filled in
+    asked = read(argv)                         files run, plugins registered, flags parsed
+    settings = resolve(asked, base)            checked, and derived values filled in
+    settings = settings.for_data(vocab_size)   with the vocabulary, once the data are open
 
 Precedence: defaults < base < config files, left to right < command line; what is left at None is
 derived from the rest. The base of the architecture is a preset, unless the caller knows another: a
@@ -27,6 +28,7 @@ from training.config import TRAINING_KEYS, TrainingConfig, kept_share
 from user_files import Given, collect, read_config_file, run_plugins
 
 DEFAULT_SEQUENCE_LENGTH = 256  # tokens; where the user says nothing: what a CPU can train on
+PADDED_FROM = 4096  # tokens; a vocabulary this large is padded to a multiple of 64 for speed
 PAGE_WIDTH = 100
 HELP_COLUMN = 32
 
@@ -165,6 +167,24 @@ class Settings:
         return preset | self.model.to_dict() | self.training.to_dict()
 
     @property
+    def fixes_vocabulary(self) -> bool:
+        """Whether vocab_size is the user's or init_from's, and not for the data to decide."""
+        return "vocab_size" in self.explicit or self.training.init_from != "none"
+
+    def for_data(self, vocab_size: int) -> Settings:
+        """The settings of a run on data of `vocab_size` tokens.
+
+        Raises:
+            ConfigError: vocab_size is fixed and too small for the data.
+        """
+        if not self.fixes_vocabulary:
+            model = self.model.changed(vocab_size=padded_vocabulary(vocab_size))
+            return dataclasses.replace(self, model=model)
+        if self.model.vocab_size < vocab_size:
+            raise ConfigError([vocabulary_problem(self, vocab_size)])
+        return self
+
+    @property
     def roles(self) -> dict[str, str]:
         """What each key is for."""
         return {key: str(KEYS[key].role) for key in self.to_dict()}
@@ -229,12 +249,20 @@ def read(argv: Sequence[str]) -> Asked:
     )
 
 
-def settings_from_dict(values: Mapping[str, Any]) -> Settings:
-    """The settings that `Settings.to_dict` wrote; the parts that they name are registered by now.
+def settings_from_dict(
+    values: Mapping[str, Any], plugins: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings that `Settings.to_dict` wrote.
 
-    A key that `values` lacks has its default. Raises ConfigError with every problem.
+    Args:
+        values: Keys and values; a key that is missing has its default.
+        plugins: Path -> source of the plugins whose parts they name, registered by now.
+
+    Raises:
+        ConfigError: with every problem.
     """
-    return resolve(Asked(given={}), saved_base(values, "saved settings"))
+    asked = Asked(given={}, plugins=plugins or {})
+    return resolve(asked, saved_base(values, "saved settings"))
 
 
 def saved_base(values: Mapping[str, Any], origin: str) -> Base:
@@ -490,6 +518,26 @@ def _combined(
         config_files=asked.config_files,
         notes=asked.notes,
     )
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """The vocabulary of a model for data of `vocab_size` tokens."""
+    return vocab_size if vocab_size < PADDED_FROM else -(-vocab_size // 64) * 64
+
+
+def vocabulary_problem(settings: Settings, vocab_size: int) -> Problem:
+    """That the model's vocabulary is too small for data of `vocab_size` tokens."""
+    init_from = settings.training.init_from
+    fix = (
+        f"drop it, or raise it to {vocab_size}"
+        if init_from == "none"
+        else f"prepare the data with the tokenizer of init_from={init_from!r}"
+    )
+    message = (
+        f"vocab_size={settings.model.vocab_size} is too small for the {vocab_size} tokens of "
+        f"dataset={settings.training.dataset!r}; {fix}."
+    )
+    return Problem(("vocab_size", "dataset"), message)
 
 
 def length_problems(length: int, block_size: int) -> Iterator[Problem]:

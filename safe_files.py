@@ -30,9 +30,15 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
     return open(path, "rb")
 
 
-def refuse_irregular(path: Path) -> None:
-    """Raise UserError if `path` exists and is not a regular file; opening a FIFO could block."""
-    if path.exists() and not path.is_file():
+def refuse_irregular(path: Path, *, follow_links: bool = True) -> None:
+    """Raise UserError if `path` exists and is not a regular file; opening a FIFO could block.
+
+    Args:
+        path: The file.
+        follow_links: Whether `path` may be a symbolic link.
+    """
+    is_link = path.is_symlink() and not follow_links
+    if is_link or (path.exists() and not path.is_file()):
         raise _irregular(path)
 
 

@@ -51,10 +51,10 @@ from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
 from options import KEYS
-from training.claim import claimed
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
-from training.run import refuse_machine
+from training.preflight import refuse_machine
+from training.run_directory import locked
 from training.signals import StopRequest
 from user_files import collect, read_config_file
 
@@ -247,7 +247,7 @@ def main(argv: list[str]) -> int:
             print(overview(plan, seconds, workers, gpus))
             return 0
         print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
-        with claimed(plan.folder, "name"):
+        with locked(plan.folder, "name"):
             engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
             with StopRequest("letting the runs under way save") as stop:
                 return run_sweep(plan, engine, stop, argv)

@@ -26,7 +26,6 @@ from interop.huggingface import load_weights
 from interop.starting_model import new_settings
 from model_builder import GPT
 from training.checkpoint import save_checkpoint
-from training.claim import claimed
 from training.clock import Stopwatch
 from training.console import Console
 from training.hardware import (
@@ -41,19 +40,15 @@ from training.hardware import (
     set_tf32,
 )
 from training.optim import Stepper, learning_rate_at, make_optimizer
+from training.preflight import fitting_memory, refuse_machine
 from training.provenance import plugin_digests
 from training.report import start_report
 from training.resume import Start, find_start
-from training.run import (
-    Run,
-    complete,
-    fitting_memory,
-    named,
-    refuse_machine,
-    reload_plugins,
-)
+from training.run import Run
+from training.run_directory import locked, run_directory
 from training.signals import StopRequest
 from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
+from user_files import rerun_plugins
 
 
 def main(argv: list[str]) -> None:
@@ -92,21 +87,21 @@ def set_up(start: Start) -> Run:
         training.batch_size,
         training.eval_tokens,
     )
-    settings = complete(start.settings, dataset)
+    settings = start.settings.for_data(dataset.vocab_size)
     compiles = resolve_compile(training.compile, device)
     memory = fitting_memory(settings, device, dtype, compiles)
 
     set_tf32(training.tf32)
     seed_everything(training.seed)
-    reload_plugins(settings)
+    rerun_plugins(settings.plugins)
     network = GPT(settings.model).to(device)
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
-    settings = named(settings)  # which makes a folder, so nothing that may fail comes after
     run = Run(
         settings=settings,
-        folder=start.run_folder or Path(training.out_dir) / settings.training.run_name,
+        folder=start.run_folder
+        or run_directory(settings),  # last: a failure leaves no empty folder
         dataset=dataset,
         validation=validation,
         device=device,
@@ -131,7 +126,7 @@ def own_folder(run: Run, start: Start, console: Console) -> Iterator[None]:
     Raises:
         UserError: another process trains in it, or it holds a run that completed.
     """
-    with claimed(run.folder):
+    with locked(run.folder):
         if start.checkpoint is None:
             if run.settings.training.resume == "auto":
                 renamed = set_aside_unfinished_log(run.folder)
@@ -152,7 +147,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
     return TrainingLogger(
         run.folder,
         run.folder.name,
-        config=run.settings.to_dict(),
+        config=run.config,
         architecture=run.network.cost_report(training.sequence_length),
         environment={**machine, "dtype": str(run.dtype).removeprefix("torch.")},
         data={
@@ -306,7 +301,7 @@ def save(run: Run, log: TrainingLogger) -> None:
         state={
             "run_id": log.run_id,
             "log_records": log.records,
-            "config": run.settings.to_dict(),
+            "config": run.config,
             "derived": run.settings.derived,
             "data_fingerprint": run.dataset.fingerprint,
             "tokenizer": run.dataset.meta["tokenizer"],

@@ -11,10 +11,11 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from components.part import own_stream
 from components.registry import USERS_MODULE
 from errors import ConfigError, Problem, UserError
 from model_components import REGISTRIES
@@ -58,6 +59,18 @@ def run_plugins(paths: str) -> dict[str, str]:
     if problems:
         raise ConfigError(problems)
     return sources
+
+
+def rerun_plugins(plugins: Mapping[str, str]) -> None:
+    """Run plugins again, so that their modules are as new: path -> source.
+
+    Checking a user's own parts and tracing their memory may leave there what they made: a layer of
+    another width, its gradient, cached tensors without data. What a plugin draws at random now
+    follows from torch's seed.
+    """
+    for path, source in plugins.items():
+        with own_stream(Path(path).name):
+            run_source(path, source)
 
 
 _OWN_SCOPE = (

@@ -24,7 +24,6 @@ from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_prob
 from experiment.request import Request, is_tunable
 from interop.starting_model import new_settings
 from options import KEYS, Role
-from training.run import complete
 from user_files import collect
 
 BASELINE = "baseline"
@@ -213,7 +212,7 @@ class ArmMaker:
         too_large = list(size_problems(settings.model))
         if too_large:
             raise ConfigError(too_large)
-        settings = complete(settings, self._data_of(settings))
+        settings = settings.for_data(self._data_of(settings).vocab_size)
         return Arm(name=name, files=tuple(files), flags=dict(flags), settings=settings)
 
     def _may_be_unused(self, asked: Asked, flags: Mapping[str, str]) -> set[str]:

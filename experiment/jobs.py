@@ -16,7 +16,7 @@ from typing import Any
 
 from comparison.json_checks import list_of, nullable, number, read_checked, record, text
 from errors import UserError
-from training.claim import process_in
+from training.run_directory import process_in
 from training_logger import METRICS_FILE, RUN_FILE, last_metrics, read_run
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -27,7 +27,7 @@ from errors import UserError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, run_script, train
-from training.claim import make_run_folder
+from training.run_directory import make_run_directory
 
 LARGEST_SPREAD = 0.01
 """Of the losses of any two seeds: |a - b| over their mean must be below this."""
@@ -81,7 +81,7 @@ def measure(baseline: Baseline, seed: int, out_dir: Path) -> Result:
     Raises:
         UserError: the run did not complete, or no validation gave a finite loss.
     """
-    folder = make_run_folder(f"{baseline.config.stem}-{seed}", out_dir)
+    folder = make_run_directory(f"{baseline.config.stem}-{seed}", out_dir)
     log = train([str(baseline.config), f"--seed={seed}", f"--data_seed={seed}"], folder)
     return result_of(log, baseline, seed)
 

@@ -18,8 +18,8 @@ from training.checkpoint import (
     newest_whole,
     runs_newest_first,
 )
-from training.claim import refuse_claimed
 from training.config import TrainingConfig
+from training.run_directory import refuse_locked
 from training.run_state import load_run_state, refuse_other_weights
 from training_logger import ResumePoint
 
@@ -77,7 +77,7 @@ def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Star
     else:
         path, notes = find_checkpoint(where, out_dir)
         path = _in_its_run(path)
-        refuse_claimed(path.parents[1])
+        refuse_locked(path.parents[1])
     if path is None:
         notes = (*notes, f"No run to resume in {out_dir}: a new one starts.")
         return Start(new(asked), notes=notes)
@@ -128,9 +128,9 @@ def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Se
     """
     values = upgraded(load_run_state(path)["config"])
     _refuse_unknown_parts(path, values)
-    settings = settings_from_dict(values)
+    settings = settings_from_dict(values, registered)
     refuse_other_weights(path, settings.model)
-    return dataclasses.replace(settings, plugins=registered or {})
+    return settings
 
 
 def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]
         if wanted not in ("auto", folder.name):
             continue
         try:
-            refuse_claimed(folder)
+            refuse_locked(folder)
             path, damaged = newest_whole(folder / "checkpoints")
             state = load_run_state(path)
         except UserError as error:

@@ -21,7 +21,7 @@ from experiment.jobs import ENDED, FAILED, Job, Outcome
 from experiment.selection import select
 from tests.integration.child import Child
 from tests.integration.runs import Workshop, assert_same_course, log_of
-from training.claim import claimed
+from training.run_directory import locked
 
 ARMS = ("--vary", "normalization=rmsnorm")
 COURSE = ("--max_iters=8", "--eval_interval=4")
@@ -341,7 +341,7 @@ def test_another_sweep_of_the_name(sweeps: Sweeps, engine: InThisProcess) -> Non
 
 def test_two_at_a_time_in_a_folder(sweeps: Sweeps) -> None:
     with (
-        claimed(sweeps.folder),
+        locked(sweeps.folder),
         pytest.raises(UserError, match=rf"process {os.getpid()}; .* choose another --name\."),
     ):
         sweeps(*ARMS, *COURSE)

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-import training.run
+import training.preflight
 from configurator import load
 from data.prepare_scripts import prepare_tiny_shakespeare
 from data.text_files import read_pieces
@@ -470,7 +470,7 @@ def test_what_blocks_share_is_not_that_of_the_check(
     path.write_text(SHARING_PART)
     flags = (str(path), "--n_layer=2", "--n_head=4", "--max_iters=3")
     checked = workshop.train(*flags)
-    monkeypatch.setattr(training.run, "check_own_parts", lambda *_: None)
-    monkeypatch.setattr(training.run, "expected_memory", lambda *_, **__: None)
+    monkeypatch.setattr(training.preflight, "check_own_parts", lambda *_: None)
+    monkeypatch.setattr(training.preflight, "expected_memory", lambda *_, **__: None)
     unchecked = workshop.train(*flags, run_name="unchecked")
     assert_same_course(checked, unchecked, step=3)

@@ -13,7 +13,7 @@ import pytest
 from experiment import engines, jobs
 from experiment.engines import LocalEngine, RayEngine, visible_gpus, worker_environments
 from experiment.jobs import COMPLETED, FAILED, INTERRUPTED, Job, Outcome, digest, run_job
-from training.claim import claimed
+from training.run_directory import locked
 
 # What it does is said by its first argument; a run that ends leaves the log of one that completed.
 STAND_IN = """
@@ -128,7 +128,7 @@ def test_a_config_that_changed_begins_no_run(
 def test_a_run_that_another_process_trains(make: Callable[..., Job]) -> None:
     """As after a sweep was killed whose run lives on."""
     job = make("end")
-    with claimed(job.folder):
+    with locked(job.folder):
         outcome = run_job(job, {}, at_once)
     assert outcome.status == FAILED
     assert f"is being trained by process {os.getpid()}, which a sweep that was" in outcome.message

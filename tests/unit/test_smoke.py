@@ -11,7 +11,7 @@ import torch
 from configurator import load
 from errors import UserError
 from training import smoke
-from training.run import refuse_machine
+from training.preflight import refuse_machine
 from training.smoke import check_own_parts
 
 CPU = torch.device("cpu")

@@ -1,0 +1,162 @@
+"""What is refused before a run creates or trains anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from configurator import Settings
+from errors import ConfigError, Problem
+from training.config import TrainingConfig
+from training.hardware import device_name, has_tf32, total_memory
+from training.memory import (
+    ExpectedMemory,
+    batch_bytes,
+    expected_memory,
+    least_parameters,
+    least_state,
+)
+from training.sinks import missing_packages
+from training.smoke import check_own_parts
+from training_logger import format_bytes
+
+
+def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse what cannot be trained on a machine, whatever the data are.
+
+    Raises:
+        ConfigError: with every reason.
+        UserError: a part of the user's own does not work; see `check_own_parts`.
+    """
+    problems = [
+        *_size_problems(settings, device),
+        *_plugin_problems(settings),
+        *_tf32_problems(settings.training, device, dtype),
+        *_log_problems(settings.training),
+        *(
+            Problem(("attention_backend",), refusal)
+            for refusal in settings.model.backend_refusals(device.type, dtype)
+        ),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    check_own_parts(settings.model, device, dtype)
+
+
+def _plugin_problems(settings: Settings) -> list[Problem]:
+    """A checkpoint keeps the source of each plugin under its file's name."""
+    names = Counter(Path(path).name for path in settings.plugins)
+    return [
+        Problem(("plugins",), f"{count} plugins are called {name}; give each a name of its own.")
+        for name, count in names.items()
+        if count > 1
+    ]
+
+
+def _tf32_problems(
+    training: TrainingConfig, device: torch.device, dtype: torch.dtype
+) -> list[Problem]:
+    if not training.tf32 or (has_tf32(device) and dtype is torch.float32):
+        return []
+    computes = str(dtype).removeprefix("torch.")
+    message = (
+        f"tf32=True does nothing for {computes} on {device_name(device)}: it is a way to compute "
+        "dtype='float32' on CUDA devices of capability 8.0 or more; drop it, or set those."
+    )
+    return [Problem(("tf32", "device", "dtype"), message)]
+
+
+def _log_problems(training: TrainingConfig) -> list[Problem]:
+    missing = " ".join(missing_packages(training.log_sinks))
+    if not missing:
+        return []
+    needs = f"log_to={training.log_to!r} needs what is not installed"
+    return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
+
+
+def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem]:
+    """What can never fit, by arithmetic that takes no time and no memory."""
+    model, training = settings.model, settings.training
+    host = total_memory(torch.device("cpu"))
+    batches = batch_bytes(training)
+    if host is not None and batches > host:
+        yield Problem(
+            ("gradient_accumulation_steps", "batch_size", "sequence_length"),
+            f"gradient_accumulation_steps={training.gradient_accumulation_steps} x "
+            f"batch_size={training.batch_size} x sequence_length={training.sequence_length} are "
+            f"{training.tokens_per_step} tokens a step, which need {format_bytes(batches)} for "
+            f"inputs and targets, prefetched ones included, but the machine has "
+            f"{format_bytes(host)}; lower one of them.",
+        )
+    available = total_memory(device)
+    vocab_size = model.vocab_size if settings.fixes_vocabulary else 1
+    state = least_state(model, vocab_size)
+    if available is not None and state > available:
+        yield Problem(
+            ("n_layer", "n_embd", "vocab_size"),
+            f"n_layer={model.n_layer} of n_embd={model.n_embd} needs at least "
+            f"{format_bytes(state)} for weights, gradients and AdamW "
+            f"({least_parameters(model, vocab_size)} parameters or more), but "
+            f"{device_name(device)} has {format_bytes(available)}; lower n_layer, n_embd, n_head, "
+            "head_dim or vocab_size.",
+        )
+    logits = 2 * training.batch_size * training.sequence_length * vocab_size
+    if available is not None and logits > available:
+        yield Problem(
+            ("batch_size", "sequence_length", "vocab_size"),
+            f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
+            f"at least {format_bytes(logits)} for the logits of {vocab_size} tokens, but "
+            f"{device_name(device)} has {format_bytes(available)}; lower batch_size, and raise "
+            "gradient_accumulation_steps as much: the steps stay the same.",
+        )
+
+
+def fitting_memory(
+    settings: Settings, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> ExpectedMemory | None:
+    """What a run will need of memory; None if that cannot be told before it is tried.
+
+    Raises:
+        ConfigError: it is more than the device has, whatever else is in there.
+    """
+    too_large = list(_size_problems(settings, device))
+    if too_large:
+        raise ConfigError(too_large)
+    model, training = settings.model, settings.training
+    memory = expected_memory(
+        model,
+        training.batch_size,
+        training.sequence_length,
+        device.type,
+        dtype,
+        accumulates=training.gradient_accumulation_steps > 1,
+    )
+    available = total_memory(device)
+    if memory is None or available is None:
+        return memory
+    batches = batch_bytes(training) if device.type == "cpu" else 0
+    needed = memory.least(compiled) + batches
+    if needed <= available:
+        return memory
+    message = (
+        f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
+        f"{'at least' if compiled else 'about'} {format_bytes(needed)} "
+        f"({format_bytes(memory.state)} of it for weights, gradients and AdamW), but "
+        f"{device_name(device)} has {format_bytes(available)}; lower "
+        f"{_memory_fix(memory, available, training)}."
+    )
+    raise ConfigError([Problem(("batch_size", "sequence_length", "n_embd"), message)])
+
+
+def _memory_fix(memory: ExpectedMemory, available: int, training: TrainingConfig) -> str:
+    """What to lower of a run that does not fit."""
+    if memory.state > available:
+        return "n_layer, n_embd or vocab_size"
+    if training.batch_size == 1:
+        return "sequence_length"
+    if memory.state + memory.activations / training.batch_size > available:
+        return "batch_size and n_layer, n_embd or vocab_size: one sequence does not fit"
+    return "batch_size, and raise gradient_accumulation_steps as much: the steps stay the same"
