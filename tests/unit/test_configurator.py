@@ -478,7 +478,7 @@ def test_an_unknown_key_is_not_taken_back():
 def test_keys_without_a_part_may_be_left_out():
     """As in a sweep, where a key applies to the arms that own it."""
     asked = read(["--arch_preset=gpt2", "--rope_theta=5e5", "--n_layer=3"])
-    settings = resolve(asked, allow_unused=True)
+    settings = resolve(asked, allow_unused={"rope_theta"})
     assert settings.unused == {"rope_theta"}
     assert settings.explicit == {"arch_preset", "n_layer"}
     assert "rope_theta" not in settings.to_dict()
