@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from errors import Problem, UserError, is_unprintable, listed, nearest, quoted, unknown_name
-from patterns import Pattern, read_pattern
+from patterns import Pattern, read_pattern, repeating
 
 LARGEST_INT = 2**63 - 1
 """What an int may be at most: what fits the int64 that torch and NumPy count with."""
@@ -187,7 +187,7 @@ class Key:
         if isinstance(value, list | tuple):
             if not value:
                 raise UserError("is an empty list; give a value for each layer that repeats.")
-            return Pattern(tuple((item, 1) for item in value)).simplified()
+            return repeating(value)
         if not self._spells_pattern(value):
             return value
         pattern = read_pattern(
