@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from model_components import REGISTRIES
-from options import KEYS
+from tests import own_parts
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,11 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_parts() -> Iterator[None]:
-    """The parts and config keys that a test registers are gone after it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for registry in REGISTRIES.values():
-            for table in ("_entries", "_canonical"):
-                patch.setattr(registry, table, dict(getattr(registry, table)))
-        declared = {name: dict(owners) for name, owners in KEYS._declared.items()}
-        patch.setattr(KEYS, "_declared", declared)
+    """What a test registers is gone after it."""
+    with own_parts.forgotten():
         yield
