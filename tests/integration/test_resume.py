@@ -379,12 +379,12 @@ import time
 
 import torch
 
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 from training.smoke import TOKENS
 
 
 @ACTIVATIONS.register("slow", label="Slow")
-class Slow(torch.nn.Module):
+class Slow(Activation):
     """An activation that rests."""
 
     def forward(self, x):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 import training.preflight
-from configurator import load
+from configurator import load, read
 from data.prepare_scripts import prepare_tiny_shakespeare
 from data.text_files import read_pieces
 from data.tokenizers import ByteTokenizer, CharTokenizer
@@ -167,7 +167,7 @@ class TestNoWaiting:
         "flags", [(), ("--grad_clip=0",), ("--gradient_accumulation_steps=2",)]
     )
     def test_no_number_is_read(self, workshop: Workshop, flags: tuple[str, ...]) -> None:
-        run = train.set_up(find_start(load(workshop.argv(*flags, "--dropout=0.1"))))
+        run = train.set_up(find_start(read(workshop.argv(*flags, "--dropout=0.1"))))
         tokens = torch.ones(3, 2, 32, dtype=torch.long)
         with HostReads() as reads:
             train.train_step(run, tokens, tokens, 1e-3, statistics=False)
@@ -310,11 +310,11 @@ class TestLog:
 NAN_PART = '''
 import torch
 
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 
 
 @ACTIVATIONS.register("sometimes_nan", label="SometimesNaN")
-class SometimesNaN(torch.nn.Module):
+class SometimesNaN(Activation):
     """GELU, but NaN in the training steps of a list."""
 
     bad = {bad}
@@ -388,11 +388,11 @@ import sys
 
 import torch
 
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 
 
 @ACTIVATIONS.register("exiting", label="Exiting")
-class Exiting(torch.nn.Module):
+class Exiting(Activation):
     """GELU, but it ends the process in the fifth training step."""
 
     calls = 0
@@ -448,7 +448,7 @@ def _ramp(length):
 class Sharing(nn.Module):
     """A norm with a layer and a tensor that are the same in all blocks."""
 
-    def __init__(self, dim, eps):
+    def __init__(self, dim, config):
         super().__init__()
         if not _layers:
             _layers.append(nn.Linear(dim, dim))
