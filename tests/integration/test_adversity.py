@@ -171,11 +171,11 @@ class TestChangedPlugin:
     PART = '''
 import torch
 
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 
 
 @ACTIVATIONS.register("power", label="Power")
-class Power(torch.nn.Module):
+class Power(Activation):
     """A power."""
 
     def forward(self, x):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 import training.preflight
-from configurator import load
+from configurator import load, read
 from data.prepare_scripts import prepare_tiny_shakespeare
 from data.text_files import read_pieces
 from data.tokenizers import ByteTokenizer, CharTokenizer
@@ -29,8 +29,8 @@ from tests.integration.runs import (
     moments_at,
     weights_at,
 )
-from training.optim import Diverged, Stepper
 from training.resume import find_start
+from training.step_guard import Diverged, StepGuard
 
 TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"
 
@@ -167,7 +167,7 @@ class TestNoWaiting:
         "flags", [(), ("--grad_clip=0",), ("--gradient_accumulation_steps=2",)]
     )
     def test_no_number_is_read(self, workshop: Workshop, flags: tuple[str, ...]) -> None:
-        run = train.set_up(find_start(load(workshop.argv(*flags, "--dropout=0.1"))))
+        run = train.set_up(find_start(read(workshop.argv(*flags, "--dropout=0.1"))))
         tokens = torch.ones(3, 2, 32, dtype=torch.long)
         with HostReads() as reads:
             train.train_step(run, tokens, tokens, 1e-3, statistics=False)
@@ -182,8 +182,8 @@ class TestNoWaiting:
         self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reads = []
-        read = Stepper.read
-        monkeypatch.setattr(Stepper, "read", lambda self: reads.append(1) or read(self))
+        read = StepGuard.read
+        monkeypatch.setattr(StepGuard, "read", lambda self: reads.append(1) or read(self))
         log = log_of(workshop.train("--max_iters=11", "--log_interval=5"))
         assert [record["iter"] for record in log["training_iterations"]] == [5, 10, 11]
         assert len(log["checkpoints"]) == 1
@@ -193,7 +193,7 @@ class TestNoWaiting:
 TOP = {
     *("schema_version", "run_name", "status", "start_time", "end_time", "config", "architecture"),
     *("environment", "data", "training_iterations", "eval_steps", "checkpoints", "summary"),
-    *("run_id", "starts", "plugins"),
+    *("run_id", "starts", "plugins", "roles"),
 }
 STEP = {
     *("kind", "wall_seconds"),
@@ -310,11 +310,11 @@ class TestLog:
 NAN_PART = '''
 import torch
 
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 
 
 @ACTIVATIONS.register("sometimes_nan", label="SometimesNaN")
-class SometimesNaN(torch.nn.Module):
+class SometimesNaN(Activation):
     """GELU, but NaN in the training steps of a list."""
 
     bad = {bad}
@@ -388,11 +388,11 @@ import sys
 
 import torch
 
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 
 
 @ACTIVATIONS.register("exiting", label="Exiting")
-class Exiting(torch.nn.Module):
+class Exiting(Activation):
     """GELU, but it ends the process in the fifth training step."""
 
     calls = 0
