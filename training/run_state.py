@@ -130,7 +130,7 @@ def _is_tokenizer(value: Any) -> bool:
 
 
 def _is_stepper(value: Any) -> bool:
-    """As `Stepper.state_dict` makes it."""
+    """As `StepGuard.state_dict` and `GradScaler.state_dict` make it."""
     return (
         isinstance(value, dict)
         and is_count(value.get("bad_steps"))

@@ -22,7 +22,7 @@ def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]
     """Norm, mean and standard deviation over all gradient entries, as tensors on the device.
 
     Raises:
-        UserError: where no parameter has a gradient.
+        ValueError: no parameter has a gradient.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -138,15 +138,19 @@ class StepGuard:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             self._gradients = {"norm": get_total_norm(gradients)}
         norm = self._gradients["norm"]
-        self._bad.copy_(~(torch.isfinite(self._loss) & torch.isfinite(norm)))  # the optimizer's
+        finite = torch.isfinite(self._loss) & torch.isfinite(norm)
+        self._bad.copy_(~finite)  # in place: the optimizer holds this tensor
         self._bad_steps += self._bad
         self._bad_in_a_row = (self._bad_in_a_row + 1) * self._bad
         self._longest_bad_run = torch.maximum(self._longest_bad_run, self._bad_in_a_row)
         return norm
 
     def allows_update(self) -> bool:
-        """Whether `optimizer.step` may be called: always where it skips a bad step itself, on the
-        device; elsewhere, which waits for the device, unless the step is bad."""
+        """Whether to call the optimizer's step.
+
+        Where the optimizer skips a bad step by itself, on the device: always. Elsewhere this waits
+        for the device, and is False for a bad step.
+        """
         return self._skips_on_device or not self._bad.item()
 
     def read(self) -> StepReport:
