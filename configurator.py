@@ -20,12 +20,8 @@ from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
 from model_components import REGISTRIES
-from model_config import (
-    PRESETS,
-    REPLACED,
-    ModelArchitectureConfig,
-    architecture_keys,
-)
+from model_config import PRESETS, ModelArchitectureConfig
+from model_keys import REPLACED, architecture_keys
 from options import KEYS, Key, Role, Section, keys_of, type_name
 from patterns import spelled
 from training.config import TRAINING_KEYS, TrainingConfig, kept_share
@@ -231,12 +227,19 @@ def read(argv: Sequence[str]) -> Asked:
     flags = arguments.given()
     notes = fit_warmup(files, flags)
     given = {**files, **flags}
+    overridden = (
+        given_problem(key, item)
+        for layer in layers
+        for key, item in layer.items()
+        if given[key] is not item
+    )
     taken_back = [key for key, text in arguments.flags.items() if text == TAKEN_BACK]
     return Asked(
         given={key: item for key, item in given.items() if key not in taken_back},
         problems=(
             *arguments.problems(),
             *problems,
+            *filter(None, overridden),
             *(unknown_key(key, f"--{key}") for key in taken_back if key not in KEYS),
         ),
         plugins=plugins,

@@ -4,185 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from architecture_names import architecture_name
 from components.attention import Attention
 from components.attention_backends import attention_needs
 from components.layer_config import LayerConfig
-from components.registry import Choices, Registry
 from errors import ConfigError, Problem, UserError, quoted, unknown_name
-from model_components import (
-    ACTIVATIONS,
-    ATTENTION_BACKENDS,
-    BLOCKS,
-    FFNS,
-    NORMS,
-    POSITIONS,
+from model_components import ATTENTION_BACKENDS, POSITIONS
+from model_keys import (
+    MODEL_KEYS,
+    Draft,
+    architecture_keys,
+    chosen_through,
+    parts_of,
+    registry_of,
+    unknown_key_message,
 )
-from options import KEYS, SPELLED_BY_KEY, Key, Role, Section, keys_of, options_of
-from patterns import Pattern, by_layer, spelled
-
-_sizes = Section("Sizes", Role.ARCHITECTURE)
-_parts = Section("Parts", Role.ARCHITECTURE)
-_whole = Section("Whole model", Role.ARCHITECTURE)
+from options import KEYS, Key
+from patterns import Pattern, spelled, with_rest
 
 HEAD_SHAPE = ("n_kv_head", "head_dim")
 """Keys that a position encoding in attention sees, besides its own and those of every model."""
 
-
-class ModelOptions:
-    """The keys that every model has, whatever its parts."""
-
-    n_layer: int = _sizes.option(12, "blocks", at_least=1, tag=None)
-    n_head: int = _sizes.option(12, "attention heads (queries)", at_least=1, tag=None)
-    n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
-    block_size: int = _sizes.option(1024, "longest sequence, in tokens", at_least=1, tag="T{}")
-    vocab_size: int = _sizes.option(
-        50304, "tokens of the vocabulary; the data's own in a run", at_least=1, tag=None
-    )
-
-    normalization: str = _parts.option(
-        "layernorm",
-        "norm of the residual stream; auto: by bias",
-        choices=NORMS.plus("auto"),
-        per_layer=True,
-        tag=None,
-    )
-    norm_position: str = _parts.option(
-        "pre", "where a block normalises", choices=BLOCKS, per_layer=True, tag=None
-    )
-    ffn_type: str = _parts.option(
-        "standard", "feed-forward network", choices=FFNS, per_layer=True, tag=None
-    )
-    position_encoding: str = _parts.option(
-        "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
-    )
-    attention_backend: str = _parts.option(
-        "auto",
-        "how attention is computed",
-        choices=ATTENTION_BACKENDS,
-        role=Role.EXECUTION,
-        tag=None,
-    )
-
-    bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
-    head_bias: bool = _whole.option(False, "bias in the LM head", tag=("NoHeadBias", "HeadBias"))
-    weight_tying: bool = _whole.option(
-        True, "the LM head shares the token embedding", tag=("Untied", "Tied")
-    )
-    dropout: float = _whole.option(
-        0.0, "share of activations dropped in training", at_least=0, below=1, tag="Drop{}"
-    )
-    output_softcap: float | None = _whole.option(
-        None, "logits l become c tanh(l/c); none: not", above=0, tag="Cap{}"
-    )
-    embedding_scale: float = _whole.option(1.0, "factor on token embeddings", above=0, tag="Emb{}")
-    init_std: float = _whole.option(
-        0.02, "standard deviation of initial weights", above=0, tag="Init{}"
-    )
-
-
-MODEL_KEYS = keys_of(ModelOptions) | keys_of(
-    options_of(Attention), role=Role.ARCHITECTURE, section="Attention"
-)
-KEYS.declare("", MODEL_KEYS)
-
-REPLACED = {
-    "window_pattern": "write the pattern into sliding_window itself: sliding_window='128*5+none' "
-    "for five layers with a window and one without, repeated",
-    "rope_pattern": "write the pattern into position_encoding: position_encoding='rope*3+none' for "
-    "three layers with RoPE and one without, repeated",
-    "rope_local_theta": "give rope_theta, and rope_scaling where there is one, a pattern over the "
-    "layers: rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
-}
-"""Keys of earlier versions, and what to write instead."""
-
-
-def unknown_key_message(key: str) -> str:
-    """What to write instead of a name that is no key of a model."""
-    if key in REPLACED:
-        return f"there is no key {key!r} any more; {REPLACED[key]}."
-    return unknown_name("key", key, architecture_keys())
-
-
-def registry_of(key: Key) -> Registry | None:
-    """The registry that a key chooses a part from, or None."""
-    choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
-    return choices if isinstance(choices, Registry) else None
-
-
-def architecture_keys() -> dict[str, Key]:
-    """Every key of a model, those of parts after the key that chooses the part."""
-    found: dict[str, Key] = {}
-
-    def add(keys: Iterable[Key]) -> None:
-        for key in keys:
-            if key.name in found:
-                continue
-            found[key.name] = key
-            registry = registry_of(key)
-            for name in () if registry is None else registry.names:
-                add(registry.entry(name).keys.values())
-
-    add(MODEL_KEYS.values())
-    return found
-
-
-# One layer
-
-
-class _Draft:
-    """A layer whose values are being found: to read a key is to derive it.
-
-    At first it has the keys of every model; `resolved` adds the options of the chosen parts.
-    """
-
-    def __init__(self, given: Mapping[str, Any]):
-        self._given = given
-        self._keys = dict(MODEL_KEYS)
-        self._values: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self._keys:
-            raise AttributeError(f"no part of this layer has the option {name!r}")
-        if name not in self._values:
-            self._values[name] = self._found(self._keys[name])
-        return self._values[name]
-
-    def _found(self, key: Key) -> Any:
-        value = self._given.get(key.name, key.default)
-        if value is None and key.derive is not None:
-            value = key.derive(self)
-        if (key.name, value) == ("normalization", "auto"):
-            return "layernorm" if self.bias else "layernorm_nobias"
-        registry = registry_of(key)
-        return value if registry is None or value is None else registry.canonical(value)
-
-    def _admit(self, keys: Iterable[Key]) -> None:
-        """Make the options of the parts that these keys choose keys of the layer."""
-        for key in keys:
-            registry = registry_of(key)
-            if registry is not None and getattr(self, key.name) is not None:
-                own = registry.entry(getattr(self, key.name)).keys
-                self._keys.update(own)
-                self._admit(own.values())
-
-    def resolved(self) -> dict[str, Any]:
-        """Every key of the layer and its value, in the order of `architecture_keys`."""
-        self._admit(MODEL_KEYS.values())
-        return {name: getattr(self, name) for name in architecture_keys() if name in self._keys}
-
-
-def parts_of(layer: LayerConfig) -> Iterator[tuple[str, type]]:
-    """The parts that a layer is made of, with the keys that chose them."""
-    for name, key in architecture_keys().items():
-        registry = registry_of(key)
-        if registry is not None and layer.get(name) is not None:
-            yield name, registry[getattr(layer, name)]
+MOST_LAYERS_TO_DIFFER = 10_000
+"""Layers of a model in which patterns are expanded."""
 
 
 class _Layers(Sequence):
@@ -199,99 +49,6 @@ class _Layers(Sequence):
         if not -self._count <= layer < self._count:
             raise IndexError(f"layer {layer} of {self._count}")
         return self._config_of(layer % self._count)
-
-
-def _chosen_through(key: Key, layer: LayerConfig) -> set[str]:
-    """The key, and the options of the part that it chooses, and of those that they choose."""
-    found, registry = {key.name}, registry_of(key)
-    if registry is None or layer.get(key.name) is None:
-        return found
-    own = registry.entry(getattr(layer, key.name)).keys.values()
-    return found.union(*(_chosen_through(option, layer) for option in own))
-
-
-# Patterns
-
-MOST_LAYERS_TO_DIFFER = 10_000
-"""Layers of a model in which patterns are expanded."""
-
-
-def _at(value: Any, layer: int) -> Any:
-    return value.at(layer) if isinstance(value, Pattern) else value
-
-
-def _cut(value: Any, layers: int) -> Any:
-    return value.cut(layers).simplified() if isinstance(value, Pattern) else value
-
-
-def _pattern_problems(key: str, value: Any, layers: int) -> Iterator[Problem]:
-    """What is wrong with a pattern that a user gave."""
-    if not isinstance(value, Pattern):
-        return
-    length = value.length if value.repeats else value.length + 1
-    if length > layers:
-        yield Problem(
-            (key, "n_layer"),
-            f"{key}={quoted(str(value))} needs at least {length} layers, but n_layer={layers}; "
-            "shorten it, or raise n_layer.",
-        )
-    elif not isinstance(value.simplified(), Pattern):
-        same = spelled(value.simplified())
-        message = f"{key}={quoted(str(value))} gives every layer {same}; write {key}={same}."
-        yield Problem((key,), message)
-
-
-def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
-    """Patterns over more layers than can be told apart."""
-    keys = [key for key, value in meant.items() if isinstance(value, Pattern)]
-    if not keys or layers <= MOST_LAYERS_TO_DIFFER:
-        return []
-    message = (
-        f"n_layer={layers} is more than the {MOST_LAYERS_TO_DIFFER:,} layers that may differ; "
-        f"lower it, or drop the patterns of {', '.join(keys)}."
-    )
-    return [Problem(("n_layer", *keys), message)]
-
-
-# Names
-
-
-def _ffn_label(layer: LayerConfig) -> str:
-    """The activation of a standard network; another kind's label, with an activation of its own
-    choice in parentheses."""
-    entry, activation = FFNS.entry(layer.ffn_type), layer.get("activation")
-    if activation is None:
-        return entry.label
-    label = ACTIVATIONS.entry(activation).label
-    if layer.ffn_type == MODEL_KEYS["ffn_type"].default:
-        return label
-    return entry.label if activation == entry.part.default_activation else f"{entry.label}({label})"
-
-
-def _plain(key: Key, layer: LayerConfig) -> Any:
-    """The value that an architecture's name leaves out."""
-    plain = key.metadata["plain"]
-    if plain is not None:
-        return plain(layer) if callable(plain) else plain
-    if key.default is None and key.derive is not None:
-        return key.derive(layer)
-    return key.default
-
-
-def _counted(words: Pattern) -> str:
-    """A pattern in a name, which holds no `*`: `3xRoPE+NoPos`."""
-    return "+".join(
-        spelled(word) if count == 1 else f"{count}x{spelled(word)}" for word, count in words.runs
-    )
-
-
-def _spelled_words(words: Mapping[Any, str], values: Any) -> str:
-    if isinstance(values, Pattern):
-        return f"({_counted(values.mapped(lambda value: words.get(value, value)))})"
-    return words[values]
-
-
-# The model
 
 
 class ModelArchitectureConfig:
@@ -360,7 +117,7 @@ class ModelArchitectureConfig:
         problems += _problems_of_many(meant, layers)
         if problems:
             raise ConfigError(problems)
-        self._fill(keys, dict(base), dict(given), {k: _cut(v, layers) for k, v in meant.items()})
+        self._fill(keys, dict(base), dict(given), {k: _over(v, layers) for k, v in meant.items()})
         problems = list(self._combination_problems())
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
@@ -380,7 +137,7 @@ class ModelArchitectureConfig:
         own["period"] = math.lcm(*(p.length for p in patterns if p.repeats))
         n_layer = meant.get("n_layer", keys["n_layer"].default)
         own["_resolved"] = [
-            _Draft({name: _at(value, layer) for name, value in meant.items()}).resolved()
+            Draft({name: _at(value, layer) for name, value in meant.items()}).resolved()
             for layer in range(min(n_layer, self.prefix + self.period))
         ]
         used = [name for name in keys if any(name in values for values in self._resolved)]
@@ -446,7 +203,7 @@ class ModelArchitectureConfig:
 
     def _of_position(self, layer: LayerConfig) -> LayerConfig:
         seen = {name for name, key in MODEL_KEYS.items() if not key.per_layer}
-        seen |= _chosen_through(MODEL_KEYS["position_encoding"], layer)
+        seen |= chosen_through(MODEL_KEYS["position_encoding"], layer)
         if not POSITIONS[layer.position_encoding].of_whole_model:
             seen.update(HEAD_SHAPE)
         return layer.only(seen)
@@ -464,6 +221,7 @@ class ModelArchitectureConfig:
             )
         yield from self._unused_problems()
         yield from self._position_problems()
+        yield from self._window_problems()
         for layer in self.kinds:
             where = f"layer {layer.index}: " if len(self.kinds) > 1 else ""
             for part in (Attention, *dict(parts_of(layer)).values()):
@@ -499,6 +257,18 @@ class ModelArchitectureConfig:
                         f"give {key} one value.",
                     )
 
+    def _window_problems(self) -> Iterator[Problem]:
+        """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
+        if "sliding_window" not in self._given:
+            return
+        for window in dict.fromkeys(layer.sliding_window for layer in self.kinds):
+            if window is not None and window >= self.block_size:
+                yield Problem(
+                    ("sliding_window", "block_size"),
+                    f"sliding_window={window} does nothing: it reaches over the whole "
+                    f"block_size={self.block_size}; make it smaller, or none.",
+                )
+
     # Attention backends
 
     def attention_backends_on(self, device: str) -> list[str]:
@@ -519,11 +289,6 @@ class ModelArchitectureConfig:
 
     # Naming, saving
 
-    @property
-    def _named_layers(self) -> list[LayerConfig]:
-        """Layers enough to name them all: where nothing differs, one."""
-        return list(self.layers) if len(self.kinds) > 1 else self.kinds
-
     @cached_property
     def _values(self) -> dict[str, Any]:
         return {name: self._said(name) for name in self._used}
@@ -536,7 +301,7 @@ class ModelArchitectureConfig:
         derives = self._used[name].derive is not None
         if isinstance(meant, Pattern) and not (derives and None in meant.values):
             return str(meant.mapped(self._canonical(name)))
-        return str(by_layer([layer.get(name) for layer in self.layers]))
+        return str(with_rest([layer.get(name) for layer in self.layers]))
 
     def _canonical(self, name: str) -> Callable[[Any], Any]:
         registry = registry_of(self._used[name])
@@ -556,48 +321,11 @@ class ModelArchitectureConfig:
             if key.derive is not None and self._meant.get(name) is None
         )
 
-    @property
+    @cached_property
     def architecture_name(self) -> str:
-        """What it is, in one line; different architectures have different names.
-
-        Sizes and parts, then a tag for each key that departs from its default, or from what would
-        be derived. Values that differ from layer to layer are spelled `(3xRoPE+NoPos)`.
-        """
-        return "-".join([*self._head(), *self._tags()])
-
-    def _head(self) -> Iterator[str]:
-        yield from (f"{self.n_layer}L", f"{self.n_head}H", f"{self.n_embd}D")
-        yield self._by_layer(lambda layer: POSITIONS.entry(layer.position_encoding).label)
-        yield self._by_layer(lambda layer: NORMS.entry(layer.normalization).label)
-        yield self._by_layer(_ffn_label)
-        yield self._by_layer(lambda layer: BLOCKS.entry(layer.norm_position).label)
-
-    def _by_layer(self, word: Callable[[LayerConfig], Any]) -> str:
-        """What layers are called, in the fewest words."""
-        words = by_layer([word(layer) for layer in self._named_layers])
-        return f"({_counted(words)})" if isinstance(words, Pattern) else words
-
-    def _tags(self) -> Iterator[str]:
-        for name, key in self._used.items():
-            if key.metadata["tag"] is not None and key.role is Role.ARCHITECTURE:
-                layers = [layer for layer in self.kinds if name in layer]
-                if any(getattr(layer, name) != _plain(key, layer) for layer in layers):
-                    yield self._tag(key)
-
-    def _tag(self, key: Key) -> str:
-        """How the name spells a key that departs from the plain."""
-        values = by_layer([layer.get(key.name) for layer in self._named_layers])
-        tag, registry = key.metadata["tag"], registry_of(key)
-        if registry is not None and tag == SPELLED_BY_KEY:
-            words = {name: registry.entry(name).label for name in registry.names}
-            return _spelled_words(words, values)
-        if isinstance(tag, tuple | dict):  # what False and True, or some values, are called
-            words = {index == 1: word for index, word in enumerate(tag)}
-            return _spelled_words(tag if isinstance(tag, dict) else words, values)
-        if tag == SPELLED_BY_KEY:
-            tag = "".join(word.capitalize() for word in key.name.split("_")) + "{}"
-        text = f"({_counted(values)})" if isinstance(values, Pattern) else spelled(values)
-        return tag.format(text)
+        """What it is, in one line; see `architecture_names`."""
+        layers = self.layers if len(self.kinds) > 1 else self.kinds
+        return architecture_name(layers, self._used)
 
     def summary(self) -> str:
         """The name, then every key and its value, a line each."""
@@ -607,6 +335,49 @@ class ModelArchitectureConfig:
 
 KEYS.reserve(name for kind in (ModelArchitectureConfig, LayerConfig) for name in dir(kind))
 KEYS.reserve(("index", "prefix", "period"))
+
+
+# Patterns
+
+
+def _at(value: Any, layer: int) -> Any:
+    return value.at(layer) if isinstance(value, Pattern) else value
+
+
+def _over(value: Any, layers: int) -> Any:
+    return value.over(layers) if isinstance(value, Pattern) else value
+
+
+def _pattern_problems(key: str, value: Any, layers: int) -> Iterator[Problem]:
+    """What is wrong with a pattern that a user gave."""
+    if not isinstance(value, Pattern):
+        return
+    length = value.length if value.repeats else value.length + 1
+    if length > layers:
+        yield Problem(
+            (key, "n_layer"),
+            f"{key}={quoted(str(value))} needs at least {length} layers, but n_layer={layers}; "
+            "shorten it, or raise n_layer.",
+        )
+    elif not isinstance(value.simplified(), Pattern):
+        same = spelled(value.simplified())
+        message = f"{key}={quoted(str(value))} gives every layer {same}; write {key}={same}."
+        yield Problem((key,), message)
+
+
+def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
+    """Patterns over more layers than can be told apart."""
+    keys = [key for key, value in meant.items() if isinstance(value, Pattern)]
+    if not keys or layers <= MOST_LAYERS_TO_DIFFER:
+        return []
+    message = (
+        f"n_layer={layers} is more than the {MOST_LAYERS_TO_DIFFER:,} layers that may differ; "
+        f"lower it, or drop the patterns of {', '.join(keys)}."
+    )
+    return [Problem(("n_layer", *keys), message)]
+
+
+# Presets
 
 
 @dataclasses.dataclass(frozen=True)

@@ -305,6 +305,17 @@ class KeyTable(Mapping[str, Key]):
                         f"the option {name!r} {whose} and is declared in another way there; "
                         "choose another name, or inherit its class Options."
                     )
+            self._refuse_taken_tag(key)
+
+    def _refuse_taken_tag(self, key: Key) -> None:
+        """Names of architectures that differ must differ, so no two keys have one tag."""
+        tag = key.metadata["tag"]
+        for name, owners in self._declared.items():
+            if tag == SPELLED_BY_KEY or not isinstance(tag, str) or name == key.name:
+                continue
+            if any(other.metadata["tag"] == tag for other in owners.values()):
+                whose = f"the option {key.name!r} is that of {name!r}"
+                raise UserError(f"the tag {tag!r} of {whose}; choose another.")
 
     def declare(self, owner: str, keys: Mapping[str, Key]) -> None:
         """Enter the keys of an owner in place of those that it had."""

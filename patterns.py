@@ -20,9 +20,9 @@ from typing import Any
 from errors import UserError, quoted
 
 LONGEST_TO_SIMPLIFY = 4096
-"""Layers of a pattern of which the shortest period is looked for."""
+"""Layers up to which a pattern is spelled out to find the fewest words for it."""
 
-_ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*(?P<count>\d{0,18}))?")
+_ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*\s*(?P<count>\d{0,18}))?")
 _PLUS = re.compile(r"\+")
 _PLUS_NOT_OF_AN_EXPONENT = re.compile(r"\+(?<![0-9.][eE]\+)")
 
@@ -90,8 +90,18 @@ class Pattern:
         if len(runs) == 1:
             return runs[0][0]
         if self.repeats and self.length <= LONGEST_TO_SIMPLIFY:
-            return by_layer([self.at(layer) for layer in range(self.length)])
+            values = [self.at(layer) for layer in range(self.length)]
+            period = _shortest_period(values)
+            # It goes on after its end: a period that leaves a part of it over is none.
+            return _repeating(values if len(values) % period else values[:period])
         return Pattern(tuple(runs))
+
+    def over(self, layers: int) -> Any:
+        """What it says of so many layers, spelled as every pattern is that says the same of them:
+        a single value where they agree, and with a rest where nothing repeats."""
+        if layers > LONGEST_TO_SIMPLIFY:
+            return self.cut(layers).simplified()
+        return with_rest([self.at(layer) for layer in range(layers)])
 
     def __str__(self) -> str:
         return "+".join(
@@ -102,8 +112,21 @@ class Pattern:
 
 def by_layer(values: Sequence[Any]) -> Any:
     """The pattern of the shortest period that gives these values; one value where all agree."""
-    period = next(size for size in range(1, len(values) + 1) if _has_period(values, size))
-    runs = tuple(_merged((value, 1) for value in values[:period]))
+    return _repeating(values[: _shortest_period(values)])
+
+
+def with_rest(values: Sequence[Any]) -> Any:
+    """As `by_layer`, but with a rest, `a+b*`, where nothing repeats and several last ones agree."""
+    pattern = by_layer(values)
+    if not isinstance(pattern, Pattern) or pattern.length < len(values):
+        return pattern
+    *runs, (last, count) = pattern.runs
+    return Pattern((*runs, (last, None))) if count > 1 else pattern
+
+
+def _repeating(values: Sequence[Any]) -> Any:
+    """The values as a pattern; a single one where all agree."""
+    runs = tuple(_merged((value, 1) for value in values))
     return runs[0][0] if len(runs) == 1 else Pattern(runs)
 
 
@@ -149,8 +172,18 @@ def _merged(runs: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int |
         yield values[0], None if None in counts else sum(counts)
 
 
-def _has_period(values: Sequence[Any], size: int) -> bool:
-    return all(_same(value, values[index % size]) for index, value in enumerate(values))
+def _shortest_period(values: Sequence[Any]) -> int:
+    """After how many values they begin anew, be it in the middle of the last time.
+
+    By the longest start that is also an end (Knuth, Morris and Pratt 1977), in linear time.
+    """
+    borders = [0]
+    for value in values[1:]:
+        border = borders[-1]
+        while border and not _same(value, values[border]):
+            border = borders[border - 1]
+        borders.append(border + _same(value, values[border]))
+    return len(values) - borders[-1]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -136,7 +136,7 @@ class Registry:
             keys = keys_of(options_of(part), owner=owner, role=self._role, section=self.title)
             KEYS.refuse_clashes(owner, keys)
         except (TypeError, UserError) as error:
-            raise self._refused(f"{name!r}: {error}") from None
+            raise self._refused(f"{name!r}: {str(error).rstrip('.')}") from None
         return keys
 
     def _refuse_unfit(self, name: str, part: type) -> None:

@@ -1,7 +1,8 @@
 """Every key of the architecture, at its default: copy this file and edit.
 
 `python model_components.py` lists the names that a key may take, `python train.py --help` all keys.
-A key that none of the chosen parts uses (rope_theta without RoPE, say) must keep its default.
+Keys of parts that are not chosen here are comments: such a key is refused where no layer has its
+part. Most keys also take a pattern over the layers: "a*3+b" repeats, in "a+b*" the rest is b.
 """
 
 arch_preset = "custom"
@@ -20,11 +21,13 @@ norm_position = "pre"  # pre | post | res_post | sandwich | parallel | parallel_
 norm_eps = 1e-5
 
 # Feed-forward network
-ffn_type = "standard"  # standard | glu | swiglu | geglu | reglu
+ffn_type = "standard"  # standard | glu | swiglu | geglu | reglu; "standard+swiglu*": by layer
 activation = "gelu"  # gelu | gelu_tanh | silu | relu | relu2 | leaky_relu; None: ffn_type's own
 ffn_multiplier = None  # hidden width over n_embd; None: 4, gated 8/3
 ffn_multiple_of = 1  # round the hidden width up to a multiple
 ffn_hidden = None  # the hidden width itself; None: by ffn_multiplier
+# activation = "leaky_relu":
+# leaky_relu_slope = 0.01
 
 # Attention
 n_kv_head = None  # heads of keys and values; None: n_head; 1: multi-query
@@ -32,31 +35,33 @@ head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys
 qk_norm_over = "head"  # head | projection
 attention_scale = None  # factor on query-key products; None: 1 / sqrt(head_dim)
-sliding_window = None  # tokens that a windowed layer sees; None: all
-window_pattern = "S"  # with sliding_window: S sliding, L all, repeated over the layers
+sliding_window = None  # tokens that a query sees; None: all; "128*5+none": all in each sixth layer
 attention_softcap = None  # e.g. 50.0
 attention_bias = None  # None: as bias
 attention_out_bias = None  # None: as attention_bias
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto
 
 # Positions
-position_encoding = "learned"  # learned | sinusoidal | rope | alibi | none
-rope_theta = 10000.0
-rope_fraction = 1.0  # share of each head that is rotated
-rope_local_theta = None  # base in windowed layers; None: as all
-rope_pattern = "R"  # which layers are rotated, repeated: R rotated, N not
-rope_scaling = "none"  # none | linear | ntk | yarn | llama3
-rope_scaling_factor = 1.0
-rope_original_block_size = 1024
-rope_beta_fast = 32.0  # yarn
-rope_beta_slow = 1.0  # yarn
-rope_low_freq_factor = 1.0  # llama3
-rope_high_freq_factor = 4.0  # llama3
+position_encoding = "learned"  # learned | sinusoidal | rope | alibi | none; "rope*3+none": by layer
+# position_encoding = "rope":
+# rope_theta = 10000.0
+# rope_fraction = 1.0  # share of each head that is rotated
+# rope_scaling = "none"  # none | linear | ntk | yarn | llama3
+# rope_scaling = "linear", "ntk", "yarn" or "llama3":
+# rope_scaling_factor = 1.0  # set it above 1
+# rope_scaling = "yarn" or "llama3":
+# rope_original_block_size = 1024
+# rope_scaling = "yarn":
+# rope_beta_fast = 32.0
+# rope_beta_slow = 1.0
+# rope_scaling = "llama3":
+# rope_low_freq_factor = 1.0
+# rope_high_freq_factor = 4.0
 
 # Whole model
 bias = True  # in the Linear layers
-head_bias = False  # in the output head
-weight_tying = True  # the output head shares the token embedding
+head_bias = False  # in the LM head
+weight_tying = True  # the LM head shares the token embedding
 dropout = 0.0
 output_softcap = None  # e.g. 30.0
 embedding_scale = 1.0

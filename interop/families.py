@@ -1,223 +1,41 @@
-"""Model families of Hugging Face transformers: a table each, no second model.
-
-A family says how its `config.json` reads as an architecture (`aspects` of it, `fixed` keys, fields
-that must have a value) and which of its weights is which of ours. The same table serves both
-directions. What a family cannot express needs no list: an architecture is written as fields and
-read again, and the keys that come back changed are those that got lost.
-"""
+"""The model families of Hugging Face transformers that can be read and written: a table each."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from components.attention import qkv_widths
-from components.positions import rotated_dimensions
-from errors import ConfigError, Problem, UserError, listed
-from interop.aspects import (
-    GEMMA3_LAYERS,
+from errors import UserError, listed, quoted
+from interop.activation_fields import activation, gate
+from interop.family import Family, Weights, WeightTable
+from interop.fields import (
+    ATTENTION_BIAS,
     HEAD_DIM,
     HEAD_DIM_OF_WHOLE_HEADS,
     KEY_HEADS,
     NO_HEAD_DIM,
-    QUERY_SCALAR,
-    ROOT_OF_WIDTH,
-    ROTARY_DIM,
-    WINDOW_EVERYWHERE,
-    Aspect,
     Fields,
-    Keys,
-    activation,
-    alternating,
     ffn_width,
-    gate,
-    late_windows,
-    optional_windows,
-    rope,
-    rope_by_layer,
     same,
     switch,
-    windows_by_layer,
+)
+from interop.gemma_fields import GEMMA3_LAYERS, QUERY_SCALAR, ROOT_OF_WIDTH
+from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS
+from interop.rope_fields import (
+    ROTARY_DIM,
+    rope,
+    rope_in_some_layers,
     windows_without_rope,
 )
-from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS, PLAIN, Layout
-from model_config import ModelArchitectureConfig
+from interop.window_fields import (
+    WINDOW_EVERYWHERE,
+    alternating,
+    late_windows,
+    optional_windows,
+    windows_by_layer,
+)
 
 CONFIG = "config.json"
-OF_A_RUN = ("dropout", "attention_backend")
-"""Keys that are no part of what a model computes: neither read nor written."""
-BIASES = ("bias", "attention_bias", "attention_out_bias", "head_bias")
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The weights of one of our modules in a family: several are stacked by rows in ours."""
-
-    theirs: tuple[str, ...]
-    layout: Layout = PLAIN
-
-    def ours_of(self, parts: list[Tensor], config: ModelArchitectureConfig) -> Tensor:
-        """Our tensor of theirs."""
-        return self.layout.ours(torch.cat(parts), config)
-
-    def theirs_of(self, x: Tensor, config: ModelArchitectureConfig) -> tuple[Tensor, ...]:
-        """Their tensors of ours."""
-        x = self.layout.theirs(x, config)
-        if len(self.theirs) == 1:
-            return (x,)
-        return x.split(qkv_widths(config)) if len(self.theirs) == 3 else x.chunk(len(self.theirs))
-
-
-WeightTable = dict[str, Weights]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-    """A table of a family.
-
-    Attributes:
-        model_type: What config.json calls it.
-        architecture: The class in transformers that makes text with it.
-        prefix: What the names of its weights begin with, the output head's excepted. Files that
-            were saved from the model without its head leave it out.
-        fixed: Keys that are the same in every model of the family.
-        aspects: Keys that its config.json says.
-        defaults: Values of fields that config.json may leave out.
-        aliases: Other names of fields (transformers' attribute_map), which come before their own.
-        required: Fields that change what is computed, with the values that can be expressed here.
-        weights: Our modules, `{}` standing for the layer, and their weights, by their names in
-            files.
-        in_memory: Weights that transformers calls otherwise once they are loaded.
-    """
-
-    model_type: str
-    architecture: str
-    prefix: str = "model."
-    fixed: Keys
-    aspects: tuple[Aspect, ...]
-    defaults: Fields = dataclasses.field(default_factory=dict)
-    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
-    required: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    weights: WeightTable
-    in_memory: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    # config.json
-
-    def read(self, fields: Fields) -> Keys:
-        """The keys of an architecture that a config.json describes.
-
-        Raises:
-            UserError: a field is missing, or says what cannot be expressed here; naming it.
-        """
-        renamed = {name: fields[alias] for alias, name in self.aliases.items() if alias in fields}
-        fields = {**self.defaults, **fields, **renamed}
-        for name, allowed in (self.required | {"quantization_config": (None,)}).items():
-            if name in fields and fields[name] not in allowed:
-                raise UserError(
-                    f"{name}={fields[name]!r} cannot be expressed here; only "
-                    f"{' or '.join(map(repr, allowed))} can."
-                )
-        keys = dict(self.fixed)
-        try:
-            for aspect in self.aspects:
-                keys |= aspect.read(fields)
-        except KeyError as error:
-            raise UserError(f"config.json of a {self.model_type} has no {error}.") from error
-        except (TypeError, AttributeError, ArithmeticError) as error:
-            message = f"config.json of a {self.model_type} has a value of the wrong kind: {error}."
-            raise UserError(message) from error
-        return keys
-
-    def write(self, config: ModelArchitectureConfig) -> Fields:
-        """The fields of config.json; those that transformers need to know it by included."""
-        fields: Fields = {"architectures": [self.architecture], "model_type": self.model_type}
-        for aspect in self.aspects:
-            fields |= aspect.write(config)
-        return fields | {name: values[0] for name, values in self.required.items()}
-
-    def completed(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-        """The architecture with the biases that the family always has, which may hold zeros."""
-        return _with_biases(config, self._read_back(config))
-
-    def _read_back(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
-        return ModelArchitectureConfig.from_dict(self.read(self.write(config)))
-
-    def misfits(self, config: ModelArchitectureConfig) -> list[Problem]:
-        """What of an architecture the family cannot express: a problem for each key.
-
-        One without keys says why the family has no such architecture at all.
-        """
-        try:
-            back = self._read_back(config)
-            wanted = _comparable(_with_biases(config, back))
-        except ConfigError as error:
-            return [Problem((), f"{self.model_type}: {one.message}") for one in error.problems]
-        except UserError as error:
-            return [Problem((), f"{self.model_type}: {error}")]
-        return [
-            Problem(
-                (key,),
-                f"{key}={wanted[key]!r} cannot be expressed by {self.model_type}, which would make "
-                f"it {value!r}.",
-            )
-            for key, value in _comparable(back).items()
-            if value != wanted[key]
-        ]
-
-    # Weights
-
-    def _of_module(self, module: str) -> tuple[Weights, str]:
-        """The weights of our module, and the number of its layer."""
-        layer = re.search(r"\.(\d+)\.", module)
-        pattern = module if layer is None else module.replace(layer[0], ".{}.", 1)
-        return self.weights[pattern], "" if layer is None else layer[1]
-
-    def names(self, ours: str) -> list[str]:
-        """Their names for the parts of our parameter."""
-        module, _, kind = ours.rpartition(".")
-        weights, layer = self._of_module(module)
-        kind = {"offset": "weight"}.get(kind, kind)
-        return [f"{name.format(layer)}.{kind}" for name in weights.theirs]
-
-    def to_ours(self, ours: str, parts: list[Tensor], config: ModelArchitectureConfig) -> Tensor:
-        """Our parameter of the tensors that `names` lists."""
-        return self._of_module(ours.rpartition(".")[0])[0].ours_of(parts, config)
-
-    def to_theirs(
-        self, ours: str, tensor: Tensor, config: ModelArchitectureConfig
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of the family for our parameter."""
-        weights = self._of_module(ours.rpartition(".")[0])[0]
-        return zip(self.names(ours), weights.theirs_of(tensor, config), strict=True)
-
-
-def _with_biases(
-    config: ModelArchitectureConfig, wanted: ModelArchitectureConfig
-) -> ModelArchitectureConfig:
-    """An architecture with the biases, a LayerNorm's too, that another one has besides."""
-    added: Keys = {key: True for key in BIASES if getattr(wanted, key)}
-    if (config.normalization, wanted.normalization) == ("layernorm_nobias", "layernorm"):
-        added["normalization"] = "layernorm"
-    return ModelArchitectureConfig.from_dict(config.to_dict() | added)
-
-
-def _comparable(config: ModelArchitectureConfig) -> Keys:
-    """What the model computes: patterns by layer, and no key that another one makes up for."""
-    keys = config.to_dict()
-    for key in (*OF_A_RUN, "ffn_multiplier", "ffn_multiple_of"):
-        del keys[key]
-    for key in ("window_pattern", "rope_pattern"):
-        keys[key] = config.by_layer(keys[key])
-    if config.position_encoding == "rope":
-        keys["rope_fraction"] = rotated_dimensions(config) / config.head_dim
-    return keys
 
 
 def read_fields(folder: Path) -> Fields:
@@ -226,11 +44,14 @@ def read_fields(folder: Path) -> Fields:
     if file.exists() and not file.is_file():
         raise UserError(f"{file} is not a regular file; replace it with one.")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        fields = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} holds no fields: {quoted(fields)}.")
+    return fields
 
 
 def family_of(fields: Fields) -> Family:
@@ -239,8 +60,8 @@ def family_of(fields: Fields) -> Family:
     A name that resembles a supported one is that of another architecture, so none is suggested.
     """
     name = fields.get("model_type")
-    if name not in FAMILIES:
-        raise UserError(f"model_type={name!r} is not supported. {listed(FAMILIES)}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"model_type={quoted(name)} is not supported. {listed(FAMILIES)}")
     return FAMILIES[name]
 
 
@@ -262,7 +83,6 @@ _SIZES = same(
 )
 _RMS_EPS = same(norm_eps="rms_norm_eps")
 _LAYER_NORM_EPS = same(norm_eps="layer_norm_eps")
-_ATTENTION_BIAS = same(attention_bias="attention_bias", attention_out_bias="attention_bias")
 _UNTIED = {"tie_word_embeddings": False, "initializer_range": 0.02}
 _TIED = {"tie_word_embeddings": True, "initializer_range": 0.02}
 
@@ -383,7 +203,7 @@ _GPT_NEOX = Family(
     aspects=(
         _SIZES,
         _LAYER_NORM_EPS,
-        _ATTENTION_BIAS,
+        ATTENTION_BIAS,
         activation("hidden_act"),
         switch("norm_position", "use_parallel_residual", on="parallel", off="pre"),
         NO_HEAD_DIM,
@@ -422,7 +242,7 @@ _LLAMA = Family(
         KEY_HEADS,
         HEAD_DIM_OF_WHOLE_HEADS,
         gate("hidden_act"),
-        _ATTENTION_BIAS,
+        ATTENTION_BIAS,
         same(bias="mlp_bias"),
         rope(),
     ),
@@ -480,7 +300,7 @@ _QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     fixed={**_LLAMA_KEYS, "qk_norm": True},
-    aspects=(*_QWEN2.aspects, _ATTENTION_BIAS),
+    aspects=(*_QWEN2.aspects, ATTENTION_BIAS),
     defaults={**_QWEN_DEFAULTS, "attention_bias": False, "head_dim": 128},
     weights=_LLAMA_WEIGHTS,
 )
@@ -495,9 +315,9 @@ _SMOLLM3 = Family(
         KEY_HEADS,
         HEAD_DIM,
         gate("hidden_act"),
-        _ATTENTION_BIAS,
+        ATTENTION_BIAS,
         same(bias="mlp_bias"),
-        rope_by_layer(rope(theta=2e6)),
+        rope_in_some_layers(rope(theta=2e6)),
         optional_windows(windows_without_rope),
     ),
     defaults={
@@ -522,7 +342,7 @@ _GEMMA = Family(
         KEY_HEADS,
         HEAD_DIM,
         gate("hidden_act", also={"gelu": "gelu_pytorch_tanh"}),
-        _ATTENTION_BIAS,
+        ATTENTION_BIAS,
         ROOT_OF_WIDTH,
         rope(),
     ),
@@ -541,7 +361,7 @@ _LATER_GEMMA = (
     KEY_HEADS,
     HEAD_DIM_OF_WHOLE_HEADS,
     gate("hidden_activation"),
-    _ATTENTION_BIAS,
+    ATTENTION_BIAS,
     ROOT_OF_WIDTH,
     QUERY_SCALAR,
     same(output_softcap="final_logit_softcapping"),
@@ -609,7 +429,7 @@ _OLMO2 = Family(
         "qk_norm": True,
         "qk_norm_over": "projection",
     },
-    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), _ATTENTION_BIAS, rope()),
+    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), ATTENTION_BIAS, rope()),
     defaults={
         **_UNTIED,
         "rms_norm_eps": 1e-5,

@@ -22,7 +22,8 @@ from torch import Tensor
 from cli import run_cli
 from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
-from interop.families import CONFIG, FAMILIES, Family, family_of, read_fields
+from interop.families import CONFIG, FAMILIES, family_of, read_fields
+from interop.family import Family
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
@@ -55,7 +56,7 @@ def load(source: str | Path | Any, **changes: Any) -> GPT:
     else:
         fields, tensors = source.config.to_dict(), source.state_dict()
     family = family_of(fields)
-    model = GPT(ModelArchitectureConfig.from_dict(family.read(fields) | changes))
+    model = GPT(ModelArchitectureConfig.make(family.read(fields), changes))
     copy_weights(model, family, tensors)
     return model.eval()
 

@@ -1,6 +1,6 @@
 """How a family lays out the rows of a weight, against the layout here.
 
-A layout maps a tensor, a matrix (out, in) or a bias (out,), from theirs to ours and back.
+A layout maps a layer's tensor, a matrix (out, in) or a bias (out,), from theirs to ours and back.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from components.attention import qkv_widths
+from components.layer_config import LayerConfig
 from components.positions import rotated_dimensions
-from model_config import ModelArchitectureConfig
 
-Mapping = Callable[[Tensor, ModelArchitectureConfig], Tensor]
+Mapping = Callable[[Tensor, LayerConfig], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,42 +26,42 @@ class Layout:
     theirs: Mapping
 
 
-def _as_it_is(x: Tensor, config: ModelArchitectureConfig) -> Tensor:
+def _as_it_is(x: Tensor, layer: LayerConfig) -> Tensor:
     return x
 
 
-def _transposed(x: Tensor, config: ModelArchitectureConfig) -> Tensor:
+def _transposed(x: Tensor, layer: LayerConfig) -> Tensor:
     return x.mT if x.ndim == 2 else x
 
 
-def _from_head_major(x: Tensor, config: ModelArchitectureConfig) -> Tensor:
-    return x.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+def _from_head_major(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.unflatten(0, (layer.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _to_head_major(x: Tensor, config: ModelArchitectureConfig) -> Tensor:
-    return x.unflatten(0, (3, config.n_head, -1)).transpose(0, 1).flatten(0, 2)
+def _to_head_major(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.unflatten(0, (3, layer.n_head, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _from_neighbour_pairs(x: Tensor, config: ModelArchitectureConfig) -> Tensor:
-    return _reordered(x, _pairs_order(config), config)
+def _from_neighbour_pairs(x: Tensor, layer: LayerConfig) -> Tensor:
+    return _reordered(x, _pairs_order(layer), layer)
 
 
-def _to_neighbour_pairs(x: Tensor, config: ModelArchitectureConfig) -> Tensor:
-    return _reordered(x, _pairs_order(config).argsort(), config)
+def _to_neighbour_pairs(x: Tensor, layer: LayerConfig) -> Tensor:
+    return _reordered(x, _pairs_order(layer).argsort(), layer)
 
 
-def _pairs_order(config: ModelArchitectureConfig) -> Tensor:
+def _pairs_order(layer: LayerConfig) -> Tensor:
     """Their dimension for each of a head here: the first of every pair, their mates, the rest."""
-    rotated = rotated_dimensions(config)
+    rotated = rotated_dimensions(layer)
     return torch.cat(
-        (torch.arange(rotated).view(-1, 2).T.flatten(), torch.arange(rotated, config.head_dim))
+        (torch.arange(rotated).view(-1, 2).T.flatten(), torch.arange(rotated, layer.head_dim))
     )
 
 
-def _reordered(x: Tensor, order: Tensor, config: ModelArchitectureConfig) -> Tensor:
+def _reordered(x: Tensor, order: Tensor, layer: LayerConfig) -> Tensor:
     """qkv with the dimensions of each query and key head in another order."""
-    queries, keys, values = x.split(qkv_widths(config))
-    heads = (part.unflatten(0, (-1, config.head_dim))[:, order] for part in (queries, keys))
+    queries, keys, values = x.split(qkv_widths(layer))
+    heads = (part.unflatten(0, (-1, layer.head_dim))[:, order] for part in (queries, keys))
     return torch.cat((*(part.flatten(0, 1) for part in heads), values))
 
 

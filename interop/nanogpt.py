@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from errors import UserError
-from interop.families import FAMILIES, Weights
+from interop.families import FAMILIES
+from interop.family import Weights
 from interop.weights import copy_weights
 from model_builder import GPT
 from model_config import ModelArchitectureConfig

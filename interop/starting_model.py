@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from configurator import Asked, Base, Settings, resolve
-from errors import Problem, UserError, quoted
-from interop.families import OF_A_RUN, family_of, read_fields
+from errors import ConfigError, Problem, UserError, quoted
+from interop.families import family_of, read_fields
+from interop.family import OF_A_RUN
 from model_config import ModelArchitectureConfig
+from options import KEYS
+from patterns import spelled
 
 
 def new_settings(asked: Asked, *, allow_unused: Collection[str] = ()) -> Settings:
@@ -33,27 +37,39 @@ def starting_base(asked: Asked) -> tuple[Base | None, list[Problem]]:
     folder = item.value
     try:
         fields = read_fields(Path(folder))
-        keys = ModelArchitectureConfig.from_dict(family_of(fields).read(fields)).to_dict()
+        model = ModelArchitectureConfig.from_dict(family_of(fields).read(fields))
     except UserError as error:
         message = (
             f"{item.origin}: {error} init_from takes a folder that transformers' save_pretrained "
             "wrote; to go on with a run, use resume."
         )
         return None, [Problem(("init_from",), message)]
-    keys = {key: value for key, value in keys.items() if key not in OF_A_RUN}
-    problems = [
-        Problem(
-            (key, "init_from"),
-            f"{own.origin}: {key}={quoted(own.value)}, but the model of init_from={folder!r} has "
-            f"{key}={keys.get(key)!r}; drop it, or train another model without init_from.",
-        )
-        for key, own in asked.given.items()
-        if key in keys and own.value != keys[key]
-    ]
+    keys = {key: value for key, value in model.to_dict().items() if key not in OF_A_RUN}
+    return Base(keys, f"init_from {folder}", "custom"), list(_contradictions(asked, model, folder))
+
+
+def _contradictions(asked: Asked, model: ModelArchitectureConfig, folder: str) -> Iterator[Problem]:
+    """What a user asks for that the model in the folder is not."""
+    for key, own in asked.given.items():
+        if key in model and key not in OF_A_RUN and _departs(model, key, own.value):
+            yield Problem(
+                (key, "init_from"),
+                f"{own.origin}: {key}={quoted(own.value)}, but the model of init_from={folder!r} "
+                f"has {key}={spelled(model.to_dict()[key])}; drop it, or train another model "
+                "without init_from.",
+            )
     if "arch_preset" in asked.given:
-        message = (
+        yield Problem(
+            ("arch_preset", "init_from"),
             f"{asked.given['arch_preset'].origin}: arch_preset does nothing beside "
-            f"init_from={folder!r}, which says what the architecture is; drop one."
+            f"init_from={folder!r}, which says what the architecture is; drop one.",
         )
-        problems.append(Problem(("arch_preset", "init_from"), message))
-    return Base(keys, f"init_from {folder}", "custom"), problems
+
+
+def _departs(model: ModelArchitectureConfig, key: str, value: Any) -> bool:
+    """Whether a sound value of a key, however it is spelled, makes another model."""
+    try:
+        made = ModelArchitectureConfig.make(model.to_dict(), {key: value})
+    except ConfigError:
+        return KEYS[key].problem(value) is None
+    return list(made.layers) != list(model.layers)

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from errors import UserError
-from interop.families import Family
+from interop.family import Family
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 

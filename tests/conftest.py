@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from data.tokenizers import TiktokenTokenizer
+from model_components import REGISTRIES
+from options import KEYS
 from tests.prepared import SHARED
 
 
@@ -31,3 +34,15 @@ def gpt2(monkeypatch: pytest.MonkeyPatch) -> TiktokenTokenizer:
         pytest.skip(f"no cached vocabulary of gpt2 in {cache}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     return TiktokenTokenizer("gpt2")
+
+
+@pytest.fixture(autouse=True)
+def _own_parts() -> Iterator[None]:
+    """The parts and config keys that a test registers are gone after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in REGISTRIES.values():
+            for table in ("_entries", "_canonical"):
+                patch.setattr(registry, table, dict(getattr(registry, table)))
+        declared = {name: dict(owners) for name, owners in KEYS._declared.items()}
+        patch.setattr(KEYS, "_declared", declared)
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,19 @@ from training.step_guard import StepGuard
 SIZES = ("--n_layer=1", "--n_head=2", "--n_embd=8", "--block_size=16", "--vocab_size=257")
 
 
-def save_run(run: Path, step: int = 1, *, keep: int = 3, **state: Any) -> Path:
-    """Save a checkpoint of a tiny model in a run's folder; `state` replaces what train.py saves."""
-    settings = configurator.load([*SIZES, "--device=cpu"])
+def save_run(
+    run: Path, step: int = 1, *, keep: int = 3, flags: Sequence[str] = (), **state: Any
+) -> Path:
+    """Save a checkpoint of a tiny model in a run's folder.
+
+    Args:
+        run: The folder.
+        step: The steps that are done.
+        keep: The newest checkpoints that are kept.
+        flags: Arguments of the run, in place of the tiny sizes where these are among them.
+        state: Replaces what train.py saves.
+    """
+    settings = configurator.load([*flags, *sizes_beside(flags), "--device=cpu"])
     network = GPT(settings.model)
     optimizer = make_optimizer(network, settings.training)
     guard = StepGuard(optimizer, settings.training.max_bad_steps)
@@ -48,9 +59,15 @@ def save_run(run: Path, step: int = 1, *, keep: int = 3, **state: Any) -> Path:
         optimizer=optimizer,
         state=usual | state,
         val_loss=None,
-        plugins={},
+        plugins={Path(path).name: text for path, text in settings.plugins.items()},
         keep=keep,
     )
+
+
+def sizes_beside(flags: Sequence[str]) -> list[str]:
+    """The tiny sizes that flags leave open."""
+    given = {flag.partition("=")[0] for flag in flags}
+    return [size for size in SIZES if size.partition("=")[0] not in given]
 
 
 def overwrite(checkpoint: Path, name: str, content: bytes) -> None:

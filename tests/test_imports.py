@@ -24,6 +24,8 @@ LAYERS = (
     ("user_files",),
     ("model_builder",),
     ("model_config",),
+    ("architecture_names",),
+    ("model_keys",),
     ("model_components",),
     ("cli",),
     ("components",),

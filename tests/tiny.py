@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from components.layer_config import LayerConfig
 from model_builder import GPT
 from model_components import REGISTRIES
 from model_config import PRESETS, ModelArchitectureConfig
@@ -132,6 +133,11 @@ VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS, **PATTERNS}
 def tiny_config(**keys: Any) -> ModelArchitectureConfig:
     """A config of the tiny sizes, with some keys changed."""
     return ModelArchitectureConfig(**{**SIZES, **keys})
+
+
+def tiny_layer(**keys: Any) -> LayerConfig:
+    """The config of the first layer, as its parts see it."""
+    return tiny_config(**keys).layers[0]
 
 
 def tiny_model(seed: int = 0, **keys: Any) -> GPT:

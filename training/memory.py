@@ -3,8 +3,9 @@
 The peak of a training step is found by tracing one: forward, loss, backward and the optimizer's
 clipping run under FakeTensorMode, which computes nothing, while every tensor storage that is made
 and freed is counted. So transients count too, such as the logits in float32, their log-softmax and
-their gradient, which are most of the peak where the vocabulary is large. On a CPU the heap's slack
-is added. What Python, torch and the inside of kernels need is not counted.
+their gradient, which are most of the peak where the vocabulary is large. On a CPU the allocator
+keeps small blocks that are freed, so the most of them is added to the most of large ones. What
+Python, torch and the inside of kernels need is not counted.
 
 Layers are alike, so two small depths are traced and the rest is extrapolated.
 """
@@ -41,13 +42,14 @@ MOMENT_BYTES = 8
 """Of those, AdamW's two moments: held during the whole step, and not part of the trace."""
 
 HEAP_BLOCK = 32 * 2**20
-"""glibc takes blocks below this size from its heap, which keeps gaps between those in use."""
+"""glibc takes blocks below this size from its heap, and keeps them there when they are freed; it
+returns larger ones to the system."""
 
 HEAP_SLACK = 1 / 3
-"""The gaps, as a share of the blocks in use; fitted to measurements. With it, 12 of 14 shapes from
-V = 256 to 50304 came within 12 % of the resident memory of a CPU run (gpt2 and llama, float32 and
-bfloat16). The other two were estimated too low: 0.82 of it with emulated bfloat16, and 0.75 with
-manual attention and two micro-batches."""
+"""The gaps between the blocks of the heap, as a share of them; fitted to measurements. With it, the
+estimate was 0.84 to 1.10 of the resident memory of a CPU run for 9 shapes: gpt2 and llama, V = 256
+to 50304, float32 and emulated bfloat16, one and two micro-batches. The lowest, of 80 MB, had manual
+attention, two micro-batches and V = 8192."""
 
 LAYER_BYTES = 20_000
 """What Python holds for the modules of a layer, at least, whatever their widths."""
@@ -164,7 +166,10 @@ class _Trace:
 
     layers: int
     parameters: int
-    peaks: dict[str, int]
+    returned: dict[str, int]
+    """In blocks that go back to the system when they are freed."""
+    kept: dict[str, int]
+    """In blocks of the heap, which are kept for later ones."""
 
 
 def _extrapolated(traced: list[_Trace], layers: int) -> ExpectedMemory:
@@ -175,24 +180,29 @@ def _extrapolated(traced: list[_Trace], layers: int) -> ExpectedMemory:
     def at_depth(shallow: int, deep: int) -> int:
         return deep + (deep - shallow) * (layers - last.layers) // gap
 
+    def most(shallow: dict[str, int], deep: dict[str, int]) -> int:
+        return max(at_depth(shallow[phase], deep[phase]) for phase in deep)
+
     state = STATE_BYTES * at_depth(first.parameters, last.parameters)
-    peaks = (at_depth(first.peaks[phase], last.peaks[phase]) for phase in last.peaks)
     moments = MOMENT_BYTES * state // STATE_BYTES
-    return ExpectedMemory(state, max(0, max(peaks) + moments - state))
+    kept = most(first.kept, last.kept)
+    peak = most(first.returned, last.returned) + kept + int(HEAP_SLACK * kept)
+    return ExpectedMemory(state, max(0, peak + moments - state))
 
 
 class _LiveStorages(TorchDispatchMode):
     """Counts the bytes of the storages alive, and the most of them in each phase.
 
     Args:
-        slack: What to add to blocks of the heap, as a share of their bytes.
+        heap_block: Storages below this size are counted apart: blocks of the heap.
     """
 
-    def __init__(self, slack: float) -> None:
+    def __init__(self, heap_block: int) -> None:
         super().__init__()
-        self._slack = slack
-        self.peaks: dict[str, int] = {}
-        self._live = 0
+        self._heap_block = heap_block
+        self.returned: dict[str, int] = {}
+        self.kept: dict[str, int] = {}
+        self._live = {True: 0, False: 0}  # by whether it is in the heap
         self._known: dict[int, int] = {}
         self.enter("forward")
 
@@ -201,21 +211,23 @@ class _LiveStorages(TorchDispatchMode):
         self._phase = phase
         self._note_peak()
 
-    def hold(self, tensor: Tensor, slack: float = 0.0) -> None:
+    def hold(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
-            self._known[key] = size + int(slack * size if size < HEAP_BLOCK else 0)
-            self._live += self._known[key]
+            self._known[key] = size
+            self._live[size < self._heap_block] += size
             weakref.finalize(storage, self._release, key)
             self._note_peak()
 
     def _release(self, key: int) -> None:
-        self._live -= self._known.pop(key)
+        size = self._known.pop(key)
+        self._live[size < self._heap_block] -= size
 
     def _note_peak(self) -> None:
-        self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), self._live)
+        for peaks, in_heap in ((self.returned, False), (self.kept, True)):
+            peaks[self._phase] = max(peaks.get(self._phase, 0), self._live[in_heap])
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -223,7 +235,7 @@ class _LiveStorages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else (result,):
             if isinstance(value, Tensor):
-                self.hold(value, self._slack)
+                self.hold(value)
         return result
 
 
@@ -238,7 +250,7 @@ def _trace(
     """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
     model = GPT(config)
     parameters = list(model.parameters())
-    storages = _LiveStorages(HEAP_SLACK if device == "cpu" else 0.0)
+    storages = _LiveStorages(HEAP_BLOCK if device == "cpu" else 0)
     for tensor in (*parameters, *model.buffers()):
         storages.hold(tensor)
     if accumulates:
@@ -254,7 +266,8 @@ def _trace(
         storages.enter("step")
         gradients = [p.grad for p in parameters if p.grad is not None]
         clip_grads_with_norm_(parameters, 1.0, get_total_norm(gradients))
-    return _Trace(config.n_layer, sum(p.numel() for p in parameters), storages.peaks)
+    count = sum(p.numel() for p in parameters)
+    return _Trace(config.n_layer, count, storages.returned, storages.kept)
 
 
 @contextlib.contextmanager

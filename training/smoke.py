@@ -15,7 +15,8 @@ from components.part import own_stream
 from components.registry import is_users_own
 from errors import ConfigError, UserError
 from model_builder import GPT
-from model_config import ModelArchitectureConfig, parts_of
+from model_config import ModelArchitectureConfig
+from model_keys import parts_of
 from training.hardware import autocast
 
 KEEP_SHAPE = ("normalization", "activation", "ffn_type", "norm_position")

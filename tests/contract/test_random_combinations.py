@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from errors import ConfigError
-from model_config import architecture_keys
+from model_keys import architecture_keys
 from options import Key
 from patterns import Pattern
 from tests.contract import test_every_model as contract

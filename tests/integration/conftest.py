@@ -8,18 +8,9 @@ from pathlib import Path
 import pytest
 
 from data.tokenizers import ByteTokenizer
-from model_components import REGISTRIES
 from tests.integration.runs import Workshop, make_dataset
 
 WORDS = ("the ", "cat ", "sat ", "on ", "a ", "mat.\n", "Öl ", "日本 ")
-
-
-@pytest.fixture(autouse=True)
-def _own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    for registry in REGISTRIES.values():
-        for table in ("_entries", "_canonical"):
-            monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
 
 
 @pytest.fixture(scope="session")

@@ -125,12 +125,35 @@ def test_a_sweep_and_the_same_again(
     assert all(row.group.n == 3 for row in sweeps.findings.rows)
 
 
+SLOWED = '''
+import time
+from pathlib import Path
+
+from torch import nn
+
+from components.activations import ACTIVATIONS
+
+
+@ACTIVATIONS.register("slowed", label="Slowed")
+class Slowed(nn.GELU):
+    """GELU, which takes its time while a file exists."""
+
+    def forward(self, x):
+        if Path({file!r}).exists():
+            time.sleep(0.1)
+        return super().forward(x)
+'''
+
+
 def test_a_stop_and_the_same_command_again(
     dataset: Path, sweeps: Sweeps, tmp_path: Path, engine: InThisProcess
 ) -> None:
     """Ends equal to a sweep that was not stopped, bit for bit."""
-    # So many steps that no run ends while the signal is on its way, which takes polls.
-    course = (*ARMS, "--max_iters=600", "--eval_interval=300", "--log_interval=5", "--seeds=1")
+    slow, plugin = tmp_path / "slow", tmp_path / "slowed.py"
+    plugin.write_text(SLOWED.format(file=str(slow)))
+    parts = (f"--plugins={plugin}", "--activation=slowed")
+    course = (*ARMS, *parts, "--max_iters=60", "--eval_interval=30", "--seeds=1")
+    slow.touch()  # so that no run ends while the signal is on its way, which takes polls
     child = Child("sweep.py", sweeps.argv(*course), tmp_path / "child")
     metrics = sweeps.folder / "runs" / "baseline-s1337" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
@@ -143,12 +166,13 @@ def test_a_stop_and_the_same_command_again(
     assert list((sweeps.runs["baseline-s1337"] / "checkpoints").glob("step_*"))
     assert len(sweeps.runs) == 1
 
+    slow.unlink()
     assert sweeps(*course) == 0
     whole = Sweeps(dataset, tmp_path / "whole")
     assert whole(*course) == 0
     assert len(log_of(sweeps.runs["baseline-s1337"])["starts"]) > 1
     for name, run in whole.runs.items():
-        assert_same_course(sweeps.runs[name], run, 600)
+        assert_same_course(sweeps.runs[name], run, 60)
 
 
 # Runs in this process

@@ -14,26 +14,24 @@ Keys = dict[str, Any]
 
 _CHANGES: dict[str, tuple[Any, ...]] = {
     "norm_eps": (1e-3,),
-    "activation": ("gelu", "gelu_tanh", "relu2", "silu", "relu"),
+    "activation": ("gelu", "gelu_tanh", "relu2", "silu", "relu", "leaky_relu"),
+    "leaky_relu_slope": (0.01, 0.2),
     "ffn_type": ("standard", "swiglu", "geglu"),
-    "n_kv_head": (1, 2),
+    "n_kv_head": (1, 2, "1+2"),
     "head_dim": (8, 10, 14),
     "qk_norm": (True, False),
     "attention_scale": (24**-0.5, 0.3),
-    "sliding_window": (1, 7, LONGEST - 1, LONGEST, 400),
-    "window_pattern": ("SL", "SSL", "LS"),
+    "sliding_window": (1, 7, LONGEST - 1, LONGEST, 400, "7+none", "7*2+none", "none+400", "7+3"),
     "attention_softcap": (1.5,),
     "output_softcap": (2.0,),
-    "attention_bias": (True, False),
+    "attention_bias": (True, False, "true+false"),
     "attention_out_bias": (True, False),
     "bias": (True, False),
     "head_bias": (True,),
     "weight_tying": (True, False),
-    "position_encoding": ("none", "rope", "learned"),
-    "rope_theta": (100.0, 5e5),
+    "position_encoding": ("none", "rope", "learned", "rope+none", "rope*2+none", "none+rope"),
+    "rope_theta": (100.0, 5e5, "50+1e4", "1e4*2+50"),
     "rope_fraction": (0.25, 0.3, 0.4, 0.5, 0.29, 6 / 7, 10 / 11, 0.8),
-    "rope_local_theta": (50.0, 10_000.0),
-    "rope_pattern": ("RN", "RRN", "NR"),
     "embedding_scale": (2.0,),
 }
 """Values that a key may get."""
@@ -42,23 +40,23 @@ _SCALINGS: tuple[Keys, ...] = (
     {"rope_scaling": "yarn", "rope_beta_fast": 16.0},
     {"rope_scaling": "llama3", "rope_high_freq_factor": 3.0},
     {"rope_scaling": "ntk"},
+    {"rope_scaling": "yarn+none"},
+    {"rope_scaling": "linear+llama3", "rope_scaling_factor": "2+4"},
 )
 _GATES = {"silu": "swiglu", "gelu_tanh": "geglu"}
 
 
 def random_architecture(model_type: str, random: Random) -> ModelArchitectureConfig:
-    """An architecture of a family with a few of its keys changed; its keys may be combined."""
+    """An architecture of a family with a few keys changed, those without a use dropped."""
     while True:
         keys = _family_keys(model_type, random)
         for key in random.sample(sorted(_CHANGES), random.randint(0, 4)):
             keys[key] = random.choice(_CHANGES[key])
         if random.random() < 0.3:
-            original = {"rope_scaling_factor": 4.0, "rope_original_block_size": 12}
+            keys |= {"rope_scaling_factor": 4.0, "rope_original_block_size": 12}
             keys |= random.choice(_SCALINGS)
-            keys |= original if keys["rope_scaling"] in ("yarn", "llama3") else {}
-            keys["rope_scaling_factor"] = 4.0
         try:
-            return ModelArchitectureConfig(**keys)
+            return ModelArchitectureConfig.from_dict(keys)
         except ConfigError:
             continue
 
@@ -86,7 +84,7 @@ _TYPICAL: dict[str, Keys] = {
     "gpt_neox": {"rope_fraction": 0.5, "norm_position": "parallel"},
     "stablelm": {"norm_position": "parallel_shared"},
     "gptj": {"weight_tying": False, "rope_fraction": 0.5},
-    "gemma2": {"sliding_window": 7, "window_pattern": "SL", "attention_softcap": 2.0},
-    "gemma3_text": {"sliding_window": 7, "window_pattern": "SL", "rope_local_theta": 50.0},
-    "smollm3": {"rope_pattern": "RN"},
+    "gemma2": {"sliding_window": "7+none", "attention_softcap": 2.0},
+    "gemma3_text": {"sliding_window": "7+none", "rope_theta": "50+1e4"},
+    "smollm3": {"position_encoding": "rope+none"},
 }

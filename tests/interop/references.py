@@ -134,6 +134,21 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "Gemma 3, stretched in all layers, not alike": (
+        "Gemma3TextConfig",
+        {
+            **_GEMMA3,
+            "rope_parameters": {
+                "full_attention": _LLAMA3_ROPE,
+                "sliding_attention": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "rope_theta": 100.0,
+                    "original_max_position_embeddings": 12,
+                },
+            },
+        },
+    ),
     "Phi-3": ("Phi3Config", {**_GROUPED, "sliding_window": WINDOW}),
     "Phi-4-mini": ("Phi3Config", {**_GROUPED, "partial_rotary_factor": 0.75}),
     "OLMo 2": ("Olmo2Config", _GROUPED),

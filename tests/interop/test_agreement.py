@@ -98,6 +98,23 @@ ALIKE: dict[str, Fields] = {
         "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _LINEAR)
         | {"sliding_attention": {**_LINEAR, "rope_theta": 1e6}},
     },
+    "Gemma 3, windowed layers scaled alone": {
+        **_GEMMA3,
+        "rope_parameters": {"sliding_attention": {**_YARN, "rope_theta": 50.0}},
+    },
+    "Gemma 3, windowed layers scaled alone, beyond the longest sequence": {
+        **_GEMMA3,
+        "sliding_window": 4096,
+        "rope_parameters": {"sliding_attention": _LINEAR},
+    },
+    "Gemma 3, another scaling by layer type": {
+        **_GEMMA3,
+        "rope_parameters": {
+            "full_attention": {**_LLAMA3, "original_max_position_embeddings": 16},
+            "sliding_attention": {**_LINEAR, "factor": 2.0},
+        },
+    },
+    "LLaMA with a leaky gate": {**_LLAMA, "hidden_act": "leaky_relu"},
     "Gemma 2, with Gemma 3's pattern": {
         **_GEMMA,
         "model_type": "gemma2",
@@ -156,9 +173,10 @@ def test_read_as_transformers_reads_it(name):
     assert_read_alike(ALIKE[name])
 
 
+@pytest.mark.parametrize("name", [name for name in ALIKE if name.startswith("Gemma 3")])
 @torch.no_grad()
-def test_a_long_window_with_a_local_base_goes_both_ways(tmp_path):
-    theirs, idx = of_transformers({**_GEMMA3, "sliding_window": LONGEST}), tokens(LONGEST)
+def test_gemma_3_goes_both_ways(name, tmp_path):
+    theirs, idx = of_transformers(ALIKE[name]), tokens(LONGEST)
     ours = load(theirs)
     save(ours, tmp_path / "saved")
     assert_close(from_folder(tmp_path / "saved")(idx).logits, theirs(idx).logits)

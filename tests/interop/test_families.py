@@ -69,6 +69,7 @@ _GEMMA2 = {
     "activation": "gelu_tanh",
     "embedding_scale": 32**0.5,
 }
+_GEMMA3 = {**_GEMMA2, "qk_norm": True, "sliding_window": "5+none"}
 
 INEXPRESSIBLE = {
     "gpt2": [
@@ -88,7 +89,20 @@ INEXPRESSIBLE = {
     "llama": [
         ({**_LLAMA, "attention_bias": True, "attention_out_bias": False}, "attention_bias=True"),
         ({**_LLAMA, "rope_fraction": 0.5}, "rope_fraction=0.5"),
-        ({**_LLAMA, "rope_pattern": "RN"}, "rope_pattern='RN'"),
+        ({**_LLAMA, "position_encoding": "rope+none"}, "position_encoding='rope+none'"),
+        ({**_LLAMA, "n_kv_head": "2+4"}, "n_kv_head='2+4' cannot be expressed by llama"),
+        ({**_LLAMA, "head_dim": "8+16"}, "head_dim='8+16'"),
+        ({**_LLAMA, "ffn_hidden": "40+48"}, "ffn_hidden='40+48'"),
+        ({**_LLAMA, "ffn_type": "swiglu+standard"}, "ffn_type='swiglu+standard'"),
+        ({**_LLAMA, "norm_eps": "1e-5+1e-6"}, "norm_eps='1e-05+1e-06'"),
+        ({**_LLAMA, "norm_position": "pre+sandwich"}, "norm_position='pre+sandwich'"),
+        ({**_LLAMA, "rope_theta": "1e4+5e5"}, "rope_theta='10000+500000'"),
+        ({**_LLAMA, "rope_fraction": "1+0.5"}, "rope_fraction='1+0.5'"),
+        ({**_LLAMA, "qk_norm": "true+false"}, "qk_norm='true+false'"),
+        (
+            {**_LLAMA, "ffn_type": "glu", "activation": "leaky_relu", "leaky_relu_slope": 0.2},
+            "leaky_relu_slope=0.2 cannot be expressed by llama, which would make it 0.01",
+        ),
         (
             {**_LLAMA, "rope_scaling": "ntk", "rope_scaling_factor": 2.0},
             "rope_scaling='ntk' cannot be expressed by llama, which would make it 'none'",
@@ -97,36 +111,26 @@ INEXPRESSIBLE = {
     ],
     "mistral": [
         (
-            {**_LLAMA, "sliding_window": 5, "window_pattern": "SL"},
-            "window_pattern='SL' cannot be expressed by mistral, which would make it 'SS'",
+            {**_LLAMA, "sliding_window": "5+none"},
+            "sliding_window='5+none' cannot be expressed by mistral, which would make it 5",
         ),
     ],
-    "gpt_neox": [({**ROPE, "norm_position": "parallel_shared"}, "norm_position='parallel_shared'")],
+    "gpt_neox": [
+        ({**ROPE, "norm_position": "parallel_shared"}, "norm_position='parallel_shared'"),
+        ({**ROPE, "n_kv_head": "2+4"}, "n_kv_head='2+4'"),
+    ],
     "gemma2": [
+        ({**_GEMMA2, "sliding_window": "5+3"}, "sliding_window='5+3'"),
         ({**_GEMMA2, "attention_scale": 0.3}, "attention_scale=0.3"),
         ({**_GEMMA2, "embedding_scale": 2.0}, "embedding_scale=2.0"),
     ],
     "gemma3_text": [
         (
-            {
-                **_GEMMA2,
-                "qk_norm": True,
-                "sliding_window": 5,
-                "window_pattern": "SL",
-                "rope_scaling": "linear",
-                "rope_scaling_factor": 2.0,
-            },
-            "rope_local_theta=None",
+            {**_GEMMA3, "n_layer": 3, "sliding_window": "5+none", "rope_theta": [50.0, 60.0, 70.0]},
+            "rope_theta",
         ),
         (
-            {
-                **_GEMMA2,
-                "qk_norm": True,
-                "sliding_window": 5,
-                "window_pattern": "SL",
-                "rope_local_theta": 50.0,
-                "attention_softcap": 2.0,
-            },
+            {**_GEMMA3, "attention_softcap": 2.0},
             "attention_softcap=2.0 cannot be expressed by gemma3_text, which would make it None",
         ),
     ],
@@ -183,8 +187,42 @@ def test_what_a_run_decides_is_in_no_ones_way():
     assert choose_family(config).model_type == "gpt2"
 
 
-def test_patterns_of_the_same_layers_are_the_same():
-    config = tiny_config(**_GEMMA2, sliding_window=5, window_pattern="SLSL")
+def test_layers_that_differ_in_a_way_that_no_family_has():
+    """The nearest family says which keys are in the way, though many could be named."""
+    keys = {**_LLAMA, "n_layer": 3, "position_encoding": "rope*2+none", "n_kv_head": "4*2+1"}
+    with pytest.raises(ConfigError) as raised:
+        choose_family(tiny_config(**keys))
+    assert [problem.message for problem in raised.value.problems] == [
+        "n_kv_head='4*2+1' cannot be expressed by smollm3, which would make it 4."
+    ]
+
+
+@pytest.mark.parametrize("windows", ["5+none", [5, None], "5+none*"])
+def test_patterns_of_the_same_layers_are_the_same(windows):
+    config = tiny_config(**_GEMMA2, sliding_window=windows)
+    assert choose_family(config).model_type == "gemma2"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": "50+1e4"},
+        {"rope_scaling": "linear", "rope_scaling_factor": 2.0},
+        {"rope_scaling": "none+yarn", "rope_scaling_factor": 2.0},
+        {"rope_scaling": "yarn+none", "rope_scaling_factor": 2.0},
+        {"rope_scaling": "linear+yarn", "rope_scaling_factor": "2+4"},
+    ],
+)
+@pytest.mark.parametrize("windows", ["5+none", None, 5])
+def test_rope_of_gemma_3_that_differs_by_layer(keys, windows):
+    """Layer types tell two kinds of RoPE apart, by windows or without any."""
+    config = tiny_config(**{**_GEMMA3, **keys, "sliding_window": windows})
+    one_kind = windows == 5 and "+" in str([*keys.values()])
+    assert bool(FAMILIES["gemma3_text"].misfits(config)) == one_kind
+
+
+def test_a_window_beside_windows_that_hide_nothing():
+    config = tiny_config(**_GEMMA2, sliding_window="5+400")
     assert choose_family(config).model_type == "gemma2"
 
 
@@ -200,6 +238,7 @@ LLAMA2 = PUBLISHED["LLaMA 2 7B"][1]
 REFUSED = {
     "model_type='llama4' is not supported. Choices: gpt2, llama": {"model_type": "llama4"},
     "model_type=None is not supported": {"model_type": None},
+    "model_type=['llama'] is not supported": {"model_type": ["llama"]},
     "hidden_act='mish' is no activation known here": {"hidden_act": "mish"},
     "rope_type='longrope' is no RoPE scaling known here": {
         "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
@@ -243,15 +282,12 @@ def test_what_a_file_may_not_say(message, fields):
         ("Gemma 2 2B", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_att"),
         (
             "Gemma 3 1B",
-            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
-            "scales the RoPE of windowed layers in another way than that of the others",
-        ),
-        (
-            "Gemma 3 1B",
             {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
             "rope_parameters has rope_type, but a gemma3_text has RoPE parameters by layer type",
         ),
         ("Gemma 3 1B", {"attn_logit_softcapping": 50.0}, "only None can"),
+        ("Gemma 3 1B", {"num_hidden_layers": 10**9}, "must be from 1 to 10,000 in a"),
+        ("SmolLM3 3B", {"num_hidden_layers": 0}, "num_hidden_layers=0 must be from 1 to"),
         ("Gemma 3 1B", {"sliding_window_pattern": 0}, "has a value of the wrong kind"),
         ("Gemma 2 2B", {"sliding_window": None}, "need a sliding_window; config.json has none"),
         ("Gemma 2 2B", {"layer_types": ["full_attention"]}, "1 entries, num_hidden_layers is 26"),
@@ -282,6 +318,9 @@ def test_a_missing_or_broken_config(tmp_path):
         read_fields(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        read_fields(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json holds no fields: \[1\]"):
         read_fields(tmp_path)
 
 

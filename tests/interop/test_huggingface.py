@@ -11,11 +11,14 @@ from safetensors.torch import load_file, save_file
 
 import configurator
 import train
+from configurator import Settings
 from data.dataset_writer import Document, write_dataset
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from errors import ConfigError
 from interop import huggingface
 from interop.huggingface import load, save
+from interop.starting_model import new_settings
+from model_config import PRESETS
 from tests.tiny import tiny_model, tokens
 from training.checkpoint import list_checkpoints
 
@@ -147,6 +150,11 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 def test_nothing_is_written_of_what_cannot_be_expressed(tmp_path):
     with pytest.raises(ConfigError, match="position_encoding='alibi' cannot be expressed by"):
         save(tiny_model(position_encoding="alibi"), tmp_path / "model")
+    llama = PRESETS["llama"].keys
+    with pytest.raises(ConfigError) as raised:
+        save(tiny_model(**llama, n_kv_head="2+4"), tmp_path / "model")
+    message = "n_kv_head='2+4' cannot be expressed by llama, which would make it 2."
+    assert [problem.message for problem in raised.value.problems] == [message]
     assert not (tmp_path / "model").exists()
 
 
@@ -199,6 +207,10 @@ def test_export_as_another_family_and_of_no_run(tmp_path):
 # Runs that start from a folder
 
 
+def settings_of(argv: list[str]) -> Settings:
+    return new_settings(configurator.read(argv))
+
+
 def start_from(model: Path, tmp_path: Path, *flags: str) -> Path:
     where = (f"--dataset={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}", "--run_name=run")
     train.main([f"--init_from={model}", *QUICK, *where, *flags])
@@ -234,13 +246,13 @@ def test_a_run_from_a_folder_goes_on_without_it(tmp_path):
 
 def test_a_long_model_is_trained_on_short_sequences(tmp_path):
     save(tiny_model(vocab_size=300, block_size=1024), tmp_path / "model")
-    settings = configurator.load([f"--init_from={tmp_path / 'model'}"])
+    settings = settings_of([f"--init_from={tmp_path / 'model'}"])
     assert (settings.model.block_size, settings.training.sequence_length) == (1024, 256)
 
 
 def test_dropout_and_backend_are_the_runs_to_choose(tmp_path):
     model = folder_of(tmp_path / "model")
-    settings = configurator.load(
+    settings = settings_of(
         [f"--init_from={model}", "--dropout=0.2", "--attention_backend=manual", "--n_layer=2"]
     )
     assert (settings.model.dropout, settings.model.attention_backend) == (0.2, "manual")
@@ -251,7 +263,7 @@ def test_dropout_and_backend_are_the_runs_to_choose(tmp_path):
 def test_what_contradicts_the_folder_is_refused(tmp_path):
     model = folder_of(tmp_path / "model")
     with pytest.raises(ConfigError) as raised:
-        configurator.load([f"--init_from={model}", "--n_layer=3", "--arch_preset=llama"])
+        settings_of([f"--init_from={model}", "--n_layer=3", "--arch_preset=llama"])
     said = [problem.message for problem in raised.value.problems]
     assert said == [
         f"--n_layer: n_layer=3, but the model of init_from={str(model)!r} has n_layer=2; drop it, "
@@ -261,10 +273,31 @@ def test_what_contradicts_the_folder_is_refused(tmp_path):
     ]
 
 
+def test_a_pattern_however_it_is_spelled_is_that_of_the_folder(tmp_path):
+    keys = {"normalization": "rmsnorm", "ffn_type": "swiglu", "bias": False}
+    turned = "rope+none"
+    model = folder_of(tmp_path / "model", **keys, position_encoding=turned, rope_theta=100.0)
+    for same in (turned, "rope*1+none*1", "rope+none*"):
+        flags = [f"--init_from={model}", f"--position_encoding={same}", "--rope_theta=1e2"]
+        layers = settings_of(flags).model.layers
+        assert [layer.position_encoding for layer in layers] == ["rope", "none"]
+    with pytest.raises(ConfigError) as raised:
+        settings_of([f"--init_from={model}", "--position_encoding=none+rope"])
+    assert "has position_encoding=rope+none; drop it" in str(raised.value)
+
+
+def test_keys_that_the_folder_has_no_use_for_are_refused(tmp_path):
+    model = folder_of(tmp_path / "model")
+    with pytest.raises(ConfigError, match="rope_theta=100.0 belongs to position_encoding=rope"):
+        settings_of([f"--init_from={model}", "--rope_theta=100.0"])
+    with pytest.raises(ConfigError, match="rope_theta=100.0 belongs to position_encoding=rope"):
+        load(model, rope_theta=100.0)
+
+
 @pytest.mark.parametrize("where", ["nowhere", "resume", "gpt2"])
 def test_no_such_folder(where):
     with pytest.raises(ConfigError, match="init_from takes a folder that transformers'") as raised:
-        configurator.load([f"--init_from={where}"])
+        settings_of([f"--init_from={where}"])
     assert f"--init_from: {where}/config.json cannot be read" in str(raised.value)
 
 

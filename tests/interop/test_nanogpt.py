@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from interop.nanogpt import load
+from model_config import ModelArchitectureConfig
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 65}
 
@@ -97,7 +98,8 @@ def test_logits(tmp_path, bias, prefix):
 def test_the_architecture_is_legacy(tmp_path):
     checkpoint(tmp_path / "ckpt.pt")
     config = load(tmp_path / "ckpt.pt", dropout=0.1).config
-    assert config.architecture_name == "2L-4H-32D-AbsPos-LN-NB-GELU-PreNorm-T24-Drop0.1"
+    legacy = {**SIZES, "bias": False, "dropout": 0.1}
+    assert config == ModelArchitectureConfig.from_preset("legacy", **legacy)
     assert (config.bias, config.normalization) == (False, "layernorm_nobias")
 
 

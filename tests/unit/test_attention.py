@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from components.attention import attended_pairs
-from components.attention_backends import ATTENTION_BACKENDS, AttentionNeeds, visible
-from tests.tiny import tiny_config, tiny_model, tokens
+from components.attention_backends import (
+    ATTENTION_BACKENDS,
+    AttentionNeeds,
+    attention_needs,
+    visible,
+    window_of,
+)
+from model_config import ModelArchitectureConfig
+from tests.tiny import SIZES, tiny_config, tiny_layer, tiny_model, tokens
 
 
 def qkv(heads: int = 4, kv_heads: int = 2, length: int = 7, dim: int = 8):
@@ -72,8 +79,13 @@ def test_a_window_hides_what_lies_before_it():
 
 
 def test_the_pattern_says_which_layers_are_windowed():
-    config = tiny_config(n_layer=5, sliding_window=4, window_pattern="SSL")
-    assert [config.window(layer) for layer in range(5)] == [4, 4, None, 4, 4]
+    config = tiny_config(n_layer=5, sliding_window="4*2+none")
+    assert [window_of(layer) for layer in config.layers] == [4, 4, None, 4, 4]
+
+
+def test_a_window_over_the_longest_sequence_hides_nothing():
+    config = ModelArchitectureConfig.from_dict({**SIZES, "sliding_window": "24+23"})
+    assert [window_of(layer) for layer in config.layers] == [None, 23]
 
 
 def test_flash_says_where_it_runs():
@@ -110,7 +122,7 @@ def test_flex_says_that_a_cpu_cannot_train_with_it():
 def test_auto_takes_what_the_device_is_fastest_at():
     plain = tiny_config(attention_backend="auto")
     assert plain.attention_backends_on("cpu") == plain.attention_backends_on("cuda") == ["sdpa"]
-    mixed = plain.changed(sliding_window=4, window_pattern="SL", head_dim=16)
+    mixed = plain.changed(sliding_window="4+none", head_dim=16)
     assert mixed.attention_backends_on("cuda") == ["flex", "sdpa"]
     assert mixed.attention_backends_on("cpu") == ["sdpa"]
     assert mixed.changed(position_encoding="alibi").attention_backends_on("cuda") == ["sdpa"]
@@ -129,8 +141,8 @@ def test_a_scale_in_place_of_the_root_of_the_width():
         backend = ATTENTION_BACKENDS[name]
         scaled = backend(AttentionNeeds(scale=2 / math.sqrt(8)))(q, k, v)
         assert torch.allclose(scaled, backend(AttentionNeeds())(2 * q, k, v), atol=1e-5)
-    assert tiny_config(attention_scale=0.1).attention_needs(0).scale == 0.1
-    assert tiny_config(head_dim=16).attention_needs(0).scale == 0.25
+    assert attention_needs(tiny_layer(attention_scale=0.1)).scale == 0.1
+    assert attention_needs(tiny_layer(head_dim=16)).scale == 0.25
 
 
 @pytest.mark.parametrize(("over", "widths"), {"head": (8, 8), "projection": (32, 16)}.items())

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from components.attention_backends import ATTENTION_BACKENDS, ManualAttention
+from components.attention_backends import ATTENTION_BACKENDS, ManualAttention, attention_needs
 from model_builder import GPT
 from model_components import FFNS
 from model_config import ModelArchitectureConfig
 from tests.contract import test_every_model as contract
 from tests.measured import assert_close, assert_within
-from tests.tiny import SIZES, VARIANTS, presets, tiny_config, tiny_model, tokens
+from tests.tiny import SIZES, VARIANTS, presets, tiny_config, tiny_layer, tiny_model, tokens
 
 every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS.keys())
 every_preset = pytest.mark.parametrize("keys", presets().values(), ids=presets().keys())
@@ -24,7 +24,7 @@ every_window = pytest.mark.parametrize(
         {},
         {"sliding_window": 1},
         {"sliding_window": 4},
-        {"sliding_window": 4, "window_pattern": "SL"},
+        {"sliding_window": "4+none"},
     ],
     ids=["all", "one", "four", "four, then all"],
 )
@@ -108,7 +108,7 @@ def test_the_places_of_dropout(ffn_type):
 def test_dropout_of_the_weights_drops_its_share(backend):
     """With values of one, an output is the sum of the kept weights over 1 - p: 1 on average."""
     torch.manual_seed(0)
-    needs = tiny_config(dropout=0.25).attention_needs(0)
+    needs = attention_needs(tiny_layer(dropout=0.25))
     q, k = torch.zeros(50, 4, 40, 8), torch.zeros(50, 4, 40, 8)
     out = ATTENTION_BACKENDS[backend](needs)(q, k, torch.ones(50, 4, 40, 8), None, 0.25)
     assert_within(abs(out.mean().item() - 1), 0.01)

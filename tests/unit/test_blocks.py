@@ -7,7 +7,7 @@ import torch
 
 from components.norms import NORMS
 from components.positions import POSITIONS
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import tiny_layer, tiny_model
 
 FORMULAS = {
     "pre": lambda x, f, g, n: (y := x + f(n[0](x))) + g(n[1](y)),
@@ -24,7 +24,7 @@ FORMULAS = {
 @torch.no_grad()
 def test_a_block_is_its_formula(name):
     block = tiny_model(norm_position=name, normalization="rmsnorm").blocks[0]
-    none = POSITIONS["none"](tiny_config())
+    none = POSITIONS["none"](tiny_layer())
     norms = [getattr(block, norm) for norm in block.norm_names]
     x = torch.randn(2, 7, 32)
     expected = FORMULAS[name](x, lambda y: block.attention(y, none), block.ffn, norms)
@@ -32,7 +32,7 @@ def test_a_block_is_its_formula(name):
 
 
 def test_unit_offset_is_rmsnorm_with_one_added_to_its_weight():
-    offset, plain = NORMS["rmsnorm_unit_offset"](8, 1e-5), NORMS["rmsnorm"](8, 1e-5)
+    offset, plain = (NORMS[name](8, tiny_layer()) for name in ("rmsnorm_unit_offset", "rmsnorm"))
     x = torch.randn(3, 8)
     assert torch.equal(offset(x), plain(x))
     with torch.no_grad():

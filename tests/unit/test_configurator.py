@@ -10,22 +10,31 @@ import subprocess
 import sys
 import textwrap
 import traceback
+from pathlib import Path
 
 import pytest
 
 import configurator
+import train
+import user_files
 from cli import run_cli
 from components.norms import NORMS
 from configurator import (
     NANOGPT_KEYS,
     key_table,
     load,
-    run_plugins,
+    read,
+    resolve,
     settings_from_dict,
 )
 from errors import ConfigError
+from interop.starting_model import new_settings
 from model_config import PRESETS, ModelArchitectureConfig
-from training.config import TrainingConfig
+from model_keys import REPLACED
+from options import KEYS, Role
+from user_files import CONFIG_FOLDER, run_plugins
+
+ROOT = CONFIG_FOLDER.parent
 
 PART = '''
 from torch import nn
@@ -35,7 +44,7 @@ from components.norms import NORMS
 class Doubling(nn.Module):
     """Twice the input."""
 
-    def __init__(self, dim, eps):
+    def __init__(self, dim, config):
         super().__init__()
 
     def forward(self, x):
@@ -55,13 +64,6 @@ def write(tmp_path, monkeypatch):
     return write_file
 
 
-@pytest.fixture
-def own_parts(monkeypatch):
-    """Forget the parts that a test registers."""
-    monkeypatch.setattr(NORMS, "_entries", dict(NORMS._entries))
-    monkeypatch.setattr(NORMS, "_canonical", dict(NORMS._canonical))
-
-
 def problems(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(argv)
@@ -74,7 +76,9 @@ def problems(*argv: str) -> list[str]:
 def test_with_no_arguments_every_key_has_a_value():
     settings = load([])
     assert settings.arch_preset == "legacy"
-    assert set(settings.to_dict()) == set(key_table()) == set(settings.origins)
+    of_parts = {key for key in key_table() if KEYS.owners(key) and key not in settings.model}
+    assert set(settings.to_dict()) == set(settings.origins) == set(key_table()) - of_parts
+    assert {"rope_theta", "rope_scaling", "leaky_relu_slope"} < of_parts
     assert settings.explicit == frozenset()
 
 
@@ -308,8 +312,8 @@ def test_what_a_star_import_brings_is_no_key(write):
 
 def test_a_missing_file_names_the_nearest(write, monkeypatch):
     write("", "run_small.py")
-    monkeypatch.setattr(configurator, "CONFIG_FOLDER", configurator.Path("config"))
-    configurator.Path("config").mkdir()
+    monkeypatch.setattr(user_files, "CONFIG_FOLDER", Path("config"))
+    Path("config").mkdir()
     write("", "config/arch_llama.py")
     assert problems("run_smal.py") == ["no file 'run_smal.py'; did you mean 'run_small.py'?"]
     assert problems("arch_lama.py") == [
@@ -408,14 +412,14 @@ def test_every_problem_of_every_source_is_in_one_error(write):
     found = problems(first, second, "--n_head=0", "--min_lr=1", "--seed", "5")
     assert [message.split(" ")[0] for message in found] == [
         "cannot",
+        "a.py:2:",  # though b.py has the last word
         "a.py:1:",
-        "a.py:2:",
         "a.py:3:",
         "b.py:2:",
         "--n_head:",
         "min_lr=1",
     ]
-    assert "A name of the file's own starts with '_'." in found[1]
+    assert "A name of the file's own starts with '_'." in found[2]
     assert "did you mean 'rmsnorm'? Choices: layernorm, " in found[4]
 
 
@@ -438,7 +442,92 @@ def test_a_sequence_longer_than_the_block_is_refused(write):
 
 def test_an_option_that_nothing_would_use_is_refused_where_it_was_set():
     [message] = problems("--arch_preset=gpt2", "--rope_theta=500000")
-    assert message.startswith("--rope_theta: rope_theta=500000.0 does nothing here")
+    assert message == (
+        "--rope_theta: rope_theta=500000 belongs to position_encoding=rope, which no layer has; "
+        "drop it, or choose that."
+    )
+
+
+def test_so_is_one_at_its_default(write):
+    path = write("arch_preset = 'gpt2'\nrope_theta = 10000.0")
+    assert problems(path)[0].startswith("x.py:2: rope_theta=10000.0 belongs to position_encoding=")
+
+
+def test_what_a_preset_or_file_says_of_another_part_is_taken_back_by_default(write):
+    path = write("position_encoding = 'rope'\nrope_theta = 5e5\nmax_iters = 7")
+    assert len(problems(path, "--position_encoding=alibi")) == 1
+    settings = load([path, "--position_encoding=alibi", "--rope_theta=default"])
+    assert "rope_theta" not in settings.model
+    assert settings.explicit == {"position_encoding", "max_iters"}
+    again = load([path, "--rope_theta=default", "--max_iters=default"])
+    assert (again.model.rope_theta, again.training.max_iters) == (10000.0, 2000)
+    assert again.origins["rope_theta"] == again.origins["max_iters"] == "default"
+
+
+def test_default_takes_back_to_the_preset(write):
+    path = write("arch_preset = 'llama'\nnormalization = 'layernorm'")
+    settings = load([path, "--normalization=default"])
+    assert settings.model.normalization == "rmsnorm"
+    assert settings.origins["normalization"] == "preset llama"
+
+
+def test_an_unknown_key_is_not_taken_back():
+    assert problems("--n_layers=default")[0].startswith("--n_layers: unknown key 'n_layers'")
+
+
+def test_keys_without_a_part_may_be_left_out():
+    """As in a sweep, where a key applies to the arms that own it."""
+    asked = read(["--arch_preset=gpt2", "--rope_theta=5e5", "--n_layer=3"])
+    settings = resolve(asked, allow_unused={"rope_theta"})
+    assert settings.unused == {"rope_theta"}
+    assert settings.explicit == {"arch_preset", "n_layer"}
+    assert "rope_theta" not in settings.to_dict()
+
+
+# Patterns over the layers
+
+
+def test_a_flag_or_a_file_may_give_a_pattern(write):
+    path = write("n_layer = 3\nffn_hidden = [64, 64, 96]\nposition_encoding = 'rope*2+none'")
+    settings = load([path, "--sliding_window=128+none*", "--rope_theta=1e+4+5e5"])
+    said = settings.to_dict()
+    assert said["ffn_hidden"] == "64*2+96"
+    assert said["sliding_window"] == "128+none*"
+    assert said["rope_theta"] == "10000+500000"
+    assert [layer.sliding_window for layer in settings.model.layers] == [128, None, None]
+    assert settings.origins["ffn_hidden"] == "x.py:2"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--sliding_window=128*12+none"],
+            "sliding_window='128*12+none' needs at least 13 layers, but n_layer=12; shorten it, or "
+            "raise n_layer. (sliding_window: --sliding_window; n_layer: default)",
+        ),
+        (
+            ["--ffn_hidden=0*2+4"],
+            "--ffn_hidden: ffn_hidden=0 must be at least 1.",
+        ),
+        (
+            ["--ffn_hidden=8*+4"],
+            "--ffn_hidden: ffn_hidden='8*+4' has a rest of the layers before its end; write values "
+            "as in 'a*3+b' (repeated over the layers) or 'a+b*' (b for the rest).",
+        ),
+        (["--n_embd=64+32"], "--n_embd: n_embd takes int, not '64+32' (str)."),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_refused(argv, message):
+    assert problems(*argv) == [message]
+
+
+@pytest.mark.parametrize("key", REPLACED)
+def test_a_key_that_patterns_replaced_is_answered_with_them(key, write):
+    assert problems(f"--{key}=SL") == [f"--{key}: there is no key {key!r}: {REPLACED[key]}."]
+    assert problems(write(f"{key} = 'SL'")) == [
+        f"x.py:1: there is no key {key!r}: {REPLACED[key]}."
+    ]
 
 
 def test_no_problem_is_reported_that_only_follows_from_another():
@@ -476,7 +565,7 @@ def test_nobody_reading_the_output_is_no_error(said):
         [sys.executable, "-c", script],
         stdout=writer,
         stderr=subprocess.PIPE,
-        cwd=configurator.CONFIG_FOLDER.parent,
+        cwd=ROOT,
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -553,14 +642,14 @@ def test_what_is_no_number_of_steps_is_reported_as_such(write, text):
 # Parts of one's own
 
 
-def test_a_plugin_registers_a_part_before_names_are_checked(write, own_parts):
+def test_a_plugin_registers_a_part_before_names_are_checked(write):
     path = write(PART, "parts.py")
     settings = load([f"--plugins={path}", "--normalization=doubling"])
     assert settings.model.normalization == "doubling"
     assert settings.plugins == {"parts.py": PART}
 
 
-def test_a_config_file_may_name_plugins(write, own_parts):
+def test_a_config_file_may_name_plugins(write):
     write(PART, "parts.py")
     write("_SEEN = 1", "other.py")
     path = write("plugins = 'parts.py, other.py'\nnormalization = 'doubling'")
@@ -569,7 +658,7 @@ def test_a_config_file_may_name_plugins(write, own_parts):
     assert list(settings.plugins) == ["parts.py", "other.py"]
 
 
-def test_a_config_file_may_register_a_part_itself(write, own_parts):
+def test_a_config_file_may_register_a_part_itself(write):
     path = write(PART + "\nnormalization = 'doubling'\n")
     plain = write("n_layer = 2", "plain.py")
     settings = load([path, plain])
@@ -578,7 +667,7 @@ def test_a_config_file_may_register_a_part_itself(write, own_parts):
     assert settings.explicit == {"normalization", "n_layer"}
 
 
-def test_the_same_files_may_be_loaded_twice(write, own_parts):
+def test_the_same_files_may_be_loaded_twice(write):
     argv = [write(PART + "\nnormalization = 'doubling'\n")]
     assert load(argv) == load(argv)
 
@@ -593,7 +682,7 @@ def test_a_plugin_that_fails_keeps_its_traceback(write):
 
 def test_the_command_shows_where_a_plugin_of_the_user_s_raises(write):
     path = write("def _width():\n    raise ValueError('odd width')\n\n_width()", "parts.py")
-    script = configurator.CONFIG_FOLDER.parent / "train.py"
+    script = ROOT / "train.py"
     command = [sys.executable, str(script), f"--plugins={path}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
@@ -610,7 +699,7 @@ def test_every_plugin_that_is_missing_or_exits_is_reported(write):
     assert problems(f"--plugins={path}, part.py,") == ["parts.py:2: SystemExit: 3", missing]
 
 
-def test_a_part_under_a_name_that_is_taken_is_refused(write, own_parts):
+def test_a_part_under_a_name_that_is_taken_is_refused(write):
     path = write(PART.replace('"doubling"', '"rmsnorm"'), "parts.py")
     [message] = problems(f"--plugins={path}")
     assert re.match(r"parts.py:\d+: normalization: the name 'rmsnorm' is taken by RMSNorm", message)
@@ -633,7 +722,7 @@ def test_settings_survive_json(preset):
     assert again.to_dict() == settings.to_dict()
 
 
-def test_saved_settings_need_the_parts_that_they_name(write, own_parts):
+def test_saved_settings_need_the_parts_that_they_name(write):
     settings = load([f"--plugins={write(PART, 'parts.py')}", "--normalization=doubling"])
     del NORMS._entries["doubling"], NORMS._canonical["doubling"]
     with pytest.raises(ConfigError, match="saved settings: unknown normalization 'doubling'"):
@@ -702,7 +791,9 @@ def test_an_absurd_flag_is_refused_in_one_printable_line(flag, message):
 
 
 def test_a_bad_init_from_is_reported_with_everything_else(tmp_path):
-    found = problems(f"--init_from={tmp_path}", "--n_layer=0", "--beta1=7", "--typo=1")
+    with pytest.raises(ConfigError) as caught:
+        new_settings(read([f"--init_from={tmp_path}", "--n_layer=0", "--beta1=7", "--typo=1"]))
+    found = [problem.message for problem in caught.value.problems]
     assert found[0].startswith("--init_from: ")
     assert [message.split(":")[0] for message in found[1:]] == ["--n_layer", "--beta1", "--typo"]
 
@@ -710,61 +801,85 @@ def test_a_bad_init_from_is_reported_with_everything_else(tmp_path):
 # What is printed
 
 
-def printed(capsys, *argv: str) -> str:
+def printed_help(capsys, *argv: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        load(argv)
+        load(["--help", *argv])
     assert caught.value.code == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_key_with_its_type_default_and_choices(capsys, flag):
-    text = printed(capsys, flag, "--n_layer=wrong")
+def help_entries(text: str) -> dict[str, str]:
+    """The entry of each key, on one line."""
+    found = re.findall(r"^  --(\w+) +((?:.|\n {20})*)", text, flags=re.MULTILINE)
+    return {key: " ".join(entry.split()) for key, entry in found}
+
+
+def test_help_lists_every_key_with_its_type_default_and_choices(capsys):
+    text = printed_help(capsys, "--n_layer=wrong")
     assert max(map(len, text.splitlines())) <= 100
     assert len(re.findall(r"python train.py \S+", text)) >= 2
-    entries = dict(re.findall(r"^  --(\w+) +((?:.|\n {20})*)", text, flags=re.MULTILINE))
-    for key, known in key_table().items():
-        entry = " ".join(entries[key].split())
-        assert known.field.metadata["help"] in entry, key
-        assert re.search(r"\[.+; default .+\]$", entry), key
-        for choice in known.field.metadata["choices"] or ():
-            assert str(choice) in entry, key
+    entries = help_entries(text)
+    for name, key in key_table().items():
+        assert key.help in entries[name], name
+        assert re.search(r"\[.+; default .+\]$", entries[name]), name
+        assert ("; per layer;" in entries[name]) == key.per_layer, name
+        for choice in key.choices or ():
+            assert configurator.shown(choice) in entries[name], name
     assert set(entries) == {*key_table(), "help", "print_config"}
 
 
+def test_help_is_printed_by_its_short_name_too(capsys):
+    with pytest.raises(SystemExit):
+        load(["-h"])
+    assert capsys.readouterr().out == printed_help(capsys)
+
+
+def test_help_says_which_parts_a_key_belongs_to(capsys):
+    entries = help_entries(printed_help(capsys))
+    assert entries["rope_theta"].endswith("; default 10000; of position_encoding=rope]")
+    assert entries["rope_original_block_size"].endswith("; of rope_scaling=yarn or llama3]")
+    for key in ("activation", "qk_norm", "norm_eps", "n_layer"):  # which every layer has
+        assert "; of " not in entries[key], key
+
+
 def test_help_groups_the_keys(capsys):
-    text = printed(capsys, "--help")
+    text = printed_help(capsys)
     for heading, first in (("Sizes", "n_layer"), ("Data", "dataset"), ("Machine", "device")):
         assert f"\n\n{heading}\n  --{first} " in text
 
 
-def test_help_knows_a_plugin_s_parts(capsys, write, own_parts):
-    assert "doubling" in printed(capsys, "--help", f"--plugins={write(PART, 'parts.py')}")
+def test_help_knows_a_plugin_s_parts(capsys, write):
+    assert "doubling" in printed_help(capsys, f"--plugins={write(PART, 'parts.py')}")
 
 
 def test_help_has_the_defaults_of_a_run_without_arguments(capsys):
-    text, bare = " ".join(printed(capsys, "--help").split()), load([])
-    for key, known in key_table().items():
-        value = bare.to_dict()[key]
-        if bare.origins[key] == "derived":
-            value = known.field.default
-        if key == "normalization":
+    entries, bare = help_entries(printed_help(capsys)), load([])
+    for name, key in key_table().items():
+        value = bare.to_dict().get(name, key.default)
+        if bare.origins.get(name) == "derived":
+            value = key.default
+        if name == "normalization":
             value = "auto"  # which a run resolves by `bias`
-        shown = configurator.shown(value)
-        assert re.search(rf"--{key} [^\[]*\[[^\]]*; default {re.escape(shown)}\]", text), key
+        shown = re.escape(configurator.shown(value))
+        assert re.search(rf"; default {shown}(; of .*)?\]$", entries[name]), name
 
 
 def test_print_config_shows_every_value_and_its_origin(capsys, write):
-    path = write("arch_preset = 'llama'\nn_layer = 3")
-    rows = printed(capsys, path, "--print_config", "--max_iters=10").splitlines()
-    assert len(rows) == len(key_table())
+    path = write("arch_preset = 'llama'\nn_layer = 3\nsliding_window = [8, 8, None]")
+    train.main([path, "--print_config", "--max_iters=10"])
+    rows = capsys.readouterr().out.splitlines()
     cells = {row.split()[0]: re.split(r" {2,}", row)[1:] for row in rows}
+    assert list(cells) == [key for key in key_table() if key in load([path]).to_dict()]
     assert cells["n_layer"] == ["3", "x.py:2"]
     assert cells["normalization"] == ["rmsnorm", "preset llama"]
+    assert cells["rope_theta"] == ["10000", "default"]
     assert cells["max_iters"] == ["10", "--max_iters"]
     assert cells["lr_decay_iters"] == ["10", "derived"]
-    assert cells["sliding_window"] == ["none", "default"]
+    assert cells["sliding_window"] == ["8*2+none", "x.py:3"]
+    assert cells["n_kv_head"] == ["12", "derived"]
+    assert cells["attention_softcap"] == ["none", "default"]
     assert cells["plugins"] == ["''", "default"]
+    assert "rope_scaling_factor" not in cells
     assert len({row.index(cells[row.split()[0]][1], 35) for row in rows[:3]}) == 1
 
 
@@ -775,20 +890,13 @@ def test_print_config_reports_problems_instead():
 # The key space
 
 
-def test_no_two_config_classes_share_a_key():
-    names = [{field.name for field in dataclasses.fields(c)} for c in configurator.CONFIG_CLASSES]
-    assert len(set.union(*names)) == sum(map(len, names)) == len(key_table())
+def test_every_key_has_a_role_and_stands_under_one_heading():
+    assert set(key_table()) == set(KEYS)
+    assert all(isinstance(key.role, Role) for key in key_table().values())
+    assert {key.section for key in key_table().values()} >= {"Sizes", "Attention", "RoPE scaling"}
 
 
-def test_a_key_in_two_classes_is_noticed(monkeypatch):
-    monkeypatch.setattr(configurator, "CONFIG_CLASSES", (TrainingConfig, TrainingConfig))
-    with pytest.raises(AssertionError, match="is a key twice"):
-        key_table.__wrapped__()
-
-
-@pytest.mark.parametrize(
-    "path", sorted(configurator.CONFIG_FOLDER.glob("*.py")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.py")), ids=lambda p: p.name)
 def test_every_config_file_of_the_project_loads(path):
     settings = load([str(path)])
     assert settings.plugins == {}

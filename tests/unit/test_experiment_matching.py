@@ -29,7 +29,8 @@ def off(config: ModelArchitectureConfig, match: str, target: float) -> float:
 def test_every_part_can_be_made_equal_to_plain(name: str) -> None:
     """Parameters for half of them, FLOPs for the others."""
     match = ("params", "flops")[list(VARIANTS).index(name) % 2]
-    keys = {"n_layer": 2 if "pattern" in str(VARIANTS[name]) else 1, **VARIANTS[name]}
+    differs = any("+" in str(value) for value in VARIANTS[name].values())
+    keys = {"n_layer": 2 if differs else 1, **VARIANTS[name]}
     target = COUNTS[match](tiny_config(n_layer=keys["n_layer"]))
     config = tiny_config(**keys)
     keys = solve(config, COUNTS[match], target)

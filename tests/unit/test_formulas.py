@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from components.blocks import BLOCKS
 from model_components import ACTIVATIONS, FFNS, NORMS, POSITIONS
 from tests.measured import assert_close
-from tests.tiny import tiny_config
+from tests.tiny import tiny_layer
 
 TOLERANCE = 1e-6
 
@@ -145,13 +145,20 @@ def test_every_part_has_its_formula(registry, formulas):
 @pytest.mark.parametrize("name", ACTIVATION_FORMULAS)
 def test_activations(name):
     x = random(50)
-    assert_close(ACTIVATIONS[name]()(x), ACTIVATION_FORMULAS[name](x), TOLERANCE)
+    made = ACTIVATIONS[name](tiny_layer(activation=name))
+    assert_close(made(x), ACTIVATION_FORMULAS[name](x), TOLERANCE)
+
+
+def test_the_slope_of_leaky_relu_is_an_option():
+    x = random(50)
+    made = ACTIVATIONS["leaky_relu"](tiny_layer(activation="leaky_relu", leaky_relu_slope=0.25))
+    assert_close(made(x), torch.where(x > 0, x, x / 4), TOLERANCE)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 @pytest.mark.parametrize("name", NORM_FORMULAS)
 def test_norms(name, eps):
-    x, norm = random(4, 3, 32), shaken(NORMS[name](32, eps))
+    x, norm = random(4, 3, 32), shaken(NORMS[name](32, tiny_layer(norm_eps=eps)))
     expected = NORM_FORMULAS[name](x, eps, list(norm.parameters()))
     assert_close(norm(x), expected, TOLERANCE)
 
@@ -159,14 +166,14 @@ def test_norms(name, eps):
 @pytest.mark.parametrize("name", FFN_FORMULAS)
 def test_feed_forward_networks(name):
     activation, formula = FFN_FORMULAS[name]
-    x, ffn = random(2, 3, 32), shaken(FFNS[name](tiny_config(ffn_type=name)))
+    x, ffn = random(2, 3, 32), shaken(FFNS[name](tiny_layer(ffn_type=name)))
     assert_close(ffn(x), formula(activation, ffn, x), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMULAS)
 def test_blocks(name):
-    block = shaken(BLOCKS[name](tiny_config(norm_position=name), 0))
-    positions = POSITIONS["none"](tiny_config())
+    block = shaken(BLOCKS[name](tiny_layer(norm_position=name)))
+    positions = POSITIONS["none"](tiny_layer())
     x = random(2, 3, 32)
     expected = BLOCK_FORMULAS[name](
         x, lambda x: block.attention(x, positions), block.ffn, dict(block.named_children())

@@ -14,7 +14,7 @@ from components.blocks import BLOCKS
 from model_builder import GPT
 from model_components import ACTIVATIONS, FFNS, NORMS, POSITIONS
 from tests.measured import assert_close
-from tests.tiny import VARIANTS, parts_of_registries, presets, tiny_config
+from tests.tiny import VARIANTS, parts_of_registries, presets, tiny_config, tiny_layer
 
 TOLERANCES = {"eps": 1e-6, "atol": 1e-8, "rtol": 1e-6}
 
@@ -101,17 +101,17 @@ def test_the_loss_in_a_random_direction(keys):
 
 @pytest.mark.parametrize("name", NORMS.names)
 def test_norms(name):
-    check(in_double(NORMS[name](6, 1e-5)), random_input(2, 3, 6))
+    check(in_double(NORMS[name](6, tiny_layer())), random_input(2, 3, 6))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS.names)
 def test_activations(name):
-    check(ACTIVATIONS[name](), random_input(4, 5))
+    check(in_double(ACTIVATIONS[name](tiny_layer(activation=name))), random_input(4, 5))
 
 
 @pytest.mark.parametrize("name", FFNS.names)
 def test_feed_forward_networks(name):
-    config = tiny_config(**SMALLEST, ffn_type=name)
+    config = tiny_layer(**SMALLEST, ffn_type=name)
     check(in_double(FFNS[name](config)), random_input(2, 3, config.n_embd))
 
 
@@ -130,7 +130,7 @@ class _Rotated(nn.Module):
 
 @pytest.mark.parametrize("name", POSITIONS.names)
 def test_position_encodings(name):
-    config = tiny_config(**SMALLEST, position_encoding=name)
+    config = tiny_layer(**SMALLEST, position_encoding=name)
     encoding = _Rotated(in_double(POSITIONS[name](config)))
     q, k = (random_input(1, heads, 3, config.head_dim) for heads in (2, 1))
     check(encoding, random_input(1, 3, config.n_embd), q, k)
@@ -155,7 +155,7 @@ class _OnItsOwn(nn.Module):
     def __init__(self, part: nn.Module):
         super().__init__()
         self.part = part
-        self.positions = POSITIONS["none"](tiny_config())
+        self.positions = POSITIONS["none"](tiny_layer())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.part(x, self.positions)
@@ -163,12 +163,12 @@ class _OnItsOwn(nn.Module):
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention(qk_norm):
-    config = tiny_config(**SMALLEST, n_kv_head=1, qk_norm=qk_norm)
-    check(_OnItsOwn(in_double(Attention(config, 0))), random_input(1, 3, config.n_embd))
+    config = tiny_layer(**SMALLEST, n_kv_head=1, qk_norm=qk_norm)
+    check(_OnItsOwn(in_double(Attention(config))), random_input(1, 3, config.n_embd))
 
 
 @pytest.mark.parametrize("name", BLOCKS.names)
 def test_blocks(name):
-    config = tiny_config(**SMALLEST, norm_position=name)
-    block = BLOCKS[name](config, 0)
+    config = tiny_layer(**SMALLEST, norm_position=name)
+    block = BLOCKS[name](config)
     check(_OnItsOwn(in_double(block)), random_input(1, 3, config.n_embd))

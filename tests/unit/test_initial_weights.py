@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from components.ffns import FFNS
 from components.part import Part, own_stream
 from model_builder import GPT
-from model_components import REGISTRIES
 from tests.tiny import VARIANTS, tiny_config
 
 every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS.keys())
@@ -40,7 +39,8 @@ def shared(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 class TestPairs:
     @every_variant
     def test_what_two_architectures_share_starts_alike(self, keys) -> None:
-        base, variant = weights(), weights(**keys)
+        depth = keys.get("n_layer", tiny_config().n_layer)  # which residual projections start by
+        base, variant = weights(n_layer=depth), weights(**keys)
         names = shared(base, variant)
         same_width = tiny_config(**keys).n_embd == tiny_config().n_embd
         assert ("embedding.weight" in names) == same_width
@@ -144,10 +144,8 @@ class TestOwnStream:
         assert torch.initial_seed() == 0
 
 
-def test_a_part_of_the_users_own_draws_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_the_users_own_draws_by_its_name() -> None:
     """With plain torch.nn.init, and however much it draws."""
-    for table in ("_entries", "_canonical"):
-        monkeypatch.setattr(FFNS, table, dict(getattr(REGISTRIES["ffn_type"], table)))
 
     @FFNS.register("noisy", label="Noisy")
     class Noisy(FFNS["standard"]):

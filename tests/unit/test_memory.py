@@ -59,7 +59,10 @@ class TestExpectedMemory:
         "keys",
         [
             {},
-            {"sliding_window": 5, "window_pattern": "SL", "attention_backend": "sdpa"},
+            {"sliding_window": "5+none", "attention_backend": "sdpa"},
+            {"ffn_type": "standard+swiglu", "n_kv_head": "1+4", "position_encoding": "rope+none"},
+            {"normalization": "none*2+layernorm*", "ffn_type": "standard+swiglu*"},
+            {"ffn_type": "standard+swiglu*", "n_kv_head": "1+4"},
             {"n_embd": 128, "vocab_size": 5000},
         ],
     )
@@ -71,6 +74,18 @@ class TestExpectedMemory:
         found = expected_memory(config, batch, 24, "cpu", torch.float32)
         monkeypatch.setattr(memory, "_depths_to_trace", lambda config: [config.n_layer])
         assert expected_memory(config, batch, 24, "cpu", torch.float32) == found
+
+    def test_blocks_of_the_heap_stay_when_they_are_freed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Logits are freed before the last gradient of the table is made, but not returned."""
+        config = tiny_config(vocab_size=5000, n_embd=128, weight_tying=False)
+        table, logits = 4 * 5000 * 128, 4 * 2 * 24 * 5000
+        found = {}
+        for block in (0, table):
+            monkeypatch.setattr(memory, "HEAP_BLOCK", block)
+            found[block] = expected_memory(config, 2, 24, "cpu", torch.float32).total
+        assert found[table] - found[0] >= logits
 
     def test_gradients_of_earlier_micro_batches_are_held(self) -> None:
         config = tiny_config(vocab_size=5000, weight_tying=False)

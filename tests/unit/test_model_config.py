@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import ast
+import json
+import re
 import runpy
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from errors import ConfigError
 from model_builder import GPT
 from model_components import FFNS
 from model_config import PRESETS, ModelArchitectureConfig
+from model_keys import REPLACED, architecture_keys
+from patterns import Pattern, spelled
 from tests.tiny import ROPE, SIZES, tiny_config, tiny_model, tokens
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "config"
@@ -24,28 +29,59 @@ def test_names_of_the_presets():
     names = {name: ModelArchitectureConfig.from_preset(name).architecture_name for name in PRESETS}
     assert names == {
         "gpt2": "12L-12H-768D-AbsPos-LN-GELU-PreNorm",
-        "llama": "12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm",
-        "team": "12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm",
-        "hybrid": "12L-12H-768D-RoPE-LN-NB-GELU-PreNorm",
+        "llama": "12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm-NoBias-Untied",
+        "team": "12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm-NoBias-Untied",
+        "hybrid": "12L-12H-768D-RoPE-LN-NB-GELU-PreNorm-NoBias",
         "custom": "12L-12H-768D-AbsPos-LN-GELU-PreNorm",
-        "legacy": "12L-12H-768D-AbsPos-LN-NB-GELU-PreNorm",
+        "legacy": "12L-12H-768D-AbsPos-LN-NB-GELU-PreNorm-NoBias",
     }
 
 
 def test_tags_of_a_name():
     config = ModelArchitectureConfig.from_preset(
-        "llama", n_kv_head=4, qk_norm=True, sliding_window=256, window_pattern="SSL", bias=True
+        "llama", n_kv_head=4, qk_norm=True, sliding_window="256*2+none", bias=True
     )
     tags = config.architecture_name.removeprefix("12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm-")
-    assert tags == "4KV-QKNorm-SWA256-SSL-Bias"
+    assert tags == "Untied-4KV-QKNorm-SWA(2x256+none)"
 
 
-def test_a_network_of_ones_own_is_in_the_name(monkeypatch):
+def test_tying_and_biases_are_tagged_where_they_depart_from_their_defaults():
+    """Whatever network or norm there is."""
+    names = [
+        ModelArchitectureConfig.from_preset("gpt2", **keys).architecture_name
+        for keys in ({"normalization": "rmsnorm"}, {"ffn_type": "swiglu"})
+    ]
+    assert names == [
+        "12L-12H-768D-AbsPos-RMS-GELU-PreNorm",
+        "12L-12H-768D-AbsPos-LN-SwiGLU-PreNorm",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"position_encoding": "rope*2+none"}, "(2xRoPE+NoPos)-LN-GELU-PreNorm-T24"),
+        ({"ffn_type": "standard+swiglu*"}, "AbsPos-LN-(GELU+2xSwiGLU)-PreNorm-T24"),
+        ({"activation": "gelu+relu"}, "AbsPos-LN-(GELU+ReLU)-PreNorm-T24"),
+        ({"normalization": "none+rmsnorm"}, "AbsPos-(NoNorm+RMS)-GELU-PreNorm-T24"),
+        ({"norm_position": "pre+post"}, "AbsPos-LN-GELU-(PreNorm+PostNorm)-T24"),
+        ({"qk_norm": "true+false"}, "AbsPos-LN-GELU-PreNorm-T24-(QKNorm+NoQKNorm)"),
+        ({**ROPE, "rope_theta": "50+1e4"}, "RoPE-LN-GELU-PreNorm-T24-Theta(50+10000)"),
+        (
+            {**ROPE, "rope_scaling": "none+linear", "rope_scaling_factor": 4.0},
+            "RoPE-LN-GELU-PreNorm-T24-(Unscaled+Linear)-x(none+4)",
+        ),
+    ],
+)
+def test_names_spell_patterns(keys, name):
+    """A rest by the layers it stands for, since the number of layers is in the name."""
+    assert tiny_config(**keys, n_layer=3).architecture_name == f"3L-4H-32D-{name}"
+
+
+def test_a_network_of_ones_own_is_in_the_name():
     class Wider(FFNS["standard"]):
         """As wide and as active as the plain one, but another."""
 
-    for table in ("_entries", "_canonical"):
-        monkeypatch.setattr(FFNS, table, dict(getattr(FFNS, table)))
     FFNS.register("wider", label="Wider")(Wider)
     assert "-Wider-" in tiny_config(ffn_type="wider").architecture_name
 
@@ -63,6 +99,7 @@ CHANGES = {
     "norm_eps": {"norm_eps": 0.1},
     "ffn_type": {"ffn_type": "swiglu"},
     "activation": {"activation": "relu"},
+    "leaky_relu_slope": {"leaky_relu_slope": 0.3},
     "ffn_multiplier": {"ffn_multiplier": 3.0},
     "ffn_multiple_of": {"ffn_multiple_of": 96},
     "ffn_hidden": {"ffn_hidden": 50},
@@ -72,7 +109,6 @@ CHANGES = {
     "qk_norm_over": {"qk_norm": True, "qk_norm_over": "projection"},
     "attention_scale": {"attention_scale": 0.1},
     "sliding_window": {"sliding_window": 5},
-    "window_pattern": {"sliding_window": 5, "window_pattern": "SL"},
     "attention_softcap": {"attention_softcap": 0.5},
     "attention_bias": {"attention_bias": False},
     "attention_out_bias": {"attention_out_bias": False},
@@ -80,8 +116,6 @@ CHANGES = {
     "position_encoding": {"position_encoding": "alibi"},
     "rope_theta": {**ROPE, "rope_theta": 50.0},
     "rope_fraction": {**ROPE, "rope_fraction": 0.5},
-    "rope_local_theta": {"rope_local_theta": 50.0},
-    "rope_pattern": {"rope_pattern": "RN"},
     "rope_scaling": {**ROPE, "rope_scaling": "ntk", "rope_scaling_factor": 4.0},
     "rope_scaling_factor": {**ROPE, "rope_scaling": "linear", "rope_scaling_factor": 4.0},
     "rope_original_block_size": {"rope_original_block_size": 64},
@@ -116,12 +150,10 @@ _LLAMA3 = {
     "rope_original_block_size": 16,
 }
 BEFORE = {
-    "window_pattern": {"sliding_window": 5},
+    "leaky_relu_slope": {"activation": "leaky_relu"},
     "qk_norm_over": {"qk_norm": True},
     "rope_theta": ROPE,
     "rope_fraction": ROPE,
-    "rope_local_theta": {**ROPE, "sliding_window": 5},
-    "rope_pattern": ROPE,
     "rope_scaling": {**ROPE, "rope_scaling": "linear", "rope_scaling_factor": 4.0},
     "rope_scaling_factor": {**ROPE, "rope_scaling": "linear", "rope_scaling_factor": 2.0},
     "rope_original_block_size": _YARN,
@@ -139,14 +171,14 @@ def before_and_after(key: str) -> tuple[dict, dict]:
 
 
 def test_every_key_is_walked():
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(ModelArchitectureConfig)}
+    assert set(CHANGES) == set(architecture_keys())
 
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_no_key_is_ignored(key):
     """It changes the output, the shape of it, or, the backend, nothing but how it is computed."""
     before, after = before_and_after(key)
-    assert getattr(tiny_config(**before), key) != getattr(tiny_config(**after), key)
+    assert tiny_config(**before).layers[0].get(key) != getattr(tiny_config(**after), key)
     outputs = []
     for keys in (before, after):
         torch.manual_seed(0)
@@ -166,6 +198,37 @@ def test_no_key_is_ignored(key):
             tiny_model(**before)(tokens(32))
     else:
         assert outputs[0].shape != outputs[1].shape or not torch.allclose(*outputs, atol=1e-4)
+
+
+LAYERS_MAY_DIFFER_IN = [key for key in CHANGES if architecture_keys()[key].per_layer]
+
+
+@pytest.mark.parametrize("key", LAYERS_MAY_DIFFER_IN)
+def test_each_layer_is_made_with_its_own_value(key):
+    """It computes what that layer does in a model that has the value throughout, to the bit."""
+    before, after = before_and_after(key)
+    if key == "position_encoding":  # learned positions are of the whole model
+        before = ROPE
+    values = [tiny_config(**keys).layers[0].get(key) for keys in (before, after)]
+    alone = [tiny_config(**{**after, key: value}, init_std=0.5) for value in values]
+    pattern = "+".join(map(spelled, values))
+    mixed = tiny_config(**{**after, key: pattern}, init_std=0.5)
+    for layer, config in enumerate(alone):
+        assert mixed.layers[layer] == config.layers[layer]
+        assert torch.equal(block_output(mixed, layer), block_output(config, layer))
+    assert not torch.allclose(*(block_output(config, 0) for config in alone), atol=1e-4)
+
+
+def block_output(config: ModelArchitectureConfig, layer: int) -> torch.Tensor:
+    """What a block of a new model makes of the same numbers each time."""
+    torch.manual_seed(0)
+    model = GPT(config)
+    with torch.no_grad():
+        for vector in (p for p in model.parameters() if p.ndim == 1):
+            vector.add_(0.1)  # biases begin at zero
+    encoding = model.position_encodings[model._position_of_layer[layer]]
+    x = torch.randn(2, 16, config.n_embd)
+    return model.blocks[layer](x, encoding, encoding.score_bias(0, 16))
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -212,6 +275,88 @@ def test_to_dict_and_back():
         ModelArchitectureConfig.from_dict({"n_heads": 3})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sliding_window": "100*5+none"}, {"sliding_window": "100*5+none"}),
+        ({"sliding_window": [100, None]}, {"sliding_window": "100+none"}),
+        (
+            {"ffn_type": "standard+swiglu*"},
+            {"activation": "gelu+silu*", "ffn_type": "standard+swiglu*"},
+        ),
+        ({"position_encoding": "rope+none*2+rope+none*2"}, {"position_encoding": "rope+none*2"}),
+        ({"position_encoding": "alibi+none"}, {}),
+    ],
+)
+def test_patterns_are_saved_as_text(given, said):
+    """The keys that a layer has a use for, and what was derived by layer."""
+    config = ModelArchitectureConfig.from_preset("llama", **given)
+    saved = config.to_dict()
+    assert {key: saved[key] for key in said} == said
+    assert ("rope_theta" in saved) == ("alibi" not in str(given))
+    again = ModelArchitectureConfig.from_dict(json.loads(json.dumps(saved)))
+    assert again == config
+    assert list(again.layers) == list(config.layers)
+    assert again.architecture_name == config.architecture_name
+
+
+def test_what_layers_differ_in_is_read_from_them():
+    config = tiny_config(sliding_window="5+none")
+    with pytest.raises(
+        AttributeError, match=r"differ in 'sliding_window'; read it from config\.lay"
+    ):
+        config.sliding_window  # noqa: B018
+    with pytest.raises(AttributeError, match="no key 'rope_theta', which belongs to position_enc"):
+        config.rope_theta  # noqa: B018
+    with pytest.raises(AttributeError, match="no part of this layer has the option 'rope_theta'"):
+        config.layers[0].rope_theta  # noqa: B018
+
+
+def test_a_config_does_not_change():
+    config = tiny_config()
+    for frozen in (config, config.layers[0]):
+        with pytest.raises(AttributeError, match="n_layer: a config does not change"):
+            frozen.n_layer = 3
+
+
+class TestBases:
+    """Values of a base, such as a preset, go with their part; a user's own need it."""
+
+    BASE: ClassVar[dict] = {**ROPE, "rope_theta": "50*3+1e4", "ffn_type": "standard+swiglu*"}
+
+    def make(self, **given) -> ModelArchitectureConfig:
+        return ModelArchitectureConfig.make({**SIZES, **self.BASE, "n_layer": 4}, given)
+
+    def test_a_part_that_is_replaced_takes_its_options_along(self) -> None:
+        assert "rope_theta" not in self.make(position_encoding="alibi")
+
+    def test_a_given_one_is_refused_without_its_part(self) -> None:
+        with pytest.raises(ConfigError, match="rope_theta=50.0 belongs to position_encoding=rope"):
+            self.make(position_encoding="alibi", rope_theta=50.0)
+
+    def test_a_window_over_the_longest_sequence_may_be_the_base_s_alone(self) -> None:
+        base = {**SIZES, "sliding_window": 24}
+        assert ModelArchitectureConfig.make(base, {"n_layer": 1}).sliding_window == 24
+        with pytest.raises(ConfigError, match="reaches over the whole block_size=24"):
+            ModelArchitectureConfig.make(base, {"sliding_window": 25})
+
+    def test_patterns_are_cut_to_fewer_layers(self) -> None:
+        assert self.make(n_layer=4).to_dict()["rope_theta"] == "50*3+10000"
+        assert self.make(n_layer=2).rope_theta == 50.0
+        assert self.make(n_layer=1).ffn_type == "standard"
+
+    def test_given_ones_are_not(self) -> None:
+        with pytest.raises(ConfigError, match="needs at least 4 layers, but n_layer=2"):
+            self.make(n_layer=2, rope_theta="50*3+1e4")
+
+    def test_adapted_to_fewer_layers_nothing_is_refused(self) -> None:
+        config = tiny_config(**self.BASE, n_layer=4)
+        assert config.adapted(n_layer=1).rope_theta == 50.0
+        assert config.adapted(n_layer=8).layers[7].rope_theta == 1e4
+        with pytest.raises(ConfigError, match="needs at least 4 layers"):
+            config.changed(n_layer=1)
+
+
 def test_summary_has_every_key():
     config = ModelArchitectureConfig.from_preset("llama")
     lines = config.summary().splitlines()
@@ -222,47 +367,59 @@ def test_summary_has_every_key():
 # What is refused
 
 
-def test_a_window_over_everything_says_which_layers_have_the_local_base():
-    config = tiny_config(**ROPE, sliding_window=99, window_pattern="SL", rope_local_theta=50.0)
-    assert [config.windowed(layer) for layer in (0, 1)] == [True, False]
-    assert [config.window(layer) for layer in (0, 1)] == [None, None]
-
-
 REFUSED = {
     "n_embd=30 is not a multiple of n_head=4": {"n_embd": 30},
     "n_embd=32 is not a multiple of n_head=33": {"n_head": 33},
     "n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": 3},
     "ffn_multiplier=1e+308 must be at most 10000": {"ffn_multiplier": 1e308},
     "unknown normalization 'rmsnrom'; did you mean 'rmsnorm'": {"normalization": "rmsnrom"},
-    "unknown ffn_type 'moe'": {"ffn_type": "moe"},
+    "unknown ffn_type 'moe'. Choices": {"ffn_type": "moe"},
     "does not go with ffn_type='swiglu'": {"ffn_type": "swiglu", "activation": "relu"},
     "ffn_hidden=50 is not a multiple of ffn_multiple_of=16": {
         "ffn_hidden": 50,
         "ffn_multiple_of": 16,
     },
     "makes 64, disagree": {"ffn_hidden": 50, "ffn_multiplier": 2.0},
-    "must be letters S": {"sliding_window": 5, "window_pattern": "SX"},
-    "window_pattern='' must be letters S": {"sliding_window": 5, "window_pattern": ""},
-    "does nothing without sliding_window": {"window_pattern": "SL"},
-    "makes none of the n_layer=2 layers sliding": {"sliding_window": 5, "window_pattern": "LLS"},
-    "reaches over the whole block_size=24": {"sliding_window": 24},
-    "rope_theta=500.0 does nothing here": {"rope_theta": 500.0},
-    "rope_fraction=0.5 does nothing here": {"rope_fraction": 0.5},
-    "rope_pattern=RN does nothing here": {"rope_pattern": "RN"},
-    "rope_local_theta=50.0 does nothing here": {"rope_local_theta": 50.0, "sliding_window": 5},
-    "rope_local_theta=50 does nothing without windowed": {**ROPE, "rope_local_theta": 50.0},
-    "must be letters R (rotated) and N (not)": {**ROPE, "rope_pattern": "RS"},
-    "rotates none of the n_layer=2 layers": {**ROPE, "rope_pattern": "N"},
-    "rotates all of the n_layer=2 layers": {**ROPE, "rope_pattern": "RRN"},
+    "sliding_window='5*3+none' needs at least 4 layers, but n_layer=2; shorten it, or raise "
+    "n_layer.": {"sliding_window": "5*3+none"},
+    "sliding_window='5*2+none*' needs at least 3 layers": {"sliding_window": "5*2+none*"},
+    "sliding_window='5*2' gives every layer 5; write sliding_window=5.": {"sliding_window": "5*2"},
+    "ffn_hidden='50+50' gives every layer 50": {"ffn_hidden": "50+50"},
+    "position_encoding='learned' acts on the embedding, so every layer must have it, but others "
+    "have rope.": {"position_encoding": "learned+rope"},
+    "position_encoding='sinusoidal' acts on the embedding": {
+        "position_encoding": "sinusoidal+none"
+    },
+    "layer 1: n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": "2+3"},
+    "layer 1: activation='relu' does not go with ffn_type='swiglu'": {
+        "ffn_type": "standard+swiglu",
+        "activation": "relu",
+    },
+    "n_embd takes int, not '32+48' (str)": {"n_embd": "32+48"},
+    "unknown ffn_type 'mo'. Choices": {"ffn_type": "standard+mo"},
+    "sliding_window=0 must be at least 1": {"sliding_window": "5+0"},
+    "rope_theta=500.0 belongs to position_encoding=rope, which no layer has; drop it, or choose "
+    "that.": {"rope_theta": 500.0},
+    "rope_theta=10000.0 belongs to position_encoding=rope": {"rope_theta": 10000.0},
+    "rope_fraction=0.5 belongs to position_encoding=rope": {"rope_fraction": 0.5},
+    "leaky_relu_slope=0.2 belongs to activation=leaky_relu": {"leaky_relu_slope": 0.2},
+    "sliding_window=24 does nothing: it reaches over the whole block_size=24; make it smaller, or "
+    "none.": {"sliding_window": "5+24"},
     "qk_norm_over='projection' does nothing without qk_norm": {"qk_norm_over": "projection"},
-    "rope_scaling=linear does nothing here": {"rope_scaling": "linear"},
-    "rope_scaling_factor=2.0 does nothing here": {**ROPE, "rope_scaling_factor": 2.0},
-    "rope_beta_fast=9.0 does nothing here": {
+    "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
+    "rope_scaling_factor=2.0 belongs to rope_scaling=linear or ntk or yarn or llama3": {
+        **ROPE,
+        "rope_scaling_factor": 2.0,
+    },
+    "rope_beta_fast=9.0 belongs to rope_scaling=yarn": {
         **ROPE,
         "rope_scaling": "linear",
         "rope_beta_fast": 9.0,
     },
-    "norm_eps=0.1 does nothing here": {"normalization": "none", "norm_eps": 0.1},
+    "norm_eps=0.1 does nothing with normalization='none' and without qk_norm": {
+        "normalization": "none",
+        "norm_eps": 0.1,
+    },
     "rotates 3 dimensions": {**ROPE, "rope_fraction": 0.4},
     "rotates 0 dimensions": {**ROPE, "rope_fraction": 0.01},
     "n_embd=33 is odd": {"position_encoding": "sinusoidal", "n_embd": 33, "n_head": 3},
@@ -301,11 +458,35 @@ def test_refused(message, keys):
 
 
 def test_the_time_to_check_does_not_grow_with_the_layers():
-    config = tiny_config(n_layer=10**15, sliding_window=5, window_pattern="SSL", **ROPE)
-    assert (config.period, config.distinct_layers) == (3, range(3))
-    assert [config.window(10**12 + layer) for layer in range(3)] == [5, None, 5]
+    config = tiny_config(n_layer=10**15, **ROPE)
+    assert len(config.layers) == 10**15
+    assert config.layers[10**12].index == 10**12
     assert config.attention_backends_on("cpu") == ["manual"]
     assert config.backend_refusals("cpu", torch.float32) == []
+    assert config.architecture_name.startswith("1000000000000000L-")
+
+
+def test_layers_that_differ_are_checked_once_for_each_kind():
+    config = tiny_config(n_layer=10_000, sliding_window="5*2+none", ffn_type="standard*2+swiglu*")
+    assert (config.prefix, config.period, len(config.kinds)) == (2, 3, 5)
+    assert [config.layers[layer].sliding_window for layer in (-1, 0, 2, 9001)] == [5, 5, None, 5]
+    assert [config.layers[layer].ffn_type for layer in (1, 2)] == ["standard", "swiglu"]
+
+
+def test_too_many_layers_to_differ_are_refused():
+    with pytest.raises(ConfigError, match="n_layer=10001 is more than the 10,000 layers that may"):
+        tiny_config(n_layer=10_001, sliding_window="5+none")
+
+
+@pytest.mark.parametrize("key", REPLACED)
+def test_a_key_of_earlier_versions_is_answered_with_the_pattern_to_write(key):
+    with pytest.raises(ConfigError) as raised:
+        tiny_config(**{key: "SL"})
+    assert f"there is no key {key!r} any more; {REPLACED[key]}." in str(raised.value)
+    for spelling in re.findall(r"(\w+=(?:'[^']+'|\d+))", REPLACED[key]):
+        name, _, text = spelling.partition("=")
+        pattern = architecture_keys()[name].read(text.strip("'"))
+        assert isinstance(pattern, Pattern), spelling
 
 
 def test_every_problem_is_told_at_once():
@@ -336,10 +517,16 @@ def test_every_preset_has_a_file():
 
 
 def test_the_template_spells_every_key_at_its_default():
-    values = runpy.run_path(str(CONFIG_FOLDER / "arch_custom.py"))
-    default = ModelArchitectureConfig()
-    for field in dataclasses.fields(ModelArchitectureConfig):
-        if field.name == "vocab_size":
-            continue
-        assert field.name in values, f"{field.name} is missing"
-        assert values[field.name] in (field.default, getattr(default, field.name)), field.name
+    """As a comment where it belongs to a part that the template does not choose."""
+    file = CONFIG_FOLDER / "arch_custom.py"
+    values, default = runpy.run_path(str(file)), ModelArchitectureConfig()
+    commented = dict(
+        re.findall(r"^# (\w+) = ([^#\n:]+?) *(?:#.*)?$", file.read_text(), re.MULTILINE)
+    )
+    keys = architecture_keys()
+    assert commented.keys() == keys.keys() - default.to_dict().keys()
+    assert values.keys() & keys.keys() == default.to_dict().keys() - {"vocab_size"}
+    for name in values.keys() & keys.keys():
+        assert values[name] in (keys[name].default, getattr(default, name)), name
+    for name, text in commented.items():
+        assert ast.literal_eval(text) == keys[name].default, name

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from components.layer_config import LayerConfig
 from model_builder import GPT
 from model_components import BLOCKS, FFNS, NORMS, POSITIONS
 from model_config import ModelArchitectureConfig
@@ -24,11 +25,11 @@ VECTORS_OF_A_NORM = {
 }
 
 
-def norm(name: str, width: int) -> int:
-    return VECTORS_OF_A_NORM[name] * width
+def norm(c: LayerConfig) -> int:
+    return VECTORS_OF_A_NORM[c.normalization] * c.n_embd
 
 
-def attention(c: ModelArchitectureConfig) -> int:
+def attention(c: LayerConfig) -> int:
     C, H, G, D = c.n_embd, c.n_head, c.n_kv_head, c.head_dim
     matrices = C * H * D + 2 * C * G * D + H * D * C
     biases = (H * D + 2 * G * D) * c.attention_bias + C * c.attention_out_bias
@@ -36,12 +37,12 @@ def attention(c: ModelArchitectureConfig) -> int:
     return matrices + biases + normed * c.qk_norm
 
 
-def plain_network(c: ModelArchitectureConfig) -> int:
+def plain_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
     return 2 * C * F + (F + C) * c.bias
 
 
-def gated_network(c: ModelArchitectureConfig) -> int:
+def gated_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
     return 3 * C * F + (2 * F + C) * c.bias
 
@@ -73,15 +74,19 @@ POSITION_TABLES = {
 
 def parameters(c: ModelArchitectureConfig) -> int:
     """How many parameters a model has, by hand."""
-    one_norm = norm(c.normalization, c.n_embd)
-    block = attention(c) + NETWORKS[c.ffn_type](c) + NORMS_OF_A_BLOCK[c.norm_position] * one_norm
+    first, last = c.layers[0], c.layers[-1]
     return (
         c.vocab_size * c.n_embd * (1 if c.weight_tying else 2)
         + c.vocab_size * c.head_bias
-        + POSITION_TABLES[c.position_encoding](c)
-        + c.n_layer * block
-        + NORMS_AFTER_THE_BLOCKS[c.norm_position] * one_norm
+        + POSITION_TABLES[first.position_encoding](c)
+        + sum(map(block, c.layers))
+        + NORMS_AFTER_THE_BLOCKS[last.norm_position] * norm(last)
     )
+
+
+def block(c: LayerConfig) -> int:
+    norms = NORMS_OF_A_BLOCK[c.norm_position] * norm(c)
+    return attention(c) + NETWORKS[c.ffn_type](c) + norms
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
-from components.positions import POSITIONS, alibi_slopes, rotated_dimensions
-from tests.tiny import ROPE, tiny_config, tiny_model, tokens
+from components.positions import POSITIONS, alibi_slopes
+from components.rope_scalings import rotated_dimensions
+from model_builder import GPT
+from tests.tiny import ROPE, tiny_config, tiny_layer, tiny_model, tokens
 
 
 def rope(**keys):
-    return POSITIONS["rope"](tiny_config(**ROPE, block_size=64, **keys))
+    return POSITIONS["rope"](tiny_layer(**ROPE, block_size=64, **keys))
 
 
 def frequencies(encoding) -> torch.Tensor:
@@ -101,7 +103,7 @@ def test_llama3_scaling_in_its_three_ranges():
 
 
 def test_sinusoidal_table():
-    encoding = POSITIONS["sinusoidal"](tiny_config(position_encoding="sinusoidal"))
+    encoding = POSITIONS["sinusoidal"](tiny_layer(position_encoding="sinusoidal"))
     added = encoding.embed(torch.zeros(1, 4, 32), start=2)[0]
     for t in range(4):
         for i in range(16):
@@ -123,7 +125,7 @@ def test_alibi_slopes():
 
 
 def test_alibi_bias_is_slope_times_distance():
-    encoding = POSITIONS["alibi"](tiny_config(position_encoding="alibi"))
+    encoding = POSITIONS["alibi"](tiny_layer(position_encoding="alibi"))
     bias = encoding.score_bias(start=3, length=2)
     assert bias.shape == (4, 2, 5)
     assert bias[1, 0].tolist() == [-(2.0**-4) * d for d in (3, 2, 1, 0, 0)]
@@ -148,25 +150,42 @@ def test_order_is_lost_without_one():
     assert torch.allclose(model(idx)[0, -1], model(swapped)[0, -1], atol=1e-5)
 
 
+def encoding_of_each_layer(**keys):
+    model = GPT(tiny_config(block_size=64, **keys))
+    return [model.position_encodings[which] for which in model._position_of_layer]
+
+
 def test_layers_without_rotation():
-    encoding = rope(n_layer=4, rope_pattern="RRN")
+    encodings = encoding_of_each_layer(n_layer=4, position_encoding="rope*2+none")
     x = torch.randn(1, 1, 5, 8)
-    turned = [not torch.equal(encoding.rotate(x, x, 1, layer)[0], x) for layer in range(4)]
+    turned = [not torch.equal(encoding.rotate(x, x, 1)[0], x) for encoding in encodings]
     assert turned == [True, True, False, True]
 
 
-@pytest.mark.parametrize("window", [5, 1000])
-def test_windowed_layers_with_wavelengths_of_their_own(window):
-    """Those of a RoPE of that base, never stretched, however long the window; others' are."""
+def test_windowed_layers_with_wavelengths_of_their_own():
+    """Those of a RoPE of that base, not stretched; others' are."""
     stretched = {"rope_scaling": "linear", "rope_scaling_factor": 4.0}
-    windows = {"sliding_window": window, "window_pattern": "SL"}
-    both = rope(**stretched, **windows, rope_theta=1e6, rope_local_theta=100.0)
+    encodings = encoding_of_each_layer(
+        **ROPE,
+        sliding_window="5+none",
+        rope_theta="100+1e6",
+        rope_scaling="none+linear",
+        rope_scaling_factor=4.0,
+    )
     x = torch.randn(1, 1, 5, 8)
-    for layer, alone in ((0, rope(rope_theta=100.0)), (1, rope(**stretched, rope_theta=1e6))):
-        assert torch.equal(both.rotate(x, x, 3, layer)[0], alone.rotate(x, x, 3)[0])
+    alone = (rope(rope_theta=100.0), rope(**stretched, rope_theta=1e6))
+    for encoding, expected in zip(encodings, alone, strict=True):
+        assert torch.equal(encoding.rotate(x, x, 3)[0], expected.rotate(x, x, 3)[0])
+
+
+def test_layers_that_agree_share_an_encoding():
+    """Its tables are as large as the longest sequence; kept once, however many layers there are."""
+    model = GPT(tiny_config(**ROPE, n_layer=6, rope_theta="50*2+1e4", sliding_window="5+none"))
+    assert len(model.position_encodings) == 2
+    assert model._position_of_layer == [0, 0, 1, 0, 0, 1]
 
 
 def test_a_share_that_floating_point_falls_short_of():
     """44 x (30/44) is a hair below 30."""
-    config = tiny_config(position_encoding="rope", head_dim=44, rope_fraction=30 / 44)
+    config = tiny_layer(position_encoding="rope", head_dim=44, rope_fraction=30 / 44)
     assert rotated_dimensions(config) == 30

@@ -10,7 +10,6 @@ import torch
 
 from configurator import load
 from errors import UserError
-from model_components import ACTIVATIONS, NORMS
 from training import smoke
 from training.preflight import refuse_machine
 from training.smoke import check_own_parts
@@ -26,7 +25,7 @@ from components.norms import NORMS
 class Mine(nn.Module):
     """A norm."""
 
-    def __init__(self, dim, eps):
+    def __init__(self, dim, config):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
@@ -38,9 +37,6 @@ class Mine(nn.Module):
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Check a norm whose forward is as given, as a run does when it starts."""
-    for registry in (NORMS, ACTIVATIONS):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-        monkeypatch.setattr(registry, "_canonical", dict(registry._canonical))
     monkeypatch.chdir(tmp_path)
 
     def check_norm(forward: str, *flags: str) -> None:
@@ -56,8 +52,14 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [
         (),
         ("--arch_preset=llama", "--n_head=12", "--n_kv_head=4", "--qk_norm=True"),
-        ("--sliding_window=100", "--window_pattern=SSL", "--n_layer=7", "--ffn_hidden=999"),
+        ("--sliding_window=100*2+none", "--n_layer=7", "--ffn_hidden=999"),
         ("--n_embd=8", "--n_head=1", "--block_size=4", "--head_dim=6"),
+        ("--n_head=4", "--n_embd=32", "--n_kv_head=1+2", "--ffn_hidden=40+50"),
+        (
+            "--ffn_type=standard+glu*",
+            "--activation=gelu+relu+silu*",
+            "--position_encoding=rope+none",
+        ),
     ],
 )
 def test_a_sound_part_passes(check, flags) -> None:

@@ -88,7 +88,7 @@ def test_off_is_taken_everywhere(capability):
 def set_up(tmp_path, *flags: str) -> train.Run:
     dataset = write_tiny_dataset(tmp_path / "data")
     argv = [*tiny_run_flags(dataset), f"--out_dir={tmp_path}", *flags]
-    return train.set_up(find_start(configurator.load(argv)))
+    return train.set_up(find_start(configurator.read(argv)))
 
 
 @pytest.mark.usefixtures("flags_restored")

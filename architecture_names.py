@@ -1,0 +1,104 @@
+"""What an architecture is called: sizes and parts, then a tag for each key off its default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from components.layer_config import LayerConfig
+from model_components import ACTIVATIONS, BLOCKS, FFNS, NORMS, POSITIONS
+from model_keys import MODEL_KEYS, registry_of
+from options import SPELLED_BY_KEY, Key, Role
+from patterns import Pattern, by_layer, spelled
+
+
+def architecture_name(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) -> str:
+    """What an architecture is, in one line; different architectures have different names.
+
+    Sizes and parts, then a tag for each key that departs from its default, or from what would be
+    derived. Values that differ from layer to layer are spelled `(3xRoPE+NoPos)`.
+
+    Args:
+        layers: The configs of the layers.
+        keys: Those that some layer has.
+    """
+    first = layers[0]
+    sizes = (f"{first.n_layer}L", f"{first.n_head}H", f"{first.n_embd}D")
+    parts = (_by_layer(layers, label) for label in (_position, _norm, _ffn, _block))
+    return "-".join([*sizes, *parts, *_tags(layers, keys)])
+
+
+def _by_layer(layers: Sequence[LayerConfig], label: Callable[[LayerConfig], str]) -> str:
+    """What the layers are called, in the fewest words."""
+    labels = by_layer([label(layer) for layer in layers])
+    return f"({_counted(labels)})" if isinstance(labels, Pattern) else labels
+
+
+def _position(layer: LayerConfig) -> str:
+    return POSITIONS.entry(layer.position_encoding).label
+
+
+def _norm(layer: LayerConfig) -> str:
+    return NORMS.entry(layer.normalization).label
+
+
+def _block(layer: LayerConfig) -> str:
+    return BLOCKS.entry(layer.norm_position).label
+
+
+def _ffn(layer: LayerConfig) -> str:
+    """The activation of a standard network; another kind's label, with an activation of its own
+    choice in parentheses."""
+    entry, activation = FFNS.entry(layer.ffn_type), layer.get("activation")
+    if activation is None:
+        return entry.label
+    label = ACTIVATIONS.entry(activation).label
+    if layer.ffn_type == MODEL_KEYS["ffn_type"].default:
+        return label
+    return entry.label if activation == entry.part.default_activation else f"{entry.label}({label})"
+
+
+def _tags(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) -> Iterator[str]:
+    for key in keys.values():
+        if key.metadata["tag"] is None or key.role is not Role.ARCHITECTURE:
+            continue
+        having = [layer for layer in layers if key.name in layer]
+        if any(getattr(layer, key.name) != _plain(key, layer) for layer in having):
+            yield _tag(key, by_layer([layer.get(key.name) for layer in layers]))
+
+
+def _plain(key: Key, layer: LayerConfig) -> Any:
+    """The value that an architecture's name leaves out."""
+    plain = key.metadata["plain"]
+    if plain is not None:
+        return plain(layer) if callable(plain) else plain
+    if key.default is None and key.derive is not None:
+        return key.derive(layer)
+    return key.default
+
+
+def _tag(key: Key, values: Any) -> str:
+    """How a name spells the value, or the pattern of values, of a key."""
+    tag, registry = key.metadata["tag"], registry_of(key)
+    if registry is not None and tag == SPELLED_BY_KEY:
+        tag = {name: registry.entry(name).label for name in registry.names}
+    if isinstance(tag, tuple):  # what False and True are called
+        tag = dict(zip((False, True), tag, strict=True))
+    if isinstance(tag, dict):
+        return _words(tag, values)
+    if tag == SPELLED_BY_KEY:
+        tag = "".join(word.capitalize() for word in key.name.split("_")) + "{}"
+    return tag.format(f"({_counted(values)})" if isinstance(values, Pattern) else spelled(values))
+
+
+def _words(words: Mapping[Any, str], values: Any) -> str:
+    if not isinstance(values, Pattern):
+        return words[values]
+    return f"({_counted(values.mapped(lambda value: words.get(value, value)))})"
+
+
+def _counted(words: Pattern) -> str:
+    """A pattern in a name, which holds no `*`: `3xRoPE+NoPos`."""
+    return "+".join(
+        spelled(word) if count == 1 else f"{count}x{spelled(word)}" for word, count in words.runs
+    )

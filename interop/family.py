@@ -1,0 +1,225 @@
+"""A model family of Hugging Face transformers: a table, no second model.
+
+A family says how its `config.json` reads as an architecture (`aspects` of it, `fixed` keys, fields
+that must have a value) and which of its weights is which of ours. The same table serves both
+directions. What a family cannot express needs no list: an architecture is written as fields and
+read again, and the keys that come back changed in some layer are those that got lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.attention import qkv_widths
+from components.attention_backends import window_of
+from components.layer_config import LayerConfig
+from components.positions import rotated_dimensions
+from errors import ConfigError, Problem, UserError
+from interop.fields import Aspect, Fields, Keys
+from interop.layouts import PLAIN, Layout
+from model_config import ModelArchitectureConfig
+from patterns import Pattern, by_layer
+
+OF_A_RUN = ("dropout", "attention_backend")
+"""Keys that are no part of what a model computes: neither read nor written."""
+BIASES = ("bias", "attention_bias", "attention_out_bias", "head_bias")
+_MADE_UP_FOR = (*OF_A_RUN, "ffn_multiplier", "ffn_multiple_of")
+"""Keys that are not compared: ffn_hidden says what the last two make."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of one of our modules in a family: several are stacked by rows in ours."""
+
+    theirs: tuple[str, ...]
+    layout: Layout = PLAIN
+
+    def ours_of(self, parts: list[Tensor], layer: LayerConfig) -> Tensor:
+        """Our tensor of theirs."""
+        return self.layout.ours(torch.cat(parts), layer)
+
+    def theirs_of(self, x: Tensor, layer: LayerConfig) -> tuple[Tensor, ...]:
+        """Their tensors of ours."""
+        x = self.layout.theirs(x, layer)
+        if len(self.theirs) == 1:
+            return (x,)
+        return x.split(qkv_widths(layer)) if len(self.theirs) == 3 else x.chunk(len(self.theirs))
+
+
+WeightTable = dict[str, Weights]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A table of a family.
+
+    Attributes:
+        model_type: What config.json calls it.
+        architecture: The class in transformers that makes text with it.
+        prefix: What the names of its weights begin with, the output head's excepted. Files that
+            were saved from the model without its head leave it out.
+        fixed: Keys that are the same in every model of the family.
+        aspects: Keys that its config.json says.
+        defaults: Values of fields that config.json may leave out.
+        aliases: Other names of fields (transformers' attribute_map), which come before their own.
+        required: Fields that change what is computed, with the values that can be expressed here.
+        weights: Our modules, `{}` standing for the layer, and their weights, by their names in
+            files.
+        in_memory: Weights that transformers calls otherwise once they are loaded.
+    """
+
+    model_type: str
+    architecture: str
+    prefix: str = "model."
+    fixed: Keys
+    aspects: tuple[Aspect, ...]
+    defaults: Fields = dataclasses.field(default_factory=dict)
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    required: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    weights: WeightTable
+    in_memory: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    # config.json
+
+    def read(self, fields: Fields) -> Keys:
+        """The keys of an architecture that a config.json describes.
+
+        Raises:
+            UserError: a field is missing, or says what cannot be expressed here; naming it.
+        """
+        renamed = {name: fields[alias] for alias, name in self.aliases.items() if alias in fields}
+        fields = {**self.defaults, **fields, **renamed}
+        for name, allowed in (self.required | {"quantization_config": (None,)}).items():
+            if name in fields and fields[name] not in allowed:
+                raise UserError(
+                    f"{name}={fields[name]!r} cannot be expressed here; only "
+                    f"{' or '.join(map(repr, allowed))} can."
+                )
+        keys = dict(self.fixed)
+        try:
+            for aspect in self.aspects:
+                keys |= aspect.read(fields)
+        except KeyError as error:
+            raise UserError(f"config.json of a {self.model_type} has no {error}.") from error
+        except (TypeError, AttributeError, ArithmeticError) as error:
+            message = f"config.json of a {self.model_type} has a value of the wrong kind: {error}."
+            raise UserError(message) from error
+        return keys
+
+    def write(self, config: ModelArchitectureConfig) -> Fields:
+        """The fields of config.json; those that transformers need to know it by included."""
+        fields: Fields = {"architectures": [self.architecture], "model_type": self.model_type}
+        for aspect in self.aspects:
+            fields |= aspect.write(config)
+        return fields | {name: values[0] for name, values in self.required.items()}
+
+    def completed(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+        """The architecture with the biases that the family always has, which may hold zeros."""
+        return _with_biases(config, self._read_back(config))
+
+    def _read_back(self, config: ModelArchitectureConfig) -> ModelArchitectureConfig:
+        return ModelArchitectureConfig.from_dict(self.read(self.write(config)))
+
+    def misfits(self, config: ModelArchitectureConfig) -> list[Problem]:
+        """What of an architecture the family cannot express: a problem for each key.
+
+        One without keys says why the family has no such architecture at all.
+        """
+        try:
+            back = self._read_back(config)
+            wanted = _with_biases(config, back)
+        except ConfigError as error:
+            return [Problem((), f"{self.model_type}: {one.message}") for one in error.problems]
+        except UserError as error:
+            return [Problem((), f"{self.model_type}: {error}")]
+        return [
+            Problem(
+                (key,),
+                f"{key}={_shown(ours)} cannot be expressed by {self.model_type}, which would make "
+                f"it {_shown(theirs)}.",
+            )
+            for key, (ours, theirs) in _differences(wanted, back).items()
+        ]
+
+    # Weights
+
+    def _of_module(self, module: str) -> tuple[Weights, int]:
+        """The weights of our module and its layer: 0 for one outside, whose layout reads none."""
+        layer = re.search(r"\.(\d+)\.", module)
+        if layer is None:
+            return self.weights[module], 0
+        return self.weights[module.replace(layer[0], ".{}.", 1)], int(layer[1])
+
+    def names(self, ours: str) -> list[str]:
+        """Their names for the parts of our parameter."""
+        module, _, kind = ours.rpartition(".")
+        weights, layer = self._of_module(module)
+        kind = {"offset": "weight"}.get(kind, kind)
+        return [f"{name.format(layer)}.{kind}" for name in weights.theirs]
+
+    def to_ours(self, ours: str, parts: list[Tensor], config: ModelArchitectureConfig) -> Tensor:
+        """Our parameter of the tensors that `names` lists."""
+        weights, layer = self._of_module(ours.rpartition(".")[0])
+        return weights.ours_of(parts, config.layers[layer])
+
+    def to_theirs(
+        self, ours: str, tensor: Tensor, config: ModelArchitectureConfig
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the family for our parameter."""
+        weights, layer = self._of_module(ours.rpartition(".")[0])
+        tensors = weights.theirs_of(tensor, config.layers[layer])
+        return zip(self.names(ours), tensors, strict=True)
+
+
+def _with_biases(
+    config: ModelArchitectureConfig, wanted: ModelArchitectureConfig
+) -> ModelArchitectureConfig:
+    """An architecture with the biases, a LayerNorm's too, that another one has besides."""
+    layers = list(zip(config.layers, wanted.layers, strict=True))
+    added: Keys = {
+        key: by_layer([own.get(key) or other.get(key) for own, other in layers]) for key in BIASES
+    }
+    added["normalization"] = by_layer(
+        [_biased_norm(own.normalization, other.normalization) for own, other in layers]
+    )
+    return ModelArchitectureConfig.from_dict(config.to_dict() | added)
+
+
+def _biased_norm(own: str, wanted: str) -> str:
+    return wanted if (own, wanted) == ("layernorm_nobias", "layernorm") else own
+
+
+def _differences(
+    config: ModelArchitectureConfig, other: ModelArchitectureConfig
+) -> dict[str, tuple[Any, Any]]:
+    """The keys in which some layer differs, with the values of both, or their patterns."""
+    both = zip(config.layers, other.layers, strict=True)
+    layers = [(_compared(own), _compared(others)) for own, others in both]
+    # A key that one of them lacks is of a part that it has not chosen: that choice differs as well.
+    keys = dict.fromkeys(
+        key for own, others in layers for key in own if key in others and own[key] != others[key]
+    )
+    return {
+        key: tuple(by_layer([one.get(key) for one in side]) for side in zip(*layers, strict=True))
+        for key in keys
+    }
+
+
+def _compared(layer: LayerConfig) -> Keys:
+    """What a layer computes: its keys, without those that others make up for."""
+    keys = {key: value for key, value in layer.values().items() if key not in _MADE_UP_FOR}
+    if "sliding_window" in keys:
+        keys["sliding_window"] = window_of(layer)
+    if "rope_fraction" in keys:
+        keys["rope_fraction"] = rotated_dimensions(layer) / layer.head_dim
+    return keys
+
+
+def _shown(value: Any) -> str:
+    return repr(str(value) if isinstance(value, Pattern) else value)

@@ -1,0 +1,174 @@
+"""The keys of a model: those that all have, and the options of the parts that its layers choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from components.attention import Attention
+from components.layer_config import LayerConfig
+from components.registry import Choices, Registry
+from errors import unknown_name
+from model_components import ATTENTION_BACKENDS, BLOCKS, FFNS, NORMS, POSITIONS
+from options import KEYS, Key, Role, Section, keys_of, options_of
+
+_sizes = Section("Sizes", Role.ARCHITECTURE)
+_parts = Section("Parts", Role.ARCHITECTURE)
+_whole = Section("Whole model", Role.ARCHITECTURE)
+
+
+class ModelOptions:
+    """The keys that every model has, whatever its parts."""
+
+    n_layer: int = _sizes.option(12, "blocks", at_least=1, tag=None)
+    n_head: int = _sizes.option(12, "attention heads (queries)", at_least=1, tag=None)
+    n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
+    block_size: int = _sizes.option(1024, "longest sequence, in tokens", at_least=1, tag="T{}")
+    vocab_size: int = _sizes.option(
+        50304, "tokens of the vocabulary; the data's own in a run", at_least=1, tag=None
+    )
+
+    normalization: str = _parts.option(
+        "layernorm",
+        "norm of the residual stream; auto: by bias",
+        choices=NORMS.plus("auto"),
+        per_layer=True,
+        tag=None,
+    )
+    norm_position: str = _parts.option(
+        "pre", "where a block normalises", choices=BLOCKS, per_layer=True, tag=None
+    )
+    ffn_type: str = _parts.option(
+        "standard", "feed-forward network", choices=FFNS, per_layer=True, tag=None
+    )
+    position_encoding: str = _parts.option(
+        "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
+    )
+    attention_backend: str = _parts.option(
+        "auto",
+        "how attention is computed",
+        choices=ATTENTION_BACKENDS,
+        role=Role.EXECUTION,
+        tag=None,
+    )
+
+    bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
+    head_bias: bool = _whole.option(False, "bias in the LM head", tag=("NoHeadBias", "HeadBias"))
+    weight_tying: bool = _whole.option(
+        True, "the LM head shares the token embedding", tag=("Untied", "Tied")
+    )
+    dropout: float = _whole.option(
+        0.0, "share of activations dropped in training", at_least=0, below=1, tag="Drop{}"
+    )
+    output_softcap: float | None = _whole.option(
+        None, "logits l become c tanh(l/c); none: not", above=0, tag="Cap{}"
+    )
+    embedding_scale: float = _whole.option(1.0, "factor on token embeddings", above=0, tag="Emb{}")
+    init_std: float = _whole.option(
+        0.02, "standard deviation of initial weights", above=0, tag="Init{}"
+    )
+
+
+MODEL_KEYS = keys_of(ModelOptions) | keys_of(
+    options_of(Attention), role=Role.ARCHITECTURE, section="Attention"
+)
+KEYS.declare("", MODEL_KEYS)
+
+REPLACED = {
+    "window_pattern": "write the pattern into sliding_window itself: sliding_window='128*5+none' "
+    "for five layers with a window and one without, repeated",
+    "rope_pattern": "write the pattern into position_encoding: position_encoding='rope*3+none' for "
+    "three layers with RoPE and one without, repeated",
+    "rope_local_theta": "give rope_theta, and rope_scaling where there is one, a pattern over the "
+    "layers: rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
+}
+"""Keys of earlier versions, and what to write instead."""
+
+
+def unknown_key_message(key: str) -> str:
+    """What to write instead of a name that is no key of a model."""
+    if key in REPLACED:
+        return f"there is no key {key!r} any more; {REPLACED[key]}."
+    return unknown_name("key", key, architecture_keys())
+
+
+def registry_of(key: Key) -> Registry | None:
+    """The registry that a key chooses a part from, or None."""
+    choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
+    return choices if isinstance(choices, Registry) else None
+
+
+def architecture_keys() -> dict[str, Key]:
+    """Every key of a model, those of parts after the key that chooses the part."""
+    found: dict[str, Key] = {}
+
+    def add(keys: Iterable[Key]) -> None:
+        for key in keys:
+            if key.name in found:
+                continue
+            found[key.name] = key
+            registry = registry_of(key)
+            for name in () if registry is None else registry.names:
+                add(registry.entry(name).keys.values())
+
+    add(MODEL_KEYS.values())
+    return found
+
+
+class Draft:
+    """A layer whose values are being found: to read a key is to derive it.
+
+    At first it has the keys of every model; `resolved` adds the options of the chosen parts.
+    """
+
+    def __init__(self, given: Mapping[str, Any]):
+        self._given = given
+        self._keys = dict(MODEL_KEYS)
+        self._values: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._keys:
+            raise AttributeError(f"no part of this layer has the option {name!r}")
+        if name not in self._values:
+            self._values[name] = self._found(self._keys[name])
+        return self._values[name]
+
+    def _found(self, key: Key) -> Any:
+        value = self._given.get(key.name, key.default)
+        if value is None and key.derive is not None:
+            value = key.derive(self)
+        if (key.name, value) == ("normalization", "auto"):
+            return "layernorm" if self.bias else "layernorm_nobias"
+        registry = registry_of(key)
+        return value if registry is None or value is None else registry.canonical(value)
+
+    def _admit(self, keys: Iterable[Key]) -> None:
+        """Make the options of the parts that these keys choose keys of the layer."""
+        for key in keys:
+            registry = registry_of(key)
+            if registry is not None and getattr(self, key.name) is not None:
+                own = registry.entry(getattr(self, key.name)).keys
+                self._keys.update(own)
+                self._admit(own.values())
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key of the layer and its value, in the order of `architecture_keys`."""
+        self._admit(MODEL_KEYS.values())
+        return {name: getattr(self, name) for name in architecture_keys() if name in self._keys}
+
+
+def parts_of(layer: LayerConfig) -> Iterator[tuple[str, type]]:
+    """The parts that a layer is made of, with the keys that chose them."""
+    for name, key in architecture_keys().items():
+        registry = registry_of(key)
+        if registry is not None and layer.get(name) is not None:
+            yield name, registry[getattr(layer, name)]
+
+
+def chosen_through(key: Key, layer: LayerConfig) -> set[str]:
+    """The key, and the options of the part that it chooses, and of those that they choose."""
+    found, registry = {key.name}, registry_of(key)
+    if registry is None or layer.get(key.name) is None:
+        return found
+    own = registry.entry(getattr(layer, key.name)).keys.values()
+    return found.union(*(chosen_through(option, layer) for option in own))
