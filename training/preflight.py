@@ -12,6 +12,7 @@ from configurator import Settings
 from errors import ConfigError, Problem
 from training.config import TrainingConfig
 from training.hardware import device_name, has_tf32, host_memory, total_memory
+from training.log_sinks import missing_packages
 from training.memory import (
     ExpectedMemory,
     batch_bytes,
@@ -19,7 +20,6 @@ from training.memory import (
     least_parameters,
     least_state,
 )
-from training.sinks import missing_packages
 from training.smoke import check_own_parts
 from training_logger import format_bytes
 
