@@ -39,7 +39,12 @@ from training.hardware import (
     seed_everything,
     set_tf32,
 )
-from training.optim import Stepper, learning_rate_at, make_optimizer
+from training.optim import (
+    clip_gradients,
+    learning_rate_at,
+    make_optimizer,
+    set_learning_rate,
+)
 from training.preflight import fitting_memory, refuse_machine
 from training.provenance import plugin_digests
 from training.report import start_report
@@ -47,6 +52,7 @@ from training.resume import Start, find_start
 from training.run import Run
 from training.run_directory import locked, run_directory
 from training.signals import StopRequest
+from training.step_guard import StepGuard
 from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 from user_files import rerun_plugins
 
@@ -111,7 +117,8 @@ def set_up(start: Start) -> Run:
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
         model=torch.compile(network, dynamic=False) if compiles else network,
         optimizer=optimizer,
-        stepper=Stepper(optimizer, training, dtype),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        guard=StepGuard(optimizer, training.max_bad_steps),
         watch=Stopwatch(device),
     )
     if start.checkpoint is not None:
@@ -220,9 +227,9 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
     train_step(run, inputs, targets, learning_rate, statistics=logs)
     run.advance()
     log.advance(done)
-    if not (logs or run.over or run.stepper.stuck()):  # the last two show only now
+    if not (logs or run.over or run.guard.stuck()):  # the last two show only now
         return
-    report = run.stepper.read()
+    report = run.guard.read()
     seconds, steps = run.watch.lap(), done - run.logged_at
     run.logged_at = done
     log.log_step(
@@ -236,20 +243,30 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
         gradients=report.gradients,
         bad_steps=report.bad_steps,
     )
-    run.stepper.stop_if_stuck(report)
+    run.guard.stop_if_stuck(report)
 
 
 def train_step(
     run: Run, inputs: Tensor, targets: Tensor, learning_rate: float, *, statistics: bool
 ) -> None:
-    """One update from micro-batches: inputs and targets are (micro-batches, B, T)."""
+    """One update from micro-batches: inputs and targets are (micro-batches, B, T).
+
+    A step whose loss or gradient is not finite changes nothing.
+    """
     total = torch.zeros((), device=run.device)
     for x, y in zip(inputs, targets, strict=True):
         with autocast(run.device, run.dtype):
             loss = run.model(x, y)[1] / len(inputs)
-        run.stepper.backward(loss)
+        run.scaler.scale(loss).backward()
         total += loss.detach()
-    run.stepper.step(total, learning_rate, statistics=statistics)
+    run.scaler.unscale_(run.optimizer)
+    norm = run.guard.check(total, statistics=statistics)
+    clip_gradients(run.optimizer, norm, run.settings.training.grad_clip)
+    set_learning_rate(run.optimizer, learning_rate)
+    if run.guard.allows_update():
+        run.optimizer.step()
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
 
 
 # Evaluating, saving
@@ -291,7 +308,7 @@ def evaluation_losses(run: Run, stop: StopRequest) -> list[float] | None:
 def save(run: Run, log: TrainingLogger) -> None:
     """Save a checkpoint that `--resume` goes on from; Diverged where there is no going on."""
     run.watch.stop()
-    run.stepper.stop_if_stuck(run.stepper.read())
+    run.guard.stop_if_stuck(run.guard.read())
     log.sync()  # so that no checkpoint knows of records that a power cut may take
     path = save_checkpoint(
         run.folder / "checkpoints",
@@ -307,7 +324,7 @@ def save(run: Run, log: TrainingLogger) -> None:
             "tokenizer": run.dataset.meta["tokenizer"],
             "evaluated_at": run.evaluated_at,
             "seconds": run.watch.total,
-            "stepper": run.stepper.state_dict(),
+            "stepper": {**run.guard.state_dict(), "scaler": run.scaler.state_dict()},
         },
         val_loss=run.val_loss if run.evaluated_at == run.step else None,
         plugins={Path(path).name: text for path, text in run.settings.plugins.items()},

@@ -1,13 +1,13 @@
 """The log of a run: `TrainingLogger`, which writes and prints it, and the functions that read it.
 
-training/log_files.py defines the two files of a log, training/log_lines.py what is printed. Their
+training/log_files.py defines the two files of a log, training/earlier_log.py how a run continues
+one, training/log_summary.py what a run came to, and training/log_text.py what is printed. Their
 public names are also available here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 import types
@@ -20,27 +20,32 @@ from typing import Any
 
 from errors import UserError, file_errors
 from training.console import Console
+from training.earlier_log import (
+    ResumePoint,
+    earlier_run,
+    kept_of_earlier_run,
+    lines_to_resume,
+    refuse_existing_log,
+    set_aside_unfinished_log,
+)
 from training.log_files import (
     METRICS_FILE,
     RUN_FILE,
     SCHEMA_VERSION,
     MetricsFile,
-    RunSummary,
     json_safe,
     last_metrics,
-    lines_to_resume,
     metrics_line,
     read_log,
     read_metrics,
     read_run,
     records_of,
-    refuse_existing_log,
-    set_aside_unfinished_log,
-    summarize,
     write_atomically,
     write_run,
 )
-from training.log_lines import (
+from training.log_sinks import Beginning, OpenSinks
+from training.log_summary import RunSummary, summarize
+from training.log_text import (
     LINE_WIDTH,
     format_bytes,
     format_count,
@@ -50,7 +55,6 @@ from training.log_lines import (
     format_start_report,
     format_step,
 )
-from training.sinks import Beginning, OpenSinks
 
 __all__ = [
     "LINE_WIDTH",
@@ -80,21 +84,6 @@ __all__ = [
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class ResumePoint:
-    """The checkpoint that a run continues from.
-
-    Attributes:
-        step: Optimizer steps done.
-        logged: Records in metrics.jsonl when it was saved; None if the checkpoint does not say.
-        run_id: The run that it belongs to; None if the checkpoint does not say.
-    """
-
-    step: int
-    logged: int | None = None
-    run_id: str | None = None
 
 
 class TrainingLogger:
@@ -232,7 +221,7 @@ class TrainingLogger:
 
     def _take_up_log(self, resume: ResumePoint) -> list[dict[str, Any]]:
         """Keep the log up to a checkpoint and add this start to it; returns the records."""
-        earlier = self._earlier_run(resume)
+        earlier = earlier_run(self.run_dir, resume)
         lines: list[dict[str, Any]] = []
         if earlier is None and not (self.run_dir / METRICS_FILE).exists():
             self.say(f"{self.run_dir} has no log: it starts at step {resume.step}.")
@@ -245,41 +234,8 @@ class TrainingLogger:
         self._records = len(lines)
         self._earlier_seconds = lines[-1]["wall_seconds"] if lines else 0.0
         if earlier:
-            self._adopt(earlier, resume)
+            self._run |= kept_of_earlier_run(earlier, self._run, resume.step)
         return lines
-
-    def _adopt(self, earlier: Mapping[str, Any], resume: ResumePoint) -> None:
-        """Copy what earlier starts wrote to run.json and this start does not determine."""
-        checkpoints = earlier.get("checkpoints", [])
-        self._run["checkpoints"] = [saved for saved in checkpoints if saved["step"] <= resume.step]
-        self._run["start_time"] = earlier.get("start_time", self._run["start_time"])
-        self._run["run_id"] = earlier.get("run_id", self._run["run_id"])
-        self._run["starts"] = [*_starts_of(earlier), *self._run["starts"]]
-
-    def _earlier_run(self, resume: ResumePoint) -> dict[str, Any] | None:
-        """What run.json holds so far, without its records; None if there is no such file.
-
-        Raises:
-            UserError: If it is damaged, or belongs to another run than the checkpoint.
-        """
-        path = self.run_dir / RUN_FILE
-        try:
-            earlier = read_run(path)
-            run_id = earlier.get("run_id")
-        except FileNotFoundError:
-            return None
-        except (ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); restore it, or remove it to go on without the "
-                "start time and the list of checkpoints that it held."
-            ) from error
-        if run_id and resume.run_id and run_id != resume.run_id:
-            raise UserError(
-                f"the checkpoint of step {resume.step} is of the run with run_id {resume.run_id}, "
-                f"but {path} has run_id {run_id}: it was copied here from another run. Resume it "
-                "in the directory of its own run."
-            )
-        return earlier
 
     @property
     def run_id(self) -> str:
@@ -436,12 +392,3 @@ class TrainingLogger:
     def _write_run(self, *, records: bool = False, **changes: Any) -> None:
         run = {**self._run, **changes, "summary": self.summary}
         write_run(self.run_dir, run, records=records)
-
-
-def _starts_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The starts that a run.json lists; an older one has one environment for all of them."""
-    if "starts" in run:
-        return run["starts"]
-    environment = run.get("environment", {})
-    starts = [{"step": 0, "time": run.get("start_time")}, *run.get("resumed", [])]
-    return [start | {"environment": environment} for start in starts]

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from errors import UserError
 from training.provenance import output_of, provenance
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 _DTYPES = {
     "float32": torch.float32,
@@ -364,7 +366,7 @@ def _mps_memory(_device: torch.device) -> dict[str, int | None]:
 
 def _cpu_memory(_device: torch.device) -> dict[str, int | None]:
     return {
-        "resident": _resident_bytes(),
+        "resident": psutil.Process().memory_info().rss,
         "peak": _peak_resident_bytes(),
     }
 
@@ -372,41 +374,35 @@ def _cpu_memory(_device: torch.device) -> dict[str, int | None]:
 _MEMORY_STATS = {"cuda": _cuda_memory, "mps": _mps_memory, "cpu": _cpu_memory}
 
 
-def _resident_bytes() -> int | None:
-    """From Linux's /proc; the standard library knows no way elsewhere."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows; psutil has no peak elsewhere
 
-
-def _peak_resident_bytes() -> int | None:
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Memory that a device has, in use or not, in bytes: a CPU's is the machine's RAM.
+    """Memory that a device has, in use or not, in bytes: a CPU's is `host_memory`.
 
     None where the platform does not say.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "cpu":
-        return _ram_bytes()
+        return host_memory()
     return None
 
 
-def _ram_bytes() -> int | None:
+def host_memory() -> int:
+    """The machine's RAM in bytes, in use or not, or a container's limit (cgroup v2) if lower."""
+    total = psutil.virtual_memory().total
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
+        limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
 
 
 # --- description

@@ -11,7 +11,8 @@ import torch
 from configurator import Settings
 from errors import ConfigError, Problem
 from training.config import TrainingConfig
-from training.hardware import device_name, has_tf32, total_memory
+from training.hardware import device_name, has_tf32, host_memory, total_memory
+from training.log_sinks import missing_packages
 from training.memory import (
     ExpectedMemory,
     batch_bytes,
@@ -19,7 +20,6 @@ from training.memory import (
     least_parameters,
     least_state,
 )
-from training.sinks import missing_packages
 from training.smoke import check_own_parts
 from training_logger import format_bytes
 
@@ -80,9 +80,8 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
 def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem]:
     """What can never fit, by arithmetic that takes no time and no memory."""
     model, training = settings.model, settings.training
-    host = total_memory(torch.device("cpu"))
-    batches = batch_bytes(training)
-    if host is not None and batches > host:
+    host, batches = host_memory(), batch_bytes(training)
+    if batches > host:
         yield Problem(
             ("gradient_accumulation_steps", "batch_size", "sequence_length"),
             f"gradient_accumulation_steps={training.gradient_accumulation_steps} x "

@@ -17,8 +17,8 @@ from model_builder import GPT
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
 from training.memory import ExpectedMemory
-from training.optim import Stepper
 from training.resume import Start
+from training.step_guard import StepGuard
 
 
 @dataclasses.dataclass
@@ -28,6 +28,7 @@ class Run:
     Attributes:
         memory: What it is expected to need; None where that cannot be told.
         network: The model; `model` is the same, compiled where that is asked for.
+        scaler: Of the loss in float16, whose range is small; elsewhere it does nothing.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
         seconds: What `watch` showed after the last of them.
@@ -47,7 +48,8 @@ class Run:
     network: GPT
     model: nn.Module
     optimizer: torch.optim.AdamW
-    stepper: Stepper
+    scaler: torch.amp.GradScaler
+    guard: StepGuard
     watch: Stopwatch
     step: int = 0
     seconds: float = 0.0
@@ -109,7 +111,9 @@ class Run:
         load_model_weights(start.checkpoint, self.network)
         load_optimizer(start.checkpoint, self.network, self.optimizer)
         load_rng(start.checkpoint)
-        self.stepper.load_state_dict(start.state["stepper"])
+        self.guard.load_state_dict(start.state["stepper"])
+        if start.state["stepper"]["scaler"]:  # empty unless float16 was trained in
+            self.scaler.load_state_dict(start.state["stepper"]["scaler"])
         self.step = self.saved_at = self.logged_at = start.state["step"]
         self.evaluated_at = start.state["evaluated_at"]
         self.val_loss = start.state["val_loss"]

@@ -15,7 +15,7 @@ from model_config import ModelArchitectureConfig
 from options import KEYS
 from patterns import Pattern
 from training.checkpoint import is_count, is_number, load_state, refuse_other_shapes, weight_shapes
-from training.hardware import total_memory
+from training.hardware import host_memory
 
 MOST_KEYS = 1000
 MOST_CHARACTERS = 4096
@@ -92,8 +92,8 @@ def _values_of_layers(key: str, value: Any) -> list[Any]:
 def _refuse_positions(path: Path, config: Mapping[str, Any]) -> None:
     """Raise UserError for a block_size whose tables of positions do not fit this machine."""
     length, width = config.get("block_size"), config.get("n_embd")
-    memory = total_memory(torch.device("cpu"))
-    if memory is None or not (is_count(length) and is_count(width)):
+    memory = host_memory()
+    if not (is_count(length) and is_count(width)):
         return  # what is not a count, the config refuses
     if 4 * length * width > memory:
         raise UserError(
@@ -130,7 +130,7 @@ def _is_tokenizer(value: Any) -> bool:
 
 
 def _is_stepper(value: Any) -> bool:
-    """As `Stepper.state_dict` makes it."""
+    """As `StepGuard.state_dict` and `GradScaler.state_dict` make it."""
     return (
         isinstance(value, dict)
         and is_count(value.get("bad_steps"))

@@ -386,12 +386,12 @@ MUTATIONS = (
     ),
     Mutation(
         "gradients are not clipped",
-        optim.Stepper,
-        "step",
-        "self._grad_clip > 0",
-        "self._grad_clip < 0",
+        optim,
+        "clip_gradients",
+        "longest > 0",
+        "longest < 0",
         (
-            f"{OPTIMIZER}test_a_step_is_what_clipping_and_adamw_do",
+            "unit/test_step_guard.py::test_a_step_is_what_clipping_and_adamw_do",
             "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
         ),
     ),

@@ -167,7 +167,7 @@ def test_fifty_steps(dataset, tmp_path, bias):
         inputs, targets = batches.batch(step)
         rate = learning_rate_at(step, training)
         train.train_step(run, inputs, targets, rate, statistics=False)
-        report = run.stepper.read()
+        report = run.guard.read()
 
         expected_rate = reference_rate(step, peak=1e-3, lowest=1e-4, warmup=10, end=40)
         assert_within(abs(rate / expected_rate - 1), 1e-12, f"the rate of step {step}")

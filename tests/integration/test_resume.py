@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import shutil
 import signal
@@ -289,6 +290,20 @@ class TestWhatMayChange:
         assert "learning_rate=0.01 from here on; it was 0.001" in output
         assert "batch_size" not in output.partition("from here on")[2]
         assert log_of(run)["config"]["learning_rate"] == 0.01
+
+    @pytest.mark.parametrize(("saved", "now"), [("float16", "float32"), ("float32", "float16")])
+    def test_the_dtype(self, workshop: Workshop, saved: str, now: str) -> None:
+        """Only float16 scales the loss, so only its checkpoints hold a scale."""
+        run = workshop.train("--max_iters=1", f"--dtype={saved}")
+        workshop.train(f"--resume={run}", "--max_iters=2", f"--dtype={now}", run_name=None)
+        scales = {
+            step: json.loads((checkpoint_at(run, step) / "state.json").read_text())["stepper"]
+            for step in (1, 2)
+        }
+        assert [bool(scales[step]["scaler"]) for step in (1, 2)] == [
+            saved == "float16",
+            now == "float16",
+        ]
 
     def test_other_data_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
         copy = tmp_path / "copy"

@@ -29,8 +29,8 @@ from tests.integration.runs import (
     moments_at,
     weights_at,
 )
-from training.optim import Diverged, Stepper
 from training.resume import find_start
+from training.step_guard import Diverged, StepGuard
 
 TINY_SHAKESPEARE = ROOT.parent / "shared/data/tinyshakespeare/input.txt"
 
@@ -182,8 +182,8 @@ class TestNoWaiting:
         self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reads = []
-        read = Stepper.read
-        monkeypatch.setattr(Stepper, "read", lambda self: reads.append(1) or read(self))
+        read = StepGuard.read
+        monkeypatch.setattr(StepGuard, "read", lambda self: reads.append(1) or read(self))
         log = log_of(workshop.train("--max_iters=11", "--log_interval=5"))
         assert [record["iter"] for record in log["training_iterations"]] == [5, 10, 11]
         assert len(log["checkpoints"]) == 1
@@ -193,7 +193,7 @@ class TestNoWaiting:
 TOP = {
     *("schema_version", "run_name", "status", "start_time", "end_time", "config", "architecture"),
     *("environment", "data", "training_iterations", "eval_steps", "checkpoints", "summary"),
-    *("run_id", "starts", "plugins"),
+    *("run_id", "starts", "plugins", "roles"),
 }
 STEP = {
     *("kind", "wall_seconds"),

@@ -27,8 +27,13 @@ class TestMemory:
 
     @pytest.fixture
     def has(self, monkeypatch: pytest.MonkeyPatch):
-        """Say how much the machine has, in bytes."""
-        return lambda size: monkeypatch.setattr(preflight, "total_memory", lambda device: size)
+        """Say how much the machine has, in bytes; of a device that does not tell, None."""
+
+        def say(size: int | None) -> None:
+            monkeypatch.setattr(preflight, "total_memory", lambda device: size)
+            monkeypatch.setattr(preflight, "host_memory", lambda: size or 10**18)
+
+        return say
 
     def test_what_fits_exactly_is_taken(self, has) -> None:
         needed = self.fitting()
@@ -104,6 +109,7 @@ class TestSizesThatNeverFit:
     )
     def test_both_numbers(self, monkeypatch, flags, words) -> None:
         monkeypatch.setattr(preflight, "total_memory", lambda device: 24 * 10**9)
+        monkeypatch.setattr(preflight, "host_memory", lambda: 24 * 10**9)
         monkeypatch.setattr(preflight, "expected_memory", None)
         with pytest.raises(ConfigError) as refused:
             refuse_machine(load(flags), CPU, torch.float32)

@@ -22,9 +22,10 @@ from model_builder import GPT
 from tests.saved_run import change_config, overwrite, save_run
 from training import checkpoint, trained_model
 from training.checkpoint import load_newest, load_optimizer, load_plugins, load_rng, verify
-from training.optim import Stepper, make_optimizer
+from training.optim import make_optimizer
 from training.resume import load_settings
 from training.run_state import load_run_state
+from training.step_guard import StepGuard
 from training.trained_model import load_trained
 
 
@@ -43,11 +44,15 @@ def load_everything(path: Path) -> None:
     optimizer = make_optimizer(model, settings.training)
     load_optimizer(path, model, optimizer)
     load_rng(path)
-    stepper = Stepper(optimizer, settings.training, torch.float32)
-    stepper.load_state_dict(load_run_state(path)["stepper"])
+    counters = load_run_state(path)["stepper"]
+    guard = StepGuard(optimizer, settings.training.max_bad_steps)
+    guard.load_state_dict(counters)
+    if counters["scaler"]:
+        torch.amp.GradScaler("cpu").load_state_dict(counters["scaler"])
     loss = model(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1]
-    stepper.backward(loss)
-    stepper.step(loss.detach(), 1e-3)
+    loss.backward()
+    guard.check(loss)
+    optimizer.step()
 
 
 def test_what_is_saved_loads(saved):

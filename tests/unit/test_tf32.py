@@ -9,7 +9,7 @@ import configurator
 import train
 from errors import ConfigError
 from tests.tiny_data import tiny_run_flags, write_tiny_dataset
-from training import run
+from training import preflight
 from training.config import TrainingConfig
 from training.hardware import environment, has_tf32, set_tf32
 from training.resume import find_start
@@ -59,7 +59,7 @@ def test_cuda_has_it_from_capability_8(capability, version, there):
 
 
 def problems(device: torch.device, dtype: torch.dtype, tf32: bool = True) -> list[str]:
-    found = run._tf32_problems(TrainingConfig(tf32=tf32), device, dtype)
+    found = preflight._tf32_problems(TrainingConfig(tf32=tf32), device, dtype)
     return [problem.message for problem in found]
 
 

@@ -22,7 +22,6 @@ from training_logger import (
     format_number,
     format_start_report,
     read_metrics,
-    summarize,
 )
 
 ARCHITECTURE = {
@@ -554,47 +553,3 @@ def test_a_run_that_is_laid_out_otherwise_is_read_whole(tmp_path):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="Expecting|Unterminated"):
         training_logger.read_run(path)
-
-
-# --- Summary ---
-
-
-def test_summary_of_a_run(tmp_path):
-    rates = (1.0, 70.0, 90.0, 80.0)
-    with make_logger(tmp_path) as logger:
-        log_eval(logger, 0, val_loss=5.0)
-        for index, rate in enumerate(rates, start=1):
-            peak = {"resident": 1, "peak": 500 - index}
-            log_step(logger, index * 10, tokens_per_second=rate, memory=peak, bad_steps=index // 2)
-        log_eval(logger, 20, val_loss=2.0)
-        log_eval(logger, 30, val_loss=math.nan)
-        log_eval(logger, 40, val_loss=2.5)
-    summary = read_run(tmp_path)["summary"]
-    assert summary.pop("wall_seconds") > 0
-    assert summary == {
-        "final_val_loss": 2.5,
-        "final_val_bits_per_byte": 2.5 / math.log(2),
-        "best_val_loss": 2.0,
-        "best_val_bits_per_byte": 2.0 / math.log(2),
-        "best_val_iter": 20,
-        "total_tokens": 40960,
-        "total_flops": 40960 * ARCHITECTURE["flops_per_token"],
-        "median_tokens_per_second": 80.0,  # the first interval is left out
-        "median_mfu_percent": pytest.approx(100 * 80 * 854_654_976 / 123.4e9),
-        "peak_memory_bytes": 499,
-        "bad_steps": 2,
-    }
-
-
-def test_summary_of_a_run_that_did_nothing_yet():
-    summary = summarize([], flops_per_token=10, wall_seconds=1.5)
-    assert summary["wall_seconds"] == 1.5
-    zero = {"total_tokens", "total_flops", "bad_steps"}
-    assert {key for key, value in summary.items() if value == 0} == zero
-    assert all(summary[key] is None for key in summary.keys() - zero - {"wall_seconds"})
-
-
-def test_summary_uses_the_only_interval_there_is(tmp_path):
-    with make_logger(tmp_path) as logger:
-        log_step(logger, 10)
-        assert logger.summary["median_tokens_per_second"] == 71.3

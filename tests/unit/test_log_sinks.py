@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.test_training_logger import log_eval, log_step, make_logger, metrics_lines, train
 from training.config import LOG_SINKS
-from training.sinks import SINKS, TAGS, curves_of, flat, missing_packages
+from training.log_sinks import SINKS, TAGS, curves_of, flat, missing_packages
 from training_logger import ResumePoint, read_metrics, set_aside_unfinished_log
 
 
@@ -276,8 +276,8 @@ def test_a_sink_that_fails_is_given_up_once_and_the_run_goes_on(tmp_path, wandb,
         log_step(logger, 5)
         wandb.failure = OSError("the network is away")
         train(logger, 10, 20)
-    told = [line for line in capsys.readouterr().out.splitlines() if "given up" in line]
-    assert told == ["log_to='wandb' failed (OSError: the network is away) and is given up."]
+    told = [line for line in capsys.readouterr().out.splitlines() if "switched off" in line]
+    assert told == ["log_to='wandb' failed (OSError: the network is away) and is switched off."]
     assert [step for step, _ in wandb.logged] == [5]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
     assert csv_lines(tmp_path) == as_text(metrics_lines(tmp_path))
@@ -291,7 +291,7 @@ def test_a_sink_that_fails_at_the_end_does_not_fail_the_run(tmp_path, wandb, mon
         monkeypatch.setattr(wandb, "exit_codes", SimpleNamespace(append=refuse))
         log_step(logger, 5)
     out = capsys.readouterr().out
-    assert "log_to='wandb' failed (RuntimeError: no) and is given up." in out
+    assert "log_to='wandb' failed (RuntimeError: no) and is switched off." in out
     assert out.splitlines()[-1].startswith("completed; ")
 
 
@@ -300,7 +300,7 @@ def test_a_sink_that_cannot_start_stops_the_run_before_it_has_a_log(tmp_path, wa
         raise RuntimeError("not logged in")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    message = r"log_to='wandb' cannot start \(RuntimeError: not logged in\); mend that, or change"
+    message = r"log_to='wandb' cannot start \(RuntimeError: not logged in\); fix that, or change"
     with pytest.raises(ValueError, match=message):
         make_logger(tmp_path, sinks=["csv", "wandb"]).__enter__()
     with make_logger(tmp_path, sinks=["csv"]):  # the folder holds no run yet

@@ -1,7 +1,7 @@
 """Where the log of a run goes besides its JSON files: a table, TensorBoard, Weights & Biases.
 
 The JSON files stay the record. A sink is a copy of their lines for other tools, which may lose it:
-one that fails while a run trains is given up with a sentence, and the run goes on.
+one that fails during training is switched off with a message, and the run goes on.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class OpenSinks:
     Args:
         names: Keys of SINKS.
         beginning: What they are made from.
-        say: Takes the sentence that tells of a sink that is given up.
+        say: Prints a message, for a sink that is switched off.
 
     Raises:
         UserError: one cannot be opened.
@@ -230,12 +230,12 @@ class OpenSinks:
         for name in names:
             try:
                 self._open[name] = SINKS[name](beginning)
-            except Exception as error:  # whatever a tracker raises, it is the user's to mend
+            except Exception as error:  # whatever a tracker raises, it is the user's to fix
                 for sink in self._open.values():
                     with contextlib.suppress(Exception):
                         sink.close(failed=True)
                 raise UserError(
-                    f"log_to={name!r} cannot start ({_told(error)}); mend that, or change log_to."
+                    f"log_to={name!r} cannot start ({_told(error)}); fix that, or change log_to."
                 ) from error
 
     def record(self, line: Mapping[str, Any]) -> None:
@@ -251,7 +251,7 @@ class OpenSinks:
                 act(sink)
             except Exception as error:  # no failure of a tracker is worth a run
                 del self._open[name]
-                self._say(f"log_to={name!r} failed ({_told(error)}) and is given up.")
+                self._say(f"log_to={name!r} failed ({_told(error)}) and is switched off.")
 
 
 def _told(error: Exception) -> str:

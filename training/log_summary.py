@@ -1,0 +1,100 @@
+"""What a run came to: the `summary` of its run.json, from the records of its log."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class RunningMedian:
+    """The median of the numbers added so far, which it keeps in order."""
+
+    def __init__(self) -> None:
+        self._ordered: list[float] = []
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            insort(self._ordered, value)
+
+    @property
+    def value(self) -> float | None:
+        """None before any."""
+        count = len(self._ordered)
+        if not count:
+            return None
+        low, high = self._ordered[(count - 1) // 2], self._ordered[count // 2]
+        return low if count % 2 else (low + high) / 2
+
+
+class RunSummary:
+    """What a run came to so far, record by record; null where there is nothing to tell it from.
+
+    The medians leave out the first log interval, which pays for warming up and compiling, unless
+    it is the only one. `total_flops` counts training, by the full (not the causal) convention.
+    """
+
+    def __init__(self, flops_per_token: int):
+        self._flops_per_token = flops_per_token
+        self._first_interval: Mapping[str, Any] | None = None
+        self._last_interval: Mapping[str, Any] = {}
+        self._final: Mapping[str, Any] = {}
+        self.best: Mapping[str, Any] | None = None
+        """The evaluation of the lowest loss."""
+        self._total_tokens = 0
+        self._peak_memory: int | None = None
+        self._tokens_per_second = RunningMedian()
+        self._mfu_percent = RunningMedian()
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take in a record of metrics.jsonl."""
+        self._total_tokens = max(self._total_tokens, line["tokens_seen"])
+        if line["kind"] == "eval":
+            self._final = line
+            loss = line["val_loss"]
+            if loss is not None and (self.best is None or loss < self.best["val_loss"]):
+                self.best = line
+        else:
+            self._add_interval(line)
+
+    def _add_interval(self, line: Mapping[str, Any]) -> None:
+        self._last_interval = line
+        peaks = (self._peak_memory, line["memory"].get("peak"))
+        self._peak_memory = max((peak for peak in peaks if peak is not None), default=None)
+        if self._first_interval is None:
+            self._first_interval = line
+        else:
+            self._tokens_per_second.add(line["tokens_per_second"])
+            self._mfu_percent.add(line["mfu"]["mfu_percent"])
+
+    def to_dict(self, wall_seconds: float) -> dict[str, Any]:
+        """The summary as run.json has it."""
+        best, only = self.best or {}, self._first_interval
+        if only is not None and only is not self._last_interval:
+            only = None
+        return {
+            "final_val_loss": self._final.get("val_loss"),
+            "final_val_bits_per_byte": self._final.get("val_bits_per_byte"),
+            "best_val_loss": best.get("val_loss"),
+            "best_val_bits_per_byte": best.get("val_bits_per_byte"),
+            "best_val_iter": best.get("iter"),
+            "total_tokens": self._total_tokens,
+            "total_flops": self._total_tokens * self._flops_per_token,
+            "wall_seconds": wall_seconds,
+            "median_tokens_per_second": (
+                only["tokens_per_second"] if only else self._tokens_per_second.value
+            ),
+            "median_mfu_percent": only["mfu"]["mfu_percent"] if only else self._mfu_percent.value,
+            "peak_memory_bytes": self._peak_memory,
+            "bad_steps": self._last_interval.get("bad_steps", 0),
+        }
+
+
+def summarize(
+    lines: Iterable[Mapping[str, Any]], *, flops_per_token: int, wall_seconds: float
+) -> dict[str, Any]:
+    """What the records of a metrics.jsonl came to; see `RunSummary`."""
+    summary = RunSummary(flops_per_token)
+    for line in lines:
+        summary.add(line)
+    return summary.to_dict(wall_seconds)

@@ -1,0 +1,195 @@
+"""Steps whose loss or gradient is not finite: found and skipped on the device, counted, reported.
+
+Nothing here waits for the device but reading the numbers of a step, which log lines need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from errors import UserError
+from training.optim import trained_parameters
+
+
+def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+    """Norm, mean and standard deviation over all gradient entries, as tensors on the device.
+
+    Raises:
+        ValueError: no parameter has a gradient.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        raise ValueError("0 parameters have a gradient; call backward() first.")
+    count = sum(gradient.numel() for gradient in gradients)
+    norm = get_total_norm(gradients)
+    mean = torch.stack([gradient.sum() for gradient in gradients]).sum() / count
+    # The variance is the mean square less the squared mean; rounding may take it below zero.
+    variance = (norm / math.sqrt(count)).square() - mean.square()
+    return {"norm": norm, "mean": mean, "std": variance.clamp(min=0.0).sqrt()}
+
+
+class Diverged(UserError):
+    """The loss or gradient was not finite for too many steps in a row; the message says more."""
+
+    run_status = "diverged"
+    """What it makes of the run in its log."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """The numbers of the last step, on the host.
+
+    Attributes:
+        loss: Mean loss of the step, nats per token.
+        gradients: `norm`, before clipping; `mean` and `std` where the step was asked for them.
+        bad_steps: Steps skipped since the run began, its loss or gradient not being finite.
+        longest_bad_run: The most in a row since the run began or was taken up.
+    """
+
+    loss: float
+    gradients: dict[str, float]
+    bad_steps: int
+    longest_bad_run: int
+
+
+class LaggingScalar:
+    """A scalar on a device as the host last saw it: looking at it never waits for the device.
+
+    On CUDA a copy to pinned memory is queued behind the work that makes the value, and the host
+    takes it once it has arrived, a few steps late. Elsewhere reading is cheap, and nothing lags.
+    """
+
+    def __init__(self, device: torch.device):
+        self._seen = 0.0
+        self._arrival = torch.cuda.Event() if device.type == "cuda" else None
+        self._under_way = False
+        if self._arrival:
+            self._landing = torch.zeros((), pin_memory=True)
+
+    def look(self, value: Tensor) -> float:
+        """The latest of the values passed so far that has reached the host."""
+        if self._arrival is None:
+            self._seen = float(value)
+            return self._seen
+        if self._under_way and self._arrival.query():
+            self._seen, self._under_way = float(self._landing), False
+        if not self._under_way:
+            self._landing.copy_(value, non_blocking=True)
+            self._arrival.record()
+            self._under_way = True
+        return self._seen
+
+
+class StepGuard:
+    """Finds steps whose loss or gradient norm is not finite, so that they change nothing.
+
+    Weights, moments and AdamW's step count then stay as they are. In float16 an overflow under the
+    loss scale is counted the same; a few of them at the start are normal.
+
+        loss.backward()
+        norm = guard.check(loss)
+        clip_gradients(optimizer, norm, longest=1.0)
+        if guard.allows_update():
+            optimizer.step()
+        if log_step or guard.stuck():
+            report = guard.read()
+            guard.stop_if_stuck(report)
+
+    Args:
+        optimizer: From `make_optimizer`; told which steps to skip.
+        max_bad_steps: So many bad steps in a row stop the run.
+    """
+
+    def __init__(self, optimizer: torch.optim.AdamW, max_bad_steps: int):
+        self._parameters = trained_parameters(optimizer)
+        self._max_bad_steps = max_bad_steps
+        device = self._parameters[0].device
+        # Counts are float32 like the rest, to be read in one transfer; exact up to 2**24.
+        self._loss, self._bad, self._bad_steps, self._bad_in_a_row, self._longest_bad_run = (
+            torch.zeros((), device=device) for _ in range(5)
+        )
+        self._gradients = {"norm": torch.zeros((), device=device)}
+        self._longest_on_host = LaggingScalar(device)
+        # The fused kernel skips a step by itself where found_inf is 1; Apple's does not look at it.
+        self._skips_on_device = device.type != "mps"
+        if self._skips_on_device:
+            optimizer.grad_scale = None
+            optimizer.found_inf = self._bad
+
+    @torch.no_grad()
+    def check(self, loss: Tensor, *, statistics: bool = False) -> Tensor:
+        """Note whether a step is bad, from its loss and its gradients; returns their norm.
+
+        Args:
+            loss: Mean loss of the step, a scalar on the device.
+            statistics: Also take the mean and deviation of the gradients, for `read`.
+        """
+        self._loss = loss.detach()
+        if statistics:
+            self._gradients = gradient_statistics(self._parameters)
+        else:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            self._gradients = {"norm": get_total_norm(gradients)}
+        norm = self._gradients["norm"]
+        finite = torch.isfinite(self._loss) & torch.isfinite(norm)
+        self._bad.copy_(~finite)  # in place: the optimizer holds this tensor
+        self._bad_steps += self._bad
+        self._bad_in_a_row = (self._bad_in_a_row + 1) * self._bad
+        self._longest_bad_run = torch.maximum(self._longest_bad_run, self._bad_in_a_row)
+        return norm
+
+    def allows_update(self) -> bool:
+        """Whether to call the optimizer's step.
+
+        Where the optimizer skips a bad step by itself, on the device: always. Elsewhere this waits
+        for the device, and is False for a bad step.
+        """
+        return self._skips_on_device or not self._bad.item()
+
+    def read(self) -> StepReport:
+        """The numbers of the last step; waits for the device, so only call it at log steps."""
+        device_numbers = (
+            self._loss,
+            self._bad_steps,
+            self._longest_bad_run,
+            *self._gradients.values(),
+        )
+        loss, *rest = torch.stack([number.float() for number in device_numbers]).tolist()
+        counts, gradients = rest[:2], rest[2:]
+        return StepReport(
+            loss,
+            dict(zip(self._gradients, gradients, strict=True)),
+            *(int(count) for count in counts),
+        )
+
+    def stuck(self) -> bool:
+        """Whether `max_bad_steps` in a row were bad since the run started or was resumed, as far as
+        the host knows without waiting for the device."""
+        return self._longest_on_host.look(self._longest_bad_run) >= self._max_bad_steps
+
+    def stop_if_stuck(self, report: StepReport) -> None:
+        """Raise Diverged if `max_bad_steps` in a row were bad since the run started or resumed."""
+        if report.longest_bad_run >= self._max_bad_steps:
+            raise Diverged(
+                f"{report.longest_bad_run} steps in a row had a non-finite loss or gradient and "
+                f"were skipped (max_bad_steps={self._max_bad_steps}): the run has diverged. Resume "
+                "from a checkpoint before that with a lower learning_rate, a longer warmup_iters, "
+                "or a dtype of more range (bfloat16, float32)."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters as plain numbers, for a checkpoint."""
+        return {"bad_steps": int(self._bad_steps), "bad_in_a_row": int(self._bad_in_a_row)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the counters of `state_dict`."""
+        self._bad_steps.fill_(state["bad_steps"])
+        self._bad_in_a_row.fill_(state["bad_in_a_row"])
+        self._longest_bad_run.zero_()  # a bad spell that is over must not stop the run again
