@@ -29,7 +29,7 @@ from comparison.report.page import write_page
 from comparison.tables import to_markdown, to_text
 from errors import UserError, printable, unknown_name
 from experiment.selection import DEFAULT_LATEST, Selection, select
-from training.config import TrainingConfig
+from training_config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
 
 FORMATS = ("text", "json", "csv", "markdown")

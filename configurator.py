@@ -24,7 +24,7 @@ from model_config import PRESETS, ModelArchitectureConfig
 from model_keys import REPLACED, architecture_keys
 from options import KEYS, Key, Role, Section, keys_of, type_name
 from patterns import spelled
-from training.config import TRAINING_KEYS, TrainingConfig, kept_share
+from training_config import TRAINING_KEYS, TrainingConfig, kept_share
 from user_files import Given, collect, read_config_file, run_plugins
 
 DEFAULT_SEQUENCE_LENGTH = 256  # tokens; where the user says nothing: what a CPU can train on

@@ -17,9 +17,9 @@ from cli import run_cli
 from data.tokenizers import Tokenizer, is_unicode
 from errors import UserError, quoted
 from model_builder import check_sampling
-from training.config import DEVICES, DTYPES
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.trained_model import load_trained
+from training_config import DEVICES, DTYPES
 from user_files import run_plugins
 
 

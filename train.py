@@ -106,8 +106,8 @@ def set_up(start: Start) -> Run:
     optimizer = make_optimizer(network, training)
     run = Run(
         settings=settings,
-        folder=start.run_folder
-        or run_directory(settings),  # last: a failure leaves no empty folder
+        folder=start.run_folder  # made last: a failure leaves no empty folder
+        or run_directory(Path(training.out_dir), training.run_name, settings.arch_preset),
         dataset=dataset,
         validation=validation,
         device=device,

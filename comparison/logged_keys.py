@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from options import Role
-from training.config import TRAINING_KEYS
+from training_config import TRAINING_KEYS
 
 _BEFORE_ROLES_WERE_LOGGED = {
     "arch_preset": Role.BOOKKEEPING,

@@ -6,7 +6,7 @@ import dataclasses
 
 from configurator import Settings
 from errors import UserError
-from training.config import kept_share
+from training_config import kept_share
 
 UNITS = ("tokens", "flops", "minutes")
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}

@@ -29,7 +29,7 @@ from data.prefetch import PREFETCH_DEPTH
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
-from training.config import TrainingConfig
+from training_config import TrainingConfig
 
 COMPILED_SHARE = 0.25
 """torch.compile computes some activations anew instead of keeping them, how many is not known

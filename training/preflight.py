@@ -10,7 +10,6 @@ import torch
 
 from configurator import Settings
 from errors import ConfigError, Problem
-from training.config import TrainingConfig
 from training.hardware import device_name, has_tf32, host_memory, total_memory
 from training.log_sinks import missing_packages
 from training.memory import (
@@ -21,6 +20,7 @@ from training.memory import (
     least_state,
 )
 from training.smoke import check_own_parts
+from training_config import TrainingConfig
 from training_logger import format_bytes
 
 

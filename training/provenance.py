@@ -12,7 +12,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 SOURCE = (
     *("errors.py", "safe_files.py", "options.py", "patterns.py", "saved_configs.py"),
-    *("configurator.py", "user_files.py"),
+    *("configurator.py", "training_config.py", "user_files.py"),
     *("model_components.py", "model_keys.py", "model_config.py", "model_builder.py"),
     *("train.py", "training_logger.py"),
     *("components/**/*.py", "data/*.py", "training/**/*.py", "interop/**/*.py"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from configurator import Settings
 from options import KEYS
-from training.config import TrainingConfig
 from training.memory import ExpectedMemory
 from training.run import Run
+from training_config import TrainingConfig
 from training_logger import format_bytes, format_count, format_flops, format_start_report
 
 

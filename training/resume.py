@@ -18,9 +18,9 @@ from training.checkpoint import (
     newest_whole,
     runs_newest_first,
 )
-from training.config import TrainingConfig
 from training.run_directory import refuse_locked
 from training.run_state import load_run_state, refuse_other_weights
+from training_config import TrainingConfig
 from training_logger import ResumePoint
 
 FIXED_ROLES = {Role.ARCHITECTURE, Role.DATA, Role.SEED}

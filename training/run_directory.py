@@ -17,7 +17,6 @@ from typing import TextIO
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from configurator import Settings
 from errors import UserError, file_errors
 from safe_files import refuse_irregular
 
@@ -27,10 +26,9 @@ PATIENCE = 0.2
 """Seconds to wait for a lock. A process that only looks whether it is free holds it for less."""
 
 
-def run_directory(settings: Settings) -> Path:
-    """The run directory of new settings; where run_name is "auto", a new one, made here."""
-    out_dir, name = Path(settings.training.out_dir), settings.training.run_name
-    return make_run_directory(settings.arch_preset, out_dir) if name == "auto" else out_dir / name
+def run_directory(out_dir: Path, name: str, stem: str) -> Path:
+    """The run directory of a name; for "auto" a new one, named after `stem` and made here."""
+    return make_run_directory(stem, out_dir) if name == "auto" else out_dir / name
 
 
 def make_run_directory(name: str, out_dir: Path) -> Path:

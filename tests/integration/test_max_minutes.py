@@ -22,8 +22,8 @@ from tests.integration.runs import (
     weights_at,
 )
 from training import clock
-from training.config import TrainingConfig
 from training.optim import learning_rate_at
+from training_config import TrainingConfig
 
 SEVEN_SECONDS = f"--max_minutes={7 / 60}"
 COURSE = ("--max_iters=100", "--eval_interval=4", "--log_interval=3", "--dropout=0.2")

@@ -34,8 +34,8 @@ from training.checkpoint import (
     save_checkpoint,
     verify,
 )
-from training.config import TrainingConfig
 from training.optim import make_optimizer
+from training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 

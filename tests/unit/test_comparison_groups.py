@@ -7,7 +7,7 @@ import pytest
 from comparison.findings import compare
 from comparison.groups import changes, find_baseline, group_runs, unlike
 from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
-from training.config import TrainingConfig
+from training_config import TrainingConfig
 
 RMS = {"normalization": "rmsnorm"}
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.test_training_logger import log_eval, log_step, make_logger, metrics_lines, train
-from training.config import LOG_SINKS
 from training.log_sinks import SINKS, TAGS, curves_of, flat, missing_packages
+from training_config import LOG_SINKS
 from training_logger import ResumePoint, read_metrics, set_aside_unfinished_log
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import SCHEDULES, TrainingConfig
 from training.optim import (
     _SCHEDULES,
     clip_gradients,
@@ -18,6 +17,7 @@ from training.optim import (
     set_learning_rate,
     trained_parameters,
 )
+from training_config import SCHEDULES, TrainingConfig
 
 
 class Tied(nn.Module):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from configurator import load
 from errors import UserError
 from training import run_directory as module
 from training.run_directory import (
@@ -69,11 +68,11 @@ def test_out_dir_that_is_a_file_is_an_error(tmp_path):
         make_run_directory("llama", tmp_path / "file")
 
 
-def test_the_folder_of_new_settings_is_made_where_the_clock_names_it(tmp_path):
-    folder = run_directory(load(["config/arch_llama.py", f"--out_dir={tmp_path}"]))
+def test_the_folder_is_made_where_the_clock_names_it(tmp_path):
+    folder = run_directory(tmp_path, "auto", "llama")
     assert folder.name.startswith("llama-2")
     assert list(tmp_path.iterdir()) == [folder]
-    assert run_directory(load(["--run_name=mine", f"--out_dir={tmp_path}"])) == tmp_path / "mine"
+    assert run_directory(tmp_path, "mine", "llama") == tmp_path / "mine"
     assert list(tmp_path.iterdir()) == [folder]
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import train
-from training.config import TrainingConfig
 from training.optim import make_optimizer, parameter_groups
 from training.step_guard import Diverged, LaggingScalar, StepGuard, gradient_statistics
+from training_config import TrainingConfig
 
 
 class Squares(nn.Module):

@@ -10,9 +10,9 @@ import train
 from errors import ConfigError
 from tests.tiny_data import tiny_run_flags, write_tiny_dataset
 from training import preflight
-from training.config import TrainingConfig
 from training.hardware import environment, has_tf32, set_tf32
 from training.resume import find_start
+from training_config import TrainingConfig
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

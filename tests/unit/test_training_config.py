@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from errors import ConfigError
-from training.config import SCHEDULES, TrainingConfig
+from training_config import SCHEDULES, TrainingConfig
 
 
 def problems(**values) -> list[str]:
