@@ -56,6 +56,7 @@ TAKEN_BACK = "default"
 """What a flag says of a key that is to be as if no config file had set it."""
 
 ASKED = ("--help", "-h", "--print_config")
+KEYS.reserve(flag.lstrip("-") for flag in ASKED)
 
 # Keys of a nanoGPT config that have another name here, or no meaning: key -> what to do.
 NANOGPT_KEYS = {

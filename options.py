@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from errors import Problem, UserError, is_unprintable, listed, nearest, quoted, unknown_name
-from patterns import Pattern, read_pattern
+from patterns import Pattern, read_pattern, repeating
 
 LARGEST_INT = 2**63 - 1
 """What an int may be at most: what fits the int64 that torch and NumPy count with."""
@@ -160,7 +160,7 @@ class Key:
 
     def declares_as(self, other: Key) -> bool:
         """Whether two keys of one name are the same declaration."""
-        told = ("help", "choices", "bounds", "per_layer")
+        told = ("help", "choices", "bounds", "per_layer", "tag")
         return (self.annotation, self.default, self.role) == (
             other.annotation,
             other.default,
@@ -187,7 +187,7 @@ class Key:
         if isinstance(value, list | tuple):
             if not value:
                 raise UserError("is an empty list; give a value for each layer that repeats.")
-            return Pattern(tuple((item, 1) for item in value)).simplified()
+            return repeating(value)
         if not self._spells_pattern(value):
             return value
         pattern = read_pattern(
@@ -296,7 +296,7 @@ class KeyTable(Mapping[str, Key]):
     def refuse_clashes(self, owner: str, keys: Mapping[str, Key]) -> None:
         """Raise UserError where a name is another key already; several parts may share one."""
         for name, key in keys.items():
-            if name in self._reserved:
+            if name in self._reserved or name.startswith("_"):
                 raise UserError(f"the option {name!r} has a name that is reserved; choose another.")
             for other_owner, other in self._declared.get(name, {}).items():
                 if other_owner != owner and not key.declares_as(other):

@@ -93,7 +93,7 @@ class Pattern:
             values = [self.at(layer) for layer in range(self.length)]
             period = _shortest_period(values)
             # It goes on after its end: a period that leaves a part of it over is none.
-            return _repeating(values if len(values) % period else values[:period])
+            return _in_runs(values if len(values) % period else values[:period])
         return Pattern(tuple(runs))
 
     def over(self, layers: int) -> Any:
@@ -110,9 +110,14 @@ class Pattern:
         )
 
 
+def repeating(values: Sequence[Any]) -> Any:
+    """The pattern that repeats these values; one value where all agree."""
+    return Pattern(tuple((value, 1) for value in values)).simplified()
+
+
 def by_layer(values: Sequence[Any]) -> Any:
-    """The pattern of the shortest period that gives these values; one value where all agree."""
-    return _repeating(values[: _shortest_period(values)])
+    """The pattern of the shortest period that gives layers these values; one where all agree."""
+    return _in_runs(values[: _shortest_period(values)])
 
 
 def with_rest(values: Sequence[Any]) -> Any:
@@ -124,8 +129,8 @@ def with_rest(values: Sequence[Any]) -> Any:
     return Pattern((*runs, (last, None))) if count > 1 else pattern
 
 
-def _repeating(values: Sequence[Any]) -> Any:
-    """The values as a pattern; a single one where all agree."""
+def _in_runs(values: Sequence[Any]) -> Any:
+    """The values as a pattern of as many layers; a single one where all agree."""
     runs = tuple(_merged((value, 1) for value in values))
     return runs[0][0] if len(runs) == 1 else Pattern(runs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from patterns import by_layer
+from patterns import repeating
 
 _WINDOWED = "S"
 _ROTATED = "R"
@@ -54,14 +54,14 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
                 keys[key] = _by_letters(windows, inside, keys.get(key))
         keys["sliding_window"] = _by_letters(windows, _effective_window(keys), None)
     if turns and keys.get("position_encoding") == "rope":
-        kinds = by_layer(["rope" if turn == _ROTATED else "none" for turn in turns])
+        kinds = repeating(["rope" if turn == _ROTATED else "none" for turn in turns])
         keys["position_encoding"] = str(kinds)
     return keys
 
 
 def _by_letters(letters: str, windowed: Any, other: Any) -> Any:
     """The value, or the text of the pattern, that the letters of windowed layers make."""
-    values = by_layer([windowed if letter == _WINDOWED else other for letter in letters])
+    values = repeating([windowed if letter == _WINDOWED else other for letter in letters])
     return str(values) if len(set(letters)) > 1 and windowed != other else values
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from data.tokenizers import TiktokenTokenizer
-from model_components import REGISTRIES
-from options import KEYS
+from tests import own_parts
 from tests.prepared import SHARED
 
 
@@ -38,11 +37,6 @@ def gpt2(monkeypatch: pytest.MonkeyPatch) -> TiktokenTokenizer:
 
 @pytest.fixture(autouse=True)
 def _own_parts() -> Iterator[None]:
-    """The parts and config keys that a test registers are gone after it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for registry in REGISTRIES.values():
-            for table in ("_entries", "_canonical"):
-                patch.setattr(registry, table, dict(getattr(registry, table)))
-        declared = {name: dict(owners) for name, owners in KEYS._declared.items()}
-        patch.setattr(KEYS, "_declared", declared)
+    """What a test registers is gone after it."""
+    with own_parts.forgotten():
         yield

@@ -17,9 +17,20 @@ import pytest
 from torch.autograd.gradcheck import GradcheckError
 
 import model_builder
-from components import activations, attention, attention_backends, blocks, ffns, norms, part
+import model_config
+import patterns
+from components import (
+    activations,
+    attention,
+    attention_backends,
+    blocks,
+    ffns,
+    norms,
+    part,
+    rope_scalings,
+)
 from components import positions as encodings
-from training import optim
+from training import optim, resume
 
 
 class Mutation(NamedTuple):
@@ -45,6 +56,9 @@ CONFIG = "unit/test_model_config.py::"
 OPTIMIZER = "unit/test_optim.py::"
 SHAPES = "unit/test_model_shapes.py::"
 START = "unit/test_initial_weights.py::"
+PATTERNS = "unit/test_patterns.py::"
+PART_OPTIONS = "unit/test_part_options.py::"
+OLD = "unit/test_saved_configs.py::"
 GPT2 = "[preset gpt2]"
 LLAMA = "[preset llama]"
 
@@ -151,7 +165,7 @@ MUTATIONS = (
     ),
     Mutation(
         "YaRN leaves the temperature as it is",
-        encodings.YaRN,
+        rope_scalings.YaRN,
         "apply",
         "0.1 * math.log(factor) + 1.0",
         "1.0",
@@ -177,7 +191,7 @@ MUTATIONS = (
         "a norm's eps is fixed",
         norms.RMSNorm,
         "__init__",
-        "eps=eps",
+        "eps=config.norm_eps",
         "eps=1e-5",
         (f"{FORMULAS}test_norms[rmsnorm-0.5]",),
     ),
@@ -287,6 +301,71 @@ MUTATIONS = (
         (f"{CONFIG}test_no_key_is_ignored[embedding_scale]",),
     ),
     Mutation(
+        "attention is charged without its window",
+        attention.Attention,
+        "__init__",
+        "self.window = window_of(config)",
+        "self.window = None",
+        (f"{EVERY_MODEL}test_cost_of_a_window_and_of_causality[sliding_window=5+none]",),
+    ),
+    Mutation(
+        "every layer is made as the first",
+        model_config.ModelArchitectureConfig,
+        "_layer",
+        "return LayerConfig(self._resolved[place], layer)",
+        "return LayerConfig(self._resolved[0], layer)",
+        (
+            f"{CONFIG}test_layers_that_differ_are_checked_once_for_each_kind",
+            f"{CONFIG}test_each_layer_is_made_with_its_own_value[ffn_type]",
+        ),
+    ),
+    Mutation(
+        "every layer has the first position encoding",
+        model_builder.GPT,
+        "forward",
+        "own = self._position_of_layer[layer]",
+        "own = 0",
+        (f"{OLD}test_the_logits_are_those_of_the_version_that_saved_it[rope_pattern]",),
+    ),
+    Mutation(
+        "a pattern that repeats begins in the middle",
+        patterns.Pattern,
+        "at",
+        "layer % self.length if",
+        "(layer + 1) % self.length if",
+        (f"{PATTERNS}test_what_each_layer_has[kind-rope*2+none-expected1]",),
+    ),
+    Mutation(
+        "a pattern is shortened to a period that leaves a part over",
+        patterns.Pattern,
+        "simplified",
+        "values if len(values) % period else values[:period]",
+        "values[:period]",
+        (
+            f"{PATTERNS}test_the_shortest_form[rope+none+rope-rope+none+rope]",
+            f"{OLD}test_the_logits_are_those_of_the_version_that_saved_it[all of them]",
+        ),
+    ),
+    Mutation(
+        "a key without its part is taken and ignored",
+        model_config.ModelArchitectureConfig,
+        "_unused_problems",
+        "if key not in self._used:",
+        "if key is None:",
+        (f"{PART_OPTIONS}test_where_they_are_given_is_told",),
+    ),
+    Mutation(
+        "a run goes on with another architecture",
+        resume,
+        "_is_fixed",
+        "KEYS[key].role in FIXED_ROLES",
+        'KEYS[key].role == "data"',
+        (
+            f"{PART_OPTIONS}"
+            "test_a_new_key_of_the_architecture_is_refused_on_resume_with_another_value",
+        ),
+    ),
+    Mutation(
         "the loss counts targets that are to be left out",
         model_builder.GPT,
         "forward",
@@ -325,6 +404,10 @@ MUTATIONS = (
         ("integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",),
     ),
 )
+
+
+OWN_ASSERTIONS = (AssertionError, GradcheckError, pytest.fail.Exception)
+"""What a test raises that finds something wrong; the last where nothing was refused."""
 
 
 def plain(function: Any) -> types.FunctionType:
@@ -376,7 +459,7 @@ def test_what_is_broken_is_noticed(mutation, monkeypatch, pytestconfig):
     monkeypatch.setattr(original(mutation), "__code__", mutated_code(mutation))
     for test, raised in run(mutation.noticed_by, pytestconfig).items():
         assert raised is not None, f"{test} stays green though {mutation.what}"
-        assert isinstance(raised, AssertionError | GradcheckError), f"{test} crashes: {raised!r}"
+        assert isinstance(raised, OWN_ASSERTIONS), f"{test} crashes: {raised!r}"
 
 
 def test_what_is_compiled_anew_unchanged_is_not_noticed(monkeypatch, pytestconfig):

@@ -169,8 +169,6 @@ class TestLostCheckpoints:
 
 class TestChangedPlugin:
     PART = '''
-import torch
-
 from components.activations import ACTIVATIONS, Activation
 
 

@@ -193,8 +193,8 @@ class TestComparison:
         capsys.readouterr()
         assert main(["--latest", "2", f"--out_dir={workshop.out_dir}"]) == 0
         table = capsys.readouterr().out
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-AttnBias: the baseline" in table
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32: attention_bias=False" in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-NoBias-AttnBias: the baseline" in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-NoBias: attention_bias=False" in table
         assert "seeds of" not in table  # the older run like the baseline is not among them
 
 
@@ -240,13 +240,11 @@ class TestTerminal:
 
 class TestPlugins:
     PART = '''
-import torch
-
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, Activation
 
 
 @ACTIVATIONS.register("cube", label="Cube")
-class Cube(torch.nn.Module):
+class Cube(Activation):
     """The cube."""
 
     def forward(self, x):
@@ -304,7 +302,7 @@ class Cube(torch.nn.Module):
         workshop.train(*flags)
         message = workshop.refused("--resume=auto", f"--plugins={part}", "--learning_rate=1e-5")
         assert "min_lr=0.0001 is above learning_rate=1e-05" in message
-        assert "(min_lr: saved settings; learning_rate: --learning_rate)" in message
+        assert "(min_lr: the run run; learning_rate: --learning_rate)" in message
         assert "parts of its own" not in message
 
     def test_two_files_of_one_name(self, workshop: Workshop, part: str, tmp_path: Path) -> None:

@@ -448,7 +448,7 @@ def _ramp(length):
 class Sharing(nn.Module):
     """A norm with a layer and a tensor that are the same in all blocks."""
 
-    def __init__(self, dim, eps):
+    def __init__(self, dim, config):
         super().__init__()
         if not _layers:
             _layers.append(nn.Linear(dim, dim))

@@ -114,6 +114,14 @@ ALIKE: dict[str, Fields] = {
             "sliding_attention": {**_LINEAR, "factor": 2.0},
         },
     },
+    "Qwen2, windows that are no shorter pattern repeated": {
+        **_WIDE,
+        "model_type": "qwen2",
+        "num_key_value_heads": 4,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding")],
+    },
     "LLaMA with a leaky gate": {**_LLAMA, "hidden_act": "leaky_relu"},
     "Gemma 2, with Gemma 3's pattern": {
         **_GEMMA,

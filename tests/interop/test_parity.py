@@ -14,6 +14,7 @@ from tests.interop.references import (
     REFERENCES,
     WINDOW,
     assert_close,
+    enlarged,
     every_reference,
     from_folder,
     reference,
@@ -143,6 +144,19 @@ def test_presets_can_be_exported(preset, family, tmp_path):
         parameter.add_(0.2 * torch.randn_like(parameter))
     assert choose_family(model.config).model_type == family
     save(model, tmp_path / "saved")
+    expected = model(tokens(LONGEST))
+    assert_close(from_folder(tmp_path / "saved")(tokens(LONGEST)).logits, expected)
+    assert_close(load(tmp_path / "saved")(tokens(LONGEST)), expected)
+
+
+@pytest.mark.parametrize("biases", ["true+false", "false+true"])
+@torch.no_grad()
+def test_biases_that_some_layers_lack_are_written_as_zeros(biases, tmp_path):
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": LONGEST, "vocab_size": 61}
+    torch.manual_seed(0)
+    config = ModelArchitectureConfig.from_preset("llama", **sizes, attention_bias=biases)
+    model = enlarged(GPT(config).eval())
+    save(model, tmp_path / "saved", "llama")
     expected = model(tokens(LONGEST))
     assert_close(from_folder(tmp_path / "saved")(tokens(LONGEST)).logits, expected)
     assert_close(load(tmp_path / "saved")(tokens(LONGEST)), expected)

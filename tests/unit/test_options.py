@@ -1,4 +1,4 @@
-"""Fields that are declared once: what they accept, parse and say."""
+"""Keys that are declared once: what they accept, parse and say, and who they belong to."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from errors import ConfigError, Problem, nearest, unknown_name
+from configurator import key_table
+from errors import ConfigError, Problem, UserError, nearest, unknown_name
 from options import (
+    KEYS,
+    Key,
+    KeyTable,
+    Role,
+    Section,
     convert,
     convert_fields,
     field_problems,
-    field_types,
-    groups,
+    keys_of,
     option,
+    options_of,
     parse,
     type_name,
 )
@@ -42,26 +48,28 @@ class Name(str):
     """A str of another type."""
 
 
+_sizes = Section("Sizes", Role.ARCHITECTURE)
+_names = Section("Names", Role.BOOKKEEPING)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A class whose docstring mentions
-    size: which is no field here.
-    """
+    """A class of options."""
 
-    # Sizes
-    size: int = option(1, "how big", at_least=1, at_most=8)
-    # not a heading: no empty line above
-    share: float = option(0.5, "how much", above=0, below=1)
+    size: int = _sizes.option(1, "how big", at_least=1, at_most=8)
+    share: float = _sizes.option(0.5, "how much", above=0, below=1, role=Role.RECIPE)
 
-    # Names
-    name: str = option("small", "what", choices=NAMES)
-    limit: float | None = option(None, "none: no limit")
-    fast: bool | str = option("auto", "whether", choices=("auto", True, False))
-    free: str = option("", "any text")
+    name: str = _names.option("small", "what", choices=NAMES)
+    limit: float | None = _names.option(None, "none: no limit")
+    fast: bool | str = _names.option("auto", "whether", choices=("auto", True, False))
+    free: str = _names.option("", "any text")
+
+
+EXAMPLE = keys_of(Example)
 
 
 def messages(**values) -> list[str]:
-    return [problem.message for problem in field_problems(Example(**values))]
+    return [problem.message for problem in field_problems(Example(**values), EXAMPLE)]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,7 @@ def test_convert_refuses_values_of_another_type(value, annotation, message):
         ("", str, ""),
         ("auto", bool | str, "auto"),
         ("true", bool | str, True),
-        ("abc", int, "abc"),  # left for field_problem to refuse
+        ("abc", int, "abc"),  # left for Key.problem to refuse
         ("1.5", int, 1.5),
         ("-" * 900 + "1", int, "-" * 900 + "1"),  # too deep for Python's parser or literal_eval
         ("-" * 10**6 + "1", int, "-" * 10**6 + "1"),
@@ -170,7 +178,7 @@ def test_each_field_problem_says_what_is_wrong(values, message):
 
 
 def test_problems_come_in_field_order_and_name_their_keys():
-    problems = field_problems(Example(size=0, share=2, name="x"))
+    problems = field_problems(Example(size=0, share=2, name="x"), EXAMPLE)
     assert [problem.keys for problem in problems] == [("size",), ("share",), ("name",)]
 
 
@@ -185,7 +193,7 @@ def test_choices_are_read_anew_at_each_check():
 
 def test_convert_fields_turns_ints_into_floats_where_a_float_is_meant():
     config = Example(limit=3)
-    convert_fields(config)
+    convert_fields(config, EXAMPLE)
     assert type(config.limit) is float
     assert type(config.size) is int
 
@@ -204,12 +212,16 @@ def test_unknown_name_reads_an_iterable_once():
 def test_type_names_are_a_readers():
     assert type_name(float | None) == "float or none"
     assert type_name(bool) == "True or False"
-    assert list(field_types(Example)) == ["size", "share", "name", "limit", "fast", "free"]
 
 
-def test_groups_are_the_comments_after_an_empty_line():
-    names = {heading: [field.name for field in fs] for heading, fs in groups(Example).items()}
-    assert names == {"Sizes": ["size", "share"], "Names": ["name", "limit", "fast", "free"]}
+def test_a_section_gives_its_keys_a_heading_and_a_role():
+    assert list(EXAMPLE) == ["size", "share", "name", "limit", "fast", "free"]
+    sections = {name: key.section for name, key in EXAMPLE.items()}
+    assert sections == dict.fromkeys(("size", "share"), "Sizes") | dict.fromkeys(
+        ("name", "limit", "fast", "free"), "Names"
+    )
+    roles = [EXAMPLE[name].role for name in ("size", "share", "name")]
+    assert roles == [Role.ARCHITECTURE, Role.RECIPE, Role.BOOKKEEPING]
 
 
 def test_config_error_counts_and_lists_its_problems():
@@ -221,3 +233,146 @@ def test_config_error_counts_and_lists_its_problems():
     assert str(two) == "2 config errors:\n  - a is bad.\n  - no file."
     assert isinstance(two, ValueError)
     assert two.problems[0].keys == ("a",)
+
+
+# What may be declared
+
+
+class Roleless:
+    lost: int = option(1, "nobody says what it is for")
+
+
+class Plain:
+    bare: int = 3
+
+
+class Missing:
+    bare: int
+
+
+def test_a_key_without_a_role_cannot_be_declared():
+    with pytest.raises(TypeError, match=r"Roleless\.lost has no role"):
+        keys_of(Roleless)
+    assert keys_of(Roleless, role=Role.DATA)["lost"].role is Role.DATA
+
+
+@pytest.mark.parametrize("declaring", [Plain, Missing])
+def test_an_attribute_without_option_is_refused(declaring):
+    with pytest.raises(TypeError, match=rf"{declaring.__name__}\.bare must be made by option"):
+        keys_of(declaring, role=Role.DATA)
+
+
+def test_every_key_of_a_run_has_a_role():
+    assert len(key_table()) > 70
+    assert set(KEYS) == set(key_table())
+    assert all(isinstance(key.role, Role) for key in KEYS.values())
+
+
+# Whose a key is
+
+
+def keys(owner: str, help: str = "how wide", default: int = 1, **rest) -> dict[str, Key]:
+    declaring = type("Options", (), {"width": option(default, help, **rest)})
+    declaring.__annotations__ = {"width": int}
+    return keys_of(declaring, owner=owner, role=Role.ARCHITECTURE)
+
+
+def test_a_table_knows_the_parts_that_a_key_belongs_to():
+    table = KeyTable()
+    table.declare("", EXAMPLE)
+    for owner in ("ffn=a", "ffn=b", "norm=c"):
+        table.declare(owner, keys(owner))
+    assert table.owners("width") == ["ffn=a", "ffn=b", "norm=c"]
+    assert table.owned_by("width") == "ffn=a or b, norm=c"
+    assert table.owners("size") == []
+    assert table.owned_by("size") == ""
+    assert list(table) == [*EXAMPLE, "width"]
+    assert table.nearest("widht") == "; did you mean 'width'?"
+
+
+def test_what_an_owner_declared_before_is_gone():
+    table = KeyTable()
+    table.declare("ffn=a", keys("ffn=a"))
+    table.declare("ffn=b", keys("ffn=b"))
+    table.declare("ffn=a", {})
+    assert table.owners("width") == ["ffn=b"]
+    table.declare("ffn=b", {})
+    assert "width" not in table
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"help": "another"},
+        {"default": 2},
+        {"at_least": 1},
+        {"per_layer": True},
+        {"choices": (1, 2)},
+    ],
+)
+def test_one_name_is_one_declaration(other):
+    table = KeyTable()
+    table.declare("ffn=a", keys("ffn=a"))
+    with pytest.raises(UserError) as refused:
+        table.declare("ffn=b", keys("ffn=b", **other))
+    assert str(refused.value) == (
+        "the option 'width' belongs to ffn=a and is declared in another way there; choose another "
+        "name, or inherit its class Options."
+    )
+    assert table.owners("width") == ["ffn=a"]
+
+
+def test_another_spelling_in_names_is_another_declaration():
+    """A name would not tell which of the two a tag is of."""
+    table = KeyTable()
+    table.declare("ffn=a", keys("ffn=a", tag="W{}"))
+    with pytest.raises(UserError, match="is declared in another way there"):
+        table.declare("ffn=b", keys("ffn=b", tag="Wide{}"))
+
+
+def test_a_key_of_every_run_cannot_be_a_part_s():
+    table = KeyTable()
+    table.declare("", EXAMPLE)
+    with pytest.raises(UserError, match="the option 'size' is a key of every run and is declared"):
+        table.declare("ffn=a", {"size": dataclasses.replace(keys("ffn=a")["width"], name="size")})
+
+
+@pytest.mark.parametrize(
+    "name", ["layers", "to_dict", "changed", "index", "values", "help", "_base"]
+)
+def test_names_that_a_config_has_are_reserved(name):
+    with pytest.raises(UserError, match=f"the option '{name}' has a name that is reserved"):
+        KEYS.refuse_clashes("ffn=a", {name: keys("ffn=a")["width"]})
+
+
+class Base:
+    """A part."""
+
+    class Options:
+        base: int = option(1, "of the base")
+
+
+class Child(Base):
+    """A part with an option more."""
+
+    class Options:
+        own: int = option(2, "of the child")
+
+
+class Silent(Base):
+    """A part with those that it inherits."""
+
+
+def test_a_part_has_the_options_that_it_inherits():
+    found = {part: set(keys_of(options_of(part), role=Role.DATA)) for part in (Base, Child, Silent)}
+    assert found == {Base: {"base"}, Child: {"base", "own"}, Silent: {"base"}}
+    one, other = (keys_of(options_of(part), role=Role.DATA)["base"] for part in (Base, Child))
+    assert one.declares_as(other)
+
+
+def test_a_part_without_options_has_no_keys():
+    assert keys_of(options_of(Bare), role=Role.DATA) == {}
+
+
+class Bare:
+    """A part."""
