@@ -10,6 +10,7 @@ import torch
 
 from configurator import Settings
 from errors import ConfigError, Problem
+from model_config import ModelArchitectureConfig
 from training.hardware import device_name, has_tf32, host_memory, total_memory
 from training.log_sinks import missing_packages
 from training.memory import (
@@ -79,35 +80,51 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
 
 def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem]:
     """What can never fit, by arithmetic that takes no time and no memory."""
-    model, training = settings.model, settings.training
-    host, batches = host_memory(), batch_bytes(training)
-    if batches > host:
+    yield from _batch_problems(settings.training)
+    available = total_memory(device)
+    if available is not None:
+        vocab_size = settings.model.vocab_size if settings.fixes_vocabulary else 1
+        yield from _state_problems(settings.model, vocab_size, device, available)
+        yield from _logits_problems(settings.training, vocab_size, device, available)
+
+
+def _batch_problems(training: TrainingConfig) -> Iterator[Problem]:
+    host, needed = host_memory(), batch_bytes(training)
+    if needed > host:
         yield Problem(
             ("gradient_accumulation_steps", "batch_size", "sequence_length"),
             f"gradient_accumulation_steps={training.gradient_accumulation_steps} x "
             f"batch_size={training.batch_size} x sequence_length={training.sequence_length} are "
-            f"{training.tokens_per_step} tokens a step, which need {format_bytes(batches)} for "
+            f"{training.tokens_per_step} tokens a step, which need {format_bytes(needed)} for "
             f"inputs and targets, prefetched ones included, but the machine has "
             f"{format_bytes(host)}; lower one of them.",
         )
-    available = total_memory(device)
-    vocab_size = model.vocab_size if settings.fixes_vocabulary else 1
-    state = least_state(model, vocab_size)
-    if available is not None and state > available:
+
+
+def _state_problems(
+    model: ModelArchitectureConfig, vocab_size: int, device: torch.device, available: int
+) -> Iterator[Problem]:
+    needed = least_state(model, vocab_size)
+    if needed > available:
         yield Problem(
             ("n_layer", "n_embd", "vocab_size"),
             f"n_layer={model.n_layer} of n_embd={model.n_embd} needs at least "
-            f"{format_bytes(state)} for weights, gradients and AdamW "
+            f"{format_bytes(needed)} for weights, gradients and AdamW "
             f"({least_parameters(model, vocab_size)} parameters or more), but "
             f"{device_name(device)} has {format_bytes(available)}; lower n_layer, n_embd, n_head, "
             "head_dim or vocab_size.",
         )
-    logits = 2 * training.batch_size * training.sequence_length * vocab_size
-    if available is not None and logits > available:
+
+
+def _logits_problems(
+    training: TrainingConfig, vocab_size: int, device: torch.device, available: int
+) -> Iterator[Problem]:
+    needed = 2 * training.batch_size * training.sequence_length * vocab_size
+    if needed > available:
         yield Problem(
             ("batch_size", "sequence_length", "vocab_size"),
             f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
-            f"at least {format_bytes(logits)} for the logits of {vocab_size} tokens, but "
+            f"at least {format_bytes(needed)} for the logits of {vocab_size} tokens, but "
             f"{device_name(device)} has {format_bytes(available)}; lower batch_size, and raise "
             "gradient_accumulation_steps as much: the steps stay the same.",
         )
