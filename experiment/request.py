@@ -44,8 +44,10 @@ def is_variable(key: Key) -> bool:
 
 
 def is_tunable(key: Key) -> bool:
-    """Whether each arm may choose its own value of a key by trials."""
-    return key.role is Role.RECIPE and is_variable(key)
+    """Whether each arm may choose its own value of a key by trials: one of the recipe, or an option
+    of a part, which every arm must have then."""
+    owned = key.role is Role.ARCHITECTURE and key.owner != ""
+    return is_variable(key) and (key.role is Role.RECIPE or owned)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from comparison.findings import compare
 from comparison.groups import changes, find_baseline, group_runs, unlike
+from comparison.runs import LoggedRun
 from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
 from training_config import TrainingConfig
 
@@ -148,6 +151,35 @@ def test_the_recipe_is_all_that_shapes_a_result():
     assert shaping <= set(group.conditions)
     outside = {"run_name", "out_dir", "log_interval", "seed", "data_seed", "dataset", "max_minutes"}
     assert not outside & set(group.conditions)
+
+
+def runs_of_a_plugin(role: str) -> list[LoggedRun]:
+    """Runs that differ in a key which no code here knows, whose log says what it is for."""
+    return [
+        dataclasses.replace(
+            simulated_run(seed=seed, model={"my_key": value}), roles={"my_key": role}
+        )
+        for seed, value in ((1, 10), (2, 20))
+    ]
+
+
+@pytest.mark.parametrize("role", ["architecture", "recipe", "length", "data"])
+def test_a_key_of_a_plugin_tells_arms_apart_by_its_role(role):
+    assert len(group_runs(runs_of_a_plugin(role))) == 2
+
+
+@pytest.mark.parametrize("role", ["seed", "bookkeeping", "execution"])
+def test_a_key_of_a_plugin_that_changes_no_result_does_not(role):
+    assert len(group_runs(runs_of_a_plugin(role))) == 1
+
+
+def test_a_recipe_key_of_a_plugin_is_a_condition():
+    one, other = group_runs(runs_of_a_plugin("recipe"))
+    assert unlike(other, one) == ["my_key: 20, not 10"]
+    assert changes(other, one) == {}
+    one, other = group_runs(runs_of_a_plugin("architecture"))
+    assert unlike(other, one) == []
+    assert changes(other, one) == {"my_key": 20}
 
 
 def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():

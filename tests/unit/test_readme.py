@@ -46,6 +46,12 @@ def test_the_names_of_the_presets():
         assert ModelArchitectureConfig.from_preset(preset).architecture_name == name
 
 
+def test_the_name_in_the_example():
+    assert 'ModelArchitectureConfig.from_preset("llama", n_layer=6, n_kv_head=4)' in README
+    config = ModelArchitectureConfig.from_preset("llama", n_layer=6, n_kv_head=4)
+    assert f"print(config.architecture_name)  # {config.architecture_name}\n" in README
+
+
 @pytest.mark.parametrize(
     "document",
     [

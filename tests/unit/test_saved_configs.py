@@ -9,7 +9,8 @@ import torch
 
 from configurator import read
 from model_builder import GPT
-from model_config import REPLACED, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
+from model_keys import REPLACED
 from saved_configs import upgraded
 from tests.saved_run import change_config, save_run
 from tests.tiny import ROPE, SIZES, VARIANTS, tiny_config, tokens
