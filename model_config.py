@@ -20,9 +20,9 @@ from model_keys import (
     MODEL_KEYS,
     Draft,
     architecture_keys,
+    canonical,
     chosen_through,
     parts_of,
-    registry_of,
     unknown_key_message,
 )
 from options import KEYS, Key
@@ -111,6 +111,7 @@ class ModelArchitectureConfig:
         if problems:
             raise ConfigError(problems)
         meant = {name: keys[name].converted(value) for name, value in both.items()}
+        meant = {name: _named(keys[name], value, meant) for name, value in meant.items()}
         layers = meant.get("n_layer", keys["n_layer"].default)
         own = {name: meant[name] for name in given}
         problems = [problem for item in own.items() for problem in _pattern_problems(*item, layers)]
@@ -300,12 +301,8 @@ class ModelArchitectureConfig:
         meant = self._meant.get(name)
         derives = self._used[name].derive is not None
         if isinstance(meant, Pattern) and not (derives and None in meant.values):
-            return str(meant.mapped(self._canonical(name)))
+            return str(meant)
         return str(with_rest([layer.get(name) for layer in self.layers]))
-
-    def _canonical(self, name: str) -> Callable[[Any], Any]:
-        registry = registry_of(self._used[name])
-        return lambda value: value if registry is None else registry.canonical(value)
 
     def to_dict(self) -> dict[str, Any]:
         """Every key that a layer has a use for and its value, derived ones included; patterns over
@@ -342,6 +339,13 @@ KEYS.reserve(("index", "prefix", "period"))
 
 def _at(value: Any, layer: int) -> Any:
     return value.at(layer) if isinstance(value, Pattern) else value
+
+
+def _named(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
+    """A value, or each of a pattern, with parts under their own names."""
+    if isinstance(value, Pattern):
+        return value.mapped(lambda one: canonical(key, one, given))
+    return canonical(key, value, given)
 
 
 def _over(value: Any, layers: int) -> Any:

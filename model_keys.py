@@ -115,6 +115,23 @@ def architecture_keys() -> dict[str, Key]:
     return found
 
 
+def canonical(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
+    """The name of a part that a sound value stands for: an alias's, or that of `auto`.
+
+    Args:
+        key: Whose value it is; one that chooses no part has its values as they are.
+        value: The value.
+        given: The keys given beside it.
+    """
+    registry = registry_of(key)
+    if registry is None or value is None:
+        return value
+    if (key.name, value) == ("normalization", "auto"):
+        biased = given.get("bias", MODEL_KEYS["bias"].default)
+        return "layernorm" if biased else "layernorm_nobias"
+    return registry.canonical(value)
+
+
 class Draft:
     """A layer whose values are being found: to read a key is to derive it.
 
@@ -137,10 +154,7 @@ class Draft:
         value = self._given.get(key.name, key.default)
         if value is None and key.derive is not None:
             value = key.derive(self)
-        if (key.name, value) == ("normalization", "auto"):
-            return "layernorm" if self.bias else "layernorm_nobias"
-        registry = registry_of(key)
-        return value if registry is None or value is None else registry.canonical(value)
+        return canonical(key, value, self._given)
 
     def _admit(self, keys: Iterable[Key]) -> None:
         """Make the options of the parts that these keys choose keys of the layer."""

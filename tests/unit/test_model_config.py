@@ -300,6 +300,17 @@ def test_patterns_are_saved_as_text(given, said):
     assert again.architecture_name == config.architecture_name
 
 
+def test_a_pattern_names_parts_by_their_own_names():
+    """So that one architecture is spelled in one way, whatever auto and aliases were written."""
+    mixed = ["layernorm", "rmsnorm", "auto", "rmsnorm"]
+    config = tiny_config(normalization=mixed, n_layer=4)
+    assert config.to_dict()["normalization"] == "layernorm+rmsnorm"
+    unbiased = config.changed(bias=False)
+    assert unbiased.to_dict()["normalization"] == "layernorm+rmsnorm+layernorm_nobias+rmsnorm"
+    with pytest.raises(ConfigError, match="gives every layer learned; write"):
+        tiny_config(position_encoding="learned+learned_absolute")
+
+
 def test_what_layers_differ_in_is_read_from_them():
     config = tiny_config(sliding_window="5+none")
     with pytest.raises(
