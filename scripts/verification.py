@@ -29,7 +29,7 @@ PAGE = PROJECT / "docs" / "verification.md"
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class VerificationSection:
     """A heading of the page and the test files below it."""
 
     title: str
@@ -38,13 +38,13 @@ class Section:
 
 
 SECTIONS = (
-    Section(
+    VerificationSection(
         "Laws of every model",
         "Swept over every registered part, every preset, and options and combinations that go "
         "wrong easily. A part that is added is swept too.",
         ("tests/contract/test_every_model.py",),
     ),
-    Section(
+    VerificationSection(
         "Random combinations",
         "200 configs drawn key by key from their own declaration, the same ones every time; every "
         "run of the tests draws 60 of its own, and `pytest -m slow` the 200. Each obeys the laws "
@@ -52,7 +52,7 @@ SECTIONS = (
         "them without it.",
         ("tests/contract/test_random_combinations.py",),
     ),
-    Section(
+    VerificationSection(
         "Formulas",
         "Each part against its formula, written out in the test.",
         (
@@ -61,31 +61,31 @@ SECTIONS = (
             "tests/unit/test_positions.py",
         ),
     ),
-    Section(
+    VerificationSection(
         "Gradients",
         "Against finite differences in double precision (`torch.autograd.gradcheck`, step 1e-6, "
         "1e-8 absolute, 1e-6 relative) by each parameter and input on its own; of every model "
         "also in a random direction, moving all parameters at once.",
         ("tests/unit/test_gradients.py",),
     ),
-    Section(
+    VerificationSection(
         "Behaviour",
         "What a token may see, dropout, initial weights, and learning.",
         ("tests/unit/test_behavioral.py",),
     ),
-    Section(
+    VerificationSection(
         "Sizes and cost",
         "Parameters against closed forms and FLOPs against torch's counter and figures worked out "
         "by hand: equal to the last digit.",
         ("tests/unit/test_model_shapes.py", "tests/unit/test_flops.py"),
     ),
-    Section(
+    VerificationSection(
         "Known families",
         "Models made by Hugging Face transformers with random weights, loaded here from their "
         "config alone, and the way back.",
         ("tests/interop/test_parity.py",),
     ),
-    Section(
+    VerificationSection(
         "nanoGPT's training trajectory",
         "The `legacy` preset beside a GPT-2 in plain PyTorch that the test brings along: same "
         "initial weights, same batches, AdamW's groups, clipping, warm-up and cosine. The learning "
@@ -93,7 +93,7 @@ SECTIONS = (
         "gradient by 1e-3 of it, the weights at the end by 1e-2 of the largest.",
         ("tests/integration/test_nanogpt_trajectory.py",),
     ),
-    Section(
+    VerificationSection(
         "Broken on purpose",
         "Each line below is put into the code, and the tests beside it fail by an assertion of "
         "their own. Without it they pass.",
@@ -147,7 +147,7 @@ class Recorder:
             proof.largest[allowed] = max(error, proof.largest.get(allowed, 0.0))
         return result
 
-    def of(self, section: Section) -> list[Proof]:
+    def of(self, section: VerificationSection) -> list[Proof]:
         """The proofs below a heading, in the order of its files."""
         return [p for file in section.files for p in self.proofs.values() if p.file == file]
 
@@ -168,7 +168,7 @@ def page(recorder: Recorder) -> str:
     return "\n".join([head, *sections])
 
 
-def _section(section: Section, proofs: list[Proof]) -> str:
+def _section(section: VerificationSection, proofs: list[Proof]) -> str:
     if section.title == "Broken on purpose":
         table = _mutations()
     else:
