@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
 from training.checkpoint import find_checkpoint
 from training.provenance import CHANGES
-from training.resume import OF_THE_COMMAND
+from training.resume import is_restored
 
 SCHEMA_VERSION = 1
 
@@ -58,7 +58,7 @@ class Trained:
     @property
     def config(self) -> dict[str, Any]:
         """Every key that says what was trained, and how."""
-        return {k: v for k, v in self.log["config"].items() if k not in OF_THE_COMMAND}
+        return {k: v for k, v in self.log["config"].items() if is_restored(k)}
 
     def checksum(self, file: str) -> str:
         """SHA-256 of the tensors in a file of the last checkpoint: names, types, shapes, bits."""

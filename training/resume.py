@@ -197,7 +197,7 @@ def _merged(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
     }
     _refuse_unknown_parts(path, {**saved, **{key: item.value for key, item in given.items()}})
     anew = {key for key in state.get("derived", ()) if not _is_fixed(key)}
-    kept = {key: v for key, v in saved.items() if _is_restored(key) and key not in anew}
+    kept = {key: v for key, v in saved.items() if is_restored(key) and key not in anew}
     run = path.parents[1].name
     base = saved_base({**kept, "run_name": run}, f"the run {run}")
     return resolve(dataclasses.replace(asked, given=given), base)
@@ -213,7 +213,7 @@ def _is_fixed(key: str) -> bool:
     return key in KEYS and KEYS[key].role in FIXED_ROLES
 
 
-def _is_restored(key: str) -> bool:
+def is_restored(key: str) -> bool:
     """Whether a run that is resumed has the value that it was saved with."""
     return key not in KEYS or KEYS[key].metadata.get("restored", True)
 
@@ -276,7 +276,7 @@ def _changes(settings: Settings, state: dict[str, Any]) -> list[str]:
     notes = [
         f"{key}={value!r} from here on; it was {saved.get(key)!r}"
         for key, value in settings.to_dict().items()
-        if _is_restored(key) and value != saved.get(key)
+        if is_restored(key) and value != saved.get(key)
     ]
     log_to, now = saved.get("log_to"), settings.training.log_to
     if log_to and log_to != now:

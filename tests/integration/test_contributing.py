@@ -14,6 +14,8 @@ import pytest
 from tests.integration.child import ROOT
 from tests.integration.runs import log_of
 
+pytestmark = pytest.mark.slow  # ten processes
+
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PLUGIN, CONFIG = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[:2]
 COMMANDS = re.search(r"```sh\n(.*?)```", TEXT[TEXT.index("my_config.py") :], re.DOTALL)[1]

@@ -129,13 +129,11 @@ SLOWED = '''
 import time
 from pathlib import Path
 
-from torch import nn
-
-from components.activations import ACTIVATIONS
+from components.activations import ACTIVATIONS, GELU
 
 
 @ACTIVATIONS.register("slowed", label="Slowed")
-class Slowed(nn.GELU):
+class Slowed(GELU):
     """GELU, which takes its time while a file exists."""
 
     def forward(self, x):

@@ -39,7 +39,7 @@ def test_the_number_of_combinations_is_the_one_drawn():
 def test_a_row_has_words_cases_and_the_largest_of_each_tolerance(monkeypatch):
     proof = verification.Proof("tests/a.py", "test_it_holds", "Always.\n\nAnd more.", 3)
     proof.largest |= {1e-4: 3e-6, 1e-12: 0.0}
-    section = verification.Section("Laws", "Text.", ("tests/a.py",))
+    section = verification.VerificationSection("Laws", "Text.", ("tests/a.py",))
     recorder = verification.Recorder()
     recorder.proofs["tests/a.py::test_it_holds"] = proof
     monkeypatch.setattr(verification, "SECTIONS", (section,))
