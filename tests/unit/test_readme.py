@@ -52,6 +52,16 @@ def test_the_name_in_the_example():
     assert f"print(config.architecture_name)  # {config.architecture_name}\n" in README
 
 
+def test_the_name_of_layers_that_differ():
+    """A key for each flag of the command above the name."""
+    command, name = re.search(
+        r"(config/arch_llama\.py --\S+='.*)\n\ntrains `(\S+)`", README
+    ).groups()
+    flags = dict(re.findall(r"--(\w+)='(\S+)'", command))
+    assert len(flags) == 2
+    assert ModelArchitectureConfig.from_preset("llama", **flags).architecture_name == name
+
+
 @pytest.mark.parametrize(
     "document",
     [
