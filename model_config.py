@@ -223,8 +223,9 @@ class ModelArchitectureConfig:
         yield from self._unused_problems()
         yield from self._position_problems()
         yield from self._window_problems()
-        for layer in self.kinds:
-            where = f"layer {layer.index}: " if len(self.kinds) > 1 else ""
+        kinds = self.kinds
+        for layer in kinds:
+            where = f"layer {layer.index}: " if len(kinds) > 1 else ""
             for part in (Attention, *dict(parts_of(layer)).values()):
                 for problem in getattr(part, "problems", lambda config: ())(layer):
                     yield Problem(problem.keys, where + problem.message)

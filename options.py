@@ -34,6 +34,9 @@ LONGEST_NUMBER = 1000
 SPELLED_BY_KEY = "spelled by its key"
 """The tag of an option that declares none: `my_option=3` is spelled MyOption3."""
 
+_TYPES = {int, float, str, bool, types.NoneType}
+"""What the value of a key may be: what a flag, JSON and a name can spell."""
+
 _BOUNDS = {
     "at_least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
@@ -253,10 +256,11 @@ def keys_of(
         section: The heading of options that declare none.
 
     Raises:
-        TypeError: an attribute is not made by `option`, or a key has no role.
+        TypeError: an attribute is not made by `option`, or a key has no role, or a type, choices or
+            a tag that keys cannot have.
     """
     found = {}
-    for name, annotation in typing.get_type_hints(declaring).items():
+    for name, annotation in _annotations(declaring).items():
         field = getattr(declaring, "__dataclass_fields__", {}).get(name)
         field = field or getattr(declaring, name, None)
         if not isinstance(field, dataclasses.Field) or "help" not in field.metadata:
@@ -264,6 +268,9 @@ def keys_of(
         own_role = field.metadata["role"] or role
         if own_role is None:
             raise TypeError(f"{declaring.__qualname__}.{name} has no role")
+        wrong = _unfit(annotation, own_role, field.metadata)
+        if wrong:
+            raise TypeError(f"{declaring.__qualname__}.{name} {wrong}")
         found[name] = Key(
             name=name,
             annotation=annotation,
@@ -274,6 +281,40 @@ def keys_of(
             metadata=field.metadata,
         )
     return found
+
+
+def _annotations(declaring: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(declaring)
+    except NameError as error:
+        raise TypeError(f"{declaring.__qualname__} has a type that is not known: {error}") from None
+
+
+def _unfit(annotation: Any, role: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What of an option's declaration cannot be used, or None."""
+    alone = typing.get_origin(annotation) in (None, typing.Union, types.UnionType)
+    if not alone or not set(_members(annotation)) <= _TYPES:
+        return f"has the type {annotation}; use int, float, str, bool, or one of them | None"
+    if not isinstance(role, Role):
+        return f"has the role {role!r}; import Role from options, and use one of it"
+    if isinstance(metadata["choices"], Iterator):
+        return "has choices that can be read once only; use a tuple"
+    return _unfit_tag(metadata["tag"], metadata["choices"], annotation)
+
+
+def _unfit_tag(tag: Any, choices: Iterable[Any] | None, annotation: Any) -> str | None:
+    if isinstance(tag, tuple) and (len(tag) != 2 or bool not in _members(annotation)):
+        return f"has the tag {tag!r}; two words are those of a bool, for False and True"
+    if isinstance(tag, dict):
+        missing = [str(choice) for choice in choices or () if choice not in tag]
+        return f"has a tag without a word for {', '.join(missing)}" if missing else None
+    if not isinstance(tag, str):
+        return None
+    try:
+        tag.format("")
+    except (LookupError, ValueError) as error:
+        return f"has the tag {tag!r}, which is no format such as 'Theta{{}}' ({error})"
+    return None
 
 
 def options_of(part: type) -> type:
