@@ -38,16 +38,18 @@ usage: python train.py [config.py ...] [--key=value ...]
   python train.py config/arch_llama.py --max_iters=100
   python train.py config/arch_gpt2.py --position_encoding=rope --normalization=rmsnorm
 
-Later wins: defaults, the preset, config files from left to right, flags.
-Defaults are those of a run without arguments; another arch_preset has others.
-A config file is Python. Each name that it leaves is a key, unless it starts with '_', is imported,
-or is a class or function. A flag's value is read by the key's type; 'none' stands for None, and
-'default' takes back what config files say.
-A key 'per layer' also takes a pattern: 'a*3+b' repeats over the layers; in 'a+b*' the rest is b.
-A key of a part, such as rope_theta, is refused where no layer has that part.
+Precedence, lowest first: defaults, the preset, config files from left to right, flags.
+The defaults below are those of a run without arguments; a preset overrides some of them.
+A config file is Python. Every top-level name is a key, unless it starts with '_', is imported, or
+is a class or function. A flag's value is parsed by the key's type; 'none' means None, and
+--key=default ignores the config files' value for that key.
+A per-layer key also takes a pattern, quoted for the shell: 'a*3+b' repeats over the layers;
+'a+b*' uses a for the first and b for all others.
+A key that belongs to a part ('for position_encoding=rope') is an error if no layer uses that part.
 
-  --help          print this
-  --print_config  print every setting and where it came from, and stop"""
+  --help          print this message and exit
+  --print_config  print every setting and where it came from, and exit; with --resume, the settings
+                  of the resumed run"""
 
 DERIVED = "derived"
 """Where a value came from that follows from others."""
@@ -78,7 +80,7 @@ class PresetChoice:
     """The key that says where the architecture's other keys start from."""
 
     arch_preset: str = _architecture.option(
-        "legacy", "architecture that keys depart from", choices=PRESETS, varies=True
+        "legacy", "preset that the architecture starts from", choices=PRESETS, varies=True
     )
 
 
@@ -576,7 +578,7 @@ def key_help(name: str) -> str:
         names = [*key.choices, None] if key.default is None else key.choices
         kind = f"one of {', '.join(shown(name) for name in names)}"
     kind += "; per layer" if key.per_layer else ""
-    whose = f"; of {KEYS.owned_by(name)}" if KEYS.owners(name) and not _shared_by_all(key) else ""
+    whose = f"; for {KEYS.owned_by(name)}" if KEYS.owners(name) and not _shared_by_all(key) else ""
     text = f"{key.help} [{kind}; default {shown(default)}{whose}]"
     head = f"  --{name} ".ljust(HELP_COLUMN)
     return textwrap.fill(

@@ -149,7 +149,7 @@ class ModelArchitectureConfig:
                 own[name] = first
 
     def __setattr__(self, key: str, value: Any) -> None:
-        raise AttributeError(f"{key}: a config does not change; use `changed`")
+        raise AttributeError(f"{key}: a config is immutable; use `changed`")
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("_"):
@@ -236,7 +236,7 @@ class ModelArchitectureConfig:
                 yield Problem(
                     (key,),
                     f"{key}={quoted(self._given[key])} belongs to {KEYS.owned_by(key)}, which no "
-                    "layer has; drop it, or choose that.",
+                    "layer uses; drop it, or choose that part.",
                 )
 
     def _position_problems(self) -> Iterator[Problem]:
@@ -247,8 +247,8 @@ class ModelArchitectureConfig:
             if len(chosen) > 1:
                 yield Problem(
                     ("position_encoding",),
-                    f"position_encoding={name!r} acts on the embedding, so every layer must have "
-                    f"it, but others have {', '.join(set(chosen) - {name})}.",
+                    f"position_encoding={name!r} acts on the embedding, so every layer must use "
+                    f"it, but other layers use {', '.join(set(chosen) - {name})}.",
                 )
             for key in POSITIONS.entry(name).keys:
                 if len({layer.get(key) for layer in self.kinds}) > 1:
@@ -267,8 +267,8 @@ class ModelArchitectureConfig:
             if window is not None and window >= self.block_size:
                 yield Problem(
                     ("sliding_window", "block_size"),
-                    f"sliding_window={window} does nothing: it reaches over the whole "
-                    f"block_size={self.block_size}; make it smaller, or none.",
+                    f"sliding_window={window} has no effect: it covers the whole "
+                    f"block_size={self.block_size}; lower it, or set it to none.",
                 )
 
     # Attention backends
@@ -376,8 +376,8 @@ def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
     if not keys or layers <= MOST_LAYERS_TO_DIFFER:
         return []
     message = (
-        f"n_layer={layers} is more than the {MOST_LAYERS_TO_DIFFER:,} layers that may differ; "
-        f"lower it, or drop the patterns of {', '.join(keys)}."
+        f"n_layer={layers} is more than the {MOST_LAYERS_TO_DIFFER:,} layers "
+        f"that a pattern can cover; lower it, or drop the patterns of {', '.join(keys)}."
     )
     return [Problem(("n_layer", *keys), message)]
 

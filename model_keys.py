@@ -20,23 +20,26 @@ _whole = Section("Whole model", Role.ARCHITECTURE)
 class ModelOptions:
     """The keys that every model has, whatever its parts."""
 
-    n_layer: int = _sizes.option(12, "blocks", at_least=1, tag=None)
-    n_head: int = _sizes.option(12, "attention heads (queries)", at_least=1, tag=None)
+    n_layer: int = _sizes.option(12, "number of blocks", at_least=1, tag=None)
+    n_head: int = _sizes.option(12, "number of query heads", at_least=1, tag=None)
     n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
     block_size: int = _sizes.option(1024, "longest sequence, in tokens", at_least=1, tag="T{}")
     vocab_size: int = _sizes.option(
-        50304, "tokens of the vocabulary; the data's own in a run", at_least=1, tag=None
+        50304,
+        "vocabulary size; train.py takes it from the dataset unless it is set",
+        at_least=1,
+        tag=None,
     )
 
     normalization: str = _parts.option(
         "layernorm",
-        "norm of the residual stream; auto: by bias",
+        "norm of the residual stream; auto: LayerNorm, its bias following bias",
         choices=NORMS.plus("auto"),
         per_layer=True,
         tag=None,
     )
     norm_position: str = _parts.option(
-        "pre", "where a block normalises", choices=BLOCKS, per_layer=True, tag=None
+        "pre", "placement of the norms in a block", choices=BLOCKS, per_layer=True, tag=None
     )
     ffn_type: str = _parts.option(
         "standard", "feed-forward network", choices=FFNS, per_layer=True, tag=None
@@ -46,7 +49,7 @@ class ModelOptions:
     )
     attention_backend: str = _parts.option(
         "auto",
-        "how attention is computed",
+        "attention implementation; all compute the same",
         choices=ATTENTION_BACKENDS,
         role=Role.EXECUTION,
         tag=None,
@@ -57,11 +60,9 @@ class ModelOptions:
     weight_tying: bool = _whole.option(
         True, "the LM head shares the token embedding", tag=("Untied", "Tied")
     )
-    dropout: float = _whole.option(
-        0.0, "share of activations dropped in training", at_least=0, below=1, tag="Drop{}"
-    )
+    dropout: float = _whole.option(0.0, "dropout probability", at_least=0, below=1, tag="Drop{}")
     output_softcap: float | None = _whole.option(
-        None, "logits l become c tanh(l/c); none: not", above=0, tag="Cap{}"
+        None, "c in logits = c tanh(logits/c); none: no cap", above=0, tag="Cap{}"
     )
     embedding_scale: float = _whole.option(1.0, "factor on token embeddings", above=0, tag="Emb{}")
     init_std: float = _whole.option(
@@ -75,12 +76,12 @@ MODEL_KEYS = keys_of(ModelOptions) | keys_of(
 KEYS.declare("", MODEL_KEYS)
 
 REPLACED = {
-    "window_pattern": "write the pattern into sliding_window itself: sliding_window='128*5+none' "
-    "for five layers with a window and one without, repeated",
-    "rope_pattern": "write the pattern into position_encoding: position_encoding='rope*3+none' for "
-    "three layers with RoPE and one without, repeated",
-    "rope_local_theta": "give rope_theta, and rope_scaling where there is one, a pattern over the "
-    "layers: rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
+    "window_pattern": "write the pattern in sliding_window: sliding_window='128*5+none' "
+    "repeats five layers with a window and one without",
+    "rope_pattern": "write the pattern in position_encoding: position_encoding='rope*3+none' "
+    "repeats three layers with RoPE and one without",
+    "rope_local_theta": "write a pattern for rope_theta, and for rope_scaling if it is set: "
+    "rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
 }
 """Keys of earlier versions, and what to write instead."""
 
@@ -88,7 +89,7 @@ REPLACED = {
 def unknown_key_message(key: str) -> str:
     """What to write instead of a name that is no key of a model."""
     if key in REPLACED:
-        return f"there is no key {key!r} any more; {REPLACED[key]}."
+        return f"the key {key!r} was removed; {REPLACED[key]}."
     return unknown_name("key", key, architecture_keys())
 
 

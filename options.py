@@ -189,7 +189,7 @@ class Key:
             return value
         if isinstance(value, list | tuple):
             if not value:
-                raise UserError("is an empty list; give a value for each layer that repeats.")
+                raise UserError("is an empty list; list at least one value.")
             return repeating(value)
         if not self._spells_pattern(value):
             return value
@@ -275,7 +275,7 @@ def keys_of(
             name=name,
             annotation=annotation,
             default=field.default,
-            role=own_role,
+            role=Role(own_role),
             section=field.metadata["section"] or section or declaring.__name__,
             owner=owner,
             metadata=field.metadata,
@@ -295,8 +295,8 @@ def _unfit(annotation: Any, role: Any, metadata: Mapping[str, Any]) -> str | Non
     alone = typing.get_origin(annotation) in (None, typing.Union, types.UnionType)
     if not alone or not set(_members(annotation)) <= _TYPES:
         return f"has the type {annotation}; use int, float, str, bool, or one of them | None"
-    if not isinstance(role, Role):
-        return f"has the role {role!r}; import Role from options, and use one of it"
+    if role not in set(Role):
+        return f"has the role {role!r}; {listed(Role)}".rstrip(".")
     if isinstance(metadata["choices"], Iterator):
         return "has choices that can be read once only; use a tuple"
     return _unfit_tag(metadata["tag"], metadata["choices"], annotation)
@@ -338,13 +338,15 @@ class KeyTable(Mapping[str, Key]):
         """Raise UserError where a name is another key already; several parts may share one."""
         for name, key in keys.items():
             if name in self._reserved or name.startswith("_"):
-                raise UserError(f"the option {name!r} has a name that is reserved; choose another.")
+                raise UserError(f"the option name {name!r} is reserved; choose another.")
             for other_owner, other in self._declared.get(name, {}).items():
                 if other_owner != owner and not key.declares_as(other):
-                    whose = f"belongs to {other_owner}" if other_owner else "is a key of every run"
+                    where = (
+                        f"differently by {other_owner}" if other_owner else "as a key of every run"
+                    )
                     raise UserError(
-                        f"the option {name!r} {whose} and is declared in another way there; "
-                        "choose another name, or inherit its class Options."
+                        f"the option {name!r} is already declared {where}; "
+                        "choose another name, or inherit that class Options."
                     )
             self._refuse_taken_tag(key)
 
@@ -355,8 +357,10 @@ class KeyTable(Mapping[str, Key]):
             if tag == SPELLED_BY_KEY or not isinstance(tag, str) or name == key.name:
                 continue
             if any(other.metadata["tag"] == tag for other in owners.values()):
-                whose = f"the option {key.name!r} is that of {name!r}"
-                raise UserError(f"the tag {tag!r} of {whose}; choose another.")
+                raise UserError(
+                    f"the tag {tag!r} of the option {key.name!r} is already used by {name!r}; "
+                    "choose another."
+                )
 
     def declare(self, owner: str, keys: Mapping[str, Key]) -> None:
         """Enter the keys of an owner in place of those that it had."""

@@ -26,7 +26,7 @@ _ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*\s*(?P<count>\d{0,18}))?")
 _PLUS = re.compile(r"\+")
 _PLUS_NOT_OF_AN_EXPONENT = re.compile(r"\+(?<![0-9.][eE]\+)")
 
-EXAMPLE = "write values as in 'a*3+b' (repeated over the layers) or 'a+b*' (b for the rest)"
+EXAMPLE = "write a pattern as 'a*3+b' (repeats over the layers) or 'a+b*' (b in all later layers)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +160,15 @@ def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> 
     for element in plus.split(text):
         found = _ELEMENT.fullmatch(element.strip())
         if found is None or not found["value"].strip():
-            raise UserError(f"has {quoted(element)}, which is no value with a count; {EXAMPLE}.")
+            raise UserError(
+                f"contains {quoted(element)}, which is not value or value*count; {EXAMPLE}."
+            )
         count = 1 if found["star"] is None else int(found["count"]) if found["count"] else None
         if count == 0:
-            raise UserError(f"gives {quoted(element)} to no layer; remove it.")
+            raise UserError(f"assigns {quoted(element)} to no layer; remove it.")
         runs.append((read(found["value"].strip()), count))
     if any(count is None for _, count in runs[:-1]):
-        raise UserError(f"has a rest of the layers before its end; {EXAMPLE}.")
+        raise UserError(f"uses '*' without a count before its last value; {EXAMPLE}.")
     return Pattern(tuple(runs))
 
 

@@ -50,7 +50,7 @@ def kept_share(steps: int, of: int, new: int) -> int:
     return max(round(steps / max(of, 1) * new), min(steps, 1))
 
 
-_places = Section("Where things go", Role.BOOKKEEPING)
+_places = Section("Files and directories", Role.BOOKKEEPING)
 _data = Section("Data", Role.DATA)
 _schedule = Section("Length, learning rate", Role.RECIPE)
 _optimizer = Section("Optimizer (AdamW)", Role.RECIPE)
@@ -75,12 +75,12 @@ class TrainingConfig:
         ConfigError: with every problem found, each naming the fix.
     """
 
-    out_dir: str = _places.option("out", "folder that holds the runs", restored=False)
+    out_dir: str = _places.option("out", "directory that holds the runs", restored=False)
     run_name: str = _places.option(
-        "auto", "folder of this run under out_dir; auto: preset, date and time", restored=False
+        "auto", "directory of this run in out_dir; auto: preset, date and time", restored=False
     )
     resume: str = _places.option(
-        "none", "none | auto (the newest run that fits) | a run or checkpoint", restored=False
+        "none", "none | auto (the newest matching run) | a run or checkpoint", restored=False
     )
     init_from: str = _places.option(
         "none",
@@ -88,7 +88,7 @@ class TrainingConfig:
         role=Role.DATA,
     )
     plugins: str = _places.option(
-        "", "comma-separated .py files that register parts of your own", restored=False
+        "", "comma-separated .py files that register custom parts", restored=False
     )
     allow_changed_plugins: bool = _places.option(
         False, "resume with plugins that differ from those the run was trained with", restored=False
@@ -115,17 +115,18 @@ class TrainingConfig:
     max_iters: int = _schedule.option(2000, "optimizer steps", at_least=0, role=Role.LENGTH)
     max_minutes: float = _schedule.option(
         0.0,
-        "minutes of training after which a run ends before max_iters, its learning rate come down; "
-        "0: no limit",
+        "stop after this many minutes of training, the learning rate decayed by then; 0: no limit",
         at_least=0,
         role=Role.LENGTH,
     )
-    learning_rate: float = _schedule.option(1e-3, "highest learning rate", above=0)
-    lr_schedule: str = _schedule.option("cosine", "learning rate after warm-up", choices=SCHEDULES)
+    learning_rate: float = _schedule.option(1e-3, "peak learning rate", above=0)
+    lr_schedule: str = _schedule.option(
+        "cosine", "learning-rate schedule after warm-up", choices=SCHEDULES
+    )
     warmup_iters: int | None = _schedule.option(
         None,
-        "steps of linear warm-up; none: a 20th of the schedule, without max_minutes at most 2000; "
-        "a config file's that --max_iters leaves no room for is scaled with the run",
+        "steps of linear warm-up; none: 5 % of the schedule, at most 2000 unless max_minutes is "
+        "set; a config file's value that does not fit in --max_iters is scaled with it",
         at_least=0,
         role=Role.LENGTH,
     )
@@ -136,30 +137,28 @@ class TrainingConfig:
         None, "learning rate after the decay; none: learning_rate/10", at_least=0
     )
     wsd_decay_fraction: float = _schedule.option(
-        0.2, "share of lr_decay_iters that lr_schedule=wsd decays over", above=0, at_most=1
+        0.2, "fraction of lr_decay_iters over which lr_schedule=wsd decays", above=0, at_most=1
     )
 
     beta1: float = _optimizer.option(
-        0.9, "AdamW: decay of the mean of the gradient", at_least=0, below=1
+        0.9, "AdamW: decay rate of the first moment", at_least=0, below=1
     )
     beta2: float = _optimizer.option(
-        0.95, "AdamW: decay of the mean of its square", at_least=0, below=1
+        0.95, "AdamW: decay rate of the second moment", at_least=0, below=1
     )
     adam_eps: float = _optimizer.option(1e-8, "AdamW: added to the denominator", above=0)
     weight_decay: float = _optimizer.option(
-        0.1, "AdamW: decay of matrices; vectors have none", at_least=0
+        0.1, "AdamW: weight decay of matrices; vectors are not decayed", at_least=0
     )
-    grad_clip: float = _optimizer.option(
-        1.0, "largest norm of the gradient; 0: no clipping", at_least=0
-    )
+    grad_clip: float = _optimizer.option(1.0, "maximum gradient norm; 0: no clipping", at_least=0)
     max_bad_steps: int = _optimizer.option(
-        10, "non-finite steps in a row (each is skipped) that stop the run", at_least=1
+        10, "consecutive non-finite steps (each is skipped) after which the run stops", at_least=1
     )
 
     eval_interval: int = _records.option(250, "steps between validations", at_least=1)
     eval_tokens: int = _records.option(
         32768,
-        "validation tokens, spread evenly over the split; 0: all",
+        "validation tokens, spread evenly over the split; 0: all; fixed for a run",
         at_least=0,
         role=Role.DATA,
         compared_by=("data", "val_fingerprint"),
@@ -167,20 +166,20 @@ class TrainingConfig:
     log_interval: int = _records.option(10, "steps between log lines", at_least=1)
     log_to: str = _records.option(
         "",
-        f"comma-separated places for the log besides its JSON files: {', '.join(LOG_SINKS)}",
+        f"comma-separated log sinks besides the JSON files: {', '.join(LOG_SINKS)}",
         restored=False,
     )
     checkpoint_minutes: float = _records.option(
         30.0, "minutes between extra checkpoints; 0: only at validations", at_least=0
     )
     keep_checkpoints: int = _records.option(
-        3, "newest checkpoints kept, besides the best", at_least=1
+        3, "number of newest checkpoints to keep, besides the best", at_least=1
     )
 
     device: str = _machine.option("auto", "where to train", choices=DEVICES)
     dtype: str = _machine.option(
         "auto",
-        "compute type of the matmuls",
+        "compute dtype of the matmuls",
         choices=DTYPES,
         role=Role.RECIPE,
         varies=False,

@@ -70,7 +70,12 @@ class LeakyReLU(Activation):
 
     class Options:
         leaky_relu_slope: float = option(
-            0.01, "slope of leaky_relu below 0", above=0, below=1, per_layer=True, tag="Slope{}"
+            0.01,
+            "slope of leaky_relu for negative inputs",
+            above=0,
+            below=1,
+            per_layer=True,
+            tag="Slope{}",
         )
 
     def __init__(self, config: LayerConfig):

@@ -53,7 +53,7 @@ class Attention(Part):
     class Options(NormOptions):
         n_kv_head: int | None = option(
             None,
-            "heads of keys and values; none: n_head; 1: multi-query",
+            "number of key and value heads; none: n_head; 1: multi-query attention",
             at_least=1,
             per_layer=True,
             derive=lambda config: config.n_head,
@@ -72,7 +72,7 @@ class Attention(Part):
         )
         qk_norm_over: str = option(
             "head",
-            "what qk_norm normalises: each head by itself, or the whole projection",
+            "whether qk_norm normalises each head or the whole projection",
             choices=("head", "projection"),
             per_layer=True,
             tag={"head": "HeadQK", "projection": "WholeQK"},
@@ -87,24 +87,28 @@ class Attention(Part):
         )
         sliding_window: int | None = option(
             None,
-            "tokens that a query sees, its own included; none: all",
+            "tokens that a query attends to, including its own; none: all",
             at_least=1,
             per_layer=True,
             tag="SWA{}",
         )
         attention_softcap: float | None = option(
-            None, "scores s become c tanh(s/c); none: not", above=0, per_layer=True, tag="AttnCap{}"
+            None,
+            "c in scores = c tanh(scores/c); none: no cap",
+            above=0,
+            per_layer=True,
+            tag="AttnCap{}",
         )
         attention_bias: bool | None = option(
             None,
-            "biases in attention's matrices; none: as bias",
+            "biases in the attention projections; none: same as bias",
             per_layer=True,
             derive=lambda config: config.bias,
             tag=("NoAttnBias", "AttnBias"),
         )
         attention_out_bias: bool | None = option(
             None,
-            "bias in attention's output matrix; none: as attention_bias",
+            "bias in the attention output projection; none: same as attention_bias",
             per_layer=True,
             derive=lambda config: config.attention_bias,
             tag=("NoAttnOutBias", "AttnOutBias"),

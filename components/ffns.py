@@ -41,7 +41,7 @@ class FeedForward(Part):
     class Options:
         activation: str | None = option(
             None,
-            "nonlinearity or gate of the network; none: ffn_type's own",
+            "nonlinearity or gate; none: the default of ffn_type",
             choices=ACTIVATIONS,
             per_layer=True,
             derive=lambda config: FFNS[config.ffn_type].default_activation,
@@ -49,14 +49,18 @@ class FeedForward(Part):
         )
         ffn_multiplier: float | None = option(
             None,
-            "hidden width over n_embd; none: 4, gated 8/3",
+            "hidden width over n_embd; none: 4, or 8/3 if gated",
             above=0,
             at_most=10_000,
             per_layer=True,
             tag=None,
         )
         ffn_multiple_of: int = option(
-            1, "round the hidden width up to a multiple", at_least=1, per_layer=True, tag=None
+            1,
+            "round the hidden width up to a multiple of this",
+            at_least=1,
+            per_layer=True,
+            tag=None,
         )
         ffn_hidden: int | None = option(
             None,
@@ -75,9 +79,10 @@ class FeedForward(Part):
         if cls.activations is not None and config.activation not in (None, *cls.activations):
             yield Problem(
                 ("activation", "ffn_type"),
-                f"activation={config.activation!r} does not go with ffn_type={config.ffn_type!r}, "
-                f"whose gate is {' or '.join(cls.activations)}; drop activation, or use "
-                "ffn_type='glu', which gates by any activation, or ffn_type='standard'.",
+                f"activation={config.activation!r} cannot be combined with "
+                f"ffn_type={config.ffn_type!r}, whose gate is {' or '.join(cls.activations)}; drop "
+                "activation, or use ffn_type='glu', which gates by any activation, or "
+                "ffn_type='standard'.",
             )
         if config.ffn_hidden % config.ffn_multiple_of:
             yield Problem(

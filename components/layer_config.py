@@ -24,7 +24,7 @@ class LayerConfig:
         vars(self)["index"] = index
 
     def __setattr__(self, key: str, value: Any) -> None:
-        raise AttributeError(f"{key}: a config does not change")
+        raise AttributeError(f"{key}: a config is immutable")
 
     def __getattr__(self, key: str) -> Any:
         raise AttributeError(

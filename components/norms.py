@@ -18,9 +18,7 @@ NORMS = Registry(
 class NormOptions:
     """The options of norms that divide by a root."""
 
-    norm_eps: float = option(
-        1e-5, "added inside a norm's root", above=0, per_layer=True, tag="Eps{}"
-    )
+    norm_eps: float = option(1e-5, "epsilon of the norms", above=0, per_layer=True, tag="Eps{}")
 
 
 @NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")

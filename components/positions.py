@@ -118,14 +118,14 @@ class RotaryPosition(PositionEncoding):
         )
         rope_fraction: float = option(
             1.0,
-            "RoPE: share of each head that is rotated",
+            "RoPE: fraction of each head that is rotated",
             above=0,
             at_most=1,
             per_layer=True,
             tag="Rot{}",
         )
         rope_scaling: str = option(
-            "none", "RoPE: how it is stretched", choices=ROPE_SCALINGS, per_layer=True
+            "none", "RoPE: scaling to longer sequences", choices=ROPE_SCALINGS, per_layer=True
         )
 
     def __init__(self, config: LayerConfig):

@@ -108,9 +108,11 @@ class Registry:
             got = f"not {quoted(name)}" if isinstance(name, str) else "which is missing"
             raise self._refused(f"register takes the name of the part, {got}")
         if set(name) & set("+*"):
-            raise self._refused(f"{name!r} has a '+' or a '*', which patterns over layers are of")
+            raise self._refused(
+                f"{name!r} contains '+' or '*', which are reserved for per-layer patterns"
+            )
         if not isinstance(label, str) or not label:
-            raise self._refused(f"{name!r} needs a label, which architecture names spell it with")
+            raise self._refused(f"{name!r} needs a label, its spelling in architecture names")
         if not _is_names(aliases):
             raise self._refused(
                 f"{name!r}: aliases takes a tuple of names, such as ('other',), not "
@@ -155,8 +157,7 @@ class Registry:
         except TypeError as error:
             wanted = f"({self._made_with})"
             raise self._refused(
-                f"{name!r}: {part.__name__} is made with {wanted}, which its __init__ does not "
-                f"take ({error})"
+                f"{name!r}: {part.__name__}.__init__ must accept {wanted} ({error})"
             ) from None
 
     def _refused(self, what: str) -> UserError:

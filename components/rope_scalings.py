@@ -60,7 +60,11 @@ class Stretched(RopeScaling):
 
     class Options:
         rope_scaling_factor: float = option(
-            1.0, "RoPE scaling: times the original length", at_least=1, per_layer=True, tag="x{}"
+            1.0,
+            "RoPE scaling: new length over original length",
+            at_least=1,
+            per_layer=True,
+            tag="x{}",
         )
 
     @classmethod
@@ -78,7 +82,7 @@ class OriginalLength:
 
     rope_original_block_size: int = option(
         1024,
-        "RoPE scaling: length trained at first",
+        "RoPE scaling: original context length, in tokens",
         at_least=1,
         per_layer=True,
         tag="From{}",
@@ -124,10 +128,18 @@ class YaRN(Stretched):
 
     class Options(OriginalLength):
         rope_beta_fast: float = option(
-            32.0, "YaRN: turns kept whole", above=0, per_layer=True, tag="BetaFast{}"
+            32.0,
+            "YaRN: dimensions with more turns are unchanged",
+            above=0,
+            per_layer=True,
+            tag="BetaFast{}",
         )
         rope_beta_slow: float = option(
-            1.0, "YaRN: turns interpolated", above=0, per_layer=True, tag="BetaSlow{}"
+            1.0,
+            "YaRN: dimensions with fewer turns are interpolated",
+            above=0,
+            per_layer=True,
+            tag="BetaSlow{}",
         )
 
     @classmethod
@@ -164,10 +176,18 @@ class Llama3Scaling(Stretched):
 
     class Options(OriginalLength):
         rope_low_freq_factor: float = option(
-            1.0, "llama3 scaling: turns interpolated", above=0, per_layer=True, tag="LowFreq{}"
+            1.0,
+            "llama3 scaling: dimensions with fewer turns are interpolated",
+            above=0,
+            per_layer=True,
+            tag="LowFreq{}",
         )
         rope_high_freq_factor: float = option(
-            4.0, "llama3 scaling: turns kept whole", above=0, per_layer=True, tag="HighFreq{}"
+            4.0,
+            "llama3 scaling: dimensions with more turns are unchanged",
+            above=0,
+            per_layer=True,
+            tag="HighFreq{}",
         )
 
     @classmethod

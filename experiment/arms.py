@@ -308,7 +308,7 @@ def _used_by_none(arms: Sequence[Arm]) -> Iterator[Problem]:
     for key in sorted(
         set.intersection(*(set(arm.settings.unused) for arm in arms)) if arms else ()
     ):
-        message = f"{key} belongs to {KEYS.owned_by(key)}, which no arm has; drop it."
+        message = f"{key} belongs to {KEYS.owned_by(key)}, which no arm uses; drop it."
         yield Problem((key,), message)
 
 

@@ -410,7 +410,7 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
         except Vanished:
             raise
         except UserError as error:
-            notes.append(f"Passed by the damaged checkpoint {path.name}: {error}")
+            notes.append(f"Skipped the damaged checkpoint {path.name}: {error}")
         else:
             return path, notes
     found = "\n".join(notes) or "It holds none; let the run save one first."

@@ -92,12 +92,12 @@ def earlier_run(run_dir: Path, resume: ResumePoint) -> dict[str, Any] | None:
         return None
     except (ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); restore it, or remove it to go on without the "
+            f"{path} is damaged ({error}); restore it, or remove it to continue without the "
             "start time and the list of checkpoints that it held."
         ) from error
     if run_id and resume.run_id and run_id != resume.run_id:
         raise UserError(
-            f"the checkpoint of step {resume.step} is of the run with run_id {resume.run_id}, "
+            f"the checkpoint of step {resume.step} belongs to the run with run_id {resume.run_id}, "
             f"but {path} has run_id {run_id}: it was copied here from another run. Resume it "
             "in the directory of its own run."
         )
@@ -183,7 +183,7 @@ def _history_problem(lines: Sequence[Mapping[str, Any]], step: int, logged: int 
         steps = [line["iter"] for line in lines if line["kind"] == kind]
         for before, after in zip(steps, steps[1:], strict=False):
             if after <= before:
-                return f"its {kind!r} record of iter {after} comes after that of iter {before}"
+                return f"its {kind!r} record of iter {after} follows that of iter {before}"
     if lines and lines[-1]["iter"] > step:
-        return f"its record {len(lines)} is of iter {lines[-1]['iter']}"
+        return f"its record {len(lines)} is from iter {lines[-1]['iter']}"
     return ""

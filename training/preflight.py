@@ -51,7 +51,9 @@ def _plugin_problems(settings: Settings) -> list[Problem]:
     """A checkpoint keeps the source of each plugin under its file's name."""
     names = Counter(Path(path).name for path in settings.plugins)
     return [
-        Problem(("plugins",), f"{count} plugins are called {name}; give each a name of its own.")
+        Problem(
+            ("plugins",), f"{count} plugins have the file name {name}; give each a different one."
+        )
         for name, count in names.items()
         if count > 1
     ]
@@ -64,8 +66,9 @@ def _tf32_problems(
         return []
     computes = str(dtype).removeprefix("torch.")
     message = (
-        f"tf32=True does nothing for {computes} on {device_name(device)}: it is a way to compute "
-        "dtype='float32' on CUDA devices of capability 8.0 or more; drop it, or set those."
+        f"tf32=True does nothing for {computes} on {device_name(device)}: it applies to "
+        "dtype='float32' on CUDA devices of compute capability 8.0 or "
+        "higher; drop it, or use those."
     )
     return [Problem(("tf32", "device", "dtype"), message)]
 
@@ -74,7 +77,7 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
     missing = " ".join(missing_packages(training.log_sinks))
     if not missing:
         return []
-    needs = f"log_to={training.log_to!r} needs what is not installed"
+    needs = f"log_to={training.log_to!r} needs packages that are not installed"
     return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
 
 

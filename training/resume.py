@@ -79,7 +79,7 @@ def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Star
         path = _in_its_run(path)
         refuse_locked(path.parents[1])
     if path is None:
-        notes = (*notes, f"No run to resume in {out_dir}: a new one starts.")
+        notes = (*notes, f"No run to resume in {out_dir}; starting a new one.")
         return Start(new(asked), notes=notes)
     state = load_run_state(path)
     resumed = _resumed(asked, path, state)
@@ -98,8 +98,8 @@ def _in_its_run(path: Path) -> Path:
     path = path if len(path.parents) > 1 else path.absolute()
     if path.parent.name != "checkpoints":
         raise UserError(
-            f"{path} is not in the folder `checkpoints` of a run, which a resume goes on with; "
-            "put it back there, or name its run."
+            f"{path} is not in the `checkpoints` folder of a run, so there is no run to resume; "
+            "move it back there, or pass the run's name."
         )
     return path
 
@@ -143,8 +143,9 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
     ]
     if saved and unknown:
         raise UserError(
-            f"{path} was trained with parts of its own, which are not run unasked: "
-            f"{', '.join(unknown)}. Read {', '.join(saved)}, then pass --plugins={','.join(saved)}."
+            f"{path} was trained with custom parts, whose code is not run automatically: "
+            f"{', '.join(unknown)}. Review {', '.join(saved)}, then pass "
+            f"--plugins={','.join(saved)}."
         )
 
 
@@ -161,7 +162,7 @@ def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]
         except UserError as error:
             if wanted != "auto":
                 raise
-            notes.append(f"Passed by the run {folder.name}: {error}")
+            notes.append(f"Skipped the run {folder.name}: {error}")
             continue
         if wanted != "auto" or _fits(asked, path, state):
             return path, [*notes, *damaged]
@@ -280,5 +281,5 @@ def _changes(settings: Settings, state: dict[str, Any]) -> list[str]:
     ]
     log_to, now = saved.get("log_to"), settings.training.log_to
     if log_to and log_to != now:
-        notes.append(f"log_to={now!r}; it was {log_to!r}: pass --log_to={log_to} to go on with it.")
+        notes.append(f"log_to={now!r}; it was {log_to!r}: pass --log_to={log_to} to keep it.")
     return notes

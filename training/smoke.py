@@ -58,7 +58,7 @@ def check_own_parts(
     assert failed is not None
     if not isinstance(failed, UserError):
         checked = ", ".join(own.values())
-        failed.add_note(f"Raised in a check, on a model of few layers, of {checked}.")
+        failed.add_note(f"Raised while checking {checked} in a small model.")
     raise failed
 
 

@@ -284,7 +284,7 @@ class Cube(Activation):
             workshop.start("--resume=auto", "--max_iters=2"),
         ):
             assert child.finish() == 1
-            assert "parts of its own, which are not run unasked" in child.errors
+            assert "custom parts, whose code is not run automatically" in child.errors
             assert f"--plugins={kept}" in child.errors
             assert "Traceback" not in child.errors
         assert not mark.exists()
@@ -310,7 +310,7 @@ class Cube(Activation):
         other = tmp_path / "other" / "cube.py"
         other.write_text(self.PART.replace("cube", "cube2").replace("Cube", "Cube2"))
         message = workshop.refused(f"--plugins={part},{other}", "--activation=cube")
-        assert "2 plugins are called cube.py" in message
+        assert "2 plugins have the file name cube.py" in message
 
 
 class TestUnfinishedLogs:

@@ -103,7 +103,8 @@ class TestAuto:
     def test_starts_anew_where_there_is_none(self, workshop: Workshop, capsys) -> None:
         run = workshop.train("--resume=auto", "--max_iters=1")
         assert (
-            f"No run to resume in {workshop.out_dir}: a new one starts." in capsys.readouterr().out
+            f"No run to resume in {workshop.out_dir}; starting a new one."
+            in capsys.readouterr().out
         )
         assert log_of(run)["status"] == "completed"
 
@@ -139,7 +140,7 @@ class TestAuto:
         broken = workshop.train("--max_iters=1", run_name="broken")
         corrupt(checkpoint_at(broken, 1))
         workshop.train("--max_iters=2", "--resume=auto", run_name=None)
-        assert "Passed by the run broken: no whole checkpoint" in capsys.readouterr().out
+        assert "Skipped the run broken: no whole checkpoint" in capsys.readouterr().out
         assert checkpoint_at(workshop.out_dir / "whole", 2).exists()
 
     def test_a_run_killed_before_its_first_checkpoint_begins_again(
@@ -187,7 +188,7 @@ class TestOneAtATime:
         assert said in workshop.refused("--resume=auto")
         other = workshop.train("--resume=auto", "--max_iters=1", run_name=None)
         assert other != run
-        assert "Passed by the run run: " in capsys.readouterr().out
+        assert "Skipped the run run: " in capsys.readouterr().out
         process.send(signal.SIGKILL)
         process.finish()
         workshop.train("--resume=auto", "--max_iters=2")
@@ -327,7 +328,7 @@ class TestDamage:
         corrupt(checkpoint_at(run, 12))
         capsys.readouterr()
         workshop.train(f"--resume={run}", *COURSE, run_name=None)
-        assert "Passed by the damaged checkpoint step_00000012" in capsys.readouterr().out
+        assert "Skipped the damaged checkpoint step_00000012" in capsys.readouterr().out
         assert_equal_tensors(weights, weights_at(run, 12))
 
     def test_a_damaged_checkpoint_that_was_named_is_refused(self, workshop: Workshop) -> None:

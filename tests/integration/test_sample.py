@@ -81,7 +81,7 @@ class TestSampling:
         capsys.readouterr()
         sample.main([f"--out_dir={workshop.out_dir}", "--max_new_tokens=1"])
         said = capsys.readouterr().err
-        assert "Passed by the damaged checkpoint step_00000002" in said
+        assert "Skipped the damaged checkpoint step_00000002" in said
         assert "step_00000001:" in said
 
 

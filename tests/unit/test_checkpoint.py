@@ -276,7 +276,7 @@ def test_damage_names_the_file_and_falls_back(tmp_path, name, damage, message):
     path, notes = newest_whole(tmp_path)
     assert path == first
     assert len(notes) == 1
-    assert notes[0].startswith("Passed by the damaged checkpoint step_00000002: ")
+    assert notes[0].startswith("Skipped the damaged checkpoint step_00000002: ")
     assert name in notes[0]
 
 

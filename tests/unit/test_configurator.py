@@ -443,8 +443,8 @@ def test_a_sequence_longer_than_the_block_is_refused(write):
 def test_an_option_that_nothing_would_use_is_refused_where_it_was_set():
     [message] = problems("--arch_preset=gpt2", "--rope_theta=500000")
     assert message == (
-        "--rope_theta: rope_theta=500000 belongs to position_encoding=rope, which no layer has; "
-        "drop it, or choose that."
+        "--rope_theta: rope_theta=500000 belongs to position_encoding=rope, which no layer uses; "
+        "drop it, or choose that part."
     )
 
 
@@ -512,8 +512,9 @@ def test_a_flag_or_a_file_may_give_a_pattern(write):
         ),
         (
             ["--ffn_hidden=8*+4"],
-            "--ffn_hidden: ffn_hidden='8*+4' has a rest of the layers before its end; write values "
-            "as in 'a*3+b' (repeated over the layers) or 'a+b*' (b for the rest).",
+            "--ffn_hidden: ffn_hidden='8*+4' uses '*' without a count before its last value; "
+            "write a pattern as 'a*3+b' (repeats over the layers) or 'a+b*' (b in all later "
+            "layers).",
         ),
         (["--n_embd=64+32"], "--n_embd: n_embd takes int, not '64+32' (str)."),
     ],
@@ -836,8 +837,8 @@ def test_help_is_printed_by_its_short_name_too(capsys):
 
 def test_help_says_which_parts_a_key_belongs_to(capsys):
     entries = help_entries(printed_help(capsys))
-    assert entries["rope_theta"].endswith("; default 10000; of position_encoding=rope]")
-    assert entries["rope_original_block_size"].endswith("; of rope_scaling=yarn or llama3]")
+    assert entries["rope_theta"].endswith("; default 10000; for position_encoding=rope]")
+    assert entries["rope_original_block_size"].endswith("; for rope_scaling=yarn or llama3]")
     for key in ("activation", "qk_norm", "norm_eps", "n_layer"):  # which every layer has
         assert "; of " not in entries[key], key
 
@@ -861,7 +862,7 @@ def test_help_has_the_defaults_of_a_run_without_arguments(capsys):
         if name == "normalization":
             value = "auto"  # which a run resolves by `bias`
         shown = re.escape(configurator.shown(value))
-        assert re.search(rf"; default {shown}(; of .*)?\]$", entries[name]), name
+        assert re.search(rf"; default {shown}(; for .*)?\]$", entries[name]), name
 
 
 def test_print_config_shows_every_value_and_its_origin(capsys, write):

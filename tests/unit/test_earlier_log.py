@@ -55,11 +55,11 @@ class TestHistory:
     def test_a_repeat_is_refused(self, logged: Path, logged_records: int | None) -> None:
         lines = metrics_lines(logged)
         rewrite(logged, [*lines[:2], lines[0], *lines[2:]])
-        with pytest.raises(UserError, match="'train' record of iter 5 comes after that of iter 10"):
+        with pytest.raises(UserError, match="'train' record of iter 5 follows that of iter 10"):
             lines_to_resume(logged, 20, logged_records)
 
     def test_records_of_later_steps_are_refused(self, logged: Path) -> None:
-        with pytest.raises(UserError, match="its record 6 is of iter 20"):
+        with pytest.raises(UserError, match="its record 6 is from iter 20"):
             lines_to_resume(logged, 10, 6)
 
 

@@ -326,7 +326,7 @@ def test_what_layers_differ_in_is_read_from_them():
 def test_a_config_does_not_change():
     config = tiny_config()
     for frozen in (config, config.layers[0]):
-        with pytest.raises(AttributeError, match="n_layer: a config does not change"):
+        with pytest.raises(AttributeError, match="n_layer: a config is immutable"):
             frozen.n_layer = 3
 
 
@@ -348,7 +348,7 @@ class TestBases:
     def test_a_window_over_the_longest_sequence_may_be_the_base_s_alone(self) -> None:
         base = {**SIZES, "sliding_window": 24}
         assert ModelArchitectureConfig.make(base, {"n_layer": 1}).sliding_window == 24
-        with pytest.raises(ConfigError, match="reaches over the whole block_size=24"):
+        with pytest.raises(ConfigError, match="covers the whole block_size=24"):
             ModelArchitectureConfig.make(base, {"sliding_window": 25})
 
     def test_patterns_are_cut_to_fewer_layers(self) -> None:
@@ -385,7 +385,7 @@ REFUSED = {
     "ffn_multiplier=1e+308 must be at most 10000": {"ffn_multiplier": 1e308},
     "unknown normalization 'rmsnrom'; did you mean 'rmsnorm'": {"normalization": "rmsnrom"},
     "unknown ffn_type 'moe'. Choices": {"ffn_type": "moe"},
-    "does not go with ffn_type='swiglu'": {"ffn_type": "swiglu", "activation": "relu"},
+    "cannot be combined with ffn_type='swiglu'": {"ffn_type": "swiglu", "activation": "relu"},
     "ffn_hidden=50 is not a multiple of ffn_multiple_of=16": {
         "ffn_hidden": 50,
         "ffn_multiple_of": 16,
@@ -396,25 +396,25 @@ REFUSED = {
     "sliding_window='5*2+none*' needs at least 3 layers": {"sliding_window": "5*2+none*"},
     "sliding_window='5*2' gives every layer 5; write sliding_window=5.": {"sliding_window": "5*2"},
     "ffn_hidden='50+50' gives every layer 50": {"ffn_hidden": "50+50"},
-    "position_encoding='learned' acts on the embedding, so every layer must have it, but others "
-    "have rope.": {"position_encoding": "learned+rope"},
+    "position_encoding='learned' acts on the embedding, so every layer must use it, but "
+    "other layers use rope.": {"position_encoding": "learned+rope"},
     "position_encoding='sinusoidal' acts on the embedding": {
         "position_encoding": "sinusoidal+none"
     },
     "layer 1: n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": "2+3"},
-    "layer 1: activation='relu' does not go with ffn_type='swiglu'": {
+    "layer 1: activation='relu' cannot be combined with ffn_type='swiglu'": {
         "ffn_type": "standard+swiglu",
         "activation": "relu",
     },
     "n_embd takes int, not '32+48' (str)": {"n_embd": "32+48"},
     "unknown ffn_type 'mo'. Choices": {"ffn_type": "standard+mo"},
     "sliding_window=0 must be at least 1": {"sliding_window": "5+0"},
-    "rope_theta=500.0 belongs to position_encoding=rope, which no layer has; drop it, or choose "
-    "that.": {"rope_theta": 500.0},
+    "rope_theta=500.0 belongs to position_encoding=rope, which no layer uses; drop it, or choose "
+    "that part.": {"rope_theta": 500.0},
     "rope_theta=10000.0 belongs to position_encoding=rope": {"rope_theta": 10000.0},
     "rope_fraction=0.5 belongs to position_encoding=rope": {"rope_fraction": 0.5},
     "leaky_relu_slope=0.2 belongs to activation=leaky_relu": {"leaky_relu_slope": 0.2},
-    "sliding_window=24 does nothing: it reaches over the whole block_size=24; make it smaller, or "
+    "sliding_window=24 has no effect: it covers the whole block_size=24; lower it, or set it to "
     "none.": {"sliding_window": "5+24"},
     "qk_norm_over='projection' does nothing without qk_norm": {"qk_norm_over": "projection"},
     "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
@@ -485,7 +485,9 @@ def test_layers_that_differ_are_checked_once_for_each_kind():
 
 
 def test_too_many_layers_to_differ_are_refused():
-    with pytest.raises(ConfigError, match="n_layer=10001 is more than the 10,000 layers that may"):
+    with pytest.raises(
+        ConfigError, match="n_layer=10001 is more than the 10,000 layers that a pattern"
+    ):
         tiny_config(n_layer=10_001, sliding_window="5+none")
 
 
@@ -493,7 +495,7 @@ def test_too_many_layers_to_differ_are_refused():
 def test_a_key_of_earlier_versions_is_answered_with_the_pattern_to_write(key):
     with pytest.raises(ConfigError) as raised:
         tiny_config(**{key: "SL"})
-    assert f"there is no key {key!r} any more; {REPLACED[key]}." in str(raised.value)
+    assert f"the key {key!r} was removed; {REPLACED[key]}." in str(raised.value)
     for spelling in re.findall(r"(\w+=(?:'[^']+'|\d+))", REPLACED[key]):
         name, _, text = spelling.partition("=")
         pattern = architecture_keys()[name].read(text.strip("'"))

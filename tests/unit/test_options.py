@@ -316,8 +316,8 @@ def test_one_name_is_one_declaration(other):
     with pytest.raises(UserError) as refused:
         table.declare("ffn=b", keys("ffn=b", **other))
     assert str(refused.value) == (
-        "the option 'width' belongs to ffn=a and is declared in another way there; choose another "
-        "name, or inherit its class Options."
+        "the option 'width' is already declared differently by ffn=a; choose another "
+        "name, or inherit that class Options."
     )
     assert table.owners("width") == ["ffn=a"]
 
@@ -326,14 +326,16 @@ def test_another_spelling_in_names_is_another_declaration():
     """A name would not tell which of the two a tag is of."""
     table = KeyTable()
     table.declare("ffn=a", keys("ffn=a", tag="W{}"))
-    with pytest.raises(UserError, match="is declared in another way there"):
+    with pytest.raises(UserError, match="is already declared differently by ffn=a"):
         table.declare("ffn=b", keys("ffn=b", tag="Wide{}"))
 
 
 def test_a_key_of_every_run_cannot_be_a_part_s():
     table = KeyTable()
     table.declare("", EXAMPLE)
-    with pytest.raises(UserError, match="the option 'size' is a key of every run and is declared"):
+    with pytest.raises(
+        UserError, match="the option 'size' is already declared as a key of every run"
+    ):
         table.declare("ffn=a", {"size": dataclasses.replace(keys("ffn=a")["width"], name="size")})
 
 
@@ -341,7 +343,7 @@ def test_a_key_of_every_run_cannot_be_a_part_s():
     "name", ["layers", "to_dict", "changed", "index", "values", "help", "_base"]
 )
 def test_names_that_a_config_has_are_reserved(name):
-    with pytest.raises(UserError, match=f"the option '{name}' has a name that is reserved"):
+    with pytest.raises(UserError, match=f"the option name '{name}' is reserved"):
         KEYS.refuse_clashes("ffn=a", {name: keys("ffn=a")["width"]})
 
 

@@ -142,10 +142,10 @@ def test_help_has_them_with_the_parts(plugin, capsys):
     assert max(map(len, text.splitlines())) <= 100
     words = " ".join(text.split())
     assert (
-        "--wave_length Wave: tokens from crest to crest [float; per layer; default 12; of "
+        "--wave_length Wave: tokens from crest to crest [float; per layer; default 12; for "
         "position_encoding=wave]"
     ) in words
-    assert "--chunk_size chunked: queries at a time [int; default 64; of " in words
+    assert "--chunk_size chunked: queries at a time [int; default 64; for " in words
     heading = next(part for part in text.split("\n\n") if "--wave_height" in part)
     assert heading.startswith("Position encoding\n")
 
@@ -233,10 +233,10 @@ def test_what_is_refused(registered, keys, message):
 def test_where_they_are_given_is_told(plugin, tmp_path):
     (tmp_path / "run.py").write_text("n_layer = 2\nwave_length = 7\n")
     assert problems(plugin, "run.py", "--norm_power=3") == [
-        "run.py:2: wave_length=7 belongs to position_encoding=wave, which no layer has; drop it, "
-        "or choose that.",
-        "--norm_power: norm_power=3 belongs to normalization=power, which no layer has; drop it, "
-        "or choose that.",
+        "run.py:2: wave_length=7 belongs to position_encoding=wave, which no layer uses; drop "
+        "it, or choose that part.",
+        "--norm_power: norm_power=3 belongs to normalization=power, which no layer uses; drop "
+        "it, or choose that part.",
     ]
 
 
@@ -267,19 +267,22 @@ def test_a_file_that_is_run_twice_has_the_keys_of_the_last_time(plugin, tmp_path
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ("n_layer: int = option(3, 'x')", "the option 'n_layer' is a key of every run and is"),
-        ("max_iters: int = option(3, 'x')", "the option 'max_iters' is a key of every run and is"),
+        ("n_layer: int = option(3, 'x')", "the option 'n_layer' is already declared as a"),
+        ("max_iters: int = option(3, 'x')", "the option 'max_iters' is already declared as a"),
         (
             "rope_theta: float = option(3.0, 'x')",
-            "the option 'rope_theta' belongs to position_encoding=rope and is declared in another "
-            "way there; choose another name, or inherit its class Options.",
+            "the option 'rope_theta' is already declared differently by position_encoding=rope; "
+            "choose another name, or inherit that class Options.",
         ),
-        ("layers: int = option(3, 'x')", "the option 'layers' has a name that is reserved"),
-        ("help: int = option(3, 'x')", "the option 'help' has a name that is reserved"),
+        ("layers: int = option(3, 'x')", "the option name 'layers' is reserved"),
+        ("help: int = option(3, 'x')", "the option name 'help' is reserved"),
         ("a: list = option([], 'x')", "Options.a has the type <class 'list'>; use int, float, s"),
         ("a: list[int] = option(None, 'x')", "Options.a has the type list[int]; use int, float"),
         ("a: 'Foo' = option(3, 'x')", "has a type that is not known: name 'Foo' is not defined"),
-        ("a: int = option(3, 'x', role='lenght')", "Options.a has the role 'lenght'; import Role"),
+        (
+            "a: int = option(3, 'x', role='lenght')",
+            "the role 'lenght'; Choices: arch",
+        ),
         ("a: int = option(1, 'x', choices=iter((1, 2)))", "choices that can be read once only"),
         ("a: int = option(1, 'x', tag='A{b}')", "Options.a has the tag 'A{b}', which is no format"),
         ("a: int = option(1, 'x', tag='A{')", "Options.a has the tag 'A{', which is no format"),
@@ -442,7 +445,7 @@ def test_without_the_plugin_it_is_told_where_the_parts_are(plugin, tmp_path):
     ):
         with pytest.raises(UserError) as refused:
             use()
-        assert "was trained with parts of its own" in str(refused.value)
+        assert "was trained with custom parts" in str(refused.value)
         assert "position_encoding='wave'" in str(refused.value)
         assert re.search(r"--plugins=\S+/plugins/parts\.py", str(refused.value))
 

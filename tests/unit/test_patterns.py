@@ -98,23 +98,23 @@ def test_a_list_is_a_pattern_too(given, meant):
         (
             "kind",
             "rope+",
-            "kind='rope+' has '', which is no value with a count; write values as in",
+            "kind='rope+' contains '', which is not value or value*count; write a pattern as",
         ),
-        ("kind", "+rope", "has ''"),
-        ("kind", "*3", "has '*3', which is no value with a count"),
-        ("kind", "rope**2", "has 'rope**2'"),
-        ("kind", "rope*-1+none", "has 'rope*-1'"),
-        ("kind", "rope*2.5+none", "has 'rope*2.5'"),
-        ("kind", "rope*x", "has 'rope*x'"),
-        ("kind", "rope*0+none", "kind='rope*0+none' gives 'rope*0' to no layer; remove it."),
+        ("kind", "+rope", "contains ''"),
+        ("kind", "*3", "contains '*3', which is not value or value*count"),
+        ("kind", "rope**2", "contains 'rope**2'"),
+        ("kind", "rope*-1+none", "contains 'rope*-1'"),
+        ("kind", "rope*2.5+none", "contains 'rope*2.5'"),
+        ("kind", "rope*x", "contains 'rope*x'"),
+        ("kind", "rope*0+none", "kind='rope*0+none' assigns 'rope*0' to no layer; remove it."),
         (
             "kind",
             "rope*+none",
-            "has a rest of the layers before its end; write values as in 'a*3+b'",
+            "uses '*' without a count before its last value; write a pattern as 'a*3+b'",
         ),
-        ("kind", "rope*+none*", "has a rest of the layers before its end"),
-        ("kind", "rope*" + "9" * 19 + "+none", "which is no value with a count"),
-        ("kind", [], "kind=[] is an empty list; give a value for each layer that repeats."),
+        ("kind", "rope*+none*", "uses '*' without a count before its last value"),
+        ("kind", "rope*" + "9" * 19 + "+none", "which is not value or value*count"),
+        ("kind", [], "kind=[] is an empty list; list at least one value."),
         ("kind", "rope+nome", "unknown kind 'nome'; did you mean 'none'?"),
         ("kind", ["rope", 3], "kind takes str, not 3 (int). Choices: rope, none, alibi."),
         ("width", "8+0", "width=0 must be at least 1."),
@@ -286,5 +286,5 @@ def test_patterns_of_numbers_survive_their_spelling(numbers):
 
 
 def test_of_an_unreadable_text_the_position_is_told():
-    with pytest.raises(UserError, match="has 'b\\*c', which is no value with a count"):
+    with pytest.raises(UserError, match="contains 'b\\*c', which is not value"):
         read_pattern("a+b*c", str, of_numbers=False)

@@ -134,7 +134,7 @@ class TestProblems:
         assert message.startswith("3 config errors:")
         assert "attention_backend='flash'" in message
         assert "tf32=True does nothing" in message
-        assert "2 plugins are called part.py" in message
+        assert "2 plugins have the file name part.py" in message
 
     def test_packages_that_the_log_needs(self, monkeypatch) -> None:
         settings = load(["--log_to=csv,tensorboard,wandb"])
@@ -142,7 +142,7 @@ class TestProblems:
         with pytest.raises(ConfigError) as refused:
             refuse_machine(settings, CPU, torch.float32)
         assert [problem.message for problem in refused.value.problems] == [
-            "log_to='csv,tensorboard,wandb' needs what is not installed: "
+            "log_to='csv,tensorboard,wandb' needs packages that are not installed: "
             "pip install tensorboard wandb; or change log_to."
         ]
 

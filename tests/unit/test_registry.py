@@ -104,8 +104,7 @@ class Plain:
         (lambda norms: norms.register("x", label="X")(len), "'x' must be a class, not <built-in"),
         (
             lambda norms: norms.register("x", label="X")(Demanding),
-            "'x': Demanding is made with (dim, eps), which its __init__ does not take (missing a "
-            "required argument: 'more')",
+            "'x': Demanding.__init__ must accept (dim, eps) (missing a required argument: 'more')",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from configurator import load, read
 from errors import ConfigError, UserError
 from options import KEYS
 from tests.saved_run import SIZES, change_config, save_run
-from training.resume import _is_fixed, _is_restored, find_start
+from training.resume import _is_fixed, find_start, is_restored
 
 
 def conflicts(out_dir: Path, now: list[str], before: list[str]) -> dict[str, str]:
@@ -25,7 +25,7 @@ def conflicts(out_dir: Path, now: list[str], before: list[str]) -> dict[str, str
 
 class TestKeys:
     def test_what_says_where_things_are_is_never_the_saved_run_s(self) -> None:
-        of_the_command = {key for key in KEYS if not _is_restored(key)}
+        of_the_command = {key for key in KEYS if not is_restored(key)}
         assert of_the_command == {
             "out_dir",
             "run_name",
@@ -88,7 +88,7 @@ class TestConflicts:
     def test_a_key_of_a_part_that_the_run_lacks(self, tmp_path) -> None:
         [message] = conflicts(tmp_path, ["--rope_theta=5e5"], []).values()
         assert (
-            "rope_theta=500000.0 belongs to position_encoding=rope, which no layer has" in message
+            "rope_theta=500000.0 belongs to position_encoding=rope, which no layer uses" in message
         )
 
 
@@ -103,7 +103,7 @@ class TestForeignRun:
         start = self.resumed(tmp_path)
         assert start.settings.training.log_to == ""
         assert start.settings.training.out_dir == str(tmp_path)
-        wanted = "log_to=''; it was 'wandb': pass --log_to=wandb to go on with it."
+        wanted = "log_to=''; it was 'wandb': pass --log_to=wandb to keep it."
         assert wanted in start.notes
 
     def test_where_the_log_is_sent_may_be_given_again(self, tmp_path) -> None:
@@ -121,7 +121,7 @@ class TestForeignRun:
         kept = save_run(tmp_path / "run").rename(tmp_path / "kept")
         monkeypatch.chdir(tmp_path)
         for where in (kept, "kept"):
-            with pytest.raises(UserError, match="kept is not in the folder `checkpoints` of a run"):
+            with pytest.raises(UserError, match="kept is not in the `checkpoints` folder of a run"):
                 find_start(read([f"--resume={where}"]))
 
 
