@@ -221,6 +221,7 @@ class ModelArchitectureConfig:
                 "set head_dim.",
             )
         yield from self._unused_problems()
+        yield from self._idle_problems()
         yield from self._position_problems()
         yield from self._window_problems()
         kinds = self.kinds
@@ -229,6 +230,13 @@ class ModelArchitectureConfig:
             for part in (Attention, *dict(parts_of(layer)).values()):
                 for problem in getattr(part, "problems", lambda config: ())(layer):
                     yield Problem(problem.keys, where + problem.message)
+
+    def _idle_problems(self) -> Iterator[Problem]:
+        """Keys of the user's own that have no effect in any layer."""
+        idle = [{problem.keys[0]: problem for problem in Attention.idle(k)} for k in self.kinds]
+        for key in self._given:
+            if all(key in found for found in idle):
+                yield idle[0][key]
 
     def _unused_problems(self) -> Iterator[Problem]:
         for key in self._given:

@@ -135,6 +135,10 @@ class Attention(Part):
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
                 "key head serves the same number of query heads.",
             )
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        """Keys of attention without effect in this layer: errors if no layer has a use for them."""
         if not config.qk_norm and config.qk_norm_over != "head":
             yield Problem(
                 ("qk_norm_over", "qk_norm"),

@@ -543,3 +543,17 @@ def test_the_template_spells_every_key_at_its_default():
         assert values[name] in (keys[name].default, getattr(default, name)), name
     for name, text in commented.items():
         assert ast.literal_eval(text) == keys[name].default, name
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"normalization": "rmsnorm+none", "norm_eps": 0.1},
+        {"qk_norm": "true+false", "qk_norm_over": "projection"},
+    ],
+)
+def test_a_key_that_one_layer_uses_is_no_error(keys):
+    tiny_config(**keys)
+    unused = {"normalization": "none"} if "norm_eps" in keys else {"qk_norm": False}
+    with pytest.raises(ConfigError, match="does nothing"):
+        tiny_config(**{**keys, **unused})
