@@ -190,6 +190,12 @@ class Key:
         if isinstance(value, list | tuple):
             if not value:
                 raise UserError("is an empty list; list at least one value.")
+            for item in value:
+                if isinstance(item, str) and not self._survives_saving(item):
+                    raise UserError(
+                        f"lists {quoted(item)}, which a saved pattern would read as another value; "
+                        "choose another."
+                    )
             return repeating(value)
         if not self._spells_pattern(value):
             return value
@@ -197,6 +203,11 @@ class Key:
             value, lambda text: parse(text, self.annotation), of_numbers=self._takes_numbers
         )
         return pattern if pattern.length > 1 or not pattern.repeats else pattern.simplified()
+
+    def _survives_saving(self, item: str) -> bool:
+        """Whether the text of a list reads back as itself from the text of the pattern."""
+        plain = not set("+*") & set(item) and item == item.strip() != ""
+        return plain and parse(item, self.annotation) == item
 
     def _spells_pattern(self, value: Any) -> bool:
         return self.per_layer and isinstance(value, str) and bool({"+", "*"}.intersection(value))

@@ -378,3 +378,13 @@ def test_a_part_without_options_has_no_keys():
 
 class Bare:
     """A part."""
+
+
+@pytest.mark.parametrize("item", ["a+b", "a*3", " a", "", "none"])
+def test_a_listed_text_that_a_pattern_would_change_is_refused(item):
+    class Options:
+        word: str | None = option("x", "any text", per_layer=True, role=Role.ARCHITECTURE)
+
+    key = keys_of(Options)["word"]
+    assert key.problem(["c", None]) is None
+    assert "which a saved pattern would read as another value" in key.problem(["c", item]).message
