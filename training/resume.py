@@ -82,9 +82,13 @@ def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Star
         notes = (*notes, f"No run to resume in {out_dir}; starting a new one.")
         return Start(new(asked), notes=notes)
     state = load_run_state(path)
-    resumed = _resumed(asked, path, state)
+    resumed = _merged(asked, path, state)
+    saved = _saved_values(state)  # which has parts that are registered: _merged refuses others
+    problems = [*_conflicts(asked, resumed, saved), *_changed_plugins(resumed, path)]
+    if problems:
+        raise ConfigError(problems)
     refuse_other_weights(path, resumed.model)
-    notes = [*notes, _going_on(path, state, resumed.training), *_changes(resumed, state)]
+    notes = [*notes, _going_on(path, state, resumed.training), *_changes(resumed, saved)]
     if resumed.training.max_iters < state["step"]:
         raise UserError(
             f"max_iters={resumed.training.max_iters} is below the {state['step']} steps that "
@@ -126,7 +130,7 @@ def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Se
         UserError: it is damaged, or was trained with parts of the user's own that are not
             registered.
     """
-    values = upgraded(load_run_state(path)["config"])
+    values = _loadable(load_run_state(path))
     _refuse_unknown_parts(path, values)
     settings = settings_from_dict(values, registered)
     refuse_other_weights(path, settings.model)
@@ -172,18 +176,9 @@ def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]
 def _fits(asked: Asked, path: Path, state: dict[str, Any]) -> bool:
     """Whether a run may go on with what is asked; what is wrong in itself is told later."""
     try:
-        return not _conflicts(asked, _merged(asked, path, state), state)
+        return not _conflicts(asked, _merged(asked, path, state), _saved_values(state))
     except ConfigError as error:
         return not any(set(problem.keys) & asked.given.keys() for problem in error.problems)
-
-
-def _resumed(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
-    """The settings to go on with. Raises ConfigError where what is asked makes it another run."""
-    settings = _merged(asked, path, state)
-    problems = [*_conflicts(asked, settings, state), *_changed_plugins(settings, path)]
-    if problems:
-        raise ConfigError(problems)
-    return settings
 
 
 def _merged(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
@@ -209,6 +204,11 @@ def _loadable(state: dict[str, Any]) -> dict[str, Any]:
     return upgraded(state["config"])
 
 
+def _saved_values(state: dict[str, Any]) -> dict[str, Any]:
+    """Every key of today and the value that the run was saved with, or the default."""
+    return settings_from_dict(_loadable(state)).to_dict()
+
+
 def _is_fixed(key: str) -> bool:
     """Whether another value would make it another run."""
     return key in KEYS and KEYS[key].role in FIXED_ROLES
@@ -219,9 +219,8 @@ def is_restored(key: str) -> bool:
     return key not in KEYS or KEYS[key].metadata.get("restored", True)
 
 
-def _conflicts(asked: Asked, settings: Settings, state: dict[str, Any]) -> list[Problem]:
+def _conflicts(asked: Asked, settings: Settings, saved: Mapping[str, Any]) -> list[Problem]:
     """The keys that make it another run: given ones, and with a preset those that it implies."""
-    saved = settings_from_dict(_loadable(state)).to_dict()
     now = settings.to_dict()
     wanted = {key: (now.get(key), asked.given[key].origin) for key in asked.given if key in KEYS}
     if "arch_preset" in asked.given:
@@ -271,9 +270,8 @@ def _origin(settings: Settings, key: str) -> str:
     return f"{settings.origins['arch_preset']} (arch_preset={settings.arch_preset!r})"
 
 
-def _changes(settings: Settings, state: dict[str, Any]) -> list[str]:
-    """A line for each value that is no longer what it was."""
-    saved = settings_from_dict(_loadable(state)).to_dict()
+def _changes(settings: Settings, saved: Mapping[str, Any]) -> list[str]:
+    """A line for each value that differs from the saved one."""
     notes = [
         f"{key}={value!r} from here on; it was {saved.get(key)!r}"
         for key, value in settings.to_dict().items()
