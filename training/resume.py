@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, with which settings, and what may not change."""
+"""Resuming from a checkpoint: which one, with which settings, and what may not change."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Start:
 
     Attributes:
         settings: What to train with: the checkpoint's, with what the command line changed.
-        checkpoint: The checkpoint to go on from; None for a new run.
+        checkpoint: The checkpoint to resume from; None for a new run.
         state: What the loop saved in it.
-        notes: Lines for the user: damaged checkpoints passed by, settings changed.
+        notes: Lines for the user: damaged checkpoints skipped, settings changed.
     """
 
     settings: Settings
@@ -45,7 +45,7 @@ class Start:
 
     @property
     def resume_point(self) -> ResumePoint | None:
-        """Where the log of the run that goes on is taken up."""
+        """Where the log of the resumed run continues."""
         if self.checkpoint is None:
             return None
         state = self.state
@@ -53,7 +53,7 @@ class Start:
 
     @property
     def run_folder(self) -> Path | None:
-        """The folder of the run that goes on."""
+        """The directory of the resumed run."""
         return None if self.checkpoint is None else self.checkpoint.parents[1]
 
 
@@ -154,7 +154,7 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
 
 
 def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `auto` means, and why others were passed by."""
+    """The checkpoint that `auto` means, and why others were skipped."""
     wanted, notes = asked.value("run_name"), []
     for folder in runs_newest_first(out_dir):
         if wanted not in ("auto", folder.name):
@@ -174,7 +174,7 @@ def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]
 
 
 def _fits(asked: Asked, path: Path, state: dict[str, Any]) -> bool:
-    """Whether a run may go on with what is asked; what is wrong in itself is told later."""
+    """Whether a run can be resumed with what is asked; other errors are reported later."""
     try:
         return not _conflicts(asked, _merged(asked, path, state), _saved_values(state))
     except ConfigError as error:
@@ -182,10 +182,10 @@ def _fits(asked: Asked, path: Path, state: dict[str, Any]) -> bool:
 
 
 def _merged(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
-    """The saved settings with what is asked on top.
+    """The saved settings, overridden by what is asked.
 
-    What was derived is derived anew from the values as they are now, unless it makes the run what
-    it is. Where things are, what is trusted and where the log goes is the command line's to say.
+    Derived values are derived again, unless they are fixed for the run. Paths, trust in plugins and
+    log outputs come from the command line, never from the saved run.
     """
     saved = _loadable(state)
     given = {
@@ -200,7 +200,7 @@ def _merged(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
 
 
 def _loadable(state: dict[str, Any]) -> dict[str, Any]:
-    """The saved config in the keys of today."""
+    """The saved config in current keys."""
     return upgraded(state["config"])
 
 
