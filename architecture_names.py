@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from components.layer_config import LayerConfig
-from model_components import ACTIVATIONS, BLOCKS, FFNS, NORMS, POSITIONS
+from model_components import ACTIVATIONS, BLOCKS, FFNS, MIXERS, NORMS, POSITIONS
 from model_keys import MODEL_KEYS, registry_of
 from options import SPELLED_BY_KEY, Key, Role
 from patterns import Pattern, by_layer, spelled
@@ -23,9 +23,22 @@ def architecture_name(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) ->
         keys: Those that some layer has.
     """
     first = layers[0]
-    sizes = (f"{first.n_layer}L", f"{first.n_head}H", f"{first.n_embd}D")
-    parts = (_by_layer(layers, label) for label in (_position, _norm, _ffn, _block))
-    return "-".join([*sizes, *parts, *_tags(layers, keys)])
+    heads = [f"{layer.n_head}H" for layer in layers if "n_head" in layer]
+    sizes = (f"{first.n_layer}L", *heads[:1], f"{first.n_embd}D")
+    parts = (_by_layer(layers, label) for label in (_norm, _ffn, _block))
+    return "-".join([*sizes, *_mixers(layers), *parts, *_tags(layers, keys)])
+
+
+def _mixers(layers: Sequence[LayerConfig]) -> Iterator[str]:
+    """The mixers, unless all layers have attention; then the position encodings of those that use
+    one, or of every layer if they differ."""
+    if {layer.mixer for layer in layers} != {MODEL_KEYS["mixer"].default}:
+        yield _by_layer(layers, lambda layer: MIXERS.entry(layer.mixer).label)
+    used = {layer.position_encoding for layer in layers if "position_encoding" in layer}
+    if len(used) == 1:
+        yield POSITIONS.entry(used.pop()).label
+    elif used:
+        yield _by_layer(layers, _position)
 
 
 def _by_layer(layers: Sequence[LayerConfig], label: Callable[[LayerConfig], str]) -> str:
@@ -35,7 +48,7 @@ def _by_layer(layers: Sequence[LayerConfig], label: Callable[[LayerConfig], str]
 
 
 def _position(layer: LayerConfig) -> str:
-    return POSITIONS.entry(layer.position_encoding).label
+    return POSITIONS.entry(layer.get("position_encoding", "none")).label
 
 
 def _norm(layer: LayerConfig) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from components.attention import Attention, KeyValueCache
 from components.blocks import BLOCKS
+from components.context import LayerInputs, State
 from components.ffns import FeedForward
+from components.head import LMHead, cross_entropy
 from components.layer_config import LayerConfig
+from components.mixers import Mixer
 from components.norms import make_norm
 from components.part import Part, own_stream
 from components.positions import PositionEncoding
@@ -21,11 +22,59 @@ from errors import UserError
 from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
 
-IGNORED = -1
-"""A target that the loss leaves out."""
-
 MIN_TEMPERATURE = 1e-6
 """The lowest but 0: by less, float32 logits could overflow when divided."""
+
+
+class Objective(Protocol):
+    """What training minimises; see `training.objectives`."""
+
+    def __call__(
+        self, x: Tensor, head: LMHead, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, of what the LM head reads (B, T, C), and its terms by name, detached."""
+
+
+class DecodingState:
+    """What a model remembers of the tokens it has seen, so that it need not read them again.
+
+    Attributes:
+        layers: For each layer, the state of each of its parts.
+        length: Tokens seen. An int; or, for a compiled model, a tensor on the device, so that its
+            graph is the same for every token.
+        capacity: Tokens that fit, if some mixer is not unbounded.
+    """
+
+    def __init__(self, layers: list[dict[str, State]], length: int | Tensor, capacity: int):
+        self.layers = layers
+        self.length = length
+        self.capacity = capacity
+
+    @property
+    def static(self) -> bool:
+        """Whether its shapes never change."""
+        return isinstance(self.length, Tensor)
+
+    @property
+    def bytes(self) -> int:
+        """Its size in memory."""
+        parts = (part for layer in self.layers for part in layer.values())
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+
+class TrainingOutput(NamedTuple):
+    """What a forward pass with an objective returns.
+
+    Attributes:
+        loss: What is minimised, a scalar.
+        terms: The objective's terms and the auxiliary losses of parts, by name, detached; they
+            add up to the loss.
+        metrics: What parts reported, for each layer by part and name.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    metrics: list[dict[str, dict[str, Tensor]]]
 
 
 class GPT(Part):
@@ -46,10 +95,18 @@ class GPT(Part):
             self._make_parts(config)
         for name, module in self.named_modules():
             if isinstance(module, Part):
-                with own_stream(name):
+                with own_stream(self._stream_of(name)):
                     module.init_parameters(self._config_of(name))
         if config.weight_tying:
             self.head.weight = self.embedding.weight
+
+    def _stream_of(self, name: str) -> str:
+        """The name of a module's stream of initial numbers: its own, with `stream_name`s in it."""
+        module, words = self, []
+        for word in name.split(".") if name else ():
+            module = module.get_submodule(word)
+            words.append(getattr(module, "stream_name", None) or word)
+        return ".".join(words)
 
     def _make_parts(self, config: ModelArchitectureConfig) -> None:
         last = config.layers[-1]
@@ -60,7 +117,7 @@ class GPT(Part):
         self.final_norm = (
             make_norm(last) if BLOCKS[last.norm_position].final_norm else nn.Identity()
         )
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.head = LMHead(config)
 
     def _make_positions(self, config: ModelArchitectureConfig) -> nn.Module:
         """The position encoding; a list of them where layers differ in it."""
@@ -87,53 +144,125 @@ class GPT(Part):
         self,
         idx: Tensor,
         targets: Tensor | None = None,
-        cache: list[KeyValueCache] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of the next token at every position, and the loss where targets are given.
+        state: DecodingState | None = None,
+        objective: Objective | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor] | TrainingOutput:
+        """Logits of the next token at every position; or the loss that training minimises.
 
         Args:
             idx: Tokens (B, T).
             targets: The token that follows each, (B, T); -1 is left out of the loss.
-            cache: One per layer (`new_cache`), holding the tokens before idx; grows by T.
+            state: What is remembered of the tokens before idx (`new_state`); updated in place.
+            objective: What to minimise; needs targets.
 
         Returns:
-            Logits (B, T, V); with targets (logits, mean cross-entropy in nats per token).
+            Logits (B, T, V); with targets (logits, mean cross-entropy in nats per token); with an
+            objective its `TrainingOutput`, for which the logits are never held whole.
 
         Raises:
-            UserError: for more tokens than block_size, those in the cache included.
+            UserError: for more tokens than block_size, those in the state included, unless the
+                model is `unbounded`.
         """
-        start = 0 if cache is None else cache[0].length
-        length = idx.shape[1]
-        positions = self.position_encodings
-        if start + length > self.config.block_size:
+        x, losses, metrics = self._hidden(idx, state)
+        if objective is not None:
+            loss, terms = objective(x, self.head, targets)
+            terms = {**terms, **{name: own.detach() for name, own in losses.items()}}
+            return TrainingOutput(sum(losses.values(), start=loss), terms, metrics)
+        logits = self.head(x)
+        return logits if targets is None else (logits, cross_entropy(logits, targets))
+
+    def _hidden(
+        self, idx: Tensor, state: DecodingState | None
+    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, dict[str, Tensor]]]]:
+        """What the LM head reads (B, T, C), and the auxiliary losses and metrics of the layers."""
+        start = 0 if state is None else state.length
+        keys = self._keys(start, idx.shape[1], state)
+        x = self.embedding(idx)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        encodings = self.position_encodings
+        for encoding in encodings:  # at most one does anything here
+            x = encoding.embed(x, start)
+        biases = [encoding.score_bias(start, idx.shape[1], keys) for encoding in encodings]
+        stream = self.blocks[0].residual.begin(self.dropout(x))
+        given: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        metrics = []
+        for layer, block in enumerate(self.blocks):
+            own = self._position_of_layer[layer]
+            inputs = LayerInputs(
+                idx,
+                encodings[own],
+                biases[own],
+                start,
+                None if state is None else state.layers[layer],
+                {name: given[name] for name in block.takes if name in given},
+            )
+            stream, outputs = block(stream, inputs)
+            given = {**outputs.given, **given}  # the first to give a name counts
+            for name, loss in outputs.losses.items():
+                losses[name] = losses[name] + loss if name in losses else loss
+            metrics.append(outputs.metrics)
+        if state is not None:
+            state.length += idx.shape[1]
+        return self.final_norm(self.blocks[-1].residual.end(stream)), losses, metrics
+
+    def _keys(self, start: int | Tensor, length: int, state: DecodingState | None) -> int:
+        """Positions that attention looks at. Raises UserError if they are too many."""
+        if isinstance(start, Tensor):
+            return state.capacity
+        if start + length > self.config.block_size and not self.unbounded:
             raise UserError(
                 f"{start + length} tokens do not fit block_size={self.config.block_size}; crop "
                 "the sequence or build the model with a larger block_size."
             )
-        x = self.embedding(idx)
-        if self.config.embedding_scale != 1:
-            x = x * self.config.embedding_scale
-        x = self.dropout(positions[0].embed(x, start))  # one that embeds is that of all layers
-        biases = [encoding.score_bias(start, length) for encoding in positions]
-        for layer, block in enumerate(self.blocks):
-            own = self._position_of_layer[layer]
-            x = block(x, positions[own], biases[own], None if cache is None else cache[layer])
-        logits = self._softcapped(self.head(self.final_norm(x)))
-        if targets is None:
-            return logits
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float32 at least
-        loss = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        return logits, loss
+        return start + length
 
-    def _softcapped(self, logits: Tensor) -> Tensor:
-        cap = self.config.output_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+    def after_step(
+        self, metrics: list[dict[str, dict[str, Tensor]]], good: Tensor | float = 1.0
+    ) -> None:
+        """Let parts update their buffers after an optimizer step; see `Sublayer.after_step`."""
+        for block, own in zip(self.blocks, metrics, strict=True):
+            block.after_step(own, good)
 
     # Text
 
-    def new_cache(self, capacity: int | None = None) -> list[KeyValueCache]:
-        """An empty cache per layer for `capacity` tokens (default: block_size)."""
-        return [KeyValueCache(capacity or self.config.block_size) for _ in self.blocks]
+    @property
+    def unbounded(self) -> bool:
+        """Whether it can go on decoding beyond block_size in constant memory."""
+        parts = [part for block in self.blocks for part in block.sublayers.values()]
+        return all(part.unbounded for part in (*parts, *self.position_encodings))
+
+    def new_state(
+        self,
+        batch: int = 1,
+        capacity: int | None = None,
+        *,
+        static: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> DecodingState:
+        """The decoding state before the first token.
+
+        Args:
+            batch: Sequences that are decoded at a time.
+            capacity: Tokens of the longest; None: block_size.
+            static: Keep all shapes the same from token to token, as torch.compile needs in order
+                not to compile anew for each. Attention then always reads the whole capacity, and
+                nothing checks that it is not exceeded.
+            dtype: What keys, values and the like are kept in; None: what the model computes in.
+        """
+        weight = self.embedding.weight
+        kind = weight.device.type
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
+        capacity = capacity or self.config.block_size
+        layers = [
+            block.new_states(batch, capacity, device=weight.device, dtype=dtype)
+            for block in self.blocks
+        ]
+        length = torch.zeros((), dtype=torch.long, device=weight.device) if static else 0
+        return DecodingState(layers, length, capacity)
 
     @torch.no_grad()
     def generate(
@@ -175,8 +304,9 @@ class GPT(Part):
             top_k: Sample among the k likeliest tokens.
             top_p: Sample among the likeliest tokens whose probabilities first add up to p
                 (Holtzman et al. 2019, arXiv 1904.09751).
-            use_cache: Keep keys and values of earlier tokens. Beyond block_size the window
-                slides, every position changes, and each step computes all anew, as without.
+            use_cache: Keep the decoding state of earlier tokens. Beyond block_size an `unbounded`
+                model goes on; for others the window slides, every position changes, and each step
+                reads all tokens again, as without.
             generator: Source of randomness; None: torch's global one.
             vocab_size: Sample among the first so many tokens, where the model has more of them
                 than its tokenizer; None: among all.
@@ -188,37 +318,40 @@ class GPT(Part):
         if idx.ndim != 2 or idx.shape[1] == 0:
             raise UserError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
         check_sampling(max_new_tokens, temperature, top_k, top_p)
-        cache = self.new_cache() if use_cache else None
+        compiled = self._compiled_call_impl is not None
+        state = self.new_state(idx.shape[0], static=compiled) if use_cache else None
 
         def choose(logits: Tensor) -> Tensor:
             return sample(logits[:, :vocab_size], temperature, top_k, top_p, generator)
 
-        return self._continue(idx, max_new_tokens, cache, choose)
+        return self._continue(idx, max_new_tokens, state, choose)
 
     @torch.no_grad()
     def _continue(
         self,
         idx: Tensor,
         max_new_tokens: int,
-        cache: list[KeyValueCache] | None,
+        state: DecodingState | None,
         choose: Callable[[Tensor], Tensor],
     ) -> Iterator[Tensor]:
         """Yield the tokens (B, 1) that `choose` takes by the logits (B, V), one after the other."""
         was_training = self.training
         self.eval()
         try:
+            seen = 0
             for _ in range(max_new_tokens):
-                token = choose(self._next_logits(idx, cache))
-                idx = torch.cat((idx, token), dim=1)
+                token = choose(self._next_logits(idx, seen, state))
+                seen, idx = idx.shape[1], torch.cat((idx, token), dim=1)
                 yield token
         finally:
             self.train(was_training)
 
-    def _next_logits(self, idx: Tensor, cache: list[KeyValueCache] | None) -> Tensor:
-        """Logits (B, V) of the token after idx; the cache, if any, holds a prefix of idx."""
-        if cache is not None and idx.shape[1] <= self.config.block_size:
-            return self(idx[:, cache[0].length :], cache=cache)[:, -1]
-        return self(idx[:, -self.config.block_size :])[:, -1]
+    def _next_logits(self, idx: Tensor, seen: int, state: DecodingState | None) -> Tensor:
+        """Logits (B, V) of the token after idx; the state, if any, is that after `seen` tokens."""
+        length = self.config.block_size
+        if self.unbounded or idx.shape[1] <= length:
+            return self(idx if state is None else idx[:, seen:], state=state)[:, -1]
+        return self(idx[:, -length:])[:, -1]
 
     # Size and cost
 
@@ -258,14 +391,14 @@ class GPT(Part):
         }
 
     def attention_ffn_ratio(self, seq_len: int | None = None) -> float:
-        """Forward FLOPs of the attention layers over those of the feed-forward networks."""
+        """Forward FLOPs of the mixers over those of the feed-forward networks."""
         seq_len = seq_len or self.config.block_size
 
         def flops(kind: type[Part]) -> int:
             parts = (m for m in self.modules() if isinstance(m, kind))
             return sum(part.forward_flops(seq_len) for part in parts)
 
-        return flops(Attention) / flops(FeedForward)
+        return flops(Mixer) / flops(FeedForward)
 
 
 def check_sampling(

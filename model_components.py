@@ -11,25 +11,30 @@ import signal
 import sys
 import textwrap
 
+import components.attention  # noqa: F401  (registers itself)
 from components.activations import ACTIVATIONS
 from components.attention_backends import ATTENTION_BACKENDS
 from components.blocks import BLOCKS
 from components.ffns import FFNS
+from components.mixers import MIXERS
 from components.norms import NORMS
 from components.positions import POSITIONS
 from components.registry import Registry
+from components.residuals import RESIDUALS
 from components.rope_scalings import ROPE_SCALINGS
 
 REGISTRIES: dict[str, Registry] = {
     registry.key: registry
     for registry in (
-        NORMS,
-        BLOCKS,
-        ACTIVATIONS,
-        FFNS,
+        MIXERS,
+        ATTENTION_BACKENDS,
         POSITIONS,
         ROPE_SCALINGS,
-        ATTENTION_BACKENDS,
+        NORMS,
+        BLOCKS,
+        FFNS,
+        ACTIVATIONS,
+        RESIDUALS,
     )
 }
 
@@ -38,9 +43,11 @@ __all__ = [
     "ATTENTION_BACKENDS",
     "BLOCKS",
     "FFNS",
+    "MIXERS",
     "NORMS",
     "POSITIONS",
     "REGISTRIES",
+    "RESIDUALS",
     "ROPE_SCALINGS",
     "catalogue",
 ]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from architecture_names import architecture_name
-from components.attention import Attention
 from components.attention_backends import attention_needs
 from components.layer_config import LayerConfig
 from errors import ConfigError, Problem, UserError, quoted, unknown_name
@@ -28,7 +27,7 @@ from model_keys import (
 from options import KEYS, Key
 from patterns import Pattern, spelled, with_rest
 
-HEAD_SHAPE = ("n_kv_head", "head_dim")
+HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim")
 """Keys that a position encoding in attention sees, besides its own and those of every model."""
 
 MOST_LAYERS_TO_DIFFER = 10_000
@@ -54,8 +53,8 @@ class _Layers(Sequence):
 class ModelArchitectureConfig:
     """The architecture of a GPT, checked when made.
 
-    Its keys are read as attributes: those of every model (`ModelOptions`), those of attention, and
-    the options of the parts that are chosen. Where layers differ in a key, read it from
+    Its keys are read as attributes: those of every model (`ModelOptions`), and the options of the
+    parts that are chosen. Where layers differ in a key, read it from
     `config.layers[i]`. A key left at None is derived from the others; `changed` derives it anew.
 
     Args:
@@ -203,8 +202,10 @@ class ModelArchitectureConfig:
         return [self._of_position(layer) for layer in self.layers]
 
     def _of_position(self, layer: LayerConfig) -> LayerConfig:
+        if "position_encoding" not in layer:
+            layer = LayerConfig({**layer.values(), "position_encoding": "none"})
         seen = {name for name, key in MODEL_KEYS.items() if not key.per_layer}
-        seen |= chosen_through(MODEL_KEYS["position_encoding"], layer)
+        seen |= chosen_through(KEYS["position_encoding"], layer)
         if not POSITIONS[layer.position_encoding].of_whole_model:
             seen.update(HEAD_SHAPE)
         return layer.only(seen)
@@ -214,7 +215,7 @@ class ModelArchitectureConfig:
     def _combination_problems(self) -> Iterator[Problem]:
         head_dim = self._meant.get("head_dim")
         derived = None in (head_dim.values if isinstance(head_dim, Pattern) else [head_dim])
-        if derived and self.n_embd % self.n_head:
+        if derived and "n_head" in self and self.n_embd % self.n_head:
             yield Problem(
                 ("n_embd", "n_head"),
                 f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; change one, or "
@@ -227,16 +228,17 @@ class ModelArchitectureConfig:
         kinds = self.kinds
         for layer in kinds:
             where = f"layer {layer.index}: " if len(kinds) > 1 else ""
-            for part in (Attention, *dict(parts_of(layer)).values()):
+            for part in dict(parts_of(layer)).values():
                 for problem in getattr(part, "problems", lambda config: ())(layer):
                     yield Problem(problem.keys, where + problem.message)
 
     def _idle_problems(self) -> Iterator[Problem]:
         """Keys of the user's own that have no effect in any layer."""
-        idle = [{problem.keys[0]: problem for problem in Attention.idle(k)} for k in self.kinds]
+        idle = [{p.keys[0]: p for p in _idle_problems(layer)} for layer in self.kinds]
         for key in self._given:
-            if all(key in found for found in idle):
-                yield idle[0][key]
+            having = [i for i, layer in enumerate(self.kinds) if key in layer]
+            if having and all(key in idle[i] for i in having):
+                yield idle[having[0]][key]
 
     def _unused_problems(self) -> Iterator[Problem]:
         for key in self._given:
@@ -248,7 +250,8 @@ class ModelArchitectureConfig:
                 )
 
     def _position_problems(self) -> Iterator[Problem]:
-        chosen = list(dict.fromkeys(layer.position_encoding for layer in self.kinds))
+        using = [layer for layer in self.kinds if "position_encoding" in layer]
+        chosen = list(dict.fromkeys(layer.position_encoding for layer in using))
         for name in chosen:
             if not POSITIONS[name].of_whole_model:
                 continue
@@ -259,7 +262,7 @@ class ModelArchitectureConfig:
                     f"it, but other layers use {', '.join(set(chosen) - {name})}.",
                 )
             for key in POSITIONS.entry(name).keys:
-                if len({layer.get(key) for layer in self.kinds}) > 1:
+                if len({layer.get(key) for layer in using}) > 1:
                     yield Problem(
                         (key, "position_encoding"),
                         f"{key}={quoted(self._said(key))} differs from layer to layer, but "
@@ -271,7 +274,7 @@ class ModelArchitectureConfig:
         """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
         if "sliding_window" not in self._given:
             return
-        for window in dict.fromkeys(layer.sliding_window for layer in self.kinds):
+        for window in dict.fromkeys(layer.get("sliding_window") for layer in self.kinds):
             if window is not None and window >= self.block_size:
                 yield Problem(
                     ("sliding_window", "block_size"),
@@ -281,20 +284,21 @@ class ModelArchitectureConfig:
 
     # Attention backends
 
+    @property
+    def _attending(self) -> list[LayerConfig]:
+        """The kinds of layers that have an attention backend."""
+        return [layer for layer in self.kinds if "attention_backend" in layer]
+
     def attention_backends_on(self, device: str) -> list[str]:
         """The backends that do the work on a device type, each once; more than one under auto."""
-        backend = ATTENTION_BACKENDS[self.attention_backend]
-        needs = dict.fromkeys(attention_needs(layer) for layer in self.kinds)
-        return list(dict.fromkeys(backend(need).name_on(device) for need in needs))
+        return list(dict.fromkeys(_backend_on(layer, device) for layer in self._attending))
 
     def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
         """Why its attention cannot be trained on a device type in a compute dtype."""
-        kind = ATTENTION_BACKENDS[self.attention_backend]
         refusals = []
-        for layer in self.kinds:
-            needs = attention_needs(layer)
-            backend = ATTENTION_BACKENDS[kind(needs).name_on(device)]
-            refusals.append(backend.refusal(needs, device, dtype, training=True))
+        for layer in self._attending:
+            backend = ATTENTION_BACKENDS[_backend_on(layer, device)]
+            refusals.append(backend.refusal(attention_needs(layer), device, dtype, training=True))
         return [refusal for refusal in dict.fromkeys(refusals) if refusal]
 
     # Naming, saving
@@ -341,6 +345,18 @@ class ModelArchitectureConfig:
 
 KEYS.reserve(name for kind in (ModelArchitectureConfig, LayerConfig) for name in dir(kind))
 KEYS.reserve(("index", "prefix", "period"))
+
+
+def _backend_on(layer: LayerConfig, device: str) -> str:
+    """The attention backend that does a layer's work on a device type."""
+    backend = ATTENTION_BACKENDS[layer.attention_backend](attention_needs(layer))
+    return backend.name_on(device)
+
+
+def _idle_problems(layer: LayerConfig) -> Iterator[Problem]:
+    """Keys of a layer's parts that have no effect in it."""
+    for part in dict(parts_of(layer)).values():
+        yield from getattr(part, "idle", lambda config: ())(layer)
 
 
 # Patterns

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from components.attention import Attention
 from components.layer_config import LayerConfig
 from components.registry import Choices, Registry
 from errors import unknown_name
-from model_components import ATTENTION_BACKENDS, BLOCKS, FFNS, NORMS, POSITIONS
-from options import KEYS, Key, Role, Section, keys_of, options_of
+from model_components import BLOCKS, FFNS, MIXERS, NORMS, RESIDUALS
+from options import KEYS, Key, Role, Section, keys_of
 
 _sizes = Section("Sizes", Role.ARCHITECTURE)
 _parts = Section("Parts", Role.ARCHITECTURE)
@@ -21,7 +20,6 @@ class ModelOptions:
     """The keys that every model has, whatever its parts."""
 
     n_layer: int = _sizes.option(12, "number of blocks", at_least=1, tag=None)
-    n_head: int = _sizes.option(12, "number of query heads", at_least=1, tag=None)
     n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
     block_size: int = _sizes.option(1024, "longest sequence, in tokens", at_least=1, tag="T{}")
     vocab_size: int = _sizes.option(
@@ -31,6 +29,13 @@ class ModelOptions:
         tag=None,
     )
 
+    mixer: str = _parts.option(
+        "attention",
+        "how positions exchange information",
+        choices=MIXERS,
+        per_layer=True,
+        tag=None,
+    )
     normalization: str = _parts.option(
         "layernorm",
         "norm of the residual stream; auto: LayerNorm, its bias following bias",
@@ -44,15 +49,10 @@ class ModelOptions:
     ffn_type: str = _parts.option(
         "standard", "feed-forward network", choices=FFNS, per_layer=True, tag=None
     )
-    position_encoding: str = _parts.option(
-        "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
-    )
-    attention_backend: str = _parts.option(
-        "auto",
-        "attention implementation; all compute the same",
-        choices=ATTENTION_BACKENDS,
-        role=Role.EXECUTION,
-        tag=None,
+    residual: str = _parts.option(
+        "plain",
+        "how sublayers join the residual stream",
+        choices=RESIDUALS,
     )
 
     bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
@@ -70,9 +70,7 @@ class ModelOptions:
     )
 
 
-MODEL_KEYS = keys_of(ModelOptions) | keys_of(
-    options_of(Attention), role=Role.ARCHITECTURE, section="Attention"
-)
+MODEL_KEYS = keys_of(ModelOptions)
 KEYS.declare("", MODEL_KEYS)
 
 REPLACED = {

@@ -31,14 +31,19 @@ _OWNERS = {
 a config has another part: each with the key that chooses its part, and the names of the parts."""
 
 
+_ADDED = {"mixer": "attention", "residual": "plain", "value_residual": "none"}
+"""Keys that older configs lack, with what every model then had."""
+
+
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config with what earlier versions spelled by patterns of letters.
 
     `window_pattern` (S sliding, L all) and `rope_pattern` (R rotated, N not) repeated over the
     layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. Keys of
-    parts that the config does not name are dropped. A config of today comes back as it is.
+    parts that the config does not name are dropped. Choices that did not exist are added as they
+    were made. A config of today comes back as it is.
     """
-    keys = dict(saved)
+    keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else dict(saved)
     if "window_pattern" not in keys and "rope_pattern" not in keys:
         return keys
     for key, (chooser, parts) in _OWNERS.items():

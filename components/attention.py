@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped key heads, and its key-value cache."""
+"""Causal self-attention with grouped key heads: the mixer that most models have."""
 
 from __future__ import annotations
 
@@ -8,50 +8,59 @@ import torch
 from torch import Tensor, nn
 
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.context import Context, State
 from components.layer_config import LayerConfig
+from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
-from components.part import Part
-from components.positions import PositionEncoding
+from components.positions import POSITIONS
 from errors import Problem
-from options import option
+from options import Role, Section
+
+_sizes = Section("Sizes", Role.ARCHITECTURE)
+_attention = Section("Attention", Role.ARCHITECTURE)
 
 
-class KeyValueCache:
-    """Keys and values of the tokens that one layer has seen."""
+class HeadOptions:
+    """The number of heads, for mixers that have it."""
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
-        self.length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add k and v (B, H_kv, T, D); give all so far (B, H_kv, length, D)."""
-        if self._keys is None:
-            batch, heads, _, dim = k.shape
-            self._keys = k.new_empty(batch, heads, self.capacity, dim)
-            self._values = torch.empty_like(self._keys)
-        end = self.length + k.shape[2]
-        assert end <= self.capacity, f"{end} tokens in a cache for {self.capacity}"
-        self._keys[:, :, self.length : end] = k
-        self._values[:, :, self.length : end] = v
-        self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+    n_head: int = _sizes.option(12, "number of query heads", at_least=1, tag=None)
 
 
-class Attention(Part):
+class PositionOptions:
+    """The position encoding, for mixers that use one."""
+
+    position_encoding: str = _attention.option(
+        "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
+    )
+
+
+@MIXERS.register("attention", label="Attn", paper="Vaswani et al. 2017, arXiv 1706.03762")
+class Attention(Mixer):
     """Softmax attention of H query heads over H_kv <= H key heads.
 
     H_kv = H is multi-head attention (Vaswani et al. 2017), H_kv = 1 multi-query (Shazeer 2019,
     arXiv 1911.02150), between them grouped-query (Ainslie et al. 2023, arXiv 2305.13245).
     `qk_norm` puts an RMSNorm on queries and keys before they are rotated (Henry et al. 2020,
     arXiv 2010.04245): `qk_norm_over` each head's own (Qwen3), or the whole projection (OLMo 2).
+    `value_residual` mixes the values of the first layer into those of later ones (ResFormer, Zhou
+    et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first, the share being 1/2, or one
+    learned number per layer that starts there.
+
+    Decoding keeps the keys and values of `capacity` tokens.
     """
 
+    stream_name = "attention"
     residual_projections = ("out",)
 
-    class Options(NormOptions):
-        n_kv_head: int | None = option(
+    class Options(HeadOptions, PositionOptions, NormOptions):
+        attention_backend: str = _attention.option(
+            "auto",
+            "attention implementation; all compute the same",
+            choices=ATTENTION_BACKENDS,
+            role=Role.EXECUTION,
+            tag=None,
+        )
+        n_kv_head: int | None = _attention.option(
             None,
             "number of key and value heads; none: n_head; 1: multi-query attention",
             at_least=1,
@@ -59,7 +68,7 @@ class Attention(Part):
             derive=lambda config: config.n_head,
             tag="{}KV",
         )
-        head_dim: int | None = option(
+        head_dim: int | None = _attention.option(
             None,
             "width of a head; none: n_embd/n_head",
             at_least=1,
@@ -67,17 +76,17 @@ class Attention(Part):
             derive=lambda config: max(config.n_embd // config.n_head, 1),
             tag="HD{}",
         )
-        qk_norm: bool = option(
+        qk_norm: bool = _attention.option(
             False, "RMSNorm on queries and keys", per_layer=True, tag=("NoQKNorm", "QKNorm")
         )
-        qk_norm_over: str = option(
+        qk_norm_over: str = _attention.option(
             "head",
             "whether qk_norm normalises each head or the whole projection",
             choices=("head", "projection"),
             per_layer=True,
             tag={"head": "HeadQK", "projection": "WholeQK"},
         )
-        attention_scale: float | None = option(
+        attention_scale: float | None = _attention.option(
             None,
             "factor on query-key products; none: 1/sqrt(head_dim)",
             above=0,
@@ -85,33 +94,40 @@ class Attention(Part):
             derive=lambda config: config.head_dim**-0.5,
             tag="AttnScale{}",
         )
-        sliding_window: int | None = option(
+        sliding_window: int | None = _attention.option(
             None,
             "tokens that a query attends to, including its own; none: all",
             at_least=1,
             per_layer=True,
             tag="SWA{}",
         )
-        attention_softcap: float | None = option(
+        attention_softcap: float | None = _attention.option(
             None,
             "c in scores = c tanh(scores/c); none: no cap",
             above=0,
             per_layer=True,
             tag="AttnCap{}",
         )
-        attention_bias: bool | None = option(
+        attention_bias: bool | None = _attention.option(
             None,
             "biases in the attention projections; none: same as bias",
             per_layer=True,
             derive=lambda config: config.bias,
             tag=("NoAttnBias", "AttnBias"),
         )
-        attention_out_bias: bool | None = option(
+        attention_out_bias: bool | None = _attention.option(
             None,
             "bias in the attention output projection; none: same as attention_bias",
             per_layer=True,
             derive=lambda config: config.attention_bias,
             tag=("NoAttnOutBias", "AttnOutBias"),
+        )
+        value_residual: str = _attention.option(
+            "none",
+            "mix in the values of the first layer: half and half, or by a learned share",
+            choices=("none", "fixed", "learned"),
+            per_layer=True,
+            tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
         )
 
     def __init__(self, config: LayerConfig):
@@ -123,6 +139,10 @@ class Attention(Part):
         self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.attention_bias)
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
+        self.values_name = _values_name(config)
+        self.takes = (self.values_name,) if self.values_name else ()
+        learned = config.value_residual == "learned"
+        self.value_share = nn.Parameter(torch.tensor(0.5)) if learned else 0.5
         self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
@@ -153,25 +173,35 @@ class Attention(Part):
                 f"normalization={config.normalization!r} and without qk_norm; drop it.",
             )
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """x (B, T, C) to (B, T, C); with a cache, T tokens that follow those it holds."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         B, T, _ = x.shape
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
         q, k, v = (self._heads(part) for part in (q, k, v))
-        start = 0 if cache is None else cache.length
-        q, k = positions.rotate(q, k, start)
+        if self.values_name:
+            v = self._with_first_values(v, context)
+        q, k = context.positions.rotate(q, k, context.start)
         q, k = q.to(v.dtype), k.to(v.dtype)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        y = self.backend(q, k, v, bias, self.weight_dropout if self.training else 0.0)
+        if context.state is not None:
+            k, v = appended(context.state, k, v, context.start)
+        dropout = self.weight_dropout if self.training else 0.0
+        static_start = context.start if isinstance(context.start, Tensor) else None
+        y = self.backend(q, k, v, context.score_bias, dropout, static_start)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, -1)))
+
+    def _with_first_values(self, v: Tensor, context: Context) -> Tensor:
+        """Values (B, H_kv, T, D) with a share of those of the first layer whose have that shape."""
+        first = context.take(self.values_name)
+        context.give(self.values_name, v)
+        if first is None:
+            return v
+        return v + self.value_share * (first - v)
+
+    def new_state(
+        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        shape = (batch, self.widths[1] // self.head_dim, capacity, self.head_dim)
+        return {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, H*D) to (B, H, T, D)."""
@@ -181,6 +211,30 @@ class Attention(Part):
         """The projections, and two matmuls (scores, and weights times values) over the pairs."""
         pairs = attended_pairs(seq_len, self.window, causal)
         return super().forward_flops(seq_len, causal) + 4 * self.n_head * self.head_dim * pairs
+
+
+def appended(state: State, k: Tensor, v: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Keep keys and values (B, H_kv, T, D) from position `start` on, and give those so far.
+
+    If start is a tensor, what comes back has the state's whole capacity, so that its shape never
+    changes; positions that were not reached yet are zero.
+    """
+    length = k.shape[2]
+    for name, new in (("k", k), ("v", v)):
+        if isinstance(start, int):
+            state[name][:, :, start : start + length] = new
+        else:
+            where = start + torch.arange(length, device=new.device)
+            state[name].index_copy_(2, where, new.to(state[name].dtype))
+    end = start + length if isinstance(start, int) else state["k"].shape[2]
+    return state["k"][:, :, :end].to(k.dtype), state["v"][:, :, :end].to(v.dtype)
+
+
+def _values_name(config: LayerConfig) -> str | None:
+    """Under which layers hand on their values, which must have one shape; None: they do not."""
+    if config.value_residual == "none":
+        return None
+    return f"values of {config.n_kv_head} heads of {config.head_dim}"
 
 
 def qkv_widths(config: LayerConfig) -> tuple[int, int, int]:

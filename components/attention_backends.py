@@ -1,11 +1,12 @@
 """How softmax attention is computed: `attention_backend`. All give the same values.
 
 A backend is made once per layer with what the layer asks of it (`AttentionNeeds`), and called as
-`backend(q, k, v, bias, dropout)`:
+`backend(q, k, v, bias, dropout, start)`:
 
     q     (B, H, T_q, D)      queries: the last T_q of the T_k positions
     k, v  (B, H_kv, T_k, D)   H a multiple of H_kv; each key head serves H/H_kv query heads
     bias  (H, T_q, T_k) or None, added to the scores after their softcap
+    start ()                  or None: the first query's position, if the keys go on beyond the last
     out   (B, H, T_q, D)
 
 Position t sees positions t - window + 1 .. t.
@@ -66,7 +67,13 @@ class AttentionBackend:
         self.needs = needs
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
     ) -> Tensor:
         raise NotImplementedError
 
@@ -132,9 +139,19 @@ ATTENTION_BACKENDS = Registry(
 )
 
 
-def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys each query may look at: bool (T_q, T_k), the queries being the last positions."""
-    q = torch.arange(keys - queries, keys, device=device)[:, None]
+def visible(
+    queries: int,
+    keys: int,
+    window: int | None,
+    device: torch.device,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Which keys each query may look at: bool (T_q, T_k).
+
+    The queries are the last positions, or those from `start` on.
+    """
+    first = keys - queries if start is None else start
+    q = first + torch.arange(queries, device=device)[:, None]
     k = torch.arange(keys, device=device)[None, :]
     causal = k <= q
     return causal if window is None else causal & (q - k < window)
@@ -145,11 +162,19 @@ class ManualAttention(AttentionBackend):
     """The formula written out: the reference for the others."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
     ) -> Tensor:
-        return F.dropout(self.weights(q, k, bias), dropout) @ _repeat_heads(v, q.shape[1])
+        return F.dropout(self.weights(q, k, bias, start), dropout) @ _repeat_heads(v, q.shape[1])
 
-    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    def weights(
+        self, q: Tensor, k: Tensor, bias: Tensor | None = None, start: Tensor | None = None
+    ) -> Tensor:
         """The attention weights: (B, H, T_q, T_k), each row summing to 1."""
         scale = self.needs.scale or 1 / math.sqrt(q.shape[-1])
         scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
@@ -157,7 +182,7 @@ class ManualAttention(AttentionBackend):
             scores = self.needs.softcap * torch.tanh(scores / self.needs.softcap)
         if bias is not None:
             scores = scores + bias
-        seen = visible(q.shape[2], k.shape[2], self.needs.window, q.device)
+        seen = visible(q.shape[2], k.shape[2], self.needs.window, q.device, start)
         scores = scores.masked_fill(~seen, float("-inf"))
         return scores.softmax(dim=-1, dtype=_softmax_dtype(scores)).to(q.dtype)
 
@@ -179,9 +204,15 @@ class SDPA(AttentionBackend):
     takes_softcap = False
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
     ) -> Tensor:
-        mask = self._mask(q, k, bias)
+        mask = self._mask(q, k, bias, start)
         return F.scaled_dot_product_attention(
             q,
             k,
@@ -193,14 +224,16 @@ class SDPA(AttentionBackend):
             enable_gqa=q.shape[1] != k.shape[1],
         )
 
-    def _mask(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor | None:
+    def _mask(
+        self, q: Tensor, k: Tensor, bias: Tensor | None, start: Tensor | None
+    ) -> Tensor | None:
         """None where plain causality (or a single query that sees all) needs none."""
         queries, keys = q.shape[2], k.shape[2]
         window = self.needs.window
         windowed = window is not None and window < keys
-        if bias is None and not windowed and queries in (1, keys):
+        if bias is None and start is None and not windowed and queries in (1, keys):
             return None
-        seen = visible(queries, keys, window, q.device)
+        seen = visible(queries, keys, window, q.device, start)
         if bias is None:
             return seen
         return bias.to(q.dtype).masked_fill(~seen, float("-inf"))
@@ -213,11 +246,22 @@ class FlashAttention(AttentionBackend):
     takes_bias = False
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
     ) -> Tensor:
         why_not = self.refusal(self.needs, q.device.type, q.dtype, training=torch.is_grad_enabled())
         if why_not:
             raise UserError(why_not)
+        if start is not None:
+            raise UserError(
+                "attention_backend='flash' cannot decode with a static state, as a compiled model "
+                "does; use attention_backend='auto'."
+            )
         from flash_attn import flash_attn_func
 
         out = flash_attn_func(
@@ -267,7 +311,13 @@ class FlexAttention(AttentionBackend):
     takes_dropout = False
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
     ) -> Tensor:
         training = torch.is_grad_enabled() and q.requires_grad
         why_not = self.refusal(self.needs, q.device.type, q.dtype, training)
@@ -279,10 +329,17 @@ class FlexAttention(AttentionBackend):
             k,
             v,
             score_mod=self._score_mod(bias),
-            block_mask=_flex_mask(q.shape[2], k.shape[2], self.needs.window, str(q.device)),
+            block_mask=self._mask(q, k, start),
             scale=self.needs.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+
+    def _mask(self, q: Tensor, k: Tensor, start: Tensor | None) -> Any:
+        """The block mask: made once per shape, or, inside a graph, as part of it."""
+        sizes = (q.shape[2], k.shape[2], self.needs.window, str(q.device))
+        if start is not None or torch.compiler.is_compiling():
+            return _make_flex_mask(*sizes, start)
+        return _kept_flex_mask(*sizes)
 
     def _score_mod(self, bias: Tensor | None) -> Any:
         softcap = self.needs.softcap
@@ -330,17 +387,13 @@ def _flex_attention(device: str) -> Any:
 _compiled = functools.cache(torch.compile)
 
 
-def _flex_mask(queries: int, keys: int, window: int | None, device: str) -> Any:
-    """The block mask of causality and a window: made once, or, inside a graph, as part of it."""
-    if torch.compiler.is_compiling():
-        return _make_flex_mask(queries, keys, window, device)
-    return _kept_flex_mask(queries, keys, window, device)
-
-
-def _make_flex_mask(queries: int, keys: int, window: int | None, device: str) -> Any:
+def _make_flex_mask(
+    queries: int, keys: int, window: int | None, device: str, start: Tensor | None = None
+) -> Any:
+    """The block mask of causality and a window; see `visible`."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    offset = keys - queries
+    offset = keys - queries if start is None else start
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         causal = k <= q + offset
@@ -361,10 +414,16 @@ class AutoAttention(AttentionBackend):
         self._made: dict[str, AttentionBackend] = {}
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
     ) -> Tensor:
-        whole = q.shape[2] == k.shape[2]
-        return self._made_of(self._name(q.device.type, whole))(q, k, v, bias, dropout)
+        whole = q.shape[2] == k.shape[2] and start is None
+        return self._made_of(self._name(q.device.type, whole))(q, k, v, bias, dropout, start)
 
     def name_on(self, device: str) -> str:
         return self._name(device, whole=True)

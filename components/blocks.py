@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from components.attention import Attention, KeyValueCache
+from components.context import Context, LayerInputs, LayerOutputs, State
 from components.ffns import FFNS
 from components.layer_config import LayerConfig
+from components.mixers import MIXERS
 from components.norms import make_norm
 from components.part import Part
-from components.positions import PositionEncoding
 from components.registry import Registry
+from components.residuals import RESIDUALS
+from components.sublayer import Sublayer
 
 
 class Block(Part):
-    """Attention and a feed-forward network, each added to the residual stream."""
+    """A mixer and a feed-forward network, each joined to the residual stream."""
 
     norm_names: ClassVar[tuple[str, ...]]
     """The norms it makes, in order."""
+    sites: ClassVar[int] = 2
+    """At how many places it joins sublayers to the stream."""
     final_norm: ClassVar[bool] = True
-    """Whether the stream it leaves wants a norm before the output head."""
+    """Whether the stream it leaves wants a norm before the LM head."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
-        self.attention = Attention(config)
+        self.residual = RESIDUALS[config.residual](config, self.sites)
+        self.mixer = MIXERS[config.mixer](config)
         self.ffn = FFNS[config.ffn_type](config)
         for name in self.norm_names:
             self.add_module(name, make_norm(config))
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: PositionEncoding,
-        bias: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """x (B, T, C) to (B, T, C); see `Attention.forward`."""
+    def forward(self, stream: Tensor, inputs: LayerInputs) -> tuple[Tensor, LayerOutputs]:
+        """The stream after this layer, and what else the layer leaves."""
+        context = Context(inputs)
+        stream = self.residual.enter(stream, context)
+        stream = self.joined(stream, context)
+        stream = self.residual.leave(stream, context)
+        return stream, context.outputs
 
-        def attend(h: Tensor) -> Tensor:
-            return self.attention(h, positions, bias, cache)
-
-        return self.joined(x, attend)
-
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """The stream x (B, T, C) with what the attention `attend` and `self.ffn` make of it."""
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        """The stream with what `mix` and `feed` make of it."""
         raise NotImplementedError
+
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        """What the mixer makes of x (B, T, C)."""
+        return self.mixer(x, context.of("mixer"))
+
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        """What the feed-forward network makes of x (B, T, C)."""
+        return self.ffn(x, context.of("ffn"))
+
+    @property
+    def sublayers(self) -> dict[str, Sublayer]:
+        """The mixer and the network, by their names in the block."""
+        return {"mixer": self.mixer, "ffn": self.ffn}
+
+    @property
+    def takes(self) -> set[str]:
+        """Names of the tensors of earlier layers that its parts read."""
+        return {name for part in (self.residual, *self.sublayers.values()) for name in part.takes}
+
+    def new_states(
+        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, State]:
+        """The decoding state of each sublayer; see `Sublayer.new_state`."""
+        return {
+            name: part.new_state(batch, capacity, device=device, dtype=dtype)
+            for name, part in self.sublayers.items()
+        }
+
+    def after_step(self, metrics: Mapping[str, Mapping[str, Tensor]], good: Tensor) -> None:
+        """Pass on what the sublayers reported; see `Sublayer.after_step`."""
+        for name, part in self.sublayers.items():
+            part.after_step(metrics.get(name, {}), good)
 
 
 BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Block)
@@ -57,23 +89,25 @@ BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Bloc
 class PreNormBlock(Block):
     """Normalise what each sublayer reads: x + f(norm(x))."""
 
-    norm_names = ("attention_norm", "ffn_norm")
+    norm_names = ("mixer_norm", "ffn_norm")
 
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        x = x + attend(self.attention_norm(x))
-        return x + self.ffn(self.ffn_norm(x))
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        stream = self.residual.join(stream, 0, lambda x: self.mix(self.mixer_norm(x), context))
+        return self.residual.join(stream, 1, lambda x: self.feed(self.ffn_norm(x), context))
 
 
 @BLOCKS.register("post", label="PostNorm", paper="Vaswani et al. 2017, arXiv 1706.03762")
 class PostNormBlock(Block):
     """Normalise the stream after each addition: norm(x + f(x)); no norm before the head."""
 
-    norm_names = ("attention_norm", "ffn_norm")
+    norm_names = ("mixer_norm", "ffn_norm")
     final_norm = False
 
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        x = self.attention_norm(x + attend(x))
-        return self.ffn_norm(x + self.ffn(x))
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        stream = self.residual.join(stream, 0, lambda x: self.mix(x, context))
+        stream = self.mixer_norm(stream)
+        stream = self.residual.join(stream, 1, lambda x: self.feed(x, context))
+        return self.ffn_norm(stream)
 
 
 @BLOCKS.register(
@@ -82,46 +116,56 @@ class PostNormBlock(Block):
 class ResidualPostNormBlock(Block):
     """Normalise what each sublayer adds, not what it reads: x + norm(f(x)), as OLMo 2."""
 
-    norm_names = ("attention_norm", "ffn_norm")
+    norm_names = ("mixer_norm", "ffn_norm")
 
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        x = x + self.attention_norm(attend(x))
-        return x + self.ffn_norm(self.ffn(x))
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        stream = self.residual.join(stream, 0, lambda x: self.mixer_norm(self.mix(x, context)))
+        return self.residual.join(stream, 1, lambda x: self.ffn_norm(self.feed(x, context)))
 
 
 @BLOCKS.register("sandwich", label="Sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290")
 class SandwichNormBlock(Block):
     """Normalise what each sublayer reads and what it adds: x + norm(f(norm(x))), as Gemma 2."""
 
-    norm_names = ("attention_norm", "attention_out_norm", "ffn_norm", "ffn_out_norm")
+    norm_names = ("mixer_norm", "mixer_out_norm", "ffn_norm", "ffn_out_norm")
 
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        attended = attend(self.attention_norm(x))
-        x = x + self.attention_out_norm(attended)
-        return x + self.ffn_out_norm(self.ffn(self.ffn_norm(x)))
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        stream = self.residual.join(
+            stream, 0, lambda x: self.mixer_out_norm(self.mix(self.mixer_norm(x), context))
+        )
+        return self.residual.join(
+            stream, 1, lambda x: self.ffn_out_norm(self.feed(self.ffn_norm(x), context))
+        )
 
 
 @BLOCKS.register(
     "parallel", label="Parallel", paper="Black et al. 2022 (GPT-NeoX-20B), arXiv 2204.06745"
 )
 class ParallelBlock(Block):
-    """Attention and network side by side, a norm each: x + f(norm(x)) + g(norm(x)), as GPT-NeoX."""
+    """Mixer and network side by side, a norm each: x + f(norm(x)) + g(norm(x)), as GPT-NeoX."""
 
-    norm_names = ("attention_norm", "ffn_norm")
+    norm_names = ("mixer_norm", "ffn_norm")
+    sites = 1
 
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        attended = attend(self.attention_norm(x))
-        return x + attended + self.ffn(self.ffn_norm(x))
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        def both(x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.mix(self.mixer_norm(x), context), self.feed(self.ffn_norm(x), context)
+
+        return self.residual.join(stream, 0, both)
 
 
 @BLOCKS.register(
     "parallel_shared", label="ParallelShared", paper="Wang and Komatsuzaki 2021 (GPT-J)"
 )
 class SharedNormParallelBlock(Block):
-    """Attention and network side by side behind one norm: x + f(norm(x)) + g(norm(x)), as GPT-J."""
+    """Mixer and network side by side behind one norm: x + f(norm(x)) + g(norm(x)), as GPT-J."""
 
     norm_names = ("norm",)
+    sites = 1
 
-    def joined(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        normed = self.norm(x)
-        return x + attend(normed) + self.ffn(normed)
+    def joined(self, stream: Tensor, context: Context) -> Tensor:
+        def both(x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.norm(x)
+            return self.mix(x, context), self.feed(x, context)
+
+        return self.residual.join(stream, 0, both)

@@ -1,5 +1,4 @@
-"""Feed-forward networks: `ffn_type`. A part is made with the config of its layer and maps (B, T, C)
-to (B, T, C)."""
+"""Feed-forward networks: `ffn_type`. A part is made with the config of its layer."""
 
 from __future__ import annotations
 
@@ -9,9 +8,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from components.activations import ACTIVATIONS
+from components.context import Context
 from components.layer_config import LayerConfig
-from components.part import Part
 from components.registry import Registry
+from components.sublayer import Sublayer
 from errors import Problem
 from options import option
 
@@ -29,7 +29,7 @@ def _width(config: LayerConfig) -> int:
     return -(-width // config.ffn_multiple_of) * config.ffn_multiple_of
 
 
-class FeedForward(Part):
+class FeedForward(Sublayer):
     """What the networks share: which activations they take and how wide they are by default."""
 
     activations: ClassVar[tuple[str, ...] | None] = None
@@ -112,7 +112,7 @@ class StandardFFN(FeedForward):
         self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.dropout(self.down(self.activation(self.up(x))))
 
 
@@ -131,7 +131,7 @@ class GLU(FeedForward):
         self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.dropout(self.down(self.activation(gate) * up))
 

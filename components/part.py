@@ -38,6 +38,9 @@ class Part(nn.Module):
     A nested class `Options` declares config keys that belong to the part; see `options`.
     """
 
+    stream_name: ClassVar[str | None] = None
+    """What its stream of initial numbers is called in place of its name in the module above, so
+    that parts of one kind start from the same numbers wherever they are."""
     residual_projections: ClassVar[tuple[str, ...]] = ()
     """The Linear children whose output is added to the residual stream."""
 

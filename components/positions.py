@@ -1,8 +1,9 @@
 """Position encodings: `position_encoding`.
 
 A scheme acts through three hooks, each of which does nothing by default: add to the embedding,
-rotate queries and keys, bias the attention scores. Positions are `start .. start + T - 1`; a
-`start` above 0 occurs when a cache holds the earlier tokens.
+rotate queries and keys, bias the attention scores. Positions are `start .. start + T - 1`; in
+decoding `start` is the number of tokens before, as an int, or as a tensor if the shapes of the
+decoding state are static.
 """
 
 from __future__ import annotations
@@ -33,20 +34,23 @@ class PositionEncoding(Part):
     """Whether it acts on the embedding, so that all layers must have it."""
     biases_scores: ClassVar[bool] = False
     """Whether `score_bias` gives a tensor, which not every attention backend can add."""
+    unbounded: ClassVar[bool] = False
+    """Whether it has an encoding for positions beyond block_size."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
+    def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
         """Add to the token embeddings x (B, T, C)."""
         return x
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
         """Rotate queries (B, H, T, D) and keys (B, H_kv, T, D)."""
         return q, k
 
-    def score_bias(self, start: int, length: int) -> Tensor | None:
-        """What to add to the scores of `length` queries: (H, length, start + length), or None."""
+    def score_bias(self, start: int | Tensor, length: int, keys: int) -> Tensor | None:
+        """What to add to the scores of `length` queries with `keys` keys, the first of which is at
+        position 0: (H, length, keys), or None."""
         return None
 
 
@@ -58,6 +62,8 @@ POSITIONS = Registry(
 @POSITIONS.register("none", label="NoPos", paper="Kazemnejad et al. 2023, arXiv 2305.19466")
 class NoPosition(PositionEncoding):
     """No encoding: a causal mask alone tells positions apart."""
+
+    unbounded = True
 
 
 @POSITIONS.register(
@@ -75,8 +81,8 @@ class LearnedPosition(PositionEncoding):
         super().__init__(config)
         self.table = nn.Embedding(config.block_size, config.n_embd)
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
-        return x + self.table.weight[start : start + x.shape[1]]
+    def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
+        return x + _rows(self.table.weight, start, x.shape[1])
 
 
 @POSITIONS.register("sinusoidal", label="Sin", paper="Vaswani et al. 2017, arXiv 1706.03762")
@@ -100,8 +106,8 @@ class SinusoidalPosition(PositionEncoding):
                 "cosines and needs it even.",
             )
 
-    def embed(self, x: Tensor, start: int) -> Tensor:
-        return x + self.table[start : start + x.shape[1]].to(x.dtype)
+    def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
+        return x + _rows(self.table, start, x.shape[1]).to(x.dtype)
 
 
 @POSITIONS.register("rope", label="RoPE", paper="Su et al. 2021 (RoFormer), arXiv 2104.09864")
@@ -146,9 +152,8 @@ class RotaryPosition(PositionEncoding):
                 f"{rotated} dimensions; RoPE turns them in pairs and needs an even number above 0.",
             )
 
-    def rotate(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        end = start + q.shape[2]
-        cos, sin = self.cos[start:end], self.sin[start:end]
+    def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = (_rows(table, start, q.shape[2]) for table in (self.cos, self.sin))
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
     @staticmethod
@@ -169,11 +174,10 @@ class ALiBi(PositionEncoding):
         super().__init__(config)
         self.register_buffer("slopes", torch.tensor(alibi_slopes(config.n_head)), persistent=False)
 
-    def score_bias(self, start: int, length: int) -> Tensor:
-        end = start + length
-        queries = torch.arange(start, end, device=self.slopes.device)
-        keys = torch.arange(end, device=self.slopes.device)
-        distance = (queries[:, None] - keys[None, :]).clamp(min=0)
+    def score_bias(self, start: int | Tensor, length: int, keys: int) -> Tensor:
+        q = start + torch.arange(length, device=self.slopes.device)
+        k = torch.arange(keys, device=self.slopes.device)
+        distance = (q[:, None] - k[None, :]).clamp(min=0)
         return -self.slopes[:, None, None] * distance
 
 
@@ -188,6 +192,13 @@ def alibi_slopes(n_head: int) -> list[float]:
     if power < n_head:
         slopes += alibi_slopes(2 * power)[0::2][: n_head - power]
     return slopes
+
+
+def _rows(table: Tensor, start: int | Tensor, length: int) -> Tensor:
+    """The rows of positions start .. start + length - 1."""
+    if isinstance(start, int):
+        return table[start : start + length]
+    return table[start + torch.arange(length, device=table.device)]
 
 
 def _placed(table: Tensor) -> Tensor:

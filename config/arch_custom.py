@@ -29,7 +29,8 @@ ffn_hidden = None  # the hidden width itself; None: by ffn_multiplier
 # activation = "leaky_relu":
 # leaky_relu_slope = 0.01
 
-# Attention
+# Mixer
+mixer = "attention"  # what passes between positions
 n_kv_head = None  # heads of keys and values; None: n_head; 1: multi-query
 head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys
@@ -39,6 +40,7 @@ sliding_window = None  # tokens that a query sees; None: all; "128*5+none": all 
 attention_softcap = None  # e.g. 50.0
 attention_bias = None  # None: as bias
 attention_out_bias = None  # None: as attention_bias
+value_residual = "none"  # none | fixed | learned: mix in the values of the first layer
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto
 
 # Positions
@@ -57,6 +59,12 @@ position_encoding = "learned"  # learned | sinusoidal | rope | alibi | none; "ro
 # rope_scaling = "llama3":
 # rope_low_freq_factor = 1.0
 # rope_high_freq_factor = 4.0
+
+# Residual stream
+residual = "plain"  # plain | unet | hyper_connections
+# residual = "hyper_connections":
+# hyper_streams = 4
+# hyper_dynamic = True  # mixtures depend on the token
 
 # Whole model
 bias = True  # in the Linear layers

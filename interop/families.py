@@ -95,11 +95,11 @@ def _layer(*names: str) -> Weights:
 
 _LLAMA_WEIGHTS: WeightTable = {
     "embedding": Weights(("model.embed_tokens",)),
-    "blocks.{}.attention_norm": _layer("input_layernorm"),
-    "blocks.{}.attention.qkv": _layer("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "blocks.{}.attention.q_norm": _layer("self_attn.q_norm"),
-    "blocks.{}.attention.k_norm": _layer("self_attn.k_norm"),
-    "blocks.{}.attention.out": _layer("self_attn.o_proj"),
+    "blocks.{}.mixer_norm": _layer("input_layernorm"),
+    "blocks.{}.mixer.qkv": _layer("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "blocks.{}.mixer.q_norm": _layer("self_attn.q_norm"),
+    "blocks.{}.mixer.k_norm": _layer("self_attn.k_norm"),
+    "blocks.{}.mixer.out": _layer("self_attn.o_proj"),
     "blocks.{}.ffn_norm": _layer("post_attention_layernorm"),
     "blocks.{}.ffn.gate_up": _layer("mlp.gate_proj", "mlp.up_proj"),
     "blocks.{}.ffn.down": _layer("mlp.down_proj"),
@@ -107,7 +107,7 @@ _LLAMA_WEIGHTS: WeightTable = {
     "head": Weights(("lm_head",)),
 }
 _SANDWICH_WEIGHTS = _LLAMA_WEIGHTS | {
-    "blocks.{}.attention_out_norm": _layer("post_attention_layernorm"),
+    "blocks.{}.mixer_out_norm": _layer("post_attention_layernorm"),
     "blocks.{}.ffn_norm": _layer("pre_feedforward_layernorm"),
     "blocks.{}.ffn_out_norm": _layer("post_feedforward_layernorm"),
 }
@@ -155,9 +155,9 @@ _GPT2 = Family(
     weights={
         "embedding": Weights(("transformer.wte",)),
         "positions.table": Weights(("transformer.wpe",)),
-        "blocks.{}.attention_norm": Weights(("transformer.h.{}.ln_1",)),
-        "blocks.{}.attention.qkv": Weights(("transformer.h.{}.attn.c_attn",), CONV1D),
-        "blocks.{}.attention.out": Weights(("transformer.h.{}.attn.c_proj",), CONV1D),
+        "blocks.{}.mixer_norm": Weights(("transformer.h.{}.ln_1",)),
+        "blocks.{}.mixer.qkv": Weights(("transformer.h.{}.attn.c_attn",), CONV1D),
+        "blocks.{}.mixer.out": Weights(("transformer.h.{}.attn.c_proj",), CONV1D),
         "blocks.{}.ffn_norm": Weights(("transformer.h.{}.ln_2",)),
         "blocks.{}.ffn.up": Weights(("transformer.h.{}.mlp.c_fc",), CONV1D),
         "blocks.{}.ffn.down": Weights(("transformer.h.{}.mlp.c_proj",), CONV1D),
@@ -183,10 +183,10 @@ _GPTJ = Family(
     weights={
         "embedding": Weights(("transformer.wte",)),
         "blocks.{}.norm": Weights(("transformer.h.{}.ln_1",)),
-        "blocks.{}.attention.qkv": Weights(
+        "blocks.{}.mixer.qkv": Weights(
             tuple(f"transformer.h.{{}}.attn.{kind}_proj" for kind in "qkv"), NEIGHBOUR_PAIRS
         ),
-        "blocks.{}.attention.out": Weights(("transformer.h.{}.attn.out_proj",)),
+        "blocks.{}.mixer.out": Weights(("transformer.h.{}.attn.out_proj",)),
         "blocks.{}.ffn.up": Weights(("transformer.h.{}.mlp.fc_in",)),
         "blocks.{}.ffn.down": Weights(("transformer.h.{}.mlp.fc_out",)),
         "final_norm": Weights(("transformer.ln_f",)),
@@ -218,11 +218,9 @@ _GPT_NEOX = Family(
     },
     weights={
         "embedding": Weights(("gpt_neox.embed_in",)),
-        "blocks.{}.attention_norm": Weights((_NEOX_LAYER + "input_layernorm",)),
-        "blocks.{}.attention.qkv": Weights(
-            (_NEOX_LAYER + "attention.query_key_value",), HEAD_MAJOR
-        ),
-        "blocks.{}.attention.out": Weights((_NEOX_LAYER + "attention.dense",)),
+        "blocks.{}.mixer_norm": Weights((_NEOX_LAYER + "input_layernorm",)),
+        "blocks.{}.mixer.qkv": Weights((_NEOX_LAYER + "attention.query_key_value",), HEAD_MAJOR),
+        "blocks.{}.mixer.out": Weights((_NEOX_LAYER + "attention.dense",)),
         "blocks.{}.ffn_norm": Weights((_NEOX_LAYER + "post_attention_layernorm",)),
         "blocks.{}.ffn.up": Weights((_NEOX_LAYER + "mlp.dense_h_to_4h",)),
         "blocks.{}.ffn.down": Weights((_NEOX_LAYER + "mlp.dense_4h_to_h",)),
@@ -415,7 +413,7 @@ _PHI3 = Family(
     defaults={**_UNTIED, "rms_norm_eps": 1e-5, "hidden_act": "silu", "sliding_window": None},
     weights=_LLAMA_WEIGHTS
     | {
-        "blocks.{}.attention.qkv": _layer("self_attn.qkv_proj"),
+        "blocks.{}.mixer.qkv": _layer("self_attn.qkv_proj"),
         "blocks.{}.ffn.gate_up": _layer("mlp.gate_up_proj"),
     },
 )
@@ -438,7 +436,7 @@ _OLMO2 = Family(
     },
     weights=_LLAMA_WEIGHTS
     | {
-        "blocks.{}.attention_norm": _layer("post_attention_layernorm"),
+        "blocks.{}.mixer_norm": _layer("post_attention_layernorm"),
         "blocks.{}.ffn_norm": _layer("post_feedforward_layernorm"),
     },
 )

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from components.context import Context, LayerInputs
 from components.layer_config import LayerConfig
+from components.positions import POSITIONS, PositionEncoding
 from model_builder import GPT
 from model_components import REGISTRIES
 from model_config import PRESETS, ModelArchitectureConfig
@@ -148,6 +150,20 @@ def tiny_model(seed: int = 0, **keys: Any) -> GPT:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+def layer_inputs(x: torch.Tensor, positions: PositionEncoding | None = None) -> LayerInputs:
+    """What a block is given beside x (B, T, C): no state, nothing from earlier layers."""
+    length = x.shape[1]
+    positions = positions or POSITIONS["none"](tiny_layer())
+    bias = positions.score_bias(0, length, length)
+    idx = torch.zeros(x.shape[:2], dtype=torch.long)
+    return LayerInputs(idx, positions, bias, start=0, states=None, taken={})
+
+
+def context(x: torch.Tensor, positions: PositionEncoding | None = None) -> Context:
+    """The context in which a part by itself is called on x (B, T, C)."""
+    return Context(layer_inputs(x, positions)).of("mixer")
 
 
 def tokens(length: int, batch: int = 2, seed: int = 1) -> torch.Tensor:

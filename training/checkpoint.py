@@ -566,7 +566,12 @@ def load_model_weights(path: Path, model: nn.Module) -> None:
 
 def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     with _reading(path, name) as file:
-        return load_file(file)
+        return {_current_name(name): tensor for name, tensor in load_file(file).items()}
+
+
+def _current_name(name: str) -> str:
+    """The name of a weight of today's models for one of when every mixer was `attention`."""
+    return re.sub(r"^(blocks\.\d+)\.attention(?=\.|_norm|_out_norm)", r"\1.mixer", name)
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -99,10 +99,10 @@ def test_cost_of_a_window_and_of_causality(keys):
 def test_cache_equals_no_cache(keys):
     model, idx = tiny_model(**keys), tokens(T)
     whole = model(idx)
-    cache = model.new_cache()
-    parts = [model(piece, cache=cache) for piece in idx.split([5, 1, 1, 6, 3], dim=1)]
+    state = model.new_state(2)
+    parts = [model(piece, state=state) for piece in idx.split([5, 1, 1, 6, 3], dim=1)]
     assert_close(torch.cat(parts, dim=1), whole, 1e-5)
-    assert cache[0].length == T
+    assert state.length == T
 
 
 @every_variant
@@ -133,8 +133,8 @@ def test_backends_agree(keys):
         other = tiny_model(**{**keys, "attention_backend": name})
         with torch.no_grad():
             assert_close(other(idx), reference(idx), 1e-5, name)
-            cache = other.new_cache()
-            parts = [other(piece, cache=cache) for piece in idx.split([9, 1, 6], dim=1)]
+            state = other.new_state(2)
+            parts = [other(piece, state=state) for piece in idx.split([9, 1, 6], dim=1)]
             assert_close(torch.cat(parts, dim=1), reference(idx), 1e-5, name)
         compared.append(name)
     assert {"flex", "auto"} <= set(compared)
@@ -184,7 +184,7 @@ def test_initialised_as_documented(keys):
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
             continue
-        residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
+        residual = name.endswith(("mixer.out.weight", "ffn.down.weight"))
         std = 0.05 / math.sqrt(2 * config.n_layer) if residual else 0.05
         assert parameter.std().item() == pytest.approx(std, rel=0.06), name
         assert abs(parameter.mean().item()) < 0.06 * std, name

@@ -97,9 +97,9 @@ OUTSIDE = {
     "final_norm": "ln_f",
 }
 IN_A_BLOCK = {
-    "attention_norm": "ln_1",
-    "attention.qkv": "c_attn",
-    "attention.out": "attn_proj",
+    "mixer_norm": "ln_1",
+    "mixer.qkv": "c_attn",
+    "mixer.out": "attn_proj",
     "ffn_norm": "ln_2",
     "ffn.up": "c_fc",
     "ffn.down": "mlp_proj",

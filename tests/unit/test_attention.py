@@ -148,7 +148,7 @@ def test_a_scale_in_place_of_the_root_of_the_width():
 @pytest.mark.parametrize(("over", "widths"), {"head": (8, 8), "projection": (32, 16)}.items())
 def test_what_qk_norm_normalises(over, widths):
     model = tiny_model(qk_norm=True, qk_norm_over=over, n_kv_head=2)
-    attention = model.blocks[0].attention
+    attention = model.blocks[0].mixer
     assert (attention.q_norm.weight.numel(), attention.k_norm.weight.numel()) == widths
     seen = []
     attention.backend = lambda q, k, v, *rest: seen.append(q) or v.repeat(1, 2, 1, 1)
@@ -160,5 +160,5 @@ def test_what_qk_norm_normalises(over, widths):
 
 def test_the_output_matrix_may_differ_in_its_bias():
     attention = tiny_model(bias=False, attention_bias=True, attention_out_bias=False).blocks[0]
-    assert attention.attention.qkv.bias is not None
-    assert attention.attention.out.bias is None
+    assert attention.mixer.qkv.bias is not None
+    assert attention.mixer.out.bias is None

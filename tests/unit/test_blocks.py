@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from components.norms import NORMS
-from components.positions import POSITIONS
-from tests.tiny import tiny_layer, tiny_model
+from tests.tiny import context, layer_inputs, tiny_layer, tiny_model
 
 FORMULAS = {
     "pre": lambda x, f, g, n: (y := x + f(n[0](x))) + g(n[1](y)),
@@ -24,11 +23,11 @@ FORMULAS = {
 @torch.no_grad()
 def test_a_block_is_its_formula(name):
     block = tiny_model(norm_position=name, normalization="rmsnorm").blocks[0]
-    none = POSITIONS["none"](tiny_layer())
     norms = [getattr(block, norm) for norm in block.norm_names]
     x = torch.randn(2, 7, 32)
-    expected = FORMULAS[name](x, lambda y: block.attention(y, none), block.ffn, norms)
-    assert torch.allclose(block(x, none), expected, atol=1e-5)
+    attend, network = (lambda y, f=f: f(y, context(y)) for f in (block.mixer, block.ffn))
+    expected = FORMULAS[name](x, attend, network, norms)
+    assert torch.allclose(block(x, layer_inputs(x))[0], expected, atol=1e-5)
 
 
 def test_unit_offset_is_rmsnorm_with_one_added_to_its_weight():

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from components.blocks import BLOCKS
-from model_components import ACTIVATIONS, FFNS, NORMS, POSITIONS
+from model_components import ACTIVATIONS, FFNS, NORMS
 from tests.measured import assert_close
-from tests.tiny import tiny_layer
+from tests.tiny import context, layer_inputs, tiny_layer
 
 TOLERANCE = 1e-6
 
@@ -78,26 +78,26 @@ FFN_FORMULAS = {
 
 
 def pre(x, attend, network, n):
-    x = x + attend(n["attention_norm"](x))
+    x = x + attend(n["mixer_norm"](x))
     return x + network(n["ffn_norm"](x))
 
 
 def post(x, attend, network, n):
-    x = n["attention_norm"](x + attend(x))
+    x = n["mixer_norm"](x + attend(x))
     return n["ffn_norm"](x + network(x))
 
 
 def sandwich(x, attend, network, n):
-    x = x + n["attention_out_norm"](attend(n["attention_norm"](x)))
+    x = x + n["mixer_out_norm"](attend(n["mixer_norm"](x)))
     return x + n["ffn_out_norm"](network(n["ffn_norm"](x)))
 
 
 def parallel(x, attend, network, n):
-    return x + attend(n["attention_norm"](x)) + network(n["ffn_norm"](x))
+    return x + attend(n["mixer_norm"](x)) + network(n["ffn_norm"](x))
 
 
 def res_post(x, attend, network, n):
-    x = x + n["attention_norm"](attend(x))
+    x = x + n["mixer_norm"](attend(x))
     return x + n["ffn_norm"](network(x))
 
 
@@ -167,15 +167,17 @@ def test_norms(name, eps):
 def test_feed_forward_networks(name):
     activation, formula = FFN_FORMULAS[name]
     x, ffn = random(2, 3, 32), shaken(FFNS[name](tiny_layer(ffn_type=name)))
-    assert_close(ffn(x), formula(activation, ffn, x), TOLERANCE)
+    assert_close(ffn(x, context(x)), formula(activation, ffn, x), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMULAS)
 def test_blocks(name):
     block = shaken(BLOCKS[name](tiny_layer(norm_position=name)))
-    positions = POSITIONS["none"](tiny_layer())
     x = random(2, 3, 32)
     expected = BLOCK_FORMULAS[name](
-        x, lambda x: block.attention(x, positions), block.ffn, dict(block.named_children())
+        x,
+        lambda x: block.mixer(x, context(x)),
+        lambda x: block.ffn(x, context(x)),
+        dict(block.named_children()),
     )
-    assert_close(block(x, positions), expected, TOLERANCE)
+    assert_close(block(x, layer_inputs(x))[0], expected, TOLERANCE)

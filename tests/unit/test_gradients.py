@@ -14,7 +14,15 @@ from components.blocks import BLOCKS
 from model_builder import GPT
 from model_components import ACTIVATIONS, FFNS, NORMS, POSITIONS
 from tests.measured import assert_close
-from tests.tiny import VARIANTS, parts_of_registries, presets, tiny_config, tiny_layer
+from tests.tiny import (
+    VARIANTS,
+    context,
+    layer_inputs,
+    parts_of_registries,
+    presets,
+    tiny_config,
+    tiny_layer,
+)
 
 TOLERANCES = {"eps": 1e-6, "atol": 1e-8, "rtol": 1e-6}
 
@@ -112,7 +120,19 @@ def test_activations(name):
 @pytest.mark.parametrize("name", FFNS.names)
 def test_feed_forward_networks(name):
     config = tiny_layer(**SMALLEST, ffn_type=name)
-    check(in_double(FFNS[name](config)), random_input(2, 3, config.n_embd))
+    x = random_input(2, 3, config.n_embd)
+    check(in_double(_InContext(FFNS[name](config))), x)
+
+
+class _InContext(nn.Module):
+    """A sublayer by itself, called on x alone."""
+
+    def __init__(self, sublayer: nn.Module):
+        super().__init__()
+        self.sublayer = sublayer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sublayer(x, context(x))
 
 
 class _Rotated(nn.Module):
@@ -150,21 +170,20 @@ def test_attention_backends(name, softcap, window):
 
 
 class _OnItsOwn(nn.Module):
-    """Attention or a block, without anything that tells positions apart."""
+    """A block, without anything that tells positions apart."""
 
-    def __init__(self, part: nn.Module):
+    def __init__(self, block: nn.Module):
         super().__init__()
-        self.part = part
-        self.positions = POSITIONS["none"](tiny_layer())
+        self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.part(x, self.positions)
+        return self.block(x, layer_inputs(x))[0]
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention(qk_norm):
     config = tiny_layer(**SMALLEST, n_kv_head=1, qk_norm=qk_norm)
-    check(_OnItsOwn(in_double(Attention(config))), random_input(1, 3, config.n_embd))
+    check(_InContext(in_double(Attention(config))), random_input(1, 3, config.n_embd))
 
 
 @pytest.mark.parametrize("name", BLOCKS.names)

@@ -20,11 +20,13 @@ SIZES = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 32, "vocab_size"
 
 
 def checksums(preset: str, **sizes: int) -> dict[str, str]:
-    """SHA-256 of the bytes of every parameter of a new model, by name."""
+    """SHA-256 of the bytes of every parameter of a new model, by the name when it was recorded."""
     torch.manual_seed(0)
     model = GPT(ModelArchitectureConfig.from_preset(preset, **sizes))
     return {
-        name: hashlib.sha256(parameter.detach().numpy().tobytes()).hexdigest()
+        name.replace(".mixer", ".attention"): hashlib.sha256(
+            parameter.detach().numpy().tobytes()
+        ).hexdigest()
         for name, parameter in model.named_parameters()
     }
 

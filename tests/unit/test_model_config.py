@@ -18,7 +18,7 @@ from model_components import FFNS
 from model_config import PRESETS, ModelArchitectureConfig
 from model_keys import REPLACED, architecture_keys
 from patterns import Pattern, spelled
-from tests.tiny import ROPE, SIZES, tiny_config, tiny_model, tokens
+from tests.tiny import ROPE, SIZES, layer_inputs, tiny_config, tiny_model, tokens
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "config"
 
@@ -187,9 +187,7 @@ def test_no_key_is_ignored(key):
         outputs.append(model(tokens(24)))
     if key == "attention_backend":
         assert torch.allclose(*outputs, atol=2e-5)
-        backends = [
-            type(GPT(tiny_config(**k)).blocks[0].attention.backend) for k in (before, after)
-        ]
+        backends = [type(GPT(tiny_config(**k)).blocks[0].mixer.backend) for k in (before, after)]
         assert backends[0] is not backends[1]
     elif key == "block_size":
         longer = tiny_model(**after)
@@ -228,7 +226,7 @@ def block_output(config: ModelArchitectureConfig, layer: int) -> torch.Tensor:
             vector.add_(0.1)  # biases begin at zero
     encoding = model.position_encodings[model._position_of_layer[layer]]
     x = torch.randn(2, 16, config.n_embd)
-    return model.blocks[layer](x, encoding, encoding.score_bias(0, 16))
+    return model.blocks[layer](x, layer_inputs(x, encoding))[0]
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -151,14 +151,14 @@ def test_sizes(n_layer, n_head, n_kv_head, head_dim):
     assert len(model.blocks) == n_layer
     assert model.num_parameters() == parameters(model.config)
     for block in model.blocks:
-        assert block.attention.qkv.weight.shape == ((n_head + 2 * n_kv_head) * D, 24)
-        assert block.attention.out.weight.shape == (24, n_head * D)
-    cache = model.new_cache()
-    assert model(tokens(7, batch=3), cache=cache).shape == (3, 7, model.config.vocab_size)
-    assert len(cache) == n_layer
-    for layer in cache:
-        k, v = layer.append(*(torch.zeros(3, n_kv_head, 1, D) for _ in range(2)))
-        assert k.shape == v.shape == (3, n_kv_head, 8, D)
+        assert block.mixer.qkv.weight.shape == ((n_head + 2 * n_kv_head) * D, 24)
+        assert block.mixer.out.weight.shape == (24, n_head * D)
+    state = model.new_state(3)
+    assert model(tokens(7, batch=3), state=state).shape == (3, 7, model.config.vocab_size)
+    assert len(state.layers) == n_layer
+    for layer in state.layers:
+        assert {t.shape for t in layer["mixer"].values()} == {(3, n_kv_head, 24, D)}
+    assert (state.length, state.bytes) == (7, n_layer * 2 * 4 * 3 * n_kv_head * 24 * D)
 
 
 @pytest.mark.parametrize("batch", [1, 5])

@@ -126,7 +126,7 @@ def test_alibi_slopes():
 
 def test_alibi_bias_is_slope_times_distance():
     encoding = POSITIONS["alibi"](tiny_layer(position_encoding="alibi"))
-    bias = encoding.score_bias(start=3, length=2)
+    bias = encoding.score_bias(start=3, length=2, keys=5)
     assert bias.shape == (4, 2, 5)
     assert bias[1, 0].tolist() == [-(2.0**-4) * d for d in (3, 2, 1, 0, 0)]
     assert bias[0, 1].tolist() == [-(2.0**-2) * d for d in (4, 3, 2, 1, 0)]

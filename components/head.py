@@ -1,0 +1,164 @@
+"""The LM head, and the loss of its logits without holding them all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.layer_config import LayerConfig
+
+IGNORED = -1
+"""A target that the loss leaves out."""
+
+CHUNK_BYTES = 256 * 2**20
+"""float32 logits that are held at a time, unless that would make more than MOST_CHUNKS."""
+
+MOST_CHUNKS = 16
+"""torch.compile unrolls the loop over chunks."""
+
+
+class LMHead(nn.Linear):
+    """Logits h W^T + b, or c tanh of these / c with a softcap c: (..., C) to (..., V)."""
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.softcap = config.output_softcap
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def loss(self, x: Tensor, targets: Tensor, z_coef: float = 0.0) -> HeadLoss:
+        """Mean cross-entropy in nats per token plus `z_coef` times the mean squared log-partition.
+
+        The second is the z-loss (PaLM, Chowdhery et al. 2022, arXiv 2204.02311), which keeps the
+        logits from drifting. Logits beyond CHUNK_BYTES are computed in chunks of tokens, whose
+        gradients are taken at once, so that they are never held whole.
+
+        Args:
+            x: What the head reads, (B, T, C).
+            targets: Tokens (B, T); IGNORED is left out.
+            z_coef: The weight of the z-loss.
+        """
+        x, targets = x.flatten(0, -2), targets.flatten()
+        chunk = tokens_at_a_time(len(targets), self.out_features)
+        if chunk >= len(targets):
+            return _whole_loss(self(x), targets, z_coef)
+        given = (x, self.weight, self.bias, targets, self.softcap, z_coef, chunk)
+        return HeadLoss(*_ChunkedLoss.apply(*given, torch.is_grad_enabled()))
+
+
+class HeadLoss(NamedTuple):
+    """The loss of the LM head.
+
+    Attributes:
+        total: Cross-entropy and z-loss; what the gradient is of.
+        z: The z-loss without its coefficient, detached.
+    """
+
+    total: Tensor
+    z: Tensor
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (..., V) in nats per token, in float32 at least."""
+    return F.cross_entropy(_wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+
+
+def tokens_at_a_time(tokens: int, vocab_size: int) -> int:
+    """Tokens of a chunk: all of them if their logits fit."""
+    return max(CHUNK_BYTES // (4 * vocab_size), -(-tokens // MOST_CHUNKS), 1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """The logits in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _whole_loss(logits: Tensor, targets: Tensor, z_coef: float) -> HeadLoss:
+    """The loss of all logits (N, V) at once."""
+    loss = cross_entropy(logits, targets)
+    if not z_coef:
+        return HeadLoss(loss, torch.zeros_like(loss).detach())
+    counted = targets != IGNORED
+    squares = _wide(logits).logsumexp(dim=-1).square()
+    z = torch.where(counted, squares, 0.0).sum() / counted.sum()
+    return HeadLoss(loss + z_coef * z, z.detach())
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """`_whole_loss` of the logits of x (N, C), chunk by chunk, with the gradients taken on the way.
+
+    These are of the sums over tokens, which half precision can hold; the backward pass divides them
+    by the number of tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        z_coef: float,
+        chunk: int,
+        trains: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        losses, squares = (torch.zeros((), device=x.device, dtype=wide) for _ in range(2))
+        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
+            logits, slope = _capped(F.linear(x[rows], weight, bias), softcap)
+            loss, square, of_logits = _sums_of(logits, targets[rows], z_coef)
+            losses += loss
+            squares += square
+            if not trains:
+                continue
+            of_logits = of_logits if slope is None else of_logits * slope
+            if of_bias is not None:
+                of_bias += of_logits.sum(dim=0)
+            of_logits = of_logits.to(logits.dtype)
+            of_x[rows] = of_logits @ weight
+            of_weight += of_logits.T @ x[rows]
+        count = (targets != IGNORED).sum()
+        ctx.save_for_backward(of_x, of_weight, of_bias, count)
+        z = squares / count
+        ctx.mark_non_differentiable(z)
+        return losses / count + z_coef * z, z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_loss: Tensor, of_z: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, of_weight, of_bias, count = ctx.saved_tensors
+        scale = of_loss / count
+        of_bias = None if of_bias is None else of_bias * scale
+        gradients = ((of_x * scale).to(of_x.dtype), of_weight * scale, of_bias)
+        return *gradients, *(None for _ in range(5))
+
+
+def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits with their softcap, and the derivative of the cap."""
+    if softcap is None:
+        return logits, None
+    share = torch.tanh(logits / softcap)
+    return softcap * share, 1 - share.square()
+
+
+def _sums_of(logits: Tensor, targets: Tensor, z_coef: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Over the tokens of a chunk, the cross-entropy and the squared log-partition; and the gradient
+    of the first plus `z_coef` times the second by the logits (N, V)."""
+    logits, counted = _wide(logits), targets != IGNORED
+    targets = torch.where(counted, targets, 0).unsqueeze(-1)
+    partition = logits.logsumexp(dim=-1, keepdim=True)
+    losses = partition - logits.gather(-1, targets)
+    gradient = (logits - partition).exp() * (1 + 2 * z_coef * partition)
+    gradient = gradient.scatter_add(-1, targets, torch.full_like(losses, -1.0))
+    counted = counted.unsqueeze(-1)
+    sums = (torch.where(counted, each, 0.0).sum() for each in (losses, partition.square()))
+    return *sums, torch.where(counted, gradient, 0.0)
