@@ -114,6 +114,9 @@ class GPT(Part):
         self.positions = self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCKS[layer.norm_position](layer) for layer in config.layers)
+        given: set[str] = set()
+        for block in self.blocks:
+            given |= block.connect(given)
         self.final_norm = (
             make_norm(last) if BLOCKS[last.norm_position].final_norm else nn.Identity()
         )
@@ -196,10 +199,10 @@ class GPT(Part):
                 biases[own],
                 start,
                 None if state is None else state.layers[layer],
-                {name: given[name] for name in block.takes if name in given},
+                {name: given[name] for name in block.takes},
             )
             stream, outputs = block(stream, inputs)
-            given = {**outputs.given, **given}  # the first to give a name counts
+            given |= {k: v for k, v in outputs.given.items() if k not in given}
             for name, loss in outputs.losses.items():
                 losses[name] = losses[name] + loss if name in losses else loss
             metrics.append(outputs.metrics)
@@ -338,19 +341,19 @@ class GPT(Part):
         was_training = self.training
         self.eval()
         try:
-            seen = 0
+            new = idx
             for _ in range(max_new_tokens):
-                token = choose(self._next_logits(idx, seen, state))
-                seen, idx = idx.shape[1], torch.cat((idx, token), dim=1)
-                yield token
+                new = choose(self._next_logits(idx, new, state))
+                idx = torch.cat((idx, new), dim=1)
+                yield new
         finally:
             self.train(was_training)
 
-    def _next_logits(self, idx: Tensor, seen: int, state: DecodingState | None) -> Tensor:
-        """Logits (B, V) of the token after idx; the state, if any, is that after `seen` tokens."""
+    def _next_logits(self, idx: Tensor, new: Tensor, state: DecodingState | None) -> Tensor:
+        """Logits (B, V) of the token after idx; its last tokens `new` are not in the state yet."""
         length = self.config.block_size
         if self.unbounded or idx.shape[1] <= length:
-            return self(idx if state is None else idx[:, seen:], state=state)[:, -1]
+            return self(idx if state is None else new, state=state)[:, -1]
         return self(idx[:, -length:])[:, -1]
 
     # Size and cost

@@ -150,10 +150,13 @@ def group_runs(runs: Iterable[LoggedRun]) -> list[Group]:
     return _named_apart(groups)
 
 
+_COST = ("parameters", "flops_per_token", "flops_per_token_causal")
+
+
 def _identity(run: LoggedRun) -> str:
     """The same text for runs that differ only by seed."""
     config = _uncounted_elsewhere(run.having(*_TELLING_RUNS_APART))
-    cost = {key: value for key, value in run.architecture.items() if key != "name"}
+    cost = [run.architecture.get(key) for key in _COST]
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
     sizes = [run.data.get("val_tokens"), run.environment.get("dtype")]
     return json.dumps([cost, config, data, sizes], sort_keys=True)

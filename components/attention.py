@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class Attention(Mixer):
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
         self.values_name = _values_name(config)
-        self.takes = (self.values_name,) if self.values_name else ()
+        self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
         self.value_share = nn.Parameter(torch.tensor(0.5)) if learned else 0.5
         self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
@@ -189,12 +189,16 @@ class Attention(Mixer):
         y = self.backend(q, k, v, context.score_bias, dropout, static_start)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, -1)))
 
+    def connect(self, given: Collection[str]) -> None:
+        if self.values_name and self.values_name not in given:
+            self.takes, self.value_share = (), None  # the first layer: there is nothing to mix in
+
     def _with_first_values(self, v: Tensor, context: Context) -> Tensor:
         """Values (B, H_kv, T, D) with a share of those of the first layer whose have that shape."""
-        first = context.take(self.values_name)
-        context.give(self.values_name, v)
-        if first is None:
+        if not self.takes:
+            context.give(self.values_name, v)
             return v
+        first = context.take(self.values_name)
         return v + self.value_share * (first - v)
 
     def new_state(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -66,6 +66,12 @@ class Block(Part):
     def takes(self) -> set[str]:
         """Names of the tensors of earlier layers that its parts read."""
         return {name for part in (self.residual, *self.sublayers.values()) for name in part.takes}
+
+    def connect(self, given: Collection[str]) -> set[str]:
+        """Prepare for the names that earlier layers give, and return those that this one gives."""
+        for part in self.sublayers.values():
+            part.connect(given)
+        return {name for part in (self.residual, *self.sublayers.values()) for name in part.gives}
 
     def new_states(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype

@@ -33,6 +33,8 @@ class Residual(Part):
 
     takes: tuple[str, ...] = ()
     """Names of the tensors of earlier layers that it reads by `context.take`."""
+    gives: tuple[str, ...] = ()
+    """Names of the tensors that it hands to later layers by `context.give`."""
 
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__()
@@ -84,7 +86,7 @@ class UNetResidual(PlainResidual):
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__(config, sites)
         mirror = config.n_layer - 1 - config.index
-        self.gives = f"stream after layer {config.index}" if config.index < mirror else None
+        self.gives = (f"stream after layer {config.index}",) if config.index < mirror else ()
         self.takes = (f"stream after layer {mirror}",) if config.index > mirror else ()
         if self.takes:
             self.weight = nn.Parameter(torch.ones(()))
@@ -95,8 +97,8 @@ class UNetResidual(PlainResidual):
         return stream
 
     def leave(self, stream: Tensor, context: Context) -> Tensor:
-        if self.gives:
-            context.give(self.gives, stream)
+        for name in self.gives:
+            context.give(name, stream)
         return stream
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -23,10 +23,15 @@ class Sublayer(Part):
 
     takes: tuple[str, ...] = ()
     """Names of the tensors of earlier layers that it reads by `context.take`."""
+    gives: tuple[str, ...] = ()
+    """Names of the tensors that it hands to later layers by `context.give`."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """The output (B, T, C) of x (B, T, C); what else flows is in the context."""
         raise NotImplementedError
+
+    def connect(self, given: Collection[str]) -> None:
+        """Prepare for the names that earlier layers give; called once, when the model is made."""
 
     def new_state(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype

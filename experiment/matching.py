@@ -162,7 +162,7 @@ def _embedding_widths(
         return _allowed_width(config, number)
 
     try:
-        start = max(1, config.n_embd // config.n_head)
+        start = max(1, config.n_embd // _heads(config))
         number = _nearest(lambda number: count(config.changed(n_embd=width(number))), target, start)
         nearby = [width(near) for near in (number, number - 1, number - 2, number + 1) if near > 0]
     except ConfigError:
@@ -174,11 +174,16 @@ def _allowed_width(config: ModelArchitectureConfig, number: int) -> int:
     """The first multiple of n_head from a number of them up that the parts can work with: RoPE
     rotates pairs."""
     for near in range(number, number + MOST_TRIES):
-        width = near * config.n_head
+        width = near * _heads(config)
         with contextlib.suppress(ConfigError):
             config.changed(n_embd=width)
             return width
-    return number * config.n_head  # whose ConfigError says why
+    return number * _heads(config)  # whose ConfigError says why
+
+
+def _heads(config: ModelArchitectureConfig) -> int:
+    """The number that n_embd must be a multiple of."""
+    return _first(config, "n_head") or 1
 
 
 def _nearest(counted: Callable[[int], float], target: float, start: int) -> int:

@@ -131,6 +131,10 @@ class Family:
 
         One without keys says why the family has no such architecture at all.
         """
+        others = {layer.mixer for layer in config.kinds} - {"attention"}
+        if others:
+            names = " or ".join(sorted(others))
+            return [Problem(("mixer",), f"{self.model_type} has no mixer={names}")]
         try:
             back = self._read_back(config)
             wanted = _with_biases(config, back)

@@ -62,6 +62,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rope_theta": {**ROPE, "rope_theta": 100.0},
     "glu of relu2": {"ffn_type": "glu", "activation": "relu2"},
     "geglu of gelu_tanh": {"ffn_type": "geglu", "activation": "gelu_tanh"},
+    "value_residual=fixed": {"value_residual": "fixed", "n_kv_head": 2},
+    "value_residual=learned": {"value_residual": "learned", "n_layer": 3},
+    "static hyper-connections": {
+        "residual": "hyper_connections",
+        "hyper_streams": 2,
+        "hyper_dynamic": False,
+        "norm_position": "parallel",
+    },
     "no norm, qk_norm": {"normalization": "none", "qk_norm": True},
 }
 

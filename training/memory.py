@@ -77,14 +77,16 @@ class ExpectedMemory:
 
 
 def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
-    """Parameters of embedding and attention, which every architecture has; a lower bound.
+    """Parameters of the embedding and of attention, if every layer has it; a lower bound.
 
     Args:
         config: The architecture, of any size.
         vocab_size: Tokens of the vocabulary, at least.
     """
     attention = min(
-        2 * config.n_embd * layer.head_dim * (config.n_head + layer.n_kv_head)
+        2 * config.n_embd * layer.head_dim * (layer.n_head + layer.n_kv_head)
+        if layer.mixer == "attention"
+        else 0
         for layer in config.kinds
     )
     return config.n_embd * vocab_size + config.n_layer * attention
@@ -275,8 +277,8 @@ def _entering_phases(model: GPT, period: int, storages: _LiveStorages) -> Iterat
     """Tell `storages` when the backward pass reaches the last layers, and the layers before."""
 
     def at_gradient(phase: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            output.register_hook(lambda gradient: storages.enter(phase))
+        def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+            output[0].register_hook(lambda gradient: storages.enter(phase))
 
         return hook
 

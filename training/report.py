@@ -94,14 +94,12 @@ def _steps(count: int) -> str:
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
     model, device = run.settings.model, run.device.type
+    backends = " and ".join(model.attention_backends_on(device))
+    attention = [("attention", f"attention_backend {model.attention_backend}: {backends}")]
     return [
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
-        (
-            "attention",
-            f"attention_backend {model.attention_backend}: "
-            f"{' and '.join(model.attention_backends_on(device))}",
-        ),
+        *(attention if backends else []),
         ("compiled", "no" if run.model is run.network else "yes"),
         ("memory", _memory(run.memory)),
     ]

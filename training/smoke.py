@@ -19,7 +19,7 @@ from model_config import ModelArchitectureConfig
 from model_keys import parts_of
 from training.hardware import autocast
 
-KEEP_SHAPE = ("normalization", "activation", "ffn_type", "norm_position")
+KEEP_SHAPE = ("normalization", "activation", "ffn_type", "mixer")
 """Keys that choose parts whose output has the shape of their input."""
 
 TOKENS = 8
@@ -75,13 +75,13 @@ def _few_layers(config: ModelArchitectureConfig) -> Iterator[ModelArchitectureCo
 
 def _small_sizes(config: ModelArchitectureConfig) -> dict[str, Any]:
     """Few heads and tokens; the widths stay where layers differ in the shape of their heads."""
-    windows = [layer.sliding_window + 1 for layer in config.kinds if layer.sliding_window]
+    windows = [w + 1 for w in (layer.get("sliding_window") for layer in config.kinds) if w]
     length = min(config.block_size, max([*windows, 2 * TOKENS]))
     sizes = {"block_size": length, "vocab_size": VOCABULARY}
-    shapes = {(layer.n_kv_head, layer.head_dim) for layer in config.kinds}
-    if len(shapes) > 1:
+    shapes = {(layer.get("n_kv_head"), layer.get("head_dim")) for layer in config.kinds}
+    ((key_heads, head_dim), *others) = shapes
+    if others or key_heads is None:
         return sizes
-    ((key_heads, head_dim),) = shapes
     groups = config.n_head // key_heads
     return sizes | {
         "n_head": 2 * groups,

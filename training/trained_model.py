@@ -53,7 +53,8 @@ def load_trained(
         plugins: Sources of the plugins that the user gave and that are registered by now.
         device: Where to put the model.
         download: Download the tokenizer's vocabulary if it is not cached.
-        changes: Keys of the architecture to change, such as `attention_backend`.
+        changes: Keys of the architecture to change if a layer has them, such as
+            `attention_backend`.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be had.
@@ -61,7 +62,7 @@ def load_trained(
 
     def load(path: Path) -> tuple[GPT, Tokenizer]:
         tokenizer = tokenizer_from_meta(load_run_state(path)["tokenizer"], download=download)
-        config = load_settings(path, plugins).model.changed(**changes)
+        config = load_settings(path, plugins).model.adapted(**changes)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
                 f"{path} is damaged: its tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} "

@@ -23,10 +23,11 @@ from components import (
     activations,
     attention,
     attention_backends,
-    blocks,
     ffns,
+    head,
     norms,
     part,
+    residuals,
     rope_scalings,
 )
 from components import positions as encodings
@@ -140,11 +141,11 @@ MUTATIONS = (
         (f"{BEHAVIOR}test_attention_drops_weights_in_training_alone",),
     ),
     Mutation(
-        "cached tokens do not move positions on",
+        "decoded tokens do not move positions on",
         attention.Attention,
         "forward",
-        "0 if cache is None else cache.length",
-        "0",
+        "rotate(q, k, context.start)",
+        "rotate(q, k, 0)",
         (f"{EVERY_MODEL}test_cache_equals_no_cache{LLAMA}",),
     ),
     Mutation(
@@ -180,11 +181,11 @@ MUTATIONS = (
         (f"{POSITIONS}test_alibi_bias_is_slope_times_distance",),
     ),
     Mutation(
-        "learned positions begin anew behind a cache",
+        "learned positions begin anew in decoding",
         encodings.LearnedPosition,
         "embed",
-        "[start : start + x.shape[1]]",
-        "[: x.shape[1]]",
+        "start, x.shape[1]",
+        "0, x.shape[1]",
         (f"{EVERY_MODEL}test_cache_equals_no_cache{GPT2}",),
     ),
     Mutation(
@@ -224,10 +225,10 @@ MUTATIONS = (
     ),
     Mutation(
         "a block loses its residual stream",
-        blocks.PreNormBlock,
-        "joined",
-        "return x + self.ffn",
-        "return self.ffn",
+        residuals.PlainResidual,
+        "join",
+        "stream = stream + y",
+        "stream = y",
         (
             f"{FORMULAS}test_blocks[pre]",
             "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
@@ -253,7 +254,7 @@ MUTATIONS = (
         "all layers start alike",
         model_builder.GPT,
         "__init__",
-        "own_stream(name)",
+        "own_stream(self._stream_of(name))",
         'own_stream("")',
         (f"{START}test_weights_of_one_model_are_independent",),
     ),
@@ -295,7 +296,7 @@ MUTATIONS = (
     Mutation(
         "a config key is accepted and ignored",
         model_builder.GPT,
-        "forward",
+        "_hidden",
         "x * self.config.embedding_scale",
         "x",
         (f"{CONFIG}test_no_key_is_ignored[embedding_scale]",),
@@ -322,7 +323,7 @@ MUTATIONS = (
     Mutation(
         "every layer has the first position encoding",
         model_builder.GPT,
-        "forward",
+        "_hidden",
         "own = self._position_of_layer[layer]",
         "own = 0",
         (f"{OLD}test_the_logits_are_those_of_the_version_that_saved_it[rope_pattern]",),
@@ -367,10 +368,10 @@ MUTATIONS = (
     ),
     Mutation(
         "the loss counts targets that are to be left out",
-        model_builder.GPT,
-        "forward",
-        "wide.flatten(0, 1), targets.flatten()",
-        "wide.flatten(0, 1), targets.flatten().clamp(min=0)",
+        head,
+        "cross_entropy",
+        "flatten(0, -2), targets.flatten()",
+        "flatten(0, -2), targets.flatten().clamp(min=0)",
         (f"{EVERY_MODEL}test_shapes_and_loss{GPT2}",),
     ),
     Mutation(

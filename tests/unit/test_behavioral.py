@@ -100,7 +100,7 @@ def test_the_places_of_dropout(ffn_type):
     """After the embedding, on attention's weights and output, and after the network."""
     model = tiny_model(dropout=0.25, ffn_type=ffn_type, n_layer=1).train()
     places = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
-    assert sorted(places) == ["blocks.0.mixer.dropout", "blocks.0.ffn.dropout", "dropout"]
+    assert sorted(places) == ["blocks.0.ffn.dropout", "blocks.0.mixer.dropout", "dropout"]
     assert all(model.get_submodule(name).p == 0.25 for name in places)
 
 

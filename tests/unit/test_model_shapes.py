@@ -9,7 +9,7 @@ import torch
 
 from components.layer_config import LayerConfig
 from model_builder import GPT
-from model_components import BLOCKS, FFNS, NORMS, POSITIONS
+from model_components import BLOCKS, FFNS, NORMS, POSITIONS, RESIDUALS
 from model_config import ModelArchitectureConfig
 from tests.tiny import VARIANTS, tiny_config, tiny_model, tokens
 
@@ -34,7 +34,7 @@ def attention(c: LayerConfig) -> int:
     matrices = C * H * D + 2 * C * G * D + H * D * C
     biases = (H * D + 2 * G * D) * c.attention_bias + C * c.attention_out_bias
     normed = {"head": 2 * D, "projection": H * D + G * D}[c.qk_norm_over]
-    return matrices + biases + normed * c.qk_norm
+    return matrices + biases + normed * c.qk_norm + (c.value_residual == "learned" and c.index > 0)
 
 
 def plain_network(c: LayerConfig) -> int:
@@ -53,6 +53,19 @@ NETWORKS = {
     "swiglu": gated_network,
     "geglu": gated_network,
     "reglu": gated_network,
+}
+
+
+def hyper_connections(c: LayerConfig, sites: int) -> int:
+    n, C = c.hyper_streams, c.n_embd
+    dynamic = C * (n + 2) + 2 + norm(c)
+    return sites * (n * (n + 2) + dynamic * c.hyper_dynamic)
+
+
+RESIDUAL_STREAMS = {
+    "plain": lambda c, sites: 0,
+    "unet": lambda c, sites: int(2 * c.index > c.n_layer - 1),
+    "hyper_connections": hyper_connections,
 }
 NORMS_OF_A_BLOCK = {
     "pre": 2,
@@ -86,7 +99,9 @@ def parameters(c: ModelArchitectureConfig) -> int:
 
 def block(c: LayerConfig) -> int:
     norms = NORMS_OF_A_BLOCK[c.norm_position] * norm(c)
-    return attention(c) + NETWORKS[c.ffn_type](c) + norms
+    sites = 1 if c.norm_position.startswith("parallel") else 2
+    stream = RESIDUAL_STREAMS[c.residual](c, sites)
+    return attention(c) + NETWORKS[c.ffn_type](c) + norms + stream
 
 
 @pytest.mark.parametrize(
@@ -96,6 +111,7 @@ def block(c: LayerConfig) -> int:
         (FFNS, NETWORKS),
         (BLOCKS, NORMS_OF_A_BLOCK),
         (POSITIONS, POSITION_TABLES),
+        (RESIDUALS, RESIDUAL_STREAMS),
     ],
     ids=lambda argument: getattr(argument, "key", ""),
 )

@@ -470,7 +470,7 @@ def test_a_run_logs_and_restores_them(plugin, tmp_path):
     wanted = {"wave_length": 7.0, "wave_height": 0.25, "swish_start": 1.0, "norm_power": 3.0}
     assert {key: log["config"][key] for key in wanted} == wanted
     assert "chunk_size" not in log["config"]
-    assert log["architecture"]["name"].endswith("-P3-Length7-WaveHeight0.25-NoBias")
+    assert log["architecture"]["name"].endswith("-Length7-WaveHeight0.25-P3-NoBias")
     [checkpoint] = run.glob("checkpoints/step_*3")
     copy = checkpoint / "plugins" / "parts.py"
     again = [flag for flag in where if not flag.startswith("--max_iters")]

@@ -1,0 +1,58 @@
+"""What training minimises: `objective`. Validation is always plain cross-entropy.
+
+An objective is made with the training config. It runs inside the model's forward pass, and the
+auxiliary losses of the model's parts are added to what it returns.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from components.head import LMHead
+from components.registry import Registry
+from options import Role, option
+from training_config import TrainingConfig
+
+Terms = dict[str, Tensor]
+
+
+class Objective:
+    """A loss of the model's last hidden states."""
+
+    class Options:
+        z_loss_coef: float = option(
+            0.0,
+            "weight of the z-loss, the mean squared log-partition of the logits; 0: none",
+            at_least=0,
+        )
+
+    def __init__(self, config: TrainingConfig):
+        self.z_loss_coef = config.z_loss_coef
+
+    def __call__(self, x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
+        """The loss, a scalar, and the terms that add up to it, detached, by name.
+
+        Args:
+            x: What the LM head reads (B, T, C).
+            head: The LM head: `head(x)` gives the logits (B, T, V), `head.loss` their
+                cross-entropy without holding all of them.
+            targets: The next tokens (B, T); -1 is left out.
+        """
+        raise NotImplementedError
+
+
+OBJECTIVES = Registry(
+    "objective", "Objective", variable="OBJECTIVES", base=Objective, role=Role.RECIPE
+)
+
+
+@OBJECTIVES.register("cross_entropy", label="CE")
+class CrossEntropy(Objective):
+    """Mean cross-entropy in nats per token."""
+
+    def __call__(self, x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
+        total, z = head.loss(x, targets, self.z_loss_coef)
+        if not self.z_loss_coef:
+            return total, {"cross_entropy": total.detach()}
+        z = self.z_loss_coef * z
+        return total, {"cross_entropy": total.detach() - z, "z_loss": z}
