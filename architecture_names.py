@@ -77,7 +77,9 @@ def _tags(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) -> Iterator[st
             continue
         having = [layer for layer in layers if key.name in layer]
         if any(getattr(layer, key.name) != _plain(key, layer) for layer in having):
-            yield _tag(key, by_layer([layer.get(key.name) for layer in layers]))
+            alike = len({getattr(layer, key.name) for layer in having}) == 1
+            told = having if alike else layers  # the parts in the name tell which have the key
+            yield _tag(key, by_layer([layer.get(key.name) for layer in told]))
 
 
 def _plain(key: Key, layer: LayerConfig) -> Any:

@@ -11,7 +11,9 @@ import signal
 import sys
 import textwrap
 
-import components.attention  # noqa: F401  (registers itself)
+import components.attention
+import components.gated_deltanet
+import components.short_conv  # noqa: F401  (they register themselves)
 from components.activations import ACTIVATIONS
 from components.attention_backends import ATTENTION_BACKENDS
 from components.blocks import BLOCKS

@@ -1,0 +1,220 @@
+"""Mixers that are not attention: equal to their definition, to published layers, and in decoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.delta_rule import chunked_delta_rule, recurrent_delta_rule
+from components.mixers import MIXERS
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from tests.tiny import SIZES, context, tokens
+
+GDN = {"mixer": "gated_deltanet", "gdn_n_head": 2, "gdn_n_value_head": 4, "gdn_chunk": 4}
+CONV = {"mixer": "short_conv"}
+HYBRID = {
+    **GDN,
+    "mixer": "gated_deltanet*2+attention",
+    "n_layer": 3,
+    "position_encoding": "rope",
+}
+MODELS = {"gated_deltanet": GDN, "short_conv": CONV, "hybrid": HYBRID}
+
+
+def config_of(**keys) -> ModelArchitectureConfig:
+    return ModelArchitectureConfig.make(SIZES, keys)
+
+
+def model_of(**keys) -> GPT:
+    """A model in which nothing is zero or one."""
+    torch.manual_seed(0)
+    model = GPT(config_of(**keys)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def rule_inputs(length: int) -> list[Tensor]:
+    """Queries, keys of length 1, values, decays, shares, and a state, float64 with gradients."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    q, v, g, beta = (random(2, 3, length, 4), random(2, 3, length, 5), *random(2, 2, 3, length))
+    k = nn.functional.normalize(random(2, 3, length, 4), dim=-1)
+    given = [q, k, v, -g.square(), beta.sigmoid(), random(2, 3, 4, 5)]
+    return [x.requires_grad_() for x in given]
+
+
+class TestDeltaRule:
+    @pytest.mark.parametrize(("length", "chunk"), [(1, 1), (7, 3), (12, 4), (5, 16), (64, 32)])
+    def test_chunks_are_the_recurrence(self, length, chunk):
+        """In values and in gradients, whatever the length, from any state."""
+        given = rule_inputs(length)
+        ways = recurrent_delta_rule(*given), chunked_delta_rule(*given, chunk)
+        gradients = []
+        for outputs in ways:
+            weights = [torch.linspace(-1, 1, x.numel()).double().view_as(x) for x in outputs]
+            total = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
+            gradients.append(torch.autograd.grad(total, given))
+        assert_close(ways[1], ways[0], rtol=1e-9, atol=1e-10)
+        assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-10)
+
+    def test_gradients(self):
+        assert gradcheck(recurrent_delta_rule, [x[:1, :1] for x in rule_inputs(3)])
+
+    def test_a_strong_decay_leaves_no_nan(self):
+        q, k, v, _, beta, state = rule_inputs(12)
+        g = torch.full_like(beta, -500.0)
+        outputs, last = chunked_delta_rule(q, k, v, g, beta, state, 4)
+        assert outputs.isfinite().all()
+        assert last.isfinite().all()
+
+
+def same_gradients(ours: nn.Module, theirs: nn.Module, x: Tensor, pairs: dict) -> None:
+    """Outputs, and gradients of x and of pairs of weights, agree between two layers."""
+    results = []
+    for call in (lambda x: ours(x, context(x)), theirs):
+        for module in (ours, theirs):
+            module.zero_grad()
+        x = x.detach().requires_grad_()
+        y = call(x)
+        (y * torch.linspace(-1, 1, y.numel()).double().view_as(y)).sum().backward()
+        results.append((y, x.grad))
+    assert_close(results[0], results[1], rtol=1e-7, atol=1e-9)
+    for own, (other, pick) in pairs.items():
+        assert_close(ours.get_parameter(own).grad, pick(other.grad), rtol=1e-7, atol=1e-9)
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def test_gated_deltanet_is_the_layer_of_qwen3_next():
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+
+    torch.manual_seed(0)
+    theirs = Qwen3NextGatedDeltaNet(
+        Qwen3NextConfig(
+            hidden_size=32,
+            num_hidden_layers=4,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=6,
+            linear_conv_kernel_dim=3,
+            rms_norm_eps=1e-5,
+        ),
+        layer_idx=0,
+    ).double()
+    shape = {"gdn_key_dim": 8, "gdn_value_dim": 6, "gdn_kernel": 3}
+    layer = config_of(**GDN, **shape, bias=False).layers[0]
+    ours = MIXERS["gated_deltanet"](layer).double()
+    # Theirs has q, k, v and z of each key head together: of 8, 8, 12 and 12 rows.
+    rows = torch.arange(80).view(2, 40).split((8, 8, 12, 12), dim=1)
+    order = torch.cat([part.flatten() for part in rows])
+    of_heads = torch.arange(8).view(2, 2, 2).transpose(0, 1).flatten()  # b and a of a key head
+    pairs = {
+        "qkvz.weight": (theirs.in_proj_qkvz.weight, lambda w: w[order]),
+        "beta_decay.weight": (theirs.in_proj_ba.weight, lambda w: w[of_heads]),
+        "conv.weight": (theirs.conv1d.weight, as_it_is),
+        "A_log": (theirs.A_log, as_it_is),
+        "dt_bias": (theirs.dt_bias, as_it_is),
+        "norm.weight": (theirs.norm.weight, as_it_is),
+        "out.weight": (theirs.out_proj.weight, as_it_is),
+    }
+    assert pairs.keys() == dict(ours.named_parameters()).keys()
+    with torch.no_grad():
+        theirs.norm.weight.uniform_(0.5, 1.5)
+        for own, (other, pick) in pairs.items():
+            ours.get_parameter(own).copy_(pick(other))
+    x = torch.randn(2, 70, 32, dtype=torch.float64)
+    # theirs computes the rule in float32
+    ours_out, theirs_out = ours(x, context(x)), theirs(x)
+    assert_close(ours_out, theirs_out, rtol=1e-4, atol=1e-6)
+    for out in (ours_out, theirs_out):
+        (out * torch.linspace(-1, 1, out.numel()).double().view_as(out)).sum().backward()
+    for own, (other, pick) in pairs.items():
+        assert_close(ours.get_parameter(own).grad, pick(other.grad), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_short_conv_is_the_layer_of_lfm2(bias):
+    from transformers import Lfm2Config
+    from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+
+    theirs = Lfm2ShortConv(
+        Lfm2Config(hidden_size=32, conv_L_cache=4, conv_bias=bias, num_hidden_layers=2), layer_idx=0
+    ).double()
+    layer = config_of(**CONV, short_conv_kernel=4, bias=bias).layers[0]
+    ours = MIXERS["short_conv"](layer).double()
+    names = {"gates_in": theirs.in_proj, "conv": theirs.conv, "out": theirs.out_proj}
+    kinds = ("weight", "bias") if bias else ("weight",)
+    pairs = {f"{n}.{k}": (getattr(m, k), as_it_is) for n, m in names.items() for k in kinds}
+    assert pairs.keys() == dict(ours.named_parameters()).keys()
+    with torch.no_grad():
+        for own, (other, _) in pairs.items():
+            ours.get_parameter(own).copy_(other)
+    same_gradients(ours, theirs, torch.randn(2, 9, 32, dtype=torch.float64), pairs)
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("name", ["gated_deltanet", "short_conv"])
+    @torch.no_grad()
+    def test_goes_on_beyond_block_size_in_constant_memory(self, name):
+        model = (
+            model_of(**MODELS[name], position_encoding="none")
+            if False
+            else model_of(**MODELS[name])
+        )
+        idx = tokens(3 * SIZES["block_size"])
+        state = model.new_state(2)
+        size = state.bytes
+        parts = [model(piece, state=state) for piece in idx.split([30, 1, 1, 29, 11], dim=1)]
+        assert_close(torch.cat(parts, dim=1), model(idx), rtol=1e-3, atol=1e-4)
+        assert (state.length, state.bytes) == (72, size)
+        text = model.generate(idx[:, :5], 40, temperature=0)
+        assert torch.equal(text, model.generate(idx[:, :5], 40, temperature=0, use_cache=False))
+
+    @torch.no_grad()
+    def test_a_model_with_attention_is_bounded(self):
+        model = model_of(**HYBRID)
+        assert not model.unbounded
+        with pytest.raises(ValueError, match="30 tokens do not fit block_size=24"):
+            model(tokens(30), state=model.new_state(2))
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_compiled_decoding_has_a_graph_for_the_prompt_and_one_for_tokens(self, name):
+        torch._dynamo.reset()
+        model, prompt = model_of(**MODELS[name]), tokens(6, batch=1)
+        text = model.generate(prompt, 12, temperature=0)
+        compiler = CompileCounterWithBackend("eager")
+        model.compile(backend=compiler, fullgraph=True, dynamic=False)
+        assert torch.equal(model.generate(prompt, 12, temperature=0), text)
+        assert compiler.frame_count == 2
+
+
+class TestCost:
+    @pytest.mark.parametrize("name", ["gated_deltanet", "short_conv"])
+    def test_what_the_counter_sees(self, name):
+        """The forward pass, to the digit, of the projections and the convolution. The rule is
+        charged as a recurrence, which the counter would see as chunks."""
+        model = model_of(**MODELS[name])
+        mixer = model.blocks[0].mixer
+        rule = 0
+        if name == "gated_deltanet":
+            rule = 6 * 4 * mixer.key_dim * mixer.value_dim
+            mixer._delta_rule = lambda q, k, v, b, a, memory: (v, memory)
+        x = torch.randn(1, 16, 32)
+        with FlopCounterMode(display=False) as counter:
+            mixer(x, context(x))
+        assert mixer.forward_flops(16) == counter.get_total_flops() + 16 * rule
