@@ -1,4 +1,4 @@
-"""Mixers that are not attention: equal to their definition, to published layers, and in decoding."""
+"""Mixers other than attention: equal to their definition, to published layers, and in decoding."""
 
 from __future__ import annotations
 
@@ -79,19 +79,27 @@ class TestDeltaRule:
         assert last.isfinite().all()
 
 
-def same_gradients(ours: nn.Module, theirs: nn.Module, x: Tensor, pairs: dict) -> None:
-    """Outputs, and gradients of x and of pairs of weights, agree between two layers."""
+def assert_same_layer(
+    ours: nn.Module, theirs: nn.Module, x: Tensor, pairs: dict, tolerance: float
+) -> None:
+    """With the weights of `theirs`, outputs and the gradients of x and of every weight agree.
+
+    `pairs` has, for each weight of ours, theirs and the rows of it in our order.
+    """
+    assert pairs.keys() == dict(ours.named_parameters()).keys()
+    with torch.no_grad():
+        for own, (other, pick) in pairs.items():
+            ours.get_parameter(own).copy_(pick(other))
     results = []
     for call in (lambda x: ours(x, context(x)), theirs):
-        for module in (ours, theirs):
-            module.zero_grad()
         x = x.detach().requires_grad_()
         y = call(x)
         (y * torch.linspace(-1, 1, y.numel()).double().view_as(y)).sum().backward()
         results.append((y, x.grad))
-    assert_close(results[0], results[1], rtol=1e-7, atol=1e-9)
+    close = {"rtol": tolerance, "atol": tolerance}
+    assert_close(results[0], results[1], **close)
     for own, (other, pick) in pairs.items():
-        assert_close(ours.get_parameter(own).grad, pick(other.grad), rtol=1e-7, atol=1e-9)
+        assert_close(ours.get_parameter(own).grad, pick(other.grad), **close)
 
 
 def as_it_is(x: Tensor) -> Tensor:
@@ -132,19 +140,9 @@ def test_gated_deltanet_is_the_layer_of_qwen3_next():
         "norm.weight": (theirs.norm.weight, as_it_is),
         "out.weight": (theirs.out_proj.weight, as_it_is),
     }
-    assert pairs.keys() == dict(ours.named_parameters()).keys()
-    with torch.no_grad():
-        theirs.norm.weight.uniform_(0.5, 1.5)
-        for own, (other, pick) in pairs.items():
-            ours.get_parameter(own).copy_(pick(other))
+    nn.init.uniform_(theirs.norm.weight, 0.5, 1.5)
     x = torch.randn(2, 70, 32, dtype=torch.float64)
-    # theirs computes the rule in float32
-    ours_out, theirs_out = ours(x, context(x)), theirs(x)
-    assert_close(ours_out, theirs_out, rtol=1e-4, atol=1e-6)
-    for out in (ours_out, theirs_out):
-        (out * torch.linspace(-1, 1, out.numel()).double().view_as(out)).sum().backward()
-    for own, (other, pick) in pairs.items():
-        assert_close(ours.get_parameter(own).grad, pick(other.grad), rtol=2e-4, atol=2e-4)
+    assert_same_layer(ours, theirs, x, pairs, tolerance=2e-4)  # theirs computes it in float32
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -160,22 +158,15 @@ def test_short_conv_is_the_layer_of_lfm2(bias):
     names = {"gates_in": theirs.in_proj, "conv": theirs.conv, "out": theirs.out_proj}
     kinds = ("weight", "bias") if bias else ("weight",)
     pairs = {f"{n}.{k}": (getattr(m, k), as_it_is) for n, m in names.items() for k in kinds}
-    assert pairs.keys() == dict(ours.named_parameters()).keys()
-    with torch.no_grad():
-        for own, (other, _) in pairs.items():
-            ours.get_parameter(own).copy_(other)
-    same_gradients(ours, theirs, torch.randn(2, 9, 32, dtype=torch.float64), pairs)
+    x = torch.randn(2, 9, 32, dtype=torch.float64)
+    assert_same_layer(ours, theirs, x, pairs, tolerance=1e-9)
 
 
 class TestDecoding:
     @pytest.mark.parametrize("name", ["gated_deltanet", "short_conv"])
     @torch.no_grad()
     def test_goes_on_beyond_block_size_in_constant_memory(self, name):
-        model = (
-            model_of(**MODELS[name], position_encoding="none")
-            if False
-            else model_of(**MODELS[name])
-        )
+        model = model_of(**MODELS[name])
         idx = tokens(3 * SIZES["block_size"])
         state = model.new_state(2)
         size = state.bytes
