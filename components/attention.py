@@ -49,7 +49,6 @@ class Attention(Mixer):
     Decoding keeps the keys and values of `capacity` tokens.
     """
 
-    stream_name = "attention"
     residual_projections = ("out",)
 
     class Options(HeadOptions, PositionOptions, NormOptions):

@@ -11,6 +11,7 @@ from components.sublayer import Sublayer
 class Mixer(Sublayer):
     """A causal map over positions: attention, a recurrence, a convolution."""
 
+    stream_name = "attention"  # as when there was no other
     unbounded: ClassVar[bool] = False
 
 

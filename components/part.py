@@ -39,8 +39,7 @@ class Part(nn.Module):
     """
 
     stream_name: ClassVar[str | None] = None
-    """What its stream of initial numbers is called in place of its name in the module above, so
-    that parts of one kind start from the same numbers wherever they are."""
+    """What its stream of initial numbers is called, if not by its name in the module above."""
     residual_projections: ClassVar[tuple[str, ...]] = ()
     """The Linear children whose output is added to the residual stream."""
 

@@ -30,7 +30,20 @@ ffn_hidden = None  # the hidden width itself; None: by ffn_multiplier
 # leaky_relu_slope = 0.01
 
 # Mixer
-mixer = "attention"  # what passes between positions
+mixer = (
+    "attention"  # attention | gated_deltanet | short_conv; "gated_deltanet*3+attention": by layer
+)
+# mixer = "gated_deltanet":
+# gdn_n_head = None  # query and key heads; None: n_embd / 64
+# gdn_n_value_head = None  # None: gdn_n_head
+# gdn_key_dim = None  # None: n_embd / gdn_n_head
+# gdn_value_dim = None  # None: gdn_key_dim
+# gdn_kernel = 4  # positions that the convolution covers
+# gdn_chunk = 64  # tokens that are computed at a time; changes no result
+# mixer = "short_conv":
+# short_conv_kernel = 3
+
+# Attention
 n_kv_head = None  # heads of keys and values; None: n_head; 1: multi-query
 head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys

@@ -25,6 +25,7 @@ SIZES = {
 ROPE = {"position_encoding": "rope"}
 
 COMPANIONS: dict[str, dict[str, Any]] = {
+    "mixer": {"gdn_n_head": 4, "gdn_chunk": 5},
     "rope_scaling": {**ROPE, "rope_scaling_factor": 4.0, "rope_original_block_size": 8},
 }
 """What a part of a registry needs beside it to do anything."""
@@ -70,6 +71,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "hyper_dynamic": False,
         "norm_position": "parallel",
     },
+    "gated_deltanet of shared keys": {
+        "mixer": "gated_deltanet",
+        "gdn_n_head": 2,
+        "gdn_n_value_head": 4,
+        "gdn_key_dim": 8,
+        "gdn_value_dim": 12,
+        "gdn_chunk": 4,
+        "bias": False,
+    },
     "no norm, qk_norm": {"normalization": "none", "qk_norm": True},
 }
 
@@ -104,6 +114,13 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "qk_norm_over=head+projection": {"qk_norm": True, "qk_norm_over": "head+projection"},
     "attention_scale=0.1+none": {"attention_scale": "0.1+none"},
     "attention_bias=true+false": {"attention_bias": "true+false"},
+    "mixer=gated_deltanet+attention": {
+        "mixer": "gated_deltanet+attention",
+        "gdn_n_head": 4,
+        "gdn_chunk": 5,
+        **ROPE,
+    },
+    "mixer=short_conv+attention*": {"mixer": "short_conv+attention*", "n_layer": 3},
     "everything differs": {
         "n_layer": 3,
         "position_encoding": "rope*2+none",
@@ -128,7 +145,8 @@ def parts_of_registries() -> dict[str, dict[str, Any]]:
 
 def _companions(key: str, name: str) -> dict[str, Any]:
     """Those that the part uses."""
-    uses = {"position_encoding", *REGISTRIES[key].entry(name).keys}
+    owned = REGISTRIES[key].entry(name).keys
+    uses = {"position_encoding", *owned} if key == "rope_scaling" else set(owned)
     return {k: v for k, v in COMPANIONS.get(key, {}).items() if k in uses}
 
 
@@ -142,7 +160,7 @@ VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS, **PATTERNS}
 
 def tiny_config(**keys: Any) -> ModelArchitectureConfig:
     """A config of the tiny sizes, with some keys changed."""
-    return ModelArchitectureConfig(**{**SIZES, **keys})
+    return ModelArchitectureConfig.make(SIZES, keys)
 
 
 def tiny_layer(**keys: Any) -> LayerConfig:

@@ -66,7 +66,16 @@ def test_every_parameter_learns(keys):
         assert learns or "norm" in name, f"{name} has a gradient of zero"
 
 
-@every_variant
+def of_attention(keys: dict) -> bool:
+    """Whether every layer has attention, which the counter of FLOPs sees whole."""
+    return all(layer.mixer == "attention" for layer in tiny_config(**keys).layers)
+
+
+ATTENTION = {name: keys for name, keys in VARIANTS.items() if of_attention(keys)}
+every_attention = pytest.mark.parametrize("keys", ATTENTION.values(), ids=ATTENTION)
+
+
+@every_attention
 @pytest.mark.parametrize("length", [T, SIZES["block_size"]])
 def test_cost_equals_the_counter(keys, length):
     """3 x forward, forward and backward counted, to the last digit. The counter sees no window."""
@@ -74,11 +83,11 @@ def test_cost_equals_the_counter(keys, length):
     idx = tokens(length, batch=3)
     with FlopCounterMode(display=False) as counter:
         model(idx, idx)[1].backward()
-    full = GPT(tiny_config(**{**keys, "sliding_window": None}))
+    full = GPT(tiny_config(**keys).adapted(sliding_window=None))
     assert counter.get_total_flops() == full.flops_per_token(length) * idx.numel()
 
 
-@every_variant
+@every_attention
 def test_cost_of_a_window_and_of_causality(keys):
     """Against a count of the pairs that the mask leaves, one by one."""
     config = tiny_config(**keys)
@@ -121,7 +130,7 @@ def lacks(backend: str, config: ModelArchitectureConfig) -> bool:
     return any(ATTENTION_BACKENDS[backend].lacks(attention_needs(each)) for each in config.layers)
 
 
-@every_variant
+@every_attention
 def test_backends_agree(keys):
     config = tiny_config(**keys)
     idx = tokens(T)
@@ -140,7 +149,7 @@ def test_backends_agree(keys):
     assert {"flex", "auto"} <= set(compared)
 
 
-@every_variant
+@every_attention
 def test_backends_agree_on_gradients(keys):
     config = tiny_config(**keys)
     if lacks("sdpa", config):
@@ -166,17 +175,21 @@ def test_save_and_load(keys, tmp_path):
     assert torch.equal(other(idx), model(idx))
 
 
+OWN_LAWS = ("value_share", "A_log", "dt_bias")
+"""Parameters that their parts initialise otherwise, besides convolutions and residual streams."""
+
+
 @every_variant
 def test_initialised_as_documented(keys):
     """N(0, init_std), residual projections over sqrt(2 n_layer), biases 0, norms as made."""
-    keys = {**keys, "n_embd": 144, "n_head": 4, "init_std": 0.05, "vocab_size": 997}
+    sizes = {**SIZES, "n_embd": 144, "n_head": 4, "init_std": 0.05, "vocab_size": 997}
     torch.manual_seed(0)
-    config = tiny_config(**keys)
+    config = ModelArchitectureConfig.make(sizes, {**keys, "n_embd": 144})
     model = GPT(config)
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".")
-        if ".residual." in name or kind == "value_share":
-            continue  # by laws of their own
+        if ".residual." in name or owner.endswith("conv") or kind in OWN_LAWS:
+            continue
         if owner.endswith("norm"):
             layer = int(owner.split(".")[1]) if owner.startswith("blocks.") else -1
             fresh_norm = make_norm(config.layers[layer]).state_dict()

@@ -148,6 +148,7 @@ class TestExitCodes:
         assert "Traceback" not in child.errors
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.slow
     def test_real_processes(self, workshop: Workshop) -> None:
         """As a person types them: train, sample, compare, and the catalogue."""
         done = shell("train.py", *workshop.argv("--max_iters=2"))
@@ -224,6 +225,7 @@ class TestTerminal:
         assert process.wait(60) == 0
         return shown.decode()
 
+    @pytest.mark.slow
     def test_a_bar_in_a_terminal(self, workshop: Workshop) -> None:
         shown = self.in_a_terminal(workshop, "--max_iters=200", "--log_interval=100")
         assert "/200 [" in shown

@@ -134,6 +134,7 @@ class TestByTheRealClock:
         assert re.search(r"eval +\d+  val loss", shown)
         assert "/1000000" not in shown
 
+    @pytest.mark.slow
     def test_an_interruption_takes_no_time_away(self, workshop: Workshop) -> None:
         process = workshop.start("--max_minutes=0.05", *self.ENDLESS)
         process.wait_for("iter ")

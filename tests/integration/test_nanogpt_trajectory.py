@@ -132,7 +132,7 @@ def dataset(tmp_path):
     return tmp_path / "words"
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bias", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fifty_steps(dataset, tmp_path, bias):
     recipe = {
         "max_iters": STEPS,

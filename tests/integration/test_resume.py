@@ -413,6 +413,7 @@ class Slow(Activation):
 
 
 class TestKill:
+    @pytest.mark.slow
     def test_at_any_moment(self, workshop: Workshop) -> None:
         """Killed again and again, and resumed by the same command, a run ends the same."""
         command = ("--max_iters=60", "--eval_interval=2", "--dropout=0.1", "--eval_tokens=64")

@@ -230,6 +230,7 @@ def test_a_seed_given_twice_is_refused(capsys):
     assert "give each once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_row_is_made_of_a_real_run(tiny_training):
     _, log = tiny_training
     measured = result_of(log, CPU, 5)

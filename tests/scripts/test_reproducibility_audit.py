@@ -284,6 +284,7 @@ def test_comparing_takes_no_flags_of_training(tmp_path):
         main(["--compare", path, path, "--max_iters=3"])
 
 
+@pytest.mark.slow
 def test_two_real_trainings_are_bit_identical_and_match_themselves(tmp_path, tiny_run, capfd):
     path = tmp_path / "reports" / "a.json"
     status = main(["--save", str(path), *tiny_run])

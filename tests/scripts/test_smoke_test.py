@@ -61,6 +61,7 @@ def test_it_fails_where_no_loss_is_below_the_target(losses, told):
     assert sentence.startswith(f"FAILED: {told}")
 
 
+@pytest.mark.slow
 def test_a_model_that_learns_its_batch_passes(capfd):
     assert main(SMALL) == PASSED
     lines = capfd.readouterr().out.splitlines()

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from components.mixers import MIXERS
 from model_builder import GPT
-from model_config import ModelArchitectureConfig
-from tests.tiny import SIZES, context, tokens
+from tests.tiny import SIZES, context, tiny_config, tokens
 
 GDN = {"mixer": "gated_deltanet", "gdn_n_head": 2, "gdn_n_value_head": 4, "gdn_chunk": 4}
 CONV = {"mixer": "short_conv"}
@@ -27,14 +26,10 @@ HYBRID = {
 MODELS = {"gated_deltanet": GDN, "short_conv": CONV, "hybrid": HYBRID}
 
 
-def config_of(**keys) -> ModelArchitectureConfig:
-    return ModelArchitectureConfig.make(SIZES, keys)
-
-
 def model_of(**keys) -> GPT:
     """A model in which nothing is zero or one."""
     torch.manual_seed(0)
-    model = GPT(config_of(**keys)).eval()
+    model = GPT(tiny_config(**keys)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -125,7 +120,7 @@ def test_gated_deltanet_is_the_layer_of_qwen3_next():
         layer_idx=0,
     ).double()
     shape = {"gdn_key_dim": 8, "gdn_value_dim": 6, "gdn_kernel": 3}
-    layer = config_of(**GDN, **shape, bias=False).layers[0]
+    layer = tiny_config(**GDN, **shape, bias=False).layers[0]
     ours = MIXERS["gated_deltanet"](layer).double()
     # Theirs has q, k, v and z of each key head together: of 8, 8, 12 and 12 rows.
     rows = torch.arange(80).view(2, 40).split((8, 8, 12, 12), dim=1)
@@ -153,7 +148,7 @@ def test_short_conv_is_the_layer_of_lfm2(bias):
     theirs = Lfm2ShortConv(
         Lfm2Config(hidden_size=32, conv_L_cache=4, conv_bias=bias, num_hidden_layers=2), layer_idx=0
     ).double()
-    layer = config_of(**CONV, short_conv_kernel=4, bias=bias).layers[0]
+    layer = tiny_config(**CONV, short_conv_kernel=4, bias=bias).layers[0]
     ours = MIXERS["short_conv"](layer).double()
     names = {"gates_in": theirs.in_proj, "conv": theirs.conv, "out": theirs.out_proj}
     kinds = ("weight", "bias") if bias else ("weight",)

@@ -69,7 +69,7 @@ def test_tying_and_biases_are_tagged_where_they_depart_from_their_defaults():
         ({**ROPE, "rope_theta": "50+1e4"}, "RoPE-LN-GELU-PreNorm-T24-Theta(50+10000)"),
         (
             {**ROPE, "rope_scaling": "none+linear", "rope_scaling_factor": 4.0},
-            "RoPE-LN-GELU-PreNorm-T24-(Unscaled+Linear)-x(none+4)",
+            "RoPE-LN-GELU-PreNorm-T24-(Unscaled+Linear)-x4",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_network_of_ones_own_is_in_the_name():
     assert "-Wider-" in tiny_config(ffn_type="wider").architecture_name
 
 
-NOT_IN_THE_NAME = {"vocab_size", "attention_backend"}
+NOT_IN_THE_NAME = {"vocab_size", "attention_backend", "gdn_chunk"}
 
 CHANGES = {
     "n_layer": {"n_layer": 3},
@@ -113,6 +113,14 @@ CHANGES = {
     "attention_bias": {"attention_bias": False},
     "attention_out_bias": {"attention_out_bias": False},
     "attention_backend": {"attention_backend": "sdpa"},
+    "mixer": {"mixer": "short_conv"},
+    "short_conv_kernel": {"short_conv_kernel": 2},
+    "gdn_n_head": {"gdn_n_head": 2},
+    "gdn_n_value_head": {"gdn_n_value_head": 8},
+    "gdn_key_dim": {"gdn_key_dim": 5},
+    "gdn_value_dim": {"gdn_value_dim": 5},
+    "gdn_kernel": {"gdn_kernel": 2},
+    "gdn_chunk": {"gdn_chunk": 5},
     "value_residual": {"value_residual": "fixed"},
     "residual": {"residual": "unet"},
     "hyper_streams": {"hyper_streams": 2},
@@ -154,7 +162,10 @@ _LLAMA3 = {
     "rope_original_block_size": 16,
 }
 _HYPER = {"residual": "hyper_connections"}
+_GDN = {"mixer": "gated_deltanet", "gdn_n_head": 4}
 BEFORE = {
+    "short_conv_kernel": {"mixer": "short_conv"},
+    **{key: _GDN for key in CHANGES if key.startswith("gdn_")},
     "hyper_streams": _HYPER,
     "hyper_dynamic": _HYPER,
     "leaky_relu_slope": {"activation": "leaky_relu"},
@@ -183,7 +194,7 @@ def test_every_key_is_walked():
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_no_key_is_ignored(key):
-    """It changes the output, the shape of it, or, the backend, nothing but how it is computed."""
+    """It changes the output, the shape of it, or, of execution, nothing but how it is computed."""
     before, after = before_and_after(key)
     assert tiny_config(**before).layers[0].get(key) != getattr(tiny_config(**after), key)
     outputs = []
@@ -192,7 +203,9 @@ def test_no_key_is_ignored(key):
         model = GPT(tiny_config(**keys)) if key == "init_std" else tiny_model(**keys)
         model.train(key == "dropout")
         outputs.append(model(tokens(24)))
-    if key == "attention_backend":
+    if key == "gdn_chunk":
+        assert torch.allclose(*outputs, atol=2e-5)
+    elif key == "attention_backend":
         assert torch.allclose(*outputs, atol=2e-5)
         backends = [type(GPT(tiny_config(**k)).blocks[0].mixer.backend) for k in (before, after)]
         assert backends[0] is not backends[1]

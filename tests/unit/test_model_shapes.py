@@ -9,7 +9,7 @@ import torch
 
 from components.layer_config import LayerConfig
 from model_builder import GPT
-from model_components import BLOCKS, FFNS, NORMS, POSITIONS, RESIDUALS
+from model_components import BLOCKS, FFNS, MIXERS, NORMS, POSITIONS, RESIDUALS
 from model_config import ModelArchitectureConfig
 from tests.tiny import VARIANTS, tiny_config, tiny_model, tokens
 
@@ -27,6 +27,20 @@ VECTORS_OF_A_NORM = {
 
 def norm(c: LayerConfig) -> int:
     return VECTORS_OF_A_NORM[c.normalization] * c.n_embd
+
+
+def short_conv(c: LayerConfig) -> int:
+    C = c.n_embd
+    return 4 * C * C + C * c.short_conv_kernel + (4 * C + C) * c.bias
+
+
+def gated_deltanet(c: LayerConfig) -> int:
+    C, keys = c.n_embd, c.gdn_n_head * c.gdn_key_dim
+    values = c.gdn_n_value_head * c.gdn_value_dim
+    matrices = C * (2 * keys + 2 * values) + C * 2 * c.gdn_n_value_head + values * C
+    convolved = c.gdn_kernel * (2 * keys + values)
+    biases = (2 * keys + 2 * values + C) * c.bias
+    return matrices + convolved + biases + 2 * c.gdn_n_value_head + c.gdn_value_dim
 
 
 def attention(c: LayerConfig) -> int:
@@ -67,6 +81,11 @@ RESIDUAL_STREAMS = {
     "unet": lambda c, sites: int(2 * c.index > c.n_layer - 1),
     "hyper_connections": hyper_connections,
 }
+MIXERS_OF_A_BLOCK = {
+    "attention": attention,
+    "short_conv": short_conv,
+    "gated_deltanet": gated_deltanet,
+}
 NORMS_OF_A_BLOCK = {
     "pre": 2,
     "post": 2,
@@ -87,11 +106,12 @@ POSITION_TABLES = {
 
 def parameters(c: ModelArchitectureConfig) -> int:
     """How many parameters a model has, by hand."""
-    first, last = c.layers[0], c.layers[-1]
+    encodings = [layer.position_encoding for layer in c.layers if "position_encoding" in layer]
+    last = c.layers[-1]
     return (
         c.vocab_size * c.n_embd * (1 if c.weight_tying else 2)
         + c.vocab_size * c.head_bias
-        + POSITION_TABLES[first.position_encoding](c)
+        + POSITION_TABLES[encodings[-1] if encodings else "none"](c)
         + sum(map(block, c.layers))
         + NORMS_AFTER_THE_BLOCKS[last.norm_position] * norm(last)
     )
@@ -101,7 +121,7 @@ def block(c: LayerConfig) -> int:
     norms = NORMS_OF_A_BLOCK[c.norm_position] * norm(c)
     sites = 1 if c.norm_position.startswith("parallel") else 2
     stream = RESIDUAL_STREAMS[c.residual](c, sites)
-    return attention(c) + NETWORKS[c.ffn_type](c) + norms + stream
+    return MIXERS_OF_A_BLOCK[c.mixer](c) + NETWORKS[c.ffn_type](c) + norms + stream
 
 
 @pytest.mark.parametrize(
@@ -111,6 +131,7 @@ def block(c: LayerConfig) -> int:
         (FFNS, NETWORKS),
         (BLOCKS, NORMS_OF_A_BLOCK),
         (POSITIONS, POSITION_TABLES),
+        (MIXERS, MIXERS_OF_A_BLOCK),
         (RESIDUALS, RESIDUAL_STREAMS),
     ],
     ids=lambda argument: getattr(argument, "key", ""),
