@@ -7,8 +7,9 @@ from typing import Any
 
 from components.layer_config import LayerConfig
 from model_components import ACTIVATIONS, BLOCKS, FFNS, MIXERS, NORMS, POSITIONS
-from model_keys import MODEL_KEYS, registry_of
+from model_keys import MODEL_KEYS
 from options import SPELLED_BY_KEY, Key, Role
+from part_keys import registry_of
 from patterns import Pattern, by_layer, spelled
 
 

@@ -26,10 +26,10 @@ from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
+from comparison.runs import LoggedRun
 from comparison.tables import to_markdown, to_text
 from errors import UserError, printable, unknown_name
 from experiment.selection import DEFAULT_LATEST, Selection, select
-from training_config import TrainingConfig
 from training_logger import METRICS_FILE, RUN_FILE
 
 FORMATS = ("text", "json", "csv", "markdown")
@@ -99,8 +99,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _problem(arguments: argparse.Namespace) -> str | None:
-    known = list(TrainingConfig.__dataclass_fields__)
-    unknown = [key for key in arguments.tuned if key not in known]
     if arguments.runs and arguments.latest is not None:
         return "name runs or ask for the --latest ones, not both"
     if arguments.latest is not None and arguments.latest < 1:
@@ -109,8 +107,6 @@ def _problem(arguments: argparse.Namespace) -> str | None:
         return f"--margin={arguments.margin:g} must be above 0, in nats per token"
     if arguments.ratio and arguments.format in ("json", "csv"):
         return f"--ratio is a view of text and markdown; --format={arguments.format} has it always"
-    if unknown:
-        return unknown_name("key in --tuned", unknown[0], known)
     return plot_problem(arguments.plot) if arguments.plot else None
 
 
@@ -165,6 +161,14 @@ def _no_run(arguments: argparse.Namespace, chosen: Selection) -> str:
     return f"No run found under {arguments.out_dir}/. Train one first: python train.py"
 
 
+def _refuse_unknown_keys(tuned: Sequence[str], runs: Sequence[LoggedRun]) -> None:
+    """Raise UserError for a tuned key that no run has."""
+    known = dict.fromkeys(key for run in runs for key in run.config)
+    for key in tuned:
+        if key not in known:
+            raise UserError(unknown_name("key in --tuned", key, known))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; returns 0, or 1 where there is nothing to compare or to draw."""
     arguments = parse_arguments(argv)
@@ -180,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not chosen.runs:
             say(_no_run(arguments, chosen))
             return 1
+        _refuse_unknown_keys(arguments.tuned, chosen.runs)
         findings = chosen.findings(arguments.baseline, arguments.margin, arguments.tuned)
     except UserError as error:
         say(str(error))

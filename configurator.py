@@ -19,12 +19,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
-from model_components import REGISTRIES
 from model_config import PRESETS, ModelArchitectureConfig
 from model_keys import REPLACED, architecture_keys
 from options import KEYS, Key, Role, Section, keys_of, type_name
+from part_keys import registry_of
 from patterns import spelled
-from training_config import TRAINING_KEYS, TrainingConfig, kept_share
+from training_config import TrainingConfig, kept_share, training_keys
 from user_files import Given, collect, read_config_file, run_plugins
 
 DEFAULT_SEQUENCE_LENGTH = 256  # tokens; where the user says nothing: what a CPU can train on
@@ -91,7 +91,7 @@ DEFAULT_PRESET = PRESET_KEYS["arch_preset"].default
 
 def key_table() -> dict[str, Key]:
     """Every key, in the order in which `--help` and `--print_config` list them."""
-    return PRESET_KEYS | architecture_keys() | TRAINING_KEYS
+    return PRESET_KEYS | architecture_keys() | training_keys()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -483,33 +483,35 @@ def _combined(
     asked: Asked, base: Base, given: Mapping[str, Any], allow_unused: Collection[str]
 ) -> Settings:
     """The settings of sound values. Raises ConfigError where they do not go together."""
-    table = architecture_keys()
+    table, training_table = architecture_keys(), training_keys()
     origins = dict.fromkeys(KEYS, "default")
     origins |= dict.fromkeys((*base.keys, "arch_preset"), base.origin)
     origins |= {key: item.origin for key, item in asked.given.items()}
-    own, problems, unused = keys_in(table, given), [], frozenset()
+    problems, unused = [], frozenset()
     if allow_unused:
-        probe = ModelArchitectureConfig.make({**keys_in(table, base.keys), **own})
-        unused = frozenset(key for key in own if key in allow_unused and key not in probe)
-        own = {key: value for key, value in own.items() if key not in unused}
-    with collect(problems):
-        model = ModelArchitectureConfig.make(keys_in(table, base.keys), own)
-    said = keys_in(TRAINING_KEYS, {**base.keys, **given})
-    with collect(problems):
-        training = TrainingConfig(**said)
-    if not problems:
-        most = model.block_size if "block_size" in given else DEFAULT_SEQUENCE_LENGTH
-        training = dataclasses.replace(
-            training, **training.derived(sequence_length=min(model.block_size, most))
+        whole = {**base.keys, **given}
+        probes = (
+            ModelArchitectureConfig.make(keys_in(table, whole)),
+            TrainingConfig.make(keys_in(training_table, whole)),
         )
+        used = {key for key in given if any(key in part for part in (*probes, PRESET_KEYS))}
+        unused = frozenset(given.keys() & set(allow_unused) - used)
+        given = {key: value for key, value in given.items() if key not in unused}
+    with collect(problems):
+        model = ModelArchitectureConfig.make(keys_in(table, base.keys), keys_in(table, given))
+    said, own = keys_in(training_table, base.keys), keys_in(training_table, given)
+    with collect(problems):
+        training = TrainingConfig.make(said, own)
+    if not problems and training.sequence_length is None:
+        most = model.block_size if "block_size" in given else DEFAULT_SEQUENCE_LENGTH
+        training = training.completed(min(model.block_size, most))
+    if not problems:
         problems += length_problems(training.sequence_length, model.block_size)
     if problems:
         raise ConfigError([located(problem, origins) for problem in problems])
-    made = training.to_dict()
-    derived = {key for key, value in made.items() if said.get(key) is None and value is not None}
-    derived = model.derived | {key for key in derived if KEYS[key].default is None}
+    derived = model.derived | training.derived
     origins |= dict.fromkeys(derived, DERIVED)
-    used = PRESET_KEYS.keys() | model.to_dict().keys() | TRAINING_KEYS.keys()
+    used = PRESET_KEYS.keys() | model.to_dict().keys() | training.to_dict().keys()
     return Settings(
         arch_preset=base.preset,
         model=model,
@@ -592,7 +594,7 @@ def key_help(name: str) -> str:
 
 def _shared_by_all(key: Key) -> bool:
     """Whether every part of its registry has the key, as those of feed-forward networks."""
-    registry = REGISTRIES[key.owner.partition("=")[0]]
+    registry = registry_of(KEYS[key.owner.partition("=")[0]])
     return all(key.name in registry.entry(name).keys for name in registry.names)
 
 

@@ -17,14 +17,13 @@ from errors import ConfigError, Problem, UserError, quoted, unknown_name
 from model_components import ATTENTION_BACKENDS, POSITIONS
 from model_keys import (
     MODEL_KEYS,
-    Draft,
     architecture_keys,
     canonical,
-    chosen_through,
-    parts_of,
+    layer_values,
     unknown_key_message,
 )
 from options import KEYS, Key
+from part_keys import chosen_through, parts_of
 from patterns import Pattern, spelled, with_rest
 
 HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim")
@@ -137,7 +136,7 @@ class ModelArchitectureConfig:
         own["period"] = math.lcm(*(p.length for p in patterns if p.repeats))
         n_layer = meant.get("n_layer", keys["n_layer"].default)
         own["_resolved"] = [
-            Draft({name: _at(value, layer) for name, value in meant.items()}).resolved()
+            layer_values({name: _at(value, layer) for name, value in meant.items()}, keys)
             for layer in range(min(n_layer, self.prefix + self.period))
         ]
         used = [name for name in keys if any(name in values for values in self._resolved)]
@@ -228,13 +227,13 @@ class ModelArchitectureConfig:
         kinds = self.kinds
         for layer in kinds:
             where = f"layer {layer.index}: " if len(kinds) > 1 else ""
-            for part in dict(parts_of(layer)).values():
+            for part in dict(parts_of(layer, self._used)).values():
                 for problem in getattr(part, "problems", lambda config: ())(layer):
                     yield Problem(problem.keys, where + problem.message)
 
     def _idle_problems(self) -> Iterator[Problem]:
         """Keys of the user's own that have no effect in any layer."""
-        idle = [{p.keys[0]: p for p in _idle_problems(layer)} for layer in self.kinds]
+        idle = [{p.keys[0]: p for p in _idle_problems(layer, self._used)} for layer in self.kinds]
         for key in self._given:
             having = [i for i, layer in enumerate(self.kinds) if key in layer]
             if having and all(key in idle[i] for i in having):
@@ -353,9 +352,9 @@ def _backend_on(layer: LayerConfig, device: str) -> str:
     return backend.name_on(device)
 
 
-def _idle_problems(layer: LayerConfig) -> Iterator[Problem]:
+def _idle_problems(layer: LayerConfig, keys: Mapping[str, Key]) -> Iterator[Problem]:
     """Keys of a layer's parts that have no effect in it."""
-    for part in dict(parts_of(layer)).values():
+    for part in dict(parts_of(layer, keys)).values():
         yield from getattr(part, "idle", lambda config: ())(layer)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from components.layer_config import LayerConfig
-from components.registry import Choices, Registry
 from errors import unknown_name
 from model_components import BLOCKS, FFNS, MIXERS, NORMS, RESIDUALS
 from options import KEYS, Key, Role, Section, keys_of
+from part_keys import Draft, canonical_name, expanded
 
 _sizes = Section("Sizes", Role.ARCHITECTURE)
 _parts = Section("Parts", Role.ARCHITECTURE)
@@ -91,27 +90,9 @@ def unknown_key_message(key: str) -> str:
     return unknown_name("key", key, architecture_keys())
 
 
-def registry_of(key: Key) -> Registry | None:
-    """The registry that a key chooses a part from, or None."""
-    choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
-    return choices if isinstance(choices, Registry) else None
-
-
 def architecture_keys() -> dict[str, Key]:
     """Every key of a model, those of parts after the key that chooses the part."""
-    found: dict[str, Key] = {}
-
-    def add(keys: Iterable[Key]) -> None:
-        for key in keys:
-            if key.name in found:
-                continue
-            found[key.name] = key
-            registry = registry_of(key)
-            for name in () if registry is None else registry.names:
-                add(registry.entry(name).keys.values())
-
-    add(MODEL_KEYS.values())
-    return found
+    return expanded(MODEL_KEYS)
 
 
 def canonical(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
@@ -122,66 +103,12 @@ def canonical(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
         value: The value.
         given: The keys given beside it.
     """
-    registry = registry_of(key)
-    if registry is None or value is None:
-        return value
     if (key.name, value) == ("normalization", "auto"):
         biased = given.get("bias", MODEL_KEYS["bias"].default)
         return "layernorm" if biased else "layernorm_nobias"
-    return registry.canonical(value)
+    return canonical_name(key, value, given)
 
 
-class Draft:
-    """A layer whose values are being found: to read a key is to derive it.
-
-    At first it has the keys of every model; `resolved` adds the options of the chosen parts.
-    """
-
-    def __init__(self, given: Mapping[str, Any]):
-        self._given = given
-        self._keys = dict(MODEL_KEYS)
-        self._values: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self._keys:
-            raise AttributeError(f"no part of this layer has the option {name!r}")
-        if name not in self._values:
-            self._values[name] = self._found(self._keys[name])
-        return self._values[name]
-
-    def _found(self, key: Key) -> Any:
-        value = self._given.get(key.name, key.default)
-        if value is None and key.derive is not None:
-            value = key.derive(self)
-        return canonical(key, value, self._given)
-
-    def _admit(self, keys: Iterable[Key]) -> None:
-        """Make the options of the parts that these keys choose keys of the layer."""
-        for key in keys:
-            registry = registry_of(key)
-            if registry is not None and getattr(self, key.name) is not None:
-                own = registry.entry(getattr(self, key.name)).keys
-                self._keys.update(own)
-                self._admit(own.values())
-
-    def resolved(self) -> dict[str, Any]:
-        """Every key of the layer and its value, in the order of `architecture_keys`."""
-        self._admit(MODEL_KEYS.values())
-        return {name: getattr(self, name) for name in architecture_keys() if name in self._keys}
-
-
-def parts_of(layer: LayerConfig) -> Iterator[tuple[str, type]]:
-    """The parts that a layer is made of, with the keys that chose them."""
-    for name, key in architecture_keys().items():
-        registry = registry_of(key)
-        if registry is not None and layer.get(name) is not None:
-            yield name, registry[getattr(layer, name)]
-
-
-def chosen_through(key: Key, layer: LayerConfig) -> set[str]:
-    """The key, and the options of the part that it chooses, and of those that they choose."""
-    found, registry = {key.name}, registry_of(key)
-    if registry is None or layer.get(key.name) is None:
-        return found
-    own = registry.entry(getattr(layer, key.name)).keys.values()
-    return found.union(*(chosen_through(option, layer) for option in own))
+def layer_values(given: Mapping[str, Any], order: Iterable[str]) -> dict[str, Any]:
+    """Every key of a layer and its value, from what is given, in an order of all keys."""
+    return Draft(given, MODEL_KEYS, canonical).resolved(order)

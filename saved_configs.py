@@ -32,7 +32,17 @@ a config has another part: each with the key that chooses its part, and the name
 
 
 _ADDED = {"mixer": "attention", "residual": "plain", "value_residual": "none"}
-"""Keys that older configs lack, with what every model then had."""
+"""Keys that older configs of models lack, with what every model then had."""
+
+_ADDED_TO_TRAINING = {"optimizer": "adamw", "objective": "cross_entropy", "z_loss_coef": 0.0}
+"""The same for those of training."""
+
+_SCHEDULED = {
+    "lr_decay_iters": ("cosine", "linear", "wsd"),
+    "min_lr": ("cosine", "linear", "wsd"),
+    "wsd_decay_fraction": ("wsd",),
+}
+"""Keys that every config had before schedules owned them, with the schedules that have them."""
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +54,11 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     were made. A config of today comes back as it is.
     """
     keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else dict(saved)
+    if "lr_schedule" in keys and "optimizer" not in keys:
+        keys |= _ADDED_TO_TRAINING
+        for key, schedules in _SCHEDULED.items():
+            if keys["lr_schedule"] not in schedules:
+                keys.pop(key, None)
     if "window_pattern" not in keys and "rope_pattern" not in keys:
         return keys
     for key, (chooser, parts) in _OWNERS.items():

@@ -25,6 +25,9 @@ from data.validation import ValidationWindows
 from interop.huggingface import load_weights
 from interop.starting_model import new_settings
 from model_builder import GPT
+from recipe.objectives import make_objective, token_loss
+from recipe.optimizers import make_optimizer
+from recipe.schedules import learning_rate_at
 from training.checkpoint import save_checkpoint
 from training.clock import Stopwatch
 from training.console import Console
@@ -39,12 +42,7 @@ from training.hardware import (
     seed_everything,
     set_tf32,
 )
-from training.optim import (
-    clip_gradients,
-    learning_rate_at,
-    make_optimizer,
-    set_learning_rate,
-)
+from training.optim import clip_gradients, set_learning_rate
 from training.preflight import fitting_memory, refuse_machine
 from training.provenance import plugin_digests
 from training.report import start_report
@@ -53,6 +51,7 @@ from training.run import Run
 from training.run_directory import locked, run_directory
 from training.signals import StopRequest
 from training.step_guard import StepGuard
+from training.step_means import StepMeans
 from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 from user_files import rerun_plugins
 
@@ -116,6 +115,7 @@ def set_up(start: Start) -> Run:
         network=network,
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
         model=torch.compile(network, dynamic=False) if compiles else network,
+        objective=make_objective(training),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         guard=StepGuard(optimizer, training.max_bad_steps),
@@ -224,17 +224,19 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
     learning_rate = learning_rate_at(run.position, training)
 
     run.watch.start()
-    train_step(run, inputs, targets, learning_rate, statistics=logs)
+    means = train_step(run, inputs, targets, learning_rate, statistics=logs)
     run.advance()
     log.advance(done)
     if not (logs or run.over or run.guard.stuck()):  # the last two show only now
         return
-    report = run.guard.read()
+    report, (terms, metrics) = run.guard.read(), means.read()
     seconds, steps = run.watch.lap(), done - run.logged_at
     run.logged_at = done
     log.log_step(
         iter=done,
         loss=report.loss,
+        terms=terms,
+        metrics=metrics,
         lr=learning_rate,
         time_ms=1000 * seconds / steps,
         tokens_seen=run.tokens_seen,
@@ -248,25 +250,27 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
 
 def train_step(
     run: Run, inputs: Tensor, targets: Tensor, learning_rate: float, *, statistics: bool
-) -> None:
+) -> StepMeans:
     """One update from micro-batches: inputs and targets are (micro-batches, B, T).
 
-    A step whose loss or gradient is not finite changes nothing.
+    A step whose loss or gradient is not finite changes nothing. Returns what the model reported.
     """
-    total = torch.zeros((), device=run.device)
+    means = StepMeans(len(inputs))
     for x, y in zip(inputs, targets, strict=True):
         with autocast(run.device, run.dtype):
-            loss = run.model(x, y)[1] / len(inputs)
-        run.scaler.scale(loss).backward()
-        total += loss.detach()
+            output = run.model(x, y, objective=run.objective)
+        run.scaler.scale(output.loss / len(inputs)).backward()
+        means.add(output)
     run.scaler.unscale_(run.optimizer)
-    norm = run.guard.check(total, statistics=statistics)
+    norm = run.guard.check(means.output.loss, statistics=statistics)
     clip_gradients(run.optimizer, norm, run.settings.training.grad_clip)
     set_learning_rate(run.optimizer, learning_rate)
     if run.guard.allows_update():
         run.optimizer.step()
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+    run.network.after_step(means.output.metrics, run.guard.good)
+    return means
 
 
 # Evaluating, saving
@@ -299,8 +303,8 @@ def evaluation_losses(run: Run, stop: StopRequest) -> list[float] | None:
         if stop.requested:
             break
         with autocast(run.device, run.dtype):
-            loss = run.model(x.to(run.device), y.to(run.device))[1]
-        losses.append(loss * y.numel())
+            output = run.model(x.to(run.device), y.to(run.device), objective=token_loss)
+        losses.append(output.loss * y.numel())
     run.model.train()
     return None if stop.requested else torch.stack(losses).tolist()
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from errors import ConfigError, Problem, quoted, unknown_name
-from options import KEYS, Role, Section, convert_fields, field_problems, keys_of
+from options import KEYS, Key, Role, Section, keys_of
+from part_keys import Draft, expanded, parts_of
+from recipe.objectives import OBJECTIVES
+from recipe.optimizers import OPTIMIZERS
+from recipe.schedules import LR_SCHEDULES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-SCHEDULES = ("cosine", "linear", "wsd", "constant")
 LOG_SINKS = ("csv", "tensorboard", "wandb")
 
 LONGEST_PATH_PART = 255
@@ -53,26 +55,28 @@ def kept_share(steps: int, of: int, new: int) -> int:
 _places = Section("Files and directories", Role.BOOKKEEPING)
 _data = Section("Data", Role.DATA)
 _schedule = Section("Length, learning rate", Role.RECIPE)
-_optimizer = Section("Optimizer (AdamW)", Role.RECIPE)
+_objective = Section("Objective", Role.RECIPE)
+_optimizer = Section("Optimizer", Role.RECIPE)
 _records = Section("Validation, log, checkpoints", Role.BOOKKEEPING)
 _machine = Section("Machine", Role.EXECUTION)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Settings of a run, checked when made.
+def _warmup(config: Any) -> int:
+    """5 % of the schedule. If time may end the run, max_iters is a bound rather than a length."""
+    length = config.lr_decay_iters if "lr_decay_iters" in config else config.max_iters
+    warmup = length // 20
+    return warmup if config.max_minutes else min(warmup, 2000)
 
-    A field left at None is derived from the others: see `derived`. What an option may say besides
-    what `options.option` takes:
+
+class TrainingOptions:
+    """The keys that every run has, whatever parts of training it chooses.
+
+    What an option may say besides what `options.option` takes:
 
     restored: Whether a resumed run has it from its checkpoint. Where False, it says where things
         are, what is trusted, or where the log is sent: a saved run, which may be somebody else's,
         does not decide that.
     varies: Whether the arms of a sweep may differ in it; None: as its role says.
-    compared_by: Where run.json has what the value came to, which two runs are compared by instead.
-
-    Raises:
-        ConfigError: with every problem found, each naming the fix.
     """
 
     out_dir: str = _places.option("out", "directory that holds the runs", restored=False)
@@ -97,7 +101,6 @@ class TrainingConfig:
     dataset: str = _data.option(
         "python_stdlib",
         "a folder of data/, or a path to a prepared dataset",
-        compared_by=("data", "fingerprint"),
     )
     sequence_length: int | None = _data.option(
         None,
@@ -120,36 +123,23 @@ class TrainingConfig:
         role=Role.LENGTH,
     )
     learning_rate: float = _schedule.option(1e-3, "peak learning rate", above=0)
-    lr_schedule: str = _schedule.option(
-        "cosine", "learning-rate schedule after warm-up", choices=SCHEDULES
-    )
     warmup_iters: int | None = _schedule.option(
         None,
         "steps of linear warm-up; none: 5 % of the schedule, at most 2000 unless max_minutes is "
         "set; a config file's value that does not fit in --max_iters is scaled with it",
         at_least=0,
         role=Role.LENGTH,
+        derive=_warmup,
     )
-    lr_decay_iters: int | None = _schedule.option(
-        None, "step at which the decay ends; none: max_iters", at_least=1, role=Role.LENGTH
-    )
-    min_lr: float | None = _schedule.option(
-        None, "learning rate after the decay; none: learning_rate/10", at_least=0
-    )
-    wsd_decay_fraction: float = _schedule.option(
-        0.2, "fraction of lr_decay_iters over which lr_schedule=wsd decays", above=0, at_most=1
+    lr_schedule: str = _schedule.option(
+        "cosine", "learning-rate schedule after warm-up", choices=LR_SCHEDULES
     )
 
-    beta1: float = _optimizer.option(
-        0.9, "AdamW: decay rate of the first moment", at_least=0, below=1
+    objective: str = _objective.option(
+        "cross_entropy", "loss that training minimises", choices=OBJECTIVES
     )
-    beta2: float = _optimizer.option(
-        0.95, "AdamW: decay rate of the second moment", at_least=0, below=1
-    )
-    adam_eps: float = _optimizer.option(1e-8, "AdamW: added to the denominator", above=0)
-    weight_decay: float = _optimizer.option(
-        0.1, "AdamW: weight decay of matrices; vectors are not decayed", at_least=0
-    )
+
+    optimizer: str = _optimizer.option("adamw", "how parameters are updated", choices=OPTIMIZERS)
     grad_clip: float = _optimizer.option(1.0, "maximum gradient norm; 0: no clipping", at_least=0)
     max_bad_steps: int = _optimizer.option(
         10, "consecutive non-finite steps (each is skipped) after which the run stops", at_least=1
@@ -161,7 +151,6 @@ class TrainingConfig:
         "validation tokens, spread evenly over the split; 0: all; fixed for a run",
         at_least=0,
         role=Role.DATA,
-        compared_by=("data", "val_fingerprint"),
     )
     log_interval: int = _records.option(10, "steps between log lines", at_least=1)
     log_to: str = _records.option(
@@ -183,7 +172,6 @@ class TrainingConfig:
         choices=DTYPES,
         role=Role.RECIPE,
         varies=False,
-        compared_by=("environment", "dtype"),
     )
     tf32: bool = _machine.option(
         False,
@@ -197,13 +185,107 @@ class TrainingConfig:
         1337, "seed of Python, NumPy and torch", at_least=0, below=2**32, role=Role.SEED
     )
 
-    def __post_init__(self) -> None:
-        problems = field_problems(self, TRAINING_KEYS)
-        if not problems:
-            convert_fields(self, TRAINING_KEYS)
-            problems = list(self._combination_problems())
+
+TRAINING_KEYS = keys_of(TrainingOptions)
+KEYS.declare("", TRAINING_KEYS)
+
+
+def training_keys() -> dict[str, Key]:
+    """Every key of training, those of parts after the key that chooses the part."""
+    return expanded(TRAINING_KEYS)
+
+
+class TrainingConfig:
+    """Settings of a run, checked when made.
+
+    Its keys are read as attributes: those of every run (`TrainingOptions`), and the options of the
+    schedule, objective and optimizer that are chosen. A key left at None is derived from the
+    others, but for sequence_length, which depends on the model.
+
+    Args:
+        keys: Each is a user's own: one that no chosen part has a use for is refused.
+
+    Raises:
+        ConfigError: with every problem found, each naming the fix.
+    """
+
+    def __init__(self, **keys: Any):
+        self._set_up({}, keys)
+
+    @classmethod
+    def make(
+        cls, base: Mapping[str, Any], given: Mapping[str, Any] | None = None
+    ) -> TrainingConfig:
+        """The config of a base, such as a saved config, and what a user changes of it.
+
+        Values of the base go with their part: they are dropped if it is not chosen.
+        """
+        config = cls.__new__(cls)
+        config._set_up(base, given or {})
+        return config
+
+    def changed(self, **changes: Any) -> TrainingConfig:
+        """A config with some keys changed."""
+        return self.make(self._base, {**self._given, **changes})
+
+    def completed(self, sequence_length: int) -> TrainingConfig:
+        """The config with a derived sequence_length, which depends on the model."""
+        config = self.changed()
+        vars(config)["sequence_length"] = sequence_length
+        return config
+
+    def _set_up(self, base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        keys, both = training_keys(), {**base, **given}
+        unknown = [Problem((k,), unknown_name("key", k, keys)) for k in both if k not in keys]
+        alone = (keys[name].problem(value) for name, value in both.items() if name in keys)
+        problems = [*unknown, *(problem for problem in alone if problem)]
         if problems:
             raise ConfigError(problems)
+        meant = {name: keys[name].converted(value) for name, value in both.items()}
+        own = vars(self)
+        own["_base"], own["_given"] = dict(base), dict(given)
+        values = Draft(meant, TRAINING_KEYS).resolved(keys)
+        own["_keys"] = {name: keys[name] for name in values}
+        own.update(values)
+        problems = list(self._combination_problems())
+        if problems:
+            raise ConfigError(problems)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"{key}: a config is immutable; use `changed`")
+
+    def __getattr__(self, key: str) -> Any:
+        raise AttributeError(f"this run has no key {key!r}")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrainingConfig) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.to_dict().items()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{key}={value!r}" for key, value in self.to_dict().items())
+        return f"TrainingConfig({values})"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or `default` if no chosen part has it."""
+        return vars(self)[key] if key in self._keys else default
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key that the run has and its value."""
+        return {name: vars(self)[name] for name in self._keys}
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """The keys whose values follow from those of others."""
+        return frozenset(
+            name
+            for name, key in self._keys.items()
+            if key.default is None and {**self._base, **self._given}.get(name) is None
+        )
 
     def _combination_problems(self) -> Iterator[Problem]:
         refusal = folder_name_refusal(self.run_name)
@@ -218,33 +300,25 @@ class TrainingConfig:
             yield Problem(
                 ("log_to",), f"log_to={self.log_to!r} names {', '.join(repeated)} more than once."
             )
-        decay_ends = self.lr_decay_iters or self.max_iters
-        if self.warmup_iters is not None and self.warmup_iters > max(decay_ends, 1):
+        decay_ends = self.get("lr_decay_iters", self.max_iters)
+        if self.warmup_iters > max(decay_ends, 1):
             yield Problem(
                 ("warmup_iters", "lr_decay_iters", "max_iters"),
                 f"warmup_iters={self.warmup_iters} is longer than the schedule of {decay_ends} "
                 "steps (lr_decay_iters, or max_iters); make it shorter.",
             )
-        if self.min_lr is not None and self.min_lr > self.learning_rate:
-            yield Problem(
-                ("min_lr", "learning_rate"),
-                f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}; lower it.",
-            )
-        if self.lr_schedule == "constant":
-            for key in ("min_lr", "lr_decay_iters"):
-                if getattr(self, key) is not None:
-                    yield Problem(
-                        (key, "lr_schedule"),
-                        f"{key}={getattr(self, key):g} does nothing with lr_schedule='constant'; "
-                        "drop it or choose another schedule.",
-                    )
-        unset = type(self).wsd_decay_fraction
-        if self.lr_schedule != "wsd" and self.wsd_decay_fraction != unset:
-            yield Problem(
-                ("wsd_decay_fraction", "lr_schedule"),
-                f"wsd_decay_fraction={self.wsd_decay_fraction:g} does nothing with "
-                f"lr_schedule={self.lr_schedule!r}; drop it or set lr_schedule='wsd'.",
-            )
+        yield from self._unused_problems()
+        for _, part in parts_of(self, self._keys):
+            yield from getattr(part, "problems", lambda config: ())(self)
+
+    def _unused_problems(self) -> Iterator[Problem]:
+        for key in self._given:
+            if key not in self._keys and self._given[key] is not None:
+                yield Problem(
+                    (key,),
+                    f"{key}={quoted(self._given[key])} belongs to {KEYS.owned_by(key)}, which is "
+                    "not chosen; drop it, or choose that part.",
+                )
 
     def _out_dir_problems(self) -> Iterator[Problem]:
         if not self.out_dir.strip():
@@ -258,24 +332,6 @@ class TrainingConfig:
             )
             yield Problem(("out_dir",), message)
 
-    def derived(self, sequence_length: int) -> dict[str, Any]:
-        """The values of the fields left at None, by key; `sequence_length` is the caller's to say.
-
-        Once replaced, None stays only where lr_schedule='constant' has no use for a key.
-        """
-        warmup = (self.lr_decay_iters or self.max_iters) // 20
-        # Where time may end the run, max_iters is a bound rather than a length.
-        longest = warmup if self.max_minutes else 2000
-        wanted = {"sequence_length": sequence_length, "warmup_iters": min(warmup, longest)}
-        if self.lr_schedule != "constant":
-            wanted["lr_decay_iters"] = max(self.max_iters, 1)
-            wanted["min_lr"] = self.learning_rate / 10
-        return {key: value for key, value in wanted.items() if getattr(self, key) is None}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every key and its value."""
-        return dataclasses.asdict(self)
-
     @property
     def log_sinks(self) -> tuple[str, ...]:
         """The names in `log_to`."""
@@ -286,7 +342,3 @@ class TrainingConfig:
         """Training tokens of one optimizer step; needs `sequence_length` to be derived."""
         assert self.sequence_length is not None
         return self.gradient_accumulation_steps * self.batch_size * self.sequence_length
-
-
-TRAINING_KEYS = keys_of(TrainingConfig)
-KEYS.declare("", TRAINING_KEYS)

@@ -270,6 +270,8 @@ class TrainingLogger:
         *,
         iter: int,
         loss: float,
+        terms: Mapping[str, float] = types.MappingProxyType({}),
+        metrics: Mapping[str, list[Any]] = types.MappingProxyType({}),
         lr: float,
         time_ms: float,
         tokens_seen: int,
@@ -282,7 +284,10 @@ class TrainingLogger:
 
         Args:
             iter: Optimizer steps done.
-            loss: Training loss, nats per token.
+            loss: What was minimised; nats per token.
+            terms: Its terms by name. If there are several, they are recorded, and `loss` is the
+                cross-entropy among them, so that runs of different objectives can be compared.
+            metrics: What the model's parts reported: a value for each layer, None if it has none.
             lr: Learning rate of the last step.
             time_ms: Milliseconds per step.
             tokens_seen: Training tokens of all steps so far.
@@ -291,9 +296,12 @@ class TrainingLogger:
             gradients: `norm` of the gradient, and `mean, std` where they were measured.
             bad_steps: Steps skipped so far, for a loss or gradient that was not finite.
         """
+        several = {"objective": loss, "terms": dict(terms)} if len(terms) > 1 else {}
         record = {
             "iter": iter,
-            "loss": loss,
+            "loss": terms.get("cross_entropy", loss) if several else loss,
+            **several,
+            **({"metrics": dict(metrics)} if metrics else {}),
             "lr": lr,
             "time_ms": time_ms,
             "tokens_seen": tokens_seen,

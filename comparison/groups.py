@@ -150,7 +150,7 @@ def group_runs(runs: Iterable[LoggedRun]) -> list[Group]:
     return _named_apart(groups)
 
 
-_COST = ("parameters", "flops_per_token", "flops_per_token_causal")
+_COST = ("parameters", "flops_per_token", "flops_per_token_causal", "attention_ffn_ratio")
 
 
 def _identity(run: LoggedRun) -> str:

@@ -1,32 +1,43 @@
 """What the keys of a logged run are for.
 
 A comparison loads neither plugins nor torch, so a run's log says the role of each of its keys. Logs
-of earlier versions do not: their keys are those of training, two others, and what the model is.
+of earlier versions do not; theirs are listed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from options import Role
-from training_config import TRAINING_KEYS
 
 _BEFORE_ROLES_WERE_LOGGED = {
-    "arch_preset": Role.BOOKKEEPING,
-    "attention_backend": Role.EXECUTION,
+    Role.BOOKKEEPING: "arch_preset out_dir run_name resume plugins allow_changed_plugins "
+    "eval_interval log_interval log_to checkpoint_minutes keep_checkpoints",
+    Role.DATA: "init_from dataset sequence_length batch_size gradient_accumulation_steps "
+    "eval_tokens",
+    Role.SEED: "seed data_seed",
+    Role.LENGTH: "max_iters max_minutes warmup_iters lr_decay_iters",
+    Role.RECIPE: "learning_rate lr_schedule min_lr wsd_decay_fraction beta1 beta2 adam_eps "
+    "weight_decay grad_clip max_bad_steps dtype tf32",
+    Role.EXECUTION: "attention_backend device compile",
+}
+"""The role of every key but those of the architecture."""
+
+_COUNTED = {
+    "dataset": ("data", "fingerprint"),
+    "eval_tokens": ("data", "val_fingerprint"),
+    "dtype": ("environment", "dtype"),
 }
 
 
-def role_of(key: str, recorded: Mapping[str, Any]) -> Role:
+def role_of(key: str, recorded: Mapping[str, str]) -> Role:
     """What a key is for: as its run recorded it, else as it was before runs did."""
     if recorded.get(key) in set(Role):
         return Role(recorded[key])
-    if key in TRAINING_KEYS:
-        return TRAINING_KEYS[key].role
-    return _BEFORE_ROLES_WERE_LOGGED.get(key, Role.ARCHITECTURE)
+    earlier = (role for role, keys in _BEFORE_ROLES_WERE_LOGGED.items() if key in keys.split())
+    return next(earlier, Role.ARCHITECTURE)
 
 
 def compared_by(key: str) -> tuple[str, str] | None:
     """Where a log has what a key's value came to, if runs are to be compared by that instead."""
-    return TRAINING_KEYS[key].metadata.get("compared_by") if key in TRAINING_KEYS else None
+    return _COUNTED.get(key)

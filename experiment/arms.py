@@ -406,4 +406,4 @@ def _refuse_other_schedules(arms: Sequence[Arm], request: Request) -> None:
 
 
 def _share_of_length(arm: Arm, key: str) -> float:
-    return (getattr(arm.settings.training, key) or 0) / arm.settings.training.max_iters
+    return (arm.settings.training.get(key) or 0) / arm.settings.training.max_iters

@@ -65,7 +65,7 @@ def length_flags(budget: Budget, settings: Settings, flops_per_token: float) -> 
     if training.max_minutes != minutes:
         flags["max_minutes"] = repr(minutes)
     for key in ("warmup_iters", "lr_decay_iters"):
-        value = getattr(training, key)
+        value = training.get(key)
         if value is not None and key not in settings.derived:
             flags[key] = str(kept_share(value, training.max_iters, steps))
     return flags

@@ -12,8 +12,9 @@ import torch
 from configurator import Settings
 from experiment.jobs import PROJECT
 from model_builder import GPT
+from recipe.objectives import make_objective
+from recipe.optimizers import make_optimizer
 from training.hardware import autocast, resolve_device, resolve_dtype, synchronize
-from training.optim import make_optimizer
 
 STEPS = 3
 """Timed micro-batches, after one that warms up."""
@@ -47,15 +48,15 @@ def _seconds_of_micro_batch(settings: Settings) -> float:
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
     network = GPT(settings.model).to(device)
-    optimizer = make_optimizer(network, training)
+    objective, optimizer = make_objective(training), make_optimizer(network, training)
     shape = (training.batch_size, training.sequence_length)
     tokens = torch.randint(settings.model.vocab_size, shape, device=device)
     seconds = []
     for _ in range(1 + STEPS):
         began = time.perf_counter()
         with autocast(device, dtype):
-            loss = network(tokens, tokens)[1]
-        loss.backward()
+            output = network(tokens, tokens, objective=objective)
+        output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         synchronize(device)

@@ -13,8 +13,8 @@ import torch
 import configurator
 from data.tokenizers import ByteTokenizer
 from model_builder import GPT
+from recipe.optimizers import make_optimizer
 from training.checkpoint import save_checkpoint
-from training.optim import make_optimizer
 from training.step_guard import StepGuard
 
 SIZES = ("--n_layer=1", "--n_head=2", "--n_embd=8", "--block_size=16", "--vocab_size=257")

@@ -29,6 +29,7 @@ from data.prefetch import PREFETCH_DEPTH
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
+from recipe.objectives import token_loss
 from training_config import TrainingConfig
 
 COMPILED_SHARE = 0.25
@@ -262,7 +263,7 @@ def _trace(
     idx = torch.zeros(batch_size, sequence_length, dtype=torch.long)
     with storages, _entering_phases(model, config.period, storages):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = model(idx, idx)[1]
+            loss = model(idx, idx, objective=token_loss).loss
         storages.enter("head")
         loss.backward()
         storages.enter("step")

@@ -13,7 +13,7 @@ from configurator import Settings
 from data.dataset import Dataset
 from data.validation import ValidationWindows
 from errors import UserError
-from model_builder import GPT
+from model_builder import GPT, Objective
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
 from training.memory import ExpectedMemory
@@ -47,7 +47,8 @@ class Run:
     memory: ExpectedMemory | None
     network: GPT
     model: nn.Module
-    optimizer: torch.optim.AdamW
+    objective: Objective
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     guard: StepGuard
     watch: Stopwatch

@@ -16,7 +16,8 @@ from components.registry import is_users_own
 from errors import ConfigError, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from model_keys import parts_of
+from model_keys import architecture_keys
+from part_keys import parts_of
 from training.hardware import autocast
 
 KEEP_SHAPE = ("normalization", "activation", "ffn_type", "mixer")
@@ -42,7 +43,7 @@ def check_own_parts(
     own = {
         part: f"{key}={getattr(layer, key)!r} ({part.__name__} in {inspect.getfile(part)})"
         for layer in config.kinds
-        for key, part in parts_of(layer)
+        for key, part in parts_of(layer, architecture_keys())
         if is_users_own(part)
     }
     if not own:

@@ -103,7 +103,7 @@ class StepGuard:
             guard.stop_if_stuck(report)
 
     Args:
-        optimizer: From `make_optimizer`; told which steps to skip.
+        optimizer: From `make_optimizer`; it gets to know which steps to skip.
         max_bad_steps: So many bad steps in a row stop the run.
     """
 
@@ -144,6 +144,11 @@ class StepGuard:
         self._bad_in_a_row = (self._bad_in_a_row + 1) * self._bad
         self._longest_bad_run = torch.maximum(self._longest_bad_run, self._bad_in_a_row)
         return norm
+
+    @property
+    def good(self) -> Tensor:
+        """1 if the last step was good, 0 if it is to change nothing; on the device."""
+        return 1 - self._bad
 
     def allows_update(self) -> bool:
         """Whether to call the optimizer's step.

@@ -14,9 +14,9 @@ from components.attention_backends import ATTENTION_BACKENDS, attention_needs, w
 from components.norms import make_norm
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from recipe.optimizers import parameter_groups
 from tests.measured import assert_close, relative_error
 from tests.tiny import SIZES, VARIANTS, tiny_config, tiny_model, tokens
-from training.optim import parameter_groups
 
 T = 16
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import train
+from recipe.schedules import learning_rate_at
 from tests.integration.runs import (
     Workshop,
     assert_equal_tensors,
@@ -22,7 +23,6 @@ from tests.integration.runs import (
     weights_at,
 )
 from training import clock
-from training.optim import learning_rate_at
 from training_config import TrainingConfig
 
 SEVEN_SECONDS = f"--max_minutes={7 / 60}"

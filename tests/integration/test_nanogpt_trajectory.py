@@ -18,8 +18,8 @@ import train
 from data.batches import TrainingBatches
 from data.dataset_writer import Document, write_dataset
 from data.tokenizers import ByteTokenizer
+from recipe.schedules import learning_rate_at
 from tests.measured import assert_close, assert_within
-from training.optim import learning_rate_at
 from training.resume import Start
 
 STEPS = 50

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from errors import UserError
+from recipe.optimizers import make_optimizer
 from training import checkpoint
 from training.checkpoint import (
     find_checkpoint,
@@ -34,7 +35,6 @@ from training.checkpoint import (
     save_checkpoint,
     verify,
 )
-from training.optim import make_optimizer
 from training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]

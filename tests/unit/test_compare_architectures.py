@@ -377,6 +377,12 @@ def test_a_margin_says_what_counts_as_equal(two_arms, compare):
     assert same["words"] == f"cannot tell: needs about {same['seeds_needed']} seeds to see 0.0010"
 
 
+def test_a_tuned_key_that_no_run_has_is_refused(two_arms, compare):
+    status, _, err = compare(two_arms, "--tuned=lerning_rate")
+    assert status == 1
+    assert "did you mean 'learning_rate'?" in err
+
+
 def test_tuned_keys_may_differ_between_arms(two_arms, compare):
     settings = {"seed": 1, "data_seed": 1, "learning_rate": 3e-4, "arm": "slow"}
     make_arm(two_arms, "slow", [2.6], start="2025-01-03", config=settings)
@@ -429,7 +435,6 @@ def test_an_architecture_without_its_numbers_is_refused(tmp_path):
         (["--latest=two"], "invalid int value"),
         (["--margin=0"], "--margin=0 must be above 0, in nats per token"),
         (["--margin=nan"], "must be above 0"),
-        (["--tuned=lerning_rate"], "did you mean 'learning_rate'?"),
         (["--ratio", "--format=json"], "--format=json has it always"),
         (["--plot=curves.gif"], "--plot=curves.gif must end in one of .png, .svg, .pdf"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 import configurator
 from experiment.budgets import UNREACHED, Budget, length_flags, parse_budget
-from training.optim import learning_rate_at
+from recipe.schedules import learning_rate_at
 
 TINY = ("--batch_size=2", "--block_size=16", "--gradient_accumulation_steps=3")
 TOKENS_PER_STEP = 96

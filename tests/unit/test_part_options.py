@@ -17,13 +17,13 @@ from errors import ConfigError, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from options import KEYS, Role
+from recipe.optimizers import parameter_groups
 from tests import own_parts
 from tests.contract import test_every_model as contract
 from tests.measured import assert_close
 from tests.saved_run import save_run
 from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
 from tests.tiny_data import tiny_run_flags, write_tiny_dataset
-from training.optim import parameter_groups
 from training.resume import find_start, load_settings
 from user_files import run_plugins
 

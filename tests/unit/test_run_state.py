@@ -19,10 +19,10 @@ from data.tokenizers import NotCached
 from errors import UserError
 from interop import huggingface
 from model_builder import GPT
+from recipe.optimizers import make_optimizer
 from tests.saved_run import change_config, overwrite, save_run
 from training import checkpoint, trained_model
 from training.checkpoint import load_newest, load_optimizer, load_plugins, load_rng, verify
-from training.optim import make_optimizer
 from training.resume import load_settings
 from training.run_state import load_run_state
 from training.step_guard import StepGuard

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import train
-from training.optim import make_optimizer, parameter_groups
+from model_builder import TrainingOutput
+from recipe.optimizers import make_optimizer, parameter_groups
 from training.step_guard import Diverged, LaggingScalar, StepGuard, gradient_statistics
 from training_config import TrainingConfig
 
@@ -26,8 +27,11 @@ class Squares(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3))
 
-    def forward(self, x: Tensor, scale: Tensor) -> tuple[None, Tensor]:
-        return None, self.layers(x).square().mean() * scale
+    def forward(self, x: Tensor, scale: Tensor, objective: None = None) -> TrainingOutput:
+        return TrainingOutput(self.layers(x).square().mean() * scale, {}, [])
+
+    def after_step(self, metrics: list, good: Tensor) -> None:
+        self.last_was_good = good
 
 
 def make_run(*, scaled: bool = False, **values) -> SimpleNamespace:
@@ -40,6 +44,8 @@ def make_run(*, scaled: bool = False, **values) -> SimpleNamespace:
         device=torch.device("cpu"),
         dtype=torch.float32,
         model=model,
+        network=model,
+        objective=None,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler("cpu", enabled=scaled),
         guard=StepGuard(optimizer, config.max_bad_steps),
@@ -69,7 +75,7 @@ ONES = torch.ones(2, 4)
 
 def test_gradient_statistics_equal_those_of_the_concatenated_gradient():
     model = Squares()
-    model(torch.randn(5, 4), 1)[1].backward()
+    model(torch.randn(5, 4), 1).loss.backward()
     model.layers[0].bias.grad = None
     found = gradient_statistics(model.parameters())
     entries = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -111,7 +117,7 @@ def test_a_step_is_what_clipping_and_adamw_do():
         step(run, x, learning_rate=0.01 * (number + 1))
         for group in plain.param_groups:
             group["lr"] = 0.01 * (number + 1)
-        reference(x, 1)[1].backward()
+        reference(x, 1).loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.05)
         plain.step()
         plain.zero_grad()
@@ -211,7 +217,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_even_if_it_recovered_before_th
 
 def test_the_report_has_loss_and_statistics():
     run = make_run()
-    loss = run.model(ONES, 1)[1]
+    loss = run.model(ONES, 1).loss
     loss.backward()
     expected = gradient_statistics(run.model.parameters())
     run.optimizer.zero_grad()

@@ -6,12 +6,13 @@ auxiliary losses of the model's parts are added to what it returns.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from components.head import LMHead
 from components.registry import Registry
 from options import Role, option
-from training_config import TrainingConfig
 
 Terms = dict[str, Tensor]
 
@@ -26,7 +27,7 @@ class Objective:
             at_least=0,
         )
 
-    def __init__(self, config: TrainingConfig):
+    def __init__(self, config: Any):
         self.z_loss_coef = config.z_loss_coef
 
     def __call__(self, x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
@@ -56,3 +57,14 @@ class CrossEntropy(Objective):
             return total, {"cross_entropy": total.detach()}
         z = self.z_loss_coef * z
         return total, {"cross_entropy": total.detach() - z, "z_loss": z}
+
+
+def make_objective(config: Any) -> Objective:
+    """The objective that a training config chooses."""
+    return OBJECTIVES[config.objective](config)
+
+
+def token_loss(x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
+    """Plain cross-entropy, which validation reads whatever is trained on."""
+    loss = head.loss(x, targets).total
+    return loss, {"cross_entropy": loss.detach()}

@@ -1,0 +1,116 @@
+"""Keys that choose parts, and the keys that the chosen parts bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from components.registry import Choices, Registry
+from options import Key
+
+
+class View(Protocol):
+    """Values by key, read as attributes."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or a default if no part has it."""
+
+
+def registry_of(key: Key) -> Registry | None:
+    """The registry that a key chooses a part from, or None."""
+    choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
+    return choices if isinstance(choices, Registry) else None
+
+
+def expanded(roots: Mapping[str, Key]) -> dict[str, Key]:
+    """The keys, each followed by those of the parts that it may choose."""
+    found: dict[str, Key] = {}
+
+    def add(keys: Iterable[Key]) -> None:
+        for key in keys:
+            if key.name in found:
+                continue
+            found[key.name] = key
+            registry = registry_of(key)
+            for name in () if registry is None else registry.names:
+                add(registry.entry(name).keys.values())
+
+    add(roots.values())
+    return found
+
+
+def canonical_name(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
+    """A part's own name for an alias; values of other keys as they are."""
+    registry = registry_of(key)
+    return value if registry is None or value is None else registry.canonical(value)
+
+
+class Draft:
+    """Values that are being found: to read a key as an attribute is to derive it.
+
+    At first only the root keys are known; `resolved` adds the options of the chosen parts.
+
+    Args:
+        given: Values by key; None is derived if the key can be.
+        roots: The keys that there are whatever parts are chosen.
+        canonical: As `canonical_name`.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        roots: Mapping[str, Key],
+        canonical: Callable[[Key, Any, Mapping[str, Any]], Any] = canonical_name,
+    ):
+        self._given = given
+        self._roots = roots
+        self._canonical = canonical
+        self._keys = dict(roots)
+        self._values: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._keys:
+            raise AttributeError(f"no chosen part has the option {name!r}")
+        if name not in self._values:
+            self._values[name] = self._found(self._keys[name])
+        return self._values[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
+    def _found(self, key: Key) -> Any:
+        value = self._given.get(key.name, key.default)
+        if value is None and key.derive is not None:
+            value = key.derive(self)
+        return self._canonical(key, value, self._given)
+
+    def _admit(self, keys: Iterable[Key]) -> None:
+        """Add the options of the parts that these keys choose."""
+        for key in keys:
+            registry = registry_of(key)
+            if registry is not None and getattr(self, key.name) is not None:
+                own = registry.entry(getattr(self, key.name)).keys
+                self._keys.update(own)
+                self._admit(own.values())
+
+    def resolved(self, order: Iterable[str]) -> dict[str, Any]:
+        """Every key that a chosen part or the roots have, and its value, in an order of all."""
+        self._admit(self._roots.values())
+        return {name: getattr(self, name) for name in order if name in self._keys}
+
+
+def parts_of(view: View, keys: Mapping[str, Key]) -> Iterator[tuple[str, type]]:
+    """The parts that values choose, with the keys that chose them."""
+    for name, key in keys.items():
+        registry = registry_of(key)
+        if registry is not None and view.get(name) is not None:
+            yield name, registry[view.get(name)]
+
+
+def chosen_through(key: Key, view: View) -> set[str]:
+    """The key, and the options of the part that it chooses, and of those that they choose."""
+    found, registry = {key.name}, registry_of(key)
+    if registry is None or view.get(key.name) is None:
+        return found
+    own = registry.entry(view.get(key.name)).keys.values()
+    return found.union(*(chosen_through(option, view) for option in own))

@@ -1,0 +1,1 @@
+"""Parts of training that a config chooses: learning-rate schedules, objectives, optimizers."""

@@ -1,0 +1,47 @@
+"""What the micro-batches of a step come to: the loss, its terms, and what parts reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._pytree import tree_map
+
+from model_builder import TrainingOutput
+
+
+class StepMeans:
+    """Means over the micro-batches of a step, as tensors on the device."""
+
+    def __init__(self, micro_batches: int):
+        self._micro_batches = micro_batches
+        self._sums: TrainingOutput | None = None
+
+    def add(self, output: TrainingOutput) -> None:
+        """Count a micro-batch."""
+        share = tree_map(lambda tensor: tensor.detach() / self._micro_batches, output)
+        self._sums = share if self._sums is None else tree_map(_add, self._sums, share)
+
+    @property
+    def output(self) -> TrainingOutput:
+        """The means; once all micro-batches are counted."""
+        assert self._sums is not None
+        return self._sums
+
+    def read(self) -> tuple[dict[str, float], dict[str, list[Any]]]:
+        """The terms of the loss by name, and for each `part.metric` its value in every layer, None
+        in those that have none; waits for the device."""
+        terms = {name: term.item() for name, term in self.output.terms.items()}
+        layers = [
+            {
+                f"{part}.{name}": value.tolist()
+                for part, reported in layer.items()
+                for name, value in reported.items()
+            }
+            for layer in self.output.metrics
+        ]
+        names = dict.fromkeys(name for layer in layers for name in layer)
+        return terms, {name: [layer.get(name) for layer in layers] for name in names}
+
+
+def _add(one: Any, other: Any) -> Any:
+    return one + other
