@@ -1,7 +1,7 @@
 """Config keys: declared once with `option`, then checked, parsed and described from there.
 
-A class of options is a class whose annotated attributes are made by `option`: a config dataclass,
-or the nested class `Options` of a part, which owns them:
+A class of options is a class whose annotated attributes are made by `option`, such as the nested
+class `Options` of a part, which owns them:
 
     class Options:
         rope_theta: float = option(10000.0, "base of the wavelengths", above=1, tag="Theta{}")
@@ -272,8 +272,7 @@ def keys_of(
     """
     found = {}
     for name, annotation in _annotations(declaring).items():
-        field = getattr(declaring, "__dataclass_fields__", {}).get(name)
-        field = field or getattr(declaring, name, None)
+        field = getattr(declaring, name, None)
         if not isinstance(field, dataclasses.Field) or "help" not in field.metadata:
             raise TypeError(f"{declaring.__qualname__}.{name} must be made by option(...)")
         own_role = field.metadata["role"] or role
@@ -482,18 +481,3 @@ def _bound_message(value: float, bounds: dict[str, float | None]) -> str | None:
     if isinstance(value, int) and abs(value) > LARGEST_INT:
         return f"must be at most {LARGEST_INT}"
     return None
-
-
-# Config dataclasses
-
-
-def field_problems(config: Any, keys: Mapping[str, Key]) -> list[Problem]:
-    """What is wrong with each field of a config dataclass by itself, in field order."""
-    found = (key.problem(getattr(config, name)) for name, key in keys.items())
-    return [problem for problem in found if problem]
-
-
-def convert_fields(config: Any, keys: Mapping[str, Key]) -> None:
-    """Turn ints into floats where the field is a float; for a config whose fields are sound."""
-    for name, key in keys.items():
-        object.__setattr__(config, name, key.converted(getattr(config, name)))

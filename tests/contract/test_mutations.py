@@ -31,6 +31,7 @@ from components import (
     rope_scalings,
 )
 from components import positions as encodings
+from recipe import optimizers, schedules
 from training import optim, resume
 
 
@@ -376,7 +377,7 @@ MUTATIONS = (
     ),
     Mutation(
         "vectors decay",
-        optim,
+        optimizers,
         "parameter_groups",
         '"weight_decay": 0.0',
         '"weight_decay": weight_decay',
@@ -398,8 +399,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the cosine ends half-way",
-        optim,
-        "_cosine",
+        schedules.Cosine,
+        "share",
         "math.pi * progress",
         "math.pi / 2 * progress",
         ("integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",),

@@ -194,7 +194,7 @@ class TestComparison:
         capsys.readouterr()
         assert main(["--latest", "2", f"--out_dir={workshop.out_dir}"]) == 0
         table = capsys.readouterr().out
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-NoBias-AttnBias: the baseline" in table
+        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-AttnBias-NoBias: the baseline" in table
         assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-NoBias: attention_bias=False" in table
         assert "seeds of" not in table  # the older run like the baseline is not among them
 

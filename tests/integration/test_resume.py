@@ -232,8 +232,7 @@ class TestDerivedValues:
     def test_another_schedule_has_no_use_for_some(self, workshop: Workshop) -> None:
         workshop.train("--max_iters=2")
         run = workshop.train("--resume=auto", "--max_iters=4", "--lr_schedule=constant")
-        unused = {"min_lr": None, "lr_decay_iters": None}
-        assert self.config(run, *unused) == unused
+        assert not {"min_lr", "lr_decay_iters"} & log_of(run)["config"].keys()
 
 
 class TestWhatMayChange:

@@ -133,7 +133,7 @@ class TestLearning:
 
         def spy(run, inputs, targets, *arguments, **options):
             seen.setdefault(run.folder.name, []).append(torch.stack((inputs, targets)))
-            train_step(run, inputs, targets, *arguments, **options)
+            return train_step(run, inputs, targets, *arguments, **options)
 
         monkeypatch.setattr(train, "train_step", spy)
         workshop.train("config/arch_gpt2.py", "--max_iters=6", "--sequence_length=32")
