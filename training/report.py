@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from configurator import Settings
 from options import KEYS
 from training.memory import ExpectedMemory
@@ -94,15 +96,18 @@ def _steps(count: int) -> str:
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
     model, device = run.settings.model, run.device.type
-    backends = " and ".join(model.attention_backends_on(device))
-    attention = [("attention", f"attention_backend {model.attention_backend}: {backends}")]
+    backends = model.attention_backends_on(device)
     return [
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
-        *(attention if backends else []),
+        *([("attention", _attention(model.attention_backend, backends))] if backends else []),
         ("compiled", "no" if run.model is run.network else "yes"),
         ("memory", _memory(run.memory)),
     ]
+
+
+def _attention(backend: str, doing_the_work: Sequence[str]) -> str:
+    return f"attention_backend {backend}: {' and '.join(doing_the_work)}"
 
 
 def _memory(memory: ExpectedMemory | None) -> str:
