@@ -98,7 +98,13 @@ class FeedForward(Sublayer):
             )
 
 
-FFNS = Registry("ffn_type", "Feed-forward network", variable="FFNS", base=FeedForward)
+FFNS = Registry(
+    "ffn_type",
+    "Feed-forward network",
+    variable="FFNS",
+    base=FeedForward,
+    called_with="x, context",
+)
 
 
 @FFNS.register("standard", label="FFN", paper="Vaswani et al. 2017, arXiv 1706.03762")

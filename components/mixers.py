@@ -15,4 +15,4 @@ class Mixer(Sublayer):
     unbounded: ClassVar[bool] = False
 
 
-MIXERS = Registry("mixer", "Mixer", variable="MIXERS", base=Mixer)
+MIXERS = Registry("mixer", "Mixer", variable="MIXERS", base=Mixer, called_with="x, context")

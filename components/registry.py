@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from errors import UserError, quoted, unknown_name
 from options import KEYS, Key, Role, keys_of, options_of
@@ -57,6 +57,7 @@ class Registry:
         variable: str,
         base: type,
         made_with: str | None = "config",
+        called_with: str | None = None,
         role: Role = Role.ARCHITECTURE,
     ):
         """An empty registry.
@@ -68,6 +69,7 @@ class Registry:
             base: What every part is a subclass of.
             made_with: The arguments that a part is made with, separated by commas; None for
                 parts that are not made.
+            called_with: The arguments that `forward` is called with; None: not checked.
             role: The role of the options that parts declare.
         """
         self.key = key
@@ -75,6 +77,7 @@ class Registry:
         self._variable = variable
         self._base = base
         self._made_with = made_with
+        self._called_with = called_with
         self._role = role
         self._entries: dict[str, Entry] = {}
         self._canonical: dict[str, str] = {}
@@ -149,15 +152,22 @@ class Registry:
             raise self._refused(f"{name!r}: {part.__name__} needs a docstring")
         if not issubclass(part, self._base):
             raise self._refused(f"{name!r}: {part.__name__} must subclass {self._base.__name__}")
-        if self._made_with is None:
-            return
-        arguments = [word for word in self._made_with.split(", ") if word]
+        if self._made_with is not None:
+            self._refuse_signature(name, part, "__init__", part, self._made_with)
+        if self._called_with is not None:
+            words = f"self, {self._called_with}"
+            self._refuse_signature(name, part, "forward", part.forward, words)
+
+    def _refuse_signature(
+        self, name: str, part: type, method: str, called: Callable[..., Any], words: str
+    ) -> None:
+        """Raise UserError where a method does not accept its arguments."""
         try:
-            inspect.signature(part).bind(*arguments)
+            inspect.signature(called).bind(*(word for word in words.split(", ") if word))
         except TypeError as error:
-            wanted = f"({self._made_with})"
+            wanted = words.removeprefix("self, ")
             raise self._refused(
-                f"{name!r}: {part.__name__}.__init__ must accept {wanted} ({error})"
+                f"{name!r}: {part.__name__}.{method} must accept ({wanted}) ({error})"
             ) from None
 
     def _refused(self, what: str) -> UserError:
@@ -174,9 +184,12 @@ class Registry:
         return f"nn.{self._base.__name__}" if module.startswith("torch.nn") else self._base.__name__
 
     def _constructor(self) -> str:
-        if not self._made_with:
-            return ""
-        return f"\n    def __init__(self, {self._made_with}): ..."
+        lines = []
+        if self._made_with:
+            lines.append(f"\n    def __init__(self, {self._made_with}): ...")
+        if self._called_with:
+            lines.append(f"\n    def forward(self, {self._called_with}): ...")
+        return "".join(lines)
 
     def _refuse_taken(self, part: type, label: str, names: tuple[str, ...]) -> None:
         for entry in self._entries.values():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.context import Context
 from components.ffns import FFNS
 from components.part import Part, own_stream
 from model_builder import GPT
@@ -159,8 +160,8 @@ def test_a_part_of_the_users_own_draws_by_its_name() -> None:
             nn.init.normal_(self.shift)
             super().init_parameters(config)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x + self.shift)
+        def forward(self, x: Tensor, context: Context) -> Tensor:
+            return super().forward(x + self.shift, context)
 
     assert issubclass(Noisy, Part)
     base, noisy = weights(), weights(ffn_type="noisy")

@@ -123,6 +123,23 @@ def test_what_is_missing_is_said_with_an_example(register, message):
     assert len(norms) == 0
 
 
+def test_a_forward_of_other_arguments_is_refused():
+    ffns = Registry("ffn", "FFN", variable="FFNS", base=nn.Module, called_with="x, context")
+
+    class Older(nn.Module):
+        """Takes x alone."""
+
+        def __init__(self, config):
+            super().__init__()
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(UserError, match=r"Older.forward must accept \(x, context\)") as refused:
+        ffns.register("older", label="Older")(Older)
+    assert str(refused.value).endswith("\n    def forward(self, x, context): ...")
+
+
 def test_the_same_file_may_be_run_again(registry):
     def define() -> type:
         class Blue(nn.Module):
