@@ -366,6 +366,11 @@ class GPT(Part):
         tables = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)}
         return total - sum(table.numel() for table in tables)
 
+    def active_parameters(self) -> int:
+        """Parameters that a token uses: all but those of experts that it is not routed to."""
+        parts = (module for module in self.modules() if isinstance(module, Part))
+        return self.num_parameters() - sum(part.unused_parameters() for part in parts)
+
     def flops_per_token(self, seq_len: int | None = None, causal: bool = False) -> int | float:
         """Matmul FLOPs of a training step per token: 3 x forward, a multiply-add being 2.
 

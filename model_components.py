@@ -13,6 +13,7 @@ import textwrap
 
 import components.attention
 import components.gated_deltanet
+import components.moe
 import components.short_conv  # noqa: F401  (they register themselves)
 from components.activations import ACTIVATIONS
 from components.attention_backends import ATTENTION_BACKENDS

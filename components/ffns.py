@@ -64,7 +64,7 @@ class FeedForward(Sublayer):
         )
         ffn_hidden: int | None = option(
             None,
-            "hidden width; none: ffn_multiplier x n_embd",
+            "hidden width, of each expert in moe; none: ffn_multiplier x n_embd",
             at_least=1,
             per_layer=True,
             derive=_width,
@@ -129,12 +129,13 @@ class GLU(FeedForward):
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost what the standard two do at 4x
 
-    def __init__(self, config: LayerConfig):
+    def __init__(self, config: LayerConfig, width: int | None = None):
         super().__init__()
+        width = width or config.ffn_hidden
         # One matmul makes both halves: gate first, then up.
-        self.gate_up = nn.Linear(config.n_embd, 2 * config.ffn_hidden, bias=config.bias)
+        self.gate_up = nn.Linear(config.n_embd, 2 * width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation](config)
-        self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
+        self.down = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

@@ -76,6 +76,13 @@ class Part(nn.Module):
         """
         return _children_flops(self, seq_len, causal)
 
+    def unused_parameters(self) -> int:
+        """How many of its own parameters a token does not use, as of experts that were not chosen.
+
+        Those of parts below are left to them.
+        """
+        return 0
+
 
 def _children_flops(module: nn.Module, seq_len: int, causal: bool) -> int:
     total = 0

@@ -1,0 +1,182 @@
+"""A mixture of experts as a feed-forward network: each token uses few of many networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from components.activations import ACTIVATIONS
+from components.context import Context
+from components.ffns import FFNS, GLU, FeedForward
+from components.grouped_linear import grouped_linear
+from components.layer_config import LayerConfig
+from components.part import Part, own_stream
+from components.routing import (
+    Router,
+    Routing,
+    RoutingOptions,
+    balance_loss,
+    idle_routing,
+    router_z_loss,
+    routing_problems,
+)
+from errors import Problem
+from options import Role, Section
+
+_experts = Section("Mixture of experts", Role.ARCHITECTURE)
+
+
+@FFNS.register("moe", label="MoE", paper="Shazeer et al. 2017, arXiv 1701.06538")
+class MoE(FeedForward):
+    """A router sends each token to the best of many gated networks, and adds up what they make.
+
+    No token is dropped, whatever the load of the experts. `ffn_hidden` is the width of one expert;
+    the defaults are Mixtral's (Jiang et al. 2024, arXiv 2401.04088). Shared experts
+    (DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066) are used by all tokens; they are one network of
+    their total width, which `shared_expert_gate` multiplies by a sigmoid per token (Qwen1.5-MoE).
+
+    Reports the load, the share of the experts' work that each does, and its largest and smallest.
+    """
+
+    default_activation = "silu"
+    default_multiplier = 8 / 3
+
+    class Options(RoutingOptions):
+        n_shared_experts: int = _experts.option(
+            0, "number of experts that all tokens use", at_least=0, per_layer=True, tag="{}Shared"
+        )
+        shared_expert_gate: bool = _experts.option(
+            False,
+            "multiply the shared experts by a sigmoid per token",
+            per_layer=True,
+            tag=("UngatedShared", "GatedShared"),
+        )
+
+    def __init__(self, config: LayerConfig):
+        super().__init__()
+        self.router = Router(config)
+        self.experts = Experts(config)
+        self.dropout = nn.Dropout(config.dropout)
+        shared = config.n_shared_experts
+        self.shared = GLU(config, shared * config.ffn_hidden) if shared else None
+        gated = shared and config.shared_expert_gate
+        self.shared_gate = nn.Linear(config.n_embd, 1, bias=False) if gated else None
+        self.balance_loss_coef = config.balance_loss_coef
+        self.router_z_loss_coef = config.router_z_loss_coef
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from super().problems(config)
+        yield from routing_problems(config)
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from idle_routing(config)
+        if config.shared_expert_gate and not config.n_shared_experts:
+            yield Problem(
+                ("shared_expert_gate", "n_shared_experts"),
+                "shared_expert_gate=True does nothing with n_shared_experts=0; raise it, or drop "
+                "shared_expert_gate.",
+            )
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        tokens = x.flatten(0, -2)
+        routing = self.router(tokens)
+        y, counts = self._routed(tokens, routing)
+        self._report(routing, counts, context)
+        return self._with_shared(x, self.dropout(y.view_as(x)), context)
+
+    def _routed(self, tokens: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+        """What their experts make of tokens (N, C), and how many tokens use each expert (E,)."""
+        used = routing.experts.shape[1]
+        experts, order = routing.experts.flatten().sort(stable=True)
+        every = torch.arange(self.experts.count, device=experts.device)
+        ends = torch.searchsorted(experts, every, right=True, out_int32=True)
+        y = self.experts(tokens.index_select(0, order // used), experts, ends)
+        y = y.index_select(0, order.argsort()).unflatten(0, (-1, used))  # (N, K, C) again
+        y = (y * routing.weights.unsqueeze(-1).to(y.dtype)).sum(dim=1)
+        return y, torch.diff(ends, prepend=ends.new_zeros(1))
+
+    def _with_shared(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        """What the routed experts made, y, plus what the shared ones make of x; both (B, T, C)."""
+        if self.shared is None:
+            return y
+        shared = self.shared(x, context)
+        if self.shared_gate is not None:
+            shared = shared * self.shared_gate(x).sigmoid()
+        return y + shared
+
+    def _report(self, routing: Routing, counts: Tensor, context: Context) -> None:
+        """Leave the auxiliary losses and the load."""
+        if self.balance_loss_coef:
+            context.add_loss("balance_loss", self.balance_loss_coef * balance_loss(routing, counts))
+        if self.router_z_loss_coef:
+            context.add_loss("router_z_loss", self.router_z_loss_coef * router_z_loss(routing))
+        load = counts.to(routing.scores.dtype) / routing.experts.numel()
+        context.add_metric("load", load)
+        context.add_metric("max_load", load.max())
+        context.add_metric("min_load", load.min())
+
+    def after_step(self, metrics: Mapping[str, Tensor], good: Tensor | float) -> None:
+        self.router.update_bias(metrics["load"], good)
+
+
+class Experts(Part):
+    """Gated networks side by side: down(act(gate(x)) * up(x)), stacked in one tensor per matrix.
+
+    The biases are kept in one dimension, as optimizers expect of what is not a matrix.
+    """
+
+    def __init__(self, config: LayerConfig):
+        super().__init__()
+        self.count, self.used = config.n_experts, config.n_experts_per_token
+        C, F = config.n_embd, config.ffn_hidden
+        self.gate_up = nn.Parameter(torch.empty(self.count, 2 * F, C))  # gate first, then up
+        self.activation = ACTIVATIONS[config.activation](config)
+        self.down = nn.Parameter(torch.empty(self.count, C, F))
+        biases = (torch.zeros(self.count * width) for width in (2 * F, C))
+        self.gate_up_bias, self.down_bias = (
+            nn.Parameter(bias) if config.bias else None for bias in biases
+        )
+
+    def init_parameters(self, config: LayerConfig) -> None:
+        """As Linear layers; expert i starts from the same numbers however many follow it."""
+        for name, scale in (("gate_up", 1.0), ("down", (2 * config.n_layer) ** -0.5)):
+            with own_stream(name):
+                for matrix in getattr(self, name):
+                    nn.init.normal_(matrix, std=config.init_std * scale)
+
+    def forward(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
+        """What their experts make of the rows x (N, C), which are sorted by expert.
+
+        Args:
+            x: Rows (N, C).
+            experts: The expert of each row (N,), int64.
+            ends: One past the last row of each expert (E,), int32.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        hidden = _affine(x, self.gate_up, self.gate_up_bias, experts, ends)
+        gate, up = hidden.chunk(2, dim=-1)
+        return _affine(self.activation(gate) * up, self.down, self.down_bias, experts, ends)
+
+    def forward_flops(self, seq_len: int, causal: bool = False) -> int:
+        """2 x the weights of the experts that a token is routed to, whichever they are."""
+        weights = self.gate_up.numel() + self.down.numel()
+        return 2 * (weights * self.used // self.count) * seq_len
+
+    def unused_parameters(self) -> int:
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return total // self.count * (self.count - self.used)
+
+
+def _affine(
+    x: Tensor, weight: Tensor, bias: Tensor | None, experts: Tensor, ends: Tensor
+) -> Tensor:
+    """The linear map of each row's expert, with its bias."""
+    y = grouped_linear(x, weight.to(x.dtype), ends)
+    if bias is None:
+        return y
+    return y + bias.to(x.dtype).view(len(weight), -1).index_select(0, experts)

@@ -1,0 +1,238 @@
+"""Which experts of a mixture a token uses, and how much of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.layer_config import LayerConfig
+from errors import Problem
+from options import Role, Section
+
+_experts = Section("Mixture of experts", Role.ARCHITECTURE)
+
+MOST_EXPERTS = 4096
+
+TINY = 1e-20
+"""Keeps weights finite when all scores are zero, as in DeepSeek-V3."""
+
+
+class RoutingOptions:
+    """The number of experts, and how tokens choose among them."""
+
+    n_experts: int = _experts.option(
+        8,
+        "number of experts that tokens are routed to",
+        at_least=2,
+        at_most=MOST_EXPERTS,
+        per_layer=True,
+        tag="{}Experts",
+    )
+    n_experts_per_token: int = _experts.option(
+        2, "number of experts that a token is routed to", at_least=1, per_layer=True, tag="Top{}"
+    )
+    router_score: str = _experts.option(
+        "softmax",
+        "how logits become scores, which weight the experts",
+        choices=("softmax", "sigmoid"),
+        per_layer=True,
+        tag={"softmax": "SoftmaxRouter", "sigmoid": "SigmoidRouter"},
+    )
+    router_renormalize: bool | None = _experts.option(
+        None,
+        "divide the weights of a token's experts by their sum; none: if there are several",
+        per_layer=True,
+        derive=lambda config: config.n_experts_per_token > 1,
+        tag=("RawRouter", "RenormRouter"),
+    )
+    router_scale: float = _experts.option(
+        1.0, "factor on the weights of the experts", above=0, per_layer=True, tag="RouterScale{}"
+    )
+    n_expert_groups: int = _experts.option(
+        1,
+        "number of groups of experts, of which a token uses only some",
+        at_least=1,
+        per_layer=True,
+        tag="{}ExpertGroups",
+    )
+    n_groups_per_token: int | None = _experts.option(
+        None,
+        "number of groups that a token's experts are from; none: all",
+        at_least=1,
+        per_layer=True,
+        derive=lambda config: config.n_expert_groups,
+        tag="Top{}Groups",
+    )
+    router_bias_rate: float = _experts.option(
+        0.0,
+        "step by which biases that only choose experts balance their load, such as 0.001; 0: none",
+        at_least=0,
+        per_layer=True,
+        tag="RouterBias{}",
+    )
+    balance_loss_coef: float = _experts.option(
+        0.01,
+        "weight of the loss that balances the experts' load; 0: none",
+        at_least=0,
+        per_layer=True,
+        tag="Balance{}",
+    )
+    router_z_loss_coef: float = _experts.option(
+        0.0,
+        "weight of the mean squared log-partition of the router's logits; 0: none",
+        at_least=0,
+        per_layer=True,
+        tag="RouterZ{}",
+    )
+
+
+class Routing(NamedTuple):
+    """What a router decides for N tokens, K experts each, of E.
+
+    Attributes:
+        experts: The experts of each token (N, K), int64.
+        weights: By what their outputs are multiplied (N, K), float32 at least.
+        logits: The router's logits (N, E), float32 at least.
+        scores: What they became (N, E).
+    """
+
+    experts: Tensor
+    weights: Tensor
+    logits: Tensor
+    scores: Tensor
+
+
+class Router(nn.Linear):
+    """Scores of a linear map, of which each token takes the highest; computed in float32 at least.
+
+    With groups, a token first takes the groups whose two highest scores have the highest sum, then
+    the experts within them (DeepSeek-V3, arXiv 2412.19437). `expert_bias` is added to the scores
+    where they are compared, and not to the weights (Wang et al. 2024, arXiv 2408.15664).
+    """
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config.n_embd, config.n_experts, bias=False)
+        self.score, self.scale = config.router_score, config.router_scale
+        self.renormalize = config.router_renormalize
+        self.experts_per_token = config.n_experts_per_token
+        self.groups, self.groups_per_token = config.n_expert_groups, config.n_groups_per_token
+        self.bias_rate = config.router_bias_rate
+        if self.bias_rate:
+            self.register_buffer("expert_bias", torch.zeros(config.n_experts))
+
+    def forward(self, x: Tensor) -> Routing:
+        """The routing of tokens x (N, C)."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.to(wide), self.weight.to(wide))
+        scores = logits.softmax(dim=-1) if self.score == "softmax" else logits.sigmoid()
+        experts = self._choose(scores.detach())
+        weights = scores.gather(-1, experts)
+        if self.renormalize:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + TINY)
+        return Routing(experts, self.scale * weights, logits, scores)
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        """The experts (N, K) of the highest scores (N, E), biased, within the best groups."""
+        if self.bias_rate:
+            scores = scores + self.expert_bias.to(scores.dtype)
+        if self.groups_per_token < self.groups:
+            grouped = scores.unflatten(-1, (self.groups, -1))
+            best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+            groups = best.topk(self.groups_per_token, dim=-1).indices
+            left_out = torch.ones_like(best, dtype=torch.bool).scatter(-1, groups, False)
+            scores = grouped.masked_fill(left_out.unsqueeze(-1), float("-inf")).flatten(-2)
+        return scores.topk(self.experts_per_token, dim=-1).indices
+
+    def update_bias(self, load: Tensor, good: Tensor | float) -> None:
+        """Raise the bias of experts whose load (E,) is below the mean, and lower that of others.
+
+        `good` is 1, or 0 to change nothing.
+        """
+        if self.bias_rate:
+            self.expert_bias += self.bias_rate * good * torch.sign(load.mean() - load)
+
+
+def balance_loss(routing: Routing, counts: Tensor) -> Tensor:
+    """E sum_i f_i P_i: K if tokens are spread evenly, and higher if not.
+
+    f_i is the mean number of times that a token uses expert i, and P_i the mean of its scores,
+    which are first divided by their sum over the experts. It is the loss of Switch (Fedus et al.
+    2021, arXiv 2101.03961) for K experts.
+
+    Args:
+        routing: Of N tokens.
+        counts: How many tokens use each expert (E,).
+    """
+    shares = routing.scores / (routing.scores.sum(dim=-1, keepdim=True) + TINY)
+    frequencies = counts.to(shares.dtype) / shares.shape[0]
+    return shares.shape[-1] * (frequencies * shares.mean(dim=0)).sum()
+
+
+def router_z_loss(routing: Routing) -> Tensor:
+    """The mean of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, arXiv 2202.08906)."""
+    return routing.logits.logsumexp(dim=-1).square().mean()
+
+
+def routing_problems(config: LayerConfig) -> Iterator[Problem]:
+    """Numbers of experts and groups that do not fit together."""
+    experts, used = config.n_experts, config.n_experts_per_token
+    groups, used_groups = config.n_expert_groups, config.n_groups_per_token
+    if used > experts:
+        yield Problem(
+            ("n_experts_per_token", "n_experts"),
+            f"n_experts_per_token={used} is more than n_experts={experts}; lower it, or raise "
+            "n_experts.",
+        )
+    if used == 1 and config.router_renormalize:
+        yield Problem(
+            ("router_renormalize", "n_experts_per_token"),
+            "router_renormalize=True makes every weight 1 with n_experts_per_token=1, so that the "
+            "router cannot learn; drop it, or raise n_experts_per_token.",
+        )
+    if experts % groups:
+        yield Problem(
+            ("n_expert_groups", "n_experts"),
+            f"n_experts={experts} is not a multiple of n_expert_groups={groups}; every group has "
+            "the same number of experts.",
+        )
+    elif used_groups > groups:
+        yield Problem(
+            ("n_groups_per_token", "n_expert_groups"),
+            f"n_groups_per_token={used_groups} is more than n_expert_groups={groups}; lower it, or "
+            "raise n_expert_groups.",
+        )
+    elif used_groups * (experts // groups) < used <= experts:
+        yield Problem(
+            ("n_groups_per_token", "n_experts_per_token"),
+            f"n_groups_per_token={used_groups} leaves {used_groups * (experts // groups)} experts "
+            f"to choose from, fewer than n_experts_per_token={used}; raise it, or lower "
+            "n_expert_groups.",
+        )
+
+
+def idle_routing(config: LayerConfig) -> Iterator[Problem]:
+    """Keys of routing without effect: errors if no layer has a use for them."""
+    groups = config.n_expert_groups
+    if config.n_groups_per_token == groups:
+        for key in ("n_expert_groups", "n_groups_per_token"):
+            yield Problem(
+                (key,),
+                f"{key}={getattr(config, key)} does nothing when tokens may use all groups; set "
+                "n_groups_per_token below n_expert_groups, or drop it.",
+            )
+    if config.n_experts_per_token < config.n_experts:
+        return
+    no_effect = ["balance_loss_coef", "router_bias_rate"]
+    if config.router_score == "softmax":
+        no_effect.append("router_renormalize")
+    for key in no_effect:
+        yield Problem(
+            (key, "n_experts_per_token"),
+            f"{key}={getattr(config, key)} does nothing when every token uses all "
+            f"n_experts={config.n_experts}; drop it, or lower n_experts_per_token.",
+        )
