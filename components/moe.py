@@ -133,9 +133,9 @@ class Experts(Part):
         super().__init__()
         self.count, self.used = config.n_experts, config.n_experts_per_token
         C, F = config.n_embd, config.ffn_hidden
-        self.gate_up = nn.Parameter(torch.empty(self.count, 2 * F, C))  # gate first, then up
+        self.gate_up = nn.Parameter(torch.zeros(self.count, 2 * F, C))  # gate first, then up
         self.activation = ACTIVATIONS[config.activation](config)
-        self.down = nn.Parameter(torch.empty(self.count, C, F))
+        self.down = nn.Parameter(torch.zeros(self.count, C, F))
         biases = (torch.zeros(self.count * width) for width in (2 * F, C))
         self.gate_up_bias, self.down_bias = (
             nn.Parameter(bias) if config.bias else None for bias in biases

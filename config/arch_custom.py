@@ -21,13 +21,26 @@ norm_position = "pre"  # pre | post | res_post | sandwich | parallel | parallel_
 norm_eps = 1e-5
 
 # Feed-forward network
-ffn_type = "standard"  # standard | glu | swiglu | geglu | reglu; "standard+swiglu*": by layer
+ffn_type = "standard"  # standard | glu | swiglu | geglu | reglu | moe; "swiglu+moe*": by layer
 activation = "gelu"  # gelu | gelu_tanh | silu | relu | relu2 | leaky_relu; None: ffn_type's own
 ffn_multiplier = None  # hidden width over n_embd; None: 4, gated 8/3
 ffn_multiple_of = 1  # round the hidden width up to a multiple
 ffn_hidden = None  # the hidden width itself; None: by ffn_multiplier
 # activation = "leaky_relu":
 # leaky_relu_slope = 0.01
+# ffn_type = "moe":
+# n_experts = 8  # each of width ffn_hidden
+# n_experts_per_token = 2
+# n_shared_experts = 0  # that all tokens use
+# shared_expert_gate = False  # a sigmoid per token on the shared experts
+# router_score = "softmax"  # softmax | sigmoid
+# router_renormalize = None  # weights of a token's experts sum to 1; None: if there are several
+# router_scale = 1.0  # factor on these weights
+# n_expert_groups = 1
+# n_groups_per_token = None  # groups that a token's experts are from; None: all
+# router_bias_rate = 0.0  # e.g. 0.001: balance the load by biases that choose, and do not weigh
+# balance_loss_coef = 0.01
+# router_z_loss_coef = 0.0
 
 # Mixer
 mixer = (

@@ -81,6 +81,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "bias": False,
     },
     "no norm, qk_norm": {"normalization": "none", "qk_norm": True},
+    "moe as in DeepSeek-V3": {
+        "ffn_type": "moe",
+        "ffn_hidden": 12,
+        "router_score": "sigmoid",
+        "router_scale": 2.5,
+        "n_expert_groups": 4,
+        "n_groups_per_token": 2,
+        "n_shared_experts": 2,
+        "router_bias_rate": 0.001,
+        "bias": False,
+    },
 }
 
 
@@ -101,6 +112,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "rope_scaling=none+yarn": {**COMPANIONS["rope_scaling"], "rope_scaling": "none+yarn"},
     "ffn_type=standard+swiglu": {"ffn_type": "standard+swiglu"},
     "ffn_type=standard+glu*": {"ffn_type": "standard+glu*", "n_layer": 3},
+    "ffn_type=swiglu+moe*": {"ffn_type": "swiglu+moe*", "n_layer": 3},
     "activation=gelu+relu": {"activation": "gelu+relu"},
     "ffn_hidden=50+90": {"ffn_hidden": "50+90"},
     "normalization=layernorm+rmsnorm": {"normalization": "layernorm+rmsnorm"},

@@ -199,7 +199,7 @@ def test_initialised_as_documented(keys):
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
             continue
-        residual = name.endswith(("mixer.out.weight", "ffn.down.weight"))
+        residual = name.endswith(("mixer.out.weight", "down.weight", "experts.down"))
         std = 0.05 / math.sqrt(2 * config.n_layer) if residual else 0.05
         assert parameter.std().item() == pytest.approx(std, rel=0.06), name
         assert abs(parameter.mean().item()) < 0.06 * std, name

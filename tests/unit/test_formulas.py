@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,12 +68,33 @@ def gated_network(name: str, ffn: nn.Module, x: Tensor) -> Tensor:
     return affine(ACTIVATION_FORMULAS[name](hidden[..., :half]) * hidden[..., half:], ffn.down)
 
 
+def mixture(name: str, ffn: nn.Module, x: Tensor) -> Tensor:
+    """The two best of eight networks, by the exponentials of their logits, made to sum to 1."""
+    weights = torch.exp(x @ ffn.router.weight.T)
+    weights = torch.where(weights < weights.sort().values[..., -2:-1], 0.0, weights)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return sum(
+        weights[..., expert, None] * gated_network(name, network_of(ffn.experts, expert), x)
+        for expert in range(8)
+    )
+
+
+def network_of(experts: nn.Module, expert: int) -> SimpleNamespace:
+    """One of the stacked networks."""
+    made = {}
+    for name in ("gate_up", "down"):
+        weight, biases = getattr(experts, name)[expert], getattr(experts, f"{name}_bias")
+        made[name] = SimpleNamespace(weight=weight, bias=biases.view(8, -1)[expert])
+    return SimpleNamespace(**made)
+
+
 FFN_FORMULAS = {
     "standard": ("gelu", plain_network),
     "glu": ("sigmoid", gated_network),
     "swiglu": ("silu", gated_network),
     "geglu": ("gelu", gated_network),
     "reglu": ("relu", gated_network),
+    "moe": ("silu", mixture),
 }
 """Its activation unless one is asked for, and what it makes of x."""
 

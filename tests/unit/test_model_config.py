@@ -103,6 +103,18 @@ CHANGES = {
     "ffn_multiplier": {"ffn_multiplier": 3.0},
     "ffn_multiple_of": {"ffn_multiple_of": 96},
     "ffn_hidden": {"ffn_hidden": 50},
+    "n_experts": {"n_experts": 4},
+    "n_experts_per_token": {"n_experts_per_token": 3},
+    "router_score": {"router_score": "sigmoid"},
+    "router_renormalize": {"router_renormalize": False},
+    "router_scale": {"router_scale": 2.0},
+    "n_expert_groups": {"n_expert_groups": 2},
+    "n_groups_per_token": {"n_groups_per_token": 2},
+    "n_shared_experts": {"n_shared_experts": 2},
+    "shared_expert_gate": {"shared_expert_gate": True},
+    "router_bias_rate": {"router_bias_rate": 0.1},
+    "balance_loss_coef": {"balance_loss_coef": 0.5},
+    "router_z_loss_coef": {"router_z_loss_coef": 0.5},
     "n_kv_head": {"n_kv_head": 2},
     "head_dim": {"head_dim": 16},
     "qk_norm": {"qk_norm": True},
@@ -162,10 +174,20 @@ _LLAMA3 = {
     "rope_original_block_size": 16,
 }
 _HYPER = {"residual": "hyper_connections"}
+_MOE = {"ffn_type": "moe"}
+_GROUPS = {**_MOE, "n_expert_groups": 4, "n_groups_per_token": 1}
 _GDN = {"mixer": "gated_deltanet", "gdn_n_head": 4}
 BEFORE = {
     "short_conv_kernel": {"mixer": "short_conv"},
     **{key: _GDN for key in CHANGES if key.startswith("gdn_")},
+    **{
+        key: _MOE
+        for key in CHANGES
+        if key.startswith(("n_experts", "n_shared", "router", "balance"))
+    },
+    "n_expert_groups": _GROUPS,
+    "n_groups_per_token": _GROUPS,
+    "shared_expert_gate": {**_MOE, "n_shared_experts": 1},
     "hyper_streams": _HYPER,
     "hyper_dynamic": _HYPER,
     "leaky_relu_slope": {"activation": "leaky_relu"},
@@ -192,6 +214,17 @@ def test_every_key_is_walked():
     assert set(CHANGES) == set(architecture_keys())
 
 
+ONLY_IN_TRAINING = ("router_bias_rate", "balance_loss_coef", "router_z_loss_coef")
+
+
+def after_training(**keys) -> tuple[float, float]:
+    """The auxiliary losses of a model, and its loss once its buffers were updated."""
+    model, idx = tiny_model(**keys), tokens(24)
+    auxiliary = model(idx, idx, objective=lambda x, head, targets: (x.new_zeros(()), {}))
+    model.after_step(auxiliary.metrics)
+    return auxiliary.loss.item(), model(idx, idx)[1].item()
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_no_key_is_ignored(key):
     """It changes the output, the shape of it, or, of execution, nothing but how it is computed."""
@@ -209,6 +242,9 @@ def test_no_key_is_ignored(key):
         assert torch.allclose(*outputs, atol=2e-5)
         backends = [type(GPT(tiny_config(**k)).blocks[0].mixer.backend) for k in (before, after)]
         assert backends[0] is not backends[1]
+    elif key in ONLY_IN_TRAINING:
+        assert torch.equal(*outputs)
+        assert after_training(**before) != after_training(**after)
     elif key == "block_size":
         longer = tiny_model(**after)
         assert longer(tokens(32)).shape[1] == 32
@@ -221,7 +257,8 @@ def test_no_key_is_ignored(key):
 LAYERS_MAY_DIFFER_IN = [
     key
     for key in CHANGES
-    if architecture_keys()[key].per_layer and key != "value_residual"  # of several layers
+    if architecture_keys()[key].per_layer
+    and key not in ("value_residual", *ONLY_IN_TRAINING)  # the first is of several layers
 ]
 
 
@@ -406,7 +443,7 @@ REFUSED = {
     "n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": 3},
     "ffn_multiplier=1e+308 must be at most 10000": {"ffn_multiplier": 1e308},
     "unknown normalization 'rmsnrom'; did you mean 'rmsnorm'": {"normalization": "rmsnrom"},
-    "unknown ffn_type 'moe'. Choices": {"ffn_type": "moe"},
+    "unknown ffn_type 'mlp'. Choices": {"ffn_type": "mlp"},
     "cannot be combined with ffn_type='swiglu'": {"ffn_type": "swiglu", "activation": "relu"},
     "ffn_hidden=50 is not a multiple of ffn_multiple_of=16": {
         "ffn_hidden": 50,
@@ -429,7 +466,7 @@ REFUSED = {
         "activation": "relu",
     },
     "n_embd takes int, not '32+48' (str)": {"n_embd": "32+48"},
-    "unknown ffn_type 'mo'. Choices": {"ffn_type": "standard+mo"},
+    "unknown ffn_type 'mlp2'. Choices": {"ffn_type": "standard+mlp2"},
     "sliding_window=0 must be at least 1": {"sliding_window": "5+0"},
     "rope_theta=500.0 belongs to position_encoding=rope, which no layer uses; drop it, or choose "
     "that part.": {"rope_theta": 500.0},

@@ -296,7 +296,7 @@ class TestLoad:
         assert_close(ffn.router.expert_bias - before, step * signs.double(), rtol=0, atol=1e-9)
 
     def test_biases_balance(self):
-        """Without a loss, tokens leave the busiest experts: of 36 choices, 8 experts get 4 or 5."""
+        """Without a loss: in the end no expert gets more than 6 of 36 choices."""
         ffn = made(**{**DEEPSEEK, "router_bias_rate": 0.003})
         ffn.router.expert_bias.zero_()
         largest = []
@@ -305,7 +305,7 @@ class TestLoad:
             largest.append(metrics["max_load"].item())
             ffn.after_step(metrics, 1.0)
         assert largest[0] > 0.2
-        assert sum(largest[-50:]) / 50 < 1.1 * 5 / 36
+        assert max(largest[-50:]) < 6.5 / 36
 
     def test_without_a_rate_there_is_nothing_to_update(self):
         ffn = made(**MOE)
