@@ -304,7 +304,7 @@ def evaluation_losses(run: Run, stop: StopRequest) -> list[float] | None:
             break
         with autocast(run.device, run.dtype):
             output = run.model(x.to(run.device), y.to(run.device), objective=token_loss)
-        losses.append(output.loss * y.numel())
+        losses.append(output.terms["cross_entropy"] * y.numel())
     run.model.train()
     return None if stop.requested else torch.stack(losses).tolist()
 
