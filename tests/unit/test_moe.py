@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+import train
 from components.context import Context
 from components.moe import MoE
 from components.part import Part
@@ -264,6 +266,15 @@ class TestAuxiliaryLosses:
             "router_z_loss": 0.2 * router_z_loss(routing),
         }
         assert_close(left.outputs.losses, expected)
+
+    def test_validation_leaves_them_out(self):
+        model = GPT(tiny_config(**MOE, balance_loss_coef=3.0))
+        x, y = tokens(16), tokens(16, seed=2)
+        run = SimpleNamespace(
+            model=model, validation=[(x, y)], device=torch.device("cpu"), dtype=torch.float32
+        )
+        (loss,) = train.evaluation_losses(run, SimpleNamespace(requested=False))
+        assert loss == pytest.approx(y.numel() * model(x, y)[1].item(), rel=1e-6)
 
     def test_off(self):
         ffn, left = made(**MOE, balance_loss_coef=0.0), context(hidden())
