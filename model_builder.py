@@ -393,10 +393,19 @@ class GPT(Part):
         return {
             "name": self.config.architecture_name,
             "parameters": self.num_parameters(),
+            "active_parameters": self.active_parameters(),
             "flops_per_token": self.flops_per_token(seq_len),
             "flops_per_token_causal": self.flops_per_token(seq_len, causal=True),
             "attention_ffn_ratio": self.attention_ffn_ratio(seq_len),
+            "decoding_state_bytes": self.decoding_state_bytes(seq_len),
         }
+
+    def decoding_state_bytes(self, seq_len: int | None = None) -> int:
+        """Bytes that decoding keeps of one sequence of `seq_len` tokens, keys and values in half
+        precision."""
+        seq_len = seq_len or self.config.block_size
+        parts = (part for block in self.blocks for part in block.sublayers.values())
+        return sum(part.state_bytes(seq_len, torch.bfloat16) for part in parts)
 
     def attention_ffn_ratio(self, seq_len: int | None = None) -> float:
         """Forward FLOPs of the mixers over those of the feed-forward networks."""

@@ -72,7 +72,7 @@ QUANTITIES = {
     "bits_per_byte": Quantity("bits/byte", format_loss),
     "parameters": Quantity("params", format_count),
     "flops_per_token": Quantity("FLOPs/token", format_flops),
-    "attention_ffn_ratio": Quantity("attn/FFN", lambda value: format_number(value, ".2f")),
+    "attention_ffn_ratio": Quantity("mixer/FFN", lambda value: format_number(value, ".2f")),
     "tokens_per_second": Quantity("tokens/s", format_count),
     "mfu_percent": Quantity("MFU", format_percent),
     "peak_memory_bytes": Quantity("memory", format_bytes),

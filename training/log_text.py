@@ -132,6 +132,8 @@ def format_step(record: Mapping[str, Any], max_iters: int | None) -> str:
         f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], ' .1e')} "
         f"std {format_number(gradients['std'], '.1e')}",
     ]
+    auxiliary = {k: v for k, v in record.get("terms", {}).items() if k != "cross_entropy"}
+    details += [f"{name} {value:.3g}" for name, value in auxiliary.items()]
     if record["bad_steps"]:
         details.append(f"skipped steps {record['bad_steps']}")
     return _pack(fields) + "\n" + _pack(details, indent="    ")

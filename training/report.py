@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from configurator import Settings
 from options import KEYS
@@ -47,10 +48,20 @@ def _cost(run: Run) -> Rows:
     matrices = run.network.num_parameters(embeddings=False)
     return [
         ("parameters", f"{cost['parameters']:,} ({matrices:,} outside the embedding tables)"),
+        *_active(cost),
         ("FLOPs/token", f"{full:,} at {length} tokens, on which MFU is based"),
         ("", f"{causal:,} if only what the causal mask leaves is counted"),
-        ("attention/FFN", f"{cost['attention_ffn_ratio']:.3f} of forward FLOPs"),
+        ("mixer/FFN", f"{cost['attention_ffn_ratio']:.3f} of forward FLOPs"),
+        ("decoding state", f"{format_bytes(cost['decoding_state_bytes'])} for {length} tokens"),
     ]
+
+
+def _active(cost: Mapping[str, Any]) -> Rows:
+    """The parameters that a token uses, if those are not all."""
+    active = cost["active_parameters"]
+    if active == cost["parameters"]:
+        return []
+    return [("", f"{active:,} of them active: used by a token")]
 
 
 def _data(run: Run) -> Rows:

@@ -39,6 +39,16 @@ def corrupt(checkpoint: Path) -> None:
     file.write_bytes(content)
 
 
+HYBRID = ("--mixer=gated_deltanet+attention", "--residual=hyper_connections")
+MIXTURE = (
+    "--mixer=short_conv+attention",
+    "--ffn_type=moe",
+    "--n_experts=4",
+    "--router_bias_rate=0.01",
+    "--residual=unet",
+)
+
+
 class TestTwiceNIsNAndN:
     @pytest.mark.parametrize(
         "settings",
@@ -47,8 +57,17 @@ class TestTwiceNIsNAndN:
             ("--lr_schedule=linear", "--gradient_accumulation_steps=3", *COURSE),
             ("--lr_schedule=wsd", "--grad_clip=0", "--dtype=bfloat16", *COURSE),
             ("--lr_schedule=constant", "--warmup_iters=4", "--dtype=float16", *COURSE[1:]),
+            (*COURSE, "--n_layer=2", *HYBRID),
+            (*COURSE, "--n_layer=2", *MIXTURE),
         ],
-        ids=["cosine", "linear, accumulated", "wsd, bfloat16", "constant, float16"],
+        ids=[
+            "cosine",
+            "linear, accumulated",
+            "wsd, bfloat16",
+            "constant, float16",
+            "hybrid",
+            "mixture of experts",
+        ],
     )
     def test_weights_moments_and_log(self, workshop: Workshop, settings: tuple[str, ...]) -> None:
         whole = workshop.train("--max_iters=12", *settings, run_name="whole")

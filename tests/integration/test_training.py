@@ -216,7 +216,7 @@ class TestLog:
         assert log["config"].keys() == load([]).to_dict().keys()
         assert log["architecture"].keys() == {
             *("name", "parameters", "flops_per_token", "flops_per_token_causal"),
-            "attention_ffn_ratio",
+            *("attention_ffn_ratio", "active_parameters", "decoding_state_bytes"),
         }
         assert {"python", "torch", "cuda", "driver", "device", "commit"} <= log[
             "environment"
@@ -303,7 +303,7 @@ class TestLog:
         report = " ".join(capsys.readouterr().out.split())  # however the lines are broken
         assert "1 step, 64 tokens" in report
         assert "warm-up of 1 step, weight decay" in report
-        for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "fingerprint", "memory"):
+        for text in ("output_softcap 30", "FLOPs/token", "mixer/FFN", "fingerprint", "memory"):
             assert text in report
 
 
@@ -474,3 +474,30 @@ def test_what_blocks_share_is_not_that_of_the_check(
     monkeypatch.setattr(training.preflight, "expected_memory", lambda *_, **__: None)
     unchecked = workshop.train(*flags, run_name="unchecked")
     assert_same_course(checked, unchecked, step=3)
+
+
+class TestAuxiliaryLosses:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def log(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+        workshop = Workshop(dataset, tmp_path_factory.mktemp("moe") / "out")
+        flags = ("--ffn_type=standard+moe", "--n_layer=2", "--n_experts=4", "--z_loss_coef=0.01")
+        return log_of(workshop.train("--max_iters=4", "--log_interval=2", *flags))
+
+    def test_the_terms_add_up_and_the_loss_is_the_cross_entropy(self, log: dict) -> None:
+        for record in log["training_iterations"]:
+            terms = record["terms"]
+            assert terms.keys() == {"cross_entropy", "z_loss", "balance_loss"}
+            assert sum(terms.values()) == pytest.approx(record["objective"], rel=1e-5)
+            assert record["loss"] == terms["cross_entropy"]
+            assert min(terms.values()) > 0
+
+    def test_the_load_of_the_experts_is_logged_by_layer(self, log: dict) -> None:
+        for record in log["training_iterations"]:
+            dense, mixture = record["metrics"]["ffn.load"]
+            assert dense is None
+            assert sum(mixture) == pytest.approx(1.0)
+
+    def test_active_parameters_are_told_apart(self, log: dict) -> None:
+        cost = log["architecture"]
+        assert 0 < cost["active_parameters"] < cost["parameters"]
