@@ -539,7 +539,8 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each saved weight, from the header of its file alone."""
     with _reading(path, _MODEL) as file, safe_open(file, "pt") as saved:
         names = saved.keys()
-        return {name: tuple(saved.get_slice(name).get_shape()) for name in names}
+        shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
+    return {_current_name(name): shape for name, shape in shapes.items()}
 
 
 def refuse_other_shapes(path: Path, model: nn.Module) -> None:

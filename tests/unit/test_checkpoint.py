@@ -34,6 +34,7 @@ from training.checkpoint import (
     runs_newest_first,
     save_checkpoint,
     verify,
+    weight_shapes,
 )
 from training_config import TrainingConfig
 
@@ -157,6 +158,34 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path):
     load_model_weights(path, other)
     assert torch.equal(other.head.weight, model.embedding.weight)
     assert other.head.weight is other.embedding.weight
+
+
+def test_weights_that_were_saved_when_every_mixer_was_attention_are_read(tmp_path):
+    """Its norms were named after attention as well."""
+
+    class Block(nn.Module):
+        def __init__(self, mixer: str) -> None:
+            super().__init__()
+            for name in (mixer, f"{mixer}_norm", f"{mixer}_out_norm"):
+                self.add_module(name, nn.Linear(2, 2))
+
+    def made(mixer: str) -> tuple[nn.Module, torch.optim.AdamW]:
+        model = nn.Module()
+        model.blocks = nn.ModuleList([Block(mixer)])
+        optimizer = make_optimizer(model, TrainingConfig())
+        sum(parameter.sum() for parameter in model.parameters()).backward()
+        optimizer.step()
+        return model, optimizer
+
+    path = save(tmp_path, 0, **dict(zip(("model", "optimizer"), made("attention"), strict=True)))
+    model, optimizer = made("mixer")
+    load_model_weights(path, model)
+    load_optimizer(path, model, optimizer)
+    with safe_open(path / "model.safetensors", "pt") as file:
+        assert torch.equal(
+            model.blocks[0].mixer_norm.weight, file.get_tensor("blocks.0.attention_norm.weight")
+        )
+    assert "blocks.0.mixer.weight" in weight_shapes(path)
 
 
 def test_equal_but_separate_weights_are_both_saved(tmp_path):
