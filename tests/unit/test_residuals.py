@@ -1,0 +1,186 @@
+"""Residual streams, against published code and a second derivation, and in every kind of block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.residuals import RESIDUALS
+from model_components import BLOCKS
+from tests.measured import assert_close
+from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
+
+EVERY_PLACE = pytest.mark.parametrize("norm_position", BLOCKS.names)
+EVERY_STREAM = pytest.mark.parametrize("residual", RESIDUALS.names)
+
+
+def weighted_sum(x: Tensor) -> Tensor:
+    """A scalar to which every number contributes differently."""
+    return (x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum()
+
+
+class TestHyperConnections:
+    @pytest.mark.parametrize("streams", [1, 2, 4])
+    def test_a_site_is_that_of_the_package_of_that_name(self, streams):
+        from hyper_connections import HyperConnections
+
+        layer = tiny_layer(
+            residual="hyper_connections",
+            hyper_streams=streams,
+            normalization="rmsnorm",
+            norm_eps=1e-12,  # theirs has none
+        )
+        ours = RESIDUALS["hyper_connections"](layer, sites=2).double()
+        own = ours.connections[1]
+        theirs = HyperConnections(streams, dim=32, layer_index=1).double()
+        pairs = {
+            "alpha": theirs.static_alpha,
+            "beta": theirs.static_beta,
+            "alpha_map": theirs.dynamic_alpha_fn,
+            "beta_map": theirs.dynamic_beta_fn,
+            "alpha_scale": theirs.dynamic_alpha_scale,
+            "beta_scale": theirs.dynamic_beta_scale,
+        }
+        assert torch.equal(own.alpha, theirs.static_alpha)
+        assert torch.equal(own.beta, theirs.static_beta)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, other in pairs.items():
+                other.add_(0.3 * torch.randn_like(other))
+                own.get_parameter(name).copy_(other.view_as(own.get_parameter(name)))
+        x = torch.randn(2, 5, streams, 32, dtype=torch.float64)
+        mine = x.clone().requires_grad_()
+        other = x.permute(0, 2, 1, 3).flatten(0, 1).clone().requires_grad_()  # (B n, T, C)
+        y = ours.join(mine, 1, torch.tanh)
+        read, add = theirs(other)
+        expected = add(torch.tanh(read)).unflatten(0, (2, streams)).transpose(1, 2)
+        assert_close(y, expected, 1e-12)
+        weighted_sum(y).backward()
+        weighted_sum(expected).backward()
+        assert_close(mine.grad, other.grad.unflatten(0, (2, streams)).transpose(1, 2), 1e-12)
+        for name, weight in pairs.items():
+            gradient = own.get_parameter(name).grad
+            assert_close(gradient, weight.grad.view_as(gradient), 1e-10)
+
+    @pytest.mark.parametrize("streams", [1, 3])
+    @EVERY_PLACE
+    @torch.no_grad()
+    def test_a_new_model_computes_what_a_plain_one_does_but_for_the_sum(
+        self, streams, norm_position
+    ):
+        """All streams start alike and get all that is added: the head reads n times the stream."""
+        keys = {"norm_position": norm_position, "normalization": "rmsnorm", "norm_eps": 1e-12}
+        plain = tiny_model(**keys)
+        hyper = tiny_model(**keys, residual="hyper_connections", hyper_streams=streams)
+        hyper.load_state_dict(plain.state_dict(), strict=False)
+        fresh = tiny_config(**keys, residual="hyper_connections", hyper_streams=streams)
+        for block, layer in zip(hyper.blocks, fresh.layers, strict=True):
+            block.residual.load_state_dict(
+                RESIDUALS["hyper_connections"](layer, block.sites).state_dict()
+            )
+        idx = tokens(7)
+        if BLOCKS[norm_position].final_norm or streams == 1:  # a norm takes no notice of n
+            assert_close(hyper(idx), plain(idx), 1e-4)
+
+    @pytest.mark.parametrize("dynamic", [True, False])
+    def test_cost_equals_the_counter(self, dynamic):
+        layer = tiny_layer(residual="hyper_connections", hyper_streams=3, hyper_dynamic=dynamic)
+        residual = RESIDUALS["hyper_connections"](layer, sites=2)
+        stream = torch.randn(1, 7, 3, 32)
+        with FlopCounterMode(display=False) as counter:
+            for site in range(2):
+                residual.join(stream, site, torch.tanh)
+        assert residual.forward_flops(7) == counter.get_total_flops()
+
+
+class TestUNet:
+    @pytest.mark.parametrize("n_layer", [2, 3, 6])
+    @torch.no_grad()
+    def test_the_second_half_adds_what_its_mirror_passed_on(self, n_layer):
+        model, idx = tiny_model(residual="unet", n_layer=n_layer), tokens(5)
+        plain = tiny_model(residual="plain", n_layer=n_layer)
+        plain.load_state_dict(model.state_dict(), strict=False)
+        x = plain.positions.embed(plain.embedding(idx), 0)
+        passed_on = []
+        for layer, block in enumerate(plain.blocks):
+            mirror = n_layer - 1 - layer
+            if mirror < layer:
+                x = x + model.blocks[layer].residual.weight * passed_on[mirror]
+            x, _ = block(x, inputs_of(plain, idx))
+            passed_on.append(x)
+        assert_close(model(idx), plain.head(plain.final_norm(x)), 1e-5)
+
+
+def inputs_of(model: nn.Module, idx: Tensor):
+    """What a block of a model is given beside the stream."""
+    from components.context import LayerInputs
+
+    return LayerInputs(idx, model.position_encodings[0], None, start=0, states=None, taken={})
+
+
+class TestValueResidual:
+    @pytest.mark.parametrize("kind", ["fixed", "learned"])
+    @torch.no_grad()
+    def test_later_layers_attend_to_a_share_of_the_first_values(self, kind, monkeypatch):
+        model = tiny_model(value_residual=kind, n_layer=3, n_kv_head=2)
+        given: list[Tensor] = []
+        own: list[Tensor] = []
+        for block in model.blocks:
+            mixer = block.mixer
+            backend = mixer.backend
+
+            def watched(q, k, v, *rest, backend=backend):
+                given.append(v)
+                return backend(q, k, v, *rest)
+
+            mixer.backend = watched
+            mixer.qkv.register_forward_hook(
+                lambda module, args, y, mixer=mixer: own.append(
+                    mixer._heads(y.split(mixer.widths, dim=-1)[2])
+                )
+            )
+        model(tokens(5))
+        assert torch.equal(given[0], own[0])
+        assert model.blocks[0].mixer.value_share is None
+        for layer in (1, 2):
+            share = model.blocks[layer].mixer.value_share
+            assert_close(given[layer], (1 - share) * own[layer] + share * own[0], 1e-6)
+
+    def test_only_values_of_one_shape_are_mixed(self):
+        model = tiny_model(value_residual="learned", n_layer=4, n_kv_head="1+4")
+        shared = [len(block.takes) for block in model.blocks]
+        assert shared == [0, 0, 1, 1]
+        model(tokens(5), tokens(5))[1].backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+@EVERY_PLACE
+@EVERY_STREAM
+def test_every_stream_goes_with_every_norm_position(residual, norm_position):
+    """Checkpointed blocks give the same gradients, and decoding the same logits."""
+    keys = {
+        "residual": residual,
+        "norm_position": norm_position,
+        "value_residual": "learned",
+        "n_layer": 3,
+    }
+    model, idx = tiny_model(**keys), tokens(9)
+    model(idx, idx)[1].backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        state = model.new_state(2)
+        parts = [model(piece, state=state) for piece in idx.split([4, 1, 1, 3], dim=1)]
+        assert_close(torch.cat(parts, dim=1), model(idx), 1e-5)
+    model.zero_grad()
+    for block in model.blocks:
+
+        def again(*given, forward=block.forward):
+            return checkpoint(forward, *given, use_reentrant=False)
+
+        block.forward = again
+    model(idx, idx)[1].backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert_close(parameter.grad, gradient, 1e-6)
