@@ -164,6 +164,12 @@ class Attention(Mixer):
                 f"qk_norm_over={config.qk_norm_over!r} does nothing without qk_norm; set "
                 "qk_norm=True or drop it.",
             )
+        if config.value_residual != "none" and config.n_layer == 1:
+            yield Problem(
+                ("value_residual", "n_layer"),
+                f"value_residual={config.value_residual!r} has no effect with n_layer=1: there are "
+                "no values of an earlier layer; raise n_layer or drop it.",
+            )
         normed = config.qk_norm or "norm_eps" in NORMS.entry(config.normalization).keys
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
             yield Problem(

@@ -12,7 +12,7 @@ x is (B, T, C); the stream may have more dimensions before the last, which is C.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from components.layer_config import LayerConfig
 from components.norms import make_norm
 from components.part import Part
 from components.registry import Registry
+from errors import Problem
 from options import option
 
 Branch = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
@@ -90,6 +91,15 @@ class UNetResidual(PlainResidual):
         self.takes = (f"stream after layer {mirror}",) if config.index > mirror else ()
         if self.takes:
             self.weight = nn.Parameter(torch.ones(()))
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        if config.n_layer < 2:
+            yield Problem(
+                ("residual", "n_layer"),
+                f"residual='unet' has no effect with n_layer={config.n_layer}: there is no second "
+                "half to add the first to; raise n_layer, or use residual='plain'.",
+            )
 
     def enter(self, stream: Tensor, context: Context) -> Tensor:
         for name in self.takes:

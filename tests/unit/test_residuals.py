@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.residuals import RESIDUALS
+from errors import ConfigError
 from model_components import BLOCKS
 from tests.measured import assert_close
 from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
@@ -119,6 +120,12 @@ def inputs_of(model: nn.Module, idx: Tensor):
     from components.context import LayerInputs
 
     return LayerInputs(idx, model.position_encodings[0], None, start=0, states=None, taken={})
+
+
+@pytest.mark.parametrize("keys", [{"residual": "unet"}, {"value_residual": "fixed"}])
+def test_one_layer_has_nothing_to_add(keys):
+    with pytest.raises(ConfigError, match="has no effect with n_layer=1"):
+        tiny_config(**keys, n_layer=1)
 
 
 class TestValueResidual:
