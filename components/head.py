@@ -153,12 +153,14 @@ def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | Non
 def _sums_of(logits: Tensor, targets: Tensor, z_coef: float) -> tuple[Tensor, Tensor, Tensor]:
     """Over the tokens of a chunk, the cross-entropy and the squared log-partition; and the gradient
     of the first plus `z_coef` times the second by the logits (N, V)."""
-    logits, counted = _wide(logits), targets != IGNORED
-    targets = torch.where(counted, targets, 0).unsqueeze(-1)
-    partition = logits.logsumexp(dim=-1, keepdim=True)
-    losses = partition - logits.gather(-1, targets)
-    gradient = (logits - partition).exp() * (1 + 2 * z_coef * partition)
-    gradient = gradient.scatter_add(-1, targets, torch.full_like(losses, -1.0))
-    counted = counted.unsqueeze(-1)
-    sums = (torch.where(counted, each, 0.0).sum() for each in (losses, partition.square()))
-    return *sums, torch.where(counted, gradient, 0.0)
+    counted = (targets != IGNORED).unsqueeze(-1)
+    targets = targets.clamp(min=0).unsqueeze(-1)
+    log_p = _wide(logits).log_softmax(dim=-1)
+    of_targets = log_p.gather(-1, targets)
+    partition = logits.gather(-1, targets) - of_targets
+    gradient = log_p.exp_()
+    share = counted.to(gradient.dtype)
+    gradient *= (1 + 2 * z_coef * partition) * share if z_coef else share
+    gradient.scatter_add_(-1, targets, -share)
+    sums = ((each * share).sum() for each in (-of_targets, partition.square()))
+    return *sums, gradient
