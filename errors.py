@@ -48,6 +48,21 @@ def file_errors(action: str) -> Iterator[None]:
         raise UserError(f"cannot {action}: {error.strerror or error}.") from error
 
 
+@contextlib.contextmanager
+def error_note(note: str) -> Iterator[None]:
+    """Add a note to an exception that the block raises, such as what of a user's own code failed.
+
+    It is printed below the traceback. A UserError has none, and passes as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(note)
+        raise
+
+
 def is_unprintable(character: str) -> bool:
     """Whether a character is a control character or a lone surrogate (undecodable bytes)."""
     return unicodedata.category(character) in ("Cc", "Cs")
@@ -62,7 +77,10 @@ def printable(text: str) -> str:
 
 
 def quoted(value: Any, longest: int = 80) -> str:
-    """`repr(value)` for a message: in one line, shortened in the middle, and never raising."""
+    """`repr(value)` for a message: in one line, shortened, and never raising."""
+    if isinstance(value, list | tuple) and len(value) > longest:
+        first = quoted(list(value[:3]), longest)
+        return f"{first.removesuffix(']')}, ...] ({len(value):,} values)"
     try:
         text = printable(repr(value))
     except (Exception, SystemExit):  # a __repr__ of the user's own, or an int of over 4300 digits

@@ -19,11 +19,20 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from errors import Problem, UserError, is_unprintable, listed, nearest, quoted, unknown_name
-from patterns import Pattern, read_pattern, repeating
+from errors import (
+    Problem,
+    UserError,
+    error_note,
+    is_unprintable,
+    listed,
+    nearest,
+    quoted,
+    unknown_name,
+)
+from patterns import Pattern, read_pattern, refuse_long
 
 LARGEST_INT = 2**63 - 1
 """What an int may be at most: what fits the int64 that torch and NumPy count with."""
@@ -161,6 +170,16 @@ class Key:
     def derive(self) -> Callable[[Any], Any] | None:
         return self.metadata["derive"]
 
+    @property
+    def title(self) -> str:
+        """What it is called in a message about its declaration."""
+        return f"the option {self.name!r} of {self.owner or 'every run'}"
+
+    def derived(self, config: Any) -> Any:
+        """The value that follows from a layer's config. An error of `derive` names the option."""
+        with error_note(f"`derive` of {self.title} failed."):
+            return self.derive(config)
+
     def declares_as(self, other: Key) -> bool:
         """Whether two keys of one name are the same declaration."""
         told = ("help", "choices", "bounds", "per_layer", "tag")
@@ -183,26 +202,32 @@ class Key:
         """What a value from a file or a flag means: a pattern where it spells one or is a list.
 
         Raises:
-            UserError: it is meant to be a pattern and is none.
+            UserError: it is meant to be a pattern and is none, or lists too many values.
         """
         if not self.per_layer:
             return value
         if isinstance(value, list | tuple):
-            if not value:
-                raise UserError("is an empty list; list at least one value.")
-            for item in value:
-                if isinstance(item, str) and not self._survives_saving(item):
-                    raise UserError(
-                        f"lists {quoted(item)}, which a saved pattern would read as another value; "
-                        "choose another."
-                    )
-            return repeating(value)
-        if not self._spells_pattern(value):
+            pattern = self._listed(value)
+        elif self._spells_pattern(value):
+            pattern = read_pattern(
+                value, lambda text: parse(text, self.annotation), of_numbers=self._takes_numbers
+            )
+        else:
             return value
-        pattern = read_pattern(
-            value, lambda text: parse(text, self.annotation), of_numbers=self._takes_numbers
-        )
-        return pattern if pattern.length > 1 or not pattern.repeats else pattern.simplified()
+        return pattern if pattern.length > 1 or not pattern.repeats else pattern.runs[0][0]
+
+    def _listed(self, values: Sequence[Any]) -> Pattern:
+        """The pattern that a list is, the same as the text with these values between pluses."""
+        if not values:
+            raise UserError("is an empty list; list at least one value.")
+        refuse_long(len(values))
+        for item in values:
+            if isinstance(item, str) and not self._survives_saving(item):
+                raise UserError(
+                    f"lists {quoted(item)}, which a saved pattern would read as another value; "
+                    "choose another."
+                )
+        return Pattern(tuple((value, 1) for value in values))
 
     def _survives_saving(self, item: str) -> bool:
         """Whether the text of a list reads back as itself from the text of the pattern."""
@@ -217,9 +242,9 @@ class Key:
         return float in _members(self.annotation)
 
     def problem(self, value: Any) -> Problem | None:
-        """What is wrong with one value by itself (type, choices, bounds), or None.
+        """What is wrong with a value by itself (type, choices, bounds), or None.
 
-        A pattern's values are checked one by one.
+        The values of a pattern are checked one by one, up to the first that is wrong.
         """
         try:
             meant = self.read(value)
@@ -227,8 +252,12 @@ class Key:
             return Problem((self.name,), f"{self.name}={quoted(value)} {error}")
         if not isinstance(meant, Pattern):
             return self._problem_of_one(meant)
-        found = (self._problem_of_one(one) for one in meant.values)
-        return next((problem for problem in found if problem), None)
+        for layer, one in meant.starts():
+            problem = self._problem_of_one(one)
+            if problem:
+                where = f"{self.name}={quoted(value)}, layer {layer}"
+                return Problem(problem.keys, f"{where}: {problem.message}")
+        return None
 
     def _problem_of_one(self, value: Any) -> Problem | None:
         try:

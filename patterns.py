@@ -1,11 +1,11 @@
 """Values that differ from layer to layer: `a*3+b` repeats over the layers, in `a+b*` the rest is b.
 
-    sliding_window = "128*5+none"          five layers with a window, one without, and again
+    sliding_window = "128*5+none"          five layers with a window, one without, repeated
     position_encoding = "rope*3+none"
     ffn_type = "swiglu+moe*"               the first layer, and all others
     ffn_hidden = [512, 512, 768]           a Python list, in config files
 
-A pattern is as long as the sum of its counts; it is checked against `n_layer` before anything is
+The length of a pattern, the sum of its counts, is checked against `n_layer` before anything is
 expanded.
 """
 
@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from functools import cached_property
+from itertools import accumulate, groupby
 from typing import Any
 
 from errors import UserError, quoted
 
-LONGEST_TO_SIMPLIFY = 4096
-"""Layers up to which a pattern is spelled out to find the fewest words for it."""
+MOST_LAYERS_TO_DIFFER = 10_000
+"""Layers of a model in which a pattern is expanded, and values that one may list."""
 
-_ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*\s*(?P<count>\d{0,18}))?")
+_ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*\s*(?P<count>[0-9]{0,18}))?")
 _PLUS = re.compile(r"\+")
 _PLUS_NOT_OF_AN_EXPONENT = re.compile(r"\+(?<![0-9.][eE]\+)")
 
@@ -40,10 +42,15 @@ class Pattern:
 
     runs: tuple[tuple[Any, int | None], ...]
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The layer after each run; a rest has no end, and that of the run before it instead."""
+        return list(accumulate(count or 0 for _, count in self.runs))
+
     @property
     def length(self) -> int:
         """Layers that it speaks of, the rest excluded."""
-        return sum(count or 0 for _, count in self.runs)
+        return self._ends[-1]
 
     @property
     def repeats(self) -> bool:
@@ -52,20 +59,17 @@ class Pattern:
     @property
     def values(self) -> list[Any]:
         """The different values, in order."""
-        found: list[Any] = []
-        for value, _ in self.runs:
-            if not any(_same(value, other) for other in found):
-                found.append(value)
-        return found
+        return list({(type(value), value): value for value, _ in self.runs}.values())
+
+    def starts(self) -> Iterator[tuple[int, Any]]:
+        """The first layer of each run, and its value."""
+        return zip([0, *self._ends], (value for value, _ in self.runs), strict=False)
 
     def at(self, layer: int) -> Any:
         """The value of a layer."""
         place = layer % self.length if self.repeats else layer
-        for value, count in self.runs:
-            if count is None or place < count:
-                return value
-            place -= count
-        raise AssertionError("a pattern without a rest repeats")
+        run = bisect_right(self._ends, place)
+        return self.runs[min(run, len(self.runs) - 1)][0]
 
     def mapped(self, change: Callable[[Any], Any]) -> Pattern:
         """The pattern with every value changed."""
@@ -89,7 +93,7 @@ class Pattern:
         runs = list(_merged(self.runs))
         if len(runs) == 1:
             return runs[0][0]
-        if self.repeats and self.length <= LONGEST_TO_SIMPLIFY:
+        if self.repeats and self.length <= MOST_LAYERS_TO_DIFFER:
             values = [self.at(layer) for layer in range(self.length)]
             period = _shortest_period(values)
             # It goes on after its end: a period that leaves a part of it over is none.
@@ -97,10 +101,8 @@ class Pattern:
         return Pattern(tuple(runs))
 
     def over(self, layers: int) -> Any:
-        """What it says of so many layers, spelled as every pattern is that says the same of them:
-        a single value where they agree, and with a rest where nothing repeats."""
-        if layers > LONGEST_TO_SIMPLIFY:
-            return self.cut(layers).simplified()
+        """What it says of so many layers; two patterns that say the same come back equal: a single
+        value if the layers agree, and a rest if nothing repeats. The layers are expanded."""
         return with_rest([self.at(layer) for layer in range(layers)])
 
     def __str__(self) -> str:
@@ -153,9 +155,10 @@ def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> 
         of_numbers: Whether values may be numbers with an exponent, whose sign is no separator.
 
     Raises:
-        UserError: it spells none.
+        UserError: it spells none, or too many values to be expanded.
     """
     plus = _PLUS_NOT_OF_AN_EXPONENT if of_numbers else _PLUS
+    refuse_long(1 + sum(1 for _ in plus.finditer(text)))
     runs = []
     for element in plus.split(text):
         found = _ELEMENT.fullmatch(element.strip())
@@ -172,6 +175,15 @@ def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> 
     return Pattern(tuple(runs))
 
 
+def refuse_long(values: int) -> None:
+    """Raise UserError if a pattern lists more values than there may be layers that differ."""
+    if values > MOST_LAYERS_TO_DIFFER:
+        raise UserError(
+            f"lists {values:,} values, but a pattern covers at most {MOST_LAYERS_TO_DIFFER:,} "
+            "layers; shorten it."
+        )
+
+
 def _merged(runs: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
     """The runs with neighbours of one value put together."""
     for _, same in groupby(runs, key=lambda run: (type(run[0]), run[0])):
@@ -180,7 +192,7 @@ def _merged(runs: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int |
 
 
 def _shortest_period(values: Sequence[Any]) -> int:
-    """After how many values they begin anew, be it in the middle of the last time.
+    """After how many values they start over; the last repetition may be incomplete.
 
     By the longest start that is also an end (Knuth, Morris and Pratt 1977), in linear time.
     """

@@ -33,7 +33,7 @@ class LayerConfig:
         )
 
     def __contains__(self, key: str) -> bool:
-        return key in self.values()
+        return key in vars(self) and key != "index"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values())

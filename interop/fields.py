@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from errors import UserError
-from model_config import MOST_LAYERS_TO_DIFFER, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
+from patterns import MOST_LAYERS_TO_DIFFER
 
 Fields = dict[str, Any]
 """What config.json holds."""

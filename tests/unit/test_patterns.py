@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from time import process_time
+
 import pytest
 
 from errors import UserError
 from options import Key, keys_of, option
-from patterns import Pattern, by_layer, read_pattern, spelled
+from patterns import MOST_LAYERS_TO_DIFFER, Pattern, by_layer, read_pattern, spelled
 
 
 class Options:
@@ -80,16 +83,17 @@ def test_a_name_that_ends_in_a_digit_and_e_is_separated():
     ("given", "meant"),
     [
         (["rope", "none"], "rope+none"),
-        (("rope", "rope", "none"), "rope*2+none"),
-        (["rope", "none", "rope", "none"], "rope+none"),
-        (["rope", "rope"], "rope"),
+        (("rope", "rope", "none"), "rope+rope+none"),
+        (["rope", "rope"], "rope+rope"),
         (["rope"], "rope"),
         ("rope*1", "rope"),
         ("rope*", "rope*"),
     ],
 )
 def test_a_list_is_a_pattern_too(given, meant):
+    """The one with its values between pluses, so that both are refused alike."""
     assert str(KEYS["kind"].converted(given)) == meant
+    assert KEYS["kind"].converted(meant) == KEYS["kind"].converted(given)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +109,8 @@ def test_a_list_is_a_pattern_too(given, meant):
         ("kind", "rope**2", "contains 'rope**2'"),
         ("kind", "rope*-1+none", "contains 'rope*-1'"),
         ("kind", "rope*2.5+none", "contains 'rope*2.5'"),
+        ("kind", "rope*٣+none", "contains 'rope*٣', which is not value or value*count"),
+        ("width", "٣+none", "width takes int or none, not '٣' (str)."),
         ("kind", "rope*x", "contains 'rope*x'"),
         ("kind", "rope*0+none", "kind='rope*0+none' assigns 'rope*0' to no layer; remove it."),
         (
@@ -117,7 +123,11 @@ def test_a_list_is_a_pattern_too(given, meant):
         ("kind", [], "kind=[] is an empty list; list at least one value."),
         ("kind", "rope+nome", "unknown kind 'nome'; did you mean 'none'?"),
         ("kind", ["rope", 3], "kind takes str, not 3 (int). Choices: rope, none, alibi."),
-        ("width", "8+0", "width=0 must be at least 1."),
+        ("width", "8+0", "width='8+0', layer 1: width=0 must be at least 1."),
+        ("width", "8*3+16*2+0", "width='8*3+16*2+0', layer 5: width=0 must be at least 1."),
+        ("width", [8, None, 0], "width=[8, None, 0], layer 2: width=0 must be at least 1."),
+        ("width", "8*3+0*", "width='8*3+0*', layer 3: width=0 must be at least 1."),
+        ("width", [8, [8]], "width=[8, [8]], layer 1: width takes int or none, not [8] (list)."),
         ("width", "8+true", "width takes int or none, not 'true' (str)."),
         ("width", "8+x", "width takes int or none, not 'x' (str)."),
         ("share", "0.5+none", "share takes float, not 'none' (str)."),
@@ -251,7 +261,42 @@ def test_over_layers_it_says_what_it_said():
 
 def test_thousands_of_layers_take_no_time():
     for text in ("rope*4000+none", "rope+none*4000", "rope*1999+none+rope*2000"):
-        assert KEYS["kind"].converted(text).over(4096).at(1999) in ("rope", "none")
+        assert KEYS["kind"].converted(text).over(10_000).at(1999) in ("rope", "none")
+
+
+def test_thousands_of_values_take_no_time():
+    widths = list(range(1, MOST_LAYERS_TO_DIFFER + 1))
+    for given in (widths, "+".join(map(str, widths))):
+        started = process_time()
+        pattern = KEYS["width"].converted(given)
+        assert KEYS["width"].problem(given) is None
+        assert pattern.values == widths
+        assert pattern.over(MOST_LAYERS_TO_DIFFER) == pattern
+        assert process_time() - started < 2  # in quadratic time, half a minute
+
+
+class Unexpandable(list):
+    """A list of very many values, which fails if more than a few are looked at."""
+
+    def __len__(self) -> int:
+        return 10**12
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("expanded")
+
+
+def test_the_length_of_a_list_is_checked_before_its_values():
+    problem = KEYS["width"].problem(Unexpandable([1, 2, 3, 4]))
+    assert problem.message == (
+        "width=[1, 2, 3, ...] (1,000,000,000,000 values) lists 1,000,000,000,000 values, but a "
+        "pattern covers at most 10,000 layers; shorten it."
+    )
+
+
+def test_the_length_of_a_text_is_checked_before_its_values():
+    longest, too_long = ("1e+5+" * values + "1e+5" for values in (9_999, 10_000))
+    assert KEYS["share"].problem(longest) is None
+    assert "lists 10,001 values, but a pattern" in KEYS["share"].problem(too_long).message
 
 
 def test_equal_numbers_of_two_types_are_two_values():
