@@ -89,7 +89,7 @@ def _plain(key: Key, layer: LayerConfig) -> Any:
     if plain is not None:
         return plain(layer) if callable(plain) else plain
     if key.default is None and key.derive is not None:
-        return key.derive(layer)
+        return key.derived(layer)
     return key.default
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,14 +23,11 @@ from model_keys import (
     unknown_key_message,
 )
 from options import KEYS, Key
-from part_keys import chosen_through, parts_of
-from patterns import Pattern, spelled, with_rest
+from part_keys import chosen_through, problems_of_parts, registry_of
+from patterns import MOST_LAYERS_TO_DIFFER, Pattern, spelled, with_rest
 
 HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim")
 """Keys that a position encoding in attention sees, besides its own and those of every model."""
-
-MOST_LAYERS_TO_DIFFER = 10_000
-"""Layers of a model in which patterns are expanded."""
 
 
 class _Layers(Sequence):
@@ -111,8 +108,11 @@ class ModelArchitectureConfig:
         meant = {name: keys[name].converted(value) for name, value in both.items()}
         meant = {name: _named(keys[name], value, meant) for name, value in meant.items()}
         layers = meant.get("n_layer", keys["n_layer"].default)
-        own = {name: meant[name] for name in given}
-        problems = [problem for item in own.items() for problem in _pattern_problems(*item, layers)]
+        problems = [
+            problem
+            for name, value in given.items()
+            for problem in _pattern_problems(name, value, meant[name], layers)
+        ]
         problems += _problems_of_many(meant, layers)
         if problems:
             raise ConfigError(problems)
@@ -141,6 +141,9 @@ class ModelArchitectureConfig:
         ]
         used = [name for name in keys if any(name in values for values in self._resolved)]
         own["_used"] = {name: keys[name] for name in used}
+        own["_choosers"] = {
+            name: keys[name] for name in used if registry_of(keys[name]) is not None
+        }
         for name in used:
             first, *others = (values[name] for values in self._resolved if name in values)
             if all(type(v) is type(first) and v == first for v in others):
@@ -186,7 +189,7 @@ class ModelArchitectureConfig:
             place = self.prefix + (layer - self.prefix) % self.period
         return LayerConfig(self._resolved[place], layer)
 
-    @property
+    @cached_property
     def kinds(self) -> list[LayerConfig]:
         """The configs of the first layers, up to where they repeat: one or more of each kind."""
         return [self._layer(layer) for layer in range(len(self._resolved))]
@@ -224,20 +227,60 @@ class ModelArchitectureConfig:
         yield from self._idle_problems()
         yield from self._position_problems()
         yield from self._window_problems()
-        kinds = self.kinds
-        for layer in kinds:
-            where = f"layer {layer.index}: " if len(kinds) > 1 else ""
-            for part in dict(parts_of(layer, self._used)).values():
-                for problem in getattr(part, "problems", lambda config: ())(layer):
-                    yield Problem(problem.keys, where + problem.message)
+        found: dict[Problem, LayerConfig] = {}
+        for layer in self.kinds:
+            for problem in problems_of_parts("problems", layer, self._choosers):
+                found.setdefault(problem, layer)
+        for problem, layer in found.items():
+            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
+
+    def _where(self, keys: Iterable[str], layer: LayerConfig) -> str:
+        """How a message about the keys of one layer begins: `a='1+2', layer 1: ` if layers differ
+        in `a`, nothing if all layers are alike."""
+        if len(self.kinds) == 1:
+            return ""
+        patterns = [key for key in keys if isinstance(self._meant.get(key), Pattern)]
+        return "".join(f"{key}={self._asked(key)}, " for key in patterns) + f"layer {layer.index}: "
+
+    def _asked(self, key: str) -> str:
+        """The value or pattern of a key as it was given, for a message."""
+        return quoted(self._given[key] if key in self._given else str(self._meant[key]))
 
     def _idle_problems(self) -> Iterator[Problem]:
-        """Keys of the user's own that have no effect in any layer."""
-        idle = [{p.keys[0]: p for p in _idle_problems(layer, self._used)} for layer in self.kinds]
+        """Keys of the user's own that have no effect in any layer, and values of their patterns."""
+        idle = [
+            {
+                problem.keys[0]: problem
+                for problem in problems_of_parts("idle", layer, self._choosers)
+            }
+            for layer in self.kinds
+        ]
         for key in self._given:
             having = [i for i, layer in enumerate(self.kinds) if key in layer]
-            if having and all(key in idle[i] for i in having):
+            effective = [i for i in having if key not in idle[i]]
+            if having and not effective:
                 yield idle[having[0]][key]
+            elif effective and isinstance(self._meant[key], Pattern):
+                yield from self._idle_values(key, effective, idle)
+
+    def _idle_values(
+        self, key: str, effective: Iterable[int], idle: Sequence[Mapping[str, Problem]]
+    ) -> Iterator[Problem]:
+        """Values of a pattern that have no effect in any layer, given the layers where the key has
+        one. To say none or False of a layer without the part is no mistake."""
+        pattern = self._meant[key]
+        known = {"none", "false", *(spelled(pattern.at(layer)) for layer in effective)}
+        for layer in self.kinds:
+            value = spelled(pattern.at(layer.index))
+            if value not in known:
+                message = (
+                    idle[layer.index][key].message
+                    if key in layer
+                    else f"{key}={value} has no effect: no layer with this value uses "
+                    f"{KEYS.owned_by(key)}; remove it, or choose that part there."
+                )
+                yield Problem((key,), self._where((key,), layer) + message)
+            known.add(value)
 
     def _unused_problems(self) -> Iterator[Problem]:
         for key in self._given:
@@ -273,11 +316,16 @@ class ModelArchitectureConfig:
         """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
         if "sliding_window" not in self._given:
             return
-        for window in dict.fromkeys(layer.get("sliding_window") for layer in self.kinds):
+        first: dict[int | None, LayerConfig] = {}
+        for layer in self.kinds:
+            first.setdefault(layer.get("sliding_window"), layer)
+        patterned = isinstance(self._meant["sliding_window"], Pattern)
+        for window, layer in first.items():
             if window is not None and window >= self.block_size:
+                where = self._where(("sliding_window",), layer) if patterned else ""
                 yield Problem(
                     ("sliding_window", "block_size"),
-                    f"sliding_window={window} has no effect: it covers the whole "
+                    f"{where}sliding_window={window} has no effect: it covers the whole "
                     f"block_size={self.block_size}; lower it, or set it to none.",
                 )
 
@@ -352,12 +400,6 @@ def _backend_on(layer: LayerConfig, device: str) -> str:
     return backend.name_on(device)
 
 
-def _idle_problems(layer: LayerConfig, keys: Mapping[str, Key]) -> Iterator[Problem]:
-    """Keys of a layer's parts that have no effect in it."""
-    for part in dict(parts_of(layer, keys)).values():
-        yield from getattr(part, "idle", lambda config: ())(layer)
-
-
 # Patterns
 
 
@@ -376,20 +418,20 @@ def _over(value: Any, layers: int) -> Any:
     return value.over(layers) if isinstance(value, Pattern) else value
 
 
-def _pattern_problems(key: str, value: Any, layers: int) -> Iterator[Problem]:
+def _pattern_problems(key: str, given: Any, meant: Any, layers: int) -> Iterator[Problem]:
     """What is wrong with a pattern that a user gave."""
-    if not isinstance(value, Pattern):
+    if not isinstance(meant, Pattern):
         return
-    length = value.length if value.repeats else value.length + 1
+    length = meant.length if meant.repeats else meant.length + 1
     if length > layers:
         yield Problem(
             (key, "n_layer"),
-            f"{key}={quoted(str(value))} needs at least {length} layers, but n_layer={layers}; "
+            f"{key}={quoted(given)} needs at least {length} layers, but n_layer={layers}; "
             "shorten it, or raise n_layer.",
         )
-    elif not isinstance(value.simplified(), Pattern):
-        same = spelled(value.simplified())
-        message = f"{key}={quoted(str(value))} gives every layer {same}; write {key}={same}."
+    elif len(meant.values) == 1:
+        same = spelled(meant.values[0])
+        message = f"{key}={quoted(given)} gives every layer {same}; write {key}={same}."
         yield Problem((key,), message)
 
 

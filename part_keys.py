@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from components.registry import Choices, Registry
+from errors import Problem, error_note, quoted
 from options import Key
 
 
@@ -67,6 +68,7 @@ class Draft:
         self._canonical = canonical
         self._keys = dict(roots)
         self._values: dict[str, Any] = {}
+        self._deriving: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._keys:
@@ -81,8 +83,17 @@ class Draft:
     def _found(self, key: Key) -> Any:
         value = self._given.get(key.name, key.default)
         if value is None and key.derive is not None:
-            value = key.derive(self)
+            value = self._derived(key)
         return self._canonical(key, value, self._given)
+
+    def _derived(self, key: Key) -> Any:
+        if key.name in self._deriving:
+            way = " -> ".join([*self._deriving, key.name])
+            raise RecursionError(f"{key.title} is derived from itself: {way}")
+        self._deriving.append(key.name)
+        value = key.derived(self)
+        self._deriving.pop()
+        return value
 
     def _admit(self, keys: Iterable[Key]) -> None:
         """Add the options of the parts that these keys choose."""
@@ -105,6 +116,21 @@ def parts_of(view: View, keys: Mapping[str, Key]) -> Iterator[tuple[str, type]]:
         registry = registry_of(key)
         if registry is not None and view.get(name) is not None:
             yield name, registry[view.get(name)]
+
+
+def problems_of_parts(method: str, view: View, keys: Mapping[str, Key]) -> Iterator[Problem]:
+    """What the `problems` or the `idle` of each chosen part yields; an error names the part."""
+    for name, part in dict(parts_of(view, keys)).items():
+        said = getattr(part, method, None)
+        if said is None:
+            continue
+        with error_note(f"{method}() of {name}={view.get(name)} failed."):
+            found = list(said(view))
+            if not all(isinstance(problem, Problem) for problem in found):
+                raise TypeError(
+                    f"{method}() must yield Problem(keys, message), not {quoted(found)}"
+                )
+        yield from found
 
 
 def chosen_through(key: Key, view: View) -> set[str]:

@@ -509,7 +509,7 @@ def test_a_flag_or_a_file_may_give_a_pattern(write):
         ),
         (
             ["--ffn_hidden=0*2+4"],
-            "--ffn_hidden: ffn_hidden=0 must be at least 1.",
+            "--ffn_hidden: ffn_hidden='0*2+4', layer 0: ffn_hidden=0 must be at least 1.",
         ),
         (
             ["--ffn_hidden=8*+4"],

@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 from pathlib import Path
+from time import process_time
 from typing import ClassVar
 
 import pytest
@@ -460,10 +461,30 @@ REFUSED = {
     "position_encoding='sinusoidal' acts on the embedding": {
         "position_encoding": "sinusoidal+none"
     },
-    "layer 1: n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": "2+3"},
-    "layer 1: activation='relu' cannot be combined with ffn_type='swiglu'": {
-        "ffn_type": "standard+swiglu",
-        "activation": "relu",
+    "sliding_window=[5, 5] gives every layer 5; write sliding_window=5.": {
+        "sliding_window": [5, 5]
+    },
+    "sliding_window=[5, 5, 5] needs at least 3 layers, but n_layer=2": {
+        "sliding_window": [5, 5, 5]
+    },
+    "n_kv_head='2+3', layer 1: n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": "2+3"},
+    "ffn_type='standard+swiglu', layer 1: activation='relu' cannot be combined with "
+    "ffn_type='swiglu'": {"ffn_type": "standard+swiglu", "activation": "relu"},
+    "rope_theta='50+1e6', layer 1: rope_theta=1000000 has no effect: no layer with this value uses "
+    "position_encoding=rope; remove it, or choose that part there.": {
+        "position_encoding": "rope+none",
+        "rope_theta": "50+1e6",
+    },
+    "rope_theta='50+60+50*', layer 1: rope_theta=60 has no effect: no layer": {
+        "position_encoding": "rope+none",
+        "rope_theta": "50+60+50*",
+        "n_layer": 6,
+    },
+    "n_kv_head='4+2', layer 1: n_kv_head=2 has no effect: no layer with this value uses "
+    "mixer=attention": {"mixer": "attention+short_conv", "n_kv_head": "4+2"},
+    "qk_norm_over='head+projection', layer 1: qk_norm_over='projection' does nothing without": {
+        "qk_norm": "true+false",
+        "qk_norm_over": "head+projection",
     },
     "n_embd takes int, not '32+48' (str)": {"n_embd": "32+48"},
     "unknown ffn_type 'mlp2'. Choices": {"ffn_type": "standard+mlp2"},
@@ -473,8 +494,9 @@ REFUSED = {
     "rope_theta=10000.0 belongs to position_encoding=rope": {"rope_theta": 10000.0},
     "rope_fraction=0.5 belongs to position_encoding=rope": {"rope_fraction": 0.5},
     "leaky_relu_slope=0.2 belongs to activation=leaky_relu": {"leaky_relu_slope": 0.2},
-    "sliding_window=24 has no effect: it covers the whole block_size=24; lower it, or set it to "
-    "none.": {"sliding_window": "5+24"},
+    "sliding_window='5+24', layer 1: sliding_window=24 has no effect: it covers the whole "
+    "block_size=24; lower it, or set it to none.": {"sliding_window": "5+24"},
+    "- sliding_window=24 has no effect": {"sliding_window": 24, "ffn_type": "standard+swiglu"},
     "qk_norm_over='projection' does nothing without qk_norm": {"qk_norm_over": "projection"},
     "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
     "rope_scaling_factor=2.0 belongs to rope_scaling=linear or ntk or yarn or llama3": {
@@ -527,6 +549,36 @@ def test_refused(message, keys):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"position_encoding": "rope+none", "rope_theta": "50*2+60*2", "n_layer": 4},
+        {"position_encoding": "rope*2+none", "rope_theta": "50+60+50", "n_layer": 6},
+        {"position_encoding": "rope+none", "rope_scaling": "ntk+none", "rope_scaling_factor": 2.0},
+        {"mixer": "attention+short_conv", "sliding_window": "5+none", "qk_norm": "true+false"},
+    ],
+)
+def test_patterns_of_which_every_value_has_an_effect_are_accepted(keys):
+    """Of a layer without the part, none and False are true."""
+    tiny_config(**keys)
+
+
+def test_a_pattern_of_a_base_may_have_values_without_effect():
+    base = {**SIZES, "position_encoding": "rope+none", "rope_theta": "50+60"}
+    config = ModelArchitectureConfig.make(base)
+    assert [layer.get("rope_theta") for layer in config.layers] == [50.0, None]
+    assert ModelArchitectureConfig.make(base, {"n_embd": 64}).layers[0].rope_theta == 50.0
+    with pytest.raises(ConfigError, match="rope_theta=60 has no effect"):
+        ModelArchitectureConfig.make(base, {"rope_theta": "50+60"})
+
+
+def test_a_problem_is_told_of_the_first_layer_that_has_it():
+    with pytest.raises(ConfigError) as raised:
+        tiny_config(n_kv_head="2+3", sliding_window="1+2+3+4+5", n_layer=10)
+    [problem] = raised.value.problems
+    assert problem.message.startswith("n_kv_head='2+3', layer 1: n_head=4 is not a multiple of")
+
+
 def test_the_time_to_check_does_not_grow_with_the_layers():
     config = tiny_config(n_layer=10**15, **ROPE)
     assert len(config.layers) == 10**15
@@ -541,6 +593,16 @@ def test_layers_that_differ_are_checked_once_for_each_kind():
     assert (config.prefix, config.period, len(config.kinds)) == (2, 3, 5)
     assert [config.layers[layer].sliding_window for layer in (-1, 0, 2, 9001)] == [5, 5, None, 5]
     assert [config.layers[layer].ffn_type for layer in (1, 2)] == ["standard", "swiglu"]
+
+
+def test_thousands_of_kinds_of_layers_are_checked_in_seconds():
+    windows = "+".join(map(str, range(1, 10_000)))
+    started = process_time()
+    config = tiny_config(n_layer=10_000, sliding_window=windows, block_size=20_000)
+    assert len(config.kinds) == 9_999
+    assert config.layers[9_999].sliding_window == 1
+    assert config.to_dict()["sliding_window"].endswith("+9999")
+    assert process_time() - started < 20  # in quadratic time, some minutes
 
 
 def test_too_many_layers_to_differ_are_refused():
