@@ -77,20 +77,10 @@ def _tags(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) -> Iterator[st
         if key.metadata["tag"] is None or key.role is not Role.ARCHITECTURE:
             continue
         having = [layer for layer in layers if key.name in layer]
-        if any(getattr(layer, key.name) != _plain(key, layer) for layer in having):
+        if any(getattr(layer, key.name) != key.plain(layer) for layer in having):
             alike = len({getattr(layer, key.name) for layer in having}) == 1
             told = having if alike else layers  # the parts in the name tell which have the key
             yield _tag(key, by_layer([layer.get(key.name) for layer in told]))
-
-
-def _plain(key: Key, layer: LayerConfig) -> Any:
-    """The value that an architecture's name leaves out."""
-    plain = key.metadata["plain"]
-    if plain is not None:
-        return plain(layer) if callable(plain) else plain
-    if key.default is None and key.derive is not None:
-        return key.derived(layer)
-    return key.default
 
 
 def _tag(key: Key, values: Any) -> str:

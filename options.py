@@ -74,8 +74,8 @@ class Role(enum.StrEnum):
 
 
 def option(
-    default: Any,
-    help: str,
+    default: Any = dataclasses.MISSING,
+    help: str = "",
     *,
     choices: Iterable[Any] | None = None,
     at_least: float | None = None,
@@ -93,8 +93,8 @@ def option(
     """A config key, declared as an attribute of a class of options.
 
     Args:
-        default: The value where nothing else says otherwise.
-        help: One line, with units.
+        default: The value if nothing else sets it; required.
+        help: One line, with units; required.
         choices: Names it may take; any iterable, read anew at each check (a registry may grow).
         at_least, above, at_most, below: Bounds of a number, inclusive or not.
         per_layer: Whether layers may differ in it: it also takes a pattern, see `patterns`.
@@ -106,7 +106,16 @@ def option(
         role: What the key is for; None: the role of the class that declares it.
         section: Its heading in `--help`; None: that of the class that declares it.
         extra: Further metadata for the use of the class that declares it.
+
+    Raises:
+        UserError: there is no default or no help.
     """
+    if default is dataclasses.MISSING or not isinstance(help, str) or not help.strip():
+        said = "" if default is dataclasses.MISSING else quoted(default)
+        raise UserError(
+            f"option({said}) needs a default and a line of help, for example "
+            'width: int = option(3, "width of the window, in tokens", at_least=1).'
+        )
     metadata = {
         "help": help,
         "choices": choices,
@@ -179,6 +188,16 @@ class Key:
         """The value that follows from a layer's config. An error of `derive` names the option."""
         with error_note(f"`derive` of {self.title} failed."):
             return self.derive(config)
+
+    def plain(self, config: Any) -> Any:
+        """The value that an architecture's name leaves out, given a layer's config."""
+        plain = self.metadata["plain"]
+        if callable(plain):
+            with error_note(f"`plain` of {self.title} failed."):
+                return plain(config)
+        if plain is None and self.default is None and self.derive is not None:
+            return self.derived(config)
+        return self.default if plain is None else plain
 
     def declares_as(self, other: Key) -> bool:
         """Whether two keys of one name are the same declaration."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from pathlib import Path
 
 import pytest
@@ -313,6 +314,86 @@ def test_a_part_that_declares_wrongly_is_refused_and_not_entered(
     assert message in problem
     assert "mine" not in NORMS
     assert set(KEYS) == before
+
+
+@pytest.mark.parametrize("declared", ["option(3)", "option(3, '')", "option(3, help=4)"])
+def test_an_option_without_help_is_refused_with_an_example(plugin, tmp_path, declared):
+    (tmp_path / "parts.py").write_text(f"from options import option\n\na = {declared}\n")
+    assert problems(plugin) == [
+        "parts.py:3: option(3) needs a default and a line of help, for example "
+        'width: int = option(3, "width of the window, in tokens", at_least=1).'
+    ]
+    (tmp_path / "parts.py").write_text("from options import option\n\na = option()\n")
+    assert problems(plugin)[0].startswith("parts.py:3: option() needs a default and a line")
+
+
+FAILING = """
+from components.norms import NORMS, RMSNorm
+from errors import Problem
+from options import option
+
+@NORMS.register("mine", label="Mine")
+class Mine(RMSNorm):
+    "A norm."
+    class Options:
+        first: int | None = option(None, "x", derive=lambda config: {first})
+        second: int | None = option(None, "x", derive=lambda config: config.first, plain={plain})
+    @classmethod
+    def problems(cls, config):
+        yield from {problems}
+    @classmethod
+    def idle(cls, config):
+        return {idle}
+"""
+SOUND = {"first": "3", "plain": "None", "problems": "()", "idle": "()"}
+
+
+@pytest.mark.parametrize(
+    ("failing", "kind", "line", "note"),
+    [
+        ({"first": "1 // 0"}, ZeroDivisionError, 10, "`derive` of the option 'first' of "),
+        ({"first": "config.n_heads"}, AttributeError, 10, "`derive` of the option 'first' of "),
+        ({"problems": "1 // 0"}, ZeroDivisionError, 14, "problems() of "),
+        ({"idle": "[1 // 0]"}, ZeroDivisionError, 17, "idle() of "),
+        ({"plain": "lambda config: 1 // 0"}, ZeroDivisionError, 11, "`plain` of the option 'seco"),
+    ],
+)
+def test_an_error_of_a_part_s_own_code_keeps_its_traceback_and_names_the_part(
+    plugin, tmp_path, failing, kind, line, note
+):
+    (tmp_path / "parts.py").write_text(FAILING.format(**SOUND | failing))
+    with pytest.raises(kind) as raised:
+        load([plugin, "--normalization=mine"]).model.architecture_name  # noqa: B018
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert line in [frame.lineno for frame in frames if frame.filename == "parts.py"]
+    [said] = raised.value.__notes__
+    assert said.startswith(note)
+    assert "normalization=mine" in said
+
+
+def test_options_that_are_derived_from_each_other_are_named(plugin, tmp_path):
+    (tmp_path / "parts.py").write_text(FAILING.format(**SOUND | {"first": "config.second"}))
+    with pytest.raises(RecursionError) as raised:
+        load([plugin, "--normalization=mine"])
+    assert str(raised.value) == (
+        "the option 'first' of normalization=mine is derived from itself: first -> second -> first"
+    )
+    assert load([plugin, "--normalization=mine", "--second=4"]).model.first == 4
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        ({"problems": "['x']"}, "problems() must yield Problem(keys, message), not ['x']"),
+        ({"idle": "'x'"}, "idle() must yield Problem(keys, message), not ['x']"),
+    ],
+)
+def test_what_is_no_problem_is_refused(plugin, tmp_path, failing, message):
+    (tmp_path / "parts.py").write_text(FAILING.format(**SOUND | failing))
+    with pytest.raises(TypeError) as raised:
+        load([plugin, "--normalization=mine"])
+    assert str(raised.value) == message
+    assert raised.value.__notes__[0].endswith("() of normalization=mine failed.")
 
 
 def test_a_part_that_reads_what_it_does_not_declare_is_told(registered):
