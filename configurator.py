@@ -58,7 +58,12 @@ TAKEN_BACK = "default"
 """What a flag says of a key that is to be as if no config file had set it."""
 
 ASKED = ("--help", "-h", "--print_config")
-KEYS.reserve(flag.lstrip("-") for flag in ASKED)
+_OF_SWEEP = "vary arms design seeds match budget tune tune_seeds name workers engine dry_run"
+_OF_AUDIT = "save compare"
+COMMAND_OPTIONS = (*_OF_SWEEP.split(), *_OF_AUDIT.split())
+"""Options that commands take besides `--key=value`; no key may have such a name."""
+
+KEYS.reserve((*(flag.lstrip("-") for flag in ASKED), *COMMAND_OPTIONS))
 
 # Keys of a nanoGPT config that have another name here, or no meaning: key -> what to do.
 NANOGPT_KEYS = {

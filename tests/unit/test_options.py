@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configurator import key_table
+import sweep
+from configurator import COMMAND_OPTIONS, key_table
 from errors import ConfigError, Problem, UserError, nearest, unknown_name
 from options import (
     KEYS,
@@ -22,6 +23,7 @@ from options import (
     parse,
     type_name,
 )
+from scripts import reproducibility_audit
 
 NAMES = ["small", "large"]
 BIG = f"1{'0' * 37}...{'0' * 38} (401 characters)"
@@ -334,12 +336,26 @@ def test_a_key_of_every_run_cannot_be_a_part_s():
         table.declare("ffn=a", {"size": dataclasses.replace(keys("ffn=a")["width"], name="size")})
 
 
+def options_of_commands() -> set[str]:
+    """Those of the commands that also take keys."""
+    parsers = (sweep.parser(), reproducibility_audit.parser())
+    flags = [flag for parser in parsers for a in parser._actions for flag in a.option_strings]
+    return {flag.removeprefix("--") for flag in flags if flag.startswith("--")} | {"print_config"}
+
+
 @pytest.mark.parametrize(
-    "name", ["layers", "to_dict", "changed", "index", "values", "help", "_base"]
+    "name",
+    ["layers", "to_dict", "changed", "index", "values", "_base", *sorted(options_of_commands())],
 )
-def test_names_that_a_config_has_are_reserved(name):
+@pytest.mark.parametrize("annotation", [int, str, float | None, int | str, bool])
+def test_names_of_a_config_and_of_commands_are_reserved(name, annotation):
+    key = dataclasses.replace(keys("ffn=a")["width"], name=name, annotation=annotation)
     with pytest.raises(UserError, match=f"the option name '{name}' is reserved"):
-        KEYS.refuse_clashes("ffn=a", {name: keys("ffn=a")["width"]})
+        KEYS.refuse_clashes("ffn=a", {name: key})
+
+
+def test_no_command_reserves_more_than_its_options():
+    assert set(COMMAND_OPTIONS) == options_of_commands() - {"help", "print_config"}
 
 
 class Base:
