@@ -604,8 +604,9 @@ def _shared_by_all(key: Key) -> bool:
 
 
 def settings_table(settings: Settings) -> str:
-    """Every key, its value, and where that came from, in columns."""
-    values = settings.to_dict()
+    """Every key, its value as it was given, and where that came from, in columns."""
+    values, model = settings.to_dict(), settings.model
+    values |= {key: model.said(key) for key in values if key in model}
     rows = [
         (key, shown(values[key]), settings.origins[key]) for key in key_table() if key in values
     ]

@@ -307,7 +307,7 @@ class ModelArchitectureConfig:
                 if len({layer.get(key) for layer in using}) > 1:
                     yield Problem(
                         (key, "position_encoding"),
-                        f"{key}={quoted(self._said(key))} differs from layer to layer, but "
+                        f"{key}={quoted(self.said(key))} differs from layer to layer, but "
                         f"position_encoding={name!r} acts on the embedding, once for all layers; "
                         f"give {key} one value.",
                     )
@@ -352,9 +352,17 @@ class ModelArchitectureConfig:
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        return {name: self._said(name) for name in self._used}
+        return {name: self._saved(key) for name, key in self._used.items()}
 
-    def _said(self, name: str) -> Any:
+    def _saved(self, key: Key) -> Any:
+        """What a saved config has for a key; see `option` for `saved`."""
+        if key.metadata["saved"] is None:
+            return self.said(key.name)
+        layers = self.layers if len(self.kinds) > 1 else self.kinds
+        values = with_rest([key.saved(layer) if key.name in layer else None for layer in layers])
+        return str(values) if isinstance(values, Pattern) else values
+
+    def said(self, name: str) -> Any:
         """The value of a key, or the pattern that its values make, as text."""
         if name in vars(self):
             return vars(self)[name]
@@ -366,7 +374,7 @@ class ModelArchitectureConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every key that a layer has a use for and its value, derived ones included; patterns over
-        the layers as text."""
+        the layers as text. An option that declares `saved` has that value instead."""
         return dict(self._values)
 
     @property

@@ -86,6 +86,7 @@ def option(
     derive: Callable[[Any], Any] | None = None,
     tag: Any = SPELLED_BY_KEY,
     plain: Any = None,
+    saved: Callable[[Any], Any] | None = None,
     role: Role | None = None,
     section: str | None = None,
     **extra: Any,
@@ -103,6 +104,8 @@ def option(
             False and True, or a dict of words. None: not at all, for what other keys imply.
         plain: The value that a name leaves out, or a function of a layer's config that gives it;
             None: the default, or what is derived.
+        saved: What a saved config has in place of a value, from the config of a layer, if several
+            values make the same architecture; None: the value.
         role: What the key is for; None: the role of the class that declares it.
         section: Its heading in `--help`; None: that of the class that declares it.
         extra: Further metadata for the use of the class that declares it.
@@ -124,6 +127,7 @@ def option(
         "derive": derive,
         "tag": tag,
         "plain": plain,
+        "saved": saved,
         "role": role,
         "section": section,
         **extra,
@@ -198,6 +202,11 @@ class Key:
         if plain is None and self.default is None and self.derive is not None:
             return self.derived(config)
         return self.default if plain is None else plain
+
+    def saved(self, config: Any) -> Any:
+        """What a saved config has in place of a value, given a layer's config."""
+        with error_note(f"`saved` of {self.title} failed."):
+            return self.metadata["saved"](config)
 
     def declares_as(self, other: Key) -> bool:
         """Whether two keys of one name are the same declaration."""

@@ -27,6 +27,8 @@ _COUNTED = {
     "dataset": ("data", "fingerprint"),
     "eval_tokens": ("data", "val_fingerprint"),
     "dtype": ("environment", "dtype"),
+    "ffn_multiplier": ("config", "ffn_hidden"),
+    "ffn_multiple_of": ("config", "ffn_hidden"),
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -27,6 +27,14 @@ def _width(config: LayerConfig) -> int:
     if config.ffn_multiplier is not None:
         width = max(1, round(config.n_embd * config.ffn_multiplier))
     return -(-width // config.ffn_multiple_of) * config.ffn_multiple_of
+
+
+def _unless_default(key: str, otherwise: Any) -> Callable[[LayerConfig], Any]:
+    """What a saved config says of a key that the hidden width follows from: nothing if the width is
+    the default one, however it was given."""
+    return lambda config: (
+        otherwise if config.ffn_hidden == _default_width(config) else getattr(config, key)
+    )
 
 
 class FeedForward(Sublayer):
@@ -54,6 +62,7 @@ class FeedForward(Sublayer):
             at_most=10_000,
             per_layer=True,
             tag=None,
+            saved=_unless_default("ffn_multiplier", None),
         )
         ffn_multiple_of: int = option(
             1,
@@ -61,6 +70,7 @@ class FeedForward(Sublayer):
             at_least=1,
             per_layer=True,
             tag=None,
+            saved=_unless_default("ffn_multiple_of", 1),
         )
         ffn_hidden: int | None = option(
             None,

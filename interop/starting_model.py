@@ -72,4 +72,4 @@ def _departs(model: ModelArchitectureConfig, key: str, value: Any) -> bool:
         made = ModelArchitectureConfig.make(model.to_dict(), {key: value})
     except ConfigError:
         return KEYS[key].problem(value) is None
-    return list(made.layers) != list(model.layers)
+    return made != model

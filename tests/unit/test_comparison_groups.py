@@ -45,6 +45,16 @@ def test_where_and_how_a_run_is_watched_makes_no_other_group(training):
     assert [group.n for group in group_runs(runs)] == [2]
 
 
+def test_how_a_width_was_given_makes_no_other_group():
+    """Logs of earlier versions have the multiplier even where it made the default width."""
+    width = {"ffn_multiplier": None, "ffn_multiple_of": 1, "ffn_hidden": 96}
+    ways = (width, width | {"ffn_multiplier": 3.0}, width | {"ffn_multiple_of": 32})
+    runs = [simulated_run(seed=seed, model=way) for seed, way in enumerate(ways)]
+    assert [group.n for group in group_runs(runs)] == [3]
+    other = simulated_run(seed=4, model=width | {"ffn_hidden": 128})
+    assert [group.n for group in group_runs([*runs, other])] == [3, 1]
+
+
 @pytest.mark.parametrize(
     "other",
     [

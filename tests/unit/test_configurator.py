@@ -885,6 +885,12 @@ def test_print_config_shows_every_value_and_its_origin(capsys, write):
     assert len({row.index(cells[row.split()[0]][1], 35) for row in rows[:3]}) == 1
 
 
+def test_print_config_shows_a_value_that_equals_the_default_as_it_was_given(capsys):
+    train.main(["--ffn_multiplier=4", "--print_config"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["ffn_multiplier", "4", "--ffn_multiplier"] in rows
+
+
 def test_print_config_reports_problems_instead():
     assert problems("--print_config", "--n_layer=0") == ["--n_layer: n_layer=0 must be at least 1."]
 

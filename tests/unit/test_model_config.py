@@ -336,6 +336,39 @@ def test_to_dict_and_back():
 
 
 @pytest.mark.parametrize(
+    ("keys", "given"),
+    [
+        ({}, {"ffn_multiplier": 4.0}),
+        ({}, {"ffn_multiplier": 4.0, "ffn_multiple_of": 32}),
+        ({}, {"ffn_hidden": 128}),
+        ({"ffn_type": "swiglu"}, {"ffn_multiplier": 8 / 3}),
+        ({"ffn_type": "standard+swiglu"}, {"ffn_multiplier": [4.0, 8 / 3]}),
+        ({"ffn_type": "standard+swiglu"}, {"ffn_multiplier": [None, 8 / 3]}),
+    ],
+)
+def test_a_default_width_is_saved_alike_however_it_was_given(keys, given):
+    config, same = tiny_config(**keys), tiny_config(**keys, **given)
+    assert same.to_dict() == config.to_dict()
+    assert same == config
+    assert same.to_dict()["ffn_multiplier"] is None
+    assert ModelArchitectureConfig.from_dict(same.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ffn_multiplier": 3.0}, (3.0, 1, 96)),
+        ({"ffn_multiple_of": 96}, (None, 96, 192)),
+        ({"ffn_multiplier": [4.0, 3.0]}, ("none+3", 1, "128+96")),
+    ],
+)
+def test_another_width_is_saved_as_it_was_given(given, said):
+    saved = tiny_config(**given).to_dict()
+    assert tuple(saved[k] for k in ("ffn_multiplier", "ffn_multiple_of", "ffn_hidden")) == said
+    assert ModelArchitectureConfig.from_dict(saved).to_dict() == saved
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"sliding_window": "100*5+none"}, {"sliding_window": "100*5+none"}),
