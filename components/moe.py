@@ -77,7 +77,7 @@ class MoE(FeedForward):
         if config.shared_expert_gate and not config.n_shared_experts:
             yield Problem(
                 ("shared_expert_gate", "n_shared_experts"),
-                "shared_expert_gate=True does nothing with n_shared_experts=0; raise it, or drop "
+                "shared_expert_gate=True has no effect with n_shared_experts=0; raise it, or drop "
                 "shared_expert_gate.",
             )
 

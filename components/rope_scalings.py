@@ -72,7 +72,7 @@ class Stretched(RopeScaling):
         if config.rope_scaling_factor == 1:
             yield Problem(
                 ("rope_scaling", "rope_scaling_factor"),
-                f"rope_scaling={config.rope_scaling!r} does nothing with rope_scaling_factor=1; "
+                f"rope_scaling={config.rope_scaling!r} has no effect with rope_scaling_factor=1; "
                 "set it above 1, or drop rope_scaling.",
             )
 

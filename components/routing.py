@@ -222,7 +222,7 @@ def idle_routing(config: LayerConfig) -> Iterator[Problem]:
         for key in ("n_expert_groups", "n_groups_per_token"):
             yield Problem(
                 (key,),
-                f"{key}={getattr(config, key)} does nothing when tokens may use all groups; set "
+                f"{key}={getattr(config, key)} has no effect when tokens may use all groups; set "
                 "n_groups_per_token below n_expert_groups, or drop it.",
             )
     if config.n_experts_per_token < config.n_experts:
@@ -233,6 +233,6 @@ def idle_routing(config: LayerConfig) -> Iterator[Problem]:
     for key in no_effect:
         yield Problem(
             (key, "n_experts_per_token"),
-            f"{key}={getattr(config, key)} does nothing when every token uses all "
+            f"{key}={getattr(config, key)} has no effect when every token uses all "
             f"n_experts={config.n_experts}; drop it, or lower n_experts_per_token.",
         )

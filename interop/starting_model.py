@@ -61,7 +61,7 @@ def _contradictions(asked: Asked, model: ModelArchitectureConfig, folder: str) -
     if "arch_preset" in asked.given:
         yield Problem(
             ("arch_preset", "init_from"),
-            f"{asked.given['arch_preset'].origin}: arch_preset does nothing beside "
+            f"{asked.given['arch_preset'].origin}: arch_preset has no effect with "
             f"init_from={folder!r}, which says what the architecture is; drop one.",
         )
 

@@ -62,15 +62,18 @@ def _plugin_problems(settings: Settings) -> list[Problem]:
 def _tf32_problems(
     training: TrainingConfig, device: torch.device, dtype: torch.dtype
 ) -> list[Problem]:
-    if not training.tf32 or (has_tf32(device) and dtype is torch.float32):
+    if not training.tf32:
         return []
-    computes = str(dtype).removeprefix("torch.")
-    message = (
-        f"tf32=True does nothing for {computes} on {device_name(device)}: it applies to "
-        "dtype='float32' on CUDA devices of compute capability 8.0 or "
-        "higher; drop it, or use those."
-    )
-    return [Problem(("tf32", "device", "dtype"), message)]
+    if not has_tf32(device):
+        why = (
+            f"on {device_name(device)}: it needs a CUDA device of compute capability 8.0 or higher"
+        )
+        return [Problem(("tf32", "device"), f"tf32=True has no effect {why}; drop it.")]
+    if dtype is not torch.float32:
+        why = f"in {str(dtype).removeprefix('torch.')}: it rounds the inputs of float32 matmuls"
+        fix = "drop it, or set dtype='float32'"
+        return [Problem(("tf32", "dtype"), f"tf32=True has no effect {why}; {fix}.")]
+    return []
 
 
 def _log_problems(training: TrainingConfig) -> list[Problem]:

@@ -74,7 +74,7 @@ class TestMachineErrors:
         ("flag", "said"),
         [
             ("--attention_backend=flash", "attention_backend='flash'"),
-            ("--tf32=True", "tf32=True does nothing"),
+            ("--tf32=True", "tf32=True has no effect"),
             ("--device=cuda", "device='cuda' is not available"),
             ("--seed=4294967296", "seed=4294967296 must be below 4294967296."),
         ],

@@ -268,7 +268,7 @@ def test_what_contradicts_the_folder_is_refused(tmp_path):
     assert said == [
         f"--n_layer: n_layer=3, but the model of init_from={str(model)!r} has n_layer=2; drop it, "
         "or train another model without init_from.",
-        f"--arch_preset: arch_preset does nothing beside init_from={str(model)!r}, which says what "
+        f"--arch_preset: arch_preset has no effect with init_from={str(model)!r}, which says what "
         "the architecture is; drop one.",
     ]
 

@@ -135,7 +135,7 @@ def test_what_the_machine_cannot_do_is_told_of_every_arm(
         sweep.refuse_this_machine(plan)
     baseline, arm = (problem.message for problem in error.value.problems)
     assert baseline.startswith("attention_backend='flash' ")
-    assert arm.startswith("arm tf32=True: tf32=True does nothing for float32")
+    assert arm.startswith("arm tf32=True: tf32=True has no effect")
 
 
 def test_a_part_that_there_is_not(tiny_dataset: Path) -> None:

@@ -552,7 +552,7 @@ REFUSED = {
     "rope_beta_slow=40 must be below": {**_YARN, "rope_beta_slow": 40.0},
     "rope_low_freq_factor=5 must be below": {**_LLAMA3, "rope_low_freq_factor": 5.0},
     "cannot do an attention softcap": {"attention_backend": "sdpa", "attention_softcap": 5.0},
-    "rope_scaling='linear' does nothing with rope_scaling_factor=1": {
+    "rope_scaling='linear' has no effect with rope_scaling_factor=1": {
         **ROPE,
         "rope_scaling": "linear",
     },

@@ -133,7 +133,7 @@ class TestProblems:
         message = str(refused.value)
         assert message.startswith("3 config errors:")
         assert "attention_backend='flash'" in message
-        assert "tf32=True does nothing" in message
+        assert "tf32=True has no effect" in message
         assert "2 plugins have the file name part.py" in message
 
     def test_packages_that_the_log_needs(self, monkeypatch) -> None:

@@ -141,12 +141,12 @@ REFUSED = {
         "n_groups_per_token": 1,
         "n_experts_per_token": 3,
     },
-    "n_expert_groups=4 does nothing": {"n_expert_groups": 4},
-    "n_groups_per_token=1 does nothing": {"n_groups_per_token": 1},
-    "shared_expert_gate=True does nothing": {"shared_expert_gate": True},
-    "router_renormalize=True does nothing": {"n_experts_per_token": 8, "router_renormalize": True},
-    "router_bias_rate=0.1 does nothing": {"n_experts_per_token": 8, "router_bias_rate": 0.1},
-    "balance_loss_coef=0.1 does nothing": {"n_experts_per_token": 8, "balance_loss_coef": 0.1},
+    "n_expert_groups=4 has no effect": {"n_expert_groups": 4},
+    "n_groups_per_token=1 has no effect": {"n_groups_per_token": 1},
+    "shared_expert_gate=True has no effect": {"shared_expert_gate": True},
+    "router_renormalize=True has no effect": {"n_experts_per_token": 8, "router_renormalize": True},
+    "router_bias_rate=0.1 has no effect": {"n_experts_per_token": 8, "router_bias_rate": 0.1},
+    "balance_loss_coef=0.1 has no effect": {"n_experts_per_token": 8, "balance_loss_coef": 0.1},
     "n_experts=1 must be at least 2": {"n_experts": 1},
 }
 

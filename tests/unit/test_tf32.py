@@ -1,4 +1,4 @@
-"""`tf32`: what it sets, and where it is refused because it would do nothing."""
+"""`tf32`: what it sets, and where it is refused because it would have no effect."""
 
 from __future__ import annotations
 
@@ -68,12 +68,19 @@ def test_it_is_taken_where_it_does_something(capability):
     assert problems(CUDA, torch.float32) == []
 
 
-def test_it_is_refused_where_it_does_nothing(capability):
+def test_it_is_refused_where_it_has_no_effect(capability):
     capability(7, 0)
-    assert "float32 on Some GPU" in problems(CUDA, torch.float32)[0]
+    for dtype in (torch.float32, torch.bfloat16):
+        assert problems(CUDA, dtype) == [
+            "tf32=True has no effect on Some GPU: it needs a CUDA device of compute capability 8.0 "
+            "or higher; drop it."
+        ]
     capability(8, 0)
-    assert "bfloat16 on Some GPU" in problems(CUDA, torch.bfloat16)[0]
-    assert "drop it" in problems(CPU, torch.float32)[0]
+    assert problems(CUDA, torch.bfloat16) == [
+        "tf32=True has no effect in bfloat16: it rounds the inputs of float32 matmuls; drop it, or "
+        "set dtype='float32'."
+    ]
+    assert problems(CPU, torch.float32)[0].endswith("drop it.")
 
 
 def test_off_is_taken_everywhere(capability):
@@ -99,5 +106,5 @@ def test_a_run_sets_it_whatever_it_was(tmp_path):
 
 
 def test_a_run_on_a_cpu_refuses_it(tmp_path):
-    with pytest.raises(ConfigError, match="tf32=True does nothing for float32 on "):
+    with pytest.raises(ConfigError, match="tf32=True has no effect on "):
         set_up(tmp_path, "--tf32=True")
