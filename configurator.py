@@ -20,7 +20,7 @@ from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
 from model_config import PRESETS, ModelArchitectureConfig
-from model_keys import REPLACED, architecture_keys
+from model_keys import architecture_keys, removed_key_message
 from options import KEYS, Key, Role, Section, keys_of, type_name
 from part_keys import registry_of
 from patterns import spelled
@@ -288,11 +288,12 @@ def saved_base(values: Mapping[str, Any], origin: str) -> Base:
 
 def unknown_key(key: str, origin: str) -> Problem:
     """The problem of a name that is no key: what to write instead."""
-    instead = NANOGPT_KEYS.get(key) or (REPLACED.get(key) and f"{REPLACED[key]}.")
-    if instead:
-        return Problem((key,), f"{origin}: there is no key {key!r}: {instead}")
-    helper = "" if origin.startswith("--") else " A name of the file's own starts with '_'."
-    message = f"unknown key {quoted(key)}{KEYS.nearest(key)} --help lists the keys.{helper}"
+    message = removed_key_message(key)
+    if key in NANOGPT_KEYS:
+        message = f"there is no key {key!r}: {NANOGPT_KEYS[key]}"
+    elif message is None:
+        helper = "" if origin.startswith("--") else " A name of the file's own starts with '_'."
+        message = f"unknown key {quoted(key)}{KEYS.nearest(key)} --help lists the keys.{helper}"
     return Problem((key,), f"{origin}: {message}")
 
 

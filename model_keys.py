@@ -83,11 +83,14 @@ REPLACED = {
 """Keys of earlier versions, and what to write instead."""
 
 
+def removed_key_message(key: str) -> str | None:
+    """What to write instead of a key of earlier versions; None for any other name."""
+    return f"the key {key!r} was removed; {REPLACED[key]}." if key in REPLACED else None
+
+
 def unknown_key_message(key: str) -> str:
     """What to write instead of a name that is no key of a model."""
-    if key in REPLACED:
-        return f"the key {key!r} was removed; {REPLACED[key]}."
-    return unknown_name("key", key, architecture_keys())
+    return removed_key_message(key) or unknown_name("key", key, architecture_keys())
 
 
 def architecture_keys() -> dict[str, Key]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configurator import Settings
+from configurator import Settings, shown
 from options import KEYS
 from training.memory import ExpectedMemory
 from training.run import Run
@@ -37,7 +37,7 @@ def _architecture(settings: Settings) -> Rows:
         rows = [("weights", f"from {settings.training.init_from}")]
     sections: dict[str, list[str]] = {}
     for key, value in settings.model.to_dict().items():
-        sections.setdefault(KEYS[key].section.lower(), []).append(f"{key} {value}")
+        sections.setdefault(KEYS[key].section.lower(), []).append(f"{key} {shown(value)}")
     return [*rows, *((heading, ", ".join(words)) for heading, words in sections.items())]
 
 

@@ -30,7 +30,7 @@ from configurator import (
 from errors import ConfigError
 from interop.starting_model import new_settings
 from model_config import PRESETS, ModelArchitectureConfig
-from model_keys import REPLACED
+from model_keys import REPLACED, removed_key_message
 from options import KEYS, Role
 from user_files import CONFIG_FOLDER, run_plugins
 
@@ -526,10 +526,13 @@ def test_a_pattern_that_cannot_be_is_refused(argv, message):
 
 @pytest.mark.parametrize("key", REPLACED)
 def test_a_key_that_patterns_replaced_is_answered_with_them(key, write):
-    assert problems(f"--{key}=SL") == [f"--{key}: there is no key {key!r}: {REPLACED[key]}."]
-    assert problems(write(f"{key} = 'SL'")) == [
-        f"x.py:1: there is no key {key!r}: {REPLACED[key]}."
-    ]
+    said = removed_key_message(key)
+    assert said == f"the key {key!r} was removed; {REPLACED[key]}."
+    assert problems(f"--{key}=SL") == [f"--{key}: {said}"]
+    assert problems(write(f"{key} = 'SL'")) == [f"x.py:1: {said}"]
+    with pytest.raises(ConfigError) as raised:
+        ModelArchitectureConfig(**{key: "SL"})
+    assert [problem.message for problem in raised.value.problems] == [said]
 
 
 def test_no_problem_is_reported_that_only_follows_from_another():

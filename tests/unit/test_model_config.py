@@ -647,9 +647,8 @@ def test_too_many_layers_to_differ_are_refused():
 
 @pytest.mark.parametrize("key", REPLACED)
 def test_a_key_of_earlier_versions_is_answered_with_the_pattern_to_write(key):
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match=f"the key '{key}' was removed; write "):
         tiny_config(**{key: "SL"})
-    assert f"the key {key!r} was removed; {REPLACED[key]}." in str(raised.value)
     for spelling in re.findall(r"(\w+=(?:'[^']+'|\d+))", REPLACED[key]):
         name, _, text = spelling.partition("=")
         pattern = architecture_keys()[name].read(text.strip("'"))
