@@ -198,6 +198,15 @@ class Settings:
         return {key: str(KEYS[key].role) for key in self.to_dict()}
 
     @property
+    def defaults(self) -> list[str]:
+        """The options of parts that have their default, or a value that follows from others."""
+        return [
+            key
+            for key, value in self.to_dict().items()
+            if KEYS.owners(key) and (value == KEYS[key].default or self.origins[key] == DERIVED)
+        ]
+
+    @property
     def derived(self) -> list[str]:
         """The keys whose values follow from those of others."""
         return [key for key, origin in self.origins.items() if origin == DERIVED]

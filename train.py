@@ -170,6 +170,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
         max_iters=None if training.max_minutes else training.max_iters,
         plugins=plugin_digests(run.settings.plugins),
         roles=run.settings.roles,
+        defaults=run.settings.defaults,
         resume=start.resume_point,
         sinks=training.log_sinks,
         console=console,

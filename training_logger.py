@@ -103,6 +103,8 @@ class TrainingLogger:
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
         plugins: The SHA-256 of each plugin, by file name.
         roles: What each key of the config is for, see `options.Role`.
+        defaults: The options of parts that are at their defaults; a comparison leaves them out
+            where only one of two architectures has the part.
         peak_flops: Peak of the hardware in FLOP/s; None if it is unknown.
         max_iters: Optimizer steps of the whole run; None if a time limit may end it earlier:
             progress is then shown without a total.
@@ -130,6 +132,7 @@ class TrainingLogger:
         max_iters: int | None,
         plugins: Mapping[str, str] = types.MappingProxyType({}),
         roles: Mapping[str, str] = types.MappingProxyType({}),
+        defaults: Sequence[str] = (),
         resume: ResumePoint | None = None,
         sinks: Sequence[str] = (),
         console: Console | None = None,
@@ -159,6 +162,7 @@ class TrainingLogger:
             "data": json_safe(data),
             "plugins": dict(plugins),
             "roles": dict(roles),
+            "defaults": list(defaults),
             "training_iterations": [],
             "eval_steps": [],
             "checkpoints": [],

@@ -242,12 +242,18 @@ def changes(
     group: Group, baseline: Group, tuned: Collection[str] = (), varied: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What makes it another arm than the baseline: keys of the model, or tuned ones, with its own
-    values. Those that were varied come first, then what follows from them."""
+    values. Those that were varied come first, then what follows from them; options at their
+    defaults are left out if only one of the two has the part."""
     own, other = (
         {**g.model_keys, **{key: g.config.get(key) for key in tuned}} for g in (group, baseline)
     )
+    defaults = group.runs[0].defaults - other.keys() | baseline.runs[0].defaults - own.keys()
     keys = dict.fromkeys([*(key for key in varied if key in own), *own, *other])
-    return {key: own.get(key) for key in keys if own.get(key) != other.get(key)}
+    return {
+        key: own.get(key)
+        for key in keys
+        if own.get(key) != other.get(key) and (key in varied or key not in defaults)
+    }
 
 
 def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[str]:

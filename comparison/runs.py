@@ -51,6 +51,7 @@ class LoggedRun:
     Attributes:
         config: Its keys and their values, in the keys of today, see `saved_configs.upgraded`.
         roles: What keys are for, as far as the log says it.
+        defaults: The options of parts that are at their defaults, as far as the log says it.
         plugins: Of each plugin file its digest; None where the log does not say.
         environments: That of each start of the run, where they are logged.
         arm: What the sweep that the run belongs to calls its arm.
@@ -67,6 +68,7 @@ class LoggedRun:
     eval_steps: list[dict[str, Any]]
     summary: dict[str, Any]
     roles: dict[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: frozenset[str] = frozenset()
     plugins: dict[str, Any] | None = None
     environments: tuple[dict[str, Any], ...] = ()
     arm: str | None = None
@@ -188,6 +190,7 @@ _RUN = record(
     {
         "plugins": record({}, others=scalar),
         "roles": record({}, others=scalar),
+        "defaults": list_of(text(), most=_MOST_RECORDS),
         "starts": list_of(record({"environment": _ENVIRONMENT}), most=_MOST_RECORDS),
     },
 )
@@ -240,6 +243,7 @@ def load_run(path: Path | str) -> LoggedRun:
         path=path,
         config=upgraded(shown.pop("config")),
         roles=all_printable(document.get("roles", {})),
+        defaults=frozenset(all_printable(document.get("defaults", []))),
         eval_steps=document["eval_steps"],
         summary=document["summary"],
         plugins=all_printable(document.get("plugins")),

@@ -193,7 +193,7 @@ class TestNoWaiting:
 TOP = {
     *("schema_version", "run_name", "status", "start_time", "end_time", "config", "architecture"),
     *("environment", "data", "training_iterations", "eval_steps", "checkpoints", "summary"),
-    *("run_id", "starts", "plugins", "roles"),
+    *("run_id", "starts", "plugins", "roles", "defaults"),
 }
 STEP = {
     *("kind", "wall_seconds"),
@@ -305,6 +305,9 @@ class TestLog:
         assert "warm-up of 1 step, weight decay" in report
         for text in ("output_softcap 30", "FLOPs/token", "mixer/FFN", "fingerprint", "memory"):
             assert text in report
+        assert "attention_softcap none" in report
+        assert "weight_tying true" in report
+        assert "None" not in report
 
 
 NAN_PART = '''

@@ -192,6 +192,36 @@ def test_a_recipe_key_of_a_plugin_is_a_condition():
     assert changes(other, one) == {"my_key": 20}
 
 
+@pytest.mark.parametrize(
+    ("defaults", "varied", "found"),
+    [
+        ({"rope_theta"}, (), {"position_encoding": "rope"}),
+        ({"rope_theta"}, ("rope_theta",), {"rope_theta": 1e4, "position_encoding": "rope"}),
+        (set(), (), {"position_encoding": "rope", "rope_theta": 1e4}),
+    ],
+)
+def test_defaults_of_a_part_that_one_arm_has_are_no_changes(defaults, varied, found):
+    """As far as logs tell defaults, which those of earlier versions do not."""
+    plain = simulated_run("plain", model={"position_encoding": "learned"})
+    model = {"position_encoding": "rope", "rope_theta": 1e4}
+    rope = dataclasses.replace(simulated_run("rope", model=model), defaults=frozenset(defaults))
+    one, other = group_runs([plain, rope])
+    assert changes(other, one, varied=varied) == found
+    assert list(changes(other, one, varied=varied)) == list(found)
+    lacking = {"position_encoding": "learned"} | ({} if defaults else {"rope_theta": None})
+    assert changes(one, other) == lacking
+
+
+def test_defaults_of_a_part_that_both_arms_have_are_changes():
+    model = {"position_encoding": "rope"}
+    one = simulated_run("one", model={**model, "rope_theta": 1e4})
+    one = dataclasses.replace(one, defaults=frozenset({"rope_theta"}))
+    other = simulated_run("other", model={**model, "rope_theta": 500.0})
+    one, other = group_runs([one, other])
+    assert changes(other, one) == {"rope_theta": 500.0}
+    assert changes(one, other) == {"rope_theta": 1e4}
+
+
 def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
     short = {"max_iters": 30, "warmup_iters": 1}  # a 20th, rounded down
     plain, other = group_runs([simulated_run(), simulated_run(seed=2, training=short)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from comparison.runs import load_run
 from components.norms import NORMS
 from components.positions import POSITIONS
 from configurator import key_table, load, read, settings_from_dict
@@ -551,6 +552,9 @@ def test_a_run_logs_and_restores_them(plugin, tmp_path):
     wanted = {"wave_length": 7.0, "wave_height": 0.25, "swish_start": 1.0, "norm_power": 3.0}
     assert {key: log["config"][key] for key in wanted} == wanted
     assert "chunk_size" not in log["config"]
+    defaults = load_run(run).defaults
+    assert {"swish_start", "norm_eps", "ffn_hidden"} <= defaults
+    assert not defaults & {"wave_length", "norm_power", "n_layer", "bias", "learning_rate"}
     assert log["architecture"]["name"].endswith("-Length7-WaveHeight0.25-P3-NoBias")
     [checkpoint] = run.glob("checkpoints/step_*3")
     copy = checkpoint / "plugins" / "parts.py"

@@ -34,7 +34,7 @@ ARCHITECTURE = {
 RUN_FIELDS = {
     *("schema_version", "run_name", "status", "start_time", "end_time", "config"),
     *("architecture", "environment", "data", "training_iterations", "eval_steps"),
-    *("checkpoints", "summary", "run_id", "starts", "plugins", "roles"),
+    *("checkpoints", "summary", "run_id", "starts", "plugins", "roles", "defaults"),
 }
 
 
