@@ -52,10 +52,10 @@ A key that belongs to a part ('for position_encoding=rope') is an error if no la
                   of the resumed run"""
 
 DERIVED = "derived"
-"""Where a value came from that follows from others."""
+"""The origin of a value that follows from others."""
 
 TAKEN_BACK = "default"
-"""What a flag says of a key that is to be as if no config file had set it."""
+"""The text of a flag that undoes what config files set for its key."""
 
 ASKED = ("--help", "-h", "--print_config")
 _OF_SWEEP = "vary arms design seeds match budget tune tune_seeds name workers engine dry_run"
@@ -82,7 +82,7 @@ _architecture = Section("Architecture", Role.BOOKKEEPING)
 
 
 class PresetChoice:
-    """The key that says where the architecture's other keys start from."""
+    """The key that chooses the base of the architecture."""
 
     arch_preset: str = _architecture.option(
         "legacy", "preset that the architecture starts from", choices=PRESETS, varies=True
@@ -116,10 +116,10 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a command line asks for, as far as it goes without a base.
+    """What a command line asks for, before it is combined with a base.
 
     Attributes:
-        given: The last word of files and flags on each key.
+        given: The last value that files and flags give each key.
         problems: What is wrong so far.
         plugins: Path -> source of every file that the model's parts need to be known again.
         config_files: The config files, in the order given.
@@ -135,7 +135,7 @@ class Asked:
     print_config: bool = False
 
     def value(self, key: str) -> Any:
-        """The value given to a key of training, else its default; None for a value of no use."""
+        """The value given to a key of training, else its default; None for a faulty value."""
         item = self.given.get(key)
         if item is None:
             return KEYS[key].default
@@ -176,7 +176,7 @@ class Settings:
 
     @property
     def fixes_vocabulary(self) -> bool:
-        """Whether vocab_size is the user's or init_from's, and not for the data to decide."""
+        """Whether vocab_size is set by the user or by init_from, not by the data."""
         return "vocab_size" in self.explicit or self.training.init_from != "none"
 
     def for_data(self, vocab_size: int) -> Settings:
@@ -420,11 +420,11 @@ def _unread(argument: str, waiting: list[str]) -> tuple[str, str, str]:
 
 
 def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str, ...]:
-    """Scale a config file's warm-up that would fill the run that another `--max_iters` asks for.
+    """Scale a config file's warm-up if it would take all of the steps of `--max_iters`.
 
     As in a sweep, warm-up and decay keep their shares of the file's max_iters. Their new values
-    are added to `flags`; returns a line that says so for each. A warm-up or a decay that is given
-    as a flag is the user's own: then nothing is scaled.
+    are added to `flags`; returns a note on each. Nothing is scaled if a flag sets the warm-up or
+    the decay.
     """
     default = Given(KEYS["max_iters"].default, "default")
     planned, asked = files.get("max_iters", default).value, flags.get("max_iters")
@@ -450,7 +450,7 @@ def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str
 
 
 def merged(layers: Iterable[Mapping[str, Given]]) -> dict[str, Given]:
-    """The last layer's word on each key."""
+    """The value of each key in the last layer that has it."""
     return {key: item for layer in layers for key, item in layer.items()}
 
 
@@ -482,7 +482,7 @@ def resolve(
     try:
         settings = _combined(asked, base, sound, allow_unused)
     except ConfigError as error:
-        # A key that is itself at fault has its default here: what follows from that is no news.
+        # A faulty key has its default here; problems that only follow from that are dropped.
         found += [p for p in error.problems if not faulty.intersection(p.keys)]
     if found:
         raise ConfigError(found)

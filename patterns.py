@@ -49,7 +49,7 @@ class Pattern:
 
     @property
     def length(self) -> int:
-        """Layers that it speaks of, the rest excluded."""
+        """The number of layers that it lists, the rest excluded."""
         return self._ends[-1]
 
     @property
@@ -76,7 +76,7 @@ class Pattern:
         return Pattern(tuple((change(value), count) for value, count in self.runs))
 
     def cut(self, layers: int) -> Pattern:
-        """What it says of the first so many layers."""
+        """The pattern of the first `layers` layers."""
         if self.length <= layers:
             return self
         kept: list[tuple[Any, int | None]] = []
@@ -89,20 +89,20 @@ class Pattern:
         return Pattern(tuple(kept))
 
     def simplified(self) -> Any:
-        """The same values in the fewest words: a single value where all layers have it."""
+        """The shortest pattern of the same values; a single value if all layers have it."""
         runs = list(_merged(self.runs))
         if len(runs) == 1:
             return runs[0][0]
         if self.repeats and self.length <= MOST_LAYERS_TO_DIFFER:
             values = [self.at(layer) for layer in range(self.length)]
             period = _shortest_period(values)
-            # It goes on after its end: a period that leaves a part of it over is none.
+            # The pattern repeats as a whole, so only a period that divides its length will do.
             return _in_runs(values if len(values) % period else values[:period])
         return Pattern(tuple(runs))
 
     def over(self, layers: int) -> Any:
-        """What it says of so many layers; two patterns that say the same come back equal: a single
-        value if the layers agree, and a rest if nothing repeats. The layers are expanded."""
+        """The values of `layers` layers in canonical form, the same for all patterns that give the
+        layers these values: a single value if they agree, a rest if nothing repeats."""
         return with_rest([self.at(layer) for layer in range(layers)])
 
     def __str__(self) -> str:
@@ -113,17 +113,17 @@ class Pattern:
 
 
 def repeating(values: Sequence[Any]) -> Any:
-    """The pattern that repeats these values; one value where all agree."""
+    """The pattern that repeats these values; one value if all agree."""
     return Pattern(tuple((value, 1) for value in values)).simplified()
 
 
 def by_layer(values: Sequence[Any]) -> Any:
-    """The pattern of the shortest period that gives layers these values; one where all agree."""
+    """The pattern of the shortest period with these values; one value if all agree."""
     return _in_runs(values[: _shortest_period(values)])
 
 
 def with_rest(values: Sequence[Any]) -> Any:
-    """As `by_layer`, but with a rest, `a+b*`, where nothing repeats and several last ones agree."""
+    """As `by_layer`, but with a rest, `a+b*`, if nothing repeats and the last ones agree."""
     pattern = by_layer(values)
     if not isinstance(pattern, Pattern) or pattern.length < len(values):
         return pattern
@@ -132,7 +132,7 @@ def with_rest(values: Sequence[Any]) -> Any:
 
 
 def _in_runs(values: Sequence[Any]) -> Any:
-    """The values as a pattern of as many layers; a single one where all agree."""
+    """The pattern that lists these values; one value if all agree."""
     runs = tuple(_merged((value, 1) for value in values))
     return runs[0][0] if len(runs) == 1 else Pattern(runs)
 
@@ -155,7 +155,7 @@ def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> 
         of_numbers: Whether values may be numbers with an exponent, whose sign is no separator.
 
     Raises:
-        UserError: it spells none, or too many values to be expanded.
+        UserError: the text is not a pattern, or lists too many values.
     """
     plus = _PLUS_NOT_OF_AN_EXPONENT if of_numbers else _PLUS
     refuse_long(1 + sum(1 for _ in plus.finditer(text)))
@@ -185,7 +185,7 @@ def refuse_long(values: int) -> None:
 
 
 def _merged(runs: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
-    """The runs with neighbours of one value put together."""
+    """The runs, adjacent ones of the same value joined."""
     for _, same in groupby(runs, key=lambda run: (type(run[0]), run[0])):
         values, counts = zip(*same, strict=True)
         yield values[0], None if None in counts else sum(counts)

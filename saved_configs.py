@@ -1,4 +1,4 @@
-"""Configs that earlier versions saved, in the keys of today."""
+"""Upgrades configs that earlier versions saved to the current keys."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _OWNERS = {
     "rope_low_freq_factor": _LLAMA3,
     "rope_high_freq_factor": _LLAMA3,
 }
-"""Keys that every config had before parts owned them, in the order in which they are dropped where
-a config has another part: each with the key that chooses its part, and the names of the parts."""
+"""Keys that every config had before parts owned them, each with the key that chooses its part and
+the names of the parts; they are dropped in this order if a config has another part."""
 
 
 _ADDED = {"mixer": "attention", "residual": "plain", "value_residual": "none"}
-"""Keys that older configs of models lack, with what every model then had."""
+"""Keys that older model configs lack, with the value that every model then had."""
 
 _ADDED_TO_TRAINING = {"optimizer": "adamw", "objective": "cross_entropy", "z_loss_coef": 0.0}
-"""The same for those of training."""
+"""The same for training configs."""
 
 _SCHEDULED = {
     "lr_decay_iters": ("cosine", "linear", "wsd"),
@@ -46,12 +46,12 @@ _SCHEDULED = {
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config with what earlier versions spelled by patterns of letters.
+    """A saved config in the current keys; a current config is returned unchanged.
 
     `window_pattern` (S sliding, L all) and `rope_pattern` (R rotated, N not) repeated over the
-    layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. Keys of
-    parts that the config does not name are dropped. Choices that did not exist are added as they
-    were made. A config of today comes back as it is.
+    layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. They
+    become patterns of other keys. Keys of parts that the config does not choose are dropped. Keys
+    that did not exist are added with the value that the code then implied.
     """
     keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else dict(saved)
     if "lr_schedule" in keys and "optimizer" not in keys:
@@ -80,13 +80,13 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_letters(letters: str, windowed: Any, other: Any) -> Any:
-    """The value, or the text of the pattern, that the letters of windowed layers make."""
+    """The value, or the text of the pattern, that a pattern of letters stands for."""
     values = repeating([windowed if letter == _WINDOWED else other for letter in letters])
     return str(values) if len(set(letters)) > 1 and windowed != other else values
 
 
 def _effective_window(keys: Mapping[str, Any]) -> int | None:
-    """The window, unless it reaches over the longest sequence, so that it hides nothing."""
+    """The window; None if it covers the longest sequence, and so hides nothing."""
     window, longest = keys["sliding_window"], keys.get("block_size")
     both = isinstance(window, int) and isinstance(longest, int)
     return None if both and window >= longest else window

@@ -48,14 +48,14 @@ TAGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What a sink has to know of a run when the run starts or goes on.
+    """What a sink needs to know of a run when it starts or resumes.
 
     Attributes:
         run_dir: Folder of the run.
         run_name: What the run is called.
-        start_time: When it first started; with the name it tells the run from all others.
+        start_time: When it first started; with the name it identifies the run.
         config: Every key of the run and its value.
-        lines: The lines of metrics.jsonl, up to the checkpoint that the run goes on from.
+        lines: The lines of metrics.jsonl up to the checkpoint that the run resumes from.
     """
 
     run_dir: Path
@@ -88,7 +88,7 @@ def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def curves_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line by the names of their curves; what is not finite has none."""
+    """The finite numbers of a line by the names of their curves."""
     return {
         TAGS[key]: value for key, value in flat(line).items() if key in TAGS and value is not None
     }
@@ -100,8 +100,8 @@ def curves_of(line: Mapping[str, Any]) -> dict[str, float]:
 class CsvSink:
     """`metrics.csv` in the run's folder: a row for each line of metrics.jsonl, in its order.
 
-    The one header names every column; a line that brings a new one has the file written anew. What
-    a line does not have is an empty cell.
+    The header names every column; if a line adds a column, the file is rewritten. A value that a
+    line lacks is an empty cell.
     """
 
     package = None
@@ -131,14 +131,14 @@ class CsvSink:
             file.write(self._text([row]))
 
     def close(self, *, failed: bool) -> None:
-        """Every row is in the file already."""
+        """Nothing to do: every row is written at once."""
 
 
 class TensorBoardSink:
     """Curves in `tensorboard/` of the run's folder, over `iter`, and the config as text.
 
-    Each session writes the curves from the beginning and has TensorBoard forget those before it,
-    so that they are the lines of metrics.jsonl however often a run went on.
+    Each start of the run writes the curves from the beginning and purges earlier ones, so they
+    equal the lines of metrics.jsonl however often the run was resumed.
     """
 
     package = "tensorboard"
@@ -169,9 +169,9 @@ class TensorBoardSink:
 class WandbSink:
     """A run of Weights & Biases: the same curves, over `iter`, and the config.
 
-    Its project is what the environment variable WANDB_PROJECT says, else nanoarch. A run
-    that is resumed goes on in its own, where steps that it does again stay as they were, since
-    Weights & Biases takes no step twice. Its files are in `wandb/` of the run's folder.
+    The project is the environment variable WANDB_PROJECT, by default nanoarch. A resumed run
+    continues its own curves; steps that it repeats keep their first values, since Weights & Biases
+    accepts no step twice. Its files are in `wandb/` of the run's folder.
     """
 
     package = "wandb"

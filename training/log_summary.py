@@ -1,4 +1,4 @@
-"""What a run came to: the `summary` of its run.json, from the records of its log."""
+"""The `summary` of a run.json, computed from the records of the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class RunningMedian:
-    """The median of the numbers added so far, which it keeps in order."""
+    """The median of the numbers added so far, which are kept sorted."""
 
     def __init__(self) -> None:
         self._ordered: list[float] = []
@@ -19,7 +19,7 @@ class RunningMedian:
 
     @property
     def value(self) -> float | None:
-        """None before any."""
+        """The median; None if no number was added."""
         count = len(self._ordered)
         if not count:
             return None
@@ -28,7 +28,7 @@ class RunningMedian:
 
 
 class RunSummary:
-    """What a run came to so far, record by record; null where there is nothing to tell it from.
+    """The summary of a run so far, updated record by record; what is not known yet is null.
 
     The medians leave out the first log interval, which pays for warming up and compiling, unless
     it is the only one. `total_flops` counts training, by the full (not the causal) convention.
@@ -40,14 +40,14 @@ class RunSummary:
         self._last_interval: Mapping[str, Any] = {}
         self._final: Mapping[str, Any] = {}
         self.best: Mapping[str, Any] | None = None
-        """The evaluation of the lowest loss."""
+        """The evaluation with the lowest loss."""
         self._total_tokens = 0
         self._peak_memory: int | None = None
         self._tokens_per_second = RunningMedian()
         self._mfu_percent = RunningMedian()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Take in a record of metrics.jsonl."""
+        """Add a record of metrics.jsonl."""
         self._total_tokens = max(self._total_tokens, line["tokens_seen"])
         if line["kind"] == "eval":
             self._final = line
@@ -93,7 +93,7 @@ class RunSummary:
 def summarize(
     lines: Iterable[Mapping[str, Any]], *, flops_per_token: int, wall_seconds: float
 ) -> dict[str, Any]:
-    """What the records of a metrics.jsonl came to; see `RunSummary`."""
+    """The summary of the records of a metrics.jsonl; see `RunSummary`."""
     summary = RunSummary(flops_per_token)
     for line in lines:
         summary.add(line)
