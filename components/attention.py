@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,10 @@ class Attention(Mixer):
         self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
+        return {"qkv": self.widths}
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:

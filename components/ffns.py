@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -147,6 +147,10 @@ class GLU(FeedForward):
         self.activation = ACTIVATIONS[config.activation](config)
         self.down = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
+        return {"gate_up": 2 * (self.down.in_features,)}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

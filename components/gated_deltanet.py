@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,11 @@ class GatedDeltaNet(Mixer):
         self.norm = RMSNorm(self.value_dim, config)
         self.out = nn.Linear(values, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
+        z = self.widths[2]
+        return {"qkvz": (*self.widths, z), "beta_decay": 2 * (self.value_heads,)}
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -47,6 +47,16 @@ class Part(nn.Module):
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
         """What of its layer's config, the values sound one by one, this part cannot work with."""
         return iter(())
+
+    @property
+    def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
+        """Rows of each matrix that a weight stacks, by the name of a Linear child or a parameter.
+
+        It matters to optimizers that treat a matrix as a whole, such as Muon. A Linear child that
+        is not named is one matrix. A parameter that is not named is no matrix; one of three
+        dimensions that is named, as of experts, holds such matrices for each index of the first.
+        """
+        return {}
 
     def init_parameters(self, config: LayerConfig) -> None:
         """Initialise the Linear and Embedding children; norms initialise themselves.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,10 @@ class ShortConv(Mixer):
         self.conv = CausalConv(C, config.short_conv_kernel, bias=config.bias)
         self.out = nn.Linear(C, C, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
+        return {"gates_in": 3 * (self.out.in_features,)}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         b, c, x = self.gates_in(x).chunk(3, dim=-1)
