@@ -10,9 +10,7 @@ from typing import Any
 from errors import ConfigError, Problem, quoted, unknown_name
 from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, expanded, parts_of
-from recipe.objectives import OBJECTIVES
-from recipe.optimizers import OPTIMIZERS
-from recipe.schedules import LR_SCHEDULES
+from training_components import LR_SCHEDULES, OBJECTIVES, OPTIMIZERS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -1,43 +1,112 @@
-"""Optimizers: `optimizer`. One is made with the training config, and makes torch's for a model."""
+"""Optimizers: `optimizer`. Each is one of torch's, made with the model and the training config."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from components.registry import Registry
-from errors import UserError
+from errors import Problem, UserError, quoted
 from options import Role, Section
+from recipe.parameters import parameter_groups, trainable_parameters
+from recipe.snapshot import Snapshot
 
 _optimizer = Section("Optimizer", Role.RECIPE)
 
 
-class Recipe:
-    """How a model's parameters are updated."""
+class UpdateRule(torch.optim.Optimizer):
+    """An optimizer that a config can choose. It is made with the model and the training config.
+
+    A group of parameters may have a `rate_scale`: a factor on the learning rate of the step, 1 if
+    it has none. What an optimizer keeps from step to step is tensors, in `state` of a parameter and
+    on its device: only then can a step be skipped without waiting for the device, and a run be
+    resumed exactly.
+    """
 
     class Options:
         weight_decay: float = _optimizer.option(
             0.1, "weight decay of matrices; vectors are not decayed", at_least=0
         )
 
-    def __init__(self, config: Any):
-        self.config = config
+    def step_flops(self) -> int:
+        """Matmul FLOPs of a step. Elementwise work is not counted."""
+        return 0
 
-    def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of every parameter that requires a gradient.
-
-        A group's `rate_scale`, 1 if it has none, is a factor on the learning rate of the step.
-        Parameters are split by `parameter_groups`, or by rules of the optimizer's own.
-        """
-        raise NotImplementedError
+    @classmethod
+    def problems(cls, config: Any) -> Iterator[Problem]:
+        """What of a training config, the values sound one by one, it cannot work with."""
+        return iter(())
 
 
 OPTIMIZERS = Registry(
-    "optimizer", "Optimizer", variable="OPTIMIZERS", base=Recipe, role=Role.RECIPE
+    "optimizer",
+    "Optimizer",
+    variable="OPTIMIZERS",
+    base=UpdateRule,
+    made_with="model, config",
+    role=Role.RECIPE,
 )
+
+
+class PerParameter(UpdateRule):
+    """An optimizer that updates one parameter after the other, as `update` says.
+
+    It takes `found_inf` as torch's fused optimizers do: where that is 1, a step changes nothing.
+    """
+
+    _step_supports_amp_scaling = True  # torch's word for taking found_inf
+
+    def update(
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        """Change a parameter and its state, in place.
+
+        Args:
+            parameter: The parameter.
+            gradient: Its gradient, not to be changed.
+            state: What is kept of it; empty in its first step, which creates all that is kept.
+            group: The options of its group: "lr", "weight_decay" and others.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        bad = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                before = None if bad is None else Snapshot(self, [parameter])
+                self.update(parameter, parameter.grad, self.state[parameter], group)
+                if before is not None:
+                    before.restore_if(bad)
+
+
+def make_optimizer(model: nn.Module, config: Any) -> UpdateRule:
+    """The optimizer that a training config chooses, of every parameter that requires a gradient.
+
+    Raises:
+        UserError: if it leaves out a parameter, or has one that requires none. See
+            `trainable_parameters` for others.
+    """
+    optimizer = OPTIMIZERS[config.optimizer](model, config)
+    trainable = {parameter: name for name, parameter in trainable_parameters(model)}
+    updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    left_out = [name for parameter, name in trainable.items() if parameter not in updated]
+    if left_out or len(updated) > len(trainable):
+        which = f"leaves out {', '.join(left_out[:3])}" if left_out else "has others besides"
+        raise UserError(
+            f"optimizer={quoted(config.optimizer)} updates {len(updated)} parameters, but the "
+            f"model has {len(trainable)} that require a gradient; it {which}."
+        )
+    return optimizer
 
 
 class Moments:
@@ -48,64 +117,69 @@ class Moments:
     adam_eps: float = _optimizer.option(1e-8, "added to the denominator", above=0)
 
 
+def adamw_update(
+    parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+) -> None:
+    """An update of AdamW, for optimizers that treat some parameters so; see `PerParameter.update`.
+
+    Args:
+        group: Its "betas", "eps", "lr" and "weight_decay".
+    """
+    if not state:
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+    step, mean, square = state["step"], state["exp_avg"], state["exp_avg_sq"]
+    beta1, beta2 = group["betas"]
+    step += 1
+    mean.lerp_(gradient, 1 - beta1)
+    square.lerp_(gradient.square(), 1 - beta2)
+    denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.add_(mean / (1 - beta1**step) / denominator, alpha=-group["lr"])
+
+
 @OPTIMIZERS.register("adamw", label="AdamW", paper="Loshchilov and Hutter 2019, arXiv 1711.05101")
-class AdamW(Recipe):
+class AdamW(UpdateRule, torch.optim.AdamW):
     """Adam with decoupled weight decay, fused into one kernel per group."""
 
     Options = Moments
 
-    def make(self, model: nn.Module) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            parameter_groups(model, self.config.weight_decay),
-            lr=self.config.learning_rate,
-            betas=(self.config.beta1, self.config.beta2),
-            eps=self.config.adam_eps,
+    def __init__(self, model: nn.Module, config: Any):
+        super().__init__(
+            parameter_groups(model, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.adam_eps,
             fused=True,
         )
 
 
-def make_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
-    """The optimizer that a training config chooses, for a model."""
-    return OPTIMIZERS[config.optimizer](config).make(model)
+@OPTIMIZERS.register("sgd", label="SGD", paper="Sutskever et al. 2013, PMLR 28(3)")
+class SGD(UpdateRule, torch.optim.SGD):
+    """Gradient descent with momentum; weight decay is added to the gradient."""
 
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: weight decay for matrices (two dimensions or more), none for vectors.
-
-    Every parameter that requires a gradient is in one group, once; a tied weight counts once.
-
-    Raises:
-        UserError: if nothing is trainable, or two parameters share memory without being the same
-            parameter (both would be updated).
-    """
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Every parameter that requires a gradient, once, with its name; see `parameter_groups`."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        raise UserError(
-            f"{type(model).__name__} has 0 parameters that require a gradient; "
-            "there is nothing to train."
+    class Options:
+        sgd_momentum: float = _optimizer.option(
+            0.9, "share of the last step's velocity that is kept", at_least=0, below=1
         )
-    _refuse_shared_memory(named)
-    return named
+        sgd_nesterov: bool = _optimizer.option(
+            False, "take the gradient as if after the next step of the velocity"
+        )
 
+    def __init__(self, model: nn.Module, config: Any):
+        super().__init__(
+            parameter_groups(model, config.weight_decay),
+            lr=config.learning_rate,
+            momentum=config.sgd_momentum,
+            nesterov=config.sgd_nesterov,
+            fused=True,
+        )
 
-def _refuse_shared_memory(named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    owners: dict[tuple[torch.device, int], str] = {}
-    for name, parameter in named:
-        if parameter.numel() == 0:
-            continue
-        owner = owners.setdefault((parameter.device, parameter.data_ptr()), name)
-        if owner != name:
-            raise UserError(
-                f"{owner} and {name} are two parameters in the same memory, and would be updated "
-                "twice; tie them by assigning the same nn.Parameter to both."
+    @classmethod
+    def problems(cls, config: Any) -> Iterator[Problem]:
+        if config.sgd_nesterov and not config.sgd_momentum:
+            yield Problem(
+                ("sgd_nesterov", "sgd_momentum"),
+                "sgd_nesterov=True does nothing with sgd_momentum=0; raise it, or drop "
+                "sgd_nesterov.",
             )

@@ -22,6 +22,7 @@ LAYERS = (
     ("data",),
     ("configurator",),
     ("training_config", "user_files"),
+    ("training_components",),
     ("recipe",),
     ("model_builder",),
     ("model_config",),

@@ -1,0 +1,89 @@
+"""Adafactor: second moments in the memory of their row and column means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from options import Role, Section
+from recipe.optimizers import OPTIMIZERS, PerParameter
+from recipe.parameters import parameter_groups
+
+_adafactor = Section("Optimizer", Role.RECIPE)
+
+SQUARE_EPS = 1e-30
+"""Added to squared gradients; the paper's epsilon 1."""
+
+LEAST_RMS = 1e-3
+"""What a parameter's size counts as at least, so that zeros can grow; the paper's epsilon 2."""
+
+
+@OPTIMIZERS.register("adafactor", label="Adafactor", paper="Shazeer and Stern 2018, 1804.04235")
+class Adafactor(PerParameter):
+    """Adam's second moment, of a matrix kept as the means of its rows and columns; no momentum.
+
+    Of more than two dimensions, the last two are those of matrices, as of experts. The learning
+    rate is the schedule's, in place of the paper's 1/sqrt(step).
+    """
+
+    class Options:
+        adafactor_decay: float = _adafactor.option(
+            0.8, "c in beta2 = 1 - step^-c, the decay rate of the second moment", above=0
+        )
+        adafactor_clip: float = _adafactor.option(
+            1.0, "root mean square to which the update of a parameter is clipped", above=0
+        )
+        adafactor_relative: bool = _adafactor.option(
+            True, "multiply the update by the root mean square of the parameter"
+        )
+
+    def __init__(self, model: nn.Module, config: Any):
+        defaults = {
+            "lr": config.learning_rate,
+            "decay": config.adafactor_decay,
+            "clip": config.adafactor_clip,
+            "relative": config.adafactor_relative,
+        }
+        super().__init__(parameter_groups(model, config.weight_decay), defaults)
+
+    def update(
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        if not state:
+            state |= _first_state(parameter)
+        state["step"] += 1
+        squares = gradient.square().add_(SQUARE_EPS)
+        update = gradient * _inverse_root(squares, state, state["step"] ** -group["decay"])
+        update /= (_rms(update) / group["clip"]).clamp_(min=1.0)
+        if group["relative"]:
+            update *= _rms(parameter).clamp_(min=LEAST_RMS)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"])
+
+
+def _first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Of a matrix (..., R, C) the means of its rows (..., R, 1) and columns (..., 1, C)."""
+    step = torch.zeros((), device=parameter.device)
+    if parameter.ndim < 2:
+        return {"step": step, "square": torch.zeros_like(parameter)}
+    rows, columns = parameter[..., :1], parameter[..., :1, :]
+    return {"step": step, "row": torch.zeros_like(rows), "column": torch.zeros_like(columns)}
+
+
+def _inverse_root(squares: Tensor, state: dict[str, Tensor], new: Tensor) -> Tensor:
+    """1 over the root of the second moment, in which `squares` get the weight `new`."""
+    if "square" in state:
+        return state["square"].lerp_(squares, new).rsqrt()
+    row = state["row"].lerp_(squares.mean(dim=-1, keepdim=True), new)
+    column = state["column"].lerp_(squares.mean(dim=-2, keepdim=True), new)
+    return (row / row.mean(dim=-2, keepdim=True)).rsqrt() * column.rsqrt()
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()

@@ -1,0 +1,48 @@
+"""Lion: steps of equal size in every direction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from options import Role, Section
+from recipe.optimizers import OPTIMIZERS, PerParameter
+from recipe.parameters import parameter_groups
+
+_lion = Section("Optimizer", Role.RECIPE)
+
+
+@OPTIMIZERS.register("lion", label="Lion", paper="Chen et al. 2023, arXiv 2302.06675")
+class Lion(PerParameter):
+    """Follow the sign of the averaged gradient; wants about a tenth of AdamW's learning rate."""
+
+    class Options:
+        lion_beta1: float = _lion.option(
+            0.9, "share of the average in the direction of a step", at_least=0, below=1
+        )
+        lion_beta2: float = _lion.option(
+            0.99, "decay rate of the average of gradients", at_least=0, below=1
+        )
+
+    def __init__(self, model: nn.Module, config: Any):
+        groups = parameter_groups(model, config.weight_decay)
+        super().__init__(
+            groups, {"lr": config.learning_rate, "betas": (config.lion_beta1, config.lion_beta2)}
+        )
+
+    def update(
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        average, (beta1, beta2) = state["exp_avg"], group["betas"]
+        direction = gradient.lerp(average, beta1).sign_()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-group["lr"])
+        average.lerp_(gradient, 1 - beta2)

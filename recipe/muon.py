@@ -1,0 +1,145 @@
+"""Muon: momentum whose matrices are made orthogonal; AdamW for what is no hidden matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from options import Role, Section
+from recipe.optimizers import OPTIMIZERS, Moments, PerParameter, adamw_update
+from recipe.parameters import decay_groups, hidden_matrices, trainable_parameters
+
+_muon = Section("Optimizer", Role.RECIPE)
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd polynomial a x + b x^3 + c x^5 that Jordan iterates. It is steep at 0: five steps bring
+singular values from 0.002 to 1 to between 0.68 and 1.21, and none exactly to 1."""
+
+LEAST_NORM = 1e-7
+
+
+@OPTIMIZERS.register(
+    "muon", label="Muon", paper="Jordan et al. 2024, kellerjordan.github.io/posts/muon"
+)
+class Muon(PerParameter):
+    """Orthogonalised momentum for hidden matrices; AdamW for embeddings, LM head and vectors.
+
+    Matrices that one weight stacks, such as queries, keys and values, are orthogonalised one by
+    one, and so is each expert's; see `Part.matrix_rows`.
+    """
+
+    class Options(Moments):
+        muon_momentum: float = _muon.option(
+            0.95, "decay rate of the average of gradients", at_least=0, below=1
+        )
+        muon_nesterov: bool = _muon.option(True, "mix the gradient into its average once more")
+        muon_steps: int = _muon.option(
+            5, "Newton-Schulz iterations that orthogonalise", at_least=1, at_most=99
+        )
+        muon_dtype: str = _muon.option(
+            "bfloat16", "what they compute in", choices=("bfloat16", "float32")
+        )
+        muon_adjust: str = _muon.option(
+            "match_rms_adamw",
+            "factor for an (A, B) matrix: 0.2 sqrt(max(A, B)), for learning rates of AdamW (Liu et "
+            "al. 2025, arXiv 2502.16982); original: sqrt(max(1, A/B))",
+            choices=("match_rms_adamw", "original"),
+        )
+        muon_rate_scale: float = _muon.option(
+            1.0, "learning rate of hidden matrices over that of the rest", above=0
+        )
+
+    def __init__(self, model: nn.Module, config: Any):
+        matrices = hidden_matrices(model)
+        alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for parameter, rows in matrices.items():
+            alike.setdefault(rows, []).append(parameter)
+        hidden = [
+            {
+                "params": parameters,
+                "rows": rows,
+                "weight_decay": config.weight_decay,
+                "rate_scale": config.muon_rate_scale,
+            }
+            for rows, parameters in alike.items()
+        ]
+        rest = [p for _, p in trainable_parameters(model) if p not in matrices]
+        defaults = {
+            "lr": config.learning_rate,
+            "rows": None,
+            "momentum": config.muon_momentum,
+            "nesterov": config.muon_nesterov,
+            "steps": config.muon_steps,
+            "dtype": config.muon_dtype,
+            "adjust": config.muon_adjust,
+            "betas": (config.beta1, config.beta2),
+            "eps": config.adam_eps,
+        }
+        super().__init__([*hidden, *decay_groups(rest, config.weight_decay)], defaults)
+
+    def update(
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        if group["rows"] is None:
+            adamw_update(parameter, gradient, state, group)
+            return
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum, average = group["momentum"], state["momentum_buffer"]
+        average.lerp_(gradient, 1 - momentum)
+        direction = gradient.lerp(average, momentum) if group["nesterov"] else average
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parts = (weight.split(group["rows"], dim=-2) for weight in (parameter, direction))
+        for matrix, raw in zip(*parts, strict=True):
+            step = orthogonalized(raw, group["steps"], getattr(torch, group["dtype"]))
+            matrix.add_(step, alpha=-group["lr"] * _adjustment(matrix, group["adjust"]))
+
+    def step_flops(self) -> int:
+        """Of the Newton-Schulz iterations."""
+        return sum(
+            orthogonalization_flops(
+                (*parameter.shape[:-2], rows, parameter.shape[-1]), group["steps"]
+            )
+            for group in self.param_groups
+            for parameter in group["params"]
+            for rows in group["rows"] or ()
+        )
+
+
+def orthogonalized(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Nearly U V^T of matrices x = U S V^T, (..., A, B), by Newton-Schulz iterations in a dtype.
+
+    Raises:
+        RuntimeError: for more than three dimensions.
+    """
+    a, b, c = COEFFICIENTS
+    tall = x.shape[-2] > x.shape[-1]
+    y = x.to(dtype, copy=True)
+    y = y.mT if tall else y
+    y /= y.norm(dim=(-2, -1), keepdim=True).clamp(min=LEAST_NORM)
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    for _ in range(steps):
+        square = y @ y.mT
+        polynomial = add_product(square, square, square, beta=b, alpha=c)
+        y = add_product(y, polynomial, y, beta=a)
+    return y.mT if tall else y
+
+
+def orthogonalization_flops(shape: tuple[int, ...], steps: int) -> int:
+    """FLOPs of the matmuls of `orthogonalized`, a multiply-add being 2: for m x n with m <= n, each
+    step has two of m x n by m and one of m x m by m."""
+    m, n = sorted(shape[-2:])
+    return steps * math.prod(shape[:-2]) * (4 * m * m * n + 2 * m**3)
+
+
+def _adjustment(matrix: Tensor, kind: str) -> float:
+    """The factor on the learning rate of a matrix (..., A, B)."""
+    a, b = matrix.shape[-2:]
+    return max(1, a / b) ** 0.5 if kind == "original" else 0.2 * max(a, b) ** 0.5

@@ -1,0 +1,22 @@
+"""The catalogue of training: every registry of its parts, by the config key that chooses from it.
+
+    python training_components.py
+
+prints them as `model_components.py` does those of models.
+"""
+
+from __future__ import annotations
+
+import recipe.adafactor
+import recipe.lion
+import recipe.muon  # noqa: F401  (they register themselves)
+from components.registry import Registry
+from recipe.objectives import OBJECTIVES
+from recipe.optimizers import OPTIMIZERS
+from recipe.schedules import LR_SCHEDULES
+
+TRAINING_REGISTRIES: dict[str, Registry] = {
+    registry.key: registry for registry in (OPTIMIZERS, LR_SCHEDULES, OBJECTIVES)
+}
+
+__all__ = ["LR_SCHEDULES", "OBJECTIVES", "OPTIMIZERS", "TRAINING_REGISTRIES"]
