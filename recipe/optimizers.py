@@ -54,7 +54,8 @@ OPTIMIZERS = Registry(
 class PerParameter(UpdateRule):
     """An optimizer that updates one parameter after the other, as `update` says.
 
-    It takes `found_inf` as torch's fused optimizers do: where that is 1, a step changes nothing.
+    It takes `found_inf` as torch's fused optimizers do: if that is 1, a step changes nothing. A
+    parameter's first step, which creates its state, must be good; `StepGuard` sees to that.
     """
 
     _step_supports_amp_scaling = True  # torch's word for taking found_inf
@@ -83,9 +84,11 @@ class PerParameter(UpdateRule):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                state = self.state[parameter]
+                creates = not state
                 before = None if bad is None else Snapshot(self, [parameter])
-                self.update(parameter, parameter.grad, self.state[parameter], group)
-                if before is not None:
+                self.update(parameter, parameter.grad, state, group)
+                if before is not None and not (creates and state):
                     before.restore_if(bad)
 
 
@@ -174,6 +177,9 @@ class SGD(UpdateRule, torch.optim.SGD):
             nesterov=config.sgd_nesterov,
             fused=True,
         )
+        if config.sgd_momentum:  # torch's kernel creates it for all parameters at once, or fails
+            for _, parameter in trainable_parameters(model):
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @classmethod
     def problems(cls, config: Any) -> Iterator[Problem]:

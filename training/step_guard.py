@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from errors import UserError
+from recipe.snapshot import Snapshot
 from training.optim import trained_parameters
+from training.optimizer_state import refuse_hidden_state, settings_of, takes_found_inf
 
 
 def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
@@ -90,8 +92,10 @@ class LaggingScalar:
 class StepGuard:
     """Finds steps whose loss or gradient norm is not finite, so that they change nothing.
 
-    Weights, moments and AdamW's step count then stay as they are. In float16 an overflow under the
-    loss scale is counted the same; a few of them at the start are normal.
+    Weights and all that the optimizer keeps then stay as they are. An optimizer that takes
+    `found_inf`, as torch's fused ones do, skips such a step on the device. With any other, the step
+    is taken back on the device, by hooks around `optimizer.step()`. In float16 an overflow under
+    the loss scale is counted the same; a few of them at the start are normal.
 
         loss.backward()
         norm = guard.check(loss)
@@ -103,11 +107,12 @@ class StepGuard:
             guard.stop_if_stuck(report)
 
     Args:
-        optimizer: From `make_optimizer`; it gets to know which steps to skip.
+        optimizer: From `make_optimizer`.
         max_bad_steps: So many bad steps in a row stop the run.
     """
 
-    def __init__(self, optimizer: torch.optim.AdamW, max_bad_steps: int):
+    def __init__(self, optimizer: torch.optim.Optimizer, max_bad_steps: int):
+        self._optimizer = optimizer
         self._parameters = trained_parameters(optimizer)
         self._max_bad_steps = max_bad_steps
         device = self._parameters[0].device
@@ -117,11 +122,16 @@ class StepGuard:
         )
         self._gradients = {"norm": torch.zeros((), device=device)}
         self._longest_on_host = LaggingScalar(device)
-        # The fused kernel skips a step by itself where found_inf is 1; Apple's does not look at it.
-        self._skips_on_device = device.type != "mps"
-        if self._skips_on_device:
+        self._updated: set[nn.Parameter] = set()
+        self._settings = settings_of(optimizer)
+        self._before: Snapshot | None = None
+        self._checks_state = False
+        if takes_found_inf(optimizer, device):
             optimizer.grad_scale = None
             optimizer.found_inf = self._bad
+        else:
+            optimizer.register_step_pre_hook(lambda *_: self._keep())
+        optimizer.register_step_post_hook(lambda *_: self._take_back())
 
     @torch.no_grad()
     def check(self, loss: Tensor, *, statistics: bool = False) -> Tensor:
@@ -153,10 +163,34 @@ class StepGuard:
     def allows_update(self) -> bool:
         """Whether to call the optimizer's step.
 
-        Where the optimizer skips a bad step by itself, on the device: always. Elsewhere this waits
-        for the device, and is False for a bad step.
+        Always, if it has updated all parameters that have a gradient before. Otherwise it creates
+        state, which could not be taken back: this then waits for the device, and is False for a
+        bad step.
         """
-        return self._skips_on_device or not self._bad.item()
+        new = [p for p in self._with_gradient() if p not in self._updated]
+        if not new:
+            return True
+        if self._bad.item():
+            return False
+        self._updated.update(new)
+        self._checks_state = True
+        return True
+
+    def _with_gradient(self) -> list[nn.Parameter]:
+        return [p for p in self._parameters if p.grad is not None]
+
+    def _keep(self) -> None:
+        """Before a step: keep what it may change, unless it is known to be good."""
+        if not self._checks_state:
+            self._before = Snapshot(self._optimizer, self._with_gradient())
+
+    def _take_back(self) -> None:
+        """After a step: undo it if it was bad; see what state it created."""
+        if self._before is not None:
+            self._before.restore_if(self._bad)
+        if self._checks_state:
+            refuse_hidden_state(self._optimizer, self._settings)
+        self._before, self._checks_state = None, False
 
     def read(self) -> StepReport:
         """The numbers of the last step; waits for the device, so only call it at log steps."""

@@ -151,35 +151,17 @@ def test_micro_batches_add_up_to_the_whole_batch():
 
 @pytest.mark.parametrize("bad_value", [math.nan, math.inf])
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("skips_on_device", [True, False])
-def test_a_non_finite_step_changes_neither_weights_nor_moments_nor_count(
-    bad_value, first, skips_on_device
-):
+def test_a_non_finite_step_changes_neither_weights_nor_moments_nor_count(bad_value, first):
     run = make_run()
-    run.guard._skips_on_device = skips_on_device
     if not first:
         step(run, ONES)
     before = snapshot(run)
     step(run, ONES, scale=bad_value)
-    weights, state = snapshot(run)
-    assert_same(weights, before[0])
-    for key, moments in state.items():
-        expected = before[1].get(key, {name: torch.zeros_like(t) for name, t in moments.items()})
-        assert_same(moments, expected)
+    assert_same(snapshot(run), before)
     assert run.guard.read().bad_steps == 1
     assert all(p.grad is None for p in run.model.parameters())
     step(run, ONES)
     assert not torch.equal(run.model.layers[0].weight, before[0]["layers.0.weight"])
-
-
-def test_an_optimizer_that_cannot_skip_is_not_called():
-    run = make_run()
-    run.guard._skips_on_device = False
-    steps = []
-    run.optimizer.step = lambda: steps.append(1)
-    for scale in (1.0, math.nan, 1.0):
-        step(run, ONES, scale=scale)
-    assert len(steps) == 2
 
 
 def test_a_non_finite_gradient_under_a_finite_loss_is_bad_and_the_other_way_round():
@@ -225,19 +207,6 @@ def test_the_report_has_loss_and_statistics():
     report = run.guard.read()
     assert report.loss == loss.item()
     assert report.gradients == {key: value.item() for key, value in expected.items()}
-
-
-def test_a_step_reads_nothing_back_to_the_host(monkeypatch):
-    """Tensor.item, bool, int and tolist are the ways in which a value leaves the device."""
-    run = make_run(scaled=True)
-
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("host-device sync")
-
-    for name in ("item", "__bool__", "__int__", "__float__", "tolist", "cpu", "numpy"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    for scale in (1.0, math.nan):
-        step(run, ONES, scale=scale, statistics=True)
 
 
 # --- float16
