@@ -11,6 +11,7 @@ import recipe.adafactor
 import recipe.lion
 import recipe.muon  # noqa: F401  (they register themselves)
 from components.registry import Registry
+from model_components import REGISTRIES
 from recipe.objectives import OBJECTIVES
 from recipe.optimizers import OPTIMIZERS
 from recipe.schedules import LR_SCHEDULES
@@ -19,4 +20,7 @@ TRAINING_REGISTRIES: dict[str, Registry] = {
     registry.key: registry for registry in (OPTIMIZERS, LR_SCHEDULES, OBJECTIVES)
 }
 
-__all__ = ["LR_SCHEDULES", "OBJECTIVES", "OPTIMIZERS", "TRAINING_REGISTRIES"]
+ALL_REGISTRIES: dict[str, Registry] = REGISTRIES | TRAINING_REGISTRIES
+"""Those of models as well."""
+
+__all__ = ["ALL_REGISTRIES", "LR_SCHEDULES", "OBJECTIVES", "OPTIMIZERS", "TRAINING_REGISTRIES"]

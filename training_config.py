@@ -74,7 +74,8 @@ class TrainingOptions:
     restored: Whether a resumed run has it from its checkpoint. Where False, it says where things
         are, what is trusted, or where the log is sent: a saved run, which may be somebody else's,
         does not decide that.
-    varies: Whether the arms of a sweep may differ in it; None: as its role says.
+    fixed: Whether a resumed run must have the value that it was saved with, whatever its role.
+    varies: Whether the arms of a sweep may differ in it, whatever its role.
     """
 
     out_dir: str = _places.option("out", "directory that holds the runs", restored=False)
@@ -137,7 +138,9 @@ class TrainingOptions:
         "cross_entropy", "loss that training minimises", choices=OBJECTIVES
     )
 
-    optimizer: str = _optimizer.option("adamw", "how parameters are updated", choices=OPTIMIZERS)
+    optimizer: str = _optimizer.option(
+        "adamw", "how parameters are updated; fixed for a run", choices=OPTIMIZERS, fixed=True
+    )
     grad_clip: float = _optimizer.option(1.0, "maximum gradient norm; 0: no clipping", at_least=0)
     max_bad_steps: int = _optimizer.option(
         10, "consecutive non-finite steps (each is skipped) after which the run stops", at_least=1

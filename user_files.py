@@ -18,8 +18,8 @@ from typing import Any
 from components.part import own_stream
 from components.registry import USERS_MODULE
 from errors import ConfigError, Problem, UserError
-from model_components import REGISTRIES
 from options import KEYS
+from training_components import ALL_REGISTRIES
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
 
@@ -194,5 +194,5 @@ def failed_at(error: BaseException, path: str) -> str:
 
 def registers_parts(path: str) -> bool:
     """Whether a file that was run has parts in the registries."""
-    parts = (registry[name] for registry in REGISTRIES.values() for name in registry.names)
+    parts = (registry[name] for registry in ALL_REGISTRIES.values() for name in registry.names)
     return any(part.__module__ == module_name(path) for part in parts)

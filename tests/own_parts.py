@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from model_components import REGISTRIES
 from options import KEYS
+from training_components import ALL_REGISTRIES
 
 
 @contextlib.contextmanager
 def forgotten() -> Iterator[None]:
     """Forget the parts that are registered meanwhile, and their config keys."""
     with pytest.MonkeyPatch.context() as patch:
-        for registry in REGISTRIES.values():
+        for registry in ALL_REGISTRIES.values():
             for table in ("_entries", "_canonical"):
                 patch.setattr(registry, table, dict(getattr(registry, table)))
         declared = {name: dict(owners) for name, owners in KEYS._declared.items()}

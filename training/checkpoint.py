@@ -2,7 +2,7 @@
 
     <run>/checkpoints/step_00000100/
         model.safetensors       every weight once, by its first name
-        optimizer.safetensors   AdamW's moments and step count, by parameter name
+        optimizer.safetensors   what the optimizer keeps of each parameter, by its name
         rng.json                states of the random generators
         state.json              schema_version, step, val_loss and what the loop hands over
         plugins/                sources of the user's own parts
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from errors import UserError, nearest
 from safe_files import open_regular, read_json
+from training.optimizer_state import create_state
 
 SCHEMA_VERSION = 1
 NEWEST = ("latest", "auto")
@@ -48,9 +49,6 @@ _STATE = "state.json"
 _PLUGINS = "plugins"
 _MANIFEST = "manifest.json"
 _REQUIRED = (_MODEL, _OPTIMIZER, _RNG, _STATE)
-
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
-"""What AdamW keeps of a parameter."""
 
 _NEWEST_TRIES = 5
 
@@ -108,7 +106,7 @@ def save_checkpoint(
         _remove_leftovers(folder)
         with _draft_of(target) as draft:
             _save_tensors(draft / _MODEL, _weights(model))
-            _save_tensors(draft / _OPTIMIZER, _moments(model, optimizer))
+            _save_tensors(draft / _OPTIMIZER, _kept_by(optimizer, model))
             _write_json(draft / _RNG, capture_rng())
             _write_json(draft / _STATE, _full_state(step, val_loss, state))
             _write_plugins(draft / _PLUGINS, plugins)
@@ -164,12 +162,12 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in first.values()}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def _kept_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer keeps of each parameter, as a file names it."""
     return {
-        f"{names[parameter]}.{key}": value.contiguous()
-        for parameter, entries in optimizer.state.items()
-        for key, value in entries.items()
+        f"{name}.{key}": value.contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -584,33 +582,29 @@ def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Take up the moments and step counts of a checkpoint, by parameter name.
+    """Take up what the optimizer of a checkpoint kept of each parameter, by the parameter's name.
 
     Learning rate, betas and decay are not taken up: they come from the config.
 
     Raises:
-        UserError: naming every entry that does not fit the model.
+        UserError: naming every entry that does not fit the model and its optimizer.
     """
     saved = _read_tensors(path, _OPTIMIZER)
-    parameters = dict(model.named_parameters())
-    fitting = _entries_of({name.rpartition(".")[0] for name in saved}, parameters)
-    _refuse_misfit(path / _OPTIMIZER, _kinds(saved), _kinds(fitting))
     optimizer.state.clear()
-    for entry, tensor in saved.items():
-        owner, _, key = entry.rpartition(".")
-        # Fused kernels want the moments laid out like their parameter.
-        value = torch.empty_like(fitting[entry], device=parameters[owner].device)
-        optimizer.state[parameters[owner]][key] = value.detach().copy_(tensor)
-
-
-def _entries_of(owners: set[str], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What AdamW keeps of those of the owners that are parameters, as a file names it."""
-    count = torch.zeros(())
-    return {
-        f"{owner}.{key}": count if key == "step" else parameters[owner]
+    create_state(optimizer)
+    owners = {entry.rpartition(".")[0] for entry in saved}
+    parameters = dict(model.named_parameters())
+    fitting = {
+        f"{owner}.{key}": value
         for owner in sorted(owners & parameters.keys())
-        for key in sorted(_MOMENTS)
+        for key, value in optimizer.state.get(parameters[owner], {}).items()
     }
+    _refuse_misfit(path / _OPTIMIZER, _kinds(saved), _kinds(fitting))
+    for entry, tensor in saved.items():
+        fitting[entry].copy_(tensor)
+    for name, parameter in parameters.items():
+        if name not in owners:  # it had no gradient so far
+            optimizer.state.pop(parameter, None)
 
 
 def _refuse_misfit(file: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
+from training.optim import trained_parameters
 
 Settings = list[dict[str, Any]]
 
@@ -57,7 +58,7 @@ def _reasons(optimizer: torch.optim.Optimizer, before: Settings) -> Iterator[str
         for key in old.keys() | new.keys():
             if not _same(old.get(key), new.get(key)):
                 yield f"changes the option {key!r} of its groups in a step; keep it in state[p]"
-    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    trained = set(trained_parameters(optimizer))
     for owner, state in optimizer.state.items():
         if owner not in trained:
             yield f"has state of {owner!r}, which is none of its parameters"
@@ -79,3 +80,19 @@ def _same(old: Any, new: Any) -> bool:
     if isinstance(old, Tensor) and isinstance(new, Tensor):
         return torch.equal(old, new)
     return type(old) is type(new) and old == new
+
+
+@torch.no_grad()
+def create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer create what it keeps of each parameter, by a step of zero gradients.
+
+    Gradients are cleared; parameters stay as they are.
+    """
+    parameters = trained_parameters(optimizer)
+    before = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for parameter, values in zip(parameters, before, strict=True):
+        parameter.copy_(values)

@@ -9,7 +9,6 @@ from typing import Any
 
 from configurator import Asked, Settings, resolve, saved_base, settings_from_dict
 from errors import ConfigError, Problem, UserError
-from model_components import REGISTRIES
 from options import KEYS, Role
 from saved_configs import upgraded
 from training.checkpoint import (
@@ -20,6 +19,7 @@ from training.checkpoint import (
 )
 from training.run_directory import refuse_locked
 from training.run_state import load_run_state, refuse_other_weights
+from training_components import ALL_REGISTRIES
 from training_config import TrainingConfig
 from training_logger import ResumePoint
 
@@ -142,7 +142,7 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
     saved = [str(path / "plugins" / name) for name in load_plugins(path)]
     unknown = [
         f"{key}={values[key]!r}"
-        for key in REGISTRIES
+        for key in ALL_REGISTRIES
         if key in KEYS and values.get(key) is not None and KEYS[key].problem(values[key])
     ]
     if saved and unknown:
@@ -211,7 +211,7 @@ def _saved_values(state: dict[str, Any]) -> dict[str, Any]:
 
 def _is_fixed(key: str) -> bool:
     """Whether another value would make it another run."""
-    return key in KEYS and KEYS[key].role in FIXED_ROLES
+    return key in KEYS and KEYS[key].metadata.get("fixed", KEYS[key].role in FIXED_ROLES)
 
 
 def is_restored(key: str) -> bool:

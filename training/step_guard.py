@@ -125,7 +125,7 @@ class StepGuard:
         self._updated: set[nn.Parameter] = set()
         self._settings = settings_of(optimizer)
         self._before: Snapshot | None = None
-        self._checks_state = False
+        self._watches = self._creates_state = False
         if takes_found_inf(optimizer, device):
             optimizer.grad_scale = None
             optimizer.found_inf = self._bad
@@ -168,12 +168,10 @@ class StepGuard:
         bad step.
         """
         new = [p for p in self._with_gradient() if p not in self._updated]
-        if not new:
-            return True
-        if self._bad.item():
+        if new and self._bad.item():
             return False
         self._updated.update(new)
-        self._checks_state = True
+        self._watches, self._creates_state = True, bool(new)
         return True
 
     def _with_gradient(self) -> list[nn.Parameter]:
@@ -181,16 +179,16 @@ class StepGuard:
 
     def _keep(self) -> None:
         """Before a step: keep what it may change, unless it is known to be good."""
-        if not self._checks_state:
+        if self._watches and not self._creates_state:
             self._before = Snapshot(self._optimizer, self._with_gradient())
 
     def _take_back(self) -> None:
-        """After a step: undo it if it was bad; see what state it created."""
+        """After a step: undo it if it was bad; check the state that it created."""
         if self._before is not None:
             self._before.restore_if(self._bad)
-        if self._checks_state:
+        if self._creates_state:
             refuse_hidden_state(self._optimizer, self._settings)
-        self._before, self._checks_state = None, False
+        self._before, self._watches, self._creates_state = None, False, False
 
     def read(self) -> StepReport:
         """The numbers of the last step; waits for the device, so only call it at log steps."""

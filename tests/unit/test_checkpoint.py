@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from errors import UserError
-from recipe.optimizers import make_optimizer
+from recipe.optimizers import OPTIMIZERS, make_optimizer
 from training import checkpoint
 from training.checkpoint import (
     find_checkpoint,
@@ -48,19 +48,22 @@ class Net(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(11, width)
         self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
         self.head = nn.Linear(width, 11, bias=False)
         self.head.weight = self.embedding.weight
         self.register_buffer("seen", torch.zeros(3))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         self.seen += 1
-        return self.head(F.dropout(self.norm(self.embedding(tokens)), 0.3, self.training))
+        return self.head(
+            F.dropout(self.hidden(self.norm(self.embedding(tokens))), 0.3, self.training)
+        )
 
 
-def make(seed: int = 0) -> tuple[nn.Module, torch.optim.AdamW]:
+def make(seed: int = 0, optimizer: str = "adamw") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     model = Net()
-    return model, make_optimizer(model, TrainingConfig())
+    return model, make_optimizer(model, TrainingConfig(optimizer=optimizer))
 
 
 def train(model, optimizer, steps: int) -> None:
@@ -92,16 +95,17 @@ def steps_in(folder: Path) -> list[int]:
 # --- exact
 
 
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, name):
     random.seed(1)
     np.random.seed(1)
-    model, optimizer = make()
+    model, optimizer = make(optimizer=name)
     train(model, optimizer, 3)
     random.gauss(0, 1)  # leaves a second draw in Python's generator
     path = save(tmp_path, 3, model=model, optimizer=optimizer)
     train(model, optimizer, 5)
 
-    resumed, resumed_optimizer = make(seed=99)
+    resumed, resumed_optimizer = make(seed=99, optimizer=name)
     train(resumed, resumed_optimizer, 2)
     load_model_weights(path, resumed)
     load_optimizer(path, resumed, resumed_optimizer)
@@ -111,6 +115,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     for left, right in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert optimizer.state[left].keys() == resumed_optimizer.state[right].keys()
         for key, value in optimizer.state[left].items():
             assert torch.equal(value, resumed_optimizer.state[right][key]), key
 
@@ -146,6 +151,31 @@ def test_a_checkpoint_before_the_first_step_resumes(tmp_path):
     train(model, optimizer, 1)
     load_optimizer(path, model, optimizer)
     assert len(optimizer.state) == 0
+
+
+def test_a_parameter_without_a_gradient_so_far_has_nothing_to_take_up(tmp_path):
+    model, optimizer = make()
+    model.hidden.requires_grad_(False)
+    train(model, optimizer, 2)
+    path = save(tmp_path, 2, model=model, optimizer=optimizer)
+    other, other_optimizer = make(seed=5)
+    before = [parameter.detach().clone() for parameter in other.parameters()]
+    load_optimizer(path, other, other_optimizer)
+    owners = {id(parameter) for parameter in other_optimizer.state}
+    assert owners == {id(p) for p in other.parameters()} - {
+        id(p) for p in other.hidden.parameters()
+    }
+    assert all(torch.equal(p, old) for p, old in zip(other.parameters(), before, strict=True))
+    assert all(parameter.grad is None for parameter in other.parameters())
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path):
+    model, optimizer = make()
+    train(model, optimizer, 1)
+    path = save(tmp_path, 1, model=model, optimizer=optimizer)
+    other, lion = make(optimizer="lion")
+    with pytest.raises(ValueError, match=r"\.exp_avg_sq is not of this model"):
+        load_optimizer(path, other, lion)
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path):
@@ -258,7 +288,7 @@ def test_moments_of_another_model_are_an_error(tmp_path):
     train(model, optimizer, 1)
     path = save(tmp_path, 1, model=model, optimizer=optimizer)
     other = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"norm\.bias\.exp_avg is not of this model"):
+    with pytest.raises(ValueError, match=r"hidden\.bias\.exp_avg is not of this model"):
         load_optimizer(path, other, make_optimizer(other, TrainingConfig()))
 
 

@@ -50,6 +50,14 @@ class TestConflicts:
         flags = ["config/arch_llama.py", *SIZES[1:], "--n_layer=3", "--batch_size=9"]
         assert conflicts(tmp_path, flags, flags) == {}
 
+    def test_a_run_keeps_its_optimizer_but_may_change_its_options(self, tmp_path) -> None:
+        lion = ["--optimizer=lion", "--lion_beta2=0.9"]
+        found = conflicts(tmp_path, ["--optimizer=sgd"], lion)["optimizer"]
+        assert found.startswith(
+            "--optimizer: optimizer='sgd', but the run to resume has optimizer="
+        )
+        assert conflicts(tmp_path, ["--lion_beta2=0.95"], lion) == {}
+
     def test_what_is_free_agrees(self, tmp_path) -> None:
         now = ["--max_iters=5", "--eval_interval=7", "--attention_backend=manual"]
         assert conflicts(tmp_path, now, ["--max_iters=3"]) == {}
