@@ -155,7 +155,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
         run.folder,
         run.folder.name,
         config=run.config,
-        architecture=run.network.cost_report(training.sequence_length),
+        architecture=run.cost,
         environment={**machine, "dtype": str(run.dtype).removeprefix("torch.")},
         data={
             "dataset": training.dataset,

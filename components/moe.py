@@ -141,6 +141,11 @@ class Experts(Part):
             nn.Parameter(bias) if config.bias else None for bias in biases
         )
 
+    @property
+    def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
+        C, F = self.down.shape[1:]
+        return {"gate_up": (F, F), "down": (C,)}
+
     def init_parameters(self, config: LayerConfig) -> None:
         """As Linear layers; expert i starts from the same numbers however many follow it."""
         for name, scale in (("gate_up", 1.0), ("down", (2 * config.n_layer) ** -0.5)):

@@ -26,6 +26,8 @@ class Lion(PerParameter):
             0.99, "decay rate of the average of gradients", at_least=0, below=1
         )
 
+    least_bytes = 4
+
     def __init__(self, model: nn.Module, config: Any):
         groups = parameter_groups(model, config.weight_decay)
         super().__init__(

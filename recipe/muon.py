@@ -52,6 +52,8 @@ class Muon(PerParameter):
             1.0, "learning rate of hidden matrices over that of the rest", above=0
         )
 
+    least_bytes = 4
+
     def __init__(self, model: nn.Module, config: Any):
         matrices = hidden_matrices(model)
         alike: dict[tuple[int, ...], list[nn.Parameter]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ class UpdateRule(torch.optim.Optimizer):
         weight_decay: float = _optimizer.option(
             0.1, "weight decay of matrices; vectors are not decayed", at_least=0
         )
+
+    least_bytes: ClassVar[int] = 0
+    """Bytes kept of each number of a parameter, at least: a bound on memory before any is used."""
 
     def step_flops(self) -> int:
         """Matmul FLOPs of a step. Elementwise work is not counted."""
@@ -146,6 +149,7 @@ class AdamW(UpdateRule, torch.optim.AdamW):
     """Adam with decoupled weight decay, fused into one kernel per group."""
 
     Options = Moments
+    least_bytes = 8
 
     def __init__(self, model: nn.Module, config: Any):
         super().__init__(

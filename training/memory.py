@@ -1,11 +1,11 @@
 """What a run will need of memory, before it starts.
 
-The peak of a training step is found by tracing one: forward, loss, backward and the optimizer's
-clipping run under FakeTensorMode, which computes nothing, while every tensor storage that is made
-and freed is counted. So transients count too, such as the logits in float32, their log-softmax and
-their gradient, which are most of the peak where the vocabulary is large. On a CPU the allocator
-keeps small blocks that are freed, so the most of them is added to the most of large ones. What
-Python, torch and the inside of kernels need is not counted.
+The peak of a training step is found by tracing one: forward, loss, backward, clipping and the
+optimizer's step run under FakeTensorMode, which computes nothing, while every tensor storage that
+is made and freed is counted. So transients count too, such as the logits in float32, their
+log-softmax and their gradient, which are most of the peak where the vocabulary is large. On a CPU
+the allocator keeps small blocks that are freed, so the most of them is added to the most of large
+ones. What Python, torch and the inside of kernels need is not counted.
 
 Layers are alike, so two small depths are traced and the rest is extrapolated.
 """
@@ -30,17 +30,18 @@ from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
 from recipe.objectives import token_loss
+from recipe.optimizers import OPTIMIZERS, make_optimizer
+from recipe.snapshot import Snapshot
+from training.optim import trained_parameters
+from training.optimizer_state import create_state, takes_found_inf
 from training_config import TrainingConfig
 
 COMPILED_SHARE = 0.25
 """torch.compile computes some activations anew instead of keeping them, how many is not known
 beforehand: a compiled run is refused only where even this share of them does not fit."""
 
-STATE_BYTES = 16
-"""Per parameter in float32: the weight, its gradient, and AdamW's two moments."""
-
-MOMENT_BYTES = 8
-"""Of those, AdamW's two moments: held during the whole step, and not part of the trace."""
+WEIGHT_BYTES = 8
+"""Per parameter in float32: the weight and its gradient."""
 
 HEAP_BLOCK = 32 * 2**20
 """glibc takes blocks below this size from its heap, and keeps them there when they are freed; it
@@ -61,7 +62,7 @@ class ExpectedMemory:
     """Bytes at the peak of a training step, on the device that trains."""
 
     state: int
-    """Weights, gradients and AdamW's moments."""
+    """Weights, gradients, and what the optimizer keeps of them."""
     activations: int
     """What else is held at the peak: activations and their gradients, casts of weights, logits."""
 
@@ -93,10 +94,10 @@ def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
     return config.n_embd * vocab_size + config.n_layer * attention
 
 
-def least_state(config: ModelArchitectureConfig, vocab_size: int) -> int:
+def least_state(config: ModelArchitectureConfig, vocab_size: int, optimizer: str) -> int:
     """Bytes that training holds whatever the batch: a lower bound that takes no time."""
-    parameters = least_parameters(config, vocab_size)
-    return STATE_BYTES * parameters + LAYER_BYTES * config.n_layer
+    each = WEIGHT_BYTES + OPTIMIZERS[optimizer].least_bytes
+    return each * least_parameters(config, vocab_size) + LAYER_BYTES * config.n_layer
 
 
 def batch_bytes(training: TrainingConfig) -> int:
@@ -108,23 +109,16 @@ def batch_bytes(training: TrainingConfig) -> int:
 
 
 def expected_memory(
-    config: ModelArchitectureConfig,
-    batch_size: int,
-    sequence_length: int,
-    device: str,
-    dtype: torch.dtype,
-    accumulates: bool = False,
+    config: ModelArchitectureConfig, training: TrainingConfig, device: str, dtype: torch.dtype
 ) -> ExpectedMemory | None:
     """The memory of a training step, from a trace that computes nothing.
 
     Args:
         config: The architecture.
-        batch_size: Sequences of a micro-batch.
-        sequence_length: Tokens of a sequence.
+        training: The batch, and the optimizer. If a step has several micro-batches, the gradients
+            of the ones before are held while the next is computed.
         device: Device type.
         dtype: Compute type of the matmuls.
-        accumulates: Whether a step has several micro-batches: the gradients of the ones before are
-            held while the next is computed.
 
     Returns:
         The expectation; None if the model cannot be traced, as with a part whose shapes depend on
@@ -136,8 +130,7 @@ def expected_memory(
         for depth in _depths_to_trace(config):
             smaller = config.adapted(n_layer=depth)
             with FakeTensorMode(), torch.device(device):
-                step = _trace(smaller, batch_size, sequence_length, device, dtype, accumulates)
-                traced.append(step)
+                traced.append(_trace(smaller, training, device, dtype))
     except Exception:  # whatever a part of the user's own does that a fake tensor cannot
         return None
     return _extrapolated(traced, config.n_layer)
@@ -165,10 +158,13 @@ def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
 
 @dataclasses.dataclass
 class _Trace:
-    """One traced step: parameters, and the most bytes alive in each of its phases."""
+    """One traced step, and the most bytes alive in each of its phases, the optimizer's left out."""
 
     layers: int
-    parameters: int
+    weights: int
+    """Bytes of weights and gradients."""
+    optimizer: int
+    """Bytes that the optimizer keeps, during the whole step."""
     returned: dict[str, int]
     """In blocks that go back to the system when they are freed."""
     kept: dict[str, int]
@@ -186,11 +182,11 @@ def _extrapolated(traced: list[_Trace], layers: int) -> ExpectedMemory:
     def most(shallow: dict[str, int], deep: dict[str, int]) -> int:
         return max(at_depth(shallow[phase], deep[phase]) for phase in deep)
 
-    state = STATE_BYTES * at_depth(first.parameters, last.parameters)
-    moments = MOMENT_BYTES * state // STATE_BYTES
+    optimizer = at_depth(first.optimizer, last.optimizer)
+    state = at_depth(first.weights, last.weights) + optimizer
     kept = most(first.kept, last.kept)
     peak = most(first.returned, last.returned) + kept + int(HEAP_SLACK * kept)
-    return ExpectedMemory(state, max(0, peak + moments - state))
+    return ExpectedMemory(state, max(0, peak + optimizer - state))
 
 
 class _LiveStorages(TorchDispatchMode):
@@ -224,6 +220,10 @@ class _LiveStorages(TorchDispatchMode):
             weakref.finalize(storage, self._release, key)
             self._note_peak()
 
+    def leave_out(self, tensor: Tensor) -> None:
+        """Do not count a tensor's storage."""
+        self._known[tensor.untyped_storage()._cdata] = 0
+
     def _release(self, key: int) -> None:
         size = self._known.pop(key)
         self._live[size < self._heap_block] -= size
@@ -243,24 +243,24 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _trace(
-    config: ModelArchitectureConfig,
-    batch_size: int,
-    sequence_length: int,
-    device: str,
-    dtype: torch.dtype,
-    accumulates: bool,
+    config: ModelArchitectureConfig, training: TrainingConfig, device: str, dtype: torch.dtype
 ) -> _Trace:
     """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
     model = GPT(config)
     parameters = list(model.parameters())
+    optimizer = make_optimizer(model, training)
+    create_state(optimizer)
+    kept = [value for state in optimizer.state.values() for value in state.values()]
     storages = _LiveStorages(HEAP_BLOCK if device == "cpu" else 0)
+    for tensor in kept:
+        storages.leave_out(tensor)
     for tensor in (*parameters, *model.buffers()):
         storages.hold(tensor)
-    if accumulates:
+    if training.gradient_accumulation_steps > 1:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
             storages.hold(parameter.grad)
-    idx = torch.zeros(batch_size, sequence_length, dtype=torch.long)
+    idx = torch.zeros(training.batch_size, training.sequence_length, dtype=torch.long)
     with storages, _entering_phases(model, config.period, storages):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = model(idx, idx, objective=token_loss).loss
@@ -269,8 +269,22 @@ def _trace(
         storages.enter("step")
         gradients = [p.grad for p in parameters if p.grad is not None]
         clip_grads_with_norm_(parameters, 1.0, get_total_norm(gradients))
-    count = sum(p.numel() for p in parameters)
-    return _Trace(config.n_layer, count, storages.returned, storages.kept)
+        _guarded_step(optimizer, device)
+    weights = 2 * sum(p.nbytes for p in parameters)
+    of_optimizer = sum(tensor.nbytes for tensor in kept)
+    return _Trace(config.n_layer, weights, of_optimizer, storages.returned, storages.kept)
+
+
+def _guarded_step(optimizer: torch.optim.Optimizer, device: str) -> None:
+    """A step that can be undone, as `StepGuard` sees to it."""
+    bad = torch.zeros(())
+    if takes_found_inf(optimizer, torch.device(device)):
+        optimizer.found_inf = bad
+        optimizer.step()
+    else:
+        before = Snapshot(optimizer, trained_parameters(optimizer))
+        optimizer.step()
+        before.restore_if(bad)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import torch
 
 from configurator import Settings
 from errors import ConfigError, Problem
-from model_config import ModelArchitectureConfig
 from training.hardware import device_name, has_tf32, host_memory, total_memory
 from training.log_sinks import missing_packages
 from training.memory import (
@@ -90,7 +89,7 @@ def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem
     available = total_memory(device)
     if available is not None:
         vocab_size = settings.model.vocab_size if settings.fixes_vocabulary else 1
-        yield from _state_problems(settings.model, vocab_size, device, available)
+        yield from _state_problems(settings, vocab_size, device, available)
         yield from _logits_problems(settings.training, vocab_size, device, available)
 
 
@@ -108,14 +107,15 @@ def _batch_problems(training: TrainingConfig) -> Iterator[Problem]:
 
 
 def _state_problems(
-    model: ModelArchitectureConfig, vocab_size: int, device: torch.device, available: int
+    settings: Settings, vocab_size: int, device: torch.device, available: int
 ) -> Iterator[Problem]:
-    needed = least_state(model, vocab_size)
+    model = settings.model
+    needed = least_state(model, vocab_size, settings.training.optimizer)
     if needed > available:
         yield Problem(
             ("n_layer", "n_embd", "vocab_size"),
             f"n_layer={model.n_layer} of n_embd={model.n_embd} needs at least "
-            f"{format_bytes(needed)} for weights, gradients and AdamW "
+            f"{format_bytes(needed)} for weights, gradients and optimizer state "
             f"({least_parameters(model, vocab_size)} parameters or more), but "
             f"{device_name(device)} has {format_bytes(available)}; lower n_layer, n_embd, n_head, "
             "head_dim or vocab_size.",
@@ -148,14 +148,7 @@ def fitting_memory(
     if too_large:
         raise ConfigError(too_large)
     model, training = settings.model, settings.training
-    memory = expected_memory(
-        model,
-        training.batch_size,
-        training.sequence_length,
-        device.type,
-        dtype,
-        accumulates=training.gradient_accumulation_steps > 1,
-    )
+    memory = expected_memory(model, training, device.type, dtype)
     available = total_memory(device)
     if memory is None or available is None:
         return memory
@@ -166,7 +159,8 @@ def fitting_memory(
     message = (
         f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
         f"{'at least' if compiled else 'about'} {format_bytes(needed)} "
-        f"({format_bytes(memory.state)} of it for weights, gradients and AdamW), but "
+        f"({format_bytes(memory.state)} of it for weights, gradients and "
+        "optimizer state), but "
         f"{device_name(device)} has {format_bytes(available)}; lower "
         f"{_memory_fix(memory, available, training)}."
     )

@@ -9,8 +9,15 @@ from configurator import Settings, shown
 from options import KEYS
 from training.memory import ExpectedMemory
 from training.run import Run
+from training_components import OPTIMIZERS
 from training_config import TrainingConfig
-from training_logger import format_bytes, format_count, format_flops, format_start_report
+from training_logger import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_number,
+    format_start_report,
+)
 
 
 def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
@@ -43,7 +50,7 @@ def _architecture(settings: Settings) -> Rows:
 
 def _cost(run: Run) -> Rows:
     length = run.settings.training.sequence_length
-    cost = run.network.cost_report(length)
+    cost = run.cost
     full, causal = cost["flops_per_token"], cost["flops_per_token_causal"]
     matrices = run.network.num_parameters(embeddings=False)
     return [
@@ -53,6 +60,7 @@ def _cost(run: Run) -> Rows:
         ("", f"{causal:,} if only what the causal mask leaves is counted"),
         ("mixer/FFN", f"{cost['attention_ffn_ratio']:.3f} of forward FLOPs"),
         ("decoding state", f"{format_bytes(cost['decoding_state_bytes'])} for {length} tokens"),
+        *_optimizer_cost(run),
     ]
 
 
@@ -62,6 +70,16 @@ def _active(cost: Mapping[str, Any]) -> Rows:
     if active == cost["parameters"]:
         return []
     return [("", f"{active:,} of them active: used by a token")]
+
+
+def _optimizer_cost(run: Run) -> Rows:
+    """The matmuls of the optimizer, if it has any: FLOPs per token leave them out."""
+    flops = run.cost["optimizer_flops_per_step"]
+    if not flops:
+        return []
+    of_model = run.cost["flops_per_token"] * run.settings.training.tokens_per_step
+    share = format_number(100 * flops / of_model, ".3g")
+    return [("optimizer", f"{flops:,} FLOPs per step besides, {share} % of those of the model")]
 
 
 def _data(run: Run) -> Rows:
@@ -87,10 +105,17 @@ def _training(settings: Settings) -> Rows:
         (
             "learning rate",
             f"{training.learning_rate:g}, {training.lr_schedule}, warm-up of "
-            f"{_steps(training.warmup_iters)}, weight decay {training.weight_decay:g}",
+            f"{_steps(training.warmup_iters)}",
         ),
+        ("optimizer", _optimizer(training)),
         ("seeds", f"seed {training.seed}, data_seed {training.data_seed}"),
     ]
+
+
+def _optimizer(training: TrainingConfig) -> str:
+    options = OPTIMIZERS.entry(training.optimizer).keys
+    words = (f"{key} {shown(training.get(key))}" for key in options)
+    return f"{training.optimizer}: {', '.join(words)}"
 
 
 def _length(training: TrainingConfig) -> str:
@@ -123,9 +148,9 @@ def _attention(backend: str, doing_the_work: Sequence[str]) -> str:
 
 def _memory(memory: ExpectedMemory | None) -> str:
     if memory is None:
-        return "unknown: the model cannot be traced before it runs"
+        return "unknown: a step cannot be traced before it runs"
     return (
-        f"about {format_bytes(memory.total)}: weights, gradients and AdamW "
+        f"about {format_bytes(memory.total)}: weights, gradients and optimizer state "
         f"{format_bytes(memory.state)}, activations and other temporaries "
         f"{format_bytes(memory.activations)}; not counting Python and torch themselves"
     )

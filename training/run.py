@@ -14,6 +14,7 @@ from data.dataset import Dataset
 from data.validation import ValidationWindows
 from errors import UserError
 from model_builder import GPT, Objective
+from recipe.optimizers import UpdateRule
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
 from training.memory import ExpectedMemory
@@ -48,7 +49,7 @@ class Run:
     network: GPT
     model: nn.Module
     objective: Objective
-    optimizer: torch.optim.Optimizer
+    optimizer: UpdateRule
     scaler: torch.amp.GradScaler
     guard: StepGuard
     watch: Stopwatch
@@ -63,6 +64,12 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Every key and its value, for the log and the checkpoints; run_name is the folder's."""
         return {**self.settings.to_dict(), "run_name": self.folder.name}
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the model is and costs, and the matmul FLOPs of the optimizer apart."""
+        cost = self.network.cost_report(self.settings.training.sequence_length)
+        return {**cost, "optimizer_flops_per_step": self.optimizer.step_flops()}
 
     @property
     def tokens_seen(self) -> int:

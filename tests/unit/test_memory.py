@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,25 +11,57 @@ from torch.profiler import ProfilerActivity, profile
 
 from components.ffns import FFNS
 from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from recipe.optimizers import OPTIMIZERS, make_optimizer
 from tests.tiny import tiny_config
 from training import memory
-from training.memory import STATE_BYTES, expected_memory, least_parameters
+from training.memory import ExpectedMemory, expected_memory, least_parameters, least_state
+from training.optim import clip_gradients
+from training.step_guard import StepGuard
+from training_config import TrainingConfig
 
 
-def peak_bytes(model: GPT, idx: torch.Tensor, dtype: torch.dtype) -> int:
-    """The most that a real step holds, by torch's own profiler of allocations; moments included."""
-    idx = idx.clone()
+def training(batch: int, length: int, **keys: Any) -> TrainingConfig:
+    return TrainingConfig(batch_size=batch, sequence_length=length, **keys)
+
+
+def expected(
+    config: ModelArchitectureConfig, batch: int = 8, dtype: torch.dtype = torch.float32, **keys: Any
+) -> ExpectedMemory | None:
+    """The memory of a step of sequences of the longest length."""
+    return expected_memory(config, training(batch, config.block_size, **keys), "cpu", dtype)
+
+
+def peak_bytes(
+    config: ModelArchitectureConfig, batch: int, dtype: torch.dtype, optimizer_name: str
+) -> tuple[int, int]:
+    """The most that a real step after the first holds, by torch's own profiler of allocations; and
+    what is held of it before the step, which that does not see: weights and optimizer state."""
+    model = GPT(config)
+    optimizer = make_optimizer(model, training(batch, 24, optimizer=optimizer_name))
+    guard = StepGuard(optimizer, 10)
+    idx = torch.zeros(batch, 24, dtype=torch.long)
     autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        with autocast:
-            loss = model(idx, idx)[1]
-        loss.backward()
+    for profiled in (False, True):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            with autocast:
+                loss = model(idx, idx)[1]
+            loss.backward()
+            norm = guard.check(loss)
+            clip_gradients(optimizer, norm, 1.0)
+            assert guard.allows_update()
+            optimizer.step()
+            del loss, norm
+        if not profiled:
+            optimizer.zero_grad()
     live = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    return peak + 12 * model.num_parameters()
+    state = [tensor for kept in optimizer.state.values() for tensor in kept.values()]
+    weights = [*model.parameters(), *model.buffers()]
+    return peak, sum(tensor.nbytes for tensor in (*weights, *state))
 
 
 class TestExpectedMemory:
@@ -48,11 +82,22 @@ class TestExpectedMemory:
     )
     def test_agrees_with_what_a_real_step_allocates(self, keys: dict, dtype: torch.dtype) -> None:
         config = tiny_config(**keys)
-        model = GPT(config)
-        found = expected_memory(config, 8, 24, "cpu", dtype)
-        assert found.state == STATE_BYTES * model.num_parameters()
-        real = peak_bytes(model, torch.zeros(8, 24, dtype=torch.long), dtype)
-        assert found.total == pytest.approx(real, rel=0.05)
+        allocated, held = peak_bytes(config, 8, dtype, "adamw")
+        assert expected(config, 8, dtype).total == pytest.approx(allocated + held, rel=0.05)
+
+    @pytest.mark.parametrize("keys", [{"ffn_type": "swiglu"}, {"n_embd": 128, "vocab_size": 512}])
+    @pytest.mark.parametrize("name", OPTIMIZERS.names)
+    def test_every_optimizer_has_its_state_and_what_a_step_needs(
+        self, name: str, keys: dict
+    ) -> None:
+        config = tiny_config(**keys)
+        allocated, held = peak_bytes(config, 1, torch.float32, name)
+        found = expected(config, 1, optimizer=name)
+        assert found.total == pytest.approx(allocated + held, rel=0.05)
+        gradients = 4 * GPT(config).num_parameters()
+        assert found.state == pytest.approx(held + gradients, rel=0.03)  # but the buffers
+        least = least_state(config, config.vocab_size, name)
+        assert least - memory.LAYER_BYTES * config.n_layer <= found.state
 
     @pytest.mark.parametrize("batch", [1, 32])
     @pytest.mark.parametrize(
@@ -71,9 +116,9 @@ class TestExpectedMemory:
     ) -> None:
         config = tiny_config(**{"n_layer": 9, **keys})
         assert len(memory._depths_to_trace(config)) == 2
-        found = expected_memory(config, batch, 24, "cpu", torch.float32)
+        found = expected(config, batch)
         monkeypatch.setattr(memory, "_depths_to_trace", lambda config: [config.n_layer])
-        assert expected_memory(config, batch, 24, "cpu", torch.float32) == found
+        assert expected(config, batch) == found
 
     def test_blocks_of_the_heap_stay_when_they_are_freed(
         self, monkeypatch: pytest.MonkeyPatch
@@ -84,13 +129,13 @@ class TestExpectedMemory:
         found = {}
         for block in (0, table):
             monkeypatch.setattr(memory, "HEAP_BLOCK", block)
-            found[block] = expected_memory(config, 2, 24, "cpu", torch.float32).total
+            found[block] = expected(config, 2).total
         assert found[table] - found[0] >= logits
 
     def test_gradients_of_earlier_micro_batches_are_held(self) -> None:
         config = tiny_config(vocab_size=5000, weight_tying=False)
-        once = expected_memory(config, 8, 24, "cpu", torch.float32)
-        again = expected_memory(config, 8, 24, "cpu", torch.float32, accumulates=True)
+        once = expected(config)
+        again = expected(config, gradient_accumulation_steps=2)
         assert again.total - once.total >= 4 * 5000 * 32
 
     def test_a_part_that_cannot_be_traced_is_unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,41 +143,24 @@ class TestExpectedMemory:
             return x * len(x[x > 0])
 
         monkeypatch.setattr(FFNS["standard"], "forward", depends_on_data)
-        assert expected_memory(tiny_config(), 2, 8, "cpu", torch.float32) is None
+        assert expected(tiny_config(block_size=8), 2) is None
 
     def test_the_bound_without_a_trace_is_below(self) -> None:
         for keys in ({}, {"n_kv_head": 1}, {"head_dim": 16}, {"weight_tying": False}):
             config = tiny_config(**keys)
             assert 0 < least_parameters(config, 61) <= GPT(config).num_parameters()
 
-    def test_state_is_what_training_holds(self) -> None:
-        """Weight, gradient and two moments, 4 bytes each."""
-        model = GPT(tiny_config())
-        optimizer = torch.optim.AdamW(model.parameters())
-        idx = torch.zeros(1, 8, dtype=torch.long)
-        model(idx, idx)[1].backward()
-        optimizer.step()
-        held = sum(p.nbytes + p.grad.nbytes for p in model.parameters())
-        held += sum(
-            state[moment].nbytes
-            for state in optimizer.state.values()
-            for moment in ("exp_avg", "exp_avg_sq")
-        )
-        assert held == STATE_BYTES * model.num_parameters()
-
     def test_activations_grow_with_the_batch(self) -> None:
-        one, two = (
-            expected_memory(tiny_config(), size, 16, "cpu", torch.float32) for size in (4, 8)
-        )
+        one, two = (expected(tiny_config(block_size=16), size) for size in (4, 8))
         assert one.state == two.state
         assert 1.8 < (two.total - 0.75 * two.state) / (one.total - 0.75 * one.state) < 2.2
 
     def test_a_model_that_would_not_fit_is_only_traced(self) -> None:
         large = tiny_config(n_layer=4, n_head=64, n_embd=16384, vocab_size=50304, ffn_hidden=65536)
-        found = expected_memory(large, 512, 24, "cpu", torch.float32)
+        found = expected(large, 512)
         assert found.state > 200e9
 
     def test_random_state_is_untouched(self) -> None:
         before = torch.get_rng_state()
-        expected_memory(tiny_config(dropout=0.1), 1, 8, "cpu", torch.float32)
+        expected(tiny_config(dropout=0.1), 1)
         assert torch.equal(before, torch.get_rng_state())

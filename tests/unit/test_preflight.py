@@ -49,7 +49,8 @@ class TestMemory:
         with pytest.raises(ConfigError) as refused:
             self.fitting("--batch_size=64")
         message = str(refused.value)
-        needed = expected_memory(load([*self.TINY]).model, 64, 32, "cpu", torch.float32)
+        settings = load([*self.TINY, "--batch_size=64"])
+        needed = expected_memory(settings.model, settings.training, "cpu", torch.float32)
         total = needed.total + 5 * 16 * 64 * 32
         assert f"batch_size=64 of sequence_length=32 needs about {total / 1e6:.1f} MB" in message
         assert f"({needed.state / 1e3:.1f} kB of it for weights" in message
