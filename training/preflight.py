@@ -19,7 +19,7 @@ from training.memory import (
     least_parameters,
     least_state,
 )
-from training.smoke import check_own_parts
+from training.smoke import check_own_optimizer, check_own_parts
 from training_config import TrainingConfig
 from training_logger import format_bytes
 
@@ -29,7 +29,7 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
 
     Raises:
         ConfigError: with every reason.
-        UserError: a part of the user's own does not work; see `check_own_parts`.
+        UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
     """
     problems = [
         *_size_problems(settings, device),
@@ -44,6 +44,7 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
     if problems:
         raise ConfigError(problems)
     check_own_parts(settings.model, device, dtype)
+    check_own_optimizer(settings, device, dtype)
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:

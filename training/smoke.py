@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from components.part import own_stream
 from components.registry import is_users_own
+from configurator import Settings
 from errors import ConfigError, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from model_keys import architecture_keys
 from part_keys import parts_of
+from recipe.optimizers import OPTIMIZERS, make_optimizer
 from training.hardware import autocast
+from training.step_guard import StepGuard
 
 KEEP_SHAPE = ("normalization", "activation", "ffn_type", "mixer")
 """Keys that choose parts whose output has the shape of their input."""
@@ -108,12 +111,9 @@ def _train_a_step(
         key = own[part].partition("=")[0]
         for module in instances if key in KEEP_SHAPE else ():
             module.register_forward_hook(_shape_check(own[part]))
-    length = min(TOKENS, config.block_size)
-    idx = torch.arange(2 * length, device=device).view(2, length) % config.vocab_size
-    with autocast(device, dtype):
-        logits, loss = model(idx, idx.roll(1, dims=1))
+    logits, loss = _outputs(model, device, dtype)
     everyone = ", ".join(own.values())
-    expected = (2, length, config.vocab_size)
+    expected = (2, min(TOKENS, config.block_size), config.vocab_size)
     if logits.shape != expected:
         raise UserError(f"{everyone}: the logits must be {expected}, not {tuple(logits.shape)}.")
     if not math.isfinite(loss.item()):
@@ -121,6 +121,14 @@ def _train_a_step(
     loss.backward()
     for part, instances in modules.items():
         _check_gradients(own[part], nn.ModuleList(instances))
+
+
+def _outputs(model: GPT, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits and loss of two sequences."""
+    length = min(TOKENS, model.config.block_size)
+    idx = torch.arange(2 * length, device=device).view(2, length) % model.config.vocab_size
+    with autocast(device, dtype):
+        return model(idx, idx.roll(1, dims=1))
 
 
 def _shape_check(words: str) -> Callable[..., None]:
@@ -154,3 +162,36 @@ def _check_gradients(words: str, instances: nn.ModuleList) -> None:
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             own_name = name.partition(".")[2]
             raise UserError(f"{words}: the gradient of its parameter {own_name} is not finite.")
+
+
+def check_own_optimizer(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
+    """Update a small model by an optimizer of the user's own, and let it meet a bad step.
+
+    Does nothing if the config chooses another. An exception that the optimizer raises passes.
+
+    Raises:
+        UserError: the optimizer leaves out a parameter, keeps what cannot be undone and saved (see
+            `refuse_hidden_state`), or makes weights that are not finite.
+    """
+    own = OPTIMIZERS[settings.training.optimizer]
+    if not is_users_own(own):
+        return
+    with own_stream("smoke check"):
+        model = GPT(next(_few_layers(settings.model))).to(device)
+        optimizer = make_optimizer(model, settings.training)
+        guard = StepGuard(optimizer, max_bad_steps=1)
+        for factor in (1.0, 1.0, math.nan):
+            loss = _outputs(model, device, dtype)[1] * factor
+            loss.backward()
+            guard.check(loss)
+            if guard.allows_update():
+                optimizer.step()
+            optimizer.zero_grad()
+            for name, parameter in model.named_parameters():
+                if not parameter.isfinite().all():
+                    what = "bad step, which must change nothing," if factor != 1 else "step"
+                    raise UserError(
+                        f"optimizer={settings.training.optimizer!r} ({own.__name__} in "
+                        f"{inspect.getfile(own)}): a {what} makes {name} of a small model "
+                        "not finite."
+                    )

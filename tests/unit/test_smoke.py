@@ -120,3 +120,75 @@ def test_what_depends_on_the_data_passes(check) -> None:
 def test_parts_of_the_project_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke, "GPT", None)
     check_own_parts(load([]).model, CPU, torch.float32)
+
+
+OPTIMIZER = '''
+import torch
+from recipe.optimizers import OPTIMIZERS, UpdateRule
+
+@OPTIMIZERS.register("mine", label="Mine")
+class Mine(UpdateRule):
+    """Gradient descent."""
+
+    def __init__(self, model, config):
+        super().__init__([p for p in model.parameters() if {taken}], {{"lr": config.learning_rate}})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                {update}
+'''
+
+
+@pytest.fixture
+def check_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Check an optimizer as a run does when it starts."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(update: str, taken: str = "True") -> None:
+        (tmp_path / "parts.py").write_text(OPTIMIZER.format(update=update, taken=taken))
+        settings = load(["--plugins=parts.py", "--optimizer=mine", "--n_layer=1", "--head_dim=8"])
+        refuse_machine(settings, CPU, torch.float32)
+
+    return check
+
+
+def test_a_sound_optimizer_passes(check_optimizer) -> None:
+    before = torch.get_rng_state()
+    check_optimizer("p.sub_(p.grad, alpha=group['lr'])")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("update", "taken", "message"),
+    [
+        (
+            "p.zero_().log_()",
+            "True",
+            r"'mine' \(Mine in .*parts.py\): a step makes embedding.weight",
+        ),
+        ("self.state[p]['step'] = self.steps", "True", "keeps 'step' of a parameter as int"),
+        ("self.state[p][f's{self.steps}'] = p.clone()", "True", "create all of its state in the"),
+        ("p.sub_(p.grad)", "p.ndim > 1", r"='mine' updates \d+ .*leaves out .*norm"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_refused(
+    check_optimizer, update: str, taken: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_optimizer(update, taken)
+
+
+def test_an_optimizer_that_falsely_says_that_it_takes_found_inf_is_refused(
+    check_optimizer,
+) -> None:
+    with pytest.raises(UserError, match="a bad step, which must change nothing, makes embedding"):
+        check_optimizer("p.sub_(p.grad)", "[setattr(self, '_step_supports_amp_scaling', True)]")
+
+
+def test_what_an_optimizer_raises_passes(check_optimizer) -> None:
+    with pytest.raises(ZeroDivisionError):
+        check_optimizer("1 / 0")
