@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 import textwrap
+from collections.abc import Mapping
 
 import components.attention
 import components.gated_deltanet
@@ -56,9 +57,9 @@ __all__ = [
 ]
 
 
-def catalogue(width: int = 100) -> str:
+def catalogue(registries: Mapping[str, Registry] = REGISTRIES, width: int = 100) -> str:
     """Every part that a config can name, as text of at most `width` columns."""
-    return "\n\n".join(_section(registry, width) for registry in REGISTRIES.values())
+    return "\n\n".join(_section(registry, width) for registry in registries.values())
 
 
 def _section(registry: Registry, width: int) -> str:
@@ -74,11 +75,12 @@ def _section(registry: Registry, width: int) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, registries: Mapping[str, Registry] = REGISTRIES) -> int:
+    """Print the catalogue; returns the exit status."""
     if sys.argv[1:] if argv is None else argv:
-        print("model_components.py takes no arguments; it prints the catalogue.", file=sys.stderr)
+        print("The catalogue takes no arguments; it is printed whole.", file=sys.stderr)
         return 2
-    print(catalogue())
+    print(catalogue(registries))
     return 0
 
 

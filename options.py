@@ -87,6 +87,7 @@ def option(
     tag: Any = SPELLED_BY_KEY,
     plain: Any = None,
     saved: Callable[[Any], Any] | None = None,
+    several: bool = False,
     role: Role | None = None,
     section: str | None = None,
     **extra: Any,
@@ -108,6 +109,7 @@ def option(
             values make the same architecture; None: the value.
         role: What the key is for; None: the role of the class that declares it.
         section: Its heading in `--help`; None: that of the class that declares it.
+        several: Whether a text lists several of the choices, separated by commas.
         extra: Further metadata for the use of the class that declares it.
 
     Raises:
@@ -128,6 +130,7 @@ def option(
         "tag": tag,
         "plain": plain,
         "saved": saved,
+        "several": several,
         "role": role,
         "section": section,
         **extra,
@@ -174,6 +177,12 @@ class Key:
     @property
     def choices(self) -> Iterable[Any] | None:
         return self.metadata["choices"]
+
+    def named(self, value: Any) -> list[Any]:
+        """The choices that a value makes: itself, or several that commas separate."""
+        if not self.metadata["several"]:
+            return [value]
+        return [name for name in map(str.strip, value.split(",")) if name]
 
     @property
     def per_layer(self) -> bool:
@@ -293,8 +302,9 @@ class Key:
         except UserError as error:
             hint = "" if self.choices is None else f" {listed(self.choices)}"
             return Problem((self.name,), f"{self.name} {error}.{hint}")
-        if self.choices is not None and value is not None and value not in list(self.choices):
-            return Problem((self.name,), unknown_name(self.name, value, self.choices))
+        for one in () if self.choices is None or value is None else self.named(value):
+            if one not in list(self.choices):
+                return Problem((self.name,), unknown_name(self.name, one, self.choices))
         if isinstance(value, str) and any(map(is_unprintable, value)):
             message = f"{self.name}={quoted(value)} has characters that cannot be printed."
             return Problem((self.name,), message)

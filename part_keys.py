@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from components.registry import Choices, Registry
+from components.registry import Choices, Entry, Registry
 from errors import Problem, error_note, quoted
 from options import Key
 
@@ -21,6 +21,14 @@ def registry_of(key: Key) -> Registry | None:
     """The registry that a key chooses a part from, or None."""
     choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
     return choices if isinstance(choices, Registry) else None
+
+
+def chosen_by(key: Key, value: Any) -> list[Entry]:
+    """The parts that a value of a key chooses: none, one, or several that a list names."""
+    registry = registry_of(key)
+    if registry is None or value is None:
+        return []
+    return [registry.entry(name) for name in key.named(value) if name in registry]
 
 
 def expanded(roots: Mapping[str, Key]) -> dict[str, Key]:
@@ -43,7 +51,7 @@ def expanded(roots: Mapping[str, Key]) -> dict[str, Key]:
 def canonical_name(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
     """A part's own name for an alias; values of other keys as they are."""
     registry = registry_of(key)
-    return value if registry is None or value is None else registry.canonical(value)
+    return registry.canonical(value) if registry is not None and value in registry else value
 
 
 class Draft:
@@ -98,11 +106,11 @@ class Draft:
     def _admit(self, keys: Iterable[Key]) -> None:
         """Add the options of the parts that these keys choose."""
         for key in keys:
-            registry = registry_of(key)
-            if registry is not None and getattr(self, key.name) is not None:
-                own = registry.entry(getattr(self, key.name)).keys
-                self._keys.update(own)
-                self._admit(own.values())
+            if registry_of(key) is None:  # reading a key derives it, perhaps from parts to come
+                continue
+            for entry in chosen_by(key, getattr(self, key.name)):
+                self._keys.update(entry.keys)
+                self._admit(entry.keys.values())
 
     def resolved(self, order: Iterable[str]) -> dict[str, Any]:
         """Every key that a chosen part or the roots have, and its value, in an order of all."""
@@ -113,9 +121,8 @@ class Draft:
 def parts_of(view: View, keys: Mapping[str, Key]) -> Iterator[tuple[str, type]]:
     """The parts that values choose, with the keys that chose them."""
     for name, key in keys.items():
-        registry = registry_of(key)
-        if registry is not None and view.get(name) is not None:
-            yield name, registry[view.get(name)]
+        for entry in chosen_by(key, view.get(name)):
+            yield name, entry.part
 
 
 def problems_of_parts(method: str, view: View, keys: Mapping[str, Key]) -> Iterator[Problem]:
@@ -135,8 +142,6 @@ def problems_of_parts(method: str, view: View, keys: Mapping[str, Key]) -> Itera
 
 def chosen_through(key: Key, view: View) -> set[str]:
     """The key, and the options of the part that it chooses, and of those that they choose."""
-    found, registry = {key.name}, registry_of(key)
-    if registry is None or view.get(key.name) is None:
-        return found
-    own = registry.entry(view.get(key.name)).keys.values()
-    return found.union(*(chosen_through(option, view) for option in own))
+    chosen = chosen_by(key, view.get(key.name))
+    own = (option for entry in chosen for option in entry.keys.values())
+    return {key.name}.union(*(chosen_through(option, view) for option in own))

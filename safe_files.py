@@ -1,10 +1,12 @@
-"""Reading files that others may have made: regular files only, and JSON of a bounded size."""
+"""Reading files that others may have made: regular files only, and JSON of a bounded size; and
+replacing a file in one step."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,3 +63,20 @@ def read_json(path: Path, *, follow_links: bool = False) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
         raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def write_atomically(path: Path, texts: Iterable[str]) -> None:
+    """Replace the file by these texts, one after the other.
+
+    A kill at any moment leaves the old file or the new one, whole; an error leaves the old one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(texts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

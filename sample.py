@@ -19,7 +19,8 @@ from errors import UserError, quoted
 from model_builder import check_sampling
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.trained_model import load_trained
-from training_config import DEVICES, DTYPES
+from training_components import DTYPES
+from training_config import DEVICES
 from user_files import run_plugins
 
 
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--seed", type=int, default=1337, help="the same seed, the same text")
     flags.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
-    flags.add_argument("--dtype", choices=DTYPES, default="auto", help="compute type")
+    flags.add_argument("--dtype", choices=[*DTYPES, "auto"], default="auto", help="compute type")
     flags.add_argument(
         "--plugins", default="", help="comma-separated .py files with parts of your own"
     )

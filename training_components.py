@@ -10,17 +10,31 @@ from __future__ import annotations
 import recipe.adafactor
 import recipe.lion
 import recipe.muon  # noqa: F401  (they register themselves)
+from cli import run_cli
 from components.registry import Registry
-from model_components import REGISTRIES
+from model_components import REGISTRIES, main
+from recipe.dtypes import DTYPES
+from recipe.log_sinks import LOG_SINKS
 from recipe.objectives import OBJECTIVES
 from recipe.optimizers import OPTIMIZERS
 from recipe.schedules import LR_SCHEDULES
 
 TRAINING_REGISTRIES: dict[str, Registry] = {
-    registry.key: registry for registry in (OPTIMIZERS, LR_SCHEDULES, OBJECTIVES)
+    registry.key: registry for registry in (OPTIMIZERS, LR_SCHEDULES, OBJECTIVES, LOG_SINKS, DTYPES)
 }
 
 ALL_REGISTRIES: dict[str, Registry] = REGISTRIES | TRAINING_REGISTRIES
 """Those of models as well."""
 
-__all__ = ["ALL_REGISTRIES", "LR_SCHEDULES", "OBJECTIVES", "OPTIMIZERS", "TRAINING_REGISTRIES"]
+__all__ = [
+    "ALL_REGISTRIES",
+    "DTYPES",
+    "LOG_SINKS",
+    "LR_SCHEDULES",
+    "OBJECTIVES",
+    "OPTIMIZERS",
+    "TRAINING_REGISTRIES",
+]
+
+if __name__ == "__main__":
+    run_cli(lambda argv: main(argv, TRAINING_REGISTRIES))

@@ -10,11 +10,9 @@ from typing import Any
 from errors import ConfigError, Problem, quoted, unknown_name
 from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, expanded, parts_of
-from training_components import LR_SCHEDULES, OBJECTIVES, OPTIMIZERS
+from training_components import DTYPES, LOG_SINKS, LR_SCHEDULES, OBJECTIVES, OPTIMIZERS
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-LOG_SINKS = ("csv", "tensorboard", "wandb")
 
 LONGEST_PATH_PART = 255
 """Bytes of a file's or folder's name, on all common file systems."""
@@ -156,7 +154,9 @@ class TrainingOptions:
     log_interval: int = _records.option(10, "steps between log lines", at_least=1)
     log_to: str = _records.option(
         "",
-        f"comma-separated log sinks besides the JSON files: {', '.join(LOG_SINKS)}",
+        "log sinks besides the JSON files, separated by commas",
+        choices=LOG_SINKS,
+        several=True,
         restored=False,
     )
     checkpoint_minutes: float = _records.option(
@@ -170,7 +170,7 @@ class TrainingOptions:
     dtype: str = _machine.option(
         "auto",
         "compute dtype of the matmuls",
-        choices=DTYPES,
+        choices=DTYPES.plus("auto"),
         role=Role.RECIPE,
         varies=False,
     )
@@ -293,9 +293,6 @@ class TrainingConfig:
         if refusal:
             yield Problem(("run_name",), f"run_name={quoted(self.run_name)} {refusal}")
         yield from self._out_dir_problems()
-        for name in self.log_sinks:
-            if name not in LOG_SINKS:
-                yield Problem(("log_to",), unknown_name("log_to", name, LOG_SINKS))
         repeated = [name for name, count in Counter(self.log_sinks).items() if count > 1]
         if repeated:
             yield Problem(
@@ -336,7 +333,7 @@ class TrainingConfig:
     @property
     def log_sinks(self) -> tuple[str, ...]:
         """The names in `log_to`."""
-        return tuple(name for name in map(str.strip, self.log_to.split(",")) if name)
+        return tuple(self._keys["log_to"].named(self.log_to))
 
     @property
     def tokens_per_step(self) -> int:

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 from errors import UserError, file_errors
+from recipe.log_sinks import Beginning, OpenSinks
+from safe_files import write_atomically
 from training.console import Console
 from training.earlier_log import (
     ResumePoint,
@@ -40,10 +42,8 @@ from training.log_files import (
     read_metrics,
     read_run,
     records_of,
-    write_atomically,
     write_run,
 )
-from training.log_sinks import Beginning, OpenSinks
 from training.log_summary import RunSummary, summarize
 from training.log_text import (
     LINE_WIDTH,
@@ -110,7 +110,7 @@ class TrainingLogger:
             progress is then shown without a total.
         resume: The checkpoint that the run continues from. Records after it are dropped, since
             those steps are repeated. None starts a new log.
-        sinks: Additional outputs for every record, names in `sinks.SINKS`.
+        sinks: Additional outputs for every record, names in `LOG_SINKS`.
         console: Prints the lines; None creates one.
 
     Raises:

@@ -27,7 +27,8 @@ from comparison.json_checks import (
 )
 from comparison.runs import SWEEP_FILE
 from errors import UserError
-from training.log_files import json_safe, write_atomically
+from safe_files import write_atomically
+from training.log_files import json_safe
 
 if TYPE_CHECKING:
     from experiment.plan import Plan

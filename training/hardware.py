@@ -19,17 +19,11 @@ import psutil
 import torch
 
 from errors import UserError
+from recipe.dtypes import DTYPES, BFloat16
 from training.provenance import output_of, provenance
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 
 # --- choosing
 
@@ -67,30 +61,30 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
-    if name == "bfloat16" and device.type == "cuda" and not _has_fast_bfloat16(device):
-        major, minor = torch.cuda.get_device_capability(device)
-        raise UserError(
-            f"dtype='bfloat16' needs CUDA capability 8.0, and {device_name(device)} has "
-            f"{major}.{minor}; set dtype='float16' or 'float32'."
+    kind = DTYPES[name]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < kind.cuda_capability:
+        needed, has = (
+            ".".join(map(str, capability))
+            for capability in (kind.cuda_capability, torch.cuda.get_device_capability(device))
         )
-    if name == "bfloat16" and device.type == "mps" and not _is_macos_14():
         raise UserError(
-            f"dtype='bfloat16' on mps needs macOS 14, and this is {platform.mac_ver()[0]}; "
+            f"dtype={name!r} needs CUDA capability {needed}, and {device_name(device)} has {has}; "
             "set dtype='float16' or 'float32'."
         )
-    return _DTYPES[name]
+    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(kind.macos, 0):
+        raise UserError(
+            f"dtype={name!r} on mps needs macOS {kind.macos}, and this is "
+            f"{platform.mac_ver()[0]}; set dtype='float16' or 'float32'."
+        )
+    return kind.dtype
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_capability(device) >= BFloat16.cuda_capability
     if device.type == "cpu":
         return bool({"amx_bf16", "avx512_bf16"} & set(_cpu_info("flags").split()))
     return False
-
-
-def _is_macos_14() -> bool:
-    return torch.backends.mps.is_macos_or_newer(14, 0)
 
 
 def _cpu_info(key: str) -> str:

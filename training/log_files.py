@@ -18,12 +18,12 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from safe_files import open_regular, refuse_irregular
+from safe_files import open_regular, refuse_irregular, write_atomically
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -45,23 +45,6 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
     return value
-
-
-def write_atomically(path: Path, texts: Iterable[str]) -> None:
-    """Replace the file by these texts, one after the other.
-
-    A kill at any moment leaves the old file or the new one, whole; an error leaves the old one.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(texts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_run(run_dir: Path, run: Mapping[str, Any], *, records: bool) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from configurator import Settings
 from errors import ConfigError, Problem
+from recipe.log_sinks import missing_packages
 from training.hardware import device_name, has_tf32, host_memory, total_memory
-from training.log_sinks import missing_packages
 from training.memory import (
     ExpectedMemory,
     batch_bytes,

@@ -14,8 +14,9 @@ SOURCE = (
     *("errors.py", "safe_files.py", "options.py", "patterns.py", "saved_configs.py"),
     *("configurator.py", "training_config.py", "user_files.py"),
     *("model_components.py", "model_keys.py", "model_config.py", "model_builder.py"),
+    *("part_keys.py", "training_components.py"),
     *("train.py", "training_logger.py"),
-    *("components/**/*.py", "data/*.py", "training/**/*.py", "interop/**/*.py"),
+    *("components/**/*.py", "recipe/**/*.py", "data/*.py", "training/**/*.py", "interop/**/*.py"),
 )
 """The files that decide what a run computes. Others (the comparison, sweeps, documents, scripts,
 tests) cannot change its numbers; config files and data are logged by their contents."""

@@ -367,8 +367,8 @@ def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
         (["--dropout=1"], "--dropout: dropout=1.0 must be below 1."),
         (
             ["--dtype=float61"],
-            "--dtype: unknown dtype 'float61'; did you mean 'float16'? Choices: auto, float32, "
-            "bfloat16, float16.",
+            "--dtype: unknown dtype 'float61'; did you mean 'float16'? Choices: float32, "
+            "bfloat16, float16, auto.",
         ),
         (
             ["--arch_preset=lama"],

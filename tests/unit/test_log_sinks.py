@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from recipe.log_sinks import TAGS, curves_of, flat, missing_packages
 from tests.unit.test_training_logger import log_eval, log_step, make_logger, metrics_lines, train
-from training.log_sinks import SINKS, TAGS, curves_of, flat, missing_packages
-from training_config import LOG_SINKS
 from training_logger import ResumePoint, read_metrics, set_aside_unfinished_log
 
 
@@ -23,10 +22,6 @@ def interrupted_run(run_dir, *sinks: str) -> None:
         train(logger, 5, 35)
     with make_logger(run_dir, sinks=sinks, resume=ResumePoint(20)) as logger:
         train(logger, 25, 40)
-
-
-def test_the_config_names_every_sink():
-    assert tuple(SINKS) == LOG_SINKS
 
 
 def test_every_number_of_a_line_has_a_curve_but_the_constant_ones(tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_imports import import_graph
 from training import provenance
 from training.provenance import plugin_digests, source_digest
 
-DECIDING = ("train.py", "components/norms.py", "data/batches.py", "training/a/b.py")
+DECIDING = ("train.py", "components/norms.py", "recipe/x.py", "data/batches.py", "training/a/b.py")
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
@@ -105,6 +106,18 @@ class TestSourceDigest:
     def test_every_pattern_finds_files(self) -> None:
         for pattern in provenance.SOURCE:
             assert any(provenance.PROJECT.glob(pattern)), pattern
+
+    def test_is_all_that_training_imports_but_names_and_the_command_line(self) -> None:
+        graph, reached, waiting = import_graph(), set(), ["train"]
+        while waiting:
+            module = waiting.pop()
+            if module not in reached:
+                reached.add(module)
+                waiting += graph[module]
+        files = {path for glob in provenance.SOURCE for path in provenance.PROJECT.glob(glob)}
+        names = {path.relative_to(provenance.PROJECT).with_suffix("") for path in files}
+        counted = {name.as_posix().removesuffix("/__init__").replace("/", ".") for name in names}
+        assert reached - counted == {"architecture_names", "cli"}
 
 
 def test_plugins_are_known_by_file_name() -> None:

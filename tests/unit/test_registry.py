@@ -13,6 +13,7 @@ import model_components
 from components.registry import Registry
 from errors import UserError
 from model_components import REGISTRIES, catalogue
+from training_components import TRAINING_REGISTRIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,10 +166,11 @@ def test_choices_follow_the_registry(registry):
     assert list(choices) == ["red", "crimson", "green", "auto"]
 
 
-def test_the_catalogue_has_every_part():
-    text = catalogue()
+@pytest.mark.parametrize("registries", [REGISTRIES, TRAINING_REGISTRIES])
+def test_the_catalogue_has_every_part(registries):
+    text = catalogue(registries)
     assert max(map(len, text.splitlines())) <= 100
-    for key, registry in REGISTRIES.items():
+    for key, registry in registries.items():
         assert f"({key})" in text
         for name in registry.names:
             assert f"\n  {name} " in text
@@ -180,3 +182,9 @@ def test_the_catalogue_is_printed():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == catalogue() + "\n"
     assert model_components.main(["--help"]) == 2
+
+
+def test_the_catalogue_of_training_is_printed():
+    command = [sys.executable, str(ROOT / "training_components.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == catalogue(TRAINING_REGISTRIES) + "\n"

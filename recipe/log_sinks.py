@@ -16,10 +16,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
+from components.registry import Registry
 from errors import UserError
-from training.log_files import METRICS_FILE, read_metrics, write_atomically
+from options import Role
+from safe_files import write_atomically
 
 CSV_FILE = "metrics.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -65,17 +67,34 @@ class Beginning:
     lines: Sequence[Mapping[str, Any]]
 
 
-class Sink(Protocol):
-    """Something that takes the lines of a log. It is made open, from a `Beginning`."""
+class Sink:
+    """Something that takes the lines of a log. It is made open, from a `Beginning`.
 
-    package: ClassVar[str | None]
+    Options that it declares are in the config of that.
+    """
+
+    package: ClassVar[str | None] = None
     """What `pip install` has to bring before it can be made."""
+
+    def __init__(self, beginning: Beginning):
+        """Open it. Whatever it raises ends the run before it starts."""
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Take a line that metrics.jsonl has just got."""
+        raise NotImplementedError
 
     def close(self, *, failed: bool) -> None:
         """The run is over, or has failed."""
+
+
+LOG_SINKS = Registry(
+    "log_to",
+    "Log sink",
+    variable="LOG_SINKS",
+    base=Sink,
+    made_with="beginning",
+    role=Role.BOOKKEEPING,
+)
 
 
 def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,17 +116,15 @@ def curves_of(line: Mapping[str, Any]) -> dict[str, float]:
 # The sinks
 
 
-class CsvSink:
+@LOG_SINKS.register("csv", label="CSV")
+class CsvSink(Sink):
     """`metrics.csv` in the run's folder: a row for each line of metrics.jsonl, in its order.
 
     The header names every column; if a line adds a column, the file is rewritten. A value that a
     line lacks is an empty cell.
     """
 
-    package = None
-
     def __init__(self, beginning: Beginning):
-        self._metrics = beginning.run_dir / METRICS_FILE
         self._path = beginning.run_dir / CSV_FILE
         self._write_all(beginning.lines)
 
@@ -117,6 +134,12 @@ class CsvSink:
         header = dict(zip(self._columns, self._columns, strict=True))
         write_atomically(self._path, self._text([header, *rows] if rows else []))
 
+    def _rows(self) -> list[dict[str, str]]:
+        """The rows so far, without their empty cells."""
+        with open(self._path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [{column: cell for column, cell in row.items() if cell} for row in rows]
+
     def _text(self, rows: Iterable[Mapping[str, Any]]) -> str:
         text = io.StringIO()
         csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
@@ -125,16 +148,14 @@ class CsvSink:
     def record(self, line: Mapping[str, Any]) -> None:
         row = flat(line)
         if not row.keys() <= set(self._columns):
-            self._write_all(read_metrics(self._metrics))
+            self._write_all([*self._rows(), row])
             return
         with open(self._path, "a", encoding="utf-8", newline="") as file:
             file.write(self._text([row]))
 
-    def close(self, *, failed: bool) -> None:
-        """Nothing to do: every row is written at once."""
 
-
-class TensorBoardSink:
+@LOG_SINKS.register("tensorboard", label="TensorBoard")
+class TensorBoardSink(Sink):
     """Curves in `tensorboard/` of the run's folder, over `iter`, and the config as text.
 
     Each start of the run writes the curves from the beginning and purges earlier ones, so they
@@ -166,7 +187,8 @@ class TensorBoardSink:
         self._writer.close()
 
 
-class WandbSink:
+@LOG_SINKS.register("wandb", label="W&B")
+class WandbSink(Sink):
     """A run of Weights & Biases: the same curves, over `iter`, and the config.
 
     The project is the environment variable WANDB_PROJECT, by default nanoarch. A resumed run
@@ -198,17 +220,9 @@ class WandbSink:
         self._run.finish(exit_code=int(failed))
 
 
-SINKS: dict[str, type[Sink]] = {
-    "csv": CsvSink,
-    "tensorboard": TensorBoardSink,
-    "wandb": WandbSink,
-}
-"""The sink behind each name that the key log_to takes."""
-
-
 def missing_packages(names: Iterable[str]) -> list[str]:
     """The packages that sinks need and that are not installed."""
-    needed = [SINKS[name].package for name in names]
+    needed = [LOG_SINKS[name].package for name in names]
     return [name for name in needed if name and importlib.util.find_spec(name) is None]
 
 
@@ -216,7 +230,7 @@ class OpenSinks:
     """The sinks of a run while it trains.
 
     Args:
-        names: Keys of SINKS.
+        names: Names in LOG_SINKS.
         beginning: What they are made from.
         say: Prints a message, for a sink that is switched off.
 
@@ -229,7 +243,7 @@ class OpenSinks:
         self._open: dict[str, Sink] = {}
         for name in names:
             try:
-                self._open[name] = SINKS[name](beginning)
+                self._open[name] = LOG_SINKS[name](beginning)
             except Exception as error:  # whatever a tracker raises, it is the user's to fix
                 for sink in self._open.values():
                     with contextlib.suppress(Exception):
