@@ -18,10 +18,11 @@ _BEFORE_ROLES_WERE_LOGGED = {
     Role.SEED: "seed data_seed",
     Role.LENGTH: "max_iters max_minutes warmup_iters lr_decay_iters",
     Role.RECIPE: "learning_rate lr_schedule min_lr wsd_decay_fraction beta1 beta2 adam_eps "
-    "weight_decay grad_clip max_bad_steps dtype tf32",
+    "weight_decay grad_clip max_bad_steps dtype tf32 optimizer objective z_loss_coef",
     Role.EXECUTION: "attention_backend device compile",
 }
-"""The role of every key but those of the architecture."""
+"""The role of every key but those of the architecture, and of those that `saved_configs.upgraded`
+adds."""
 
 _COUNTED = {
     "dataset": ("data", "fingerprint"),

@@ -9,6 +9,8 @@ import pytest
 from comparison.findings import compare
 from comparison.groups import changes, find_baseline, group_runs, unlike
 from comparison.runs import LoggedRun
+from options import KEYS
+from saved_configs import upgraded
 from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
 from training_config import TrainingConfig
 
@@ -220,6 +222,43 @@ def test_defaults_of_a_part_that_both_arms_have_are_changes():
     one, other = group_runs([one, other])
     assert changes(other, one) == {"rope_theta": 500.0}
     assert changes(one, other) == {"rope_theta": 1e4}
+def as_logged_before(config: dict) -> dict:
+    """A config of today as the version logged it that had AdamW only, and four schedules whose keys
+    every run had."""
+    later = ("optimizer", "objective", "z_loss_coef")
+    always = {"min_lr": None, "lr_decay_iters": None, "wsd_decay_fraction": 0.2}
+    return {**always, **{key: value for key, value in config.items() if key not in later}}
+
+
+@pytest.mark.parametrize("keys", [{}, {"lr_schedule": "wsd"}, {"lr_schedule": "constant"}])
+@pytest.mark.parametrize("arm", ["plain", "rms"])
+def test_runs_of_a_version_with_adamw_alone_are_compared_with_those_of_today(keys, arm):
+    now = TrainingConfig(max_iters=100, **keys).to_dict()
+    roles = {key: str(KEYS[key].role) for key in now}
+    old = simulated_run(seed=1, training=upgraded(as_logged_before(now)))
+    model = RMS if arm == "rms" else None
+    new = dataclasses.replace(simulated_run(arm, 2, training=now, model=model), roles=roles)
+    if arm == "plain":
+        assert len(group_runs([old, new])) == 1
+    else:
+        before, after = group_runs([old, new])
+        assert unlike(after, before) == []
+        assert changes(after, before) == RMS
+
+
+def test_another_optimizer_is_another_recipe():
+    runs = [
+        dataclasses.replace(
+            simulated_run(seed=seed, training=TrainingConfig(optimizer=name).to_dict()),
+            roles={key: str(KEYS[key].role) for key in TrainingConfig(optimizer=name).to_dict()},
+        )
+        for seed, name in ((1, "adamw"), (2, "muon"))
+    ]
+    adamw, muon = group_runs(runs)
+    assert "optimizer: muon, not adamw" in unlike(muon, adamw)
+    tuned = [key for key in muon.config if key.startswith("muon_") or key == "optimizer"]
+    assert unlike(muon, adamw, tuned) == []
+    assert changes(muon, adamw, ["optimizer"]) == {"optimizer": "muon"}
 
 
 def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
