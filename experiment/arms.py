@@ -24,6 +24,7 @@ from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_prob
 from experiment.request import Request, is_tunable
 from interop.starting_model import new_settings
 from options import KEYS, Role
+from part_keys import chosen_by
 from user_files import collect
 
 BASELINE = "baseline"
@@ -355,16 +356,25 @@ def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
             )
 
 
-FOLLOWING = {"learning_rate": ("min_lr",), "lr_schedule": ("min_lr", "lr_decay_iters")}
+FOLLOWING = {"learning_rate": ("min_lr",)}
 """Keys that are derived from another of the recipe."""
 
 
 def studied_keys(request: Request, arms: Sequence[Arm]) -> set[str]:
     """The keys of the recipe that may differ between arms: what is varied or tuned, and what
-    follows from it in every arm, since none sets it."""
+    follows from it: options that not all arms have, and values that no arm sets."""
     asked = {key for key in (*request.vary, *request.tune) if KEYS[key].role in _CONDITIONS}
     following = {key for studied in asked for key in FOLLOWING.get(studied, ())}
-    return asked | following.difference(*(arm.settings.explicit for arm in arms))
+    options = set().union(*(_options_of(arm, studied) for arm in arms for studied in asked))
+    shared = set.intersection(*(set(arm.settings.to_dict()) for arm in arms)) if arms else set()
+    unset = (following | options).difference(*(arm.settings.explicit for arm in arms))
+    return asked | unset | (options - shared)
+
+
+def _options_of(arm: Arm, key: str) -> set[str]:
+    """The options of the part that an arm chooses by a key, if it chooses one."""
+    chosen = chosen_by(KEYS[key], arm.settings.to_dict().get(key))
+    return {name for entry in chosen for name in entry.keys}
 
 
 _CONDITIONS = (Role.RECIPE, Role.DATA)

@@ -301,6 +301,18 @@ def test_a_run_keeps_one_checkpoint_unless_told(tiny_dataset: Path) -> None:
             {"vary": {"lr_schedule": ("constant",)}},
             {"lr_schedule", "min_lr", "lr_decay_iters"},
         ),
+        (
+            {"vary": {"lr_schedule": ("wsd", "constant")}, "flags": {"min_lr": "1e-4"}},
+            {"lr_schedule", "min_lr", "lr_decay_iters", "wsd_decay_fraction"},
+        ),
+        (
+            {"vary": {"lr_schedule": ("wsd",)}, "flags": {"min_lr": "1e-4"}},
+            {"lr_schedule", "lr_decay_iters", "wsd_decay_fraction"},
+        ),
+        (
+            {"vary": {"optimizer": ("lion",)}, "flags": {"beta1": "0.8", "weight_decay": "0.2"}},
+            {"optimizer", "beta1", "beta2", "adam_eps", "lion_beta1", "lion_beta2"},
+        ),
     ],
 )
 def test_what_is_studied(tiny_dataset: Path, asked: dict[str, Any], studied: set[str]) -> None:
