@@ -59,6 +59,10 @@ class TestTwiceNIsNAndN:
             ("--lr_schedule=constant", "--warmup_iters=4", "--dtype=float16", *COURSE[1:]),
             (*COURSE, "--n_layer=2", *HYBRID),
             (*COURSE, "--n_layer=2", *MIXTURE),
+            (*COURSE, "--n_layer=2", "--optimizer=muon", *MIXTURE),
+            (*COURSE, "--optimizer=sgd", "--sgd_nesterov=True"),
+            (*COURSE, "--optimizer=lion"),
+            (*COURSE, "--optimizer=adafactor"),
         ],
         ids=[
             "cosine",
@@ -67,6 +71,10 @@ class TestTwiceNIsNAndN:
             "constant, float16",
             "hybrid",
             "mixture of experts",
+            "muon",
+            "sgd",
+            "lion",
+            "adafactor",
         ],
     )
     def test_weights_moments_and_log(self, workshop: Workshop, settings: tuple[str, ...]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 
 from configurator import read
+from errors import ConfigError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from model_keys import REPLACED
 from saved_configs import upgraded
-from tests.saved_run import change_config, save_run
+from tests.saved_run import change_config, overwrite, save_run
 from tests.tiny import ROPE, SIZES, VARIANTS, tiny_config, tokens
 from training.resume import find_start, load_settings
 
@@ -170,3 +172,35 @@ def test_a_run_of_an_earlier_version_loads_and_goes_on(tmp_path):
         settings = find_start(read([*where, *flags])).settings
         assert [layer.sliding_window for layer in settings.model.layers] == windows
         assert settings.model.to_dict()["rope_theta"] == "50+10000"
+
+
+@pytest.mark.parametrize(
+    ("flags", "before"),
+    [
+        ([], {"wsd_decay_fraction": 0.2}),
+        (["--lr_schedule=wsd", "--beta2=0.9"], {}),
+        (
+            ["--lr_schedule=constant"],
+            {"wsd_decay_fraction": 0.2, "min_lr": None, "lr_decay_iters": None},
+        ),
+    ],
+)
+def test_a_run_of_a_version_with_adamw_alone_loads_and_goes_on(tmp_path, flags, before):
+    """Every schedule had the keys of all then, and nothing chose an optimizer or an objective."""
+    path = save_run(tmp_path / "run", flags=flags)
+    today = load_settings(path).training
+    change_config(path, **before)
+    state = json.loads((path / "state.json").read_text())
+    for key in ("optimizer", "objective", "z_loss_coef"):
+        del state["config"][key]
+    overwrite(path, "state.json", json.dumps(state).encode())
+    assert load_settings(path).training == today
+    where = [f"--out_dir={tmp_path}", "--resume=run"]
+    for again in ([], ["--optimizer=adamw"], flags):
+        start = find_start(read([*where, *again]))
+        assert start.settings.training.changed(out_dir="out", resume="none") == today.changed(
+            run_name="run"
+        )
+        assert not [note for note in start.notes if "from here on" in note]
+    with pytest.raises(ConfigError, match="optimizer='lion', but the run to resume has .*'adamw'"):
+        find_start(read([*where, "--optimizer=lion"]))
