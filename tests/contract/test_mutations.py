@@ -31,7 +31,7 @@ from components import (
     rope_scalings,
 )
 from components import positions as encodings
-from recipe import optimizers, schedules
+from recipe import muon, parameters, schedules, snapshot
 from training import optim, resume
 
 
@@ -377,8 +377,8 @@ MUTATIONS = (
     ),
     Mutation(
         "vectors decay",
-        optimizers,
-        "parameter_groups",
+        parameters,
+        "decay_groups",
         '"weight_decay": 0.0',
         '"weight_decay": weight_decay',
         (
@@ -396,6 +396,33 @@ MUTATIONS = (
             "unit/test_step_guard.py::test_a_step_is_what_clipping_and_adamw_do",
             "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
         ),
+    ),
+    Mutation(
+        "the schedule erases the rates of groups",
+        optim,
+        "set_learning_rate",
+        'learning_rate * group.get("rate_scale", 1.0)',
+        "learning_rate",
+        (f"{OPTIMIZER}test_the_learning_rate_is_scaled_by_each_group",),
+    ),
+    Mutation(
+        "stacked matrices are orthogonalised as one",
+        muon.Muon,
+        "update",
+        'weight.split(group["rows"], dim=-2)',
+        "(weight,)",
+        (
+            "unit/test_optimizers.py::"
+            "test_stacked_matrices_are_updated_as_if_they_were_apart[original]",
+        ),
+    ),
+    Mutation(
+        "a bad step leaves a trace in the weights",
+        snapshot.Snapshot,
+        "restore_if",
+        "torch.where(bad, before, parameter)",
+        "parameter",
+        ("unit/test_skipped_steps.py::test_bad_steps_leave_no_trace[nan-lion]",),
     ),
     Mutation(
         "the cosine ends half-way",
