@@ -30,7 +30,7 @@ class Snapshot:
         """
         bad = bad.bool()
         for parameter, before in self._parameters.items():
-            parameter.copy_(torch.where(bad, before, parameter))
+            torch.where(bad, before, parameter, out=parameter)
             self._restore_state(self._optimizer.state.get(parameter, {}), parameter, bad)
 
     def _restore_state(self, now: dict[str, Tensor], parameter: nn.Parameter, bad: Tensor) -> None:
@@ -41,4 +41,4 @@ class Snapshot:
                 f"step and {sorted(now)} after it; create all of its state in the first step."
             )
         for key, value in now.items():
-            value.copy_(torch.where(bad, before[key], value))
+            torch.where(bad, before[key], value, out=value)
