@@ -37,10 +37,12 @@ class Muon(PerParameter):
         )
         muon_nesterov: bool = _muon.option(True, "mix the gradient into its average once more")
         muon_steps: int = _muon.option(
-            5, "Newton-Schulz iterations that orthogonalise", at_least=1, at_most=99
+            5, "number of Newton-Schulz iterations, which orthogonalise", at_least=1, at_most=99
         )
         muon_dtype: str = _muon.option(
-            "bfloat16", "what they compute in", choices=("bfloat16", "float32")
+            "bfloat16",
+            "compute dtype of the Newton-Schulz iterations",
+            choices=("bfloat16", "float32"),
         )
         muon_adjust: str = _muon.option(
             "match_rms_adamw",

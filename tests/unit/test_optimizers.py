@@ -163,6 +163,18 @@ def test_filters_of_a_convolution_and_mixtures_of_streams_are_no_hidden_matrices
     assert any(p.ndim >= 2 for name, p in model.named_parameters() if "conv" in name)
 
 
+def test_each_expert_has_matrices_of_its_own():
+    model = tiny_model(n_layer=1, ffn_type="moe", n_experts=4, n_shared_experts=1, ffn_hidden=20)
+    found = {name: rows for name, rows in rows_by_name(model).items() if name.startswith("ffn")}
+    assert found == {
+        "ffn.router.weight": (4,),
+        "ffn.experts.gate_up": (20, 20),
+        "ffn.experts.down": (32,),
+        "ffn.shared.gate_up.weight": (20, 20),
+        "ffn.shared.down.weight": (32,),
+    }
+
+
 def test_gated_deltanet_stacks_queries_keys_values_gates_and_decays():
     model = tiny_model(n_layer=1, mixer="gated_deltanet", gdn_n_head=2, gdn_n_value_head=4)
     found = rows_by_name(model)
@@ -430,7 +442,9 @@ def test_the_rate_of_hidden_matrices_is_scaled_by_an_option():
 # --- Cost
 
 
-@pytest.mark.parametrize("keys", [{}, {"ffn_type": "swiglu", "n_kv_head": 2}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"ffn_type": "swiglu", "n_kv_head": 2}, {"ffn_type": "moe", "n_experts": 4}]
+)
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_the_flops_of_a_step_are_those_that_torch_counts(name, keys):
     model = tiny_model(**keys).train()
