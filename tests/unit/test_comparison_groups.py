@@ -222,6 +222,8 @@ def test_defaults_of_a_part_that_both_arms_have_are_changes():
     one, other = group_runs([one, other])
     assert changes(other, one) == {"rope_theta": 500.0}
     assert changes(one, other) == {"rope_theta": 1e4}
+
+
 def as_logged_before(config: dict) -> dict:
     """A config of today as the version logged it that had AdamW only, and four schedules whose keys
     every run had."""
