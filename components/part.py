@@ -42,6 +42,8 @@ class Part(nn.Module):
     """What its stream of initial numbers is called, if not by its name in the module above."""
     residual_projections: ClassVar[tuple[str, ...]] = ()
     """The Linear children whose output is added to the residual stream."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Its own parameters that have no weight decay though they are no vectors."""
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:

@@ -156,6 +156,8 @@ class HyperConnection(Part):
     learned map of the normalised streams is added, scaled by a learned number that starts at 0.01.
     """
 
+    undecayed = ("alpha",)
+
     def __init__(self, config: LayerConfig, index: int):
         super().__init__()
         self.streams, self.width = n, C = config.hyper_streams, config.n_embd

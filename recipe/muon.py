@@ -82,7 +82,7 @@ class Muon(PerParameter):
             "betas": (config.beta1, config.beta2),
             "eps": config.adam_eps,
         }
-        super().__init__([*hidden, *decay_groups(rest, config.weight_decay)], defaults)
+        super().__init__([*hidden, *decay_groups(model, rest, config.weight_decay)], defaults)
 
     def update(
         self,

@@ -44,20 +44,28 @@ def _refuse_shared_memory(named: Iterable[tuple[str, nn.Parameter]]) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: weight decay for matrices (two dimensions or more), none for vectors.
+    """Optimizer groups: weight decay for matrices (two dimensions or more), none for vectors and
+    what parts declare by `Part.undecayed`.
 
     Every parameter that requires a gradient is in one group, once. See `trainable_parameters` for
     the errors.
     """
-    return decay_groups([p for _, p in trainable_parameters(model)], weight_decay)
+    return decay_groups(model, [p for _, p in trainable_parameters(model)], weight_decay)
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """The `parameter_groups` of some parameters."""
-    parameters = list(parameters)
+def decay_groups(
+    model: nn.Module, parameters: Iterable[nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
+    """The `parameter_groups` of some parameters of a model."""
+    parts = (module for module in model.modules() if isinstance(module, Part))
+    undecayed = {getattr(part, name) for part in parts for name in part.undecayed}
+    decayed, others = [], []
+    for parameter in parameters:
+        decays = parameter.ndim >= 2 and parameter not in undecayed
+        (decayed if decays else others).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

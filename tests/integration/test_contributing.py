@@ -53,18 +53,33 @@ def test_the_run_trains_resumes_and_logs_the_options(folder, outputs) -> None:
     log = log_of(folder / "out" / "first")
     assert log["status"] == "completed"
     assert log["eval_steps"][-1]["iter"] == 40
-    assert log["architecture"]["name"].startswith("2L-4H-64D-(RoPE+Kerple)-Scale-SwiGLU")
+    name = "4L-4H-64D-(3xMinGRU+Attn)-Kerple-Scale-Sparse-PreNorm"
+    assert log["architecture"]["name"].startswith(name)
     assert (log["config"]["kerple_scale"], log["config"]["kerple_form"]) == (0.5, "log")
-    assert log["config"]["position_encoding"] == "rope+kerple"
-    assert {log["roles"][key] for key in ("kerple_scale", "scalenorm_init")} == {"architecture"}
+    assert log["config"]["mingru_kernel"] == 3
+    assert {log["roles"][key] for key in ("kerple_scale", "mingru_expansion")} == {"architecture"}
+    assert (log["config"]["optimizer"], log["roles"]["signum_momentum"]) == ("signum", "recipe")
+
+
+def test_auxiliary_losses_and_metrics_are_logged(folder, outputs) -> None:
+    for record in log_of(folder / "out" / "first")["training_iterations"]:
+        assert record["terms"].keys() == {"cross_entropy", "stability", "sparsity"}
+        shares = record["metrics"]["ffn.active_share"]
+        assert len(shares) == 4
+        assert all(0 < share < 1 for share in shares)
+
+
+def test_the_sample_is_text(outputs) -> None:
+    (text,) = (text for command, text in outputs.items() if "sample.py" in command)
+    assert text.strip()
 
 
 def test_the_sweep_varies_an_option_and_the_comparison_names_it(folder, outputs) -> None:
     (sweep,) = (text for command, text in outputs.items() if "sweep.py" in command)
-    assert "kerple_scale=2: kerple_scale=2.0" in sweep
+    assert "mingru_expansion=2: mingru_expansion=2.0" in sweep
     done = run(folder, "python compare_architectures.py out/sweeps")
     assert done.returncode == 0
-    assert ": kerple_scale=2.0" in done.stdout
+    assert ": mingru_expansion=2.0" in done.stdout
 
 
 def test_a_changed_option_is_refused_on_resume(folder, outputs) -> None:
@@ -86,7 +101,7 @@ def test_help_and_print_config_list_the_options(folder) -> None:
     assert "--kerple_form" in shown
     assert "first r1 of kerple" in shown
     table = run(folder, "python train.py my_config.py --print_config").stdout
-    assert re.search(r"kerple_scale +0.5 +my_config.py:5", table)
+    assert re.search(r"kerple_scale +0.5 +my_config.py:6", table)
     assert re.search(r"kerple_form +log +default", table)
 
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.residuals import RESIDUALS
 from errors import ConfigError
 from model_components import BLOCKS
+from recipe.parameters import parameter_groups
 from tests.measured import assert_close
 from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
 
@@ -191,3 +192,12 @@ def test_every_stream_goes_with_every_norm_position(residual, norm_position):
     model(idx, idx)[1].backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert_close(parameter.grad, gradient, 1e-6)
+
+
+def test_static_mixtures_of_streams_do_not_decay():
+    model = tiny_model(residual="hyper_connections")
+    decayed, others = parameter_groups(model, 0.1)
+    mixtures = [c.alpha for block in model.blocks for c in block.residual.connections]
+    assert {id(p) for p in mixtures} <= {id(p) for p in others["params"]}
+    assert others["weight_decay"] == 0.0
+    assert any(p is model.blocks[0].mixer.qkv.weight for p in decayed["params"])
