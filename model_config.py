@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from architecture_names import architecture_name
 from components.attention_backends import attention_needs
 from components.layer_config import LayerConfig
 from errors import ConfigError, Problem, UserError, quoted, unknown_name
+from model_checks import Combination
 from model_components import ATTENTION_BACKENDS, POSITIONS
 from model_keys import (
     MODEL_KEYS,
@@ -23,7 +24,7 @@ from model_keys import (
     unknown_key_message,
 )
 from options import KEYS, Key
-from part_keys import chosen_through, problems_of_parts, registry_of
+from part_keys import chosen_through
 from patterns import MOST_LAYERS_TO_DIFFER, Pattern, spelled, with_rest
 
 HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim")
@@ -117,9 +118,10 @@ class ModelArchitectureConfig:
         if problems:
             raise ConfigError(problems)
         self._fill(keys, dict(base), dict(given), {k: _over(v, layers) for k, v in meant.items()})
-        problems = list(self._combination_problems())
+        combination = Combination(self.kinds, self._meant, self._given, self._used)
+        problems = list(dict.fromkeys(combination.problems()))
         if problems:
-            raise ConfigError(list(dict.fromkeys(problems)))
+            raise ConfigError(problems)
 
     def _fill(
         self,
@@ -141,9 +143,6 @@ class ModelArchitectureConfig:
         ]
         used = [name for name in keys if any(name in values for values in self._resolved)]
         own["_used"] = {name: keys[name] for name in used}
-        own["_choosers"] = {
-            name: keys[name] for name in used if registry_of(keys[name]) is not None
-        }
         for name in used:
             first, *others = (values[name] for values in self._resolved if name in values)
             if all(type(v) is type(first) and v == first for v in others):
@@ -211,123 +210,6 @@ class ModelArchitectureConfig:
         if not POSITIONS[layer.position_encoding].of_whole_model:
             seen.update(HEAD_SHAPE)
         return layer.only(seen)
-
-    # What may be combined
-
-    def _combination_problems(self) -> Iterator[Problem]:
-        head_dim = self._meant.get("head_dim")
-        derived = None in (head_dim.values if isinstance(head_dim, Pattern) else [head_dim])
-        if derived and "n_head" in self and self.n_embd % self.n_head:
-            yield Problem(
-                ("n_embd", "n_head"),
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; change one, or "
-                "set head_dim.",
-            )
-        yield from self._unused_problems()
-        yield from self._idle_problems()
-        yield from self._position_problems()
-        yield from self._window_problems()
-        found: dict[Problem, LayerConfig] = {}
-        for layer in self.kinds:
-            for problem in problems_of_parts("problems", layer, self._choosers):
-                found.setdefault(problem, layer)
-        for problem, layer in found.items():
-            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
-
-    def _where(self, keys: Iterable[str], layer: LayerConfig) -> str:
-        """How a message about the keys of one layer begins: `a='1+2', layer 1: ` if layers differ
-        in `a`, nothing if all layers are alike."""
-        if len(self.kinds) == 1:
-            return ""
-        patterns = [key for key in keys if isinstance(self._meant.get(key), Pattern)]
-        return "".join(f"{key}={self._asked(key)}, " for key in patterns) + f"layer {layer.index}: "
-
-    def _asked(self, key: str) -> str:
-        """The value or pattern of a key as it was given, for a message."""
-        return quoted(self._given[key] if key in self._given else str(self._meant[key]))
-
-    def _idle_problems(self) -> Iterator[Problem]:
-        """Keys of the user's own that have no effect in any layer, and values of their patterns."""
-        idle = [
-            {
-                problem.keys[0]: problem
-                for problem in problems_of_parts("idle", layer, self._choosers)
-            }
-            for layer in self.kinds
-        ]
-        for key in self._given:
-            having = [i for i, layer in enumerate(self.kinds) if key in layer]
-            effective = [i for i in having if key not in idle[i]]
-            if having and not effective:
-                yield idle[having[0]][key]
-            elif effective and isinstance(self._meant[key], Pattern):
-                yield from self._idle_values(key, effective, idle)
-
-    def _idle_values(
-        self, key: str, effective: Iterable[int], idle: Sequence[Mapping[str, Problem]]
-    ) -> Iterator[Problem]:
-        """Values of a pattern that have no effect in any layer, given the layers where the key has
-        one. To say none or False of a layer without the part is no mistake."""
-        pattern = self._meant[key]
-        known = {"none", "false", *(spelled(pattern.at(layer)) for layer in effective)}
-        for layer in self.kinds:
-            value = spelled(pattern.at(layer.index))
-            if value not in known:
-                message = (
-                    idle[layer.index][key].message
-                    if key in layer
-                    else f"{key}={value} has no effect: no layer with this value uses "
-                    f"{KEYS.owned_by(key)}; remove it, or choose that part there."
-                )
-                yield Problem((key,), self._where((key,), layer) + message)
-            known.add(value)
-
-    def _unused_problems(self) -> Iterator[Problem]:
-        for key in self._given:
-            if key not in self._used:
-                yield Problem(
-                    (key,),
-                    f"{key}={quoted(self._given[key])} belongs to {KEYS.owned_by(key)}, which no "
-                    "layer uses; drop it, or choose that part.",
-                )
-
-    def _position_problems(self) -> Iterator[Problem]:
-        using = [layer for layer in self.kinds if "position_encoding" in layer]
-        chosen = list(dict.fromkeys(layer.position_encoding for layer in using))
-        for name in chosen:
-            if not POSITIONS[name].of_whole_model:
-                continue
-            if len(chosen) > 1:
-                yield Problem(
-                    ("position_encoding",),
-                    f"position_encoding={name!r} acts on the embedding, so every layer must use "
-                    f"it, but other layers use {', '.join(set(chosen) - {name})}.",
-                )
-            for key in POSITIONS.entry(name).keys:
-                if len({layer.get(key) for layer in using}) > 1:
-                    yield Problem(
-                        (key, "position_encoding"),
-                        f"{key}={quoted(self.said(key))} differs from layer to layer, but "
-                        f"position_encoding={name!r} acts on the embedding, once for all layers; "
-                        f"give {key} one value.",
-                    )
-
-    def _window_problems(self) -> Iterator[Problem]:
-        """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
-        if "sliding_window" not in self._given:
-            return
-        first: dict[int | None, LayerConfig] = {}
-        for layer in self.kinds:
-            first.setdefault(layer.get("sliding_window"), layer)
-        patterned = isinstance(self._meant["sliding_window"], Pattern)
-        for window, layer in first.items():
-            if window is not None and window >= self.block_size:
-                where = self._where(("sliding_window",), layer) if patterned else ""
-                yield Problem(
-                    ("sliding_window", "block_size"),
-                    f"{where}sliding_window={window} has no effect: it covers the whole "
-                    f"block_size={self.block_size}; lower it, or set it to none.",
-                )
 
     # Attention backends
 

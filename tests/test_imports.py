@@ -26,7 +26,7 @@ LAYERS = (
     ("recipe",),
     ("model_builder",),
     ("model_config",),
-    ("architecture_names",),
+    ("architecture_names", "model_checks"),
     ("model_keys",),
     ("part_keys",),
     ("model_components",),

@@ -14,7 +14,7 @@ SOURCE = (
     *("errors.py", "safe_files.py", "options.py", "patterns.py", "saved_configs.py"),
     *("configurator.py", "training_config.py", "user_files.py"),
     *("model_components.py", "model_keys.py", "model_config.py", "model_builder.py"),
-    *("part_keys.py", "training_components.py"),
+    *("part_keys.py", "model_checks.py", "training_components.py"),
     *("train.py", "training_logger.py"),
     *("components/**/*.py", "recipe/**/*.py", "data/*.py", "training/**/*.py", "interop/**/*.py"),
 )

@@ -17,6 +17,7 @@ import pytest
 from torch.autograd.gradcheck import GradcheckError
 
 import model_builder
+import model_checks
 import model_config
 import patterns
 from components import (
@@ -350,11 +351,19 @@ MUTATIONS = (
     ),
     Mutation(
         "a key without its part is taken and ignored",
-        model_config.ModelArchitectureConfig,
+        model_checks.Combination,
         "_unused_problems",
-        "if key not in self._used:",
+        "if key not in self.keys:",
         "if key is None:",
         (f"{PART_OPTIONS}test_where_they_are_given_is_told",),
+    ),
+    Mutation(
+        "a value of a pattern that no layer uses is taken and ignored",
+        model_checks.Combination,
+        "_idle_values",
+        "if value not in known:",
+        "if value is None:",
+        (f"{CONFIG}test_a_pattern_of_a_base_may_have_values_without_effect",),
     ),
     Mutation(
         "a run goes on with another architecture",

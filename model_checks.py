@@ -1,0 +1,163 @@
+"""What may be combined in a model: the problems between values that are sound by themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from components.layer_config import LayerConfig
+from errors import Problem, quoted
+from model_components import POSITIONS
+from options import KEYS, Key
+from part_keys import problems_of_parts, registry_of
+from patterns import Pattern, spelled
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """The values of a model, to be checked together.
+
+    Attributes:
+        kinds: The configs of its first layers, up to where they repeat.
+        meant: The value or pattern of each key that a base or a user gives.
+        given: Those that a user gives, as given.
+        keys: The keys that some layer has.
+    """
+
+    kinds: Sequence[LayerConfig]
+    meant: Mapping[str, Any]
+    given: Mapping[str, Any]
+    keys: Mapping[str, Key]
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is wrong; a problem of several layers is that of the first."""
+        yield from self._head_problems()
+        yield from self._unused_problems()
+        yield from self._idle_problems()
+        yield from self._position_problems()
+        yield from self._window_problems()
+        yield from self._part_problems()
+
+    @cached_property
+    def _choosers(self) -> dict[str, Key]:
+        """The keys that choose parts."""
+        return {name: key for name, key in self.keys.items() if registry_of(key) is not None}
+
+    def _head_problems(self) -> Iterator[Problem]:
+        """Heads that do not divide n_embd, where their size follows from it."""
+        head_dim = self.meant.get("head_dim")
+        derived = None in (head_dim.values if isinstance(head_dim, Pattern) else [head_dim])
+        layer = next((layer for layer in self.kinds if "n_head" in layer), None)
+        if derived and layer is not None and layer.n_embd % layer.n_head:
+            yield Problem(
+                ("n_embd", "n_head"),
+                f"n_embd={layer.n_embd} is not a multiple of n_head={layer.n_head}; change one, or "
+                "set head_dim.",
+            )
+
+    def _part_problems(self) -> Iterator[Problem]:
+        """What the parts of the layers cannot work with."""
+        found: dict[Problem, LayerConfig] = {}
+        for layer in self.kinds:
+            for problem in problems_of_parts("problems", layer, self._choosers):
+                found.setdefault(problem, layer)
+        for problem, layer in found.items():
+            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
+
+    def _where(self, keys: Iterable[str], layer: LayerConfig) -> str:
+        """How a message about the keys of one layer begins: `a='1+2', layer 1: ` if layers differ
+        in `a`, nothing if all layers are alike."""
+        if len(self.kinds) == 1:
+            return ""
+        patterns = [key for key in keys if isinstance(self.meant.get(key), Pattern)]
+        return "".join(f"{key}={self._asked(key)}, " for key in patterns) + f"layer {layer.index}: "
+
+    def _asked(self, key: str) -> str:
+        """The value or pattern of a key as it was given, for a message."""
+        return quoted(self.given[key] if key in self.given else str(self.meant.get(key)))
+
+    def _idle_problems(self) -> Iterator[Problem]:
+        """Keys of the user's own that have no effect in any layer, and values of their patterns."""
+        idle = [
+            {
+                problem.keys[0]: problem
+                for problem in problems_of_parts("idle", layer, self._choosers)
+            }
+            for layer in self.kinds
+        ]
+        for key in self.given:
+            having = [i for i, layer in enumerate(self.kinds) if key in layer]
+            effective = [i for i in having if key not in idle[i]]
+            if having and not effective:
+                yield idle[having[0]][key]
+            elif effective and isinstance(self.meant[key], Pattern):
+                yield from self._idle_values(key, effective, idle)
+
+    def _idle_values(
+        self, key: str, effective: Iterable[int], idle: Sequence[Mapping[str, Problem]]
+    ) -> Iterator[Problem]:
+        """Values of a pattern that have no effect in any layer, given the layers where the key has
+        one. To say none or False of a layer without the part is no mistake."""
+        pattern = self.meant[key]
+        known = {"none", "false", *(spelled(pattern.at(layer)) for layer in effective)}
+        for layer in self.kinds:
+            value = spelled(pattern.at(layer.index))
+            if value not in known:
+                message = (
+                    idle[layer.index][key].message
+                    if key in layer
+                    else f"{key}={value} has no effect: no layer with this value uses "
+                    f"{KEYS.owned_by(key)}; remove it, or choose that part there."
+                )
+                yield Problem((key,), self._where((key,), layer) + message)
+            known.add(value)
+
+    def _unused_problems(self) -> Iterator[Problem]:
+        for key in self.given:
+            if key not in self.keys:
+                yield Problem(
+                    (key,),
+                    f"{key}={quoted(self.given[key])} belongs to {KEYS.owned_by(key)}, which no "
+                    "layer uses; drop it, or choose that part.",
+                )
+
+    def _position_problems(self) -> Iterator[Problem]:
+        using = [layer for layer in self.kinds if "position_encoding" in layer]
+        chosen = list(dict.fromkeys(layer.position_encoding for layer in using))
+        for name in chosen:
+            if not POSITIONS[name].of_whole_model:
+                continue
+            others = [other for other in chosen if other != name]
+            if others:
+                yield Problem(
+                    ("position_encoding",),
+                    f"position_encoding={name!r} acts on the embedding, so every layer must use "
+                    f"it, but other layers use {', '.join(others)}.",
+                )
+            for key in POSITIONS.entry(name).keys:
+                if len({layer.get(key) for layer in using}) > 1:
+                    yield Problem(
+                        (key, "position_encoding"),
+                        f"{key}={self._asked(key)} differs from layer to layer, but "
+                        f"position_encoding={name!r} acts on the embedding, once for all layers; "
+                        f"give {key} one value.",
+                    )
+
+    def _window_problems(self) -> Iterator[Problem]:
+        """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
+        if "sliding_window" not in self.given:
+            return
+        first: dict[int | None, LayerConfig] = {}
+        for layer in self.kinds:
+            first.setdefault(layer.get("sliding_window"), layer)
+        patterned = isinstance(self.meant["sliding_window"], Pattern)
+        for window, layer in first.items():
+            if window is not None and window >= layer.block_size:
+                where = self._where(("sliding_window",), layer) if patterned else ""
+                yield Problem(
+                    ("sliding_window", "block_size"),
+                    f"{where}sliding_window={window} has no effect: it covers the whole "
+                    f"block_size={layer.block_size}; lower it, or set it to none.",
+                )
