@@ -9,7 +9,7 @@ from typing import Any
 
 from errors import ConfigError, Problem, quoted, unknown_name
 from options import KEYS, Key, Role, Section, keys_of
-from part_keys import Draft, expanded, parts_of
+from part_keys import Draft, expanded, problems_of_parts
 from training_components import DTYPES, LOG_SINKS, LR_SCHEDULES, OBJECTIVES, OPTIMIZERS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -306,8 +306,7 @@ class TrainingConfig:
                 "steps (lr_decay_iters, or max_iters); make it shorter.",
             )
         yield from self._unused_problems()
-        for _, part in parts_of(self, self._keys):
-            yield from getattr(part, "problems", lambda config: ())(self)
+        yield from problems_of_parts("problems", self, self._keys)
 
     def _unused_problems(self) -> Iterator[Problem]:
         for key in self._given:

@@ -372,6 +372,21 @@ def test_an_error_of_a_part_s_own_code_keeps_its_traceback_and_names_the_part(
     assert "normalization=mine" in said
 
 
+def test_an_error_of_a_schedule_s_own_code_names_the_schedule(plugin, tmp_path):
+    (tmp_path / "parts.py").write_text(
+        "from recipe.schedules import LR_SCHEDULES, Linear\n"
+        '@LR_SCHEDULES.register("mine", label="Mine")\n'
+        "class Mine(Linear):\n"
+        '    "A schedule."\n'
+        "    @classmethod\n"
+        "    def problems(cls, config):\n"
+        "        return 1 // 0\n"
+    )
+    with pytest.raises(ZeroDivisionError) as raised:
+        load([plugin, "--lr_schedule=mine"])
+    assert raised.value.__notes__ == ["problems() of lr_schedule=mine failed."]
+
+
 def test_options_that_are_derived_from_each_other_are_named(plugin, tmp_path):
     (tmp_path / "parts.py").write_text(FAILING.format(**SOUND | {"first": "config.second"}))
     with pytest.raises(RecursionError) as raised:
