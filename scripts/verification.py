@@ -47,7 +47,7 @@ SECTIONS = (
     VerificationSection(
         "Random combinations",
         "200 configs drawn key by key from their own declaration, the same ones every time; every "
-        "run of the tests draws 60 of its own, and `pytest -m slow` the 200. Each obeys the laws "
+        "run of the tests draws 25 of its own, and `pytest -m slow` the 200. Each obeys the laws "
         "(in double precision), or is refused with a message that names what to drop, and obeys "
         "them without it.",
         ("tests/contract/test_random_combinations.py",),

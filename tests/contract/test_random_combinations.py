@@ -30,7 +30,7 @@ from tests.tiny import SIZES, tiny_config, tiny_model, tokens
 EXAMPLES = 200
 """Of the slow test."""
 
-FEW = 60
+FEW = 25
 """Of the test in every run."""
 
 RANGES = {

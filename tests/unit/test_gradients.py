@@ -75,10 +75,16 @@ def model_and_text(length: int, **keys) -> tuple[GPT, Tensor, Tensor]:
 
 # Whole models
 
-PARTS_AND_PRESETS = {**parts_of_registries(), **presets()}
+PARTS_AND_PRESETS = [
+    *(pytest.param(keys, id=name) for name, keys in presets().items()),
+    *(
+        pytest.param(keys, id=name, marks=pytest.mark.slow)
+        for name, keys in parts_of_registries().items()
+    ),
+]
 
 
-@pytest.mark.parametrize("keys", PARTS_AND_PRESETS.values(), ids=PARTS_AND_PRESETS)
+@pytest.mark.parametrize("keys", PARTS_AND_PRESETS)
 def test_the_loss_by_every_single_parameter(keys):
     """Three tokens; each parameter moved on its own."""
     sizes = {key: size for key, size in SMALLEST.items() if key in tiny_config(**keys)}

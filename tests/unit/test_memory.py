@@ -99,7 +99,7 @@ class TestExpectedMemory:
         least = least_state(config, config.vocab_size, name)
         assert least - memory.LAYER_BYTES * config.n_layer <= found.state
 
-    @pytest.mark.parametrize("batch", [1, 32])
+    @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 32])
     @pytest.mark.parametrize(
         "keys",
         [

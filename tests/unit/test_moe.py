@@ -19,6 +19,7 @@ from model_builder import GPT
 from tests.mixtures import DEEPSEEK, MOE, hidden, made
 from tests.tiny import context, tiny_config, tiny_layer, tokens
 from training.memory import expected_memory
+from training_config import TrainingConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "mixtral": MOE,
@@ -300,8 +301,9 @@ class TestRunsEverywhere:
 
     def test_the_memory_of_a_run_is_estimated(self):
         """More experts are more weights, but no more activations."""
+        training = TrainingConfig(batch_size=4, sequence_length=24)
         of = {
-            n: expected_memory(tiny_config(**MOE, n_experts=n), 4, 24, "cpu", torch.float32)
+            n: expected_memory(tiny_config(**MOE, n_experts=n), training, "cpu", torch.float32)
             for n in (8, 32)
         }
         weights = 16 * 2 * 24 * (3 * 32 * 10 + 32)
