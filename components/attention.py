@@ -165,7 +165,7 @@ class Attention(Mixer):
         if not config.qk_norm and config.qk_norm_over != "head":
             yield Problem(
                 ("qk_norm_over", "qk_norm"),
-                f"qk_norm_over={config.qk_norm_over!r} does nothing without qk_norm; set "
+                f"qk_norm_over={config.qk_norm_over!r} has no effect without qk_norm; set "
                 "qk_norm=True or drop it.",
             )
         if config.value_residual != "none" and config.n_layer == 1:
@@ -178,7 +178,7 @@ class Attention(Mixer):
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
             yield Problem(
                 ("norm_eps", "normalization"),
-                f"norm_eps={config.norm_eps:g} does nothing with "
+                f"norm_eps={config.norm_eps:g} has no effect with "
                 f"normalization={config.normalization!r} and without qk_norm; drop it.",
             )
 

@@ -190,6 +190,6 @@ class SGD(UpdateRule, torch.optim.SGD):
         if config.sgd_nesterov and not config.sgd_momentum:
             yield Problem(
                 ("sgd_nesterov", "sgd_momentum"),
-                "sgd_nesterov=True does nothing with sgd_momentum=0; raise it, or drop "
+                "sgd_nesterov=True has no effect with sgd_momentum=0; raise it, or drop "
                 "sgd_nesterov.",
             )

@@ -515,7 +515,7 @@ REFUSED = {
     },
     "n_kv_head='4+2', layer 1: n_kv_head=2 has no effect: no layer with this value uses "
     "mixer=attention": {"mixer": "attention+short_conv", "n_kv_head": "4+2"},
-    "qk_norm_over='head+projection', layer 1: qk_norm_over='projection' does nothing without": {
+    "qk_norm_over='head+projection', layer 1: qk_norm_over='projection' has no effect without": {
         "qk_norm": "true+false",
         "qk_norm_over": "head+projection",
     },
@@ -530,7 +530,7 @@ REFUSED = {
     "sliding_window='5+24', layer 1: sliding_window=24 has no effect: it covers the whole "
     "block_size=24; lower it, or set it to none.": {"sliding_window": "5+24"},
     "- sliding_window=24 has no effect": {"sliding_window": 24, "ffn_type": "standard+swiglu"},
-    "qk_norm_over='projection' does nothing without qk_norm": {"qk_norm_over": "projection"},
+    "qk_norm_over='projection' has no effect without qk_norm": {"qk_norm_over": "projection"},
     "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
     "rope_scaling_factor=2.0 belongs to rope_scaling=linear or ntk or yarn or llama3": {
         **ROPE,
@@ -541,7 +541,7 @@ REFUSED = {
         "rope_scaling": "linear",
         "rope_beta_fast": 9.0,
     },
-    "norm_eps=0.1 does nothing with normalization='none' and without qk_norm": {
+    "norm_eps=0.1 has no effect with normalization='none' and without qk_norm": {
         "normalization": "none",
         "norm_eps": 0.1,
     },
@@ -708,5 +708,5 @@ def test_the_template_spells_every_key_at_its_default():
 def test_a_key_that_one_layer_uses_is_no_error(keys):
     tiny_config(**keys)
     unused = {"normalization": "none"} if "norm_eps" in keys else {"qk_norm": False}
-    with pytest.raises(ConfigError, match="does nothing"):
+    with pytest.raises(ConfigError, match="has no effect"):
         tiny_config(**{**keys, **unused})
