@@ -237,7 +237,7 @@ def test_sgd_is_torchs(momentum, nesterov):
 
 
 def test_nesterov_without_momentum_is_refused():
-    with pytest.raises(ConfigError, match="sgd_nesterov=True does nothing with sgd_momentum=0"):
+    with pytest.raises(ConfigError, match="sgd_nesterov=True has no effect with sgd_momentum=0"):
         settings("sgd", sgd_momentum=0.0, sgd_nesterov=True)
 
 
