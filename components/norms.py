@@ -8,17 +8,22 @@ from torch.nn import functional as F
 
 from components.layer_config import LayerConfig
 from components.registry import Registry
-from options import option
+from options import Role, Section
 
 NORMS = Registry(
     "normalization", "Normalization", variable="NORMS", base=nn.Module, made_with="dim, config"
 )
 
 
+_norms = Section("Normalization", Role.ARCHITECTURE)
+
+
 class NormOptions:
     """The options of norms that divide by a root."""
 
-    norm_eps: float = option(1e-5, "epsilon of the norms", above=0, per_layer=True, tag="Eps{}")
+    norm_eps: float = _norms.option(
+        1e-5, "epsilon of the norms", above=0, per_layer=True, tag="Eps{}"
+    )
 
 
 @NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")

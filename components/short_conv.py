@@ -11,7 +11,9 @@ from components.causal_conv import CausalConv
 from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
-from options import option
+from options import Role, Section
+
+_conv = Section("Short convolution", Role.ARCHITECTURE)
 
 
 @MIXERS.register("short_conv", label="ShortConv", paper="Liquid AI 2025 (LFM2), arXiv 2511.23404")
@@ -19,7 +21,7 @@ class ShortConv(Mixer):
     """A short causal convolution between two gates: out(c * conv(b * x))."""
 
     class Options:
-        short_conv_kernel: int = option(
+        short_conv_kernel: int = _conv.option(
             3,
             "positions that a filter covers",
             at_least=1,
