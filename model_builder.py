@@ -412,8 +412,8 @@ class GPT(Part):
         seq_len = seq_len or self.config.block_size
 
         def flops(kind: type[Part]) -> int:
-            parts = (m for m in self.modules() if isinstance(m, kind))
-            return sum(part.forward_flops(seq_len) for part in parts)
+            parts = (part for block in self.blocks for part in block.sublayers.values())
+            return sum(part.forward_flops(seq_len) for part in parts if isinstance(part, kind))
 
         return flops(Mixer) / flops(FeedForward)
 

@@ -64,3 +64,11 @@ def test_attention_ffn_ratio():
     for name in ("gpt2", "llama"):
         ratio = build_without_memory(name).attention_ffn_ratio(1024)
         assert ratio == pytest.approx(expected, rel=1e-12)
+
+
+def test_attention_ffn_ratio_counts_shared_experts_once():
+    """They are a feed-forward network within a feed-forward network: router, 2 + 1 networks."""
+    C, F, T = 768, 2048, 1024
+    moe = build_without_memory("llama", ffn_type="moe", n_shared_experts=1)
+    expected = (4 * C**2 + 2 * T * C) / (8 * C + 3 * 3 * C * F)
+    assert moe.attention_ffn_ratio(T) == pytest.approx(expected, rel=1e-12)
