@@ -169,6 +169,11 @@ class GPT(Part):
         x, losses, metrics = self._hidden(idx, state)
         if objective is not None:
             loss, terms = objective(x, self.head, targets)
+            if terms.keys() & losses.keys():
+                raise UserError(
+                    f"the auxiliary loss {min(terms.keys() & losses.keys())!r} has the name of a "
+                    "term of the objective; choose another in context.add_loss."
+                )
             terms = {**terms, **{name: own.detach() for name, own in losses.items()}}
             return TrainingOutput(sum(losses.values(), start=loss), terms, metrics)
         logits = self.head(x)
@@ -219,6 +224,11 @@ class GPT(Part):
                 f"{start + length} tokens do not fit block_size={self.config.block_size}; crop "
                 "the sequence or build the model with a larger block_size."
             )
+        if state is not None and start + length > state.capacity and not self.unbounded:
+            raise UserError(
+                f"{start + length} tokens do not fit a state for {state.capacity}; make one with a "
+                "larger capacity."
+            )
         return start + length
 
     def after_step(
@@ -259,7 +269,7 @@ class GPT(Part):
         if dtype is None:
             autocast = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
-        capacity = capacity or self.config.block_size
+        capacity = self.config.block_size if capacity is None else capacity
         layers = [
             block.new_states(batch, capacity, device=weight.device, dtype=dtype)
             for block in self.blocks

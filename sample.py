@@ -107,17 +107,17 @@ def main(argv: list[str]) -> None:
     idx = torch.as_tensor(tokenizer.encode(prompt), dtype=torch.long, device=device)[None]
     generator = torch.Generator(device).manual_seed(args.seed)
     for _ in range(args.num_samples):
-        tokens = model.stream(
-            idx,
-            args.max_new_tokens,
-            args.temperature,
-            args.top_k,
-            args.top_p,
-            generator=generator,
-            vocab_size=tokenizer.vocab_size,  # the model's may be padded
-        )
         print(prompt, end="")
-        with autocast(device, dtype):
+        with autocast(device, dtype):  # the decoding state, too, is kept in what it computes in
+            tokens = model.stream(
+                idx,
+                args.max_new_tokens,
+                args.temperature,
+                args.top_k,
+                args.top_p,
+                generator=generator,
+                vocab_size=tokenizer.vocab_size,  # the model's may be padded
+            )
             for text in text_of(tokens, tokenizer):
                 print(text, end="", flush=True)
         print()

@@ -289,8 +289,9 @@ class TrainingLogger:
         Args:
             iter: Optimizer steps done.
             loss: What was minimised; nats per token.
-            terms: Its terms by name. If there are several, they are recorded, and `loss` is the
-                cross-entropy among them, so that runs of different objectives can be compared.
+            terms: Its terms by name. Unless that is the cross-entropy alone, they are recorded, and
+                `loss` is the cross-entropy among them, if it is one, so that runs of different
+                objectives can be compared.
             metrics: What the model's parts reported: a value for each layer, None if it has none.
             lr: Learning rate of the last step.
             time_ms: Milliseconds per step.
@@ -300,7 +301,8 @@ class TrainingLogger:
             gradients: `norm` of the gradient, and `mean, std` where they were measured.
             bad_steps: Steps skipped so far, for a loss or gradient that was not finite.
         """
-        several = {"objective": loss, "terms": dict(terms)} if len(terms) > 1 else {}
+        plain = set(terms) <= {"cross_entropy"}
+        several = {} if plain else {"objective": loss, "terms": dict(terms)}
         record = {
             "iter": iter,
             "loss": terms.get("cross_entropy", loss) if several else loss,

@@ -219,7 +219,7 @@ class SDPA(AttentionBackend):
             v,
             attn_mask=mask,
             dropout_p=dropout,
-            is_causal=mask is None and q.shape[2] > 1,
+            is_causal=mask is None and bool(q.shape[2] > 1),
             scale=self.needs.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )

@@ -180,7 +180,8 @@ class HyperConnection(Part):
             normed = self.norm(h)
             alpha = alpha + self.alpha_scale * torch.tanh(normed @ self.alpha_map)
             beta = beta + self.beta_scale * torch.tanh(normed @ self.beta_map).squeeze(-1)
-        mixed = alpha.transpose(-2, -1).to(h.dtype) @ h
+        with torch.autocast(h.device.type, enabled=False):  # it would round the stream
+            mixed = alpha.transpose(-2, -1).to(h.dtype) @ h
         return mixed[..., 0, :], mixed[..., 1:, :], beta.to(h.dtype)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:

@@ -121,7 +121,7 @@ MUTATIONS = (
         "SDPA is not causal",
         attention_backends.SDPA,
         "__call__",
-        "is_causal=mask is None and q.shape[2] > 1",
+        "is_causal=mask is None and bool(q.shape[2] > 1)",
         "is_causal=False",
         (
             f"{EVERY_MODEL}test_backends_agree[mixer=attention]",

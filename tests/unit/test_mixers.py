@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from components.mixers import MIXERS
+from errors import UserError
 from model_builder import GPT
+from recipe.objectives import token_loss
 from tests.tiny import SIZES, context, tiny_config, tokens
 
 GDN = {"mixer": "gated_deltanet", "gdn_n_head": 2, "gdn_n_value_head": 4, "gdn_chunk": 4}
@@ -204,3 +206,25 @@ class TestCost:
         with FlopCounterMode(display=False) as counter:
             mixer(x, context(x))
         assert mixer.forward_flops(16) == counter.get_total_flops() + 16 * rule
+
+
+@torch.no_grad()
+def test_a_state_takes_as_many_tokens_as_it_was_made_for():
+    model, idx = model_of(), tokens(6)
+    state = model.new_state(2, capacity=5)
+    model(idx[:, :5], state=state)
+    with pytest.raises(UserError, match="6 tokens do not fit a state for 5"):
+        model(idx[:, 5:], state=state)
+
+
+def test_a_loss_with_the_name_of_a_term_of_the_objective_is_refused(monkeypatch):
+    model, idx = model_of(), tokens(6)
+    mix = type(model.blocks[0]).mix
+
+    def adding(self, x, context):
+        context.add_loss("cross_entropy", x.sum())
+        return mix(self, x, context)
+
+    monkeypatch.setattr(type(model.blocks[0]), "mix", adding)
+    with pytest.raises(UserError, match="'cross_entropy' has the name of a term"):
+        model(idx, idx, objective=token_loss)

@@ -201,3 +201,14 @@ def test_static_mixtures_of_streams_do_not_decay():
     assert {id(p) for p in mixtures} <= {id(p) for p in others["params"]}
     assert others["weight_decay"] == 0.0
     assert any(p is model.blocks[0].mixer.qkv.weight for p in decayed["params"])
+
+
+@torch.no_grad()
+def test_autocast_does_not_round_the_streams():
+    model = tiny_model(residual="hyper_connections", hyper_dynamic=False)
+    stream = torch.randn(2, 5, 4, 32)
+    connection = model.blocks[0].residual.connections[0]
+    plain = connection(stream)
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(connection(stream), plain, strict=True):
+            assert torch.equal(one, other)
