@@ -20,12 +20,14 @@ class Combination:
     """The values of a model, to be checked together.
 
     Attributes:
-        kinds: The configs of its first layers, up to where they repeat.
+        layers: The config of each layer.
+        kinds: Those of the first layers, up to where they repeat.
         meant: The value or pattern of each key that a base or a user gives.
         given: Those that a user gives, as given.
         keys: The keys that some layer has.
     """
 
+    layers: Sequence[LayerConfig]
     kinds: Sequence[LayerConfig]
     meant: Mapping[str, Any]
     given: Mapping[str, Any]
@@ -81,11 +83,7 @@ class Combination:
     def _idle_problems(self) -> Iterator[Problem]:
         """Keys of the user's own that have no effect in any layer, and values of their patterns."""
         idle = [
-            {
-                problem.keys[0]: problem
-                for problem in problems_of_parts("idle", layer, self._choosers)
-            }
-            for layer in self.kinds
+            {problem.keys[0]: problem for problem in self._idle_in(layer)} for layer in self.kinds
         ]
         for key in self.given:
             having = [i for i, layer in enumerate(self.kinds) if key in layer]
@@ -94,6 +92,10 @@ class Combination:
                 yield idle[having[0]][key]
             elif effective and isinstance(self.meant[key], Pattern):
                 yield from self._idle_values(key, effective, idle)
+
+    def _idle_in(self, layer: LayerConfig) -> Iterator[Problem]:
+        yield from problems_of_parts("idle", layer, self._choosers)
+        yield from problems_of_parts("idle_among", layer, self._choosers, self.layers)
 
     def _idle_values(
         self, key: str, effective: Iterable[int], idle: Sequence[Mapping[str, Problem]]

@@ -118,7 +118,7 @@ class ModelArchitectureConfig:
         if problems:
             raise ConfigError(problems)
         self._fill(keys, dict(base), dict(given), {k: _over(v, layers) for k, v in meant.items()})
-        combination = Combination(self.kinds, self._meant, self._given, self._used)
+        combination = Combination(self.layers, self.kinds, self._meant, self._given, self._used)
         problems = list(dict.fromkeys(combination.problems()))
         if problems:
             raise ConfigError(problems)

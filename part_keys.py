@@ -125,14 +125,17 @@ def parts_of(view: View, keys: Mapping[str, Key]) -> Iterator[tuple[str, type]]:
             yield name, entry.part
 
 
-def problems_of_parts(method: str, view: View, keys: Mapping[str, Key]) -> Iterator[Problem]:
-    """What the `problems` or the `idle` of each chosen part yields; an error names the part."""
+def problems_of_parts(
+    method: str, view: View, keys: Mapping[str, Key], *others: Any
+) -> Iterator[Problem]:
+    """What a method of each chosen part yields for a view, such as `problems` or `idle`; an error
+    in it names the part."""
     for name, part in dict(parts_of(view, keys)).items():
         said = getattr(part, method, None)
         if said is None:
             continue
         with error_note(f"{method}() of {name}={view.get(name)} failed."):
-            found = list(said(view))
+            found = list(said(view, *others))
             if not all(isinstance(problem, Problem) for problem in found):
                 raise TypeError(
                     f"{method}() must yield Problem(keys, message), not {quoted(found)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -168,18 +168,25 @@ class Attention(Mixer):
                 f"qk_norm_over={config.qk_norm_over!r} has no effect without qk_norm; set "
                 "qk_norm=True or drop it.",
             )
-        if config.value_residual != "none" and config.n_layer == 1:
-            yield Problem(
-                ("value_residual", "n_layer"),
-                f"value_residual={config.value_residual!r} has no effect with n_layer=1: there are "
-                "no values of an earlier layer; raise n_layer or drop it.",
-            )
         normed = config.qk_norm or "norm_eps" in NORMS.entry(config.normalization).keys
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
             yield Problem(
                 ("norm_eps", "normalization"),
                 f"norm_eps={config.norm_eps:g} has no effect with "
                 f"normalization={config.normalization!r} and without qk_norm; drop it.",
+            )
+
+    @classmethod
+    def idle_among(cls, config: LayerConfig, layers: Sequence[LayerConfig]) -> Iterator[Problem]:
+        name = _values_name(config)
+        if name and not any(
+            _values_name(layer) == name for layer in layers if layer.index != config.index
+        ):
+            yield Problem(
+                ("value_residual",),
+                f"value_residual={config.value_residual!r} has no effect: no other attention layer "
+                f"has it with n_kv_head={config.n_kv_head} and head_dim={config.head_dim}, so "
+                "there are no values to share; use it in at least two such layers, or drop it.",
             )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -245,7 +252,7 @@ def appended(state: State, k: Tensor, v: Tensor, start: int | Tensor) -> tuple[T
 
 def _values_name(config: LayerConfig) -> str | None:
     """Under which layers hand on their values, which must have one shape; None: they do not."""
-    if config.value_residual == "none":
+    if config.get("value_residual", "none") == "none":
         return None
     return f"values of {config.n_kv_head} heads of {config.head_dim}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -48,6 +48,18 @@ class Part(nn.Module):
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
         """What of its layer's config, the values sound one by one, this part cannot work with."""
+        return iter(())
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        """Keys that have no effect in this layer, the key first: a config error for a key that the
+        user gave and that has no effect in any layer."""
+        return iter(())
+
+    @classmethod
+    def idle_among(cls, config: LayerConfig, layers: Sequence[LayerConfig]) -> Iterator[Problem]:
+        """As `idle`, for keys whose effect depends on the other layers; `layers` are all layers of
+        the model, this one included."""
         return iter(())
 
     @property

@@ -123,13 +123,29 @@ def inputs_of(model: nn.Module, idx: Tensor):
     return LayerInputs(idx, model.position_encodings[0], None, start=0, states=None, taken={})
 
 
-@pytest.mark.parametrize("keys", [{"residual": "unet"}, {"value_residual": "fixed"}])
-def test_one_layer_has_nothing_to_add(keys):
+def test_a_unet_of_one_layer_has_nothing_to_add():
     with pytest.raises(ConfigError, match="has no effect with n_layer=1"):
-        tiny_config(**keys, n_layer=1)
+        tiny_config(residual="unet", n_layer=1)
 
 
 class TestValueResidual:
+    @pytest.mark.parametrize(
+        "keys",
+        [
+            {"n_layer": 1},
+            {"n_layer": 3, "mixer": "gated_deltanet*2+attention"},
+            {"n_layer": 2, "n_kv_head": "1+2"},
+            {"n_layer": 3, "value_residual": "fixed+none*"},
+        ],
+    )
+    def test_has_no_effect_unless_two_layers_have_values_of_one_shape(self, keys):
+        with pytest.raises(ConfigError, match="no other attention layer has it with n_kv_head="):
+            tiny_config(**{"value_residual": "fixed", **keys})
+
+    def test_layers_that_share_their_shape_with_no_other_do_not_matter_beside_those_that_do(self):
+        tiny_config(value_residual="fixed", n_layer=3, n_kv_head="2*2+1")
+        tiny_config(value_residual="fixed", n_layer=6, mixer="gated_deltanet*2+attention")
+
     @pytest.mark.parametrize("kind", ["fixed", "learned"])
     @torch.no_grad()
     def test_later_layers_attend_to_a_share_of_the_first_values(self, kind, monkeypatch):
