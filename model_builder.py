@@ -40,13 +40,17 @@ class DecodingState:
 
     Attributes:
         layers: For each layer, the state of each of its parts.
+        batch: Sequences that it belongs to.
         length: Tokens seen. An int; or, for a compiled model, a tensor on the device, so that its
             graph is the same for every token.
         capacity: Tokens that fit, if some mixer is not unbounded.
     """
 
-    def __init__(self, layers: list[dict[str, State]], length: int | Tensor, capacity: int):
+    def __init__(
+        self, layers: list[dict[str, State]], batch: int, length: int | Tensor, capacity: int
+    ):
         self.layers = layers
+        self.batch = batch
         self.length = length
         self.capacity = capacity
 
@@ -164,7 +168,7 @@ class GPT(Part):
 
         Raises:
             UserError: for more tokens than block_size, those in the state included, unless the
-                model is `unbounded`.
+                model is `unbounded`; or for a state of another batch size.
         """
         x, losses, metrics = self._hidden(idx, state)
         if objective is not None:
@@ -183,6 +187,11 @@ class GPT(Part):
         self, idx: Tensor, state: DecodingState | None
     ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, dict[str, Tensor]]]]:
         """What the LM head reads (B, T, C), and the auxiliary losses and metrics of the layers."""
+        if state is not None and state.batch != idx.shape[0]:
+            raise UserError(
+                f"idx has batch size {idx.shape[0]}, but the decoding state has batch size "
+                f"{state.batch}; create the state with new_state({idx.shape[0]})."
+            )
         start = 0 if state is None else state.length
         keys = self._keys(start, idx.shape[1], state)
         x = self.embedding(idx)
@@ -275,7 +284,7 @@ class GPT(Part):
             for block in self.blocks
         ]
         length = torch.zeros((), dtype=torch.long, device=weight.device) if static else 0
-        return DecodingState(layers, length, capacity)
+        return DecodingState(layers, batch, length, capacity)
 
     @torch.no_grad()
     def generate(

@@ -128,9 +128,10 @@ class GatedDeltaNet(Mixer):
         b, a = self.beta_decay(x).chunk(2, dim=-1)
         with torch.autocast(x.device.type, enabled=False):
             memory = self._memory(x) if state is None else state["memory"]
+            memory = memory.to(_memory_dtype(x.dtype))
             y, last = self._delta_rule(*self._heads(qkv.to(memory.dtype)), b, a, memory)
             if state is not None:
-                memory.copy_(last)
+                state["memory"].copy_(last)
         y = self.norm(y.transpose(1, 2)) * F.silu(z.unflatten(-1, (-1, self.value_dim)))
         return self.dropout(self.out(y.to(x.dtype).flatten(2)))
 

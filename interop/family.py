@@ -134,7 +134,13 @@ class Family:
         others = {layer.mixer for layer in config.kinds} - {"attention"}
         if others:
             names = " or ".join(sorted(others))
-            return [Problem(("mixer",), f"{self.model_type} has no mixer={names}")]
+            return [
+                Problem(
+                    ("mixer",),
+                    f"{self.model_type} has no mixer={names}; only models whose layers all use "
+                    "mixer=attention can be exported.",
+                )
+            ]
         try:
             back = self._read_back(config)
             wanted = _with_biases(config, back)

@@ -217,6 +217,21 @@ def test_a_state_takes_as_many_tokens_as_it_was_made_for():
         model(idx[:, 5:], state=state)
 
 
+def test_a_state_of_another_batch_size_is_refused():
+    model = model_of()
+    with pytest.raises(UserError, match="batch size 1, but the decoding state has batch size 2"):
+        model(tokens(3, batch=1), state=model.new_state(2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_a_state_may_be_kept_in_less_precision_than_the_model(name):
+    model, idx = model_of(**MODELS[name]).double(), tokens(12)
+    state = model.new_state(2, dtype=torch.float32)
+    parts = [model(piece, state=state) for piece in idx.split([5, 1, 6], dim=1)]
+    assert_close(torch.cat(parts, dim=1), model(idx), rtol=1e-4, atol=1e-5)
+
+
 def test_a_loss_with_the_name_of_a_term_of_the_objective_is_refused(monkeypatch):
     model, idx = model_of(), tokens(6)
     mix = type(model.blocks[0]).mix
