@@ -90,7 +90,9 @@ def option(
     several: bool = False,
     role: Role | None = None,
     section: str | None = None,
-    **extra: Any,
+    varies: bool | None = None,
+    fixed: bool | None = None,
+    restored: bool = True,
 ) -> Any:
     """A config key, declared as an attribute of a class of options.
 
@@ -110,7 +112,9 @@ def option(
         role: What the key is for; None: the role of the class that declares it.
         section: Its heading in `--help`; None: that of the class that declares it.
         several: Whether a text lists several of the choices, separated by commas.
-        extra: Further metadata for the use of the class that declares it.
+        varies: Whether the arms of a sweep may differ in it; None: as its role says.
+        fixed: Whether a run that is resumed must keep its value; None: as its role says.
+        restored: Whether a run that is resumed has the value that it was saved with.
 
     Raises:
         UserError: there is no default or no help.
@@ -133,7 +137,9 @@ def option(
         "several": several,
         "role": role,
         "section": section,
-        **extra,
+        "varies": varies,
+        "fixed": fixed,
+        "restored": restored,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

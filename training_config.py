@@ -67,13 +67,8 @@ def _warmup(config: Any) -> int:
 class TrainingOptions:
     """The keys that every run has, whatever parts of training it chooses.
 
-    What an option may say besides what `options.option` takes:
-
-    restored: Whether a resumed run has it from its checkpoint. Where False, it says where things
-        are, what is trusted, or where the log is sent: a saved run, which may be somebody else's,
-        does not decide that.
-    fixed: Whether a resumed run must have the value that it was saved with, whatever its role.
-    varies: Whether the arms of a sweep may differ in it, whatever its role.
+    Keys that say where things are, what is trusted, or where the log is sent have `restored=False`:
+    a checkpoint, which may be somebody else's, does not decide them.
     """
 
     out_dir: str = _places.option("out", "directory that holds the runs", restored=False)

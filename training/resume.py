@@ -211,12 +211,15 @@ def _saved_values(state: dict[str, Any]) -> dict[str, Any]:
 
 def _is_fixed(key: str) -> bool:
     """Whether another value would make it another run."""
-    return key in KEYS and KEYS[key].metadata.get("fixed", KEYS[key].role in FIXED_ROLES)
+    if key not in KEYS:
+        return False
+    fixed = KEYS[key].metadata["fixed"]
+    return KEYS[key].role in FIXED_ROLES if fixed is None else fixed
 
 
 def is_restored(key: str) -> bool:
     """Whether a run that is resumed has the value that it was saved with."""
-    return key not in KEYS or KEYS[key].metadata.get("restored", True)
+    return key not in KEYS or KEYS[key].metadata["restored"]
 
 
 def _conflicts(asked: Asked, settings: Settings, saved: Mapping[str, Any]) -> list[Problem]:

@@ -259,6 +259,11 @@ def test_an_attribute_without_option_is_refused(declaring):
         keys_of(declaring, role=Role.DATA)
 
 
+def test_a_misspelt_argument_is_refused():
+    with pytest.raises(TypeError, match="at_leest"):
+        option(1, "how wide", at_leest=1)
+
+
 def test_every_key_of_a_run_has_a_role():
     assert len(key_table()) > 70
     assert set(KEYS) == set(key_table())
