@@ -164,7 +164,7 @@ class GPT(Part):
 
         Returns:
             Logits (B, T, V); with targets (logits, mean cross-entropy in nats per token); with an
-            objective its `TrainingOutput`; the logits are then computed in chunks, see `LMHead.loss`.
+            objective its `TrainingOutput`, the logits being computed in chunks (`LMHead.loss`).
 
         Raises:
             UserError: for more tokens than block_size, those in the state included, unless the
