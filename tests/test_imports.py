@@ -17,7 +17,7 @@ LAYERS = (
     ("sweep",),
     ("train", "sample", "compare_architectures"),
     ("experiment", "comparison"),
-    ("interop", "cloud", "evaluation"),
+    ("inference", "interop", "cloud", "evaluation"),
     ("training_logger", "training"),
     ("data",),
     ("configurator",),

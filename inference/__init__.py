@@ -1,0 +1,1 @@
+"""What can be concluded from numbers alone: differences, intervals, verdicts."""

@@ -1,0 +1,139 @@
+"""The difference between an arm and the baseline, and how precisely the seeds determine it.
+
+Arms are compared seed by seed: the same seed means the same initial numbers and the same batches,
+so what a seed does to both arms cancels. With few seeds, a variance is known badly; where arms of
+one comparison show similar variances, each borrows from the others (moderation, Smyth 2004, "Linear
+models and empirical Bayes methods"), and an arm that is much noisier than the others does not
+(in the spirit of Phipson et al. 2016, "Robust hyperparameter estimation").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from inference.quantiles import chi2_quantile, f_quantile, t_critical, t_p_value
+from inference.samples import Sample, shared_seeds, variance
+
+GUARD = 0.70
+"""Quantile of F above which an arm's variance is too large to borrow from the others."""
+
+FEWEST_OTHERS = 2
+"""Arms to borrow from, at least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Arm minus baseline, in the unit of the samples (for losses, nats per token).
+
+    Attributes:
+        value: The mean difference.
+        error: Its standard error, above 0.
+        df: Degrees of freedom of the error.
+        n: Seeds that it rests on: those of the smaller sample if they are not paired.
+        test: "paired t", "moderated paired t" or "Welch t".
+        baseline_mean: Mean of the baseline over the runs that the difference rests on.
+    """
+
+    value: float
+    error: float
+    df: float
+    n: int
+    test: str
+    baseline_mean: float
+
+    @property
+    def mean(self) -> float:
+        """Mean of the arm over the runs that the difference rests on."""
+        return self.baseline_mean + self.value
+
+    @property
+    def paired(self) -> bool:
+        return self.test != "Welch t"
+
+    def half_width(self, alpha: float) -> float:
+        """Half the width of the interval that covers the true value with probability 1 - alpha."""
+        return t_critical(self.df, alpha) * self.error
+
+    def p_value(self, allowance: float = 0.0) -> float:
+        """Two-sided p value of no difference, after the value is moved toward 0 by `allowance`."""
+        return t_p_value(max(abs(self.value) - allowance, 0.0) / self.error, self.df)
+
+
+def kappa(n: int) -> float:
+    """The median of a sample variance of n normal numbers, as a share of the true variance."""
+    return chi2_quantile(0.5, n - 1) / (n - 1)
+
+
+def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
+    """The difference of each arm from the baseline; None if it cannot be estimated.
+
+    Arms that share two or more seeds with the baseline are compared on those seeds alone, the
+    others as independent samples (Welch 1947, "The generalization of Student's problem"). None if
+    a sample then has fewer than two seeds or its numbers do not vary.
+    """
+    paired = [_Paired.of(baseline, arm) for arm in arms]
+    return [
+        _welch(baseline, arm) if own is None else _moderated(own, _others(paired, i))
+        for i, (arm, own) in enumerate(zip(arms, paired, strict=True))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Paired:
+    """Differences seed by seed: their mean, their variance, and what that says of a pool."""
+
+    mean: float
+    variance: float
+    n: int
+    baseline_mean: float
+
+    @classmethod
+    def of(cls, baseline: Sample, arm: Sample) -> _Paired | None:
+        seeds = shared_seeds(baseline, arm)
+        if len(seeds) < 2:
+            return None
+        values = [arm[seed] - baseline[seed] for seed in seeds]
+        # Equal differences may differ in their last digits.
+        spread = 0.0 if math.isclose(min(values), max(values), abs_tol=1e-12) else variance(values)
+        return cls(fmean(values), spread, len(seeds), fmean(baseline[seed] for seed in seeds))
+
+    @property
+    def typical_variance(self) -> float:
+        """The variance of which this one would be the median estimate."""
+        return self.variance / kappa(self.n)
+
+    def difference(self, variance: float, df: float, test: str) -> Difference:
+        error = math.sqrt(variance / self.n)
+        return Difference(self.mean, error, df, self.n, test, self.baseline_mean)
+
+
+def _others(paired: Sequence[_Paired | None], arm: int) -> list[_Paired]:
+    """The other arms whose variances an arm may borrow from."""
+    return [p for i, p in enumerate(paired) if i != arm and p is not None and p.variance > 0]
+
+
+def _moderated(own: _Paired, others: Sequence[_Paired]) -> Difference | None:
+    if own.variance == 0:
+        return None
+    df = own.n - 1
+    if len(others) >= FEWEST_OTHERS:
+        pool = median(other.typical_variance for other in others)
+        if own.variance / pool <= f_quantile(GUARD, df, 2 * df):
+            return own.difference((pool + own.variance) / 2, 2 * df, "moderated paired t")
+    return own.difference(own.variance, df, "paired t")
+
+
+def _welch(baseline: Sample, arm: Sample) -> Difference | None:
+    samples = [list(sample.values()) for sample in (baseline, arm)]
+    if any(len(values) < 2 or len(set(values)) == 1 for values in samples):
+        return None
+    parts = [variance(values) / len(values) for values in samples]
+    total = sum(parts)
+    df = total**2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, samples, strict=True)
+    )
+    mean, other = (fmean(values) for values in samples)
+    return Difference(other - mean, math.sqrt(total), df, min(map(len, samples)), "Welch t", mean)

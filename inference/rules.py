@@ -1,0 +1,104 @@
+"""Rules that turn an estimate into an interval: for a declared number of seeds, and for any number.
+
+A rule says which estimates it admits, how wide their intervals are and what p value goes with them.
+The intervals of one family of arms hold together with probability 1 - alpha.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from inference.differences import Difference, differences
+from inference.quantiles import ALPHA, sidak_level, sidak_p
+from inference.samples import Sample
+
+
+class Rule(Protocol):
+    """How intervals are made for a family of arms.
+
+    Attributes:
+        family: How many arms were declared; those that failed or were stopped early included.
+        alpha: Accepted probability that some interval misses its true difference.
+    """
+
+    family: int
+    alpha: float
+
+    def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
+        """The difference of each arm from the baseline; None if the rule has none for it."""
+
+    def half_width(self, estimate: Difference) -> float:
+        """Half the width of the interval; may be infinite."""
+
+    def p_adjusted(self, estimate: Difference, allowance: float = 0.0) -> float:
+        """The smallest alpha whose interval, `allowance` wider towards 0, excludes 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredSeeds:
+    """Intervals of Student's t for a number of seeds that was fixed before the runs.
+
+    The family is covered by Sidak's correction (1967): the intervals of arms that share a baseline
+    are positively dependent, for which it is conservative.
+    """
+
+    family: int
+    alpha: float = ALPHA
+
+    @property
+    def level(self) -> float:
+        """The level of one comparison."""
+        return sidak_level(self.alpha, self.family)
+
+    def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
+        return differences(baseline, arms)
+
+    def half_width(self, estimate: Difference) -> float:
+        return estimate.half_width(self.level)
+
+    def p_adjusted(self, estimate: Difference, allowance: float = 0.0) -> float:
+        return sidak_p(estimate.p_value(allowance), self.family)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfidenceSequence:
+    """Intervals that hold for every number of seeds at once, however it came about.
+
+    For seeds that were added after a comparison was seen. Lai 1976, "On confidence sequences", in
+    the form of Wang and Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian
+    means with unknown variance" (arXiv 2310.03722), with prior precision 1/4 seed and a union bound
+    over arms. It is for paired seeds, whose own variance it uses.
+    """
+
+    family: int
+    alpha: float = ALPHA
+
+    def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
+        alone = [differences(baseline, [arm])[0] for arm in arms]  # nothing to borrow from
+        return [own if own is not None and own.paired else None for own in alone]
+
+    def half_width(self, estimate: Difference) -> float:
+        return self.constant(estimate.n) * estimate.error
+
+    def constant(self, n: int) -> float:
+        """c in the interval mean -+ c s / sqrt(n); infinite while n is too small."""
+        g = _information(n)
+        growth = (math.sqrt(g) * self.family / self.alpha) ** (2 / n)
+        if growth >= g:
+            return math.inf
+        return math.sqrt((n - 1) * (growth - 1) / (1 - growth / g))
+
+    def p_adjusted(self, estimate: Difference, allowance: float = 0.0) -> float:
+        n = estimate.n
+        g = _information(n)
+        square = (max(abs(estimate.value) - allowance, 0.0) / estimate.error) ** 2
+        growth = (square + n - 1) / (square / g + n - 1)
+        return min(1.0, self.family * math.sqrt(g) * growth ** (-n / 2))
+
+
+def _information(n: int) -> int:
+    """How much n seeds tell beside the prior."""
+    return 1 + 4 * n

@@ -1,0 +1,27 @@
+"""Samples: one number per seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from statistics import fmean
+
+Sample = Mapping[Hashable, float]
+"""The final losses of an arm, by seed."""
+
+
+def variance(values: Sequence[float]) -> float:
+    """Unbiased variance of two or more numbers."""
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation with n - 1 in the denominator; None for fewer than two numbers."""
+    return math.sqrt(variance(values)) if len(values) > 1 else None
+
+
+def shared_seeds(*samples: Sample) -> list[Hashable]:
+    """The seeds that are in every sample, in the order of the first."""
+    first, *others = samples
+    return [seed for seed in first if all(seed in other for other in others)]

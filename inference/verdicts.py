@@ -1,0 +1,161 @@
+"""Verdicts: better, worse, equal or inconclusive, read off one simultaneous interval per arm.
+
+The intervals of a family of arms all cover their true differences with probability 1 - alpha, so
+the probability of any false verdict is at most alpha. docs/calibration.md has the simulations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from inference.differences import Difference
+from inference.rules import DeclaredSeeds, Rule
+from inference.samples import Sample
+
+MARGIN = 0.01
+"""Differences up to this many nats per token count as equal: 1 % of perplexity."""
+
+SCREENING = 3
+"""With this many seeds or fewer only large effects are found: a screening."""
+
+BETTER, WORSE, EQUAL, INCONCLUSIVE = "better", "worse", "equal", "inconclusive"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What the runs of an arm came to.
+
+    Attributes:
+        losses: The final loss of each run that finished, by seed; lower is better.
+        failures: How many runs failed, see `failures`.
+        allowance: How far below these losses those at the arm's best learning rate may lie, see
+            `tuning`; 0 if nothing was tuned.
+    """
+
+    losses: Sample
+    failures: int = 0
+    allowance: float = 0.0
+
+    @property
+    def runs(self) -> int:
+        return len(self.losses) + self.failures
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What can be said of an arm beside the baseline.
+
+    Attributes:
+        word: better, worse, equal or inconclusive.
+        difference: The estimate; None if there is none.
+        interval: Simultaneous interval of the true difference.
+        p_adjusted: p value of no difference, adjusted for the size of the family: below alpha
+            exactly if the interval excludes 0.
+        margin: Differences up to this count as equal.
+        reason: Why the interval does not decide; empty if it does.
+    """
+
+    word: str
+    difference: Difference | None = None
+    interval: tuple[float, float] | None = None
+    p_adjusted: float | None = None
+    margin: float = MARGIN
+    reason: str = ""
+
+    @property
+    def farthest(self) -> float | None:
+        """The largest difference, in either direction, that the runs do not rule out."""
+        return None if self.interval is None else max(map(abs, self.interval))
+
+    @property
+    def negligible(self) -> bool:
+        """Whether the arm is better or worse, but by less than the margin."""
+        return self.word in (BETTER, WORSE) and self.farthest <= self.margin
+
+    @property
+    def screening(self) -> bool:
+        """Whether it rests on too few seeds to find any but large effects."""
+        return self.difference is not None and self.difference.n <= SCREENING
+
+
+def judge(
+    baseline: Results,
+    arms: Sequence[Results],
+    rule: Rule | None = None,
+    margin: float = MARGIN,
+) -> list[Verdict]:
+    """The verdict on each arm.
+
+    Args:
+        baseline: What the arms are compared with.
+        arms: The arms that may be judged.
+        rule: How intervals are made; None: for a declared number of seeds and a family of these
+            arms.
+        margin: Differences up to this count as equal.
+    """
+    rule = rule or DeclaredSeeds(len(arms))
+    assert len(arms) <= rule.family, "the family is that of all declared arms"
+    estimates = rule.estimates(baseline.losses, [arm.losses for arm in arms])
+    return [
+        Verdict(INCONCLUSIVE, margin=margin, reason=_why_no_estimate(baseline, arm))
+        if estimate is None
+        else _verdict(estimate, rule, baseline, arm, margin)
+        for arm, estimate in zip(arms, estimates, strict=True)
+    ]
+
+
+def _verdict(
+    estimate: Difference, rule: Rule, baseline: Results, arm: Results, margin: float
+) -> Verdict:
+    half = rule.half_width(estimate)
+    low = estimate.value - half - arm.allowance
+    high = estimate.value + half + baseline.allowance
+    towards_zero = baseline.allowance if estimate.value < 0 else arm.allowance
+    word = _word(low, high, margin)
+    barred = _bar(word, baseline, arm)
+    return Verdict(
+        INCONCLUSIVE if barred else word,
+        estimate,
+        (low, high),
+        rule.p_adjusted(estimate, towards_zero),
+        margin,
+        barred,
+    )
+
+
+def _word(low: float, high: float, margin: float) -> str:
+    if high < 0:
+        return BETTER
+    if low > 0:
+        return WORSE
+    return EQUAL if -margin <= low and high <= margin else INCONCLUSIVE
+
+
+def _bar(word: str, baseline: Results, arm: Results) -> str:
+    """Why failed runs forbid a verdict on those that finished; empty if they do not.
+
+    An arm must not win by losing its worst runs, so it is better only if it failed no more often
+    than the baseline, worse only if no less often, equal only if neither failed.
+    """
+    allowed = {
+        BETTER: arm.failures <= baseline.failures,
+        WORSE: arm.failures >= baseline.failures,
+        EQUAL: arm.failures == baseline.failures == 0,
+    }
+    if allowed.get(word, True):
+        return ""
+    failed = "; ".join(
+        f"{results.failures} of {results.runs} runs of the {whose} failed"
+        for results, whose in ((arm, "arm"), (baseline, "baseline"))
+        if results.failures
+    )
+    return f"{word} among finished runs, but {failed}"
+
+
+def _why_no_estimate(baseline: Results, arm: Results) -> str:
+    for results, whose in ((arm, "the arm"), (baseline, "the baseline")):
+        if len(results.losses) < 2:
+            finished = "finished run" if len(results.losses) == 1 else "finished runs"
+            return f"{whose} has {len(results.losses)} {finished}; at least 2 are needed"
+    return "all seeds give the same result, so the variance is unknown"
