@@ -4,6 +4,7 @@ outside pytest's folders."""
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -16,7 +17,10 @@ from tests.prepared import SHARED
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tiny models are slower on several threads, and the order of sums depends on their number."""
+    """Set one thread: tiny models are slower on several, and the order of sums depends on their
+    number. Let Ctrl-C reach the tests of signals and the processes that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["OMP_NUM_THREADS"] = "1"
     if "NANOARCH_CACHE_DIR" not in os.environ:  # the workers of pytest-xdist inherit it
         cache = tempfile.TemporaryDirectory(prefix="nanoarch-tests-")

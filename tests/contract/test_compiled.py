@@ -51,6 +51,22 @@ def test_checkpointed_blocks_give_the_same_gradients(keys):
     assert_close(again[1], plain[1], 1e-6)
 
 
+WHOLE = {
+    "llama": presets()["preset llama"],
+    "hybrid": PATTERNS["mixer=gated_deltanet+attention"],
+    "mixture of experts": {"ffn_type": "moe", "n_experts": 4},
+}
+"""For every run of the tests."""
+
+
+@pytest.mark.parametrize("keys", WHOLE.values(), ids=WHOLE)
+def test_a_few_models_compile_whole(keys):
+    plain = loss_and_gradients(tiny_model(**keys), compiles=False)
+    compiled = loss_and_gradients(tiny_model(**keys), compiles=True)
+    assert_close(compiled[0], plain[0], 1e-6)
+    assert_close(compiled[1], plain[1], 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [False, True])
 @pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)

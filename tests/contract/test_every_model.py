@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.layer_config import LayerConfig
 from components.norms import make_norm
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
@@ -75,18 +76,24 @@ ATTENTION = {name: keys for name, keys in VARIANTS.items() if of_attention(keys)
 every_attention = pytest.mark.parametrize("keys", ATTENTION.values(), ids=ATTENTION)
 
 
+def attending(config: ModelArchitectureConfig) -> list[LayerConfig]:
+    """The layers that have a backend of attention."""
+    return [layer for layer in config.layers if "attention_backend" in layer]
+
+
 def asks_of_backends(keys: dict) -> tuple:
-    """What the layers' backends are asked for and called with."""
-    shape = ("n_head", "n_kv_head", "head_dim", "position_encoding", "qk_norm")
+    """What the layers' backends are asked for and called with; empty without attention."""
+    shape = ("index", "n_head", "n_kv_head", "head_dim", "position_encoding", "qk_norm")
     return tuple(
-        (attention_needs(layer), *(layer.get(key) for key in shape))
-        for layer in tiny_config(**keys).layers
+        (attention_needs(layer), *(getattr(layer, key) for key in shape))
+        for layer in attending(tiny_config(**keys))
     )
 
 
-FIRST_ASKED = {asks_of_backends(keys): name for name, keys in reversed(ATTENTION.items())}
+FIRST_ASKED = {asks_of_backends(keys): name for name, keys in reversed(VARIANTS.items())}
 every_use_of_backends = pytest.mark.parametrize(
-    "keys", [pytest.param(ATTENTION[name], id=name) for name in reversed(FIRST_ASKED.values())]
+    "keys",
+    [pytest.param(VARIANTS[name], id=name) for asks, name in reversed(FIRST_ASKED.items()) if asks],
 )
 
 
@@ -141,7 +148,8 @@ def test_generation_with_and_without_cache(keys):
 
 def lacks(backend: str, config: ModelArchitectureConfig) -> bool:
     """Whether a layer asks for what a backend cannot do."""
-    return any(ATTENTION_BACKENDS[backend].lacks(attention_needs(each)) for each in config.layers)
+    needs = map(attention_needs, attending(config))
+    return any(ATTENTION_BACKENDS[backend].lacks(each) for each in needs)
 
 
 @every_use_of_backends
