@@ -7,10 +7,9 @@
     python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
     python compare_architectures.py out --html=report.html   all of it as one page for a browser
 
-Runs that differ only by seed are one arm. An arm is called better or worse only where chance is
-ruled out over several seeds, and is compared only with runs of the same recipe on the same data.
-A run that crashed, or is still going, counts as far as its metrics.jsonl got. docs/fairness.md
-explains every number.
+Runs that differ only by seed are one arm. An arm is called better or worse only if the simultaneous
+95 % interval of its difference from the baseline excludes 0, and is compared only with runs of the
+same recipe on the same data. docs/fairness.md explains every number.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from comparison.runs import LoggedRun
 from comparison.tables import to_markdown, to_text
 from errors import UserError, printable, unknown_name
 from experiment.selection import DEFAULT_LATEST, Selection, select
+from inference.verdicts import MARGIN
 from training_logger import METRICS_FILE, RUN_FILE
 
 FORMATS = ("text", "json", "csv", "markdown")
@@ -65,7 +65,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--margin",
         type=float,
         metavar="NATS",
-        help="differences up to this count as equal (default: the baseline's sd over seeds)",
+        help=f"differences up to this count as equal (default: {MARGIN:g}, or as the sweep "
+        "declared)",
     )
     parser.add_argument(
         "--tuned",
@@ -180,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             baseline_given=arguments.baseline is not None,
         )
         for problem in chosen.problems:
-            say(f"skipped {problem}")
+            say(f"excluded: {problem}")
         if not chosen.runs:
             say(_no_run(arguments, chosen))
             return 1

@@ -50,6 +50,7 @@ from experiment.plan import Choice, Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
+from inference.verdicts import MARGIN
 from options import KEYS
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
@@ -95,9 +96,16 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--seeds",
         type=int,
-        default=3,
+        default=5,
         metavar="N",
-        help=f"of every arm (default 3); a sweep has at most {MOST_RUNS:,} runs",
+        help=f"of every arm (default %(default)s); a sweep has at most {MOST_RUNS:,} runs",
+    )
+    flags.add_argument(
+        "--margin",
+        type=float,
+        default=MARGIN,
+        metavar="NATS",
+        help="differences up to this count as equal (default %(default)s)",
     )
     flags.add_argument(
         "--match",
@@ -188,6 +196,7 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
         tune=tune,
         seeds=options.seeds,
         tune_seeds=options.tune_seeds,
+        margin=options.margin,
         name=options.name,
     )
 
@@ -281,7 +290,8 @@ def with_seeds_of_before(plan: Plan) -> Plan:
     refuse_another(before, plan.identity)
     refuse_other_choices(before, plan)
     seeds = max(before.seeds, plan.request.seeds)
-    return dataclasses.replace(plan, request=dataclasses.replace(plan.request, seeds=seeds))
+    request = dataclasses.replace(plan.request, seeds=seeds)
+    return dataclasses.replace(plan, request=request, looks=before.looks)
 
 
 def refuse_other_choices(before: Sweep, plan: Plan) -> None:
@@ -338,10 +348,18 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
     if stop.requested:
         console.say(f"{stop.requested} received: the sweep stopped; the same command continues it.")
         return 1
+    left = [job for job in jobs if job.status not in ENDED]
+    if not left:
+        plan = dataclasses.replace(plan, looks=looks_with(plan))
+        write_manifest(plan, command)
     console.say("")
     compare_architectures.main([str(plan.folder)])
-    left = [job for job in jobs if job.status not in ENDED]
     return 1 if failed or left or len(choices) < len(plan.arms) else 0
+
+
+def looks_with(plan: Plan) -> tuple[int, ...]:
+    """The looks, with that at the present number of seeds."""
+    return tuple(sorted({*plan.looks, plan.request.seeds}))
 
 
 def report_choices(plan: Plan, choices: Mapping[str, Choice], console: Console) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from comparison.groups import Group
-from comparison.inference import Estimate, Sample, contrast
 from comparison.runs import LoggedRun
+from inference.differences import Estimate, contrast
 
 AXES = {"tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
 """Each unit of a budget, and what the records of an evaluation call it."""
@@ -42,6 +42,26 @@ def loss_at(points: Curve, budget: float) -> float | None:
         return points[index][1]
     (x0, y0), (x1, y1) = points[index - 1], points[index]
     return y0 + (y1 - y0) * _along(x0, x1, budget)
+
+
+def loss_error(points: Curve, budget: float) -> float:
+    """How far `loss_at` may be off: 0 at an evaluation.
+
+    A falling loss lies between those of the evaluations around it. If the curve is convex there,
+    it also lies above the straight lines through the evaluations before and after.
+    """
+    index = bisect_left(points, budget, key=lambda point: point[0])
+    if points[index][0] == budget:
+        return 0.0
+    loss, (_, before), (_, after) = loss_at(points, budget), points[index - 1], points[index]
+    falling = max(abs(loss - before), abs(loss - after))
+    beside = (points[index - 2 : index], points[index : index + 2])
+    lines = [
+        y0 + (y1 - y0) * _along(x0, x1, budget)
+        for (x0, y0), (x1, y1) in (pair for pair in beside if len(pair) == 2)
+    ]
+    convex = loss - max(lines, default=-math.inf)
+    return min(falling, convex) if convex >= 0 else falling
 
 
 def _along(x0: float, x1: float, x: float) -> float:
@@ -73,12 +93,6 @@ def common_budget(groups: Iterable[Group], axis: str) -> float | None:
     return min((points[-1][0] for points in curves), default=None) if all(curves) else None
 
 
-def losses_at(group: Group, axis: str, budget: float) -> Sample:
-    """The loss of each seed at a budget that every run spent, nats per token."""
-    found = {run.seeds: loss_at(curve(run, axis), budget) for run in group.counted}
-    return {seeds: loss for seeds, loss in found.items() if loss is not None}
-
-
 def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
     """The natural logarithm of how many times less a group spends than the baseline for one loss.
 
@@ -95,7 +109,7 @@ def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
         for run in group.counted
         if run.seeds in theirs
     }
-    if len(logs) < min(group.n, baseline.n) or None in logs.values():
+    if None in logs.values():
         return None
     return contrast((1,), (logs,))
 

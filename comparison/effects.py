@@ -15,7 +15,8 @@ from math import prod
 from typing import Any
 
 from comparison.groups import Group
-from comparison.inference import Estimate, contrast, holm
+from inference.differences import Estimate, contrast
+from inference.rules import DeclaredSeeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,20 @@ class Effect:
     Attributes:
         changes: Of each factor in it, its level, such as `ffn_type=swiglu`.
         estimate: The effect.
-        p_adjusted: Its p value after Holm's correction over all effects of the design.
+        interval: Simultaneous with those of all effects of the design.
+        p_adjusted: p value of no effect, adjusted for the number of effects.
     """
 
     changes: tuple[str, ...]
     estimate: Estimate
+    interval: tuple[float, float]
     p_adjusted: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval excludes 0."""
+        low, high = self.interval
+        return low > 0 or high < 0
 
 
 Levels = dict[str, Any]
@@ -94,11 +103,18 @@ def effects(groups: Sequence[Group], named: Sequence[str] = ()) -> list[Effect]:
                 found.append((change, _estimate(groups, factors, change)))
     if not found or any(estimate is None for _, estimate in found):
         return []
-    adjusted = holm([estimate.p_value for _, estimate in found])
-    return [
-        Effect(tuple(f"{key}={level}" for key, level in change.items()), estimate, p)
-        for (change, estimate), p in zip(found, adjusted, strict=True)
-    ]
+    rule = DeclaredSeeds(len(found))
+    return [_effect(change, estimate, rule) for change, estimate in found]
+
+
+def _effect(change: Levels, estimate: Estimate, rule: DeclaredSeeds) -> Effect:
+    half = rule.half_width(estimate)
+    return Effect(
+        tuple(f"{key}={level}" for key, level in change.items()),
+        estimate,
+        (estimate.value - half, estimate.value + half),
+        rule.p_adjusted(estimate),
+    )
 
 
 def _estimate(

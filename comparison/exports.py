@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
-from comparison.code_versions import code_note
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import assignments
 from comparison.groups import Group
-from comparison.inference import ALPHA, Estimate, Sample, deviation
+from comparison.readings import Reading
 from comparison.runs import LoggedRun
-from comparison.verdicts import Verdict
+from comparison.verdict_lines import verdict_line, verdict_notes
+from inference.differences import Estimate
+from inference.quantiles import ALPHA
+from inference.samples import Sample, deviation
+from inference.verdicts import Verdict
 from training_logger import json_safe
 
-DOCUMENT_VERSION = 1
+DOCUMENT_VERSION = 2
 """Of the JSON document; it changes when a reader of the last one would misread this one."""
 
 
@@ -52,18 +55,25 @@ def numbers(group: Group) -> dict[str, float | None]:
 
 
 def document(findings: Findings) -> dict[str, Any]:
-    """Findings as an object for JSON; losses in nats per token, intervals of 95 %."""
+    """Findings as an object for JSON; losses in nats per token, simultaneous 95 % intervals."""
+    design = findings.design
     return json_safe(
         {
             "document_version": DOCUMENT_VERSION,
             "baseline": findings.baseline.group.name,
             "confidence": 1 - ALPHA,
-            "noise_floor": findings.baseline.group.deviation,
-            "margin": findings.margin,
-            "budgets": findings.budgets,
+            "family": findings.family,
+            "declared_arms": design.arms,
+            "declared_seeds": design.seeds,
+            "noise_floor": findings.noise_floor,
+            "margin": design.margin,
             "groups": [_group_object(row) for row in findings.rows],
             "effects": [
-                {"changes": effect.changes, **_estimate_object(effect.estimate, effect.p_adjusted)}
+                {
+                    "changes": effect.changes,
+                    "effect": effect.estimate.value,
+                    **_estimate_object(effect.estimate, effect.interval, effect.p_adjusted),
+                }
                 for effect in findings.effects
             ],
             "notes": findings.notes,
@@ -80,15 +90,16 @@ def _group_object(row: GroupResult) -> dict[str, Any]:
         "n": group.n,
         "seeds": [run.seeds for run in group.counted],
         "runs": [run.folder for run in group.counted],
-        "left_out": group.left_out,
-        "different_code": code_note(group),
+        "failures": group.diverged,
+        "excluded": group.left_out,
         "set_apart": row.set_apart,
         **numbers(group),
-        **_verdict_object(row.verdict),
+        **_verdict_object(row.verdict, row.terms),
+        "terms": row.terms,
+        "caveats": row.caveats,
         "pareto": row.pareto,
         "at_equal": {
-            axis: {**sample_object(reading.losses), **_verdict_object(reading.verdict)}
-            for axis, reading in row.at_equal.items()
+            axis: _reading_object(reading, row.terms) for axis, reading in row.at_equal.items()
         },
         "speedup": {axis: factor_object(log) for axis, log in row.speedups.items()},
     }
@@ -103,27 +114,43 @@ def sample_object(losses: Sample) -> dict[str, Any]:
     }
 
 
-def _verdict_object(verdict: Verdict) -> dict[str, Any]:
+def _reading_object(reading: Reading, terms: str) -> dict[str, Any]:
+    judged = _verdict_object(reading.verdict or Verdict(""), terms)
+    if reading.verdict is None:
+        judged |= {"verdict": None, "words": None, "difference": reading.difference}
     return {
-        "verdict": verdict.verdict,
-        "words": verdict.words,
-        **_estimate_object(verdict.estimate, verdict.p_adjusted, "difference"),
+        "budget": reading.budget,
+        **sample_object(reading.losses),
+        **judged,
+        "descriptive": reading.descriptive or None,
+    }
+
+
+def _verdict_object(verdict: Verdict, terms: str) -> dict[str, Any]:
+    return {
+        "verdict": verdict.word,
+        "words": verdict_line(verdict, terms),
+        "notes": list(verdict_notes(verdict)),
+        "difference": verdict.difference and verdict.difference.value,
+        **_estimate_object(verdict.difference, verdict.interval, verdict.p_adjusted),
         "seeds_needed": verdict.seeds_needed,
         "detectable": verdict.detectable,
     }
 
 
 def _estimate_object(
-    estimate: Estimate | None, p_adjusted: float | None, called: str = "effect"
+    estimate: Estimate | None,
+    interval: tuple[float, float] | None,
+    p_adjusted: float | None,
 ) -> dict[str, Any]:
     known = estimate is not None
     return {
-        called: estimate.value if known else None,
-        "interval": estimate.interval() if known else None,
-        "p_value": estimate.p_value if known else None,
+        "interval": interval,
+        "p_value": estimate.p_value() if known else None,
         "p_adjusted": p_adjusted,
         "test": estimate.test if known else None,
         "df": estimate.df if known else None,
+        "paired_seeds": estimate.n if known and estimate.paired else None,
     }
 
 
@@ -131,8 +158,9 @@ def factor_object(log: Estimate | None) -> dict[str, Any]:
     """A factor from what is known of its logarithm."""
     if log is None:
         return {"factor": None, "interval": None, "n": 0}
-    low, high = log.interval()
-    return {"factor": _exp(log.value), "interval": [_exp(low), _exp(high)], "n": log.seeds}
+    half = log.half_width(ALPHA)
+    low, high = log.value - half, log.value + half
+    return {"factor": _exp(log.value), "interval": [_exp(low), _exp(high)], "n": log.n}
 
 
 def _exp(log: float) -> float:

@@ -7,13 +7,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from comparison.bands import Band, band
-from comparison.code_versions import code_note
 from comparison.curves import AXES, common_budget
 from comparison.effects import Effect
 from comparison.findings import Findings, GroupResult
-from comparison.inference import ALPHA, Estimate
 from comparison.labels import Label, labels
-from comparison.verdicts import BETTER, CANNOT_TELL, WORSE, Verdict
+from inference.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict
 
 BUDGET_TITLES = {
     "tokens": "training tokens",
@@ -25,10 +23,10 @@ BUDGET_TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A difference or an effect with its 95 % interval, nats per token; below zero is better.
+    """A difference or an effect with its interval, nats per token; below zero is better.
 
     Attributes:
-        verdict: better, worse, equal or cannot_tell.
+        verdict: better, worse, equal or inconclusive.
     """
 
     value: float
@@ -46,8 +44,9 @@ class ArmFigure:
         loss: Mean final validation loss, nats per token.
         bands: Its curve over each unit of budget in which it has one.
         verdict: On the final loss.
+        terms: In what it is equal to the baseline; see `groups.terms`.
         difference: From the final loss of the baseline; None where that cannot be judged.
-        code_note: A sentence where its runs were made by different code.
+        caveats: What else differs from the baseline, a phrase each.
     """
 
     label: Label
@@ -55,8 +54,9 @@ class ArmFigure:
     loss: float | None
     bands: Mapping[str, Band]
     verdict: Verdict
+    terms: str
     difference: Difference | None
-    code_note: str | None
+    caveats: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +81,12 @@ class Figures:
     Attributes:
         arms: Those of `Findings.rows`, in their order.
         axes: Without the units over which no arm has a curve.
-        margin: Differences up to this count as equal, nats per token; None where it is not known.
+        margin: Differences up to this count as equal, nats per token.
     """
 
     arms: tuple[ArmFigure, ...]
     axes: tuple[BudgetAxis, ...]
-    margin: float | None
+    margin: float
 
     @property
     def compared(self) -> list[ArmFigure]:
@@ -111,7 +111,7 @@ def figures_of(findings: Findings) -> Figures:
         for unit in AXES
         if any(unit in arm.bands for arm in arms)
     )
-    return Figures(arms, axes, findings.margin)
+    return Figures(arms, axes, findings.design.margin)
 
 
 def _arm(label: Label, row: GroupResult) -> ArmFigure:
@@ -122,8 +122,9 @@ def _arm(label: Label, row: GroupResult) -> ArmFigure:
         loss=row.group.loss,
         bands={unit: found for unit, found in bands.items() if found},
         verdict=row.verdict,
+        terms=row.terms,
         difference=difference_of(row.verdict),
-        code_note=code_note(row.group),
+        caveats=row.caveats,
     )
 
 
@@ -131,18 +132,15 @@ def _comparable(trained: Iterable[GroupResult], unit: str) -> bool:
     return bool(common_budget((row.group for row in trained), unit))
 
 
-def difference_of(verdict: Verdict) -> Difference | None:
+def difference_of(verdict: Verdict | None) -> Difference | None:
     """What a verdict rests on; None where there is no estimate."""
-    estimate = verdict.estimate
-    return _difference(estimate, verdict.verdict) if estimate else None
+    if verdict is None or verdict.difference is None:
+        return None
+    return Difference(verdict.difference.value, *verdict.interval, verdict.word)
 
 
 def effect_of(effect: Effect) -> Difference:
-    """An effect, called better or worse where chance is ruled out."""
-    if effect.p_adjusted >= ALPHA:
-        return _difference(effect.estimate, CANNOT_TELL)
-    return _difference(effect.estimate, BETTER if effect.estimate.value < 0 else WORSE)
-
-
-def _difference(estimate: Estimate, verdict: str) -> Difference:
-    return Difference(estimate.value, *estimate.interval(), verdict)
+    """An effect, called better or worse where its interval excludes 0."""
+    value = effect.estimate.value
+    word = INCONCLUSIVE if not effect.shown else BETTER if value < 0 else WORSE
+    return Difference(value, *effect.interval, word)

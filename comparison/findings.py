@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
-from comparison.code_versions import code_note
-from comparison.curves import AXES, common_budget, losses_at, speedup
+from comparison.caveats import caveats
+from comparison.curves import AXES, speedup
+from comparison.design import Design
 from comparison.effects import Effect, effects
-from comparison.groups import (
-    Group,
-    changes,
-    find_baseline,
-    group_runs,
-    unequal_length,
-    unlike,
-)
-from comparison.inference import Estimate, Sample
+from comparison.groups import Group, changes, find_baseline, group_runs, terms, unlike
+from comparison.judging import bar, final_verdicts
+from comparison.readings import Reading, readings
 from comparison.runs import LoggedRun
-from comparison.verdicts import BASELINE, CANNOT_TELL, Verdict, judge
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """Losses of a group at a budget, and the verdict on them."""
-
-    losses: Sample
-    verdict: Verdict
+from inference.differences import Estimate
+from inference.failures import blow_ups
+from inference.verdicts import Verdict, unjudged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +30,10 @@ class GroupResult:
         set_apart: The conditions in which it is unlike the baseline; where there are any, it is
             not compared.
         verdict: On the final validation loss.
-        at_equal: For each unit of budget, the losses at the largest that all groups spent.
+        terms: In what it is equal to the baseline, and the ratios of what is not; see
+            `groups.terms`.
+        caveats: What else differs, a phrase each; see `caveats`.
+        at_equal: For each unit of budget, what the largest that it and the baseline spent gave.
         speedups: For each, the logarithm of how much less of it the group needs; see
             `curves.speedup`.
         pareto: Whether no compared group is better in one of loss, memory and speed and no worse
@@ -50,6 +44,8 @@ class GroupResult:
     changes: Mapping[str, Any]
     set_apart: tuple[str, ...]
     verdict: Verdict
+    terms: str
+    caveats: tuple[str, ...]
     at_equal: Mapping[str, Reading]
     speedups: Mapping[str, Estimate | None]
     pareto: bool | None
@@ -67,16 +63,17 @@ class Findings:
 
     Attributes:
         rows: The baseline, the groups compared with it, then those set apart.
-        margin: Differences up to this count as equal, nats per token; None where it was not given
-            and the baseline has fewer than two seeds.
-        budgets: The largest common budget in each unit where there is one.
+        design: What was declared.
+        family: Arms that the verdicts hold for together.
+        axes: The units of budget in which some group has a reading at an equal budget.
         effects: Of a factorial design; else none.
         notes: What a reader has to know, a sentence each.
     """
 
     rows: tuple[GroupResult, ...]
-    margin: float | None
-    budgets: Mapping[str, float]
+    design: Design
+    family: int
+    axes: tuple[str, ...]
     effects: tuple[Effect, ...]
     notes: tuple[str, ...]
 
@@ -84,108 +81,68 @@ class Findings:
     def baseline(self) -> GroupResult:
         return self.rows[0]
 
+    @property
+    def noise_floor(self) -> float | None:
+        """Standard deviation of the difference between two runs of the baseline."""
+        deviation = self.baseline.group.deviation
+        return deviation and math.sqrt(2) * deviation
+
 
 def compare(
     runs: Iterable[LoggedRun],
     baseline: str | LoggedRun | None = None,
-    margin: float | None = None,
-    tuned: Collection[str] = (),
-    factors: Sequence[str] = (),
-    varied: Sequence[str] = (),
+    design: Design | None = None,
 ) -> Findings:
     """What runs show of architectures.
 
     Args:
         runs: At least one.
         baseline: What to compare with; see `groups.find_baseline`.
-        margin: Differences up to this count as equal, nats per token; None: the noise floor.
-        tuned: Keys that every arm was given the same trials to choose.
-        factors: The keys of a factorial design; none: those that the groups themselves show.
-        varied: Keys that were varied on purpose; they lead the changes of an arm.
+        design: What was declared; None: nothing.
 
     Raises:
         UserError: The baseline is not among the runs.
     """
+    design = design or Design()
     groups = group_runs(runs)
     base = find_baseline(groups, baseline)
-    margin = base.deviation if margin is None else margin
-    apart = {group.name: tuple(unlike(group, base, tuned)) for group in groups}
+    apart = {g.name: tuple(unlike(g, base, design.may_differ(g, base))) for g in groups}
     arms = [group for group in groups if group is not base]
     compared = [base, *(group for group in arms if not apart[group.name])]
-    verdicts = _final_verdicts(compared, margin)
-    budgets = {axis: common_budget(compared, axis) for axis in AXES}
-    budgets = {axis: budget for axis, budget in budgets.items() if budget}
-    readings = {axis: _readings(compared, axis, at, margin) for axis, at in budgets.items()}
+    verdicts = final_verdicts(compared, design)
+    at_equal = readings(compared, design)
     pareto = _pareto_set(compared)
 
     def row(group: Group) -> GroupResult:
         alike = not apart[group.name]
         return GroupResult(
             group=group,
-            changes=changes(group, base, tuned, varied),
+            changes=changes(group, base, design.may_differ(group, base), design.varied),
             set_apart=apart[group.name],
-            verdict=verdicts.get(group.name, Verdict(CANNOT_TELL, why_not="set apart")),
-            at_equal={axis: readings[axis][group.name] for axis in budgets if alike},
-            speedups={axis: speedup(group, base, axis) for axis in budgets if alike},
+            verdict=verdicts.get(group.name, unjudged("set apart", design.margin)),
+            terms=terms(group, base),
+            caveats=tuple(caveats(group, base)) if alike else (),
+            at_equal={axis: own[group.name] for axis, own in at_equal.items() if group.name in own},
+            speedups={axis: speedup(group, base, axis) for axis in AXES if alike},
             pareto=pareto.get(group.name),
         )
 
     others = [group for group in arms if apart[group.name]]
     return Findings(
         rows=tuple(row(group) for group in [*compared, *others]),
-        margin=margin,
-        budgets=budgets,
-        effects=tuple(_effects(compared, factors)),
-        notes=tuple(_notes(groups, compared)),
+        design=design,
+        family=design.rule(len(compared) - 1).family,
+        axes=tuple(at_equal),
+        effects=tuple(_effects(compared, design)),
+        notes=tuple(_notes(groups, compared, design)),
     )
 
 
-# Verdicts
-
-
-def _final_verdicts(groups: Sequence[Group], margin: float | None) -> dict[str, Verdict]:
-    def why_not(group: Group) -> str | None:
-        unequal = unequal_length(group, groups[0])
-        return unequal and f"{unequal}; see the losses at equal budgets"
-
-    return _verdicts(groups, lambda group: group.losses, why_not, margin)
-
-
-def _readings(
-    groups: Sequence[Group], axis: str, budget: float, margin: float | None
-) -> dict[str, Reading]:
-    losses = {group.name: losses_at(group, axis, budget) for group in groups}
-    verdicts = _verdicts(groups, lambda group: losses[group.name], lambda group: None, margin)
-    return {name: Reading(losses[name], verdict) for name, verdict in verdicts.items()}
-
-
-def _verdicts(
-    groups: Sequence[Group],
-    losses: Callable[[Group], Sample],
-    why_not: Callable[[Group], str | None],
-    margin: float | None,
-) -> dict[str, Verdict]:
-    """By name the verdict on each group; the baseline is the first. `why_not` says what bars a
-    group from being judged."""
-    base, *arms = groups
-    found = {base.name: Verdict(BASELINE, margin=margin)}
-    bars = {arm.name: _diverged(arm) or _diverged(base) or why_not(arm) for arm in arms}
-    judged = [arm for arm in arms if not bars[arm.name]]
-    found |= {arm.name: Verdict(CANNOT_TELL, why_not=bars[arm.name] or "") for arm in arms}
-    verdicts = judge(losses(base), [losses(arm) for arm in judged], margin)
-    return found | {arm.name: verdict for arm, verdict in zip(judged, verdicts, strict=True)}
-
-
-def _diverged(group: Group) -> str | None:
-    """A mean without the runs that failed would flatter the arm."""
-    if not group.diverged:
-        return None
-    return f"{group.diverged} of {len(group.runs)} runs of {group.name} diverged"
-
-
-def _effects(groups: Sequence[Group], factors: Sequence[str]) -> list[Effect]:
-    whole = not any(_diverged(group) or unequal_length(group, groups[0]) for group in groups)
-    return effects(groups, factors) if whole else []
+def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
+    """Those of a factorial design of which no run failed and every arm may be judged."""
+    base = groups[0]
+    whole = not any(group.diverged or bar(group, base, design) for group in groups)
+    return effects(groups, design.factors) if whole else []
 
 
 # Quality against memory and speed
@@ -217,18 +174,38 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 # What a reader has to know
 
 
-def _notes(groups: Sequence[Group], compared: Sequence[Group]) -> list[str]:
-    notes = [f"Not counted: {reason}." for group in groups for reason in group.left_out]
-    notes += filter(None, map(code_note, groups))
+def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -> Iterator[str]:
+    yield from (f"Excluded: {reason}." for group in groups for reason in group.left_out)
+    yield from _blow_ups(compared)
     if len(groups) > len(compared) == 1:
-        notes.append("No group is comparable with the baseline; --baseline names another.")
-    machines = sorted({str(m[0]) for group in compared for m in group.machines})
-    if len(set.union(set(), *(group.machines for group in compared))) > 1:
-        notes.append(
-            "Speeds are not comparable: the runs differ in device, threads or compile "
-            f"({', '.join(machines)})."
+        yield "No group is comparable with the baseline; --baseline names another."
+    if len(compared) > 1 and design.seeds is None and max(group.n for group in compared) > 1:
+        yield (
+            "The number of seeds was not declared before the runs, as a sweep does. The error "
+            "rates hold only if it did not depend on the results."
         )
-    torch = sorted({str(r.environment.get("torch")) for group in compared for r in group.counted})
-    if len(torch) > 1:
-        notes.append(f"The runs used different versions of torch: {', '.join(torch)}.")
-    return notes
+    seeds = {run.seeds for group in compared for run in group.counted}
+    if len(seeds) > 1 and len({data_seed for _, data_seed in seeds}) == 1:
+        yield (
+            f"All runs share data_seed={next(iter(seeds))[1]}: the intervals cover the randomness "
+            "of initialisation and dropout, not that of the order of the data."
+        )
+    machines = set.union(set(), *(group.machines for group in compared))
+    if len(machines) > 1:
+        devices = ", ".join(sorted({str(machine[0]) for machine in machines}))
+        yield (
+            f"Speeds are not comparable: the runs differ in device, threads or compile ({devices})."
+        )
+
+
+def _blow_ups(groups: Sequence[Group]) -> Iterator[str]:
+    """Runs that ended far above the others of their arm, which are kept."""
+    flags = blow_ups([list(group.losses.values()) for group in groups])
+    for group, own in zip(groups, flags, strict=True):
+        for run, far in zip(group.counted, own, strict=True):
+            if far:
+                others = median(group.losses.values())
+                yield (
+                    f"{run.run_name} ended at {run.loss:.4f}, far above the median of its arm "
+                    f"({others:.4f}). It is included."
+                )

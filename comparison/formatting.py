@@ -19,6 +19,11 @@ def format_difference(value: float | None) -> str:
     return format_number(value, "+.4f")
 
 
+def format_interval(ends: tuple[float, float] | None) -> str:
+    """`[-0.0486, -0.0154]`; `-` where there is none."""
+    return "-" if ends is None else f"[{', '.join(f'{end:+.4f}' for end in ends)}]"
+
+
 def format_p(value: float | None) -> str:
     """`0.148`, `<0.001`; `-` where there is none."""
     return "<0.001" if value is not None and value < 0.001 else format_number(value, ".3f")
@@ -43,14 +48,9 @@ def format_budget(axis: str, budget: float) -> str:
     return f"{format_count(budget)} tokens" if axis == "tokens" else f"{budget:,.1f} seconds"
 
 
-def verdict_word(verdict: str) -> str:
-    """A verdict as a reader sees it: `better`, `cannot tell`."""
-    return verdict.replace("_", " ")
-
-
-def after_verdict(verdict: str, words: str) -> str:
-    """What the words of a verdict say besides it: `by 0.1975 (0.1736 to 0.2214)`."""
-    return words.removeprefix(verdict_word(verdict)).lstrip(": ")
+def axis_name(axis: str) -> str:
+    """A unit of budget as it is written: `FLOPs`."""
+    return axis.replace("flops", "FLOPs")
 
 
 def assignments(keys: Mapping[str, Any]) -> str:

@@ -15,10 +15,10 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from comparison.inference import Sample, deviation
 from comparison.logged_keys import compared_by
 from comparison.runs import LoggedRun
 from errors import UserError, unknown_name
+from inference.samples import Sample, deviation
 from options import Role
 from training_logger import format_count, format_number
 
@@ -66,6 +66,11 @@ class Group:
     def arm(self) -> str | None:
         """What a sweep calls it; None where its runs belong to none."""
         return self.runs[0].arm
+
+    @property
+    def sweeps(self) -> set[str | None]:
+        """The sweeps that its runs belong to; None stands for none."""
+        return {run.sweep for run in self.runs}
 
     @property
     def model_keys(self) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def _identity(run: LoggedRun) -> str:
     cost = [run.architecture.get(key) for key in _COST]
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
     sizes = [run.data.get("val_tokens"), run.environment.get("dtype")]
-    return json.dumps([cost, config, data, sizes], sort_keys=True)
+    return json.dumps([cost, config, data, sizes, run.code], sort_keys=True)
 
 
 def _uncounted_elsewhere(values: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +231,9 @@ def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
 def _telling(group: Group) -> dict[str, Any]:
     """All that may tell a group from its namesake."""
     length = group.runs[0].having(Role.LENGTH)
-    return {**group.model_keys, **group.conditions, **length}
+    source, plugins = group.runs[0].code
+    code = {"code": ", ".join(source), "plugins": json.dumps(plugins, sort_keys=True)}
+    return {**group.model_keys, **group.conditions, **length, **code}
 
 
 def _short(value: Any) -> str:
@@ -283,14 +290,34 @@ def unequal_length(group: Group, baseline: Group) -> str | None:
     """
     if not _near(group.progress, baseline.progress):
         shares = " and ".join(f"{100 * (g.progress or 0):.0f} %" for g in (group, baseline))
-        return f"at {shares} of the schedule"
+        return f"{shares} of the schedule"
     budgets = [lambda run: run.tokens, lambda run: run.flops]
     if group.machines == baseline.machines:
         budgets.append(lambda run: run.seconds)
     if any(_near(group.mean(budget), baseline.mean(budget)) for budget in budgets):
         return None
     tokens = " and ".join(format_count(g.mean(budgets[0])) for g in (group, baseline))
-    return f"after {tokens} tokens"
+    return f"{tokens} tokens"
+
+
+def terms(group: Group, baseline: Group) -> str:
+    """In what two groups are equal, and the ratios of what is not: `at equal tokens, 1.24x the
+    parameters, 1.20x the FLOPs`."""
+    quantities = {
+        "parameters": lambda run: run.architecture["parameters"],
+        "tokens": lambda run: run.tokens,
+        "FLOPs": lambda run: run.flops,
+    }
+    means = {name: (group.mean(of), baseline.mean(of)) for name, of in quantities.items()}
+    equal = [name for name, both in means.items() if _near(*both)]
+    ratios = [
+        f"{own / other:.2f}x the {name}"
+        for name, (own, other) in means.items()
+        if name not in equal and own and other
+    ]
+    *first, last = equal or [""]
+    at = f"at equal {', '.join(first)}{' and ' if first else ''}{last}" if equal else ""
+    return ", ".join(filter(None, (at, *ratios)))
 
 
 def _near(one: float | None, other: float | None, tolerance: float | None = None) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import assignments
-from comparison.verdicts import BASELINE
+from comparison.judging import BASELINE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def labels(findings: Findings) -> list[Label]:
 
 def _label(number: int, row: GroupResult) -> Label:
     group = row.group
-    is_baseline, in_sweep = row.verdict.verdict == BASELINE, bool(group.arm)
+    is_baseline, in_sweep = row.verdict.word == BASELINE, bool(group.arm)
     architecture = group.architecture["name"] if in_sweep else ""
     return Label(
         number=number,

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from comparison.bands import Band
 from comparison.figures import ArmFigure, Figures, figures_of
 from comparison.findings import Findings
-from comparison.formatting import verdict_word
+from comparison.judging import BASELINE
 from comparison.labels import Label
-from comparison.verdicts import BASELINE
+from comparison.verdict_lines import verdict_line
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -209,7 +209,9 @@ def _notes(
     apart = [arm.label.name for arm in figures.arms if arm.label.set_apart]
     if apart:
         yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
-    yield from filter(None, (arm.figure.code_note for arm in arms))
+    for arm in arms:
+        if arm.figure.caveats:
+            yield f"{arm.number}: {'; '.join(arm.figure.caveats)}."
 
 
 # Curves
@@ -306,7 +308,7 @@ def _placed(cluster: Sequence[float], gap: float) -> list[float]:
 
 
 def _draw_key(
-    key: SubFigure, span: tuple[float, float], arms: Sequence[PlottedArm], margin: float | None
+    key: SubFigure, span: tuple[float, float], arms: Sequence[PlottedArm], margin: float
 ) -> None:
     """A row for each arm: its line, its label, its difference and its verdict.
 
@@ -328,7 +330,8 @@ def _draw_key(
     for arm, height in rows:
         line = (_LEFT, _LABELS_LEFT - 0.01), (height, height)
         panel.plot(*line, transform=at, clip_on=False, **arm.line)
-        words = (_VERDICTS_LEFT, _brief(arm)) if judged else (left, arm.figure.verdict.words)
+        whole = verdict_line(arm.figure.verdict, arm.figure.terms)
+        words = (_VERDICTS_LEFT, _brief(arm)) if judged else (left, whole)
         for x, text in ((_LABELS_LEFT, arm.label), words):
             panel.text(x, height, text, transform=at, verticalalignment="center")
     if judged:
@@ -340,25 +343,23 @@ def _draw_key(
 
 def _brief(arm: PlottedArm) -> str:
     """The verdict in the words that there is room for beside an interval."""
-    word, difference = verdict_word(arm.figure.verdict.verdict), arm.figure.difference
+    word, difference = arm.figure.verdict.word, arm.figure.difference
     if difference is None:
         return word
     return f"{difference.value:+.4f}  {word}".replace("-", "\N{MINUS SIGN}")
 
 
 def _draw_differences(
-    panel: Axes, judged: Sequence[tuple[PlottedArm, float]], margin: float | None
+    panel: Axes, judged: Sequence[tuple[PlottedArm, float]], margin: float
 ) -> None:
     """Each judged arm's difference at its height, with the interval and what counts as equal."""
     differences = [arm.figure.difference for arm, _ in judged]
     low, high = _difference_limits([(found.low, found.high) for found in differences])
     panel.set_xlim(low, high)
     panel.axvline(0, color="black", linewidth=0.8)
-    label = "difference in final loss from the baseline, 95 % interval"
-    if margin:
-        panel.axvspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
-        label += f"; shaded: equal (±{margin:.2g})"
-    panel.set_xlabel(label)
+    label = "difference in final loss from the baseline, simultaneous 95 % interval"
+    panel.axvspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
+    panel.set_xlabel(f"{label}; shaded: equal (±{margin:.2g})")
     panel.grid(axis="x", alpha=0.25, linewidth=0.5)
     for (arm, height), found in zip(judged, differences, strict=True):
         interval = (found.low, found.high)

@@ -55,6 +55,7 @@ class LoggedRun:
         plugins: Of each plugin file its digest; None where the log does not say.
         environments: That of each start of the run, where they are logged.
         arm: What the sweep that the run belongs to calls its arm.
+        sweep: The folder of that sweep.
     """
 
     path: Path
@@ -72,11 +73,26 @@ class LoggedRun:
     plugins: dict[str, Any] | None = None
     environments: tuple[dict[str, Any], ...] = ()
     arm: str | None = None
+    sweep: str | None = None
 
     @cached_property
     def folder(self) -> str:
         """Its folder as text that can be printed."""
         return printable(str(self.path.parent))
+
+    @property
+    def starts(self) -> Sequence[Mapping[str, Any]]:
+        """The environment of each start: more than one if the run was resumed."""
+        return self.environments or (self.environment,)
+
+    @cached_property
+    def code(self) -> list[Any]:
+        """What identifies the code of its starts: the digests of the project's source, or where
+        one is missing, commits and whether they had changes; and the digests of plugins."""
+        sources = {start.get("source_sha256") for start in self.starts}
+        if None in sources:
+            sources = {(start.get("commit"), start.get("dirty")) for start in self.starts}
+        return [sorted(map(str, sources)), self.plugins]
 
     def having(self, *roles: Role) -> dict[str, Any]:
         """Its keys of some roles, with their values."""
@@ -129,8 +145,15 @@ class LoggedRun:
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended without a finite loss, or was given up after steps that were not."""
-        return self.status == "diverged" or (bool(self.eval_steps) and self.loss is None)
+        """Whether it failed to train: it was given up after steps that were not finite, or ended
+        without a finite loss, or with one that is not below that of its initial weights."""
+        if self.status == "diverged":
+            return True
+        if not self.eval_steps:
+            return False
+        first = self.eval_steps[0]
+        initial = first["val_loss"] if first["iter"] == 0 and self.status == "completed" else None
+        return self.loss is None or (initial is not None and self.loss >= initial)
 
 
 # Loading

@@ -6,23 +6,28 @@ import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from comparison.effects import Effect
 from comparison.exports import factor_object, numbers, sample_object
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
     COST,
     QUANTITIES,
     REACHED,
+    axis_name,
     format_budget,
     format_difference,
     format_factor,
+    format_interval,
     format_loss,
     format_p,
-    verdict_word,
 )
 from comparison.groups import Group
-from comparison.inference import Estimate
+from comparison.judging import BASELINE
 from comparison.labels import Label, labels
-from comparison.verdicts import BASELINE, BETTER, EQUAL, WORSE, Verdict
+from comparison.readings import Reading
+from comparison.verdict_lines import verdict_line
+from inference.differences import Estimate
+from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE, Verdict
 from training_logger import LINE_WIDTH
 
 
@@ -54,8 +59,8 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[TitledTable]:
     yield _names(findings)
     yield _final(findings, compared)
     yield _costs(numbered)
-    for axis, budget in findings.budgets.items():
-        yield _at_equal(axis, budget, compared)
+    for axis in findings.axes:
+        yield _at_equal(axis, compared)
     if any(log for row in findings.rows for log in row.speedups.values()):
         yield _speedups(compared)
     if findings.effects:
@@ -81,22 +86,24 @@ def _names(findings: Findings) -> TitledTable:
     )
 
 
-_JUDGED = ("difference", "95 % interval", "p", "p Holm", "verdict")
+_JUDGED = ("difference", "95 % interval", "p", "verdict")
 
 
-def _judged(verdict: Verdict) -> tuple[str, ...]:
+def _judged(verdict: Verdict | None) -> tuple[str, ...]:
     """The cells under _JUDGED."""
-    word = verdict_word(verdict.verdict)
-    if verdict.estimate is None:
-        return ("-",) * 4 + (word,)
-    return *_estimated(verdict.estimate, verdict.p_adjusted), word
+    if verdict is None:
+        return "-", "-", "-", "descriptive"
+    if verdict.difference is None:
+        return "-", "-", "-", verdict.word
+    numbers = _estimated(verdict.difference, verdict.interval, verdict.p_adjusted)
+    return *numbers, verdict.word
 
 
-def _estimated(estimate: Estimate, p_adjusted: float | None) -> tuple[str, ...]:
-    """An estimate, its interval, and its p value before and after correction."""
-    low, high = map(format_difference, estimate.interval())
-    p_values = format_p(estimate.p_value), format_p(p_adjusted)
-    return format_difference(estimate.value), f"{low} to {high}", *p_values
+def _estimated(
+    estimate: Estimate, interval: tuple[float, float], p_adjusted: float
+) -> tuple[str, ...]:
+    """An estimate, its interval and its p value."""
+    return format_difference(estimate.value), format_interval(interval), format_p(p_adjusted)
 
 
 def _numbers(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
@@ -114,12 +121,16 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
         reached = _numbers(row.group, REACHED)
         return number, str(row.group.n), *reached, *_judged(row.verdict)
 
-    floor = findings.baseline.group.deviation
-    sentences = [f"{number}  {row.verdict.words}" for number, row in rows.items()]
-    if floor is not None:
+    sentences = [f"{number}  {_line(row)}" for number, row in rows.items()]
+    if findings.noise_floor is not None:
         sentences.append(
-            f"Noise floor: another seed alone moves the baseline by {floor:.4f} "
-            f"(sd of {findings.baseline.group.n})."
+            "Noise floor: two runs of the baseline that differ only by seed differ by "
+            f"{findings.noise_floor:.4f} (sd, from {findings.baseline.group.n} seeds)."
+        )
+    if len(rows) > 1:
+        sentences.append(
+            f"Simultaneous 95 % intervals for {_arms(findings.family)}. "
+            f"Equal: within {findings.design.margin:g} nats."
         )
     return TitledTable(
         "Final validation loss, nats per token",
@@ -127,6 +138,16 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
         [cells(number, row) for number, row in rows.items()],
         sentences,
     )
+
+
+def _arms(count: int) -> str:
+    return f"all {count} arms" if count > 1 else "the one arm"
+
+
+def _line(row: GroupResult) -> str:
+    """The verdict in words, and what else a reader should know."""
+    noted = f" Note: {'; '.join(row.caveats)}." if row.caveats else ""
+    return verdict_line(row.verdict, row.terms) + ("." if noted else "") + noted
 
 
 def _costs(rows: Mapping[str, GroupResult]) -> TitledTable:
@@ -138,18 +159,29 @@ def _costs(rows: Mapping[str, GroupResult]) -> TitledTable:
     )
 
 
-def _at_equal(axis: str, budget: float, rows: Mapping[str, GroupResult]) -> TitledTable:
-    title = f"Validation loss at {format_budget(axis, budget)}"
-    readings = {number: row.at_equal[axis] for number, row in rows.items()}
-    if all(readings[number].losses == row.group.losses for number, row in rows.items()):
-        return TitledTable(title, sentences=["As above: that is where the runs end."])
+def _at_equal(axis: str, rows: Mapping[str, GroupResult]) -> TitledTable:
+    unit = axis_name(axis)
+    title = f"Validation loss at equal {unit} (exploratory)"
+    readings = {n: row.at_equal[axis] for n, row in rows.items() if axis in row.at_equal}
+    if all(reading.final for reading in readings.values()):
+        return TitledTable(title, sentences=[f"As above: all runs end at equal {unit}."])
 
-    def cells(number: str) -> tuple[str, ...]:
-        sample = sample_object(readings[number].losses)
+    def cells(number: str, reading: Reading) -> tuple[str, ...]:
+        sample = sample_object(reading.losses)
         shown = (format_loss(sample[key]) for key in ("loss", "sd"))
-        return number, str(sample["n"]), *shown, *_judged(readings[number].verdict)
+        difference, *judged = _judged(reading.verdict)
+        if reading.verdict is None:
+            difference = format_difference(reading.difference)
+        budget = format_budget(axis, reading.budget)
+        return number, budget, str(sample["n"]), *shown, difference, *judged
 
-    return TitledTable(title, ("", "n", "val loss", "sd", *_JUDGED), [cells(n) for n in rows])
+    descriptive = {n: reading.descriptive for n, reading in readings.items() if reading.descriptive}
+    return TitledTable(
+        title,
+        ("", "at", "n", "val loss", "sd", *_JUDGED),
+        [cells(number, reading) for number, reading in readings.items()],
+        [f"{number}  descriptive: {why}" for number, why in descriptive.items()],
+    )
 
 
 def _speedups(rows: Mapping[str, GroupResult]) -> TitledTable:
@@ -160,28 +192,31 @@ def _speedups(rows: Mapping[str, GroupResult]) -> TitledTable:
         low, high = factor["interval"]
         return f"{format_factor(factor['factor'])} ({low:.3g} to {high:.3g})"
 
-    axes = {axis: axis.replace("flops", "FLOPs") for row in rows.values() for axis in row.speedups}
+    axes = {axis: axis_name(axis) for row in rows.values() for axis in row.speedups}
     return TitledTable(
-        "How many times less a group needs for the loss that the baseline ends with",
+        "Speed-up to the baseline's final loss (exploratory)",
         ("", *axes.values()),
         [
             (number, *(cell(row.speedups[axis]) for axis in axes))
             for number, row in rows.items()
-            if row.verdict.verdict != BASELINE
+            if row.verdict.word != BASELINE
         ],
-        ["Above 1x: it needs less. Where a group ends higher, for the loss it ends with itself."],
+        [
+            "How many times less a group needs to reach that loss, with a 95 % interval. A group "
+            "that ends higher is compared at its own final loss."
+        ],
     )
 
 
 def _effects(findings: Findings) -> TitledTable:
-    def cells(number: int, estimate: Estimate, p_adjusted: float) -> tuple[str, ...]:
-        return f"e{number}", *_estimated(estimate, p_adjusted)
+    def cells(number: int, effect: Effect) -> tuple[str, ...]:
+        return f"e{number}", *_estimated(effect.estimate, effect.interval, effect.p_adjusted)
 
     listed = list(enumerate(findings.effects, start=1))
     return TitledTable(
-        "Effects on the loss: each change averaged over the others, and what pairs add to that",
-        ("", "effect", "95 % interval", "p", "p Holm"),
-        [cells(number, effect.estimate, effect.p_adjusted) for number, effect in listed],
+        "Main effects and two-way interactions, nats per token (exploratory)",
+        ("", "effect", "95 % interval", "p"),
+        [cells(number, effect) for number, effect in listed],
         [f"e{number}  {' x '.join(effect.changes)}" for number, effect in listed],
     )
 
@@ -207,7 +242,7 @@ def _ratio(rows: Mapping[str, GroupResult]) -> TitledTable:
         [cells(number, row) for number, row in rows.items()],
         [
             "*: no group has a lower mean loss, less memory or more speed without giving up "
-            "another; -: not known, or of one seed. Means within the noise floor may trade places."
+            "another; -: unknown, or of one seed. Differences within the noise floor may be chance."
         ],
     )
 
@@ -224,7 +259,7 @@ def _set_apart(rows: Mapping[str, GroupResult]) -> TitledTable:
 # Text and Markdown
 
 
-_COLOURS = {BETTER: "\033[32m", WORSE: "\033[31m", EQUAL: "\033[36m", "cannot tell": "\033[33m"}
+_COLOURS = {BETTER: "\033[32m", WORSE: "\033[31m", EQUAL: "\033[36m", INCONCLUSIVE: "\033[33m"}
 _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
 

@@ -19,6 +19,7 @@ from comparison.json_checks import (
     flag,
     list_of,
     nullable,
+    number,
     plain,
     read_checked,
     record,
@@ -27,6 +28,7 @@ from comparison.json_checks import (
 )
 from comparison.runs import SWEEP_FILE
 from errors import UserError
+from inference.verdicts import MARGIN
 from safe_files import write_atomically
 from training.log_files import json_safe
 
@@ -61,7 +63,11 @@ _MANIFEST = record(
         "seeds": list_of(plain, most=_MOST),
         "identity": record({}, others=plain),
     },
-    {"varied": list_of(_TEXT, most=_MOST)},
+    {
+        "varied": list_of(_TEXT, most=_MOST),
+        "margin": number(0),
+        "looks": list_of(number(0, whole=True), most=_MOST),
+    },
 )
 
 
@@ -77,6 +83,8 @@ class Sweep:
         varied: Keys whose values make arms.
         factors: The keys of a factorial design; none of another.
         seeds: How many each arm has.
+        looks: Numbers of seeds after which verdicts were shown.
+        margin: Differences up to this many nats per token count as equal.
         identity: What makes it this sweep, see `Plan.identity`.
     """
 
@@ -87,6 +95,8 @@ class Sweep:
     varied: tuple[str, ...]
     factors: tuple[str, ...]
     seeds: int
+    looks: tuple[int, ...]
+    margin: float
     identity: Mapping[str, Any]
 
     @property
@@ -120,6 +130,8 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
         "budget": request.budget and dataclasses.asdict(request.budget),
         "studied": plan.studied,
         "seeds": plan.seeds,
+        "margin": request.margin,
+        "looks": list(plan.looks),
         "tuning": {"trials": plan.trials, "seeds": plan.tuning_seeds if plan.trials else []},
         "arms": [
             {
@@ -165,6 +177,8 @@ def read_sweep(folder: Path) -> Sweep:
         varied=tuple(manifest.get("varied", ())),
         factors=tuple(manifest["factors"]),
         seeds=len(manifest["seeds"]),
+        looks=tuple(manifest.get("looks", ())),
+        margin=manifest.get("margin", MARGIN),
         identity=manifest["identity"],
     )
 
@@ -183,6 +197,8 @@ def _check(manifest: Any) -> Sequence[str]:
 def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
     """Raise UserError where a folder holds another sweep, naming what differs."""
     wanted = json.loads(json.dumps(json_safe(identity)))
+    if "source" not in found.identity:  # of before the code was part of it
+        del wanted["source"]
     differences = list(_differences(found.identity, wanted))
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""

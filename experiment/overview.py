@@ -6,11 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from comparison.formatting import assignments
-from comparison.inference import ALPHA, POWER, Estimate, deviation
 from comparison.tables import aligned, wrapped
 from experiment.arms import Arm
 from experiment.jobs import COMPLETED
 from experiment.plan import Plan
+from inference.differences import FEWEST_OTHERS
+from inference.planning import POWER
+from inference.planning import Plan as SeedPlan
+from inference.rules import DeclaredSeeds
+from inference.samples import deviation
 from training_logger import format_count, format_flops
 
 LONGEST_LABEL = 45
@@ -149,21 +153,21 @@ def _runs(plan: Plan) -> Iterator[str]:
 
 
 def detects(plan: Plan) -> str:
-    """The difference that the sweep would find, in standard deviations from seed to seed; in nats
-    where runs of the baseline are done."""
-    seeds = len(plan.seeds)
+    """The minimum detectable effect in standard deviations from seed to seed; in nats if runs of
+    the baseline are done."""
+    seeds, arms = len(plan.seeds), len(plan.arms) - 1
     if seeds < 2:
-        return "One seed gives no verdict: chance is not known. Use --seeds=3 or more."
-    spread = math.sqrt(2 / seeds)  # of a difference of means of one spread, no noise shared
-    unit = Estimate(0.0, spread, seeds - 1, seeds, paired=True)
-    times = unit.detectable(ALPHA / (len(plan.arms) - 1))
+        return "One seed gives no verdict, since its variance is unknown. Use --seeds=5."
+    spread = math.sqrt(2 / seeds)  # of a difference, if pairs of seeds are not correlated
+    df = (seeds - 1) * (2 if arms > FEWEST_OTHERS else 1)
+    times = SeedPlan(spread, df, seeds, DeclaredSeeds(arms).level).detectable()
     jobs = plan.final_jobs(plan.choices())
     done = [job.loss for job in jobs if job.arm == plan.baseline.name and job.status == COMPLETED]
     noise = deviation([loss for loss in done if loss is not None])
-    measured = f" (so far {noise:.4f}: a difference of {times * noise:.4f})" if noise else ""
+    measured = f" = {times * noise:.4f} nats at the SD so far, {noise:.4f}" if noise else ""
     return (
-        f"Detects: a true difference of {times:.1f} times the standard deviation from seed to "
-        f"seed{measured}, with probability {POWER:g}; less where paired seeds share their luck."
+        f"Minimum detectable effect ({100 * POWER:.0f} % power): {times:.1f} seed SDs{measured}; "
+        "less if paired seeds are positively correlated."
     )
 
 

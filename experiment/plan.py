@@ -17,7 +17,9 @@ from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, Job, digest
 from experiment.request import TUNING_SEEDS_FROM, Request
+from inference.verdicts import MARGIN
 from options import KEYS, Role
+from training.provenance import PROJECT, source_digest
 
 RUNS_FOLDER = "runs"
 
@@ -40,12 +42,14 @@ class Plan:
         arms: Made equal in size and budget, the baseline first.
         directory: The folder that paths in the request start from.
         dataset: What all train on.
+        looks: Numbers of seeds after which verdicts were shown.
     """
 
     request: Request
     arms: tuple[Arm, ...]
     directory: Path
     dataset: Dataset
+    looks: tuple[int, ...] = ()
 
     @property
     def baseline(self) -> Arm:
@@ -55,10 +59,15 @@ class Plan:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that makes it this sweep: to change any of it would mix two experiments. More seeds
-        do not."""
+        """All that makes it this sweep, the project's code included: to change any of it would mix
+        two experiments. More seeds do not."""
+        return self._asked | {"source": source_digest(PROJECT)[:12]}
+
+    @cached_property
+    def _asked(self) -> dict[str, Any]:
         request = self.request
-        return {
+        margin = {} if request.margin == MARGIN else {"margin": request.margin}
+        return margin | {
             "design": request.design,
             "match": request.match,
             "tune": {key: list(values) for key, values in request.tune.items()},
@@ -73,7 +82,7 @@ class Plan:
         """The folder's: as asked, else after the baseline and what is varied, and a digest."""
         if self.request.name:
             return self.request.name
-        text = json.dumps(self.identity, sort_keys=True)
+        text = json.dumps(self._asked, sort_keys=True)
         varied = self.request.vary or [Path(path).stem for path in self.request.arms]
         stem = slug("-".join([self.baseline.settings.arch_preset, *varied]))[:60]
         return f"{stem}-{digest(text.encode())[:8]}"

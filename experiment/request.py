@@ -10,6 +10,7 @@ import configurator
 from comparison.json_checks import told
 from errors import ConfigError, Problem
 from experiment.budgets import Budget
+from inference.verdicts import MARGIN
 from options import KEYS, Key, Role
 
 DESIGNS = ("ablation", "factorial")
@@ -65,6 +66,7 @@ class Request:
         tune: Keys of the recipe whose values every arm tries before its final runs.
         seeds: Seeds of each arm.
         tune_seeds: Seeds of each trial.
+        margin: Differences up to this many nats per token count as equal.
         name: Folder of the sweep; None: made from what is asked.
     """
 
@@ -76,8 +78,9 @@ class Request:
     match: str = "params"
     budget: Budget | None = None
     tune: Texts = dataclasses.field(default_factory=dict)
-    seeds: int = 3
+    seeds: int = 5
     tune_seeds: int = 1
+    margin: float = MARGIN
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class Request:
         wrong = {key: count for key, count in counts.items() if not 1 <= count <= MOST_RUNS}
         for key, count in wrong.items():
             yield Problem((key,), f"--{key}={told(count)} must be from 1 to {MOST_RUNS:,}.")
+        if not 0 < self.margin < float("inf"):
+            yield Problem((), f"--margin={self.margin:g} must be above 0, in nats per token.")
         if not wrong:
             yield from self.size_problems(self._fewest_arms)
 

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from comparison.design import Design
 from comparison.findings import Findings, compare
 from comparison.runs import (
     RUN_FILE,
@@ -35,17 +36,13 @@ class Selection:
         runs: Those that could be read.
         problems: What is wrong with each other run, or the manifest of a sweep.
         baseline: A run of the group to compare with; None where no sweep says which it is.
-        studied: Keys of the recipe that are part of an arm.
-        varied: Keys whose values make arms.
-        factors: The keys of a factorial design.
+        design: What the sweeps declared.
     """
 
     runs: list[LoggedRun]
     problems: list[str]
     baseline: LoggedRun | None = None
-    studied: tuple[str, ...] = ()
-    varied: tuple[str, ...] = ()
-    factors: tuple[str, ...] = ()
+    design: Design = dataclasses.field(default_factory=Design)
 
     def findings(
         self,
@@ -53,10 +50,19 @@ class Selection:
         margin: float | None = None,
         tuned: Sequence[str] = (),
     ) -> Findings:
-        """What the runs show; see `comparison.findings.compare`."""
-        studied = [*tuned, *self.studied]
-        named = baseline or self.baseline
-        return compare(self.runs, named, margin, studied, self.factors, self.varied)
+        """What the runs show; see `comparison.findings.compare`.
+
+        Args:
+            baseline: What to compare with; None: that of the sweep.
+            margin: Differences up to this count as equal; None: as declared.
+            tuned: Keys that every arm was given the same trials to choose.
+        """
+        design = dataclasses.replace(
+            self.design,
+            tuned=tuple(tuned),
+            margin=self.design.margin if margin is None else margin,
+        )
+        return compare(self.runs, baseline or self.baseline, design)
 
 
 def select(
@@ -83,16 +89,37 @@ def select(
     logs = [run / RUN_FILE for sweep in sweeps for run in sweep.runs]
     runs, damaged = load_runs(dict.fromkeys([*filter(_is_file, logs), *find(others)]))
     arms = _arms_of(sweeps)
-    runs = [dataclasses.replace(run, arm=arms.get(run.path.parent)) for run in runs]
+    runs = [_in_sweep(run, *arms.get(run.path.parent, (None, None))) for run in runs]
     problems += [*damaged, *(problem for sweep in sweeps for problem in _without_log(sweep))]
     needs_baseline = sweeps and runs and not baseline_given
     return Selection(
         runs,
         problems,
         baseline=_baseline_of(sweeps[0], runs) if needs_baseline else None,
-        studied=tuple(key for sweep in sweeps for key in sweep.studied),
+        design=_design(sweeps, alone=len(words) == 1),
+    )
+
+
+def _in_sweep(run: LoggedRun, arm: str | None, sweep: str | None) -> LoggedRun:
+    return dataclasses.replace(run, arm=arm, sweep=sweep)
+
+
+def _design(sweeps: Sequence[Sweep], alone: bool) -> Design:
+    """What sweeps declared. What one says of all its arms holds only if it is compared alone."""
+    found = Design(
+        studied={str(sweep.folder): sweep.studied for sweep in sweeps},
         varied=tuple(key for sweep in sweeps for key in sweep.varied),
-        factors=sweeps[0].factors if len(words) == 1 and sweeps else (),
+    )
+    if not (sweeps and alone):
+        return found
+    [sweep] = sweeps
+    return dataclasses.replace(
+        found,
+        arms=len(sweep.arms) - 1,
+        seeds=sweep.seeds,
+        looks=sweep.looks,
+        margin=sweep.margin,
+        factors=sweep.factors,
     )
 
 
@@ -146,10 +173,10 @@ def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str]]:
     return sweeps, problems
 
 
-def _arms_of(sweeps: Sequence[Sweep]) -> dict[Path, str]:
-    """Of each run's folder, what the first sweep that lists it calls its arm."""
+def _arms_of(sweeps: Sequence[Sweep]) -> dict[Path, tuple[str, str]]:
+    """Of each run's folder, what the first sweep that lists it calls its arm, and the sweep."""
     return {
-        folder: printable(name)
+        folder: (printable(name), str(sweep.folder))
         for sweep in reversed(sweeps)
         for name, own in sweep.arms.items()
         for folder in own

@@ -24,17 +24,19 @@ FEWEST_OTHERS = 2
 """Arms to borrow from, at least."""
 
 
+PAIRED, MODERATED, WELCH = "paired t", "moderated paired t", "Welch t"
+
+
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """Arm minus baseline, in the unit of the samples (for losses, nats per token).
+class Estimate:
+    """A mean and how precisely it is known.
 
     Attributes:
-        value: The mean difference.
+        value: The mean.
         error: Its standard error, above 0.
         df: Degrees of freedom of the error.
         n: Seeds that it rests on: those of the smaller sample if they are not paired.
-        test: "paired t", "moderated paired t" or "Welch t".
-        baseline_mean: Mean of the baseline over the runs that the difference rests on.
+        test: PAIRED, MODERATED or WELCH.
     """
 
     value: float
@@ -42,16 +44,10 @@ class Difference:
     df: float
     n: int
     test: str
-    baseline_mean: float
-
-    @property
-    def mean(self) -> float:
-        """Mean of the arm over the runs that the difference rests on."""
-        return self.baseline_mean + self.value
 
     @property
     def paired(self) -> bool:
-        return self.test != "Welch t"
+        return self.test != WELCH
 
     def half_width(self, alpha: float) -> float:
         """Half the width of the interval that covers the true value with probability 1 - alpha."""
@@ -62,9 +58,39 @@ class Difference:
         return t_p_value(max(abs(self.value) - allowance, 0.0) / self.error, self.df)
 
 
+@dataclasses.dataclass(frozen=True)
+class Difference(Estimate):
+    """Arm minus baseline, in the unit of the samples: for losses, nats per token.
+
+    Attributes:
+        baseline_mean: Mean of the baseline over the runs that the difference rests on.
+    """
+
+    baseline_mean: float
+
+    @property
+    def mean(self) -> float:
+        """Mean of the arm over the runs that the difference rests on."""
+        return self.baseline_mean + self.value
+
+
 def kappa(n: int) -> float:
     """The median of a sample variance of n normal numbers, as a share of the true variance."""
     return chi2_quantile(0.5, n - 1) / (n - 1)
+
+
+def contrast(weights: Sequence[float], samples: Sequence[Sample]) -> Estimate | None:
+    """The weighted sum of means, taken seed by seed over the seeds that all samples share; None for
+    fewer than two, or if they all give the same."""
+    sums = [
+        math.fsum(weight * sample[seed] for weight, sample in zip(weights, samples, strict=True))
+        for seed in shared_seeds(*samples)
+    ]
+    spread = _spread(sums)
+    if not spread:
+        return None
+    n = len(sums)
+    return Estimate(fmean(sums), math.sqrt(spread / n), n - 1, n, PAIRED)
 
 
 def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
@@ -96,9 +122,8 @@ class _Paired:
         if len(seeds) < 2:
             return None
         values = [arm[seed] - baseline[seed] for seed in seeds]
-        # Equal differences may differ in their last digits.
-        spread = 0.0 if math.isclose(min(values), max(values), abs_tol=1e-12) else variance(values)
-        return cls(fmean(values), spread, len(seeds), fmean(baseline[seed] for seed in seeds))
+        baseline_mean = fmean(baseline[seed] for seed in seeds)
+        return cls(fmean(values), _spread(values), len(seeds), baseline_mean)
 
     @property
     def typical_variance(self) -> float:
@@ -108,6 +133,13 @@ class _Paired:
     def difference(self, variance: float, df: float, test: str) -> Difference:
         error = math.sqrt(variance / self.n)
         return Difference(self.mean, error, df, self.n, test, self.baseline_mean)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The variance; 0 for fewer than two numbers, or if they differ by rounding alone."""
+    if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=1e-12):
+        return 0.0
+    return variance(values)
 
 
 def _others(paired: Sequence[_Paired | None], arm: int) -> list[_Paired]:
@@ -122,8 +154,8 @@ def _moderated(own: _Paired, others: Sequence[_Paired]) -> Difference | None:
     if len(others) >= FEWEST_OTHERS:
         pool = median(other.typical_variance for other in others)
         if own.variance / pool <= f_quantile(GUARD, df, 2 * df):
-            return own.difference((pool + own.variance) / 2, 2 * df, "moderated paired t")
-    return own.difference(own.variance, df, "paired t")
+            return own.difference((pool + own.variance) / 2, 2 * df, MODERATED)
+    return own.difference(own.variance, df, PAIRED)
 
 
 def _welch(baseline: Sample, arm: Sample) -> Difference | None:
@@ -136,4 +168,4 @@ def _welch(baseline: Sample, arm: Sample) -> Difference | None:
         part**2 / (len(values) - 1) for part, values in zip(parts, samples, strict=True)
     )
     mean, other = (fmean(values) for values in samples)
-    return Difference(other - mean, math.sqrt(total), df, min(map(len, samples)), "Welch t", mean)
+    return Difference(other - mean, math.sqrt(total), df, min(map(len, samples)), WELCH, mean)

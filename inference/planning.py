@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from inference.differences import Difference
+from inference.differences import Estimate
 from inference.quantiles import chi2_quantile, t_critical
 
 POWER = 0.8
@@ -36,15 +36,25 @@ _MIDPOINTS = (np.arange(2000) + 0.5) / 2000
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What more seeds would give.
+    """What a number of seeds finds.
 
     Attributes:
-        estimate: The difference on the present seeds, for its error.
+        error: Standard error of the difference with `n` seeds, taken as known.
+        df: Degrees of freedom that its estimate will have with `n` seeds.
+        n: A number of seeds.
         level: The level of one comparison, see `rules.DeclaredSeeds`.
     """
 
-    estimate: Difference
+    error: float
+    df: float
+    n: int
     level: float
+
+    @classmethod
+    def after(cls, estimate: Estimate, level: float) -> Plan:
+        """The plan after a first estimate: its error is an upper confidence limit."""
+        inflation = math.sqrt(estimate.df / chi2_quantile(1 - UPPER, estimate.df))
+        return cls(inflation * estimate.error, estimate.df, estimate.n, level)
 
     def power(self, difference: float, seeds: int) -> float:
         """Probability of finding a true difference with so many seeds, its sign right.
@@ -52,16 +62,9 @@ class Plan:
         The noncentral t of Cohen 1988, as the probability that a normal variable exceeds the
         critical value times the estimated error, averaged over what that estimate may be.
         """
-        own = self.estimate
-        df = own.df * (seeds - 1) / (own.n - 1)
-        shift = abs(difference) / (self._error * math.sqrt(own.n / seeds))
+        df = self.df * (seeds - 1) / (self.n - 1)
+        shift = abs(difference) / (self.error * math.sqrt(self.n / seeds))
         return float(special.ndtr(shift - t_critical(df, self.level) * _error_estimates(df)).mean())
-
-    @property
-    def _error(self) -> float:
-        """Upper confidence limit of the standard error on the present seeds."""
-        df = self.estimate.df
-        return self.estimate.error * math.sqrt(df / chi2_quantile(1 - UPPER, df))
 
     def seeds_needed(self, difference: float) -> int | None:
         """The fewest seeds that find a true difference with probability POWER; None if that is
@@ -76,13 +79,13 @@ class Plan:
         return high
 
     def detectable(self) -> float:
-        """The smallest true difference that the present seeds find with probability POWER."""
-        low, high = 0.0, self.estimate.error
-        while self.power(high, self.estimate.n) < POWER:
+        """The smallest true difference that `n` seeds find with probability POWER."""
+        low, high = 0.0, self.error
+        while self.power(high, self.n) < POWER:
             low, high = high, 2 * high
         while high - low > 1e-3 * high:
             middle = (low + high) / 2
-            enough = self.power(middle, self.estimate.n) >= POWER
+            enough = self.power(middle, self.n) >= POWER
             low, high = (low, middle) if enough else (middle, high)
         return high
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from inference.differences import Difference, differences
+from inference.differences import Difference, Estimate, differences
 from inference.quantiles import ALPHA, sidak_level, sidak_p
 from inference.samples import Sample
 
@@ -22,18 +22,22 @@ class Rule(Protocol):
     Attributes:
         family: How many arms were declared; those that failed or were stopped early included.
         alpha: Accepted probability that some interval misses its true difference.
+        level: The level of one comparison that was declared with a number of seeds.
     """
 
     family: int
     alpha: float
 
+    @property
+    def level(self) -> float: ...
+
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         """The difference of each arm from the baseline; None if the rule has none for it."""
 
-    def half_width(self, estimate: Difference) -> float:
+    def half_width(self, estimate: Estimate) -> float:
         """Half the width of the interval; may be infinite."""
 
-    def p_adjusted(self, estimate: Difference, allowance: float = 0.0) -> float:
+    def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
         """The smallest alpha whose interval, `allowance` wider towards 0, excludes 0."""
 
 
@@ -50,16 +54,15 @@ class DeclaredSeeds:
 
     @property
     def level(self) -> float:
-        """The level of one comparison."""
         return sidak_level(self.alpha, self.family)
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         return differences(baseline, arms)
 
-    def half_width(self, estimate: Difference) -> float:
+    def half_width(self, estimate: Estimate) -> float:
         return estimate.half_width(self.level)
 
-    def p_adjusted(self, estimate: Difference, allowance: float = 0.0) -> float:
+    def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
         return sidak_p(estimate.p_value(allowance), self.family)
 
 
@@ -76,11 +79,15 @@ class ConfidenceSequence:
     family: int
     alpha: float = ALPHA
 
+    @property
+    def level(self) -> float:
+        return sidak_level(self.alpha, self.family)
+
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         alone = [differences(baseline, [arm])[0] for arm in arms]  # nothing to borrow from
         return [own if own is not None and own.paired else None for own in alone]
 
-    def half_width(self, estimate: Difference) -> float:
+    def half_width(self, estimate: Estimate) -> float:
         return self.constant(estimate.n) * estimate.error
 
     def constant(self, n: int) -> float:
@@ -91,7 +98,7 @@ class ConfidenceSequence:
             return math.inf
         return math.sqrt((n - 1) * (growth - 1) / (1 - growth / g))
 
-    def p_adjusted(self, estimate: Difference, allowance: float = 0.0) -> float:
+    def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
         n = estimate.n
         g = _information(n)
         square = (max(abs(estimate.value) - allowance, 0.0) / estimate.error) ** 2

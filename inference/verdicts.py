@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from inference.differences import Difference
+from inference.planning import Plan
+from inference.quantiles import ALPHA
 from inference.rules import DeclaredSeeds, Rule
 from inference.samples import Sample
 
@@ -53,7 +55,8 @@ class Verdict:
         p_adjusted: p value of no difference, adjusted for the size of the family: below alpha
             exactly if the interval excludes 0.
         margin: Differences up to this count as equal.
-        reason: Why the interval does not decide; empty if it does.
+        level: The level of one comparison.
+        reason: Why the interval does not decide, other than by its width.
     """
 
     word: str
@@ -61,7 +64,23 @@ class Verdict:
     interval: tuple[float, float] | None = None
     p_adjusted: float | None = None
     margin: float = MARGIN
+    level: float = ALPHA
     reason: str = ""
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Seeds that find a true difference of the margin, see `planning`; None if there is no
+        estimate, or if no reasonable number does."""
+        return self._plan and self._plan.seeds_needed(self.margin)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true difference that the present seeds find, see `planning`."""
+        return self._plan and self._plan.detectable()
+
+    @property
+    def _plan(self) -> Plan | None:
+        return self.difference and Plan.after(self.difference, self.level)
 
     @property
     def farthest(self) -> float | None:
@@ -98,11 +117,16 @@ def judge(
     assert len(arms) <= rule.family, "the family is that of all declared arms"
     estimates = rule.estimates(baseline.losses, [arm.losses for arm in arms])
     return [
-        Verdict(INCONCLUSIVE, margin=margin, reason=_why_no_estimate(baseline, arm))
+        unjudged(_why_no_estimate(baseline, arm), margin)
         if estimate is None
         else _verdict(estimate, rule, baseline, arm, margin)
         for arm, estimate in zip(arms, estimates, strict=True)
     ]
+
+
+def unjudged(reason: str, margin: float = MARGIN) -> Verdict:
+    """The verdict on an arm that cannot or may not be judged."""
+    return Verdict(INCONCLUSIVE, margin=margin, reason=reason)
 
 
 def _verdict(
@@ -120,6 +144,7 @@ def _verdict(
         (low, high),
         rule.p_adjusted(estimate, towards_zero),
         margin,
+        rule.level,
         barred,
     )
 
@@ -156,6 +181,7 @@ def _bar(word: str, baseline: Results, arm: Results) -> str:
 def _why_no_estimate(baseline: Results, arm: Results) -> str:
     for results, whose in ((arm, "the arm"), (baseline, "the baseline")):
         if len(results.losses) < 2:
-            finished = "finished run" if len(results.losses) == 1 else "finished runs"
-            return f"{whose} has {len(results.losses)} {finished}; at least 2 are needed"
+            runs = "finished run" if len(results.losses) == 1 else "finished runs"
+            failed = f" ({results.failures} failed)" if results.failures else ""
+            return f"{whose} has {len(results.losses)} {runs}{failed}; at least 2 are needed"
     return "all seeds give the same result, so the variance is unknown"

@@ -29,8 +29,9 @@ from comparison.formatting import assignments
 from comparison.plot import write_plot
 from comparison.runs import SWEEP_FILE
 from comparison.tables import markdown_table, to_markdown
-from comparison.verdicts import BETTER, EQUAL, WORSE
+from comparison.verdict_lines import verdict_line
 from experiment.selection import select
+from inference.verdicts import BETTER, EQUAL, WORSE
 from scripts.runs import PASSED, PROJECT, UNDECIDED, run_script
 from training_logger import RUN_FILE, format_count, read_run
 
@@ -68,13 +69,12 @@ LIMITS = """\
   context, a gated network or a norm without a mean may matter at depths where this model is not,
   and what helps early in training need not last. None of the verdicts above is a claim about
   models of a useful size; they are about this one, and about how such a claim is to be made.
-- **Small differences.** With {seeds} seeds and Holm's correction over {arms} arms, a true
-  difference of {detectable} nats is found four times in five (median over the arms; pairs of
-  seeds that share less luck need more). What is smaller is reported as "cannot tell", which does
-  not say that there is none.
+- **Small differences.** With {seeds} seeds and intervals that hold together for {arms} arms, the
+  minimum detectable effect is {detectable} nats at 80 % power (median over the arms). A smaller
+  difference is likely to be reported as inconclusive, which does not mean that there is none.
 - **Tuning.** Every arm tried {trials} learning rates on one seed. That is equal, but coarse: an
   arm whose best rate lies between two of them is at a disadvantage, and a rate that is the best on
-  one seed may be too high for another, which then shows as a large sd and as "cannot tell".
+  one seed may be too high for another, which then shows as a large sd and as "inconclusive".
   Warm-up, decay, betas and initialisation are GPT-2's for all.
 - **One text.** Seeds vary the initial weights and the order of the data. They do not vary the
   data: the intervals say how surely a difference holds on this text, not on text at large.
@@ -143,7 +143,7 @@ def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
     """A sentence for each arm, the clearest verdicts first."""
     names = arm_names(findings, manifest)
     order = {BETTER: 0, WORSE: 1, EQUAL: 2}
-    rows = sorted(findings.rows[1:], key=lambda row: order.get(row.verdict.verdict, 3))
+    rows = sorted(findings.rows[1:], key=lambda row: order.get(row.verdict.word, 3))
     baseline = findings.baseline.group
     yield "## What it shows\n"
     yield (
@@ -151,7 +151,7 @@ def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
         f"{baseline.n} seeds). Beside it, with 95 % intervals:\n"
     )
     for row in rows:
-        yield f"- **{names[row.group.name]}**: {row.verdict.words}"
+        yield f"- **{names[row.group.name]}**: {verdict_line(row.verdict, row.terms)}"
     yield ""
 
 

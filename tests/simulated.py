@@ -60,7 +60,7 @@ def simulated_run(
             # a name alone makes no other architecture
             "attention_ffn_ratio": 0.5 + 1e-9 * int.from_bytes(arm.encode()[-3:]),
         },
-        environment={"device": device, "dtype": "float32", "threads": 1},
+        environment={"device": device, "dtype": "float32", "threads": 1, "source_sha256": "c0de"},
         data=DATA | (data or {}),
         eval_steps=[
             {

@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 
 from comparison.figures import ArmFigure, Figures
-from comparison.formatting import after_verdict, format_loss
+from comparison.formatting import format_loss
 from comparison.labels import Label
 from comparison.report.document_numbers import DocumentNumbers, ShownNumber
-from comparison.verdicts import BETTER, CANNOT_TELL, EQUAL, WORSE
+from comparison.verdict_lines import after_word
+from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE
 
 _MOST_LISTED = 6  # arms of one verdict; the table has the others
 _PHRASES = {
     BETTER: ("is better", "are better"),
     WORSE: ("is worse", "are worse"),
     EQUAL: ("is equal", "are equal"),
-    CANNOT_TELL: ("cannot be told from it", "cannot be told from it"),
+    INCONCLUSIVE: ("is inconclusive", "are inconclusive"),
 }
 
 
@@ -36,7 +37,7 @@ class JudgedArms:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Who is better and who is worse than the baseline, and what cannot be told.
+    """Which arms are better, worse or equal, and which are inconclusive.
 
     Attributes:
         n: Seeds of the baseline.
@@ -56,7 +57,7 @@ class Answer:
 def answer(numbers: DocumentNumbers, figures: Figures) -> Answer:
     baseline, *arms = figures.compared
     by_verdict = {
-        verdict: [arm for arm in arms if arm.verdict.verdict == verdict] for verdict in _PHRASES
+        verdict: [arm for arm in arms if arm.verdict.word == verdict] for verdict in _PHRASES
     }
     by_verdict = {verdict: found for verdict, found in by_verdict.items() if found}
     counts = {verdict: len(found) for verdict, found in by_verdict.items()}
@@ -78,7 +79,7 @@ def _headline(counts: dict[str, int], apart: int) -> str:
     total = sum(counts.values())
     if not total:
         nothing = "No arm is comparable with it" if apart else "There is one arm only"
-        return f"{nothing}, so there is nothing to tell.{other}"
+        return f"{nothing}, so there is nothing to compare.{other}"
     if total == 1:
         (verdict,) = counts
         return f"The one arm beside the baseline {_PHRASES[verdict][0]}.{other}"
@@ -92,5 +93,7 @@ def _and(phrases: Sequence[str]) -> str:
 
 
 def _judged(verdict: str, arms: Sequence[ArmFigure]) -> JudgedArms:
-    listed = [(arm.label, after_verdict(verdict, arm.verdict.words)) for arm in arms[:_MOST_LISTED]]
+    listed = [
+        (arm.label, after_word(arm.verdict, arm.terms).lstrip(": ")) for arm in arms[:_MOST_LISTED]
+    ]
     return JudgedArms(verdict, listed, len(arms) - len(listed))

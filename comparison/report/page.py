@@ -15,7 +15,6 @@ from markupsafe import Markup
 from comparison.exports import document
 from comparison.figures import Figures, figures_of
 from comparison.findings import Findings
-from comparison.formatting import verdict_word
 from comparison.report.answer import answer
 from comparison.report.configs import config_table, shared_facts
 from comparison.report.curve_data import curve_data, hue
@@ -67,7 +66,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"hue": hue, "verdict_word": verdict_word}
+    templates.filters["hue"] = hue
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return templates
 
@@ -108,8 +107,10 @@ def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Ite
     yield PageSection("results", "Results and cost", "table.html", tables.results())
     yield PageSection("verdicts", "Verdicts", "table.html", tables.verdicts())
     yield PageSection("curves", "Curves", "curves.html", figures.axes)
-    if findings.budgets:
-        yield PageSection("budgets", "At equal budgets", "budgets.html", tables.at_equal())
+    if findings.axes:
+        yield PageSection(
+            "budgets", "At equal budgets (exploratory)", "budgets.html", tables.at_equal()
+        )
     for name, title, table in (
         ("speedups", "Speed-ups", tables.speedups()),
         ("effects", "Effects", tables.effects()),

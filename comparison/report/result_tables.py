@@ -12,17 +12,18 @@ from comparison.formatting import (
     COST,
     QUANTITIES,
     REACHED,
-    after_verdict,
+    axis_name,
     format_budget,
     format_difference,
     format_factor,
     format_loss,
     format_p,
 )
+from comparison.judging import BASELINE
 from comparison.labels import Label
-from comparison.report.document_numbers import DocumentNumbers, Format, Place, ShownNumber
+from comparison.report.document_numbers import DocumentNumbers, Format, Place
 from comparison.report.intervals import scale_of, strips
-from comparison.verdicts import BASELINE, BETTER, WORSE
+from comparison.verdict_lines import reading_verdict, verdict_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class BudgetReading:
-    """The results at a budget that all compared runs spent; no table where the runs end there."""
+    """The results at equal budgets in one unit; no table where the runs end there."""
 
-    budget: ShownNumber | None
+    unit: str
     table: Table | None
 
 
@@ -114,8 +115,8 @@ class ResultTables:
             return None
         return Table(
             caption=f"{len(labels)} of the {len(known)} arms of which loss, memory and speed are "
-            "known: no other is better in one and no worse in the rest. Means within the noise "
-            "floor may trade places.",
+            "known: no other is better in one and no worse in the rest. Differences within the "
+            "noise floor may be chance.",
             labels=labels,
             columns=self._quantities(labels, ("loss", "peak_memory_bytes", "tokens_per_second")),
         )
@@ -138,33 +139,51 @@ class ResultTables:
     # Verdicts, on the final losses and at equal budgets
 
     def verdicts(self) -> Table:
+        rows = self._compared
+        verdicts = [
+            (row.verdict.word, "; ".join([*verdict_notes(row.verdict), *row.caveats]))
+            for _, row in rows
+        ]
         return self._judged(
+            rows,
             [],
-            [difference_of(row.verdict) for _, row in self._compared],
-            "difference: from the final validation loss of the baseline",
+            [difference_of(row.verdict) for _, row in rows],
+            verdicts,
+            "difference: from the final validation loss of the baseline, over shared seeds",
         )
 
     def at_equal(self) -> list[BudgetReading]:
-        """The losses and verdicts where all compared runs had spent the same, for each unit."""
-        return [self._at_budget(unit) for unit in self._findings.budgets]
+        """The losses and verdicts where each arm and the baseline had spent the same."""
+        return [self._at_budget(axis) for axis in self._findings.axes]
 
-    def _at_budget(self, unit: str) -> BudgetReading:
-        budget = self._numbers.show(lambda value: format_budget(unit, value), "budgets", unit)
-        readings = [(row, row.at_equal[unit]) for _, row in self._compared]
-        if all(row.group.losses == reading.losses for row, reading in readings):
-            return BudgetReading(budget, None)
+    def _at_budget(self, axis: str) -> BudgetReading:
+        rows = [(label, row) for label, row in self._compared if axis in row.at_equal]
+        readings = [row.at_equal[axis] for _, row in rows]
+        if all(reading.final for reading in readings):
+            return BudgetReading(axis_name(axis), None)
+        places = _places(_labels(rows), "at_equal", axis)
         table = self._judged(
-            ["at_equal", unit],
-            [difference_of(reading.verdict) for _, reading in readings],
-            "difference: from the loss of the baseline at this budget",
+            rows,
+            ["at_equal", axis],
+            [difference_of(reading.verdict) for reading in readings],
+            [reading_verdict(reading) for reading in readings],
+            "difference: from the loss of the baseline at the largest budget that both spent",
         )
-        return BudgetReading(budget, table)
+        spent = self._column("at", lambda value: format_budget(axis, value), places, "budget")
+        return BudgetReading(
+            axis_name(axis), dataclasses.replace(table, columns=[spent, *table.columns])
+        )
 
     def _judged(
-        self, below: Sequence[str], differences: Sequence[Difference | None], caption: str
+        self,
+        rows: Sequence[tuple[Label, GroupResult]],
+        below: Sequence[str],
+        differences: Sequence[Difference | None],
+        verdicts: Sequence[tuple[str, str]],
+        caption: str,
     ) -> Table:
-        """Losses and verdicts at a place below that of each compared arm."""
-        labels = _labels(self._compared)
+        """Losses and verdicts at a place below that of each arm."""
+        labels = _labels(rows)
         places = _places(labels, *below)
         shaded = "" if self._numbers.at("noise_floor") is None else " Shaded: the noise floor."
         return Table(
@@ -175,29 +194,23 @@ class ResultTables:
                 self._column("val loss", format_loss, places, "loss"),
                 self._column("sd", format_loss, places, "sd"),
                 *self._estimates("difference", places, differences),
-                Column("verdict", [self._verdict(place) for place in places], "verdict"),
+                Column("verdict", verdicts, "verdict"),
             ],
         )
-
-    def _verdict(self, place: Place) -> tuple[str, str]:
-        """The verdict, and of its words what the numbers beside it do not say already."""
-        verdict, words = (self._numbers.at(*place, key) for key in ("verdict", "words"))
-        rest = after_verdict(verdict, words)
-        return verdict, rest.partition("), ")[2] if verdict in (BETTER, WORSE) else rest
 
     # Speed-ups and effects
 
     def speedups(self) -> Table | None:
         """How much less an arm needs for a loss; None where no arm has such a factor."""
-        rows = [(label, row) for label, row in self._compared if row.verdict.verdict != BASELINE]
+        rows = [(label, row) for label, row in self._compared if row.verdict.word != BASELINE]
         if not any(log for _, row in rows for log in row.speedups.values()):
             return None
         return Table(
-            caption="How many times less an arm needs for the loss that the baseline ends with, or "
-            "where it ends higher, for the loss it ends with itself; with the 95 % interval. Above "
-            "1x: it needs less.",
+            caption="Speed-up to the baseline's final loss (exploratory): how many times less an "
+            "arm needs to reach it, with a 95 % interval. An arm that ends higher is compared at "
+            "its own final loss.",
             labels=_labels(rows),
-            columns=[self._factors(unit, _labels(rows)) for unit in self._findings.budgets],
+            columns=[self._factors(unit, _labels(rows)) for unit in self._findings.axes],
         )
 
     def _factors(self, unit: str, labels: Sequence[Label]) -> Column:
@@ -217,8 +230,8 @@ class ResultTables:
             return None
         places = [("effects", index) for index in range(len(effects))]
         return Table(
-            caption="Each change averaged over the others, and what pairs add to that; nats per "
-            "token, below zero is better.",
+            caption="Main effects, averaged over the other factors, and two-way interactions "
+            "(exploratory); nats per token, below zero is better.",
             title="Change",
             labels=[" x ".join(effect.changes) for effect in effects],
             columns=self._estimates("effect", places, list(map(effect_of, effects))),
@@ -246,8 +259,7 @@ class ResultTables:
         columns = [
             self._column(key, format_difference, places, key),
             Column("95 % interval", intervals, "interval"),
-            self._column("p", format_p, places, "p_value"),
-            self._column("p Holm", format_p, places, "p_adjusted"),
+            self._column("p", format_p, places, "p_adjusted"),
         ]
         scale = scale_of(differences, self._numbers.at("noise_floor"))
         if scale is None:

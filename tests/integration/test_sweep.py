@@ -107,7 +107,7 @@ def test_a_sweep_and_the_same_again(
     baseline, arm = sweeps.findings.rows
     assert {run.run_name for run in baseline.group.runs} == {"baseline-s1337", "baseline-s1338"}
     assert (arm.changes, arm.set_apart) == ({"normalization": "rmsnorm"}, ())
-    assert arm.verdict.estimate.paired
+    assert arm.verdict.difference.paired
     assert "the baseline" in said.out  # the comparison
     assert json.loads((sweeps.folder / "sweep.json").read_text())["command"].startswith("python sw")
 
@@ -207,7 +207,9 @@ def test_an_arm_that_fails_and_one_that_diverges(
     assert "FAILED: normalization=breaks, seed 1337\nRuntimeError('out of luck')" in said.err
     assert re.search("baseline, seed 1337  val loss", said.out)
     assert re.search("learning_rate=1e30, seed 1337  diverged", said.out)
-    assert "1 of 1 runs of " in said.out  # the comparison tells of the one that diverged
+    assert "the arm has 0 finished runs (1 failed)" in " ".join(
+        said.out.split()
+    )  # the comparison tells of the one that diverged
 
     engine.jobs.clear()
     assert sweeps(*command) == 1
@@ -261,7 +263,7 @@ def test_equal_flops(sweeps: Sweeps, engine: InThisProcess) -> None:
     spent = [log["summary"]["total_flops"] for log in (one, two)]
     assert spent == pytest.approx([6e8, 6e8], rel=0.01)
     _, arm = sweeps.findings.rows
-    assert not arm.verdict.why_not.startswith("after")  # other tokens, but equal FLOPs
+    assert "unequal budgets" not in arm.verdict.reason  # other tokens, but equal FLOPs
 
 
 def test_equal_minutes(sweeps: Sweeps, engine: InThisProcess) -> None:

@@ -67,8 +67,8 @@ def test_the_page_that_is_there_is_of_that_study():
 
 def test_every_verdict_is_told_by_the_arms_name_the_clearest_first(page):
     told = [line for line in page.splitlines() if line.startswith("- **")]
-    assert told[0].startswith("- **arch_llama**: better by 0.2033 (")
-    assert told[1].startswith("- **bias=False**: cannot tell: ")
+    assert told[0].startswith("- **arch_llama**: better: -0.2033 [")
+    assert told[1].startswith("- **bias=False**: inconclusive: ")
     assert "GPT-2 ends at 3.0033 nats per character (sd 0.0153 over 3 seeds)" in page
     assert "| arch_llama | ffn_hidden=341 | 1,000,000 | 1,000,000 | 2e-3 |" in page
 

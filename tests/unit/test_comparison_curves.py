@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 
-from comparison.curves import common_budget, cost_of, curve, loss_at, losses_at, speedup
+from comparison.curves import common_budget, cost_of, curve, loss_at, loss_error, speedup
 from comparison.findings import compare
 from comparison.groups import group_runs
+from comparison.readings import losses_at
 from tests.simulated import FLOPS_PER_TOKEN, decaying, simulated_arm, simulated_run
 
 POINTS = [(0, 5.0), (100, 4.0), (10_000, 3.0)]
@@ -70,29 +73,111 @@ def test_the_common_budget_is_what_every_run_spent():
 
 
 def test_at_equal_flops_a_costlier_arm_has_to_stop_earlier():
-    """The same curve over tokens, at twice the FLOPs each."""
+    """The same curve over tokens, at twice the FLOPs each: read in mid-schedule, so descriptive."""
     plain = [simulated_run("a", s, curve=power_law(1, s)) for s in (1, 2, 3)]
     dear = [
         simulated_run("b", s, curve=power_law(1, s + s % 2), flops_per_token=2 * FLOPS_PER_TOKEN)
         for s in (1, 2, 3)
     ]
     row = compare([*plain, *dear], baseline="a").rows[1]
-    assert row.at_equal["flops"].verdict.verdict == "worse"
-    estimate = row.at_equal["flops"].verdict.estimate
-    assert estimate.value == pytest.approx(math.log(2) + 0.02 / 3, abs=1e-6)
+    reading = row.at_equal["flops"]
+    assert reading.verdict is None
+    assert reading.descriptive == "at 50 % and 100 % of the schedules"
+    assert reading.difference == pytest.approx(math.log(2) + 0.02 / 3, abs=1e-6)
     assert row.at_equal["tokens"].losses == row.group.losses
+    assert row.at_equal["tokens"].final
+    assert row.at_equal["tokens"].verdict == row.verdict
 
 
 def test_seconds_that_are_not_known_are_no_budget():
-    run = simulated_run()
-    for record in run.eval_steps:
-        record["seconds"] = None
-    assert set(compare([run]).budgets) == {"tokens", "flops"}
+    runs = [simulated_run("a"), simulated_run("b")]
+    for run in runs:
+        for record in run.eval_steps:
+            record["seconds"] = None
+    assert set(compare(runs).axes) == {"tokens", "flops"}
 
 
 def test_runs_without_an_evaluation_have_no_budget():
-    findings = compare([simulated_run(curve=[(0, 5.0)]), simulated_run(seed=2, curve=[(0, 5.1)])])
-    assert findings.budgets == {}
+    findings = compare([simulated_run("a", curve=[(0, 5.0)]), simulated_run("b", curve=[(0, 5.1)])])
+    assert findings.axes == ()
+
+
+# --- Sound readings ---
+
+
+def evaluated(arm: str, seeds: int, every: int, shift: float = 0.0, **settings) -> list:
+    """Runs on one curve, 3 - log(step / 100), evaluated every so many steps."""
+    at = [0, *range(every, 101, every)]
+    return [
+        simulated_run(
+            arm,
+            seed,
+            curve=[(s, 9.0 if s == 0 else 3 - math.log(s / 100) + shift * seed) for s in at],
+            **settings,
+        )
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def longer(runs: list, steps: int) -> list:
+    """The same runs, of a schedule of so many steps."""
+    length = {"max_iters": steps, "warmup_iters": steps // 20}
+    return [dataclasses.replace(run, config=run.config | length) for run in runs]
+
+
+def test_a_reading_is_judged_at_an_evaluation_of_one_schedule():
+    plain = evaluated("a", 4, 10, shift=0.01)
+    arm = evaluated("b", 4, 10, shift=-0.01, model={"bias": False}, start="2025-01-02")
+    reading = compare([*plain, *arm]).rows[1].at_equal["tokens"]
+    assert (reading.verdict.word, reading.final) == ("better", True)
+
+
+def test_readings_at_different_places_of_the_schedule_have_no_verdict():
+    """Without a true difference: one run's learning rate has decayed, the other's has not."""
+    plain = evaluated("a", 4, 10, shift=0.01)
+    arm = longer(evaluated("b", 4, 10, shift=-0.01, model={"bias": False}, start="2025-01-02"), 200)
+    reading = compare([*plain, *arm]).rows[1].at_equal["tokens"]
+    assert reading.verdict is None
+    assert reading.descriptive == "at 50 % and 100 % of the schedules"
+
+
+def test_a_short_arm_leaves_the_budgets_of_the_others_alone():
+    plain = evaluated("a", 6, 10, shift=0.01)
+    same = evaluated("b", 6, 10, shift=-0.02, model={"bias": False}, start="2025-01-02")
+    short = [
+        dataclasses.replace(run, eval_steps=run.eval_steps[:4])
+        for run in evaluated("c", 6, 10, model={"ffn_type": "swiglu"}, start="2025-01-03")
+    ]
+    rows = compare([*plain, *same, *short]).rows
+    assert [row.at_equal["tokens"].budget for row in rows] == [100_000, 100_000, 30_000]
+    assert rows[1].at_equal["tokens"].verdict.word == "better"
+    assert rows[2].verdict.reason.startswith("final losses are at unequal budgets")
+
+
+def test_a_reading_between_evaluations_needs_a_large_difference():
+    """Evaluated every 25 or 50 steps, with no true difference, where a third of a chord is read."""
+    plain = evaluated("a", 4, 25, shift=0.001)
+    coarse = evaluated("b", 4, 50, shift=-0.001, model={"bias": False}, start="2025-01-02")
+    short = [dataclasses.replace(run, eval_steps=run.eval_steps[:-1]) for run in plain]
+    reading = compare([*longer(short, 100), *coarse]).rows[1].at_equal["tokens"]
+    assert reading.budget == 75_000
+    assert reading.verdict is None
+    assert reading.descriptive.startswith("between evaluations: may be off by 0.")
+
+
+def test_the_error_of_interpolation_is_bounded_by_convexity():
+    """For a convex curve the bound covers the truth, and is better than the range of the chord."""
+    at = [10, 20, 40, 80, 160]
+    points = [(x, x**-0.3) for x in at]
+    for budget in (25, 30, 35, 50, 70, 100, 150):
+        error = loss_error(points, budget)
+        off = loss_at(points, budget) - budget**-0.3
+        assert 0 <= off <= error
+        before, after = next(
+            (y0, y1) for (x0, y0), (x1, y1) in pairwise(points) if x0 < budget < x1
+        )
+        assert error < before - after
+    assert loss_error(points, 40) == 0.0
 
 
 # --- Speed-up ---
@@ -112,9 +197,9 @@ def test_the_speedup_is_how_much_less_is_spent_for_one_loss(factor):
     plain, arm = arms(factor)
     log = speedup(arm, plain, "tokens")
     assert math.exp(log.value) == pytest.approx(factor, rel=0.01)
-    low, high = log.interval()
-    assert math.exp(low) < factor < math.exp(high)
-    assert (log.seeds, log.paired) == (3, True)
+    half = log.half_width(0.05)
+    assert math.exp(log.value - half) < factor < math.exp(log.value + half)
+    assert (log.n, log.paired) == (3, True)
     assert speedup(plain, arm, "tokens").value == pytest.approx(-log.value)
 
 
@@ -130,7 +215,7 @@ def test_there_is_no_speedup_without_pairs_or_from_one():
     strangers = [simulated_run("b", s, curve=power_law(2, s)) for s in (7, 8, 9)]
     assert speedup(group_runs(strangers)[0], plain, "tokens") is None
     halfway = [simulated_run("b", s, curve=power_law(2, s + s % 2)) for s in (2, 3, 4)]
-    assert speedup(group_runs(halfway)[0], plain, "tokens") is None
+    assert speedup(group_runs(halfway)[0], plain, "tokens").n == 2
     once = group_runs(arm.runs[:1])[0]
     assert speedup(once, plain, "tokens") is None
     assert speedup(plain, plain, "tokens") is None

@@ -7,7 +7,7 @@ import pytest
 from comparison.figures import Difference, effect_of, figures_of
 from comparison.findings import compare
 from comparison.labels import labels
-from comparison.verdicts import BETTER, CANNOT_TELL, WORSE
+from inference.verdicts import BETTER, INCONCLUSIVE, WORSE
 from tests.simulated import simulated_arm, simulated_run
 from tests.study import study
 
@@ -34,11 +34,12 @@ def test_a_label_tells_the_statuses_of_runs_that_are_not_completed():
 
 def test_differences_are_those_of_the_verdicts(findings):
     figures = figures_of(findings)
-    assert figures.margin == findings.margin
+    assert figures.margin == findings.design.margin
     assert [arm.label.number for arm in figures.compared] == [1, 2, 3, 4]
     assert [arm.difference is None for arm in figures.arms] == [True] + 3 * [False] + 2 * [True]
-    estimate = findings.rows[1].verdict.estimate
-    assert figures.arms[1].difference == Difference(estimate.value, *estimate.interval(), BETTER)
+    verdict = findings.rows[1].verdict
+    expected = Difference(verdict.difference.value, *verdict.interval, BETTER)
+    assert figures.arms[1].difference == expected
 
 
 def test_effects_are_better_or_worse_only_where_chance_is_ruled_out(findings):
@@ -46,7 +47,7 @@ def test_effects_are_better_or_worse_only_where_chance_is_ruled_out(findings):
     assert {name: effect_of(effect).verdict for name, effect in effects.items()} == {
         "normalization=rmsnorm": BETTER,
         "ffn_type=swiglu": WORSE,
-        "normalization=rmsnorm x ffn_type=swiglu": CANNOT_TELL,
+        "normalization=rmsnorm x ffn_type=swiglu": INCONCLUSIVE,
     }
 
 

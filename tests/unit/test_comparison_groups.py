@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
+from comparison.design import Design
 from comparison.findings import compare
 from comparison.groups import changes, find_baseline, group_runs, unlike
 from comparison.runs import LoggedRun
+from comparison.verdict_lines import verdict_line
 from options import KEYS
 from saved_configs import upgraded
 from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
@@ -18,7 +20,8 @@ RMS = {"normalization": "rmsnorm"}
 
 
 def words(findings, arm: str) -> str:
-    return next(r.verdict.words for r in findings.rows if r.group.name.startswith(f"arch-{arm}"))
+    row = next(row for row in findings.rows if row.group.name.startswith(f"arch-{arm}"))
+    return verdict_line(row.verdict, row.terms)
 
 
 # --- Gathering ---
@@ -102,7 +105,7 @@ def test_a_seed_counts_once_however_often_it_was_run():
     again = simulated_run(seed=1, loss=3.0, start="2025-02-01")
     findings = compare([simulated_run(seed=1, loss=3.0), again])
     assert findings.baseline.group.n == 1
-    assert findings.notes == ("Not counted: plain-1: the seeds of plain-1 again.",)
+    assert findings.notes == ("Excluded: plain-1: the seeds of plain-1 again.",)
 
 
 @pytest.mark.parametrize(
@@ -113,19 +116,37 @@ def test_a_seed_counts_once_however_often_it_was_run():
     ],
 )
 @pytest.mark.parametrize("side", ["plain", "wild"])
-def test_an_arm_of_which_a_run_diverged_is_not_judged(end, side):
-    """The mean of the others would flatter it."""
+def test_an_arm_cannot_win_by_runs_that_diverged(end, side):
     arms = {
         "plain": simulated_arm("plain", [3.0, 3.01, 3.02], start="2025-01-01"),
-        "wild": simulated_arm("wild", [2.0, 2.01, 2.02], start="2025-01-02", model=RMS),
+        "wild": simulated_arm("wild", [2.0, 2.02, 2.03], start="2025-01-02", model=RMS),
     }
     model = RMS if side == "wild" else None
     start = arms[side][0].start_time[:10]
     arms[side].append(simulated_run(side, 4, start=start, model=model, **end))
     findings = compare([*arms["plain"], *arms["wild"]])
-    assert words(findings, "wild") == f"cannot tell: 1 of 4 runs of arch-{side} diverged"
-    assert all(r.verdict.estimate is None for r in findings.rows[1].at_equal.values())
-    assert f"Not counted: {side}-4: diverged." in findings.notes
+    if side == "wild":
+        assert words(findings, "wild").startswith("inconclusive: -0.9933 [")
+        assert "better among finished runs, but 1 of 4 runs of the arm failed" in words(
+            findings, "wild"
+        )
+    else:
+        assert words(findings, "wild").startswith("better: -0.9933 [")
+    assert f"Excluded: {side}-4: diverged." in findings.notes
+
+
+def test_a_run_that_ends_no_better_than_it_began_failed():
+    runs = [simulated_run(seed=1, curve=[(0, 4.0), (100, 4.0)]), simulated_run(seed=2)]
+    (group,) = group_runs(runs)
+    assert (group.n, group.diverged) == (1, 1)
+    begun = simulated_run(seed=1, curve=[(0, 4.0), (10, 4.1)], status="running")
+    assert not begun.diverged
+
+
+def test_a_run_far_above_its_arm_is_named_and_included():
+    findings = compare(simulated_arm("plain", [3.0, 3.01, 3.02, 3.5]))
+    assert findings.baseline.group.n == 4
+    assert any(note.startswith("plain-4 ended at 3.5000, far above") for note in findings.notes)
 
 
 # --- Comparable or not ---
@@ -152,7 +173,7 @@ def test_unlike_arms_are_set_apart_and_never_judged(other, reason):
     assert [row.group.name for row in findings.rows] == ["arch-plain", "arch-rms", "arch-odd"]
     row = findings.rows[2]
     assert row.set_apart == (reason,)
-    assert (row.verdict.verdict, row.verdict.estimate) == ("cannot_tell", None)
+    assert (row.verdict.word, row.verdict.difference) == ("inconclusive", None)
     assert (row.at_equal, row.speedups, row.pareto) == ({}, {}, None)
     assert findings.rows[1].verdict == compare([*plain, *rms]).rows[1].verdict
 
@@ -301,8 +322,10 @@ def longer(flops_per_token: int) -> list:
 
 def test_final_losses_after_unequal_budgets_are_not_judged():
     findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.02]), *longer(1_000_000)])
-    assert words(findings, "rms").startswith("cannot tell: after 200.0K and 100.0K tokens; see")
-    assert findings.budgets["tokens"] == 100_000
+    assert words(findings, "rms").startswith(
+        "inconclusive: final losses are at unequal budgets (200.0K and 100.0K tokens); see"
+    )
+    assert findings.rows[1].at_equal["tokens"].budget == 100_000
 
 
 def test_equal_flops_are_an_equal_budget_too():
@@ -310,7 +333,7 @@ def test_equal_flops_are_an_equal_budget_too():
     runs = [r for r in runs if not r.eval_steps[-1].update(val_loss=2.9 + r.seeds[0] / 100)]
     findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.03]), *runs])
     assert findings.rows[1].set_apart == ()
-    assert words(findings, "rms").startswith("better by")
+    assert words(findings, "rms").startswith("better: -")
 
 
 @pytest.mark.parametrize(("device", "judged"), [("a CPU", True), ("a GPU", False)])
@@ -327,7 +350,7 @@ def test_equal_seconds_are_an_equal_budget_on_one_machine(device, judged):
         )
         for seed in (1, 2, 3)
     ]
-    assert (compare([*plain, *rms]).rows[1].verdict.estimate is not None) == judged
+    assert (compare([*plain, *rms]).rows[1].verdict.difference is not None) == judged
 
 
 def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
@@ -340,7 +363,142 @@ def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
         training={"max_iters": 200, "warmup_iters": 10},
     )
     findings = compare([*simulated_arm("plain", [3.0, 3.01, 3.02]), *half])
-    assert words(findings, "rms").startswith("cannot tell: at 50 % and 100 % of the schedule; see")
+    assert words(findings, "rms").startswith(
+        "inconclusive: final losses are at unequal budgets (50 % and 100 % of the schedule); see"
+    )
+
+
+def test_runs_that_were_cut_off_are_not_judged_however_alike():
+    half = {"training": {"max_iters": 200, "warmup_iters": 10}}
+    plain = simulated_arm("plain", [3.0, 3.01, 3.02], **half)
+    rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, start="2025-01-02", **half)
+    assert words(compare([*plain, *rms]), "rms") == (
+        "inconclusive: runs end at 50 % of their schedule"
+    )
+
+
+def test_there_is_no_verdict_before_all_declared_seeds_have_finished():
+    runs = [
+        *simulated_arm("plain", [3.0, 3.01, 3.02]),
+        *simulated_arm("rms", [2.5, 2.52], model=RMS, start="2025-01-02"),
+    ]
+    assert words(compare(runs, design=Design(seeds=3)), "rms") == (
+        "inconclusive: 2 of 3 declared seeds of arch-rms have finished"
+    )
+    assert words(compare(runs, design=Design(seeds=2)), "rms").startswith("better: ")
+
+
+def test_seeds_that_were_added_after_a_verdict_need_a_wider_interval():
+    plain = simulated_arm("plain", [3.0 + 0.001 * s * (-1) ** s for s in range(8)])
+    rms = simulated_arm("rms", [2.9 + 0.002 * s for s in range(8)], model=RMS, start="2025-01-02")
+
+    def width(design: Design) -> float:
+        low, high = compare([*plain, *rms], design=design).rows[1].verdict.interval
+        return high - low
+
+    declared = width(Design(seeds=8, looks=(8,)))
+    assert width(Design(seeds=8)) == declared
+    assert width(Design(seeds=8, looks=(3, 8))) > 1.5 * declared
+
+
+def test_declared_arms_that_are_missing_widen_the_intervals():
+    runs = [
+        *simulated_arm("plain", [3.0, 3.01, 3.02]),
+        *simulated_arm("rms", [2.5, 2.52, 2.53], model=RMS, start="2025-01-02"),
+    ]
+    few, many = (compare(runs, design=Design(arms=n)).rows[1].verdict for n in (1, 8))
+    assert many.interval[0] < few.interval[0]
+    assert compare(runs, design=Design(arms=8)).family == 8
+
+
+def test_terms_name_what_is_equal_and_what_is_not():
+    plain = simulated_arm("plain", [3.0, 3.01, 3.02])
+    larger = simulated_arm("rms", [2.5, 2.52, 2.53], model=RMS, flops_per_token=1_200_000)
+    same, larger = (compare([*plain, *runs]).rows[-1].terms for runs in (plain, larger))
+    assert same == "at equal parameters, tokens and FLOPs"
+    assert larger == "at equal parameters and tokens, 1.20x the FLOPs"
+
+
+def test_what_a_sweep_tuned_says_nothing_of_runs_outside_it():
+    def in_sweep(run: LoggedRun, sweep: str | None) -> LoggedRun:
+        return dataclasses.replace(run, sweep=sweep)
+
+    rate = {"training": {"learning_rate": 3e-4}}
+    plain = [in_sweep(run, "a") for run in simulated_arm("plain", [3.0, 3.01, 3.03])]
+    design = Design(studied={"a": ("learning_rate",)})
+    for sweep, judged in (("a", True), ("b", False), (None, False)):
+        rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, start="2025-01-02", **rate)
+        runs = [*plain, *(in_sweep(run, sweep) for run in rms)]
+        row = compare(runs, design=design).rows[1]
+        assert (row.set_apart == ()) == judged
+
+
+# --- Code ---
+
+
+def made_by(run: LoggedRun, **environment: object) -> LoggedRun:
+    return dataclasses.replace(run, environment={**run.environment, **environment})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "groups"),
+    [
+        ({"source_sha256": "aa"}, {"source_sha256": "bb"}, 2),
+        ({"source_sha256": "aa", "commit": "x"}, {"source_sha256": "aa", "commit": "y"}, 1),
+        ({"source_sha256": None, "commit": "x"}, {"source_sha256": None, "commit": "y"}, 2),
+        (
+            {"source_sha256": None, "commit": "x", "dirty": True},
+            {"source_sha256": None, "commit": "x", "dirty": False},
+            2,
+        ),
+        ({"source_sha256": None}, {"source_sha256": None}, 1),
+    ],
+)
+def test_runs_of_different_code_are_different_groups(one, other, groups):
+    runs = [made_by(simulated_run(seed=s), **env) for s, env in ((1, one), (2, other))]
+    found = group_runs(runs)
+    assert len(found) == groups
+    assert len({group.name for group in found}) == groups
+
+
+def test_plugins_and_starts_are_code():
+    run = simulated_run()
+    edited = dataclasses.replace(simulated_run(seed=2), plugins={"mine.py": "ff"})
+    environment = run.environment
+    resumed = dataclasses.replace(
+        simulated_run(seed=3), environments=(environment, {**environment, "source_sha256": "bb"})
+    )
+    assert len(group_runs([run, edited, resumed])) == 3
+
+
+def test_what_differs_besides_the_architecture_is_named():
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03], training={"eval_interval": 25})
+    rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, training={"eval_interval": 50})
+    rms = [made_by(run, source_sha256="beef", torch="2.12", host="b") for run in rms]
+    (row,) = compare([*plain, *rms]).rows[1:]
+    assert row.verdict.word == "better"
+    assert row.caveats == (
+        "eval_interval differs (50 against 25)",
+        "source code differs (beef against c0de)",
+        "torch version differs (2.12 against unknown)",
+        "host differs (b against unknown)",
+    )
+
+
+def test_logs_without_a_digest_say_so():
+    runs = [made_by(run, source_sha256=None) for run in simulated_arm("plain", [3.0, 3.1])]
+    rms = simulated_arm("rms", [2.5, 2.52], model=RMS, start="2025-01-02")
+    rms = [made_by(run, source_sha256=None) for run in rms]
+    (row,) = compare([*runs, *rms]).rows[1:]
+    assert row.caveats == ("no digest of the source code in the log: runs are grouped by commit",)
+
+
+def test_seeds_that_share_the_order_of_the_data_are_pointed_out():
+    runs = [
+        dataclasses.replace(run, config={**run.config, "data_seed": 7})
+        for run in simulated_arm("plain", [3.0, 3.1])
+    ]
+    assert any(note.startswith("All runs share data_seed=7") for note in compare(runs).notes)
 
 
 # --- Equal minutes ---
@@ -379,17 +537,21 @@ def test_final_losses_after_equal_minutes_are_judged():
     for seconds in (60.0, 60.4):
         findings = compare(timed_arms(seconds=seconds))
         assert findings.rows[1].set_apart == ()
-        assert words(findings, "rms").startswith("better by")
+        assert words(findings, "rms").startswith("better: -")
 
 
 def test_equal_minutes_of_unlike_machines_are_no_equal_budget():
     said = words(compare(timed_arms(device="a GPU")), "rms")
-    assert said.startswith("cannot tell: after 150.0K and 100.0K tokens; see")
+    assert said.startswith(
+        "inconclusive: final losses are at unequal budgets (150.0K and 100.0K tokens); see"
+    )
 
 
 def test_an_arm_that_has_spent_half_of_its_minutes_is_not_judged():
     said = words(compare(timed_arms(seconds=30.0)), "rms")
-    assert said.startswith("cannot tell: at 50 % and 100 % of the schedule; see")
+    assert said.startswith(
+        "inconclusive: final losses are at unequal budgets (50 % and 100 % of the schedule); see"
+    )
 
 
 def test_minutes_are_a_length_and_no_part_of_the_recipe():
@@ -433,10 +595,12 @@ def test_speeds_of_unlike_machines_are_not_compared():
     plain = simulated_arm("plain", [3.0, 3.01, 3.02])
     fast = simulated_arm("rms", [3.0, 3.02, 3.01], model=RMS, device="a GPU", start="2025-01-02")
     findings = compare([*plain, *fast])
-    assert set(findings.budgets) == {"tokens", "flops"}
-    assert findings.notes == (
-        "Speeds are not comparable: the runs differ in device, threads or compile (a CPU, a GPU).",
+    assert set(findings.axes) == {"tokens", "flops"}
+    assert (
+        "Speeds are not comparable: the runs differ in device, threads or compile (a CPU, a GPU)."
+        in findings.notes
     )
+    assert findings.rows[1].caveats == ("device differs (a GPU against a CPU)",)
     assert [row.pareto for row in findings.rows] == [None, None]
 
 

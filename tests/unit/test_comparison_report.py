@@ -19,7 +19,7 @@ from comparison.report.configs import ranges
 from comparison.report.curve_data import curve_data, shown_at_first
 from comparison.report.intervals import scale_of, strips
 from comparison.report.page import to_html
-from comparison.verdicts import BETTER, WORSE
+from inference.verdicts import BETTER, WORSE
 from tests.simulated import simulated_arm, simulated_run
 from tests.study import HOSTILE, study
 from tests.unit.test_compare_architectures import make_arm
@@ -121,19 +121,19 @@ def test_every_section_has_a_title_and_a_link(page):
 @pytest.mark.parametrize(
     ("runs", "said"),
     [
-        ([simulated_run()], "There is one arm only, so there is nothing to tell."),
+        ([simulated_run()], "There is one arm only, so there is nothing to compare."),
         (
             simulated_arm("a", [3.0]) + simulated_arm("b", [2.0], model={"bias": False}),
-            "The one arm beside the baseline cannot be told from it.",
+            "The one arm beside the baseline is inconclusive.",
         ),
         (
             simulated_arm("a", [3.0]) + simulated_arm("b", [2.0], data={"fingerprint": "x"}),
-            "No arm is comparable with it, so there is nothing to tell. "
+            "No arm is comparable with it, so there is nothing to compare. "
             "1 arm set apart: not comparable.",
         ),
         (
             [dataclasses.replace(simulated_run(status="running"), eval_steps=[])],
-            "which has no run that counts.",
+            "none of whose runs is included.",
         ),
     ],
 )

@@ -333,7 +333,7 @@ def test_what_is_studied(tiny_dataset: Path, asked: dict[str, Any], studied: set
         ({"vary": {"n_embd": ("1000000000",)}}, "make more than the 1e+15 weights"),
         (
             {"vary": NORMS, "flags": {"seed": str(2**32 - 2)}},
-            f"the runs need seeds from seed={2**32 - 2} up: seed={2**32} must be below {2**32}",
+            f"the runs need seeds from seed={2**32 - 2} up: seed={2**32 + 2} must be below {2**32}",
         ),
         (
             {"vary": NORMS, "flags": {"seed": str(2**32 - 9000)}, "tune": {"beta1": ("0.8",)}},

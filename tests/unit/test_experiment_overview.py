@@ -135,11 +135,12 @@ def test_gpus_that_are_shared_are_told(plan: Callable[..., Plan]) -> None:
 def test_what_it_detects(plan: Callable[..., Plan]) -> None:
     assert detects(plan(seeds=1)).startswith("One seed gives no verdict")
     times = [
-        float(re.search(r"difference of ([\d.]+) times", detects(plan(seeds=n)))[1]) for n in (2, 5)
+        float(re.search(r"power\): ([\d.]+) seed SDs", detects(plan(seeds=n)))[1]) for n in (2, 5)
     ]
     assert times[0] > 3 * times[1]
     more = detects(plan(seeds=5, vary=MANY))
-    assert float(re.search(r"of ([\d.]+) times", more)[1]) > times[1]  # corrected for more arms
+    found = re.search(r"power\): ([\d.]+) seed SDs", more)
+    assert float(found[1]) > times[1]  # the intervals of more arms are wider
 
 
 def test_what_it_detects_in_nats_once_runs_are_done(plan: Callable[..., Plan]) -> None:
@@ -148,8 +149,8 @@ def test_what_it_detects_in_nats_once_runs_are_done(plan: Callable[..., Plan]) -
     for job, loss in zip(jobs, (3.0, 3.1, 3.2), strict=True):
         log(job, loss)
     told = detects(made)
-    times = float(re.search(r"difference of ([\d.]+) times", told)[1])
-    found = re.search(r"\(so far 0.1000: a difference of ([\d.]+)\)", told)
+    times = float(re.search(r"power\): ([\d.]+) seed SDs", told)[1])
+    found = re.search(r" = ([\d.]+) nats at the SD so far, 0.1000", told)
     assert float(found[1]) == pytest.approx(0.1 * times, abs=0.01)
 
 

@@ -99,7 +99,7 @@ def test_a_key_comes_once() -> None:
         (
             {"tune": {"weight_decay": tuple(map(str, range(70))), "beta1": ("0.8", "0.9")}}
             | {"tune_seeds": 40},
-            "2 arms with 3 seeds and 140 trials of 40 make 11,206 runs",
+            "2 arms with 5 seeds and 140 trials of 40 make 11,210 runs",
         ),
         (
             {"vary": {f"{key}": ("1", "2") for key in ("n_layer", "n_head", "n_embd", "bias")}}

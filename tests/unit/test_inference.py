@@ -345,7 +345,7 @@ def test_blow_ups_are_far_above_their_arms_median():
 def test_power_is_that_of_the_noncentral_t():
     """Against scipy's noncentral t, for the error that the plan assumes."""
     [own] = differences(sample(BASELINE), [sample(ARMS[0])])
-    plan = Plan(own, level=0.02)
+    plan = Plan.after(own, level=0.02)
     error = own.error * math.sqrt(own.df / stats.chi2.ppf(0.3, own.df))
     for seeds in (5, 12):
         shift = 0.02 / (error * math.sqrt(own.n / seeds))
@@ -356,7 +356,7 @@ def test_power_is_that_of_the_noncentral_t():
 
 def test_plans_are_the_smallest_that_do():
     [own] = differences(sample(BASELINE), [sample(ARMS[0])])
-    plan = Plan(own, level=0.05)
+    plan = Plan.after(own, level=0.05)
     seeds = plan.seeds_needed(0.01)
     assert plan.power(0.01, seeds) >= 0.8 > plan.power(0.01, seeds - 1)
     assert plan.power(plan.detectable(), own.n) == pytest.approx(0.8, abs=0.01)

@@ -1,0 +1,61 @@
+"""What a reader should know beside a verdict: what differs besides the architectures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from comparison.groups import Group
+from comparison.runs import LoggedRun
+
+_MOST_VALUES = 3  # that a caveat lists
+
+
+def _in_environments(key: str) -> Callable[[LoggedRun], list[Any]]:
+    return lambda run: [start.get(key) for start in run.starts]
+
+
+_FACETS: dict[str, Callable[[LoggedRun], list[Any]]] = {
+    "eval_interval": lambda run: [run.config.get("eval_interval")],
+    "source code": _in_environments("source_sha256"),
+    "commit": _in_environments("commit"),
+    "uncommitted changes": _in_environments("dirty"),
+    "plugins": lambda run: [run.plugins and json.dumps(run.plugins, sort_keys=True)],
+    "torch version": _in_environments("torch"),
+    "host": _in_environments("host"),
+    "device": _in_environments("device"),
+    "number of devices": _in_environments("device_count"),
+}
+"""By name what each start of a run says of it; None where the log does not tell."""
+
+_UNLISTED = ("plugins",)
+"""Facets whose values say nothing to a reader."""
+
+
+def caveats(group: Group, baseline: Group) -> Iterator[str]:
+    """Each facet in which the counted runs of a group and the baseline are not all alike, with the
+    values of both; a facet that some run does not tell counts as unlike where others tell it."""
+    for name, facet in _FACETS.items():
+        own, other = (_told(g, facet) for g in (group, baseline))
+        if len(own | other) > 1:
+            yield f"{name} differs" + ("" if name in _UNLISTED else _values(own, other))
+    if not all(start.get("source_sha256") for run in group.counted for start in run.starts):
+        yield "no digest of the source code in the log: runs are grouped by commit"
+
+
+def _told(group: Group, facet: Callable[[LoggedRun], list[Any]]) -> set[str | None]:
+    found = [value for run in group.counted for value in facet(run)]
+    return {None if value is None else str(value) for value in found}
+
+
+def _values(own: set[str | None], other: set[str | None]) -> str:
+    if own == other:
+        return f" between seeds ({_listed(own)})"
+    return f" ({_listed(own)} against {_listed(other)})"
+
+
+def _listed(values: Iterable[str | None]) -> str:
+    texts = sorted("unknown" if value is None else f"{value:.12}" for value in values)
+    more = len(texts) - _MOST_VALUES
+    return ", ".join(texts[:_MOST_VALUES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,59 @@
+"""What was declared of a comparison before its runs, by the manifest of a sweep or by a person."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from comparison.groups import Group
+from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
+from inference.verdicts import MARGIN
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design:
+    """A declared comparison.
+
+    Attributes:
+        arms: Arms beside the baseline; None if nobody said, then those that are compared.
+        seeds: Seeds per arm; None if nobody said. There is no verdict before all have finished:
+            a verdict that is looked at seed by seed is false more often than promised.
+        looks: Numbers of seeds after which verdicts were shown. If seeds were added after one, the
+            intervals are those of a confidence sequence, which holds however many looks there are.
+        margin: Differences up to this many nats per token count as equal.
+        tuned: Keys that every arm was given the same trials to choose.
+        studied: The same for the arms of one sweep, by its folder, and the keys of the recipe that
+            it varies.
+        varied: Keys that were varied on purpose; they lead the changes of an arm.
+        factors: The keys of a factorial design; none: those that the groups themselves show.
+    """
+
+    arms: int | None = None
+    seeds: int | None = None
+    looks: tuple[int, ...] = ()
+    margin: float = MARGIN
+    tuned: tuple[str, ...] = ()
+    studied: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    varied: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
+
+    def rule(self, arms: int) -> Rule:
+        """How intervals are made.
+
+        Args:
+            arms: Arms that are compared; more than were declared if their code differs.
+        """
+        family = max(self.arms or 0, arms, 1)
+        return ConfidenceSequence(family) if self.undeclared_looks else DeclaredSeeds(family)
+
+    @property
+    def undeclared_looks(self) -> list[int]:
+        """The looks after which seeds were added."""
+        return [n for n in self.looks if n < (self.seeds or 0)]
+
+    def may_differ(self, group: Group, baseline: Group) -> set[str]:
+        """The keys of the recipe that are part of an arm. What a sweep tuned or varied says nothing
+        of runs outside it."""
+        sweeps = group.sweeps | baseline.sweeps
+        shared = self.studied.get(next(iter(sweeps)) or "", ()) if len(sweeps) == 1 else ()
+        return {*self.tuned, *shared}

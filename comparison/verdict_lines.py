@@ -1,0 +1,73 @@
+"""A verdict in one line, the same in every view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from comparison.formatting import format_difference, format_interval, format_p
+from comparison.readings import Reading
+from inference.verdicts import EQUAL, INCONCLUSIVE, Verdict
+
+
+def verdict_line(verdict: Verdict, terms: str = "") -> str:
+    """`better: -0.0320 [-0.0486, -0.0154] nats at equal parameters and tokens, n=5, p=0.001`, and
+    what `verdict_notes` adds; without a full stop.
+
+    Args:
+        verdict: The verdict.
+        terms: In what the arm and the baseline are equal, see `groups.terms`.
+    """
+    return f"{verdict.word}{_within(verdict)}{after_word(verdict, terms)}"
+
+
+def _within(verdict: Verdict) -> str:
+    return f" within {verdict.margin:g}" if verdict.word == EQUAL else ""
+
+
+def after_word(verdict: Verdict, terms: str = "") -> str:
+    """What the line says after the word: `: -0.0320 [-0.0486, -0.0154] nats ...`, or nothing."""
+    notes = list(verdict_notes(verdict))
+    if verdict.difference is not None:
+        notes = [_numbers(verdict, terms), *notes]
+    return f": {'; '.join(notes)}" if notes else ""
+
+
+def _numbers(verdict: Verdict, terms: str) -> str:
+    estimate = verdict.difference
+    effect = f"{format_difference(estimate.value)} {format_interval(verdict.interval)} nats"
+    return f"{effect} {terms}".rstrip() + f", n={estimate.n}, p{_p(verdict.p_adjusted)}"
+
+
+def _p(value: float) -> str:
+    text = format_p(value)
+    return text if text.startswith("<") else f"={text}"
+
+
+def verdict_notes(verdict: Verdict) -> Iterator[str]:
+    """What there is to say beside the word and the numbers."""
+    if verdict.reason:
+        yield verdict.reason
+    if verdict.difference is None:
+        return
+    if not verdict.difference.paired:
+        yield "seeds are not shared, so not paired"
+    if verdict.negligible:
+        yield f"by less than {verdict.margin:g}"
+    if verdict.screening:
+        yield f"screening (n={verdict.difference.n})"
+    if verdict.word == INCONCLUSIVE and not verdict.reason:
+        yield _what_it_takes(verdict)
+
+
+def reading_verdict(reading: Reading) -> tuple[str, str]:
+    """The word for a reading at an equal budget, and what there is to say beside it."""
+    if reading.verdict is None:
+        return "descriptive", reading.descriptive
+    return reading.verdict.word, "; ".join(verdict_notes(reading.verdict))
+
+
+def _what_it_takes(verdict: Verdict) -> str:
+    needed = verdict.seeds_needed
+    if needed is None:
+        return f"{verdict.difference.n} seeds find differences from {verdict.detectable:.2g}"
+    return f"to find a difference of {verdict.margin:g} takes about {needed} seeds"
