@@ -1,0 +1,229 @@
+"""Fitted learning rates, means over seeds and documents, and ladders: known answers and others'."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from inference.crossed import crossed
+from inference.differences import PAIRED, Estimate
+from inference.ladder import FADES, GROWS, HOLDS, Rung, climb
+from inference.quantiles import t_critical
+from inference.tuning import allowance, at_grid, fit, noise_of
+
+CURVES = ((2.10, 2.03, 2.00, 2.02, 2.09), (2.08, 2.01, 1.985, 2.015, 2.9))
+
+
+# Learning rates
+
+
+def test_known_fits():
+    fits = [fit(curve) for curve in CURVES]
+    noise = noise_of(CURVES, fits)
+    assert [own.optimum for own in fits] == pytest.approx([2.0636, 1.94], abs=5e-5)
+    assert [own.coefficients[2] for own in fits] == pytest.approx([0.02357, 0.025], abs=5e-6)
+    assert [allowance(own, noise) for own in fits] == pytest.approx([0.00124, 0.00147], abs=5e-6)
+    assert [own.kept for own in fits] == [(0, 4), (0, 3)]
+    assert not any(own.at_edge for own in fits)
+
+
+def test_a_fit_is_numpys():
+    """Coefficients, their covariance, and the band, by polyfit."""
+    own = fit(CURVES[0])
+    noise = noise_of(CURVES[:1], [own])
+    coefficients, covariance = np.polyfit(range(5), CURVES[0], 2, cov=True)
+    assert own.coefficients == pytest.approx(tuple(coefficients[::-1]))
+    assert noise.variance * own.inverse == pytest.approx(covariance[::-1, ::-1])
+    at = np.array([1.5**2, 1.5, 1.0])
+    half = t_critical(noise.df, 0.05) * math.sqrt(at @ covariance @ at)
+    assert own.band(1.5, noise) == pytest.approx(half)
+
+
+def test_the_variance_of_the_optimum_is_that_of_the_delta_method():
+    """Numerically, from the gradient of -b1 / 2c, for a curve with scatter of its own."""
+    curve = (2.10, 2.028, 2.004, 2.017, 2.091)
+    own = fit(curve)
+    noise = noise_of([curve], [own])
+    b1, c = own.coefficients[1:]
+    gradient = np.array([0, -1 / (2 * c), b1 / (2 * c * c)])
+    variance = noise.variance * gradient @ own.inverse @ gradient
+    off = variance * t_critical(noise.df, 0.05) ** 2 + 0.05
+    assert allowance(own, noise) == pytest.approx(c * off)
+
+
+def test_a_constant_changes_nothing_and_a_mirror_mirrors():
+    noise = noise_of(CURVES, [fit(curve) for curve in CURVES])
+    for curve in CURVES:
+        own = fit(curve)
+        higher = fit([y + 3 for y in curve])
+        mirrored = fit(curve[::-1])
+        assert higher.optimum == pytest.approx(own.optimum)
+        assert mirrored.optimum == pytest.approx(4 - own.optimum)
+        assert allowance(mirrored, noise) == pytest.approx(allowance(own, noise))
+
+
+@pytest.mark.parametrize(
+    ("curve", "optimum", "kept", "at_edge"),
+    [
+        ((2.0, 2.1, 2.2), 0.0, (0, 2), True),  # still rising: the vertex lies outside
+        ((None, 2.0, 2.09, 2.1), 1.0, (1, 3), False),  # never past the lowest to a failure
+        ((2.5, 2.0, 2.6), 1.0, (1, 1), False),  # both neighbours lie too high
+        ((2.1, 2.0, math.inf, 1.9, 2.0), 3.0, (3, 4), False),  # contiguous
+        ((2.0,), 0.0, (0, 0), True),
+    ],
+)
+def test_where_a_fit_stops(curve, optimum, kept, at_edge):
+    own = fit(curve)
+    assert own.optimum == pytest.approx(optimum)
+    assert (own.kept, own.at_edge) == (kept, at_edge)
+
+
+def test_only_two_points_on_either_side_are_fitted():
+    own = fit([2.19, 2.15, 2.1, 2.03, 2.0, 2.02, 2.09, 2.15])
+    assert own.kept == (2, 6)
+    assert abs(own.optimum - own.lowest) <= 1
+
+
+def test_without_a_minimum_the_allowance_is_the_range():
+    peak = (2.0, 2.01, 2.0, 2.01, 2.0)
+    for curve in (peak, (2.0, 2.1), (2.0,)):
+        own = fit(curve)
+        noise = noise_of(CURVES, [fit(c) for c in CURVES])
+        assert allowance(own, noise) == pytest.approx(max(curve) - min(curve))
+    assert fit([None, math.inf, math.nan]) is None
+
+
+def test_an_allowance_is_at_most_the_range():
+    steep = (2.15, 2.0, 2.15)
+    noise = noise_of(CURVES, [fit(c) for c in CURVES])
+    assert allowance(fit(steep), noise) == pytest.approx(min(0.15, 0.15 * (0.05)), rel=1)
+    flat = (2.0, 1.999, 2.0, 2.001, 2.0)
+    loud = noise_of([(2.0, 2.1, 1.95, 2.05, 2.1)], [fit((2.0, 2.1, 1.95, 2.05, 2.1))])
+    assert allowance(fit(flat), loud) == pytest.approx(0.002)
+
+
+def test_rates_between_grid_points_are_geometric():
+    rates = [1e-3, 2e-3, 4e-3]
+    assert [at_grid(rates, z) for z in (0, 1, 2)] == pytest.approx(rates)
+    assert at_grid(rates, 0.5) == pytest.approx(math.sqrt(2) * 1e-3)
+    assert at_grid(rates, 1.25) == pytest.approx(2e-3 * 2**0.25)
+    assert at_grid([3e-4], 0.0) == 3e-4
+
+
+# Seeds and documents
+
+
+def drawn(rng, seeds: int, documents: int, sd: tuple[float, float, float]) -> np.ndarray:
+    of_seeds, of_documents, of_both = sd
+    return (
+        0.1
+        + of_seeds * rng.normal(size=(seeds, 1))
+        + of_documents * rng.normal(size=(1, documents))
+        + of_both * rng.normal(size=(seeds, documents))
+    )
+
+
+def test_the_variance_over_seeds_and_documents_is_unbiased():
+    """Over 2,000 draws of known components the mean of V is the true variance of the mean."""
+    rng, sd, n, w = np.random.default_rng(0), (0.3, 1.0, 2.0), 5, 40
+    found = [crossed(drawn(rng, n, w, sd)).both.error ** 2 for _ in range(2000)]
+    true = sd[0] ** 2 / n + sd[1] ** 2 / w + sd[2] ** 2 / (n * w)
+    assert np.mean(found) == pytest.approx(true, rel=0.05)
+
+
+@pytest.mark.parametrize(("ratio", "seeds_alone"), [(1, 0.88), (2, 0.81)])
+def test_known_coverage_of_new_text(ratio, seeds_alone):
+    """n = 5, 1,000 trials; the variance of the mean is `ratio` times as large from text as from
+    seeds."""
+    rng, n, w, trials = np.random.default_rng(1), 5, 60, 1000
+    sd = (1.0, math.sqrt(ratio * w / n), 0.5)
+    hits = {"rows": 0, "both": 0}
+    for _ in range(trials):
+        found = crossed(drawn(rng, n, w, sd))
+        for name in hits:
+            own = getattr(found, name)
+            hits[name] += abs(own.value - 0.1) <= own.half_width(0.05)
+    assert hits["rows"] / trials == pytest.approx(seeds_alone, abs=0.035)
+    assert hits["both"] / trials == pytest.approx(0.95, abs=0.02)
+
+
+def test_columns_that_do_not_vary_leave_the_rows_alone():
+    values = np.array([[1.0] * 8, [2.0] * 8, [4.0] * 8])
+    found = crossed(values)
+    assert found.both.error == pytest.approx(found.rows.error)
+    assert not found.columns_matter
+    assert crossed(np.ones((3, 4))) is None
+
+
+def test_a_better_known_error_of_rows_is_used():
+    values = drawn(np.random.default_rng(2), 4, 30, (0.3, 0.0, 0.1))
+    known = Estimate(float(values.mean()), 0.5, 8, 4, PAIRED)
+    assert crossed(values, known).both.error == pytest.approx(0.5, rel=0.05)
+
+
+# Ladders
+
+
+def curve(compute: float) -> float:
+    return 1.7 + 4.0 * (compute / 1e15) ** -0.1
+
+
+def ladder(multiplier: float, exponent: float, sd: float = 0.0, rungs: int = 4, seed: int = 0):
+    """An arm that needs multiplier x (C / middle)^exponent times less compute."""
+    rng = np.random.default_rng(seed)
+    compute = 1e15 * np.geomspace(1, 4.0 ** (rungs - 1), rungs)
+    middle = np.exp(np.log(compute).mean())
+    return [
+        Rung(
+            c,
+            [curve(c) + e for e in sd * rng.normal(size=3)],
+            [curve(c * multiplier * (c / middle) ** exponent) + e for e in sd * rng.normal(size=3)],
+        )
+        for c in compute
+    ]
+
+
+@pytest.mark.parametrize("multiplier", [0.7, 1.35, 2.0])
+@pytest.mark.parametrize("exponent", [-0.1, 0.0, 0.1])
+def test_exact_power_laws_are_found(multiplier, exponent):
+    found = climb(ladder(multiplier, exponent))
+    assert found.exponent == pytest.approx(exponent, abs=0.012)
+    middle = math.exp(np.mean(np.log(found.multipliers)))
+    assert middle == pytest.approx(multiplier, rel=0.02)
+
+
+def test_an_arm_that_is_the_baseline_has_a_multiplier_of_1():
+    rungs = [Rung(r.compute, r.baseline, r.baseline) for r in ladder(1.0, 0.0, sd=0.01)]
+    found = climb(rungs)
+    assert found.multipliers == pytest.approx([1.0] * 4)
+    assert found.verdict == HOLDS
+
+
+def test_swapping_the_arm_inverts_the_multiplier():
+    rungs = ladder(1.35, 0.05, sd=0.005)
+    swapped = [Rung(r.compute, r.arm, r.baseline) for r in rungs]
+    one, other = climb(rungs), climb(swapped)
+    assert np.log(other.multipliers) == pytest.approx(-np.log(one.multipliers), rel=0.1)
+
+
+def test_known_coverage():
+    """m = 1.35, beta = 0.1, sd 0.01, 4 rungs of 3 seeds: coverage .94 to .98, 600 trials."""
+    hits = exponents = 0
+    for seed in range(600):
+        found = climb(ladder(1.35, 0.1, sd=0.01, seed=seed))
+        low, high = found.exponent_interval
+        exponents += low <= 0.1 <= high
+        compute = 4.0 ** (np.arange(4) - 1.5)
+        true = 1.35 * compute**0.1
+        hits += np.mean([lo <= m <= hi for m, (lo, hi) in zip(true, found.intervals, strict=True)])
+    assert 0.93 < hits / 600 < 0.985
+    assert exponents / 600 > 0.91
+
+
+def test_words():
+    assert climb(ladder(1.35, 0.15, sd=0.003)).verdict == GROWS
+    assert climb(ladder(1.35, -0.15, sd=0.003)).verdict == FADES
+    assert climb(ladder(1.35, 0.0, sd=0.003)).verdict == HOLDS
+    assert climb(ladder(1.35, 0.0, sd=0.2)).verdict == "inconclusive"
