@@ -55,6 +55,7 @@ from training.log_text import (
     format_start_report,
     format_step,
 )
+from training.machine_load import OtherLoad
 
 __all__ = [
     "LINE_WIDTH",
@@ -172,6 +173,7 @@ class TrainingLogger:
         with file_errors(f"write the log in {self.run_dir}"):
             self.run_dir.mkdir(parents=True, exist_ok=True)
         self._started = time.perf_counter()
+        self._load = OtherLoad()
         lines: list[dict[str, Any]] = []
         if self._resume is None:
             refuse_existing_log(self.run_dir)
@@ -404,5 +406,6 @@ class TrainingLogger:
             self._write_run()
 
     def _write_run(self, *, records: bool = False, **changes: Any) -> None:
+        self._run["starts"][-1]["other_cpu_share"] = round(self._load.share(), 4)
         run = {**self._run, **changes, "summary": self.summary}
         write_run(self.run_dir, run, records=records)

@@ -54,6 +54,8 @@ class LoggedRun:
         defaults: The options of parts that are at their defaults, as far as the log says it.
         plugins: Of each plugin file its digest; None where the log does not say.
         environments: That of each start of the run, where they are logged.
+        other_load: The largest share of the machine's CPUs that other processes used during a
+            start; None where the log does not say it of every start.
         arm: What the sweep that the run belongs to calls its arm.
         sweep: The folder of that sweep.
     """
@@ -72,6 +74,7 @@ class LoggedRun:
     defaults: frozenset[str] = frozenset()
     plugins: dict[str, Any] | None = None
     environments: tuple[dict[str, Any], ...] = ()
+    other_load: float | None = None
     arm: str | None = None
     sweep: str | None = None
 
@@ -214,7 +217,10 @@ _RUN = record(
         "plugins": record({}, others=scalar),
         "roles": record({}, others=scalar),
         "defaults": list_of(text(), most=_MOST_RECORDS),
-        "starts": list_of(record({"environment": _ENVIRONMENT}), most=_MOST_RECORDS),
+        "starts": list_of(
+            record({"environment": _ENVIRONMENT}, {"other_cpu_share": nullable(number(0, 1))}),
+            most=_MOST_RECORDS,
+        ),
     },
 )
 _LINE = {"iter": _STEPS, "wall_seconds": _COUNT}
@@ -260,7 +266,8 @@ def load_run(path: Path | str) -> LoggedRun:
             f"(a {METRICS_FILE} alone does not tell what was trained)."
         )
     document = read_checked(path, read_run, _check_run, "the log of a run")
-    starts = [start["environment"] for start in document.get("starts", ())]
+    starts = document.get("starts", ())
+    loads = [start.get("other_cpu_share") for start in starts]
     shown = {key: all_printable(document[key]) for key in _SHOWN}
     run = LoggedRun(
         path=path,
@@ -270,7 +277,8 @@ def load_run(path: Path | str) -> LoggedRun:
         eval_steps=document["eval_steps"],
         summary=document["summary"],
         plugins=all_printable(document.get("plugins")),
-        environments=tuple(all_printable(starts)),
+        environments=tuple(all_printable([start["environment"] for start in starts])),
+        other_load=max(loads) if loads and None not in loads else None,
         **shown,
     )
     ended = run.status != "running" and run.eval_steps

@@ -425,6 +425,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "driver": _driver_version(),
         "device": device_name(device),
+        "device_count": 1,
+        "host": platform.node(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -1,0 +1,47 @@
+"""How much of the machine's CPUs other processes use while a run trains.
+
+Seconds of two runs can only be compared if each had the machine to itself, so the log records it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import psutil
+
+
+class OtherLoad:
+    """Measures the CPU time of other processes since it was made.
+
+    On a machine in containers this is that of the whole host. Processes that this one started,
+    such as those that compile, count as its own.
+    """
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def share(self) -> float:
+        """CPU time of others as a share of what all CPUs could have given, from 0 to 1."""
+        (start, busy, own), (now, busy_now, own_now) = self._before, _cpu_seconds()
+        available = (now - start) * (os.cpu_count() or 1)
+        others = (busy_now - busy) - (own_now - own)
+        return min(max(others / available, 0.0), 1.0) if available > 0 else 0.0
+
+
+def _cpu_seconds() -> tuple[float, float, float]:
+    """The time; CPU seconds so far of all processes, and of this one and those it started."""
+    times = psutil.cpu_times()
+    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+    # guest time is part of user time on Linux
+    busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    process = psutil.Process()
+    own = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it may have just ended
+            spent = each.cpu_times()
+            own += spent.user + spent.system
+    ended = process.cpu_times()
+    own += getattr(ended, "children_user", 0.0) + getattr(ended, "children_system", 0.0)
+    return time.monotonic(), busy, own
