@@ -31,6 +31,7 @@ from cli import run_cli
 from comparison.formatting import assignments
 from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
+from comparison.tables import wrapped
 from configurator import Arguments, split_arguments
 from errors import ConfigError, Problem, UserError
 from experiment.arms import collect_problems
@@ -44,12 +45,19 @@ from experiment.engines import (
     worker_environments,
 )
 from experiment.jobs import ENDED
-from experiment.manifest import Sweep, read_sweep, refuse_another, write_manifest
+from experiment.manifest import (
+    Sweep,
+    begun_with_other_code,
+    read_sweep,
+    refuse_another,
+    write_manifest,
+)
 from experiment.overview import overview
-from experiment.plan import Choice, Plan, make_plan
+from experiment.plan import Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
+from experiment.trials import Choice
 from inference.verdicts import MARGIN
 from options import KEYS
 from training.console import Console
@@ -110,9 +118,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--match",
         choices=MATCHES,
-        default="params",
+        default="active_params",
         help="what every arm has as much of as the baseline, within 0.5 %%, by the width of its "
-        "network, or n_embd (default: %(default)s)",
+        "feed-forward network, or n_embd: the parameters that a token uses, all of them (they "
+        "differ for a mixture of experts), or FLOPs per token (default: %(default)s)",
     )
     flags.add_argument(
         "--budget",
@@ -125,7 +134,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=A,B",
-        help="a key of the recipe whose values every arm tries first, on seeds of their own",
+        help="a key of the recipe, or of a part, whose values the arms that have it try first, on "
+        "seeds of their own; every arm must get as many trials",
     )
     flags.add_argument(
         "--tune_seeds", type=int, default=1, metavar="N", help="of every trial (default 1)"
@@ -250,12 +260,14 @@ def main(argv: list[str]) -> int:
         plan = with_seeds_of_before(plan)
         if options.engine == "local":
             refuse_this_machine(plan)
+        timed = options.dry_run and options.engine == "local"
+        seconds = seconds_by_arm(plan, options) if timed else None
+        print(overview(plan, seconds, local_workers(options, plan), shared_gpus(options, plan)))
+        if not (plan.folder / SWEEP_FILE).exists():
+            for note in begun_with_other_code(plan.folder, plan.identity):
+                print("\n".join(wrapped(note)))
         if options.dry_run:
-            seconds = seconds_by_arm(plan, options) if options.engine == "local" else None
-            workers, gpus = local_workers(options, plan), shared_gpus(options, plan)
-            print(overview(plan, seconds, workers, gpus))
             return 0
-        print(overview(plan, workers=local_workers(options, plan), gpus=shared_gpus(options, plan)))
         with locked(plan.folder, "name"):
             engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
             with StopRequest("letting the runs under way save") as stop:
@@ -337,7 +349,7 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
     write_manifest(plan, command)
     failed = run_jobs(plan.tuning_jobs(), engine, stop, console)
     choices = plan.choices()
-    if plan.trials and not stop.requested:
+    if plan.trials_each and not stop.requested:
         report_choices(plan, choices, console)
         write_manifest(plan, command)
     jobs = plan.final_jobs(choices)
@@ -366,7 +378,7 @@ def report_choices(plan: Plan, choices: Mapping[str, Choice], console: Console) 
     """Print what tuning chose for each arm, and what should be looked at again."""
     for arm in plan.arms:
         told = assignments(choices[arm.name]) if arm.name in choices else "waits for its trials"
-        console.say(f"tuned {arm.name}: {told}")
+        console.say(f"tuned {arm.name}: {told or 'nothing'}")
     for note in plan.at_the_edge(choices):
         console.say(note)
 

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import pairwise
 
-from comparison.groups import Group
+from comparison.groups import Group, machines
 from comparison.runs import LoggedRun
 from inference.differences import Estimate, contrast
 
@@ -87,7 +87,7 @@ def common_budget(groups: Iterable[Group], axis: str) -> float | None:
     """The largest budget that every counted run of the groups spent; None where one is unknown,
     or where seconds of unlike machines would be compared."""
     groups = [group for group in groups if group.n]
-    if axis == "seconds" and len(set.union(set(), *(group.machines for group in groups))) > 1:
+    if axis == "seconds" and len(set().union(*machines(groups))) > 1:
         return None
     curves = [curve(run, axis) for group in groups for run in group.counted]
     return min((points[-1][0] for points in curves), default=None) if all(curves) else None
@@ -101,7 +101,8 @@ def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
     mean is over seeds. None where no loss is shared, the seeds are not paired, or the group is
     the baseline.
     """
-    if group is baseline or (axis == "seconds" and group.machines != baseline.machines):
+    own, other = machines([group, baseline])
+    if group is baseline or (axis == "seconds" and own != other):
         return None
     theirs = {run.seeds: run for run in baseline.counted}
     logs = {

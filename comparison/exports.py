@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from statistics import fmean
 from typing import Any
 
 from comparison.findings import Findings, GroupResult
-from comparison.formatting import assignments
+from comparison.formatting import ACTIVE, COST, REACHED, assignments
 from comparison.groups import Group
 from comparison.readings import Reading
 from comparison.runs import LoggedRun
@@ -37,6 +37,7 @@ def numbers(group: Group) -> dict[str, float | None]:
     """What a group reached and what it cost: means over seeds, the largest memory."""
     return {
         "parameters": group.architecture["parameters"],
+        ACTIVE: group.architecture.get("active_parameters"),
         "flops_per_token": group.architecture["flops_per_token"],
         "attention_ffn_ratio": group.architecture.get("attention_ffn_ratio"),
         "loss": group.loss,
@@ -49,6 +50,12 @@ def numbers(group: Group) -> dict[str, float | None]:
         "total_tokens": group.mean(lambda run: run.tokens),
         "total_flops": group.mean(lambda run: run.flops),
     }
+
+
+def costs(findings: Findings) -> list[str]:
+    """The quantities that tell what the groups cost: all of COST that there is to say."""
+    sparse = any(row.group.is_sparse for row in findings.rows)
+    return [key for key in COST if sparse or key != ACTIVE]
 
 
 # JSON
@@ -67,7 +74,7 @@ def document(findings: Findings) -> dict[str, Any]:
             "declared_seeds": design.seeds,
             "noise_floor": findings.noise_floor,
             "margin": design.margin,
-            "groups": [_group_object(row) for row in findings.rows],
+            "groups": _group_objects(findings),
             "effects": [
                 {
                     "changes": effect.changes,
@@ -81,7 +88,12 @@ def document(findings: Findings) -> dict[str, Any]:
     )
 
 
-def _group_object(row: GroupResult) -> dict[str, Any]:
+def _group_objects(findings: Findings) -> list[dict[str, Any]]:
+    shown = (*REACHED, *costs(findings))
+    return [_group_object(row, shown) for row in findings.rows]
+
+
+def _group_object(row: GroupResult, shown: Collection[str]) -> dict[str, Any]:
     group = row.group
     return {
         "name": group.name,
@@ -93,7 +105,7 @@ def _group_object(row: GroupResult) -> dict[str, Any]:
         "failures": group.diverged,
         "excluded": group.left_out,
         "set_apart": row.set_apart,
-        **numbers(group),
+        **{key: value for key, value in numbers(group).items() if key in shown},
         **_verdict_object(row.verdict, row.terms),
         "terms": row.terms,
         "caveats": row.caveats,
@@ -182,7 +194,7 @@ def to_csv(findings: Findings) -> str:
 
     Text that a spreadsheet would take for a formula begins with `'`.
     """
-    lines = [_flat(_group_object(row)) for row in findings.rows]
+    lines = [_flat(group) for group in _group_objects(findings)]
     columns = dict.fromkeys(column for line in lines for column in line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")

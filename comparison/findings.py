@@ -12,10 +12,18 @@ from comparison.caveats import caveats
 from comparison.curves import AXES, speedup
 from comparison.design import Design
 from comparison.effects import Effect, effects
-from comparison.groups import Group, changes, find_baseline, group_runs, terms, unlike
+from comparison.groups import (
+    Group,
+    changes,
+    find_baseline,
+    group_runs,
+    machines,
+    terms,
+    unlike,
+)
 from comparison.judging import bar, final_verdicts
 from comparison.readings import Reading, readings
-from comparison.runs import LoggedRun
+from comparison.runs import MOST_OTHER_LOAD, LoggedRun
 from inference.differences import Estimate
 from inference.failures import blow_ups
 from inference.verdicts import Verdict, unjudged
@@ -151,7 +159,7 @@ def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
 def _pareto_set(groups: Sequence[Group]) -> dict[str, bool]:
     """Of each group whose loss (from two seeds or more), memory and speed are known, all on one
     machine, whether none is better in one and no worse in the others."""
-    if len(set.union(set(), *(group.machines for group in groups))) > 1:
+    if len(set().union(*machines(groups))) > 1:
         return {}
     known = {group.name: point for group in groups if None not in (point := _point(group))}
     return {
@@ -190,11 +198,18 @@ def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -
             f"All runs share data_seed={next(iter(seeds))[1]}: the intervals cover the randomness "
             "of initialisation and dropout, not that of the order of the data."
         )
-    machines = set.union(set(), *(group.machines for group in compared))
-    if len(machines) > 1:
-        devices = ", ".join(sorted({str(machine[0]) for machine in machines}))
+    shared = [run.run_name for group in compared for run in group.counted if not run.alone]
+    if shared:
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         yield (
-            f"Speeds are not comparable: the runs differ in device, threads or compile ({devices})."
+            f"Seconds are not compared: {', '.join(shared[:3])}{more} shared the machine with other "
+            f"processes (more than {100 * MOST_OTHER_LOAD:.0f} % of its CPUs), or the log does not "
+            "say."
+        )
+    elif len(ran_on := set().union(*machines(compared))) > 1:
+        devices = ", ".join(sorted({str(device) for device, *_ in ran_on}))
+        yield (
+            f"Seconds are not compared: the runs differ in device, threads or compile ({devices})."
         )
 
 

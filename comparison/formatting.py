@@ -66,11 +66,15 @@ class Quantity:
     format: Callable[[float | None], str]
 
 
+ACTIVE = "active_parameters"
+"""Shown only where they are fewer than all, as in a mixture of experts."""
+
 QUANTITIES = {
     "loss": Quantity("val loss", format_loss),
     "sd": Quantity("sd", format_loss),
     "bits_per_byte": Quantity("bits/byte", format_loss),
     "parameters": Quantity("params", format_count),
+    ACTIVE: Quantity("active", format_count),
     "flops_per_token": Quantity("FLOPs/token", format_flops),
     "attention_ffn_ratio": Quantity("mixer/FFN", lambda value: format_number(value, ".2f")),
     "tokens_per_second": Quantity("tokens/s", format_count),

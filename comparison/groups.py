@@ -63,6 +63,12 @@ class Group:
         return self.runs[0].architecture
 
     @property
+    def is_sparse(self) -> bool:
+        """Whether a token leaves some parameters unused, as far as the log says."""
+        total = self.architecture["parameters"]
+        return self.architecture.get("active_parameters") not in (None, total)
+
+    @property
     def arm(self) -> str | None:
         """What a sweep calls it; None where its runs belong to none."""
         return self.runs[0].arm
@@ -111,18 +117,6 @@ class Group:
     def progress(self) -> float | None:
         """The share of the planned steps or minutes that the last evaluation came after."""
         return self.mean(lambda run: run.progress)
-
-    @property
-    def machines(self) -> set[tuple[Any, ...]]:
-        """What the counted runs ran on, as far as it decides their speed."""
-        return {
-            (
-                run.environment.get("device"),
-                run.environment.get("threads"),
-                *sorted(map(str, run.having(Role.EXECUTION).items())),
-            )
-            for run in self.counted
-        }
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
@@ -242,7 +236,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:12]}..."
 
 
-# Two groups beside each other
+# Groups beside each other
+
+
+def machines(groups: Sequence[Group]) -> list[set[tuple[Any, ...]]]:
+    """Of each group what its counted runs ran on, as far as it decides their speed.
+
+    Of the keys of execution those count that all runs have: an option of attention does not tell
+    it from a mixer that has no such option. A run that shared its CPUs with other processes ran on
+    no machine like any other.
+    """
+    having = [set(run.having(Role.EXECUTION)) for group in groups for run in group.counted]
+    shared = sorted(set.intersection(*having)) if having else []
+    return [
+        {
+            (
+                run.environment.get("device"),
+                run.environment.get("cpu_count"),
+                run.environment.get("threads"),
+                *(f"{key}={run.config[key]}" for key in shared),
+                *(() if run.alone else ("shared by", run.run_name, run.folder)),
+            )
+            for run in group.counted
+        }
+        for group in groups
+    ]
 
 
 def changes(
@@ -292,7 +310,8 @@ def unequal_length(group: Group, baseline: Group) -> str | None:
         shares = " and ".join(f"{100 * (g.progress or 0):.0f} %" for g in (group, baseline))
         return f"{shares} of the schedule"
     budgets = [lambda run: run.tokens, lambda run: run.flops]
-    if group.machines == baseline.machines:
+    own, other = machines([group, baseline])
+    if own == other:
         budgets.append(lambda run: run.seconds)
     if any(_near(group.mean(budget), baseline.mean(budget)) for budget in budgets):
         return None
@@ -303,11 +322,14 @@ def unequal_length(group: Group, baseline: Group) -> str | None:
 def terms(group: Group, baseline: Group) -> str:
     """In what two groups are equal, and the ratios of what is not: `at equal tokens, 1.24x the
     parameters, 1.20x the FLOPs`."""
-    quantities = {
+    quantities: dict[str, Callable[[LoggedRun], float | None]] = {
         "parameters": lambda run: run.architecture["parameters"],
         "tokens": lambda run: run.tokens,
         "FLOPs": lambda run: run.flops,
     }
+    if group.is_sparse or baseline.is_sparse:
+        active = {"active parameters": lambda run: run.architecture.get("active_parameters")}
+        quantities = active | quantities
     means = {name: (group.mean(of), baseline.mean(of)) for name, of in quantities.items()}
     equal = [name for name, both in means.items() if _near(*both)]
     ratios = [

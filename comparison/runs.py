@@ -42,6 +42,10 @@ SWEEP_FILE, TRIALS_FOLDER = "sweep.json", "tuning"
 """In the folder of a sweep: its manifest, and the folder of the runs that only tuned."""
 
 
+MOST_OTHER_LOAD = 0.1
+"""Share of a machine's CPUs that other processes may use while a run's seconds still count."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggedRun:
     """A run as its log tells it; the fields are those of run.json, see training_logger.
@@ -87,6 +91,11 @@ class LoggedRun:
     def starts(self) -> Sequence[Mapping[str, Any]]:
         """The environment of each start: more than one if the run was resumed."""
         return self.environments or (self.environment,)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it had the machine to itself, as far as the log says: its speed is its own."""
+        return self.other_load is not None and self.other_load <= MOST_OTHER_LOAD
 
     @cached_property
     def code(self) -> list[Any]:
@@ -197,7 +206,7 @@ _RUN = record(
         ),
         "architecture": record(
             {"name": _NAME, "parameters": _COUNT, "flops_per_token": _COUNT},
-            {"attention_ffn_ratio": nullable(number())},
+            {"active_parameters": nullable(_COUNT), "attention_ffn_ratio": nullable(number())},
             others=plain,
         ),
         "environment": _ENVIRONMENT,

@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from comparison.effects import Effect
-from comparison.exports import factor_object, numbers, sample_object
+from comparison.exports import costs, factor_object, numbers, sample_object
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
-    COST,
+    ACTIVE,
     QUANTITIES,
     REACHED,
     axis_name,
@@ -58,7 +58,7 @@ def sections(findings: Findings, ratio: bool = False) -> Iterator[TitledTable]:
     apart = {number: row for number, row in numbered.items() if row.set_apart}
     yield _names(findings)
     yield _final(findings, compared)
-    yield _costs(numbered)
+    yield _costs(numbered, costs(findings))
     for axis in findings.axes:
         yield _at_equal(axis, compared)
     if any(log for row in findings.rows for log in row.speedups.values()):
@@ -150,12 +150,15 @@ def _line(row: GroupResult) -> str:
     return verdict_line(row.verdict, row.terms) + ("." if noted else "") + noted
 
 
-def _costs(rows: Mapping[str, GroupResult]) -> TitledTable:
+def _costs(rows: Mapping[str, GroupResult], keys: Sequence[str]) -> TitledTable:
+    sentence = "seconds: in training steps; tokens/s and MFU: medians; 1 GB = 1e9 bytes."
+    if ACTIVE in keys:
+        sentence = f"active: parameters that a token uses; {sentence}"
     return TitledTable(
         "Cost",
-        ("", *_labels(COST)),
-        [(number, *_numbers(row.group, COST)) for number, row in rows.items()],
-        ["seconds: in training steps; tokens/s and MFU: medians; 1 GB = 1e9 bytes."],
+        ("", *_labels(keys)),
+        [(number, *_numbers(row.group, keys)) for number, row in rows.items()],
+        [sentence],
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -14,18 +16,27 @@ from typing import Any
 import configurator
 from comparison.formatting import assignments
 from comparison.groups import SAME_BUDGET, SAME_SHARE
+from components.registry import is_users_own
 from configurator import DERIVED, Asked, Settings
 from data.dataset import Dataset
 from data.dataset_lookup import prepare_if_missing
 from errors import ConfigError, Problem, UserError
 from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
-from experiment.matching import FFN_KEYS, flops_per_token, parameters, size_problems, solve
-from experiment.request import Request, is_tunable
+from experiment.matching import (
+    FFN_KEYS,
+    active_parameters,
+    counter,
+    flops_per_token,
+    parameters,
+    size_problems,
+    solve,
+)
+from experiment.request import MATCHED, Request, is_tunable
 from interop.starting_model import new_settings
 from options import KEYS, Role
-from part_keys import chosen_by
-from user_files import collect
+from part_keys import chosen_by, parts_of
+from user_files import collect, module_name, read_config_file
 
 BASELINE = "baseline"
 
@@ -40,13 +51,15 @@ class Arm:
     Attributes:
         name: `baseline`, `normalization=rmsnorm`, or the name of a config file.
         files: Its config files.
-        flags: Its `--key=value`, as text.
+        asked: The `--key=value` that it was asked for with, as text.
+        flags: Those that its runs get: without keys that it has no use for.
         settings: What they make, the vocabulary that of the data.
         solved: The keys that were changed to make its size equal to the baseline's.
     """
 
     name: str
     files: tuple[str, ...]
+    asked: Mapping[str, str]
     flags: Mapping[str, str]
     settings: Settings
     solved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,9 +74,19 @@ class Arm:
         return parameters(self.settings.model)
 
     @property
+    def active_parameters(self) -> int:
+        """Those that a token uses: not those of experts that it is not routed to."""
+        return active_parameters(self.settings.model)
+
+    @property
     def flops_per_token(self) -> float:
         """Of training, at the sequence length that it trains on."""
         return flops_per_token(self.settings.model, self.settings.training.sequence_length)
+
+    def amount(self, match: str) -> float:
+        """What it has of a key of MATCHED."""
+        count = counter(match, self.settings.training.sequence_length)
+        return count(self.settings.model)
 
     @property
     def tokens(self) -> int:
@@ -122,7 +145,8 @@ class ArmMaker:
         _refuse_other_recipes(arms, self.request)
         _refuse_twins(arms)
         _refuse_minutes(arms, self.request.budget)
-        arms = self.of_equal_length([self.matched(arm, arms[0]) for arm in arms])
+        matched = [self.matched(arm, arms[0]) for arm in arms]
+        arms = self.of_equal_length(matched, arms[0])
         _refuse_unequal_budgets(arms, self.request.budget)
         _refuse_other_schedules(arms, self.request)
         return arms
@@ -154,7 +178,8 @@ class ArmMaker:
         for name, files, flags in self._asked(levels):
             with collect_problems(name, problems):
                 arms.append(self._arm(name, files, flags))
-        problems += _used_by_none(arms)
+        if not request.tune:  # else trials may choose the part
+            problems += used_by_none(arms)
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         if len(arms) < 2:
@@ -208,19 +233,23 @@ class ArmMaker:
         """As `make`, but the problems do not name the arm."""
         asked = configurator.read([*files, *(f"--{key}={text}" for key, text in flags.items())])
         settings = new_settings(asked, allow_unused=self._may_be_unused(asked, flags))
-        taken_back = dict.fromkeys(sorted(settings.unused), configurator.TAKEN_BACK)
-        flags = {**flags, **taken_back}
-        too_large = list(size_problems(settings.model))
-        if too_large:
-            raise ConfigError(too_large)
+        problems = [*size_problems(settings.model), *_borrowed_parts(settings)]
+        if problems:
+            raise ConfigError(problems)
         settings = settings.for_data(self._data_of(settings).vocab_size)
-        return Arm(name=name, files=tuple(files), flags=dict(flags), settings=settings)
+        return Arm(
+            name=name,
+            files=tuple(files),
+            asked=dict(flags),
+            flags=_used_flags(files, flags, settings.unused),
+            settings=settings,
+        )
 
     def _may_be_unused(self, asked: Asked, flags: Mapping[str, str]) -> set[str]:
-        """The keys that all arms are given, which apply to those that own them."""
+        """The keys that all arms are given or tuned over, which apply to those that own them."""
         shared = {key for key, text in flags.items() if self.request.flags.get(key) == text}
         files = self.request.files
-        return shared | {
+        return shared.union(self.request.tune) | {
             key
             for key, item in asked.given.items()
             if item.origin in files or item.origin.rpartition(":")[0] in files
@@ -236,44 +265,71 @@ class ArmMaker:
 
     # Equal sizes, equal budgets
 
-    def matched(self, arm: Arm, baseline: Arm) -> Arm:
-        """The arm with as many parameters, or FLOPs, as the baseline."""
+    def matched(self, arm: Arm, baseline: Arm, fixed: Collection[str] = ()) -> Arm:
+        """The arm with as much as the baseline of what `--match` says, without a change of keys
+        that are fixed."""
         match, length = self.request.match, baseline.settings.training.sequence_length
         if match == "none":
             return arm
-        counts = {
-            "params": (parameters, baseline.parameters, "parameters"),
-            "flops": (
-                lambda model: flops_per_token(model, length),
-                baseline.flops_per_token,
-                "FLOPs per token",
-            ),
-        }
-        count, target, unit = counts[match]
-        fixed = {key for key in (*FFN_KEYS, "n_embd") if _is_chosen(arm, baseline, key)}
+        count = counter(match, length)
+        chosen = {key for key in (*FFN_KEYS, "n_embd") if _is_chosen(arm, baseline, key)}
+        target = count(baseline.settings.model)
         try:
-            keys = solve(arm.settings.model, count, target, fixed)
+            keys = solve(arm.settings.model, count, target, chosen.union(fixed))
         except UserError as error:
-            raise UserError(f"arm {arm.name}, {unit}: {error}") from error
+            raise UserError(f"arm {arm.name}, {MATCHED[match]}: {error}") from error
         if not keys:
             return arm
         texts = {key: configurator.shown(value) for key, value in keys.items()}
-        remade = self.make(arm.name, arm.files, {**arm.flags, **texts})
+        remade = self.make(arm.name, arm.files, {**arm.asked, **texts})
         return dataclasses.replace(
             remade, solved={key: value for key, value in keys.items() if value is not None}
         )
 
-    def of_equal_length(self, arms: Sequence[Arm]) -> list[Arm]:
+    def trial(self, arm: Arm, choice: Mapping[str, str], baseline: Arm) -> Arm:
+        """An arm with values of tuned keys, of the same size and budget as the baseline."""
+        name = f"{arm.name} with {assignments(choice)}"
+        made = self.make(name, arm.files, {**arm.asked, **choice})
+        [made] = self.of_equal_length([self.matched(made, baseline, choice)], baseline)
+        _refuse_unequal_budgets([baseline, made], self.request.budget)
+        return made
+
+    def of_equal_length(self, arms: Sequence[Arm], baseline: Arm) -> list[Arm]:
         """The arms with the lengths that the budget gives each, by default the baseline's."""
-        budget = self.request.budget or Budget("tokens", arms[0].tokens)
+        budget = self.request.budget or Budget("tokens", baseline.tokens)
         return [self._lengthened(arm, budget) for arm in arms]
 
     def _lengthened(self, arm: Arm, budget: Budget) -> Arm:
         flags = length_flags(budget, arm.settings, arm.flops_per_token)
         if "keep_checkpoints" not in arm.settings.explicit:
             flags["keep_checkpoints"] = "1"  # many runs, and each can be resumed from its newest
-        remade = self.make(arm.name, arm.files, {**arm.flags, **flags})
+        remade = self.make(arm.name, arm.files, {**arm.asked, **flags})
         return dataclasses.replace(remade, solved=arm.solved)
+
+
+def _used_flags(
+    files: Sequence[str], flags: Mapping[str, str], unused: Collection[str]
+) -> dict[str, str]:
+    """The flags without keys that are not used; those of them that config files set are undone."""
+    used = {key: text for key, text in flags.items() if key not in unused}
+    if not unused:
+        return used
+    set_by_files = set().union(*(read_config_file(path, {}) for path in files))
+    return used | dict.fromkeys(sorted(set_by_files & set(unused)), configurator.TAKEN_BACK)
+
+
+def _borrowed_parts(settings: Settings) -> Iterator[Problem]:
+    """Parts that are registered here by the file of another arm, which runs would not know."""
+    own = {module_name(path) for path in settings.plugins}
+    for view in (*settings.model.kinds, settings.training):
+        for key, part in parts_of(view, KEYS):
+            if is_users_own(part) and part.__module__ not in own:
+                path = os.path.relpath(sys.modules[part.__module__].__file__)
+                message = (
+                    f"{key}={view.get(key)} is registered by {path}, which is not a file of this "
+                    f"arm; give all arms --plugins={path}."
+                )
+                yield Problem((key,), message)
 
 
 def _changes(levels: Mapping[str, Sequence[str]], design: str) -> Iterator[dict[str, str]]:
@@ -304,7 +360,7 @@ def _is_chosen(arm: Arm, baseline: Arm, key: str) -> bool:
 # What no sweep can be made of
 
 
-def _used_by_none(arms: Sequence[Arm]) -> Iterator[Problem]:
+def used_by_none(arms: Sequence[Arm]) -> Iterator[Problem]:
     """Keys that every arm is given, and none has a use for."""
     for key in sorted(
         set.intersection(*(set(arm.settings.unused) for arm in arms)) if arms else ()

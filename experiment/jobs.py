@@ -30,6 +30,9 @@ FAILED = "failed"
 ENDED = (COMPLETED, DIVERGED)
 """To run such a job again would change nothing."""
 
+SOURCE_OF = "source of "
+"""How an entry of an arm begins that has the digest of a file with parts."""
+
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
 """What a run that was asked to stop has, to finish its step and save, before it is killed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from comparison.json_checks import (
 )
 from comparison.runs import SWEEP_FILE
 from errors import UserError
+from experiment.jobs import SOURCE_OF
 from inference.verdicts import MARGIN
 from safe_files import write_atomically
 from training.log_files import json_safe
@@ -132,12 +133,19 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
         "seeds": plan.seeds,
         "margin": request.margin,
         "looks": list(plan.looks),
-        "tuning": {"trials": plan.trials, "seeds": plan.tuning_seeds if plan.trials else []},
+        "tuning": {
+            "trials": [
+                {name: trial.choice for name, trial in zip(plan.trials, together, strict=True)}
+                for together in zip(*plan.trials.values(), strict=True)
+            ],
+            "seeds": plan.tuning_seeds if plan.trials_each else [],
+        },
         "arms": [
             {
                 "name": arm.name,
                 "solved": arm.solved,
                 "parameters": arm.parameters,
+                "active_parameters": arm.active_parameters,
                 "flops_per_token": arm.flops_per_token,
                 "tuned": choices.get(arm.name),
                 "arguments": [*arm.files, *(f"--{k}={v}" for k, v in arm.flags.items())],
@@ -204,8 +212,25 @@ def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
             f"{found.folder} holds another sweep: {'; '.join(differences[:3])}{more}. Choose "
-            "another --name, or repeat its command to go on with it."
+            "another --name, or undo the difference to go on with it."
         )
+
+
+def begun_with_other_code(folder: Path, identity: Mapping[str, Any]) -> Iterator[str]:
+    """A note on each sweep beside a new one's folder that differs in the code of parts alone."""
+    wanted = json.loads(json.dumps(json_safe(identity)))
+    for path in sorted(folder.parent.glob(f"*/{SWEEP_FILE}")):
+        try:
+            found = read_sweep(path.parent)
+        except UserError:  # it is told where it is asked for
+            continue
+        differences = _differences(found.identity, wanted)
+        if differences and all(f": {SOURCE_OF}" in one for one in differences):
+            yield (
+                f"Note: {found.folder} holds the same sweep with other code: {differences[0]}. "
+                "Its runs are not used here; to go on with it, undo the change and repeat the "
+                "command."
+            )
 
 
 _UNSAID = "the default"  # an identity leaves out what has it

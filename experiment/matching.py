@@ -1,4 +1,5 @@
-"""Equal sizes: the width at which an arm has as many parameters, or FLOPs, as the baseline."""
+"""Equal sizes: the width at which an arm has as many parameters, all or active, or FLOPs, as the
+baseline."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ TOLERANCE = 0.005
 """Counts that differ by no more than this share are equal."""
 
 USUAL = 2.0
-"""An FFN is made at most this many times wider or narrower; beyond that n_embd changes, too."""
+"""An FFN is made at most this many times wider or narrower; beyond that n_embd changes, too. Each
+of N experts may be N times narrower still, since together they are then as wide as one network."""
 
 MOST_TRIES = 64
 """Widths tried in a row for one that the parts can work with."""
@@ -51,10 +53,21 @@ def size_problems(config: ModelArchitectureConfig) -> Iterator[Problem]:
 
 
 @functools.cache
-def parameters(config: ModelArchitectureConfig) -> int:
-    """Parameters of a model, without making them."""
+def _sizes(config: ModelArchitectureConfig) -> tuple[int, int]:
+    """Total and active parameters of a model, without making them."""
     with torch.device("meta"):
-        return GPT(config).num_parameters()
+        model = GPT(config)
+        return model.num_parameters(), model.active_parameters()
+
+
+def parameters(config: ModelArchitectureConfig) -> int:
+    """All parameters of a model."""
+    return _sizes(config)[0]
+
+
+def active_parameters(config: ModelArchitectureConfig) -> int:
+    """The parameters of a model that a token uses."""
+    return _sizes(config)[1]
 
 
 @functools.cache
@@ -64,13 +77,23 @@ def flops_per_token(config: ModelArchitectureConfig, sequence_length: int) -> fl
         return GPT(config).flops_per_token(sequence_length)
 
 
+def counter(match: str, sequence_length: int) -> Count:
+    """What counts one of `request.MATCHED` of a model."""
+    counts: dict[str, Count] = {
+        "active_params": active_parameters,
+        "params": parameters,
+        "flops": lambda config: flops_per_token(config, sequence_length),
+    }
+    return counts[match]
+
+
 def solve(
     config: ModelArchitectureConfig, count: Count, target: float, fixed: Collection[str] = ()
 ) -> dict[str, Any]:
     """The keys to change so that `count(config)` is within TOLERANCE of a target; none where it is.
 
-    The width of the FFN is changed first; where that would take one more than USUAL times wider or
-    narrower, or it is fixed, n_embd is, too.
+    The width of the FFN is changed first; where that would be out of proportion (see USUAL), or it
+    is fixed, n_embd is, too.
 
     Args:
         config: The arm's.
@@ -111,7 +134,8 @@ def _candidates(
     if may_widen:
         keys = _ffn_width(config, count, target)
         wider = _first(config.changed(**keys), "ffn_hidden") / _first(config, "ffn_hidden")
-        if 1 / USUAL <= wider <= USUAL:
+        experts = _first(config, "n_experts") or 1
+        if 1 / (USUAL * experts) <= wider <= USUAL:
             yield keys
         else:
             extreme.append(keys)

@@ -10,6 +10,7 @@ from comparison.tables import aligned, wrapped
 from experiment.arms import Arm
 from experiment.jobs import COMPLETED
 from experiment.plan import Plan
+from experiment.request import MATCHED
 from inference.differences import FEWEST_OTHERS
 from inference.planning import POWER
 from inference.planning import Plan as SeedPlan
@@ -20,7 +21,9 @@ from training_logger import format_count, format_flops
 LONGEST_LABEL = 45
 """Characters; arms of longer names are numbered in the table, so that its columns stay together."""
 
-MATCHED = {"params": "parameters", "flops": "FLOPs per token"}
+
+UNEQUAL = 0.1
+"""A share of active parameters or FLOPs per token by which no arm should differ unnoticed."""
 
 
 def overview(
@@ -91,7 +94,7 @@ def _sentences(
     yield detects(plan)
     if seconds:
         each = sum(seconds.values())
-        runs = len(plan.seeds) + len(plan.trials) * len(plan.tuning_seeds)
+        runs = len(plan.seeds) + plan.trials_each * len(plan.tuning_seeds)
         told = "not counting validation" if plan.is_timed else "by timing a few steps of each arm"
         yield (
             f"Time: about {format_duration(each * runs / workers)} for all runs with {workers} "
@@ -118,6 +121,8 @@ def _shared(workers: int, gpus: int | None, timed: bool) -> Iterator[str]:
 def _equal(plan: Plan) -> Iterator[str]:
     """What was made equal, and how."""
     match, solved = plan.request.match, [arm for arm in plan.arms if arm.solved]
+    if match == "active_params" and not any(map(_is_sparse, plan.arms)):
+        match = "params"  # the same, and the plainer word
     if match == "none":
         yield "Sizes are as they are (--match=none)."
     elif not solved:
@@ -125,6 +130,13 @@ def _equal(plan: Plan) -> Iterator[str]:
     else:
         told = "; ".join(f"{arm.name}: {assignments(arm.solved)}" for arm in solved)
         yield f"Equal {MATCHED[match]} within 0.5 %, by changing widths. {told}."
+    for arm in filter(_is_sparse, plan.arms):
+        total, active = format_count(arm.parameters), format_count(arm.active_parameters)
+        yield (
+            f"{arm.name}: {active} of {total} parameters are active for a token; "
+            f"{_ratio(arm, plan, 'flops'):.2f}x the FLOPs per token of the baseline."
+        )
+    yield from _unequal(plan)
     budget = plan.request.budget
     if plan.is_timed:
         yield f"Every run trains for {budget.amount:g} minutes; validation is not counted."
@@ -135,14 +147,40 @@ def _equal(plan: Plan) -> Iterator[str]:
         yield f"Every run spends {shown}."
 
 
+def _is_sparse(arm: Arm) -> bool:
+    """Whether a token leaves some of its parameters unused."""
+    return arm.active_parameters != arm.parameters
+
+
+def _unequal(plan: Plan) -> Iterator[str]:
+    """A warning of each arm that uses much more or less for a token than the baseline."""
+    if plan.request.match == "none":  # unequal as asked
+        return
+    budget = plan.request.budget
+    same_tokens = budget is None or budget.unit == "tokens"  # else not the same number of them
+    compared = ("active_params", "flops") if same_tokens else ("active_params",)
+    for arm in plan.arms:
+        far = [match for match in compared if abs(_ratio(arm, plan, match) - 1) > UNEQUAL]
+        if far:
+            told = " and ".join(f"{_ratio(arm, plan, m):.2f}x the {MATCHED[m]}" for m in far)
+            yield (
+                f"Warning: {arm.name} has {told} of the baseline, more than {100 * UNEQUAL:.0f} % "
+                f"apart; --match={far[0]} makes them equal."
+            )
+
+
+def _ratio(arm: Arm, plan: Plan, match: str) -> float:
+    """How many times as much as the baseline an arm has of something to match."""
+    return arm.amount(match) / plan.baseline.amount(match)
+
+
 def _runs(plan: Plan) -> Iterator[str]:
     first, last = plan.seeds[0][0], plan.seeds[-1][0]
     told = f"{len(plan.seeds)} seeds from {first} to {last}" if last > first else f"seed {first}"
-    if plan.trials:
-        tried = len(plan.trials) * len(plan.tuning_seeds)
-        keys = " and ".join(plan.request.tune)
+    if plan.trials_each:
+        tried = plan.trials_each * len(plan.tuning_seeds)
         yield (
-            f"Tuning: {len(plan.trials)} trials of {keys} for every arm, with seeds from "
+            f"Tuning: {plan.trials_each} trials {_tuned(plan)}, with seeds from "
             f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then fresh seeds:"
         )
     yield (
@@ -150,6 +188,18 @@ def _runs(plan: Plan) -> Iterator[str]:
         f"data order, and the same initial numbers where shapes agree) = "
         f"{len(plan.arms) * len(plan.seeds)} runs."
     )
+
+
+def _tuned(plan: Plan) -> str:
+    """Of which keys the trials are: of each arm, where not all have the same."""
+    keys = {
+        name: " and ".join(dict.fromkeys(key for trial in trials for key in trial.choice))
+        for name, trials in plan.trials.items()
+    }
+    if len(set(keys.values())) == 1:
+        return f"of {keys[plan.baseline.name]} for every arm"
+    told = "; ".join(f"{name}: {own or 'as it is'}" for name, own in keys.items())
+    return f"for every arm ({told})"
 
 
 def detects(plan: Plan) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,16 +14,14 @@ from comparison.formatting import assignments
 from comparison.runs import TRIALS_FOLDER
 from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
-from experiment.jobs import DIVERGED, ENDED, Job, digest
+from experiment.jobs import DIVERGED, ENDED, SOURCE_OF, Job, digest
 from experiment.request import TUNING_SEEDS_FROM, Request
+from experiment.trials import Choice, Trial, equal_trials
 from inference.verdicts import MARGIN
 from options import KEYS, Role
 from training.provenance import PROJECT, source_digest
 
 RUNS_FOLDER = "runs"
-
-Choice = Mapping[str, str]
-"""Values of the tuned keys, as flags spell them."""
 
 Seeds = tuple[int, int]
 """(seed, data_seed)"""
@@ -42,6 +39,7 @@ class Plan:
         arms: Made equal in size and budget, the baseline first.
         directory: The folder that paths in the request start from.
         dataset: What all train on.
+        trials: Of each arm what it tries first, as many for every arm; none if nothing is tuned.
         looks: Numbers of seeds after which verdicts were shown.
     """
 
@@ -49,6 +47,7 @@ class Plan:
     arms: tuple[Arm, ...]
     directory: Path
     dataset: Dataset
+    trials: Mapping[str, tuple[Trial, ...]]
     looks: tuple[int, ...] = ()
 
     @property
@@ -95,7 +94,8 @@ class Plan:
     @property
     def studied(self) -> list[str]:
         """Keys of the recipe that may differ between arms."""
-        return sorted(studied_keys(self.request, self.arms))
+        tried = [trial.arm for own in self.trials.values() for trial in own]
+        return sorted(studied_keys(self.request, [*self.arms, *tried]))
 
     # Seeds, trials, jobs
 
@@ -114,35 +114,40 @@ class Plan:
         return [(first + k, first_data + k) for k in range(count)]
 
     @property
-    def trials(self) -> list[Choice]:
-        """Every combination of the values to tune; none where nothing is tuned."""
-        tune = self.request.tune
-        cells = product(*tune.values()) if tune else ()
-        return [dict(zip(tune, cell, strict=True)) for cell in cells]
+    def trials_each(self) -> int:
+        """Trials of every arm."""
+        return len(self.trials[self.baseline.name])
 
-    def trial_jobs(self, arm: Arm, choice: Choice) -> list[Job]:
+    def trial_jobs(self, arm: str, trial: Trial) -> list[Job]:
         """The runs of one trial of an arm, a job for each seed of tuning."""
-        title = f"{arm.name} with {assignments(choice)}"
-        return [self._job(arm, choice, TRIALS_FOLDER, title, seeds) for seeds in self.tuning_seeds]
+        title = f"{arm} with {assignments(trial.choice)}" if trial.choice else arm
+        return [
+            self._job(arm, trial.arm, TRIALS_FOLDER, title, seeds) for seeds in self.tuning_seeds
+        ]
 
     def tuning_jobs(self) -> list[Job]:
         """The runs of all trials, every arm's first trial before any second."""
         return [
             job
-            for choice in self.trials
-            for arm in self.arms
-            for job in self.trial_jobs(arm, choice)
+            for together in zip(*self.trials.values(), strict=True)
+            for arm, trial in zip(self.trials, together, strict=True)
+            for job in self.trial_jobs(arm, trial)
         ]
 
     def final_jobs(self, choices: Mapping[str, Choice]) -> list[Job]:
         """The runs that the verdict rests on, of the arms whose choice is known: the first seed of
         every arm before any second, so that what is done is always comparable."""
         return [
-            self._job(arm, choices[arm.name], RUNS_FOLDER, arm.name, seeds)
+            self._job(arm.name, self._tuned(arm, choices), RUNS_FOLDER, arm.name, seeds)
             for seeds in self.seeds
             for arm in self.arms
             if arm.name in choices
         ]
+
+    def _tuned(self, arm: Arm, choices: Mapping[str, Choice]) -> Arm:
+        """An arm with what was chosen for it."""
+        chosen = (own.arm for own in self.trials[arm.name] if own.choice == choices[arm.name])
+        return next(chosen, arm)
 
     @property
     def is_timed(self) -> bool:
@@ -158,18 +163,19 @@ class Plan:
             for paths in [dict.fromkeys((*arm.files, *arm.settings.plugins))]
         }
 
-    def _job(self, arm: Arm, choice: Choice, where: str, title: str, seeds: Seeds) -> Job:
+    def _job(self, name: str, arm: Arm, where: str, title: str, seeds: Seeds) -> Job:
+        """A run of the arm of a name, trained as `arm` says."""
         seed, data_seed = seeds
-        flags = {**arm.flags, **choice, "seed": seed, "data_seed": data_seed}
+        flags = {**arm.flags, "seed": seed, "data_seed": data_seed}
         flags = {key: value for key, value in flags.items() if key not in _WHERE}
         training = arm.settings.training
         return Job(
-            arm=arm.name,
+            arm=name,
             title=f"{title}, seed {seed}",
             folder=self.folder / where / f"{slug(title)}-s{seed}",
             arguments=(*arm.files, *(f"--{key}={value}" for key, value in flags.items())),
             directory=self.directory,
-            files=self._files[arm.name],
+            files=self._files[name],
             cost=1.0 if self.is_timed else arm.flops,
             length=("wall_seconds", 60 * training.max_minutes)
             if self.is_timed
@@ -183,11 +189,11 @@ class Plan:
         whose run diverged cannot be chosen; where all did, the first is.
         """
         found: dict[str, Choice] = {}
-        for arm in self.arms:
-            results = [_trial_loss(self.trial_jobs(arm, choice)) for choice in self.trials]
-            if None not in results:
-                pairs = zip(results, self.trials or [{}], strict=False)
-                found[arm.name] = min(pairs, key=lambda pair: pair[0])[1] if results else {}
+        for arm, trials in self.trials.items():
+            losses = [_trial_loss(self.trial_jobs(arm, trial)) for trial in trials]
+            if None not in losses:
+                best = min(zip(losses, trials, strict=True), key=lambda pair: pair[0], default=None)
+                found[arm] = best[1].choice if best else {}
         return found
 
     def at_the_edge(self, choices: Mapping[str, Choice]) -> list[str]:
@@ -196,18 +202,15 @@ class Plan:
             f"{name}: the best {key} tried, {choice[key]}, is at the edge of the list; widen it"
             for name, choice in choices.items()
             for key, texts in self.request.tune.items()
-            if len(texts) > 2 and choice[key] in _extremes(texts)
+            if len(texts) > 2 and choice.get(key) in _extremes(texts)
         ]
 
 
 def make_plan(request: Request, directory: Path) -> Plan:
-    """The plan of a request; see `ArmMaker.equal_arms` for what it raises."""
+    """The plan of a request; see `ArmMaker.equal_arms` and `equal_trials` for what it raises."""
     maker = ArmMaker(request)
-    plan = Plan(request, tuple(maker.equal_arms()), directory, maker.dataset)
-    for arm in plan.arms:
-        for choice in plan.trials:  # what cannot be trained is told now
-            maker.make(f"{arm.name} with {assignments(choice)}", arm.files, {**arm.flags, **choice})
-    return plan
+    arms = tuple(maker.equal_arms())
+    return Plan(request, arms, directory, maker.dataset, equal_trials(maker, arms))
 
 
 def _config(arm: Arm) -> dict[str, Any]:
@@ -219,7 +222,7 @@ def _config(arm: Arm) -> dict[str, Any]:
         if KEYS[key].role not in _NOT_THE_PLAN and value != KEYS[key].default
     }
     sources = {
-        f"source of {Path(path).name}": digest(text.encode())[:12]
+        f"{SOURCE_OF}{Path(path).name}": digest(text.encode())[:12]
         for path, text in arm.settings.plugins.items()
     }
     return said | sources

@@ -14,7 +14,14 @@ from inference.verdicts import MARGIN
 from options import KEYS, Key, Role
 
 DESIGNS = ("ablation", "factorial")
-MATCHES = ("params", "flops", "none")
+MATCHED = {
+    "active_params": "active parameters",
+    "params": "parameters",
+    "flops": "FLOPs per token",
+}
+"""What `--match` makes equal."""
+
+MATCHES = (*MATCHED, "none")
 
 MOST_RUNS = 10_000
 """Of a sweep; also the most seeds that an arm or a trial may have."""
@@ -61,7 +68,7 @@ class Request:
         vary: Keys whose values make arms.
         arms: Config files that make an arm each.
         design: ablation (one change at a time) or factorial (all combinations).
-        match: What every arm has as much of as the baseline: params, flops or none.
+        match: What every arm has as much of as the baseline, a key of MATCHED, or none.
         budget: What every arm spends; None: the tokens that the baseline's config says.
         tune: Keys of the recipe whose values every arm tries before its final runs.
         seeds: Seeds of each arm.
@@ -75,7 +82,7 @@ class Request:
     vary: Texts = dataclasses.field(default_factory=dict)
     arms: tuple[str, ...] = ()
     design: str = "ablation"
-    match: str = "params"
+    match: str = "active_params"
     budget: Budget | None = None
     tune: Texts = dataclasses.field(default_factory=dict)
     seeds: int = 5

@@ -61,6 +61,7 @@ def simulated_run(
             "attention_ffn_ratio": 0.5 + 1e-9 * int.from_bytes(arm.encode()[-3:]),
         },
         environment={"device": device, "dtype": "float32", "threads": 1, "source_sha256": "c0de"},
+        other_load=0.0,
         data=DATA | (data or {}),
         eval_steps=[
             {

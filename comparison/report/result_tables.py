@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from comparison.exports import costs
 from comparison.figures import Difference, Figures, difference_of, effect_of
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
-    COST,
+    ACTIVE,
     QUANTITIES,
     REACHED,
     axis_name,
@@ -91,15 +92,17 @@ class ResultTables:
     def results(self) -> Table:
         marks = {True: "yes", False: "no", None: None}
         labels = _labels(self._all)
+        shown = costs(self._findings)
+        active = "active: parameters that a token uses. " if ACTIVE in shown else ""
         return Table(
             caption="val loss: final, nats per token, mean over n seeds, with its standard "
-            "deviation (sd). tokens/s and MFU: medians; memory: the largest peak, 1 GB = 1e9 "
-            "bytes; seconds: in training steps. Pareto: no arm is better in loss, memory or speed "
-            "and no worse in any.",
+            f"deviation (sd). {active}tokens/s and MFU: medians; memory: the largest peak, "
+            "1 GB = 1e9 bytes; seconds: in training steps. Pareto: no arm is better in loss, "
+            "memory or speed and no worse in any.",
             labels=labels,
             columns=[
                 self._column("n", str, _places(labels), "n"),
-                *self._quantities(labels, (*REACHED, *COST)),
+                *self._quantities(labels, (*REACHED, *shown)),
                 Column("Pareto", [marks[row.pareto] for _, row in self._all], "mark"),
             ],
             detailed=True,

@@ -173,6 +173,43 @@ def test_a_stop_and_the_same_command_again(
         assert_same_course(sweeps.runs[name], run, 60)
 
 
+@pytest.mark.slow  # two processes that a kill leaves, and a sweep beside
+def test_a_kill_and_the_same_command_again(
+    dataset: Path, sweeps: Sweeps, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run that goes on without its sweep is left alone; another plugin is refused."""
+    slow, plugin = tmp_path / "slow", tmp_path / "slowed.py"
+    plugin.write_text(SLOWED.format(file=str(slow)))
+    course = (
+        *("--vary", "position_encoding=rope", "--rope_theta=500", "--match=none"),
+        *(f"--plugins={plugin}", "--activation=slowed", "--max_iters=60", "--eval_interval=30"),
+        "--seeds=1",
+    )
+    slow.touch()
+    child = Child("sweep.py", sweeps.argv(*course), tmp_path / "child")
+    metrics = sweeps.folder / "runs" / "baseline-s1337" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert child.running, child.output + child.errors
+        time.sleep(0.02)
+    child.send(signal.SIGKILL)
+    assert child.finish() == -signal.SIGKILL
+    before = plugin.read_text()
+    plugin.write_text(before.replace("0.1", "0.2"))
+    with pytest.raises(UserError, match=r"baseline: source of slowed.py is \w+ there, \w+ here"):
+        sweeps(*course)
+    plugin.write_text(before)
+    assert sweeps(*course) == 1  # trains the other arm, slowly
+    assert "is being trained by process" in capsys.readouterr().err
+    slow.unlink()
+    while log_of(sweeps.runs["baseline-s1337"])["status"] == "running":
+        time.sleep(0.1)
+    assert sweeps(*course) == 0
+    whole = Sweeps(dataset, tmp_path / "whole")
+    assert whole(*course) == 0
+    for name, run in whole.runs.items():
+        assert_same_course(sweeps.runs[name], run, 60)
+
+
 # Runs in this process
 
 
@@ -230,6 +267,26 @@ def test_tuning(sweeps: Sweeps, engine: InThisProcess, capsys: pytest.CaptureFix
     _, arm = sweeps.findings.rows
     assert arm.group.n == 2
     assert not arm.set_apart
+
+
+def test_each_run_is_what_the_plan_says(sweeps: Sweeps, engine: InThisProcess) -> None:
+    """Also of keys that one arm has, tuned or not."""
+    tune = ("--tune", "beta1=0.7,0.8", "--tune", "lion_beta1=0.6,0.7")
+    vary = ("--vary", "optimizer=lion", "--vary", "ffn_type=moe")
+    arguments = (*vary, *tune, *COURSE, "--n_experts=4", "--lion_beta2=0.5", "--seeds=1")
+    assert sweeps(*arguments) == 0
+    options, rest = sweep.parser().parse_known_args(sweeps.argv(*arguments))
+    plan = sweep.make_plan(sweep.read_request(options, rest), Path.cwd())
+    placed = {"out_dir", "run_name", "resume", "seed", "data_seed"}
+    for arm, chosen in plan.choices().items():
+        [trial] = [trial for trial in plan.trials[arm] if trial.choice == chosen]
+        [job] = [job for job in plan.final_jobs(plan.choices()) if job.arm == arm]
+        log, planned = log_of(job.folder), trial.arm.settings.to_dict()
+        assert {k: v for k, v in log["config"].items() if k not in placed} == {
+            k: v for k, v in planned.items() if k not in placed
+        }
+        assert log["architecture"]["active_parameters"] == trial.arm.active_parameters
+    assert not any(row.set_apart for row in sweeps.findings.rows)
 
 
 def test_a_trial_that_is_missing_holds_its_arm_back(

@@ -159,6 +159,38 @@ def test_one_run_tells_what_it_reached_and_cost(tmp_path, compare):
     ]
 
 
+def test_experts_have_a_column_of_active_parameters(tmp_path, compare):
+    """The dense group has them, too; a log from before they were logged has none."""
+    dense = ARCHITECTURE | {"active_parameters": ARCHITECTURE["parameters"]}
+    experts = ARCHITECTURE | {"name": "experts", "active_parameters": 60_000_000}
+    old = ARCHITECTURE | {"name": "old"}
+    runs = [
+        make_run(
+            tmp_path / str(day),
+            start=f"2025-01-0{day}",
+            architecture=architecture,
+            config={"arm": day},
+        )
+        for day, architecture in enumerate((dense, experts, old), start=1)
+    ]
+    shown = {"1": "162.2M", "2": "60.00M", "3": "-"}
+    cost = section(compare(*runs)[1], "Cost")
+    assert cost[0].split()[:3] == ["params", "active", "FLOPs/token"]
+    assert {line.split()[0]: line.split()[2] for line in cost[1:4]} == shown
+    groups = json.loads(compare(*runs, "--format=json")[1])["groups"]
+    assert [group["active_parameters"] for group in groups] == [162_220_800, 60_000_000, None]
+    page = tmp_path / "page.html"
+    compare(*runs, f"--html={page}")
+    assert ">active<" in page.read_text()
+
+    runs.pop(1)
+    assert "active" not in " ".join(section(compare(*runs)[1], "Cost"))
+    assert "active_parameters" not in compare(*runs, "--format=json")[1]
+    assert "active_parameters" not in compare(*runs, "--format=csv")[1]
+    compare(*runs, f"--html={page}")
+    assert ">active<" not in page.read_text()
+
+
 def test_arms_are_judged_against_the_oldest(two_arms, compare):
     code, out, err = compare(two_arms)
     assert (code, err) == (0, "")

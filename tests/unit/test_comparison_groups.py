@@ -597,11 +597,33 @@ def test_speeds_of_unlike_machines_are_not_compared():
     findings = compare([*plain, *fast])
     assert set(findings.axes) == {"tokens", "flops"}
     assert (
-        "Speeds are not comparable: the runs differ in device, threads or compile (a CPU, a GPU)."
+        "Seconds are not compared: the runs differ in device, threads or compile (a CPU, a GPU)."
         in findings.notes
     )
     assert findings.rows[1].caveats == ("device differs (a GPU against a CPU)",)
     assert [row.pareto for row in findings.rows] == [None, None]
+
+
+@pytest.mark.parametrize(("key", "comparable"), [("attention_backend", True), ("compile", False)])
+def test_speeds_are_compared_by_the_keys_that_both_have(key, comparable):
+    """A mixer without attention has no option of it, and runs on the same machine."""
+    with_key = {"compile": False, "attention_backend": "auto"}
+    own = {"compile": False} if key == "attention_backend" else with_key | {"compile": True}
+    plain = simulated_arm("plain", [3.0, 3.01, 3.02], training=with_key)
+    rms = simulated_arm("rms", [3.0, 3.02, 3.01], model=RMS, training=own, start="2025-01-02")
+    findings = compare([*plain, *rms])
+    assert ("seconds" in findings.axes) == comparable
+    assert ("Seconds are not compared" in " ".join(findings.notes)) != comparable
+
+
+@pytest.mark.parametrize("load", [None, 0.5])
+def test_seconds_of_runs_that_shared_their_machine_are_not_compared(load):
+    plain = simulated_arm("plain", [3.0, 3.01, 3.02])
+    rms = simulated_arm("rms", [3.0, 3.02, 3.01], model=RMS, start="2025-01-02")
+    rms[0] = dataclasses.replace(rms[0], other_load=load)
+    findings = compare([*plain, *rms])
+    assert set(findings.axes) == {"tokens", "flops"}
+    assert any(note.startswith("Seconds are not compared: rms-1 shared") for note in findings.notes)
 
 
 def test_no_group_of_the_pareto_set_is_beaten_in_everything():

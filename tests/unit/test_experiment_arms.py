@@ -220,14 +220,19 @@ def test_minutes_without_a_budget(tiny_dataset: Path, tmp_path: Path, origin: st
 def test_a_size_that_cannot_be_met(tiny_dataset: Path, tmp_path: Path) -> None:
     arm = config_file(tmp_path, "small", ffn_hidden=9, n_embd=16)
     told = refusal(tiny_dataset, flags={"n_embd": None}, vary=NORMS, arms=[arm])
-    assert told.startswith("arm small, parameters: no width brings its")
+    assert told.startswith("arm small, active parameters: no width brings its")
 
 
 # Equal sizes and budgets
 
 
 @pytest.mark.parametrize(
-    ("match", "count"), [("params", "parameters"), ("flops", "flops_per_token")]
+    ("match", "count"),
+    [
+        ("active_params", "active_parameters"),
+        ("params", "parameters"),
+        ("flops", "flops_per_token"),
+    ],
 )
 def test_sizes_are_equal(tiny_dataset: Path, match: str, count: str) -> None:
     vary = {"n_kv_head": ("1",), "ffn_type": ("swiglu",), "n_embd": ("48",)}
@@ -242,6 +247,16 @@ def test_sizes_are_equal(tiny_dataset: Path, match: str, count: str) -> None:
     assert not swiglu.solved
     assert narrow.settings.model.n_embd == 48  # what makes it an arm
     assert list(narrow.solved) == ["ffn_hidden"]
+
+
+@pytest.mark.parametrize("match", ["active_params", "params", "flops"])
+def test_experts_become_narrower_rather_than_the_model(tiny_dataset: Path, match: str) -> None:
+    """An eighth of a network each, where eight of them are to have its parameters."""
+    arms = tiny_arms(tiny_dataset, flags={"n_embd": "64"}, vary={"ffn_type": ("moe",)}, match=match)
+    assert list(arms[1].solved) == ["ffn_hidden"]
+    shares = {"active_params": 1 / 2, "flops": 1 / 2, "params": 1 / 8}
+    gated = 8 / 3 * 64  # as many parameters as the baseline's network
+    assert arms[1].solved["ffn_hidden"] == pytest.approx(shares[match] * gated, rel=0.1)
 
 
 def test_sizes_stay_where_they_are_not_to_match(tiny_dataset: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from errors import ConfigError
-from experiment.matching import FFN_KEYS, TOLERANCE, _nearest, flops_per_token, parameters, solve
+from experiment.matching import (
+    FFN_KEYS,
+    TOLERANCE,
+    _nearest,
+    active_parameters,
+    flops_per_token,
+    parameters,
+    solve,
+)
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from tests.tiny import SIZES, VARIANTS, tiny_config
@@ -152,4 +160,7 @@ def test_counts_are_those_of_the_model() -> None:
     config = tiny_config(ffn_type="swiglu")
     model = GPT(config)
     assert parameters(config) == sum(p.numel() for p in model.parameters())
+    assert active_parameters(config) == parameters(config)
     assert flops_per_token(config, 16) == model.flops_per_token(16)
+    config = tiny_config(ffn_type="moe")
+    assert active_parameters(config) == GPT(config).active_parameters() < parameters(config)

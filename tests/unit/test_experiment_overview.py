@@ -102,12 +102,81 @@ def test_what_is_equal_is_told(plan: Callable[..., Plan]) -> None:
     assert "steps  tokens" not in timed
 
 
+def overview_of_experts(plan: Callable[..., Plan], **asked: Any) -> tuple[Plan, str]:
+    made = plan(vary={"ffn_type": ("moe",)}, **asked)
+    return made, " ".join(overview(made).split())
+
+
+@pytest.mark.parametrize("match", ["active_params", "params", "flops", "none"])
+def test_both_sizes_of_a_mixture_of_experts_are_told(plan: Callable[..., Plan], match: str) -> None:
+    made, told = overview_of_experts(plan, match=match)
+    baseline, moe = made.arms
+    active, total = map(format_count, (moe.active_parameters, moe.parameters))
+    ratio = moe.flops_per_token / baseline.flops_per_token
+    assert (
+        f"ffn_type=moe: {active} of {total} parameters are active for a token; {ratio:.2f}x the "
+        "FLOPs per token of the baseline."
+    ) in told
+    assert "baseline: " not in told
+    if match == "active_params":
+        assert "Equal active parameters within 0.5 %" in told
+
+
+@pytest.mark.parametrize(
+    ("asked", "warned"),
+    [
+        ({"match": "params"}, r"(0\.\d\d)x the active parameters and (0\.\d\d)x the FLOPs"),
+        (
+            {"match": "params", "budget": Budget("flops", 1e9)},
+            r"(0\.\d\d)x the active parameters of the",
+        ),
+        ({"match": "active_params"}, None),
+        ({"match": "flops"}, None),
+        ({"match": "none"}, None),
+    ],
+)
+def test_a_warning_where_a_token_uses_much_more_or_less(
+    plan: Callable[..., Plan], asked: dict[str, Any], warned: str | None
+) -> None:
+    made, told = overview_of_experts(plan, **asked)
+    assert told.count("Warning") == (warned is not None)
+    if warned:
+        found = re.search(f"Warning: ffn_type=moe has {warned}", told).groups()
+        baseline, moe = made.arms
+        active = moe.active_parameters / baseline.active_parameters
+        assert float(found[0]) == pytest.approx(active, abs=0.005)
+        assert float(found[0]) < 0.9
+        assert "more than 10 % apart; --match=active_params makes them equal." in told
+
+
+def test_a_warning_of_flops_alone(plan: Callable[..., Plan]) -> None:
+    """A window takes away FLOPs only."""
+    flags = {"block_size": "384"}
+    made = plan(flags=flags, vary={"sliding_window": ("16",)})
+    baseline, arm = made.arms
+    assert arm.parameters == baseline.parameters
+    ratio = f"{arm.flops_per_token / baseline.flops_per_token:.2f}"
+    assert (
+        f"Warning: sliding_window=16 has {ratio}x the FLOPs per token of the baseline, more than "
+        "10 % apart; --match=flops makes them equal."
+    ) in " ".join(overview(made).split())
+
+
 def test_seeds_and_runs(plan: Callable[..., Plan]) -> None:
     told = overview(plan(seeds=4, tune={"learning_rate": ("1e-3", "2e-3")}, tune_seeds=3))
     told = " ".join(told.split())
     assert "2 trials of learning_rate for every arm, with seeds from 11337: 12 runs." in told
     assert "2 arms x 4 seeds from 1337 to 1340 (paired" in told
     assert "= 8 runs." in told
+
+
+def test_keys_that_not_all_arms_are_tuned_over(plan: Callable[..., Plan]) -> None:
+    tune = {"beta1": ("0.8", "0.9"), "lion_beta1": ("0.8", "0.9")}
+    told = overview(plan(vary={"optimizer": ("lion",)}, tune=tune))
+    assert (
+        "2 trials for every arm (baseline: beta1; optimizer=lion: lion_beta1), with seeds from "
+        "11337: 4 runs."
+    ) in " ".join(told.split())
 
 
 def test_time(plan: Callable[..., Plan]) -> None:

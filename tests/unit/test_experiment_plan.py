@@ -14,10 +14,16 @@ import sweep
 from components.norms import NORMS as NORMALIZATIONS
 from data.dataset_writer import Document, write_dataset
 from data.tokenizers import ByteTokenizer
-from errors import ConfigError
+from errors import ConfigError, UserError
 from experiment.budgets import Budget
 from experiment.jobs import COMPLETED, DIVERGED, TO_DO, Job
-from experiment.manifest import SWEEP_FILE, read_sweep, refuse_another, write_manifest
+from experiment.manifest import (
+    SWEEP_FILE,
+    begun_with_other_code,
+    read_sweep,
+    refuse_another,
+    write_manifest,
+)
 from experiment.plan import Plan
 from tests.tiny_data import write_tiny_dataset
 from tests.tiny_sweep import config_file, tiny_plan
@@ -191,12 +197,25 @@ def test_parts_of_ones_own_are_known_by_their_source(
         "from torch import nn\nfrom components.norms import NORMS\n"
         "@NORMS.register('scale_only', label='S')\nclass Scale(nn.Identity):\n    'A norm.'\n"
     )
-    names = set()
-    for comment in ("# one\n", "# two\n"):
+
+    def planned(comment: str, **asked: Any) -> Plan:
         plugin.write_text(text + comment)
-        flags = {"plugins": str(plugin)}
-        names.add(tiny_plan(tiny_dataset, tmp_path, flags=flags, vary=NORMS).name)
-    assert len(names) == 2
+        flags = {"plugins": str(plugin), **asked.pop("flags", {})}
+        return tiny_plan(tiny_dataset, tmp_path, flags=flags, vary=NORMS, **asked)
+
+    one = planned("# one\n")
+    one.folder.mkdir(parents=True)
+    write_manifest(one, "python sweep.py")
+    two = planned("# two\n")
+    assert two.name != one.name
+    [note] = begun_with_other_code(two.folder, two.identity)
+    assert note.startswith(f"Note: {one.folder} holds the same sweep with other code: arms: ")
+    assert "source of scale.py is " in note
+    other = planned("# two\n", flags={"learning_rate": "2e-3"})
+    assert not list(begun_with_other_code(other.folder, other.identity))
+    named = planned("# two\n", name=one.name)
+    with pytest.raises(UserError, match=r"baseline: source of scale.py is \w+ there, \w+ here"):
+        sweep.with_seeds_of_before(named)
 
 
 def test_names(plan: Plan, tiny_dataset: Path, tmp_path: Path) -> None:
@@ -254,7 +273,7 @@ def test_a_choice_at_the_edge_is_told(tuning: Plan) -> None:
 def test_two_values_or_words_have_no_edge(tiny_dataset: Path, tmp_path: Path) -> None:
     for tune in ({"beta1": ("0.8", "0.9")}, {"lr_schedule": ("wsd", "linear", "cosine")}):
         plan = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, tune=tune)
-        assert not plan.at_the_edge({"baseline": plan.trials[0]})
+        assert not plan.at_the_edge({"baseline": plan.trials["baseline"][0].choice})
 
 
 # Status
@@ -372,7 +391,7 @@ def test_another_sweep_in_the_folder_is_refused(tiny_dataset: Path, tmp_path: Pa
             sweep.with_seeds_of_before(other)
         assert difference in str(error.value)
         assert str(error.value).endswith(
-            "Choose another --name, or repeat its command to go on with it."
+            "Choose another --name, or undo the difference to go on with it."
         )
 
 

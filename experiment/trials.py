@@ -1,0 +1,80 @@
+"""Tuning: what each arm tries before its final runs, as many trials for every arm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+from errors import ConfigError, UserError
+from experiment.arms import Arm, ArmMaker, used_by_none
+from experiment.request import Request
+from options import KEYS
+
+Choice = Mapping[str, str]
+"""Values of the tuned keys, as flags spell them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Values that an arm tries.
+
+    Attributes:
+        choice: Of the tuned keys that it has then.
+        arm: The arm with them, of equal size and budget.
+    """
+
+    choice: Choice
+    arm: Arm
+
+
+def equal_trials(maker: ArmMaker, arms: Sequence[Arm]) -> dict[str, tuple[Trial, ...]]:
+    """The trials of each arm; none where nothing is tuned.
+
+    Args:
+        maker: What made the arms.
+        arms: Made equal, the baseline first.
+
+    Raises:
+        ConfigError: a trial cannot be trained, or no trial uses a key.
+        UserError: some arms have more trials than others, or trials cannot be made equal.
+    """
+    trials = {arm.name: _trials_of(arm, maker, arms[0]) for arm in arms}
+    unused = list(used_by_none([trial.arm for own in trials.values() for trial in own]))
+    if unused:
+        raise ConfigError(unused)
+    _refuse_unequal(maker.request, trials)
+    return trials
+
+
+def _trials_of(arm: Arm, maker: ArmMaker, baseline: Arm) -> tuple[Trial, ...]:
+    """Every combination of the values to tune, of the keys that the arm has with them."""
+    tune = maker.request.tune
+    cells = product(*tune.values()) if tune else ()
+    trials: dict[str, Trial] = {}
+    for cell in cells:
+        values = dict(zip(tune, cell, strict=True))
+        made = maker.trial(arm, values, baseline)
+        choice = {key: text for key, text in values.items() if key not in made.settings.unused}
+        trials.setdefault(repr(choice), Trial(choice, made))
+    return tuple(trials.values())
+
+
+def _refuse_unequal(request: Request, trials: Mapping[str, Sequence[Trial]]) -> None:
+    """More trials would be a head start. An arm has fewer where it lacks tuned keys."""
+    most = max(trials, key=lambda name: len(trials[name]))
+    fewest = min(trials, key=lambda name: len(trials[name]))
+    if len(trials[most]) == len(trials[fewest]):
+        return
+    uses = {key: sum(key in trial.choice for trial in trials[fewest]) for key in request.tune}
+    lacking = min(uses, key=uses.__getitem__)
+    raise UserError(
+        f"--tune {lacking}: arm {fewest} does not use {KEYS.owned_by(lacking)}, which the key "
+        f"belongs to, so it would get {_trials(len(trials[fewest]))} and arm {most} "
+        f"{len(trials[most])}. Every arm needs as many; tune a key that only {fewest} has over as "
+        f"many values, or drop --tune {lacking}."
+    )
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' * (count > 1)}"
