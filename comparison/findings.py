@@ -202,8 +202,8 @@ def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         yield (
-            f"Seconds are not compared: {', '.join(shared[:3])}{more} shared the machine with other "
-            f"processes (more than {100 * MOST_OTHER_LOAD:.0f} % of its CPUs), or the log does not "
+            f"Seconds are not compared: {', '.join(shared[:3])}{more} shared the machine (other "
+            f"processes used over {100 * MOST_OTHER_LOAD:.0f} % of its CPUs), or the log does not "
             "say."
         )
     elif len(ran_on := set().union(*machines(compared))) > 1:

@@ -86,6 +86,7 @@ def make_run(
             log(logger, iter, loss)
         left_by_a_kill = path.read_text()
     document = json.loads(left_by_a_kill if crash else path.read_text())
+    document["starts"][-1]["other_cpu_share"] = 0.0  # whatever this machine does besides
     path.write_text(json.dumps(document | {"start_time": start}))
     return folder
 
