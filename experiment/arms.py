@@ -83,6 +83,11 @@ class Arm:
         """Of training, at the sequence length that it trains on."""
         return flops_per_token(self.settings.model, self.settings.training.sequence_length)
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a token leaves some parameters unused."""
+        return self.active_parameters != self.parameters
+
     def amount(self, match: str) -> float:
         """What it has of a key of MATCHED."""
         count = counter(match, self.settings.training.sequence_length)

@@ -127,7 +127,7 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
         "design": request.design,
         "varied": list(request.vary),
         "factors": list(request.vary) if request.design == "factorial" else [],
-        "match": request.match,
+        "match": plan.match,
         "budget": request.budget and dataclasses.asdict(request.budget),
         "studied": plan.studied,
         "seeds": plan.seeds,

@@ -120,9 +120,7 @@ def _shared(workers: int, gpus: int | None, timed: bool) -> Iterator[str]:
 
 def _equal(plan: Plan) -> Iterator[str]:
     """What was made equal, and how."""
-    match, solved = plan.request.match, [arm for arm in plan.arms if arm.solved]
-    if match == "active_params" and not any(map(_is_sparse, plan.arms)):
-        match = "params"  # the same, and the plainer word
+    match, solved = plan.match, [arm for arm in plan.arms if arm.solved]
     if match == "none":
         yield "Sizes are as they are (--match=none)."
     elif not solved:
@@ -130,12 +128,13 @@ def _equal(plan: Plan) -> Iterator[str]:
     else:
         told = "; ".join(f"{arm.name}: {assignments(arm.solved)}" for arm in solved)
         yield f"Equal {MATCHED[match]} within 0.5 %, by changing widths. {told}."
-    for arm in filter(_is_sparse, plan.arms):
-        total, active = format_count(arm.parameters), format_count(arm.active_parameters)
-        yield (
-            f"{arm.name}: {active} of {total} parameters are active for a token; "
-            f"{_ratio(arm, plan, 'flops'):.2f}x the FLOPs per token of the baseline."
-        )
+    for arm in plan.arms:
+        if arm.is_sparse:
+            total, active = format_count(arm.parameters), format_count(arm.active_parameters)
+            yield (
+                f"{arm.name}: {active} of {total} parameters are active for a token; "
+                f"{_ratio(arm, plan, 'flops'):.2f}x the FLOPs per token of the baseline."
+            )
     yield from _unequal(plan)
     budget = plan.request.budget
     if plan.is_timed:
@@ -147,14 +146,9 @@ def _equal(plan: Plan) -> Iterator[str]:
         yield f"Every run spends {shown}."
 
 
-def _is_sparse(arm: Arm) -> bool:
-    """Whether a token leaves some of its parameters unused."""
-    return arm.active_parameters != arm.parameters
-
-
 def _unequal(plan: Plan) -> Iterator[str]:
     """A warning of each arm that uses much more or less for a token than the baseline."""
-    if plan.request.match == "none":  # unequal as asked
+    if plan.match == "none":  # unequal as asked
         return
     budget = plan.request.budget
     same_tokens = budget is None or budget.unit == "tokens"  # else not the same number of them

@@ -54,6 +54,14 @@ class Plan:
     def baseline(self) -> Arm:
         return self.arms[0]
 
+    @property
+    def match(self) -> str:
+        """What is equal: `params` where a token uses all parameters of every arm, which is the same
+        as `active_params`, and the plainer word."""
+        sparse = any(arm.is_sparse for arm in self.arms)
+        asked = self.request.match
+        return asked if sparse or asked != "active_params" else "params"
+
     # What it is called, and when it is another
 
     @cached_property
@@ -68,7 +76,7 @@ class Plan:
         margin = {} if request.margin == MARGIN else {"margin": request.margin}
         return margin | {
             "design": request.design,
-            "match": request.match,
+            "match": self.match,
             "tune": {key: list(values) for key, values in request.tune.items()},
             "tune_seeds": request.tune_seeds if request.tune else 0,
             "first_seeds": list(self.seeds[0]),

@@ -54,7 +54,7 @@ def test_it_asks_for_ablations_and_both_presets():
     assert sum(map(len, request.vary.values())) >= 6
     assert request.files[0] == "config/arch_gpt2.py"
     assert request.arms == ("config/arch_llama.py",)
-    assert (request.match, request.design) == ("params", "ablation")
+    assert (request.match, request.design) == ("active_params", "ablation")
     assert request.seeds >= 5
     assert len(request.tune["learning_rate"]) >= 3
 

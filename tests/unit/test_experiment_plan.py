@@ -142,6 +142,7 @@ def test_a_trial_that_cannot_be_trained_is_told_at_once(tiny_dataset: Path, tmp_
     "asked",
     [
         {"seeds": 7},
+        {"match": "params"},
         {"flags": {"out_dir": "elsewhere"}},
         {"flags": {"keep_checkpoints": "5"}},
     ],
