@@ -57,7 +57,7 @@ from experiment.plan import Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.timing import seconds_of_run, seconds_to_start
-from experiment.trials import Choice
+from experiment.tuning import Tuned, allowances
 from inference.verdicts import MARGIN
 from options import KEYS
 from training.console import Console
@@ -308,10 +308,10 @@ def with_seeds_of_before(plan: Plan) -> Plan:
 
 def refuse_other_choices(before: Sweep, plan: Plan) -> None:
     """Raise UserError where trials no longer choose what runs of the verdict were trained with."""
-    choices = plan.choices()
+    tuned = plan.tuned()
     for name, chosen in before.tuned.items():
         begun = [run for run in before.arms[name] if (run / RUN_FILE).exists()]
-        if begun and chosen is not None and choices.get(name) != chosen:
+        if begun and chosen is not None and (name not in tuned or tuned[name].choice != chosen):
             raise UserError(
                 f"{name} was tuned to {assignments(chosen)} when {begun[0]} was trained, but its "
                 "trials are no longer those; restore them, or remove its runs."
@@ -348,11 +348,11 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
     console = Console()
     write_manifest(plan, command)
     failed = run_jobs(plan.tuning_jobs(), engine, stop, console)
-    choices = plan.choices()
+    tuned = plan.tuned()
     if plan.trials_each and not stop.requested:
-        report_choices(plan, choices, console)
+        report_tuning(plan, tuned, console)
         write_manifest(plan, command)
-    jobs = plan.final_jobs(choices)
+    jobs = plan.final_jobs(tuned)
     failed += run_jobs(jobs, engine, stop, console)
     for outcome in failed:
         with contextlib.suppress(OSError):  # the terminal may be closed
@@ -366,7 +366,7 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
         write_manifest(plan, command)
     console.say("")
     compare_architectures.main([str(plan.folder)])
-    return 1 if failed or left or len(choices) < len(plan.arms) else 0
+    return 1 if failed or left or len(tuned) < len(plan.arms) else 0
 
 
 def looks_with(plan: Plan) -> tuple[int, ...]:
@@ -374,13 +374,20 @@ def looks_with(plan: Plan) -> tuple[int, ...]:
     return tuple(sorted({*plan.looks, plan.request.seeds}))
 
 
-def report_choices(plan: Plan, choices: Mapping[str, Choice], console: Console) -> None:
-    """Print what tuning chose for each arm, and what should be looked at again."""
+def report_tuning(plan: Plan, tuned: Mapping[str, Tuned], console: Console) -> None:
+    """Print what tuning found for each arm, and what should be tuned again."""
+    known = allowances(tuned)
     for arm in plan.arms:
-        told = assignments(choices[arm.name]) if arm.name in choices else "waits for its trials"
-        console.say(f"tuned {arm.name}: {told or 'nothing'}")
-    for note in plan.at_the_edge(choices):
-        console.say(note)
+        if arm.name not in tuned:
+            console.say(f"tuned {arm.name}: waits for its trials")
+            continue
+        own, allowed = tuned[arm.name], known[arm.name]
+        notes = [f"its best value may be better by {allowed:.4f} nats"]
+        if allowed > plan.request.margin:
+            notes.append("tune finer: that is more than the margin")
+        if own.at_edge:
+            notes.append(f"at the edge of the values tried: widen --tune {own.key}")
+        console.say(f"tuned {arm.name}: {assignments(own.choice)} ({'; '.join(notes)})")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from comparison.design import Design
 from comparison.groups import Group
 from comparison.runs import LoggedRun
 
@@ -33,15 +34,36 @@ _UNLISTED = ("plugins",)
 """Facets whose values say nothing to a reader."""
 
 
-def caveats(group: Group, baseline: Group) -> Iterator[str]:
-    """Each facet in which the counted runs of a group and the baseline are not all alike, with the
-    values of both; a facet that some run does not tell counts as unlike where others tell it."""
+def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
+    """What a reader should know of a group beside the baseline, a phrase each.
+
+    Each facet in which their counted runs are not all alike, with the values of both; a facet that
+    some run does not tell counts as unlike where others tell it. And what is unsure of the tuning.
+    """
     for name, facet in _FACETS.items():
         own, other = (_told(g, facet) for g in (group, baseline))
         if len(own | other) > 1:
             yield f"{name} differs" + ("" if name in _UNLISTED else _values(own, other))
+    yield from _tuning(group, baseline, design)
     if not all(start.get("source_sha256") for run in group.counted for start in run.starts):
         yield "no digest of the source code in the log: runs are grouped by commit"
+
+
+def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
+    if group is baseline:
+        return
+    allowed = design.allowance(group), design.allowance(baseline)
+    if any(allowed):
+        own, other = (f"{each:.4f}" for each in allowed)
+        yield (
+            f"the interval allows {own} nats for the tuning of the arm, {other} for that of the "
+            "baseline"
+        )
+    if max(allowed) > design.margin:
+        yield "tune finer: that is more than the margin"
+    for each, whose in ((group, "arm"), (baseline, "baseline")):
+        if design.is_at_edge(each):
+            yield f"the tuned value of the {whose} is at the edge of those tried"
 
 
 def _told(group: Group, facet: Callable[[LoggedRun], list[Any]]) -> set[str | None]:

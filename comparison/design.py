@@ -24,6 +24,9 @@ class Design:
         tuned: Keys that every arm was given the same trials to choose.
         studied: The same for the arms of one sweep, by its folder, and the keys of the recipe that
             it varies.
+        allowances: By sweep and arm how far the loss at the arm's best tuned value may lie below
+            that of its runs, nats per token.
+        at_edge: Sweeps and arms whose tuned value is at an end of those that were tried.
         varied: Keys that were varied on purpose; they lead the changes of an arm.
         factors: The keys of a factorial design; none: those that the groups themselves show.
     """
@@ -34,6 +37,8 @@ class Design:
     margin: float = MARGIN
     tuned: tuple[str, ...] = ()
     studied: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    allowances: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    at_edge: frozenset[tuple[str, str]] = frozenset()
     varied: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
 
@@ -50,6 +55,14 @@ class Design:
     def undeclared_looks(self) -> list[int]:
         """The looks after which seeds were added."""
         return [n for n in self.looks if n < (self.seeds or 0)]
+
+    def allowance(self, group: Group) -> float:
+        """How far the loss of a group at its best tuned value may lie below that of its runs."""
+        return max(self.allowances.get((run.sweep, run.arm), 0.0) for run in group.runs)
+
+    def is_at_edge(self, group: Group) -> bool:
+        """Whether the tuned value of a group is at an end of those that were tried."""
+        return any((run.sweep, run.arm) in self.at_edge for run in group.runs)
 
     def may_differ(self, group: Group, baseline: Group) -> set[str]:
         """The keys of the recipe that are part of an arm. What a sweep tuned or varied says nothing

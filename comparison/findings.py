@@ -129,7 +129,7 @@ def compare(
             set_apart=apart[group.name],
             verdict=verdicts.get(group.name, unjudged("set apart", design.margin)),
             terms=terms(group, base),
-            caveats=tuple(caveats(group, base)) if alike else (),
+            caveats=tuple(caveats(group, base, design)) if alike else (),
             at_equal={axis: own[group.name] for axis, own in at_equal.items() if group.name in own},
             speedups={axis: speedup(group, base, axis) for axis in AXES if alike},
             pareto=pareto.get(group.name),

@@ -32,12 +32,16 @@ def judged_groups(
         bar: Why a group may not be judged; empty if it may.
         design: What was declared.
     """
+
+    def results(group: Group) -> Results:
+        return Results(losses(group), group.diverged, design.allowance(group))
+
     base, *arms = groups
     bars = {arm.name: bar(arm) for arm in arms}
     judged = [arm for arm in arms if not bars[arm.name]]
     verdicts = judge(
-        Results(losses(base), base.diverged),
-        [Results(losses(arm), arm.diverged) for arm in judged],
+        results(base),
+        [results(arm) for arm in judged],
         design.rule(len(arms)),
         design.margin,
     )

@@ -35,12 +35,25 @@ from training.log_files import json_safe
 
 if TYPE_CHECKING:
     from experiment.plan import Plan
+    from experiment.tuning import Tuned
 
 SCHEMA_VERSION = 1
 
 _MOST = 1_000_000  # of arms, runs and keys
 _TEXT = text()
-_ARM = record({"name": text(LONGEST_TEXT), "tuned": nullable(record({}, others=_TEXT))})
+_TUNING = record(
+    {
+        "key": _TEXT,
+        "tried": list_of(_TEXT, most=_MOST),
+        "losses": list_of(nullable(number()), most=_MOST),
+        "at_edge": flag,
+    }
+)
+_ARM = record(
+    {"name": text(LONGEST_TEXT), "tuned": nullable(record({}, others=_TEXT))},
+    {"tuning": nullable(_TUNING), "allowance": nullable(number(0))},
+    others=plain,
+)
 
 
 def _run_folder(value: Any) -> Sequence[str]:
@@ -80,6 +93,9 @@ class Sweep:
         folder: Where it lies.
         arms: Of each arm the folders of the runs that the verdict rests on, the baseline's first.
         tuned: Of each arm the trial that was chosen; None where it is not known yet.
+        allowances: By arm how far its loss at the best tuned value may lie below that of its runs,
+            nats per token.
+        at_edge: Arms whose fitted value is at an end of those that were tried.
         studied: Keys of the recipe that may differ between arms.
         varied: Keys whose values make arms.
         factors: The keys of a factorial design; none of another.
@@ -92,6 +108,8 @@ class Sweep:
     folder: Path
     arms: Mapping[str, tuple[Path, ...]]
     tuned: Mapping[str, Mapping[str, str] | None]
+    allowances: Mapping[str, float]
+    at_edge: tuple[str, ...]
     studied: tuple[str, ...]
     varied: tuple[str, ...]
     factors: tuple[str, ...]
@@ -118,7 +136,8 @@ def write_manifest(plan: Plan, command: str) -> None:
 
 
 def _manifest(plan: Plan, command: str) -> dict[str, Any]:
-    request, choices = plan.request, plan.choices()
+    request, tuned = plan.request, plan.tuned()
+    known = plan.allowances(tuned)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": plan.name,
@@ -147,7 +166,9 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
                 "parameters": arm.parameters,
                 "active_parameters": arm.active_parameters,
                 "flops_per_token": arm.flops_per_token,
-                "tuned": choices.get(arm.name),
+                "tuned": tuned[arm.name].choice if arm.name in tuned else None,
+                "tuning": _tuning(tuned[arm.name]) if arm.name in tuned else None,
+                "allowance": known.get(arm.name),
                 "arguments": [*arm.files, *(f"--{k}={v}" for k, v in arm.flags.items())],
             }
             for arm in plan.arms
@@ -158,10 +179,22 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
                 "folder": job.folder.relative_to(plan.folder).as_posix(),
                 "tuning": tuning,
             }
-            for tuning, jobs in ((True, plan.tuning_jobs()), (False, plan.final_jobs(choices)))
+            for tuning, jobs in ((True, plan.tuning_jobs()), (False, plan.final_jobs(tuned)))
             for job in jobs
         ],
         "identity": plan.identity,
+    }
+
+
+def _tuning(tuned: Tuned) -> dict[str, Any] | None:
+    """The curve that a value was fitted to; None without one."""
+    if tuned.key is None:
+        return None
+    return {
+        "key": tuned.key,
+        "tried": list(tuned.tried),
+        "losses": list(tuned.losses),
+        "at_edge": tuned.at_edge,
     }
 
 
@@ -181,6 +214,10 @@ def read_sweep(folder: Path) -> Sweep:
             for name in arms
         },
         tuned=arms,
+        allowances={arm["name"]: arm.get("allowance") or 0.0 for arm in manifest["arms"]},
+        at_edge=tuple(
+            arm["name"] for arm in manifest["arms"] if (arm.get("tuning") or {}).get("at_edge")
+        ),
         studied=tuple(manifest["studied"]),
         varied=tuple(manifest.get("varied", ())),
         factors=tuple(manifest["factors"]),

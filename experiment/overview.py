@@ -11,6 +11,7 @@ from experiment.arms import Arm
 from experiment.jobs import COMPLETED
 from experiment.plan import Plan
 from experiment.request import MATCHED
+from experiment.trials import count_trials
 from inference.differences import FEWEST_OTHERS
 from inference.planning import POWER
 from inference.planning import Plan as SeedPlan
@@ -174,7 +175,7 @@ def _runs(plan: Plan) -> Iterator[str]:
     if plan.trials_each:
         tried = plan.trials_each * len(plan.tuning_seeds)
         yield (
-            f"Tuning: {plan.trials_each} trials {_tuned(plan)}, with seeds from "
+            f"Tuning: {count_trials(plan.trials_each)} {_tuned(plan)}, with seeds from "
             f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then fresh seeds:"
         )
     yield (
@@ -205,7 +206,7 @@ def detects(plan: Plan) -> str:
     spread = math.sqrt(2 / seeds)  # of a difference, if pairs of seeds are not correlated
     df = (seeds - 1) * (2 if arms > FEWEST_OTHERS else 1)
     times = SeedPlan(spread, df, seeds, DeclaredSeeds(arms).level).detectable()
-    jobs = plan.final_jobs(plan.choices())
+    jobs = plan.final_jobs(plan.tuned())
     done = [job.loss for job in jobs if job.arm == plan.baseline.name and job.status == COMPLETED]
     noise = deviation([loss for loss in done if loss is not None])
     measured = f" = {times * noise:.4f} nats at the SD so far, {noise:.4f}" if noise else ""

@@ -16,7 +16,8 @@ from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, SOURCE_OF, Job, digest
 from experiment.request import TUNING_SEEDS_FROM, Request
-from experiment.trials import Choice, Trial, equal_trials
+from experiment.trials import Trial, equal_trials
+from experiment.tuning import Tuned, allowances, outcome
 from inference.verdicts import MARGIN
 from options import KEYS, Role
 from training.provenance import PROJECT, source_digest
@@ -142,20 +143,14 @@ class Plan:
             for job in self.trial_jobs(arm, trial)
         ]
 
-    def final_jobs(self, choices: Mapping[str, Choice]) -> list[Job]:
-        """The runs that the verdict rests on, of the arms whose choice is known: the first seed of
-        every arm before any second, so that what is done is always comparable."""
+    def final_jobs(self, tuned: Mapping[str, Tuned]) -> list[Job]:
+        """The runs that the verdict rests on, of the arms whose trials have ended: the first seed
+        of every arm before any second, so that what is done is always comparable."""
         return [
-            self._job(arm.name, self._tuned(arm, choices), RUNS_FOLDER, arm.name, seeds)
+            self._job(name, own.arm, RUNS_FOLDER, name, seeds)
             for seeds in self.seeds
-            for arm in self.arms
-            if arm.name in choices
+            for name, own in tuned.items()
         ]
-
-    def _tuned(self, arm: Arm, choices: Mapping[str, Choice]) -> Arm:
-        """An arm with what was chosen for it."""
-        chosen = (own.arm for own in self.trials[arm.name] if own.choice == choices[arm.name])
-        return next(chosen, arm)
 
     @property
     def is_timed(self) -> bool:
@@ -190,28 +185,22 @@ class Plan:
             else ("iter", training.max_iters),
         )
 
-    def choices(self) -> dict[str, Choice]:
-        """Of each arm the trial with the lowest mean loss over the seeds of tuning.
+    def tuned(self) -> dict[str, Tuned]:
+        """Of each arm what its trials say, over the seeds of tuning.
 
-        An arm is left out while a trial of it is missing: fewer trials would be a handicap. One
-        whose run diverged cannot be chosen; where all did, the first is.
+        An arm is left out while a trial of it is missing: fewer trials would be a handicap.
         """
-        found: dict[str, Choice] = {}
-        for arm, trials in self.trials.items():
-            losses = [_trial_loss(self.trial_jobs(arm, trial)) for trial in trials]
-            if None not in losses:
-                best = min(zip(losses, trials, strict=True), key=lambda pair: pair[0], default=None)
-                found[arm] = best[1].choice if best else {}
+        found: dict[str, Tuned] = {}
+        for arm in self.arms:
+            trials = self.trials[arm.name]
+            jobs = [self.trial_jobs(arm.name, trial) for trial in trials]
+            if all(job.status in ENDED for own in jobs for job in own):
+                found[arm.name] = outcome(arm, trials, list(map(_mean_loss, jobs)))
         return found
 
-    def at_the_edge(self, choices: Mapping[str, Choice]) -> list[str]:
-        """A note for each choice that is the lowest or the highest number tried."""
-        return [
-            f"{name}: the best {key} tried, {choice[key]}, is at the edge of the list; widen it"
-            for name, choice in choices.items()
-            for key, texts in self.request.tune.items()
-            if len(texts) > 2 and choice.get(key) in _extremes(texts)
-        ]
+    def allowances(self, tuned: Mapping[str, Tuned]) -> dict[str, float]:
+        """See `tuning.allowances`; none if nothing is tuned, or before all trials have ended."""
+        return allowances(tuned) if self.trials_each and len(tuned) == len(self.arms) else {}
 
 
 def make_plan(request: Request, directory: Path) -> Plan:
@@ -236,19 +225,8 @@ def _config(arm: Arm) -> dict[str, Any]:
     return said | sources
 
 
-def _trial_loss(jobs: Sequence[Job]) -> float | None:
-    """The mean loss of a trial; infinite where a run diverged, None where one has not ended."""
-    statuses = [job.status for job in jobs]
-    if any(status not in ENDED for status in statuses):
-        return None
+def _mean_loss(jobs: Sequence[Job]) -> float | None:
+    """The mean loss of a trial; None where a run diverged."""
     losses = [job.loss for job in jobs]
-    return float("inf") if DIVERGED in statuses or None in losses else fmean(losses)
-
-
-def _extremes(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts of the lowest and the highest number; none where they are no numbers."""
-    try:
-        ordered = sorted(texts, key=float)
-    except ValueError:
-        return ()
-    return ordered[0], ordered[-1]
+    diverged = any(job.status == DIVERGED for job in jobs) or None in losses
+    return None if diverged else fmean(losses)

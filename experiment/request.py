@@ -52,8 +52,8 @@ def is_variable(key: Key) -> bool:
 
 
 def is_tunable(key: Key) -> bool:
-    """Whether each arm may choose its own value of a key by trials: one of the recipe, or an option
-    of a part, which every arm must have then."""
+    """Whether each arm that has a key may choose its own value by trials: one of the recipe, or an
+    option of a part."""
     owned = key.role is Role.ARCHITECTURE and key.owner != ""
     return is_variable(key) and (key.role is Role.RECIPE or owned)
 
@@ -70,7 +70,7 @@ class Request:
         design: ablation (one change at a time) or factorial (all combinations).
         match: What every arm has as much of as the baseline, a key of MATCHED, or none.
         budget: What every arm spends; None: the tokens that the baseline's config says.
-        tune: Keys of the recipe whose values every arm tries before its final runs.
+        tune: Keys whose values the arms that have them try before their final runs.
         seeds: Seeds of each arm.
         tune_seeds: Seeds of each trial.
         margin: Differences up to this many nats per token count as equal.

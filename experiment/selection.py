@@ -108,6 +108,14 @@ def _design(sweeps: Sequence[Sweep], alone: bool) -> Design:
     """What sweeps declared. What one says of all its arms holds only if it is compared alone."""
     found = Design(
         studied={str(sweep.folder): sweep.studied for sweep in sweeps},
+        allowances={
+            (str(sweep.folder), printable(arm)): allowed
+            for sweep in sweeps
+            for arm, allowed in sweep.allowances.items()
+        },
+        at_edge=frozenset(
+            (str(sweep.folder), printable(arm)) for sweep in sweeps for arm in sweep.at_edge
+        ),
         varied=tuple(key for sweep in sweeps for key in sweep.varied),
     )
     if not (sweeps and alone):

@@ -70,11 +70,12 @@ def _refuse_unequal(request: Request, trials: Mapping[str, Sequence[Trial]]) -> 
     lacking = min(uses, key=uses.__getitem__)
     raise UserError(
         f"--tune {lacking}: arm {fewest} does not use {KEYS.owned_by(lacking)}, which the key "
-        f"belongs to, so it would get {_trials(len(trials[fewest]))} and arm {most} "
-        f"{len(trials[most])}. Every arm needs as many; tune a key that only {fewest} has over as "
-        f"many values, or drop --tune {lacking}."
+        f"belongs to, so it would get {count_trials(len(trials[fewest]))} and arm {most} "
+        f"{len(trials[most])}. Give every arm the same number: also tune a key that only {fewest} "
+        f"has, over as many values, or drop --tune {lacking}."
     )
 
 
-def _trials(count: int) -> str:
+def count_trials(count: int) -> str:
+    """`1 trial`, `2 trials`"""
     return f"{count} trial{'s' * (count > 1)}"

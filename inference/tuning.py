@@ -40,7 +40,8 @@ class Fit:
         optimum: The fitted optimum in grid steps, at most one step from the lowest point.
         vertex: The minimum of the parabola wherever it lies; the lowest point if there is none.
         range: Highest minus lowest of the kept losses.
-        at_edge: Whether the optimum lies at an end of the grid, which should then be extended.
+        at_edge: Whether the optimum lies at an end of a grid of three or more points, which should
+            then be extended.
     """
 
     kept: tuple[int, int]
@@ -110,7 +111,7 @@ def fit(losses: Sequence[float | None]) -> Fit | None:
         optimum=optimum,
         vertex=vertex,
         range=max(finite[z] for z in kept) - finite[lowest],
-        at_edge=optimum <= 0 or optimum >= len(losses) - 1,
+        at_edge=len(losses) > 2 and not 0 < optimum < len(losses) - 1,
     )
 
 

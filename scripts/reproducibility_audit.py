@@ -155,7 +155,7 @@ def checksum_of(value: Any) -> str:
 RECORDED = (
     *("python", "torch", "numpy", "cuda", "cudnn", "device", "cpu_capability", "threads", "dtype"),
     *("tf32", "deterministic_algorithms", "cudnn_deterministic", "cudnn_benchmark"),
-    *("platform", "cpu_count"),
+    *("platform", "host", "cpu_count", "device_count"),
 )
 VARIABLES = (
     *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
@@ -177,7 +177,7 @@ PROBES: dict[str, Callable[[Trained, Trained], Any]] = {
     "optimizer": lambda run, _: run.optimizer,
     "bit_identical": same_bits,
 }
-NOTED = ("platform", "cpu_count", "commit", "dirty")
+NOTED = ("platform", "host", "cpu_count", "device_count", "commit", "dirty")
 """What may differ and leave the numbers as they are; of git's facts, `source` is what matters."""
 
 

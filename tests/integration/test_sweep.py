@@ -278,9 +278,9 @@ def test_each_run_is_what_the_plan_says(sweeps: Sweeps, engine: InThisProcess) -
     options, rest = sweep.parser().parse_known_args(sweeps.argv(*arguments))
     plan = sweep.make_plan(sweep.read_request(options, rest), Path.cwd())
     placed = {"out_dir", "run_name", "resume", "seed", "data_seed"}
-    for arm, chosen in plan.choices().items():
-        [trial] = [trial for trial in plan.trials[arm] if trial.choice == chosen]
-        [job] = [job for job in plan.final_jobs(plan.choices()) if job.arm == arm]
+    for arm, own in plan.tuned().items():
+        [trial] = [trial for trial in plan.trials[arm] if trial.choice == own.choice]
+        [job] = [job for job in plan.final_jobs(plan.tuned()) if job.arm == arm]
         log, planned = log_of(job.folder), trial.arm.settings.to_dict()
         assert {k: v for k, v in log["config"].items() if k not in placed} == {
             k: v for k, v in planned.items() if k not in placed

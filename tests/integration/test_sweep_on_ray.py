@@ -29,7 +29,7 @@ def jobs_of(workshop: Workshop, *arguments: str, seeds: int = 1) -> list[Job]:
     asked = ("--vary", "normalization=rmsnorm", f"--seeds={seeds}", "--name=it", *arguments)
     options, rest = sweep.parser().parse_known_args(workshop.argv(*asked, run_name=None))
     plan = sweep.make_plan(sweep.read_request(options, rest), workshop.out_dir)
-    return plan.final_jobs(plan.choices())
+    return plan.final_jobs(plan.tuned())
 
 
 @pytest.mark.usefixtures("_cluster")

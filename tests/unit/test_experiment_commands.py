@@ -16,6 +16,7 @@ from errors import ConfigError
 from experiment.arms import Arm
 from experiment.jobs import Job
 from experiment.plan import Plan
+from experiment.tuning import Tuned
 from interop.starting_model import new_settings
 from tests.tiny_sweep import config_file, tiny_plan
 from user_files import read_config_file
@@ -64,9 +65,9 @@ def jobs_of(plan: Plan) -> Iterator[tuple[Job, Arm]]:
         trials = plan.trials[arm.name]
         for trial in trials:
             yield from ((job, trial.arm) for job in plan.trial_jobs(arm.name, trial))
-        choices = {arm.name: trials[-1].choice if trials else {}}
-        trained_as = trials[-1].arm if trials else arm
-        yield from ((job, trained_as) for job in plan.final_jobs(choices))
+        trained_as, choice = (trials[-1].arm, trials[-1].choice) if trials else (arm, {})
+        tuned = {arm.name: Tuned(trained_as, choice)}
+        yield from ((job, trained_as) for job in plan.final_jobs(tuned))
 
 
 def values(settings: Settings) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def test_what_it_detects(plan: Callable[..., Plan]) -> None:
 
 def test_what_it_detects_in_nats_once_runs_are_done(plan: Callable[..., Plan]) -> None:
     made = plan(seeds=3)
-    jobs = [job for job in made.final_jobs(made.choices()) if job.arm == "baseline"]
+    jobs = [job for job in made.final_jobs(made.tuned()) if job.arm == "baseline"]
     for job, loss in zip(jobs, (3.0, 3.1, 3.2), strict=True):
         log(job, loss)
     told = detects(made)
@@ -268,7 +268,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_lines_of_progress(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
     made = plan(seeds=2)
-    jobs = made.final_jobs(made.choices())
+    jobs = made.final_jobs(made.tuned())
     capsys.readouterr()
     with Progress(jobs, Console()) as shown:
         for job in jobs:
@@ -286,7 +286,7 @@ def test_lines_of_progress(plan: Callable[..., Plan], clock: Clock, capsys: Any)
 def test_time_left_where_runs_go_on(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
     """A run of which nine tenths were done before leaves a tenth, beside a whole one."""
     made = plan(seeds=1)
-    jobs = made.final_jobs(made.choices())
+    jobs = made.final_jobs(made.tuned())
     metrics(jobs[0], 90)
     capsys.readouterr()
     with Progress(jobs, Console()) as shown:
@@ -298,7 +298,7 @@ def test_time_left_where_runs_go_on(plan: Callable[..., Plan], clock: Clock, cap
 
 def test_runs_under_way_count(plan: Callable[..., Plan], clock: Clock, capsys: Any) -> None:
     made = plan(seeds=1)
-    jobs = made.final_jobs(made.choices())
+    jobs = made.final_jobs(made.tuned())
     capsys.readouterr()
     with Progress(jobs, Console()) as shown:
         clock.seconds += 30
@@ -312,7 +312,7 @@ def test_how_soon_a_run_fails_tells_nothing(
     plan: Callable[..., Plan], clock: Clock, capsys: Any
 ) -> None:
     made = plan(seeds=1)
-    jobs = made.final_jobs(made.choices())
+    jobs = made.final_jobs(made.tuned())
     capsys.readouterr()
     with Progress(jobs, Console()) as shown:
         clock.seconds += 3
@@ -326,7 +326,7 @@ def test_how_soon_a_run_fails_tells_nothing(
 
 def test_a_run_that_was_all_but_over(plan: Callable[..., Plan], capsys: Any) -> None:
     made = plan(seeds=1)
-    jobs = made.final_jobs(made.choices())[:1]
+    jobs = made.final_jobs(made.tuned())[:1]
     metrics(jobs[0], 100)
     capsys.readouterr()
     with Progress(jobs, Console()) as shown:
@@ -353,7 +353,7 @@ class Stop:
 
 def test_what_is_done_is_not_run_again(plan: Callable[..., Plan], capsys: Any) -> None:
     made, engine = plan(seeds=1), Recorder()
-    jobs = made.final_jobs(made.choices())
+    jobs = made.final_jobs(made.tuned())
     log(jobs[0], 3.0)
     capsys.readouterr()
     failed = run_jobs(jobs, engine, Stop(), Console())
@@ -368,5 +368,5 @@ def test_what_is_done_is_not_run_again(plan: Callable[..., Plan], capsys: Any) -
 def test_nothing_is_begun_after_a_stop(plan: Callable[..., Plan]) -> None:
     made, engine, stop = plan(seeds=1), Recorder(), Stop()
     stop.requested = "SIGINT"
-    assert run_jobs(made.final_jobs(made.choices()), engine, stop, Console()) == []
+    assert run_jobs(made.final_jobs(made.tuned()), engine, stop, Console()) == []
     assert not engine.jobs

@@ -59,14 +59,14 @@ def log(job: Job, losses: list[float | None], status: str = "completed") -> None
 
 
 def test_the_first_seed_of_every_arm_comes_first(plan: Plan) -> None:
-    assert [job.title for job in plan.final_jobs(plan.choices())] == [
+    assert [job.title for job in plan.final_jobs(plan.tuned())] == [
         *("baseline, seed 1337", "normalization=rmsnorm, seed 1337"),
         *("baseline, seed 1338", "normalization=rmsnorm, seed 1338"),
     ]
 
 
 def test_seeds_are_paired(plan: Plan) -> None:
-    flags = map(flags_of, plan.final_jobs(plan.choices()))
+    flags = map(flags_of, plan.final_jobs(plan.tuned()))
     seeds = [(own["seed"], own["data_seed"]) for own in flags]
     assert seeds == [("1337", "1337")] * 2 + [("1338", "1338")] * 2
 
@@ -97,7 +97,7 @@ def test_trials_come_in_turn_and_all_arms_have_the_same(tuning: Plan) -> None:
 
 
 def test_where_runs_go(plan: Plan, tuning: Plan) -> None:
-    job = plan.final_jobs(plan.choices())[1]
+    job = plan.final_jobs(plan.tuned())[1]
     assert job.folder == plan.folder / "runs" / "normalization-rmsnorm-s1337"
     assert f"--out_dir={job.folder.parent}" in job.command
     assert "--run_name=normalization-rmsnorm-s1337" in job.command
@@ -110,17 +110,17 @@ def test_a_folder_for_the_output_is_the_sweeps_alone(tiny_dataset: Path, tmp_pat
     flags = {"out_dir": "elsewhere"}
     plan = tiny_plan(tiny_dataset, tmp_path, flags=flags, vary=NORMS)
     assert plan.folder.parent == tmp_path / "elsewhere" / "sweeps"
-    command = plan.final_jobs({arm.name: {} for arm in plan.arms})[0].command
+    command = plan.final_jobs(plan.tuned())[0].command
     assert sum(text.startswith("--out_dir=") for text in command) == 1
 
 
 def test_cost_and_length(plan: Plan, tiny_dataset: Path, tmp_path: Path) -> None:
-    job = plan.final_jobs(plan.choices())[0]
+    job = plan.final_jobs(plan.tuned())[0]
     assert job.cost == plan.baseline.flops
     assert job.length == ("iter", 100)
     budget = Budget("minutes", 2)
     timed = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, budget=budget)
-    job = timed.final_jobs(timed.choices())[0]
+    job = timed.final_jobs(timed.tuned())[0]
     assert (job.cost, job.length) == (1.0, ("wall_seconds", 120.0))
 
 
@@ -239,42 +239,59 @@ def losses_of(arm: str, losses: Mapping[str, list[float | None]], plan: Plan) ->
 BASELINE = {"1e-3": [3.0, 3.2], "2e-3": [2.9, 3.1], "4e-3": [2.0, 4.4]}
 
 
-def test_the_lowest_mean_is_chosen(tuning: Plan) -> None:
+def test_a_number_is_fitted_to_the_mean_losses(tuning: Plan) -> None:
+    """3.1, 3.0 and 3.2 nats: the parabola is lowest 5/6 of a step above 1e-3."""
     losses_of("baseline", BASELINE, tuning)
-    assert tuning.choices() == {"baseline": {"learning_rate": "2e-3"}}
+    own = tuning.tuned()["baseline"]
+    assert own.choice == {"learning_rate": "0.00178"}
+    assert own.fit.optimum == pytest.approx(5 / 6)
+    assert own.losses == pytest.approx((3.1, 3.0, 3.2))
+    assert not own.at_edge
+
+
+def test_the_lowest_mean_is_chosen_of_words(tiny_dataset: Path, tmp_path: Path) -> None:
+    tune = {"lr_schedule": ("wsd", "linear", "cosine")}
+    plan = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, tune=tune)
+    for job, loss in zip(plan.tuning_jobs()[::2], (3.1, 3.0, 3.15), strict=True):
+        log(job, [9.0, loss])
+    own = plan.tuned()["baseline"]
+    assert own.choice == {"lr_schedule": "linear"}
+    assert (own.fit, own.spread) == (None, pytest.approx(0.15))
+    assert flags_of(plan.final_jobs({"baseline": own})[0])["lr_schedule"] == "linear"
+
+
+def test_allowances_are_known_once_all_arms_are_tuned(tuning: Plan) -> None:
+    losses_of("baseline", BASELINE, tuning)
+    assert tuning.allowances(tuning.tuned()) == {}
+    losses_of("normalization=rmsnorm", {key: [3.0, 3.0] for key in BASELINE}, tuning)
+    found = tuning.allowances(tuning.tuned())
+    assert found == {"baseline": pytest.approx(0.2), "normalization=rmsnorm": 0.0}
 
 
 def test_an_arm_waits_for_all_of_its_trials(tuning: Plan) -> None:
     losses_of("baseline", {key: BASELINE[key] for key in ("1e-3", "2e-3")}, tuning)
-    assert tuning.choices() == {}
-    assert tuning.final_jobs(tuning.choices()) == []
+    assert tuning.tuned() == {}
+    assert tuning.final_jobs(tuning.tuned()) == []
 
 
 def test_one_that_diverged_is_not_chosen(tuning: Plan) -> None:
     losses_of("baseline", {**BASELINE, "2e-3": [0.1, None]}, tuning)
-    assert tuning.choices()["baseline"] == {"learning_rate": "1e-3"}
+    assert tuning.tuned()["baseline"].choice == {"learning_rate": "1e-3"}
 
 
 def test_final_runs_have_what_was_chosen(tuning: Plan) -> None:
     losses_of("baseline", BASELINE, tuning)
-    jobs = tuning.final_jobs(tuning.choices())
+    jobs = tuning.final_jobs(tuning.tuned())
     assert [job.arm for job in jobs] == ["baseline"] * 2
-    assert {flags_of(job)["learning_rate"] for job in jobs} == {"2e-3"}
+    assert {flags_of(job)["learning_rate"] for job in jobs} == {"0.00178"}
     assert all("seed 133" in job.title for job in jobs)
 
 
-def test_a_choice_at_the_edge_is_told(tuning: Plan) -> None:
-    told = tuning.at_the_edge({"baseline": {"learning_rate": "4e-3"}})
-    assert told == [
-        "baseline: the best learning_rate tried, 4e-3, is at the edge of the list; widen it"
-    ]
-    assert not tuning.at_the_edge({"baseline": {"learning_rate": "2e-3"}})
-
-
-def test_two_values_or_words_have_no_edge(tiny_dataset: Path, tmp_path: Path) -> None:
-    for tune in ({"beta1": ("0.8", "0.9")}, {"lr_schedule": ("wsd", "linear", "cosine")}):
-        plan = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, tune=tune)
-        assert not plan.at_the_edge({"baseline": plan.trials["baseline"][0].choice})
+def test_an_optimum_at_the_edge_is_told(tuning: Plan) -> None:
+    losses_of("baseline", {"1e-3": [2.0, 2.0], "2e-3": [2.1, 2.1], "4e-3": [2.3, 2.3]}, tuning)
+    own = tuning.tuned()["baseline"]
+    assert own.at_edge
+    assert own.choice == {"learning_rate": "1e-3"}
 
 
 # Status
@@ -291,21 +308,21 @@ def test_two_values_or_words_have_no_edge(tiny_dataset: Path, tmp_path: Path) ->
     ],
 )
 def test_status(plan: Plan, status: str, expected: str) -> None:
-    job = plan.final_jobs(plan.choices())[0]
+    job = plan.final_jobs(plan.tuned())[0]
     assert (job.status, job.loss) == (TO_DO, None)
     log(job, [5.0, 4.0], status)
     assert (job.status, job.loss) == (expected, 4.0)
 
 
 def test_a_damaged_log_is_of_a_run_to_do(plan: Plan) -> None:
-    job = plan.final_jobs(plan.choices())[0]
+    job = plan.final_jobs(plan.tuned())[0]
     job.folder.mkdir(parents=True)
     (job.folder / "run.json").write_text("{")
     assert (job.status, job.loss) == (TO_DO, None)
 
 
 def test_the_share_done(plan: Plan) -> None:
-    job = plan.final_jobs(plan.choices())[0]
+    job = plan.final_jobs(plan.tuned())[0]
     assert job.share_done == 0
     job.folder.mkdir(parents=True)
     lines = [{"kind": "train", "iter": step, "wall_seconds": 1.0} for step in (10, 25)]
@@ -329,12 +346,19 @@ def test_the_manifest(tuning: Plan) -> None:
     baseline = tuple(tuning.folder / f"runs/baseline-s{seed}" for seed in (1337, 1338))
     assert found.runs == [*baseline]
     assert found.baseline == baseline
-    assert found.tuned == {"baseline": {"learning_rate": "2e-3"}, "normalization=rmsnorm": None}
+    assert found.tuned == {"baseline": {"learning_rate": "0.00178"}, "normalization=rmsnorm": None}
+    assert (found.allowances, found.at_edge) == ({"baseline": 0, "normalization=rmsnorm": 0}, ())
     assert found.studied == ("learning_rate", "min_lr")
     assert (found.factors, found.seeds) == ((), 2)
     refuse_another(found, tuning.identity)
     document = json.loads((tuning.folder / SWEEP_FILE).read_text())
-    assert document["arms"][0]["tuned"] == {"learning_rate": "2e-3"}
+    assert document["arms"][0]["tuned"] == {"learning_rate": "0.00178"}
+    assert document["arms"][0]["tuning"] == {
+        "key": "learning_rate",
+        "tried": ["1e-3", "2e-3", "4e-3"],
+        "losses": pytest.approx([3.1, 3.0, 3.2]),
+        "at_edge": False,
+    }
     assert document["arms"][1]["tuned"] is None
     assert document["arms"][0]["parameters"] == tuning.baseline.parameters
     assert sum(run["tuning"] for run in document["runs"]) == 12
@@ -354,12 +378,12 @@ def test_runs_of_another_choice_are_not_gone_on_with(tuning: Plan) -> None:
     tuning.folder.mkdir(parents=True, exist_ok=True)
     write_manifest(tuning, "python sweep.py")
     assert sweep.with_seeds_of_before(tuning).request == tuning.request
-    log(tuning.final_jobs(tuning.choices())[0], [4.0])
+    log(tuning.final_jobs(tuning.tuned())[0], [4.0])
     assert sweep.with_seeds_of_before(tuning).request == tuning.request
     for path in (tuning.folder / "tuning").glob("baseline*2e-3*/run.json"):
         path.write_text(path.read_text().replace('"completed"', '"diverged"'))
     with pytest.raises(
-        ValueError, match="baseline was tuned to learning_rate=2e-3 when .* trained"
+        ValueError, match="baseline was tuned to learning_rate=0.00178 when .* trained"
     ):
         sweep.with_seeds_of_before(tuning)
 

@@ -9,6 +9,7 @@ import pytest
 
 from errors import UserError
 from experiment.plan import Plan
+from experiment.tuning import outcome
 from tests.tiny_sweep import config_file, tiny_plan
 
 LION = {"optimizer": ("lion",)}
@@ -65,8 +66,9 @@ def test_a_key_of_a_part_that_trials_choose(make: Any) -> None:
 def test_fewer_trials_are_refused(make: Any) -> None:
     assert told(make, vary=ROPE, tune={"rope_theta": ("500", "1000", "2000")}) == (
         "--tune rope_theta: arm baseline does not use position_encoding=rope, which the key "
-        "belongs to, so it would get 1 trial and arm position_encoding=rope 3. Every arm needs as "
-        "many; tune a key that only baseline has over as many values, or drop --tune rope_theta."
+        "belongs to, so it would get 1 trial and arm position_encoding=rope 3. Give every arm the "
+        "same number: also tune a key that only baseline has, over as many values, or drop --tune "
+        "rope_theta."
     )
     refusal = told(
         make,
@@ -112,8 +114,12 @@ def test_final_runs_have_the_widths_of_their_trial(make: Any) -> None:
         match="params",
         seeds=1,
     )
-    chosen = dict.fromkeys(plan.trials, {"n_experts": "4"})
-    for job in plan.final_jobs(chosen):
+    tuned = {
+        name: outcome(trial.arm, trials, [3.1, 3.0])
+        for name, trials in plan.trials.items()
+        for trial in trials[:1]
+    }
+    for job in plan.final_jobs(tuned):
         [_, trial] = plan.trials[job.arm]
         assert f"--ffn_hidden={trial.arm.settings.model.ffn_hidden}" in job.arguments
         assert "--n_experts=4" in job.arguments

@@ -71,7 +71,7 @@ def test_a_constant_changes_nothing_and_a_mirror_mirrors():
         ((None, 2.0, 2.09, 2.1), 1.0, (1, 3), False),  # never past the lowest to a failure
         ((2.5, 2.0, 2.6), 1.0, (1, 1), False),  # both neighbours lie too high
         ((2.1, 2.0, math.inf, 1.9, 2.0), 3.0, (3, 4), False),  # contiguous
-        ((2.0,), 0.0, (0, 0), True),
+        ((2.0,), 0.0, (0, 0), False),
     ],
 )
 def test_where_a_fit_stops(curve, optimum, kept, at_edge):

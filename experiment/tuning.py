@@ -1,0 +1,105 @@
+"""What the trials of each arm say: the values that it is trained with, and how sure they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from experiment.arms import Arm
+from experiment.trials import Choice, Trial
+from inference.tuning import HIGHEST, Fit, allowance, at_grid, fit, noise_of
+from options import KEYS
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """The outcome of the trials of an arm.
+
+    Attributes:
+        arm: The arm as its final runs train it.
+        choice: The values of the tuned keys; empty if nothing was tuned.
+        key: The key along which a curve was fitted; None if there was none.
+        tried: Its values as flags spell them, rising.
+        losses: The mean loss of each, None where a run failed.
+        fit: The fitted optimum; None without a curve.
+        spread: Highest minus lowest of the losses of all trials, but those more than HIGHEST above
+            the lowest.
+    """
+
+    arm: Arm
+    choice: Choice
+    key: str | None = None
+    tried: tuple[str, ...] = ()
+    losses: tuple[float | None, ...] = ()
+    fit: Fit | None = None
+    spread: float = 0.0
+
+    @cached_property
+    def at_edge(self) -> bool:
+        """Whether the optimum lies at an end of the values that were tried."""
+        return self.fit is not None and self.fit.at_edge
+
+
+def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -> Tuned:
+    """What the trials of an arm say.
+
+    One tuned number, such as the learning rate, is fitted by a parabola over its values, and the
+    arm is trained at the optimum. Of anything else the trial with the lowest loss is taken.
+
+    Args:
+        arm: The arm, untuned.
+        trials: All that it tries; none if nothing is tuned.
+        losses: The mean loss of each over the seeds of tuning; None where a run failed.
+    """
+    if not trials:
+        return Tuned(arm, {})
+    finite = [loss for loss in losses if loss is not None]
+    lowest = min(finite, default=0.0)
+    spread = max((loss for loss in finite if loss <= lowest + HIGHEST), default=0.0) - lowest
+    best = trials[losses.index(lowest) if finite else 0]
+    key = _number_of(trials)
+    if key is None:
+        return Tuned(best.arm, best.choice, spread=spread)
+    ordered = sorted(zip(trials, losses, strict=True), key=lambda pair: float(pair[0].choice[key]))
+    tried = tuple(trial.choice[key] for trial, _ in ordered)
+    curve = tuple(loss for _, loss in ordered)
+    found = fit(curve)
+    if found is None:
+        return Tuned(best.arm, best.choice, key, tried, curve)
+    value = _spelled(at_grid([float(text) for text in tried], found.optimum), tried)
+    nearest = ordered[round(found.optimum)][0].arm
+    fitted = dataclasses.replace(nearest, flags={**nearest.flags, key: value})
+    return Tuned(fitted, {key: value}, key, tried, curve, found, spread)
+
+
+def allowances(tuned: Mapping[str, Tuned]) -> dict[str, float]:
+    """By arm how far the loss at its best value may lie below that of its final runs, nats per
+    token; see `inference.tuning.allowance`. The scatter of curves is pooled over the arms."""
+    noise = noise_of([own.losses for own in tuned.values()], [own.fit for own in tuned.values()])
+    return {
+        name: own.spread if own.fit is None else allowance(own.fit, noise)
+        for name, own in tuned.items()
+    }
+
+
+def _number_of(trials: Sequence[Trial]) -> str | None:
+    """The one key that the trials differ in, if its values are positive numbers that may take any
+    value between."""
+    keys = {key for trial in trials for key in trial.choice}
+    if len(keys) != 1:
+        return None
+    [key] = keys
+    if KEYS[key].annotation not in (float, float | None):
+        return None
+    try:
+        values = [float(trial.choice[key]) for trial in trials]
+    except ValueError:  # none, or a pattern
+        return None
+    return key if min(values) > 0 else None
+
+
+def _spelled(value: float, tried: Sequence[str]) -> str:
+    """A value in three digits; one that was tried as it was spelled."""
+    same = [text for text in tried if abs(float(text) / value - 1) < 1e-9]
+    return same[0] if same else f"{value:.3g}"
