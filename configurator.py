@@ -58,7 +58,10 @@ TAKEN_BACK = "default"
 """The text of a flag that undoes what config files set for its key."""
 
 ASKED = ("--help", "-h", "--print_config")
-_OF_SWEEP = "vary arms design seeds margin match budget tune tune_seeds name workers engine dry_run"
+_OF_SWEEP = (
+    "vary arms design seeds until_sure max_seeds margin match budget tune tune_seeds name workers "
+    "engine dry_run"
+)
 _OF_AUDIT = "save compare"
 COMMAND_OPTIONS = (*_OF_SWEEP.split(), *_OF_AUDIT.split())
 """Options that commands take besides `--key=value`; no key may have such a name."""

@@ -56,6 +56,7 @@ from experiment.overview import overview
 from experiment.plan import Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
+from experiment.selection import select
 from experiment.timing import seconds_of_run, seconds_to_start
 from experiment.tuning import Tuned, allowances
 from inference.verdicts import MARGIN
@@ -66,6 +67,9 @@ from training.preflight import refuse_machine
 from training.run_directory import locked
 from training.signals import StopRequest
 from user_files import collect, read_config_file
+
+SEEDS, MAX_SEEDS = 5, 20
+"""Of every arm, unless the command says otherwise; and at most, with --until_sure."""
 
 ENGINES = ("local", "ray")
 MOST_WORKERS = 1_000
@@ -104,9 +108,20 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--seeds",
         type=int,
-        default=5,
         metavar="N",
-        help=f"of every arm (default %(default)s); a sweep has at most {MOST_RUNS:,} runs",
+        help=f"of every arm (default {SEEDS}); a sweep has at most {MOST_RUNS:,} runs",
+    )
+    flags.add_argument(
+        "--until_sure",
+        action="store_true",
+        help="add seeds at scheduled looks (5, 10, 20 ...) and stop each arm once its verdict is "
+        "decided, in place of --seeds",
+    )
+    flags.add_argument(
+        "--max_seeds",
+        type=int,
+        metavar="N",
+        help=f"with --until_sure: the most seeds of an arm (default {MAX_SEEDS})",
     )
     flags.add_argument(
         "--margin",
@@ -204,11 +219,23 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
         match=options.match,
         budget=budget,
         tune=tune,
-        seeds=options.seeds,
+        seeds=_seeds(options),
+        until_sure=options.until_sure,
         tune_seeds=options.tune_seeds,
         margin=options.margin,
         name=options.name,
     )
+
+
+def _seeds(options: argparse.Namespace) -> int:
+    """The seeds of every arm, or the most of them."""
+    if options.until_sure and options.seeds is not None:
+        raise UserError("--until_sure chooses the seeds itself; drop --seeds, or use --max_seeds.")
+    if options.max_seeds is not None and not options.until_sure:
+        raise UserError("--max_seeds needs --until_sure; add it, or use --seeds.")
+    given = options.max_seeds if options.until_sure else options.seeds
+    default = MAX_SEEDS if options.until_sure else SEEDS
+    return default if given is None else given
 
 
 def _arm_files(options: argparse.Namespace) -> tuple[str, ...]:
@@ -352,26 +379,56 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
     if plan.trials_each and not stop.requested:
         report_tuning(plan, tuned, console)
         write_manifest(plan, command)
-    jobs = plan.final_jobs(tuned)
-    failed += run_jobs(jobs, engine, stop, console)
+    left = False
+    for stage in stages(plan, tuned, command, console):
+        jobs = stage.final_jobs(tuned)
+        failed += run_jobs(jobs, engine, stop, console)
+        left = any(job.status not in ENDED for job in jobs)
+        if stop.requested or left:
+            break
     for outcome in failed:
         with contextlib.suppress(OSError):  # the terminal may be closed
             print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     if stop.requested:
         console.say(f"{stop.requested} received: the sweep stopped; the same command continues it.")
         return 1
-    left = [job for job in jobs if job.status not in ENDED]
-    if not left:
-        plan = dataclasses.replace(plan, looks=looks_with(plan))
-        write_manifest(plan, command)
     console.say("")
     compare_architectures.main([str(plan.folder)])
     return 1 if failed or left or len(tuned) < len(plan.arms) else 0
 
 
+def stages(
+    plan: Plan, tuned: Mapping[str, Tuned], command: str, console: Console
+) -> Iterator[Plan]:
+    """The plan as far as it goes before the next look: once, or until every verdict is sure.
+
+    After each stage, whose runs must have ended, the look is recorded in the manifest.
+    """
+    reached = {arm.name: look.n for arm in plan.arms for look in plan.schedule[:1]}
+    while True:
+        plan = dataclasses.replace(plan, reached=reached or None)
+        write_manifest(plan, command)
+        yield plan
+        plan = dataclasses.replace(plan, looks=looks_with(plan))
+        write_manifest(plan, command)
+        open_arms = next_looks(plan) if reached else {}
+        if not open_arms:
+            return
+        console.say(f"undecided after {max(reached.values())} seeds: {', '.join(open_arms)}")
+        reached = {**reached, **open_arms, plan.baseline.name: max(open_arms.values())}
+
+
+def next_looks(plan: Plan) -> dict[str, int]:
+    """Seeds of the next look at each arm that is not decided, by its name."""
+    findings = select([str(plan.folder)], None, plan.folder).findings()
+    arms = {row.group.name: row.group.arm for row in findings.rows}
+    return {arms[name]: seeds for name, seeds in findings.next_looks.items()}
+
+
 def looks_with(plan: Plan) -> tuple[int, ...]:
     """The looks, with that at the present number of seeds."""
-    return tuple(sorted({*plan.looks, plan.request.seeds}))
+    present = max(plan.reached.values()) if plan.reached else plan.request.seeds
+    return tuple(sorted({*plan.looks, present}))
 
 
 def report_tuning(plan: Plan, tuned: Mapping[str, Tuned], console: Console) -> None:

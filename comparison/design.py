@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from comparison.groups import Group
+from inference.looks import Look
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.verdicts import MARGIN
 
@@ -18,6 +19,9 @@ class Design:
         arms: Arms beside the baseline; None if nobody said, then those that are compared.
         seeds: Seeds per arm; None if nobody said. There is no verdict before all have finished:
             a verdict that is looked at seed by seed is false more often than promised.
+        schedule: Looks of a sweep that goes on until it is sure; none of one with a fixed number of
+            seeds.
+        seed_order: The (seed, data_seed) of its runs, in the order in which they are added.
         looks: Numbers of seeds after which verdicts were shown. If seeds were added after one, the
             intervals are those of a confidence sequence, which holds however many looks there are.
         margin: Differences up to this many nats per token count as equal.
@@ -33,6 +37,8 @@ class Design:
 
     arms: int | None = None
     seeds: int | None = None
+    schedule: tuple[Look, ...] = ()
+    seed_order: tuple[tuple[int, int], ...] = ()
     looks: tuple[int, ...] = ()
     margin: float = MARGIN
     tuned: tuple[str, ...] = ()
@@ -48,8 +54,12 @@ class Design:
         Args:
             arms: Arms that are compared; more than were declared if their code differs.
         """
-        family = max(self.arms or 0, arms, 1)
+        family = self.family(arms)
         return ConfidenceSequence(family) if self.undeclared_looks else DeclaredSeeds(family)
+
+    def family(self, arms: int) -> int:
+        """Arms that intervals hold for together, given how many are compared."""
+        return max(self.arms or 0, arms, 1)
 
     @property
     def undeclared_looks(self) -> list[int]:

@@ -21,7 +21,7 @@ from comparison.groups import (
     terms,
     unlike,
 )
-from comparison.judging import bar, final_verdicts
+from comparison.judging import bar, final_verdicts, standings
 from comparison.readings import Reading, readings
 from comparison.runs import MOST_OTHER_LOAD, LoggedRun
 from inference.differences import Estimate
@@ -73,6 +73,8 @@ class Findings:
         rows: The baseline, the groups compared with it, then those set apart.
         design: What was declared.
         family: Arms that the verdicts hold for together.
+        next_looks: By name, seeds of the next look at each arm of a sweep that goes on until it is
+            sure; arms that have stopped are not in it.
         axes: The units of budget in which some group has a reading at an equal budget.
         effects: Of a factorial design; else none.
         notes: What a reader has to know, a sentence each.
@@ -81,6 +83,7 @@ class Findings:
     rows: tuple[GroupResult, ...]
     design: Design
     family: int
+    next_looks: Mapping[str, int]
     axes: tuple[str, ...]
     effects: tuple[Effect, ...]
     notes: tuple[str, ...]
@@ -140,10 +143,17 @@ def compare(
         rows=tuple(row(group) for group in [*compared, *others]),
         design=design,
         family=design.rule(len(compared) - 1).family,
+        next_looks=_next_looks(compared, design),
         axes=tuple(at_equal),
         effects=tuple(_effects(compared, design)),
         notes=tuple(_notes(groups, compared, design)),
     )
+
+
+def _next_looks(groups: Sequence[Group], design: Design) -> dict[str, int]:
+    base, *arms = groups
+    found = standings(base, arms, design) if design.schedule else {}
+    return {name: own.next_look for name, own in found.items() if own.next_look is not None}
 
 
 def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
@@ -187,7 +197,19 @@ def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -
     yield from _blow_ups(compared)
     if len(groups) > len(compared) == 1:
         yield "No group is comparable with the baseline; --baseline names another."
-    if len(compared) > 1 and design.seeds is None and max(group.n for group in compared) > 1:
+    if design.schedule:
+        planned = ", ".join(str(look.n) for look in design.schedule)
+        yield (
+            f"Seeds are added until the verdicts are sure: looks at {planned}, each with its share "
+            "of the error rate. Arms that were decided earlier keep their intervals."
+        )
+    elif design.undeclared_looks:
+        seen = ", ".join(map(str, design.undeclared_looks))
+        yield (
+            f"Seeds were added after a verdict had been shown at {seen}: the intervals are those "
+            "of a confidence sequence."
+        )
+    elif len(compared) > 1 and design.seeds is None and max(group.n for group in compared) > 1:
         yield (
             "The number of seeds was not declared before the runs, as a sweep does. The error "
             "rates hold only if it did not depend on the results."

@@ -89,6 +89,11 @@ class Group:
         return {run.seeds: run.loss for run in self.counted}
 
     @property
+    def failed_seeds(self) -> set[tuple[Any, Any]]:
+        """Seeds of which a run diverged and none finished."""
+        return {run.seeds for run in self.runs if run.diverged} - set(self.losses)
+
+    @property
     def n(self) -> int:
         return len(self.counted)
 

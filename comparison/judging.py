@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from comparison.design import Design
 from comparison.groups import SAME_BUDGET, Group, unequal_length
+from comparison.looking import Standing, take_looks
 from inference.samples import Sample
 from inference.verdicts import Results, Verdict, judge, unjudged
 
@@ -14,8 +16,23 @@ BASELINE = "baseline"
 
 def final_verdicts(groups: Sequence[Group], design: Design) -> dict[str, Verdict]:
     """By name the verdict on the final losses of each group; the first is the baseline."""
-    base = groups[0]
+    base, *arms = groups
+    if design.schedule:
+        return {base.name: Verdict(BASELINE, margin=design.margin)} | {
+            name: standing.verdict for name, standing in standings(base, arms, design).items()
+        }
     return judged_groups(groups, lambda g: g.losses, lambda g: bar(g, base, design), design)
+
+
+def standings(base: Group, arms: Sequence[Group], design: Design) -> dict[str, Standing]:
+    """By name where each arm stands in a sweep that goes on until it is sure."""
+    bars = {arm.name: bar(arm, base, design) for arm in arms}
+    judged = [arm for arm in arms if not bars[arm.name]]
+    found = {
+        name: Standing(unjudged(reason, design.margin), 0, None) for name, reason in bars.items()
+    }
+    taken = take_looks(base, judged, dataclasses.replace(design, arms=design.family(len(arms))))
+    return found | {arm.name: own for arm, own in zip(judged, taken, strict=True)}
 
 
 def judged_groups(

@@ -29,6 +29,7 @@ from comparison.json_checks import (
 from comparison.runs import SWEEP_FILE
 from errors import UserError
 from experiment.jobs import SOURCE_OF
+from inference.looks import Look
 from inference.verdicts import MARGIN
 from safe_files import write_atomically
 from training.log_files import json_safe
@@ -74,13 +75,14 @@ _MANIFEST = record(
         "runs": list_of(_RUN, most=_MOST),
         "studied": list_of(_TEXT, most=_MOST),
         "factors": list_of(_TEXT, most=_MOST),
-        "seeds": list_of(plain, most=_MOST),
+        "seeds": list_of(list_of(number(0, whole=True), most=2, fewest=2), most=_MOST),
         "identity": record({}, others=plain),
     },
     {
         "varied": list_of(_TEXT, most=_MOST),
         "margin": number(0),
         "looks": list_of(number(0, whole=True), most=_MOST),
+        "schedule": list_of(record({"n": number(1, whole=True), "alpha": number(0)}), most=_MOST),
     },
 )
 
@@ -100,6 +102,8 @@ class Sweep:
         varied: Keys whose values make arms.
         factors: The keys of a factorial design; none of another.
         seeds: How many each arm has.
+        seed_order: (seed, data_seed) of its runs, in order.
+        schedule: The looks of a sweep that goes on until it is sure.
         looks: Numbers of seeds after which verdicts were shown.
         margin: Differences up to this many nats per token count as equal.
         identity: What makes it this sweep, see `Plan.identity`.
@@ -114,6 +118,8 @@ class Sweep:
     varied: tuple[str, ...]
     factors: tuple[str, ...]
     seeds: int
+    seed_order: tuple[tuple[int, int], ...]
+    schedule: tuple[Look, ...]
     looks: tuple[int, ...]
     margin: float
     identity: Mapping[str, Any]
@@ -151,6 +157,7 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
         "studied": plan.studied,
         "seeds": plan.seeds,
         "margin": request.margin,
+        "schedule": [dataclasses.asdict(look) for look in plan.schedule],
         "looks": list(plan.looks),
         "tuning": {
             "trials": [
@@ -222,6 +229,8 @@ def read_sweep(folder: Path) -> Sweep:
         varied=tuple(manifest.get("varied", ())),
         factors=tuple(manifest["factors"]),
         seeds=len(manifest["seeds"]),
+        seed_order=tuple(map(tuple, manifest["seeds"])),
+        schedule=tuple(Look(**look) for look in manifest.get("schedule", ())),
         looks=tuple(manifest.get("looks", ())),
         margin=manifest.get("margin", MARGIN),
         identity=manifest["identity"],

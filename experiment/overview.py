@@ -178,6 +178,10 @@ def _runs(plan: Plan) -> Iterator[str]:
             f"Tuning: {count_trials(plan.trials_each)} {_tuned(plan)}, with seeds from "
             f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then fresh seeds:"
         )
+    if plan.schedule:
+        looks = ", ".join(str(look.n) for look in plan.schedule)
+        told = f"up to {told}"
+        yield f"Until sure: looks at {looks} seeds; an arm stops once its verdict is decided."
     yield (
         f"{len(plan.arms)} arms x {told} (paired: the same "
         f"data order, and the same initial numbers where shapes agree) = "

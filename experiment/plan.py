@@ -18,6 +18,7 @@ from experiment.jobs import DIVERGED, ENDED, SOURCE_OF, Job, digest
 from experiment.request import TUNING_SEEDS_FROM, Request
 from experiment.trials import Trial, equal_trials
 from experiment.tuning import Tuned, allowances, outcome
+from inference.looks import Look, scheduled_looks
 from inference.verdicts import MARGIN
 from options import KEYS, Role
 from training.provenance import PROJECT, source_digest
@@ -42,6 +43,8 @@ class Plan:
         dataset: What all train on.
         trials: Of each arm what it tries first, as many for every arm; none if nothing is tuned.
         looks: Numbers of seeds after which verdicts were shown.
+        reached: Of each arm the seeds that it is trained with so far, in a sweep that goes on until
+            it is sure; None: all.
     """
 
     request: Request
@@ -50,6 +53,7 @@ class Plan:
     dataset: Dataset
     trials: Mapping[str, tuple[Trial, ...]]
     looks: tuple[int, ...] = ()
+    reached: Mapping[str, int] | None = None
 
     @property
     def baseline(self) -> Arm:
@@ -75,15 +79,20 @@ class Plan:
     def _asked(self) -> dict[str, Any]:
         request = self.request
         margin = {} if request.margin == MARGIN else {"margin": request.margin}
-        return margin | {
-            "design": request.design,
-            "match": self.match,
-            "tune": {key: list(values) for key, values in request.tune.items()},
-            "tune_seeds": request.tune_seeds if request.tune else 0,
-            "first_seeds": list(self.seeds[0]),
-            "data": self.dataset.fingerprint,
-            "arms": {arm.name: _config(arm) for arm in self.arms},
-        }
+        until_sure = {"max_seeds": request.seeds} if request.until_sure else {}
+        return (
+            margin
+            | until_sure
+            | {
+                "design": request.design,
+                "match": self.match,
+                "tune": {key: list(values) for key, values in request.tune.items()},
+                "tune_seeds": request.tune_seeds if request.tune else 0,
+                "first_seeds": list(self.seeds[0]),
+                "data": self.dataset.fingerprint,
+                "arms": {arm.name: _config(arm) for arm in self.arms},
+            }
+        )
 
     @property
     def name(self) -> str:
@@ -148,9 +157,15 @@ class Plan:
         of every arm before any second, so that what is done is always comparable."""
         return [
             self._job(name, own.arm, RUNS_FOLDER, name, seeds)
-            for seeds in self.seeds
+            for k, seeds in enumerate(self.seeds)
             for name, own in tuned.items()
+            if self.reached is None or k < self.reached[name]
         ]
+
+    @property
+    def schedule(self) -> list[Look]:
+        """The looks of a sweep that goes on until it is sure; none of another."""
+        return scheduled_looks(self.request.seeds) if self.request.until_sure else []
 
     @property
     def is_timed(self) -> bool:

@@ -71,7 +71,8 @@ class Request:
         match: What every arm has as much of as the baseline, a key of MATCHED, or none.
         budget: What every arm spends; None: the tokens that the baseline's config says.
         tune: Keys whose values the arms that have them try before their final runs.
-        seeds: Seeds of each arm.
+        seeds: Seeds of each arm; the most of them if `until_sure`.
+        until_sure: Whether seeds are added at scheduled looks until each verdict is decided.
         tune_seeds: Seeds of each trial.
         margin: Differences up to this many nats per token count as equal.
         name: Folder of the sweep; None: made from what is asked.
@@ -86,6 +87,7 @@ class Request:
     budget: Budget | None = None
     tune: Texts = dataclasses.field(default_factory=dict)
     seeds: int = 5
+    until_sure: bool = False
     tune_seeds: int = 1
     margin: float = MARGIN
     name: str | None = None

@@ -124,7 +124,9 @@ def _design(sweeps: Sequence[Sweep], alone: bool) -> Design:
     return dataclasses.replace(
         found,
         arms=len(sweep.arms) - 1,
-        seeds=sweep.seeds,
+        seeds=None if sweep.schedule else sweep.seeds,
+        schedule=sweep.schedule,
+        seed_order=sweep.seed_order,
         looks=sweep.looks,
         margin=sweep.margin,
         factors=sweep.factors,

@@ -289,6 +289,52 @@ def test_each_run_is_what_the_plan_says(sweeps: Sweeps, engine: InThisProcess) -
     assert not any(row.set_apart for row in sweeps.findings.rows)
 
 
+def test_until_sure_adds_seeds_for_undecided_arms(
+    sweeps: Sweeps, engine: InThisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The learning rate is decided at the first look, the norm is not at any."""
+    vary = ("--vary", "learning_rate=1e-3,1e-2", "--vary", "normalization=rmsnorm")
+    command = (*vary, "--max_iters=12", "--eval_interval=12", "--until_sure", "--max_seeds=6")
+    assert sweeps(*command, "--margin=1e-6") == 0
+    manifest = json.loads((sweeps.folder / "sweep.json").read_text())
+    assert manifest["schedule"] == [{"n": 5, "alpha": 0.025}, {"n": 6, "alpha": 0.025}]
+    assert manifest["looks"] == [5, 6]
+    counts = {row.group.arm: row.group.n for row in sweeps.findings.rows}
+    assert counts == {"baseline": 6, "learning_rate=1e-2": 5, "normalization=rmsnorm": 6}
+    assert sweeps.findings.rows[1].verdict.difference.n == 5
+    said = " ".join(capsys.readouterr().out.split())
+    assert "undecided after 5 seeds: normalization=rmsnorm" in said
+    assert "looks at 5, 6, each with its share of the error rate" in said
+    trained = len(engine.jobs)
+    assert sweeps(*command, "--margin=1e-6") == 0
+    assert len(engine.jobs) == trained  # nothing is left to train
+    with pytest.raises(UserError, match="max_seeds is 6 there, 9 here"):
+        sweeps(*command[:-1], "--max_seeds=9", "--margin=1e-6")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--until_sure", "--seeds=3"), "--until_sure chooses the seeds itself; drop --seeds"),
+        (("--max_seeds=9",), "--max_seeds needs --until_sure"),
+    ],
+)
+def test_seeds_are_asked_for_in_one_way(
+    sweeps: Sweeps, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweeps(*ARMS, *COURSE, *flags)
+
+
+def test_seeds_that_are_added_after_a_verdict_are_known(
+    sweeps: Sweeps, engine: InThisProcess
+) -> None:
+    for seeds in (2, 3):
+        assert sweeps(*ARMS, *COURSE, f"--seeds={seeds}") == 0
+    assert sweeps.findings.design.undeclared_looks == [2]
+    assert any("confidence sequence" in note for note in sweeps.findings.notes)
+
+
 def test_a_trial_that_is_missing_holds_its_arm_back(
     sweeps: Sweeps,
     engine: InThisProcess,
