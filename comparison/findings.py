@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from comparison.advice import command_for_verdicts
 from comparison.caveats import caveats
 from comparison.curves import AXES, speedup
 from comparison.design import Design
@@ -197,6 +198,16 @@ def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -
     yield from _blow_ups(compared)
     if len(groups) > len(compared) == 1:
         yield "No group is comparable with the baseline; --baseline names another."
+    base, *arms = compared
+    if arms and all(group.n == 1 for group in compared):
+        known = [(arm, changes(arm, base, design.may_differ(arm, base))) for arm in arms]
+        command = command_for_verdicts(base, known)
+        yield "Each arm has one run, so this table is descriptive. " + (
+            f"For verdicts: {command}"
+            if command
+            else "For verdicts, train each arm again with other values of --seed and --data_seed, "
+            "or use sweep.py."
+        )
     if design.schedule:
         planned = ", ".join(str(look.n) for look in design.schedule)
         yield (

@@ -640,3 +640,44 @@ def test_no_group_of_the_pareto_set_is_beaten_in_everything():
         for run in simulated_arm(arm, losses, start=f"2025-01-0{day}", **settings)
     ]
     assert [row.pareto for row in compare(runs).rows] == [True, True, False, True, None]
+
+
+# --- What to run next
+
+
+@pytest.mark.parametrize(
+    ("arms", "command"),
+    [
+        (
+            [("a", {"arch_preset": "gpt2"}), ("b", {"arch_preset": "llama", "bias": False})],
+            "python sweep.py --dataset=tiny --max_iters=100 --batch_size=4 "
+            "--vary arch_preset=gpt2,llama --seeds=5",
+        ),
+        (
+            [
+                ("a", {"arch_preset": "gpt2"}),
+                ("b", {"arch_preset": "gpt2", **RMS}),
+                ("c", {"arch_preset": "gpt2", "bias": False}),
+            ],
+            "python sweep.py --arch_preset=gpt2 --dataset=tiny --max_iters=100 --batch_size=4 "
+            "--vary normalization=rmsnorm --vary bias=False --seeds=5",
+        ),
+        (
+            [("a", {"arch_preset": "gpt2"}), ("b", {"arch_preset": "gpt2", **RMS, "bias": False})],
+            None,
+        ),
+    ],
+)
+def test_single_runs_are_descriptive_and_told_what_would_give_a_verdict(arms, command):
+    runs = [
+        simulated_run(
+            name,
+            loss=3.0 - day / 10,
+            model={k: v for k, v in keys.items() if k != "arch_preset"},
+            training={"arch_preset": keys["arch_preset"], "dataset": "tiny"},
+            start=f"2025-01-0{day}",
+        )
+        for day, (name, keys) in enumerate(arms, start=1)
+    ]
+    [note] = [note for note in compare(runs).notes if note.startswith("Each arm has one run")]
+    assert note.endswith(f"For verdicts: {command}" if command else "or use sweep.py.")

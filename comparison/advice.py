@@ -1,0 +1,54 @@
+"""What to run next where single runs allow no verdict."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comparison.groups import Group
+
+SEEDS = 5
+
+
+def command_for_verdicts(
+    baseline: Group, arms: Sequence[tuple[Group, Mapping[str, Any]]]
+) -> str | None:
+    """The sweep that compares the same arms over several seeds; None if none can be told.
+
+    Args:
+        baseline: What the arms are compared with.
+        arms: Each arm, and the keys that make it another than the baseline, with its values.
+    """
+    varied = _varied(baseline, arms)
+    if varied is None:
+        return None
+    config = baseline.config
+    start = {} if "arch_preset" in varied else {"arch_preset": config.get("arch_preset")}
+    kept = {key: config.get(key) for key in ("dataset", "max_iters", "batch_size")}
+    flags = [f"--{key}={value}" for key, value in {**start, **kept}.items() if value is not None]
+    lists = [
+        word
+        for key, values in varied.items()
+        for word in ("--vary", f"{key}={','.join(map(str, values))}")
+    ]
+    return shlex.join(["python", "sweep.py", *flags, *lists, f"--seeds={SEEDS}"])
+
+
+def _varied(
+    baseline: Group, arms: Sequence[tuple[Group, Mapping[str, Any]]]
+) -> dict[str, list[Any]] | None:
+    """The keys to vary, and their values: the preset, or single keys of one preset."""
+    presets = [baseline.config.get("arch_preset")]
+    presets += [group.config.get("arch_preset") for group, _ in arms]
+    if None in presets or not arms:
+        return None
+    if len(set(presets)) == len(presets):
+        return {"arch_preset": presets}
+    if len(set(presets)) > 1 or any(len(changes) != 1 for _, changes in arms):
+        return None
+    varied: dict[str, list[Any]] = {}
+    for _, changes in arms:
+        [(key, value)] = changes.items()
+        varied.setdefault(key, []).append("none" if value is None else value)
+    return varied
