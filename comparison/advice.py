@@ -10,6 +10,12 @@ from comparison.groups import Group
 
 SEEDS = 5
 
+_SHARED = (
+    *("arch_preset", "n_layer", "n_head", "n_embd", "block_size", "dataset", "max_iters"),
+    *("batch_size", "gradient_accumulation_steps", "learning_rate", "dtype", "eval_tokens"),
+)
+"""Keys that the command repeats if all arms agree in them."""
+
 
 def command_for_verdicts(
     baseline: Group, arms: Sequence[tuple[Group, Mapping[str, Any]]]
@@ -23,10 +29,15 @@ def command_for_verdicts(
     varied = _varied(baseline, arms)
     if varied is None:
         return None
-    config = baseline.config
-    start = {} if "arch_preset" in varied else {"arch_preset": config.get("arch_preset")}
-    kept = {key: config.get(key) for key in ("dataset", "max_iters", "batch_size")}
-    flags = [f"--{key}={value}" for key, value in {**start, **kept}.items() if value is not None]
+    shared = {
+        key: value
+        for key, value in baseline.config.items()
+        if key in _SHARED
+        and key not in varied
+        and value is not None
+        and all(group.config.get(key) == value for group, _ in arms)
+    }
+    flags = [f"--{key}={shared[key]}" for key in _SHARED if key in shared]
     lists = [
         word
         for key, values in varied.items()

@@ -127,7 +127,7 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
             "Noise floor: two runs of the baseline that differ only by seed differ by "
             f"{findings.noise_floor:.4f} (sd, from {findings.baseline.group.n} seeds)."
         )
-    if len(rows) > 1:
+    if any(row.verdict.interval for row in rows.values()):
         sentences.append(
             f"Simultaneous 95 % intervals for {_arms(findings.family)}. "
             f"Equal: within {findings.design.margin:g} nats."

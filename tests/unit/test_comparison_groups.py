@@ -650,7 +650,7 @@ def test_no_group_of_the_pareto_set_is_beaten_in_everything():
     [
         (
             [("a", {"arch_preset": "gpt2"}), ("b", {"arch_preset": "llama", "bias": False})],
-            "python sweep.py --dataset=tiny --max_iters=100 --batch_size=4 "
+            "python sweep.py --dataset=tiny --max_iters=100 --batch_size=4 --learning_rate=0.001 "
             "--vary arch_preset=gpt2,llama --seeds=5",
         ),
         (
@@ -660,7 +660,7 @@ def test_no_group_of_the_pareto_set_is_beaten_in_everything():
                 ("c", {"arch_preset": "gpt2", "bias": False}),
             ],
             "python sweep.py --arch_preset=gpt2 --dataset=tiny --max_iters=100 --batch_size=4 "
-            "--vary normalization=rmsnorm --vary bias=False --seeds=5",
+            "--learning_rate=0.001 --vary normalization=rmsnorm --vary bias=False --seeds=5",
         ),
         (
             [("a", {"arch_preset": "gpt2"}), ("b", {"arch_preset": "gpt2", **RMS, "bias": False})],
