@@ -33,9 +33,8 @@ def command_for_verdicts(
         key: value
         for key, value in baseline.config.items()
         if key in _SHARED
-        and key not in varied
         and value is not None
-        and all(group.config.get(key) == value for group, _ in arms)
+        and (key in varied or all(group.config.get(key) == value for group, _ in arms))
     }
     flags = [f"--{key}={shared[key]}" for key in _SHARED if key in shared]
     lists = [
@@ -55,7 +54,7 @@ def _varied(
     if None in presets or not arms:
         return None
     if len(set(presets)) == len(presets):
-        return {"arch_preset": presets}
+        return {"arch_preset": presets[1:]}
     if len(set(presets)) > 1 or any(len(changes) != 1 for _, changes in arms):
         return None
     varied: dict[str, list[Any]] = {}

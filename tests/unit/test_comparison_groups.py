@@ -650,8 +650,8 @@ def test_no_group_of_the_pareto_set_is_beaten_in_everything():
     [
         (
             [("a", {"arch_preset": "gpt2"}), ("b", {"arch_preset": "llama", "bias": False})],
-            "python sweep.py --dataset=tiny --max_iters=100 --batch_size=4 --learning_rate=0.001 "
-            "--vary arch_preset=gpt2,llama --seeds=5",
+            "python sweep.py --arch_preset=gpt2 --dataset=tiny --max_iters=100 --batch_size=4 "
+            "--learning_rate=0.001 --vary arch_preset=llama --seeds=5",
         ),
         (
             [
