@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from comparison.design import Design
 from comparison.groups import SAME_BUDGET, Group, unequal_length
-from comparison.looking import Standing, take_looks
+from comparison.looking import standings_of
+from inference.looks import Standing
 from inference.samples import Sample
 from inference.verdicts import Results, Verdict, judge, unjudged
 
@@ -31,7 +32,7 @@ def standings(base: Group, arms: Sequence[Group], design: Design) -> dict[str, S
     found = {
         name: Standing(unjudged(reason, design.margin), 0, None) for name, reason in bars.items()
     }
-    taken = take_looks(base, judged, dataclasses.replace(design, arms=design.family(len(arms))))
+    taken = standings_of(base, judged, dataclasses.replace(design, arms=design.family(len(arms))))
     return found | {arm.name: own for arm, own in zip(judged, taken, strict=True)}
 
 
