@@ -27,6 +27,10 @@ ASYMMETRY = 0.05
 
 CONFIDENCE = 0.95
 
+SCATTER = 2.0
+"""Standard deviations around the parabolas by which the lowest point may be so by chance alone: an
+allowance is limited by the range of the fitted losses only if that is more."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -132,17 +136,19 @@ def allowance(own: Fit, noise: Noise) -> float:
 
     c times the squared distance, in grid steps, that the optimum may be off: the variance of the
     vertex times F_.95, what clipping moved it, and ASYMMETRY. It is at most the range of the kept
-    losses, and equal to that where no minimum was fitted or nothing is known of the scatter.
+    losses or SCATTER standard deviations, whichever is more, and equal to that where no minimum was
+    fitted or nothing is known of the scatter.
     """
+    most = max(own.range, SCATTER * math.sqrt(noise.variance))
     if not own.curved or not noise.df:
-        return own.range
+        return most
     c = own.coefficients[2]
     z, inverse = own.vertex, own.inverse
     spread = inverse[1, 1] + 4 * z * inverse[1, 2] + 4 * z * z * inverse[2, 2]
     variance = noise.variance * float(spread) / (4 * c * c)
     clipped = (own.optimum - own.vertex) ** 2
     off = variance * f_quantile(CONFIDENCE, 1, noise.df) + clipped + ASYMMETRY
-    return min(c * off, own.range)
+    return min(c * off, most)
 
 
 def at_grid(rates: Sequence[float], z: float) -> float:

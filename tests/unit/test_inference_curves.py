@@ -11,7 +11,7 @@ from inference.crossed import crossed
 from inference.differences import PAIRED, Estimate
 from inference.ladder import FADES, GROWS, HOLDS, Rung, climb
 from inference.quantiles import t_critical
-from inference.tuning import allowance, at_grid, fit, noise_of
+from inference.tuning import Noise, allowance, at_grid, fit, noise_of
 
 CURVES = ((2.10, 2.03, 2.00, 2.02, 2.09), (2.08, 2.01, 1.985, 2.015, 2.9))
 
@@ -88,20 +88,18 @@ def test_only_two_points_on_either_side_are_fitted():
 
 def test_without_a_minimum_the_allowance_is_the_range():
     peak = (2.0, 2.01, 2.0, 2.01, 2.0)
-    for curve in (peak, (2.0, 2.1), (2.0,)):
-        own = fit(curve)
-        noise = noise_of(CURVES, [fit(c) for c in CURVES])
-        assert allowance(own, noise) == pytest.approx(max(curve) - min(curve))
+    noise = noise_of(CURVES, [fit(c) for c in CURVES])
+    for curve in (peak, (2.0, 2.1)):
+        assert allowance(fit(curve), noise) == pytest.approx(max(curve) - min(curve))
+    assert allowance(fit((2.0, 2.001)), noise) == pytest.approx(2 * math.sqrt(noise.variance))
+    assert allowance(fit((2.0,)), Noise(0.0, 0)) == 0
     assert fit([None, math.inf, math.nan]) is None
 
 
-def test_an_allowance_is_at_most_the_range():
-    steep = (2.15, 2.0, 2.15)
-    noise = noise_of(CURVES, [fit(c) for c in CURVES])
-    assert allowance(fit(steep), noise) == pytest.approx(min(0.15, 0.15 * (0.05)), rel=1)
+def test_an_allowance_is_at_most_two_standard_deviations_of_the_scatter():
+    """Of a curve so flat that its vertex is not known."""
     flat = (2.0, 1.999, 2.0, 2.001, 2.0)
-    loud = noise_of([(2.0, 2.1, 1.95, 2.05, 2.1)], [fit((2.0, 2.1, 1.95, 2.05, 2.1))])
-    assert allowance(fit(flat), loud) == pytest.approx(0.002)
+    assert allowance(fit(flat), Noise(0.01**2, 8)) == pytest.approx(0.02)
 
 
 def test_rates_between_grid_points_are_geometric():

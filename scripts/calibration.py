@@ -1,0 +1,391 @@
+"""How often verdicts are wrong, and how often they find what is there; writes docs/calibration.md.
+
+python scripts/calibration.py
+python scripts/calibration.py --trials=200 --report=/tmp/page.md
+
+Simulates experiments whose truth is known and judges them by the functions that judge real runs.
+Every number on the page comes from these simulations; none is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from comparison.tables import markdown_table
+from inference.looks import scheduled_looks, take_looks
+from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
+from inference.tuning import allowance, fit, noise_of
+from inference.verdicts import BETTER, WORSE, Results, judge
+from scripts.runs import PASSED, PROJECT, run_script
+
+REPORT = PROJECT / "docs" / "calibration.md"
+TRIALS = 2000
+SD = 0.01
+"""Standard deviation of a run, nats."""
+
+STUDY = (0.008, 0.014, 0.018, 0.2, 0.08, 0.015, 0.007, 0.02)
+"""Standard deviations of the arms of a real study, which differ by a factor of 30."""
+
+Draw = Callable[[np.random.Generator, int, int], np.ndarray]
+"""Losses (arms + 1, seeds) without a true difference; the baseline first."""
+
+
+# Losses
+
+
+def paired(noise: np.ndarray, common: np.ndarray, rho: float, sds: np.ndarray) -> np.ndarray:
+    """Losses whose seeds correlate by rho between arms."""
+    return sds[:, None] * (np.sqrt(rho) * common + np.sqrt(1 - rho) * noise)
+
+
+def normal(rho: float = 0.5, sds: Callable[[np.random.Generator, int], np.ndarray] | None = None):
+    def draw(rng: np.random.Generator, arms: int, seeds: int) -> np.ndarray:
+        each = np.full(arms + 1, SD) if sds is None else sds(rng, arms)
+        noise = rng.normal(size=(arms + 1, seeds))
+        return paired(noise, rng.normal(size=seeds), rho, each)
+
+    return draw
+
+
+def with_noise(noise: Callable[..., np.ndarray]) -> Draw:
+    def draw(rng: np.random.Generator, arms: int, seeds: int) -> np.ndarray:
+        own = noise(rng, (arms + 1, seeds))
+        return paired(own, noise(rng, seeds), 0.5, np.full(arms + 1, SD))
+
+    return draw
+
+
+def mild(rng: np.random.Generator, arms: int) -> np.ndarray:
+    return SD * rng.uniform(0.7, 1.4, size=arms + 1)
+
+
+def study(rng: np.random.Generator, arms: int) -> np.ndarray:
+    return np.array([STUDY[0], *(STUDY[i % len(STUDY)] for i in range(arms))])
+
+
+def noisy_baseline(rng: np.random.Generator, arms: int) -> np.ndarray:
+    return SD * np.array([5.0, *np.ones(arms)])
+
+
+def half_noisy(rng: np.random.Generator, arms: int) -> np.ndarray:
+    return SD * np.array([1.0, *np.where(np.arange(arms) % 2, 3.0, 1.0)])
+
+
+def lognormal(rng: np.random.Generator, arms: int) -> np.ndarray:
+    return SD * np.exp(rng.normal(size=arms + 1))
+
+
+def skewed(rng: np.random.Generator, size: object) -> np.ndarray:
+    return rng.exponential(size=size) - 1
+
+
+def contaminated(rng: np.random.Generator, size: object) -> np.ndarray:
+    """One run in twenty scatters ten times as far."""
+    return rng.normal(size=size) * np.where(rng.random(size) < 0.05, 10.0, 1.0)
+
+
+def rounded(rng: np.random.Generator, arms: int, seeds: int) -> np.ndarray:
+    """To a standard deviation: losses that take few values."""
+    return np.round(normal()(rng, arms, seeds) / SD) * SD
+
+
+def near_copies(rng: np.random.Generator, arms: int, seeds: int) -> np.ndarray:
+    return normal(rho=0.99)(rng, arms, seeds)
+
+
+def student(df: int) -> Callable[..., np.ndarray]:
+    return lambda rng, size: rng.standard_t(df, size=size)
+
+
+# Error rates and power
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A way in which runs scatter.
+
+    Attributes:
+        losses: Those of one experiment without a true difference.
+        unequal: Whether a third of the runs of every second arm are missing.
+        failing: Whether an arm's unluckiest run fails half of the time.
+    """
+
+    name: str
+    losses: Draw
+    unequal: bool = False
+    failing: bool = False
+
+    def results(self, rng: np.random.Generator, losses: np.ndarray) -> list[Results]:
+        return [self._arm(rng, own, index) for index, own in enumerate(losses)]
+
+    def _arm(self, rng: np.random.Generator, losses: np.ndarray, index: int) -> Results:
+        known = dict(enumerate(losses.tolist()))
+        if self.unequal and index % 2:
+            known = {seed: loss for seed, loss in known.items() if seed % 3 or seed == 0}
+        if self.failing and rng.random() < 0.5:
+            del known[max(known, key=known.__getitem__)]
+            return Results(known, failures=1)
+        return Results(known)
+
+
+CASES = (
+    Case("equal variances", normal()),
+    Case("mild spread, 0.7 to 1.4", normal(sds=mild)),
+    Case("a study's spread, 0.007 to 0.2", normal(sds=study)),
+    Case("uncorrelated pairs", normal(rho=0.0)),
+    Case("correlation 0.9", normal(rho=0.9)),
+    Case("near-copies, correlation 0.99", near_copies),
+    Case("baseline 5 times as noisy", normal(sds=noisy_baseline)),
+    Case("half of the arms 3 times as noisy", normal(sds=half_noisy)),
+    Case("lognormal standard deviations", normal(sds=lognormal)),
+    Case("Student's t, 4 df", with_noise(student(4))),
+    Case("Student's t, 3 df", with_noise(student(3))),
+    Case("skewed (exponential)", with_noise(skewed)),
+    Case("one run in 20 scatters tenfold", with_noise(contaminated)),
+    Case("losses rounded to one sd", rounded),
+    Case("a third of the runs missing", normal(), unequal=True),
+    Case("unlucky runs fail", normal(), failing=True),
+)
+
+
+def rates(case: Case, arms: int, seeds: int, trials: int, seed: int = 0) -> tuple[float, float]:
+    """How often some verdict is false where no arm differs; and how often an arm that is worse by
+    two standard deviations of a run is found."""
+    rng = np.random.default_rng([seed, arms, seeds])
+    false = found = 0
+    for _ in range(trials):
+        losses = case.losses(rng, arms, seeds)
+        base, *others = case.results(rng, losses)
+        false += any(v.word in (BETTER, WORSE) for v in judge(base, others))
+        first = {own: loss + 2 * SD for own, loss in others[0].losses.items()}
+        shifted = dataclasses.replace(others[0], losses=first)
+        found += judge(base, [shifted, *others[1:]])[0].word == WORSE
+    return false / trials, found / trials
+
+
+def error_rows(trials: int) -> Iterator[Sequence[str]]:
+    for case in CASES:
+        cells = [rates(case, arms, n, trials) for arms in (4, 8) for n in (3, 5, 10)]
+        yield (case.name, *(f"{error:.3f} / {power:.2f}" for error, power in cells))
+
+
+# Looks
+
+
+def look_rows(trials: int) -> Iterator[Sequence[str]]:
+    for arms in (1, 4, 8):
+        yield (
+            str(arms),
+            f"{scheduled_error(arms, trials):.3f}",
+            f"{peeked(arms, ConfidenceSequence(arms), trials):.3f}",
+            f"{peeked(arms, DeclaredSeeds(arms), trials):.3f}",
+        )
+
+
+def scheduled_error(arms: int, trials: int) -> float:
+    """How often some verdict at looks at 5, 10 and 20 is false where no arm differs."""
+    rng, schedule = np.random.default_rng([1, arms]), scheduled_looks(20)
+    false = 0
+    for _ in range(trials):
+        standings = take_looks(_by_count(normal()(rng, arms, 20)), arms, schedule)
+        false += any(own.verdict.word in (BETTER, WORSE) for own in standings)
+    return false / trials
+
+
+def mean_seeds(effect: float, arms: int, trials: int) -> float:
+    """Mean seeds at which arms stop that all differ by so many sd of a difference."""
+    rng, schedule = np.random.default_rng([2, arms]), scheduled_looks(20)
+    seeds = 0
+    for _ in range(trials):
+        losses = normal()(rng, arms, 20)
+        losses[1:] += effect * SD  # pairs that correlate by 0.5 differ by one sd of a run
+        standings = take_looks(_by_count(losses), arms, schedule)
+        seeds += sum(own.seeds for own in standings) / arms
+    return seeds / trials
+
+
+def _by_count(losses: np.ndarray) -> Callable[[int | None, int], Results]:
+    def results(arm: int | None, count: int) -> Results:
+        own = losses[0 if arm is None else arm + 1, :count]
+        return Results(dict(enumerate(own.tolist())))
+
+    return results
+
+
+def peeked(arms: int, rule: Rule, trials: int) -> float:
+    """How often some verdict is false if the arms are judged after each seed from 3 to 20."""
+    rng = np.random.default_rng([3, arms])
+    false = 0
+    for _ in range(trials):
+        results = _by_count(normal()(rng, arms, 20))
+        false += any(
+            verdict.word in (BETTER, WORSE)
+            for n in range(3, 21)
+            for verdict in judge(results(None, n), [results(a, n) for a in range(arms)], rule)
+        )
+    return false / trials
+
+
+# Tuning
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Loss over the grid of rates, in sd of a run: `rise` z^2 on the left of the optimum.
+
+    Attributes:
+        asymmetry: How many times as fast it rises on the right.
+        differ: Whether the optima of arms differ by up to a grid step.
+        cliff: Whether runs two steps above the optimum fail.
+        shared: Share of the variance of a tuning run that is common to all rates of the arm, which
+            are tried with one seed.
+    """
+
+    name: str
+    rise: float
+    asymmetry: float = 1.0
+    differ: bool = False
+    cliff: bool = False
+    shared: float = 0.5
+
+    def loss(self, z: float) -> float:
+        return SD * self.rise * z * z * (self.asymmetry if z > 0 else 1.0)
+
+
+CURVES = (
+    Curve("flat", 0.0),
+    Curve("symmetric, 0.25", 0.25),
+    Curve("symmetric, 1", 1.0),
+    Curve("4:1, 1 to 4, optima differ", 1.0, asymmetry=4.0, differ=True),
+    Curve("cliff, 1, optima differ", 1.0, differ=True, cliff=True),
+    Curve("symmetric, 0.25, rates uncorrelated", 0.25, shared=0.0),
+    Curve("cliff, 1, rates uncorrelated", 1.0, differ=True, cliff=True, shared=0.0),
+)
+GRID, TUNED_ARMS = 5, 8
+
+
+def tuning_rows(trials: int) -> Iterator[Sequence[str]]:
+    for curve in CURVES:
+        cells = [tuned_rates(curve, n, trials) for n in (3, 5, 10, 20)]
+        yield (curve.name, *(" / ".join(f"{rate:.3f}" for rate in cell) for cell in cells))
+
+
+def tuned_rates(curve: Curve, seeds: int, trials: int) -> tuple[float, float]:
+    """How often some verdict is false without and with the allowances: no arm differs at its best
+    rate, and each is tuned with one seed on 5 rates and trained at the fitted optimum."""
+    rng = np.random.default_rng([4, seeds])
+    false = np.zeros(2)
+    for _ in range(trials):
+        false += _tuned_errors(rng, curve, seeds)
+    return tuple(false / trials)
+
+
+def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bool]:
+    best = 2 + curve.differ * rng.uniform(-0.5, 0.5, TUNED_ARMS + 1)
+    luck, rest = rng.normal(size=(TUNED_ARMS + 1, 1)), rng.normal(size=(TUNED_ARMS + 1, GRID))
+    noise = SD * (np.sqrt(curve.shared) * luck + np.sqrt(1 - curve.shared) * rest)
+    grids = [
+        [
+            None if curve.cliff and z - at > 1.5 else curve.loss(z - at) + noise[arm, z]
+            for z in range(GRID)
+        ]
+        for arm, at in enumerate(best)
+    ]
+    fits = [fit(grid) for grid in grids]
+    scatter = noise_of(grids, fits)
+    losses = normal()(rng, TUNED_ARMS, seeds)
+    losses += np.array([[curve.loss(f.optimum - at)] for f, at in zip(fits, best, strict=True)])
+    errors = []
+    for allowed in (False, True):
+        base, *arms = (
+            Results(dict(enumerate(own.tolist())), 0, allowance(f, scatter) if allowed else 0.0)
+            for own, f in zip(losses, fits, strict=True)
+        )
+        errors.append(any(verdict.word in (BETTER, WORSE) for verdict in judge(base, arms)))
+    return errors
+
+
+# The page
+
+PAGE = """\
+# Calibration
+
+How often verdicts are wrong, from simulated experiments whose truth is known, judged by the code
+that judges real runs. `python scripts/calibration.py` writes this page. {trials:,} trials per cell:
+a rate of 0.05 has a standard error of {error:.3f}. [fairness.md](fairness.md) describes the
+procedure.
+
+## Declared seeds
+
+Error: the probability that some arm is called better or worse although none differs; at most 0.05
+is promised. Power: the probability that an arm that is worse by two standard deviations of an
+ordinary run is called worse. Each cell is error / power. With 3 seeds a comparison is a screening.
+
+{errors}
+
+## Looks
+
+Error of looking until sure (5, 10, 20 seeds), of the confidence sequence if the arms are judged
+after each seed from 3 to 20, and of intervals for a declared number of seeds misused in that way.
+
+{looks}
+
+Mean seeds at which an arm of 8 stops, by its true difference in standard deviations of a difference
+({few:,} trials): {seeds}.
+
+## Tuning
+
+8 arms and the baseline, each tuned on 5 rates with one seed and trained anew at the fitted optimum.
+Error without / with the allowance. Curves rise by so many standard deviations of a run per squared
+grid step.
+
+{tuning}
+"""
+
+
+def page(trials: int) -> str:
+    sizes = [f"{arms} arms, n={n}" for arms in (4, 8) for n in (3, 5, 10)]
+    few = max(trials // 10, 20)
+    effects = ", ".join(f"{sd:g}: {mean_seeds(sd, 8, few):.1f}" for sd in (0, 1, 1.5, 2, 3))
+    return PAGE.format(
+        trials=trials,
+        few=few,
+        error=(0.05 * 0.95 / trials) ** 0.5,
+        errors="\n".join(markdown_table(("case", *sizes), list(error_rows(trials)))),
+        looks="\n".join(
+            markdown_table(
+                ("arms", "until sure", "confidence sequence", "declared, misused"),
+                list(look_rows(trials)),
+            )
+        ),
+        seeds=effects,
+        tuning="\n".join(
+            markdown_table(
+                ("curve", *(f"n={n}" for n in (3, 5, 10, 20))), list(tuning_rows(trials))
+            )
+        ),
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--trials", type=int, default=TRIALS, help="per cell (default %(default)s)")
+    flags.add_argument("--report", type=Path, default=REPORT, help="default: docs/calibration.md")
+    args = flags.parse_args(argv)
+    args.report.write_text(page(args.trials), encoding="utf-8")
+    print(f"written: {args.report}")
+    return PASSED
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,49 @@
+"""The calibration: its simulations notice a procedure that is wrong, and its page is whole."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from inference.rules import DeclaredSeeds
+from scripts import calibration
+from scripts.calibration import CASES, CURVES, REPORT, page, peeked, rates, tuned_rates
+
+EQUAL = CASES[0]
+
+
+def test_the_error_of_declared_seeds_is_below_what_is_promised():
+    error, power = rates(EQUAL, 4, 5, trials=400)
+    assert error <= 0.05
+    assert power == pytest.approx(0.73, abs=0.08)
+
+
+def test_an_interval_that_is_too_narrow_shows(monkeypatch):
+    """Without the adjustment for 8 arms."""
+    monkeypatch.setattr("inference.rules.sidak_level", lambda alpha, family: alpha)
+    assert rates(EQUAL, 8, 5, trials=200)[0] > 0.1
+
+
+def test_looking_after_each_seed_shows():
+    assert peeked(4, DeclaredSeeds(4), trials=150) > 0.1
+
+
+def test_tuning_without_an_allowance_shows():
+    without, allowed = tuned_rates(CURVES[1], 20, trials=100)
+    assert without > 0.2
+    assert allowed < 0.1
+
+
+def test_the_page_has_every_cell():
+    made = page(trials=3)
+    cells = [line for line in made.splitlines() if line.startswith("| ")]
+    assert len(cells) == 3 + len(CASES) + 3 + len(CURVES)
+    assert "{" not in made
+
+
+def test_the_page_that_is_there_was_made_with_enough_trials():
+    written = REPORT.read_text(encoding="utf-8")
+    assert f"{calibration.TRIALS:,} trials per cell" in written
+    errors = [float(cell) for cell in re.findall(r"(0\.\d{3}) / \d\.\d\d(?= \|)", written)]
+    assert len(errors) == 6 * len(CASES)
