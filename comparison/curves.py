@@ -14,7 +14,8 @@ from itertools import pairwise
 
 from comparison.groups import Group, machines
 from comparison.runs import LoggedRun
-from inference.differences import Estimate, contrast
+from inference.differences import contrast
+from inference.estimates import Estimate
 
 AXES = {"tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
 """Each unit of a budget, and what the records of an evaluation call it."""

@@ -15,7 +15,8 @@ from math import prod
 from typing import Any
 
 from comparison.groups import Group
-from inference.differences import Estimate, contrast
+from inference.differences import contrast
+from inference.estimates import Estimate
 from inference.rules import DeclaredSeeds
 
 

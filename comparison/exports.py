@@ -16,7 +16,7 @@ from comparison.groups import Group
 from comparison.readings import Reading
 from comparison.runs import LoggedRun
 from comparison.verdict_lines import verdict_line, verdict_notes
-from inference.differences import Estimate
+from inference.estimates import Estimate
 from inference.quantiles import ALPHA
 from inference.samples import Sample, deviation
 from inference.verdicts import Verdict

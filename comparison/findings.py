@@ -25,7 +25,7 @@ from comparison.groups import (
 from comparison.judging import bar, final_verdicts, standings
 from comparison.readings import Reading, readings
 from comparison.runs import MOST_OTHER_LOAD, LoggedRun
-from inference.differences import Estimate
+from inference.estimates import Estimate
 from inference.failures import blow_ups
 from inference.verdicts import Verdict, unjudged
 

@@ -26,7 +26,7 @@ from comparison.judging import BASELINE
 from comparison.labels import Label, labels
 from comparison.readings import Reading
 from comparison.verdict_lines import verdict_line
-from inference.differences import Estimate
+from inference.estimates import Estimate
 from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE, Verdict
 from training_logger import LINE_WIDTH
 

@@ -12,9 +12,7 @@ import math
 
 import numpy as np
 
-from inference.differences import PAIRED, Estimate
-
-CROSSED = "crossed t"
+from inference.estimates import CROSSED, PAIRED, Estimate
 
 NOTABLE = 0.1
 """Columns whose variance is below this share of that of rows change nothing."""

@@ -14,7 +14,11 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from inference.quantiles import chi2_quantile, f_quantile, t_critical, t_p_value
+import numpy as np
+
+from inference.crossed import crossed
+from inference.estimates import MODERATED, PAIRED, WELCH, Estimate
+from inference.quantiles import chi2_quantile, f_quantile
 from inference.samples import Sample, shared_seeds, variance
 
 GUARD = 0.70
@@ -22,40 +26,6 @@ GUARD = 0.70
 
 FEWEST_OTHERS = 2
 """Arms to borrow from, at least."""
-
-
-PAIRED, MODERATED, WELCH = "paired t", "moderated paired t", "Welch t"
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean and how precisely it is known.
-
-    Attributes:
-        value: The mean.
-        error: Its standard error, above 0.
-        df: Degrees of freedom of the error.
-        n: Seeds that it rests on: those of the smaller sample if they are not paired.
-        test: PAIRED, MODERATED or WELCH.
-    """
-
-    value: float
-    error: float
-    df: float
-    n: int
-    test: str
-
-    @property
-    def paired(self) -> bool:
-        return self.test != WELCH
-
-    def half_width(self, alpha: float) -> float:
-        """Half the width of the interval that covers the true value with probability 1 - alpha."""
-        return t_critical(self.df, alpha) * self.error
-
-    def p_value(self, allowance: float = 0.0) -> float:
-        """Two-sided p value of no difference, after the value is moved toward 0 by `allowance`."""
-        return t_p_value(max(abs(self.value) - allowance, 0.0) / self.error, self.df)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +66,42 @@ def contrast(weights: Sequence[float], samples: Sequence[Sample]) -> Estimate | 
 def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
     """The difference of each arm from the baseline; None if it cannot be estimated.
 
-    Arms that share two or more seeds with the baseline are compared on those seeds alone, the
-    others as independent samples (Welch 1947, "The generalization of Student's problem"). None if
+    Arms that share two or more seeds with the baseline are compared on those seeds alone (if these
+    are pairs that form a full grid of seeds and orders of the data, as crossed), the others as
+    independent samples (Welch 1947, "The generalization of Student's problem"). None if
     a sample then has fewer than two seeds or its numbers do not vary.
     """
+    grids = [_on_grid(baseline, arm) for arm in arms]
     paired = [_Paired.of(baseline, arm) for arm in arms]
-    return [
-        _welch(baseline, arm) if own is None else _moderated(own, _others(paired, i))
-        for i, (arm, own) in enumerate(zip(arms, paired, strict=True))
-    ]
+    found: list[Difference | None] = []
+    for i, (arm, grid, own) in enumerate(zip(arms, grids, paired, strict=True)):
+        if grid is not None:
+            found.append(grid)
+        elif own is None:
+            found.append(_welch(baseline, arm))
+        else:
+            others = [p for j, p in enumerate(paired) if j != i and grids[j] is None]
+            found.append(_moderated(own, [p for p in others if p is not None and p.variance > 0]))
+    return found
+
+
+def _on_grid(baseline: Sample, arm: Sample) -> Difference | None:
+    """The difference over a full grid of seeds crossed with orders of the data, whose cells share a
+    row or a column and are not independent; None if the shared seeds are no such grid."""
+    cells = shared_seeds(baseline, arm)
+    if not all(isinstance(cell, tuple) and len(cell) == 2 for cell in cells):
+        return None
+    rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    if min(len(rows), len(columns)) < 2 or len(cells) != len(rows) * len(columns):
+        return None
+    grid = np.array([[arm[r, c] - baseline[r, c] for c in columns] for r in rows])
+    found = crossed(grid)
+    if found is None:
+        return None
+    own = found.both
+    n = min(len(rows), len(columns))
+    mean = fmean(baseline[cell] for cell in cells)
+    return Difference(own.value, own.error, own.df, n, own.test, mean)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +137,6 @@ def _spread(values: Sequence[float]) -> float:
     if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=1e-12):
         return 0.0
     return variance(values)
-
-
-def _others(paired: Sequence[_Paired | None], arm: int) -> list[_Paired]:
-    """The other arms whose variances an arm may borrow from."""
-    return [p for i, p in enumerate(paired) if i != arm and p is not None and p.variance > 0]
 
 
 def _moderated(own: _Paired, others: Sequence[_Paired]) -> Difference | None:

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from inference.differences import Estimate
+from inference.estimates import Estimate
 from inference.quantiles import chi2_quantile, t_critical
 
 POWER = 0.8

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from inference.differences import Difference, Estimate, differences
+from inference.differences import Difference, differences
+from inference.estimates import Estimate
 from inference.quantiles import ALPHA, sidak_level, sidak_p
 from inference.samples import Sample
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inference.crossed import crossed
-from inference.differences import PAIRED, Estimate
+from inference.estimates import PAIRED, Estimate
 from inference.ladder import FADES, GROWS, HOLDS, Rung, climb
 from inference.quantiles import t_critical
 from inference.tuning import Noise, allowance, at_grid, fit, noise_of
