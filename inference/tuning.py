@@ -43,7 +43,8 @@ class Fit:
         inverse: (X'X)^-1 of the least-squares fit, 3 x 3; None likewise.
         optimum: The fitted optimum in grid steps, at most one step from the lowest point.
         vertex: The minimum of the parabola wherever it lies; the lowest point if there is none.
-        range: Highest minus lowest of the kept losses.
+        range: Highest minus lowest of the kept losses; HIGHEST if so many failed or lay too high
+            that fewer than three are left, since the optimum may then lie anywhere between points.
         at_edge: Whether the optimum lies at an end of a grid of three or more points, which should
             then be extended.
     """
@@ -114,7 +115,9 @@ def fit(losses: Sequence[float | None]) -> Fit | None:
         inverse=inverse,
         optimum=optimum,
         vertex=vertex,
-        range=max(finite[z] for z in kept) - finite[lowest],
+        range=HIGHEST
+        if len(kept) < min(3, len(losses))
+        else max(finite[z] for z in kept) - finite[lowest],
         at_edge=len(losses) > 2 and not 0 < optimum < len(losses) - 1,
     )
 

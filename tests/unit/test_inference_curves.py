@@ -93,6 +93,13 @@ def test_without_a_minimum_the_allowance_is_the_range():
         assert allowance(fit(curve), noise) == pytest.approx(max(curve) - min(curve))
     assert allowance(fit((2.0, 2.001)), noise) == pytest.approx(2 * math.sqrt(noise.variance))
     assert allowance(fit((2.0,)), Noise(0.0, 0)) == 0
+
+
+@pytest.mark.parametrize(
+    "curve", [(2.5, 2.0, 2.6), (2.5, 2.0, 2.01), (None, 2.0), (2.0, None, 2.0)]
+)
+def test_a_grid_that_is_too_coarse_says_little(curve):
+    assert allowance(fit(curve), Noise(0.001**2, 8)) == pytest.approx(0.2)
     assert fit([None, math.inf, math.nan]) is None
 
 
