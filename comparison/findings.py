@@ -26,7 +26,7 @@ from comparison.judging import bar, final_verdicts, standings
 from comparison.readings import Reading, readings
 from comparison.runs import MOST_OTHER_LOAD, LoggedRun
 from inference.estimates import Estimate
-from inference.failures import blow_ups
+from inference.failures import blow_ups, failure_interval, failure_p_value
 from inference.verdicts import Verdict, unjudged
 
 
@@ -196,6 +196,7 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -> Iterator[str]:
     yield from (f"Excluded: {reason}." for group in groups for reason in group.left_out)
     yield from _blow_ups(compared)
+    yield from _failures(compared)
     if len(groups) > len(compared) == 1:
         yield "No group is comparable with the baseline; --baseline names another."
     base, *arms = compared
@@ -244,6 +245,28 @@ def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -
         yield (
             f"Seconds are not compared: the runs differ in device, threads or compile ({devices})."
         )
+
+
+def _failures(groups: Sequence[Group]) -> Iterator[str]:
+    """How often runs failed, with an exact interval, and how that compares with the baseline."""
+    base, *arms = groups
+    runs = {group.name: group.n + group.diverged for group in groups}
+    for group in groups:
+        if not group.diverged:
+            continue
+        low, high = failure_interval(group.diverged, runs[group.name])
+        yield (
+            f"{group.diverged} of {runs[group.name]} runs of {group.name} failed "
+            f"({100 * low:.0f} to {100 * high:.0f} % with 95 % confidence)."
+        )
+    for arm in arms:
+        if arm.diverged or base.diverged:
+            failures, of = (arm.diverged, base.diverged), (runs[arm.name], runs[base.name])
+            p = failure_p_value(failures, of)
+            yield (
+                f"Failures of {arm.name} against the baseline, {failures[0]} of {of[0]} against "
+                f"{failures[1]} of {of[1]}: p={p:.3f} (Fisher's exact test, mid-p; exploratory)."
+            )
 
 
 def _blow_ups(groups: Sequence[Group]) -> Iterator[str]:

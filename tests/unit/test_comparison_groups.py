@@ -135,6 +135,20 @@ def test_an_arm_cannot_win_by_runs_that_diverged(end, side):
     assert f"Excluded: {side}-4: diverged." in findings.notes
 
 
+def test_failures_are_counted_with_their_uncertainty():
+    runs = [
+        *simulated_arm("plain", [3.0 + s / 100 for s in range(10)]),
+        *simulated_arm("wild", [3.1 + s / 90 for s in range(6)], model=RMS, start="2025-01-02"),
+        *(
+            simulated_run("wild", s, model=RMS, start="2025-01-02", status="diverged")
+            for s in range(7, 11)
+        ),
+    ]
+    notes = compare(runs).notes
+    assert "4 of 10 runs of arch-wild failed (12 to 74 % with 95 % confidence)." in notes
+    assert any("4 of 10 against 0 of 10: p=0.043 (Fisher" in note for note in notes)
+
+
 def test_a_run_that_ends_no_better_than_it_began_failed():
     runs = [simulated_run(seed=1, curve=[(0, 4.0), (100, 4.0)]), simulated_run(seed=2)]
     (group,) = group_runs(runs)
