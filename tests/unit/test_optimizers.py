@@ -16,12 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.part import Part
 from errors import ConfigError, UserError
-from model_builder import GPT
 from recipe.muon import orthogonalized
 from recipe.optimizers import OPTIMIZERS, UpdateRule, make_optimizer
 from recipe.parameters import hidden_matrices, trainable_parameters
 from tests.own_parts import forgotten
-from tests.tiny import SIZES, VARIANTS, tiny_config, tiny_model, tokens
+from tests.tiny import SIZES, tiny_config, tiny_model, tokens
 from training_config import TrainingConfig
 
 
@@ -88,18 +87,6 @@ EXACT = {"rtol": 0.0, "atol": 0.0}
 
 
 # --- What is updated
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS.names)
-def test_every_parameter_of_every_model_is_in_one_group(name):
-    for keys in VARIANTS.values():
-        model = GPT(tiny_config(**keys))
-        groups = make_optimizer(model, settings(name)).param_groups
-        grouped = [id(parameter) for group in groups for parameter in group["params"]]
-        assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-        vectors = [g for g in groups if any(p.ndim < 2 for p in g["params"])]
-        assert all(group["weight_decay"] == 0 for group in vectors)
-        assert sum(group["weight_decay"] == 0.1 for group in groups) >= 1
 
 
 def test_an_optimizer_that_leaves_out_a_parameter_is_refused():
