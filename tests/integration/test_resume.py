@@ -16,6 +16,7 @@ import pytest
 import train
 from data.tokenizers import ByteTokenizer
 from errors import UserError
+from model_components import REGISTRIES
 from recipe.optimizers import OPTIMIZERS
 from tests.integration.runs import (
     Workshop,
@@ -33,6 +34,9 @@ from tests.tiny import VARIANTS, tiny_config
 COURSE = ("--lr_decay_iters=12", "--eval_interval=6", "--log_interval=3", "--dropout=0.2")
 """Settings that do not depend on max_iters."""
 
+SHORT_COURSE = ("--lr_decay_iters=4", "--eval_interval=2", "--dropout=0.2")
+"""Likewise, for four steps."""
+
 
 def corrupt(checkpoint: Path) -> None:
     """Flip a byte of the weights."""
@@ -46,7 +50,9 @@ def flags_of(keys: dict[str, Any]) -> list[str]:
     return [f"--{key}={'none' if value is None else value}" for key, value in keys.items()]
 
 
-HYBRID = ("--mixer=gated_deltanet+attention", "--residual=hyper_connections")
+BY_LAYER = ("mixer", "ffn_type", "norm_position")
+"""Registries of parts that layers may differ in."""
+
 MIXTURE = (
     "--mixer=short_conv+attention",
     "--ffn_type=moe",
@@ -64,8 +70,6 @@ class TestTwiceNIsNAndN:
             ("--lr_schedule=linear", "--gradient_accumulation_steps=3", *COURSE),
             ("--lr_schedule=wsd", "--grad_clip=0", "--dtype=bfloat16", *COURSE),
             ("--lr_schedule=constant", "--warmup_iters=4", "--dtype=float16", *COURSE[1:]),
-            (*COURSE, "--n_layer=2", *HYBRID),
-            (*COURSE, "--n_layer=2", *MIXTURE),
             (*COURSE, "--n_layer=2", "--optimizer=muon", *MIXTURE),
             (*COURSE, "--optimizer=sgd", "--sgd_nesterov=True"),
             *((*COURSE, f"--optimizer={name}") for name in OPTIMIZERS.names),
@@ -75,8 +79,6 @@ class TestTwiceNIsNAndN:
             "linear, accumulated",
             "wsd, bfloat16",
             "constant, float16",
-            "hybrid",
-            "mixture of experts",
             "mixture of experts, muon",
             "sgd, nesterov",
             *OPTIMIZERS.names,
@@ -88,6 +90,24 @@ class TestTwiceNIsNAndN:
         halves = workshop.train("--max_iters=12", "--resume=auto", *settings, run_name="halves")
         assert_same_course(whole, halves, step=12)
 
+    @pytest.mark.parametrize("residual", REGISTRIES["residual"].names)
+    def test_of_every_part(self, workshop: Workshop, residual: str) -> None:
+        """All in one model, layer by layer, with value residuals and a bias of the router."""
+        deepest = max(len(REGISTRIES[key].names) for key in BY_LAYER)
+        flags = (
+            *(f"--{key}={'+'.join(REGISTRIES[key].names)}" for key in BY_LAYER),
+            f"--residual={residual}",
+            f"--n_layer={deepest}",
+            "--value_residual=learned",
+            "--n_experts=4",
+            "--router_bias_rate=0.01",
+            *SHORT_COURSE,
+        )
+        whole = workshop.train("--max_iters=4", *flags, run_name="whole")
+        workshop.train("--max_iters=2", *flags, run_name="halves")
+        halves = workshop.train("--max_iters=4", "--resume=auto", *flags, run_name="halves")
+        assert_same_course(whole, halves, step=4)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
     def test_of_every_architecture(self, workshop: Workshop, keys: dict[str, Any]) -> None:
@@ -95,8 +115,7 @@ class TestTwiceNIsNAndN:
 
         def train_to(steps: int, run_name: str, *more: str) -> Path:
             flags = flags_of({"n_layer": 2, "n_head": 4, **keys, "max_iters": steps})
-            course = ("--lr_decay_iters=4", "--eval_interval=2", "--dropout=0.2")
-            argv = workshop.argv(*flags, *course, *more, run_name=run_name)
+            argv = workshop.argv(*flags, *SHORT_COURSE, *more, run_name=run_name)
             train.main([flag for flag in argv if attends or not flag.startswith("--n_head=")])
             return workshop.out_dir / run_name
 
