@@ -11,7 +11,7 @@ from options import Key
 def another(key: Key) -> Any:
     """A valid value of a key that is not its default."""
     default = key.default
-    near = (default / 2, default + 1) if isinstance(default, int | float) else ()
+    near = (default / 2, default + 1, default - 1) if isinstance(default, int | float) else ()
     tried = (*(key.choices or ()), True, False, *near, 0.005, 10)
     return next(value for value in tried if value != default and key.problem(value) is None)
 
