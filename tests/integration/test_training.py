@@ -18,6 +18,7 @@ from data.text_files import read_pieces
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
 from model_config import PRESETS
+from recipe.objectives import OBJECTIVES
 from tests.integration.child import ROOT
 from tests.integration.runs import (
     Workshop,
@@ -29,6 +30,7 @@ from tests.integration.runs import (
     moments_at,
     weights_at,
 )
+from tests.other_values import others
 from training.resume import find_start
 from training.step_guard import Diverged, StepGuard
 
@@ -496,6 +498,24 @@ class TestAuxiliaryLosses:
             assert sum(terms.values()) == pytest.approx(record["objective"], rel=1e-5)
             assert record["loss"] == terms["cross_entropy"]
             assert min(terms.values()) > 0
+
+    @pytest.mark.parametrize("name", OBJECTIVES.names)
+    def test_validation_leaves_out_what_an_objective_adds(
+        self, workshop: Workshop, name: str
+    ) -> None:
+        """The first validation comes before the first step, so both runs have the same weights."""
+        changed = others(OBJECTIVES.entry(name).keys.values())
+        flags = (f"--objective={name}", *(f"--{key}={value}" for key, value in changed.items()))
+        logs = [
+            log_of(workshop.train("--max_iters=1", *more, run_name=run_name))
+            for run_name, more in (("plain", ()), ("changed", flags))
+        ]
+        validations = [log["eval_steps"][0]["val_loss"] for log in logs]
+        assert validations[0] == validations[1]
+        plain, first = (log["training_iterations"][0] for log in logs)
+        assert first["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        assert first["objective"] > 1.01 * first["loss"]
+        assert sum(first["terms"].values()) == pytest.approx(first["objective"], rel=1e-5)
 
     def test_the_load_of_the_experts_is_logged_by_layer(self, log: dict) -> None:
         for record in log["training_iterations"]:
