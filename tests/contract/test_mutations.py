@@ -20,6 +20,7 @@ import model_builder
 import model_checks
 import model_config
 import patterns
+import train
 from components import (
     activations,
     attention,
@@ -32,8 +33,8 @@ from components import (
     rope_scalings,
 )
 from components import positions as encodings
-from recipe import muon, parameters, schedules, snapshot
-from training import optim, resume
+from recipe import lion, muon, objectives, parameters, schedules, snapshot
+from training import optim, resume, step_guard
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,7 @@ class Mutation(NamedTuple):
 
 
 EVERY_MODEL = "contract/test_every_model.py::"
+EVERY_RECIPE = "contract/test_every_recipe.py::"
 ATTENTION = "unit/test_attention.py::"
 BEHAVIOR = "unit/test_behavioral.py::"
 FORMULAS = "unit/test_formulas.py::"
@@ -425,6 +427,59 @@ MUTATIONS = (
         (
             "unit/test_optimizers.py::"
             "test_stacked_matrices_are_updated_as_if_they_were_apart[original]",
+        ),
+    ),
+    Mutation(
+        "only the first of stacked matrices is updated",
+        muon.Muon,
+        "update",
+        "zip(*parts, strict=True)",
+        "list(zip(*parts, strict=True))[:1]",
+        (
+            f"{EVERY_RECIPE}"
+            "test_the_first_step_goes_down_the_gradient_of_every_parameter[mixed-muon]",
+        ),
+    ),
+    Mutation(
+        "Lion goes up the gradient",
+        lion.Lion,
+        "update",
+        'alpha=-group["lr"]',
+        'alpha=group["lr"]',
+        (
+            f"{EVERY_RECIPE}"
+            "test_the_first_step_goes_down_the_gradient_of_every_parameter[mixed-lion]",
+            "unit/test_optimizers.py::test_lion_is_algorithm_2_of_the_paper_entry_by_entry",
+        ),
+    ),
+    Mutation(
+        "only a loss can be bad, and no gradient",
+        step_guard.StepGuard,
+        "check",
+        "torch.isfinite(self._loss) & torch.isfinite(norm)",
+        "torch.isfinite(self._loss)",
+        (
+            f"{EVERY_RECIPE}"
+            "test_a_gradient_with_one_number_that_is_not_finite_changes_nothing[lion]",
+        ),
+    ),
+    Mutation(
+        "half of the z-loss is in the loss",
+        objectives.CrossEntropy,
+        "__call__",
+        "head.loss(x, targets, self.z_loss_coef)",
+        "head.loss(x, targets, self.z_loss_coef / 2)",
+        (f"{EVERY_RECIPE}test_cross_entropy_and_z_loss_are_what_their_formulas_give[0.25-False]",),
+    ),
+    Mutation(
+        "validation reads what is trained on",
+        train,
+        "evaluation_losses",
+        "objective=token_loss",
+        "objective=run.objective",
+        (
+            "integration/test_training.py::TestAuxiliaryLosses::"
+            "test_validation_leaves_out_what_an_objective_adds[cross_entropy]",
         ),
     ),
     Mutation(
