@@ -92,7 +92,7 @@ class TestTwiceNIsNAndN:
 
     @pytest.mark.parametrize("residual", REGISTRIES["residual"].names)
     def test_of_every_part(self, workshop: Workshop, residual: str) -> None:
-        """All in one model, layer by layer, with value residuals and a bias of the router."""
+        """All in one model, layer by layer, with value residuals and a router bias."""
         deepest = max(len(REGISTRIES[key].names) for key in BY_LAYER)
         flags = (
             *(f"--{key}={'+'.join(REGISTRIES[key].names)}" for key in BY_LAYER),

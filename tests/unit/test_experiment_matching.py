@@ -31,9 +31,9 @@ COUNTS: dict[str, Callable[[ModelArchitectureConfig], float]] = {
 
 
 LARGER = {"moe as in DeepSeek-V3": {"n_embd": 256}}
-"""Sizes of variants whose networks change in steps too large for the tolerance when tiny. To widen
-each of ten experts by 1 adds 30 n_embd to the 12 n_embd^2 parameters of a layer; the nearest width
-is half a step away at most, which is within the tolerance from n_embd = 250 on."""
+"""Variants that are too coarse to match at the tiny sizes. Widening each of the ten experts by 1
+adds 30 n_embd to the roughly 12 n_embd^2 parameters of a layer. The nearest width is off by at most
+half of that, which is within the tolerance from n_embd = 250 on."""
 
 
 def off(config: ModelArchitectureConfig, match: str, target: float) -> float:
@@ -42,7 +42,7 @@ def off(config: ModelArchitectureConfig, match: str, target: float) -> float:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_part_can_be_made_equal_to_plain(name: str) -> None:
-    """Parameters for half of them, FLOPs for the others; and active ones where some are not."""
+    """Parameters for half of them, FLOPs for the others; active parameters where they are fewer."""
     several = ("residual", "value_residual")  # of layers that share something
     differs = any("+" in str(v) or k in several for k, v in VARIANTS[name].items())
     sizes = {"n_layer": 2 if differs else 1, **LARGER.get(name, {})}
