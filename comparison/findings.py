@@ -22,7 +22,7 @@ from comparison.groups import (
     terms,
     unlike,
 )
-from comparison.judging import bar, final_verdicts, standings
+from comparison.judging import bar, final_standings
 from comparison.readings import Reading, readings
 from comparison.runs import MOST_OTHER_LOAD, LoggedRun
 from inference.estimates import Estimate
@@ -121,7 +121,7 @@ def compare(
     apart = {g.name: tuple(unlike(g, base, design.may_differ(g, base))) for g in groups}
     arms = [group for group in groups if group is not base]
     compared = [base, *(group for group in arms if not apart[group.name])]
-    verdicts = final_verdicts(compared, design)
+    standings = final_standings(compared, design)
     at_equal = readings(compared, design)
     pareto = _pareto_set(compared)
 
@@ -131,7 +131,9 @@ def compare(
             group=group,
             changes=changes(group, base, design.may_differ(group, base), design.varied),
             set_apart=apart[group.name],
-            verdict=verdicts.get(group.name, unjudged("set apart", design.margin)),
+            verdict=standings[group.name].verdict
+            if alike
+            else unjudged("set apart", design.margin),
             terms=terms(group, base),
             caveats=tuple(caveats(group, base, design)) if alike else (),
             at_equal={axis: own[group.name] for axis, own in at_equal.items() if group.name in own},
@@ -144,17 +146,13 @@ def compare(
         rows=tuple(row(group) for group in [*compared, *others]),
         design=design,
         family=design.rule(len(compared) - 1).family,
-        next_looks=_next_looks(compared, design),
+        next_looks={
+            name: own.next_look for name, own in standings.items() if own.next_look is not None
+        },
         axes=tuple(at_equal),
         effects=tuple(_effects(compared, design)),
         notes=tuple(_notes(groups, compared, design)),
     )
-
-
-def _next_looks(groups: Sequence[Group], design: Design) -> dict[str, int]:
-    base, *arms = groups
-    found = standings(base, arms, design) if design.schedule else {}
-    return {name: own.next_look for name, own in found.items() if own.next_look is not None}
 
 
 def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:

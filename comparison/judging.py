@@ -15,23 +15,19 @@ from inference.verdicts import Results, Verdict, judge, unjudged
 BASELINE = "baseline"
 
 
-def final_verdicts(groups: Sequence[Group], design: Design) -> dict[str, Verdict]:
-    """By name the verdict on the final losses of each group; the first is the baseline."""
+def final_standings(groups: Sequence[Group], design: Design) -> dict[str, Standing]:
+    """By name the verdict on the final losses of each group, and the next look at it if seeds are
+    added until it is sure; the first group is the baseline."""
     base, *arms = groups
-    if design.schedule:
-        return {base.name: Verdict(BASELINE, margin=design.margin)} | {
-            name: standing.verdict for name, standing in standings(base, arms, design).items()
-        }
-    return judged_groups(groups, lambda g: g.losses, lambda g: bar(g, base, design), design)
-
-
-def standings(base: Group, arms: Sequence[Group], design: Design) -> dict[str, Standing]:
-    """By name where each arm stands in a sweep that goes on until it is sure."""
+    if not design.schedule:
+        found = judged_groups(groups, lambda g: g.losses, lambda g: bar(g, base, design), design)
+        return {group.name: Standing(found[group.name], group.n, None) for group in groups}
     bars = {arm.name: bar(arm, base, design) for arm in arms}
     judged = [arm for arm in arms if not bars[arm.name]]
     found = {
         name: Standing(unjudged(reason, design.margin), 0, None) for name, reason in bars.items()
     }
+    found[base.name] = Standing(Verdict(BASELINE, margin=design.margin), base.n, None)
     taken = standings_of(base, judged, dataclasses.replace(design, arms=design.family(len(arms))))
     return found | {arm.name: own for arm, own in zip(judged, taken, strict=True)}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from statistics import fmean
 
 from comparison.curves import AXES, common_budget, curve, loss_at, loss_error
@@ -108,7 +109,7 @@ class _Pair:
         curves = (curve(run, self._axis) for group in self._groups for run in group.counted)
         return all(points[-1][0] == self.budget for points in curves)
 
-    @property
+    @cached_property
     def unsound(self) -> str:
         """Why it has no verdict; empty if it may have one."""
         shares = [self._progress(group) for group in self._groups]
