@@ -72,7 +72,11 @@ def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder:
     slope is that over its own compute, which is the baseline's to the power 1 + exponent, so slope
     and exponent are found by turns.
     """
-    x = np.log([rung.compute for rung in rungs])
+    compute, seeds = [rung.compute for rung in rungs], min(len(rung.arm) for rung in rungs)
+    assert len(rungs) >= FEWEST_RUNGS
+    assert seeds >= FEWEST_SEEDS
+    assert max(compute) >= FEWEST_SPAN * min(compute) * (1 - 1e-9)
+    x = np.log(compute)
     x -= x.mean()
     baseline, arm = (np.array([getattr(r, side) for r in rungs]) for side in ("baseline", "arm"))
     to_slopes, to_exponent = _slopes(x), x / (x @ x)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 from inference.differences import Difference, differences
 from inference.estimates import Estimate
@@ -17,37 +16,13 @@ from inference.quantiles import ALPHA, sidak_level, sidak_p
 from inference.samples import Sample
 
 
-class Rule(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Rule:
     """How intervals are made for a family of arms.
 
     Attributes:
         family: How many arms were declared; those that failed or were stopped early included.
         alpha: Accepted probability that some interval misses its true difference.
-        level: The level of one comparison that was declared with a number of seeds.
-    """
-
-    family: int
-    alpha: float
-
-    @property
-    def level(self) -> float: ...
-
-    def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
-        """The difference of each arm from the baseline; None if the rule has none for it."""
-
-    def half_width(self, estimate: Estimate) -> float:
-        """Half the width of the interval; may be infinite."""
-
-    def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
-        """The smallest alpha whose interval, `allowance` wider towards 0, excludes 0."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DeclaredSeeds:
-    """Intervals of Student's t for a number of seeds that was fixed before the runs.
-
-    The family is covered by Sidak's correction (1967): the intervals of arms that share a baseline
-    are positively dependent, for which it is conservative.
     """
 
     family: int
@@ -55,7 +30,29 @@ class DeclaredSeeds:
 
     @property
     def level(self) -> float:
+        """The level of one comparison with a declared number of seeds."""
         return sidak_level(self.alpha, self.family)
+
+    def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
+        """The difference of each arm from the baseline; None if the rule has none for it."""
+        raise NotImplementedError
+
+    def half_width(self, estimate: Estimate) -> float:
+        """Half the width of the interval; may be infinite."""
+        raise NotImplementedError
+
+    def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
+        """The smallest alpha whose interval, `allowance` wider towards 0, excludes 0."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredSeeds(Rule):
+    """Intervals of Student's t for a number of seeds that was fixed before the runs.
+
+    The family is covered by Sidak's correction (1967): the intervals of arms that share a baseline
+    are positively dependent, for which it is conservative.
+    """
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         return differences(baseline, arms)
@@ -68,7 +65,7 @@ class DeclaredSeeds:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConfidenceSequence:
+class ConfidenceSequence(Rule):
     """Intervals that hold for every number of seeds at once, however it came about.
 
     For seeds that were added after a comparison was seen. Lai 1976, "On confidence sequences", in
@@ -76,13 +73,6 @@ class ConfidenceSequence:
     means with unknown variance" (arXiv 2310.03722), with prior precision 1/4 seed and a union bound
     over arms. It is for paired seeds, whose own variance it uses.
     """
-
-    family: int
-    alpha: float = ALPHA
-
-    @property
-    def level(self) -> float:
-        return sidak_level(self.alpha, self.family)
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         alone = [differences(baseline, [arm])[0] for arm in arms]  # nothing to borrow from
