@@ -46,7 +46,9 @@ def paired(noise: np.ndarray, common: np.ndarray, rho: float, sds: np.ndarray) -
     return sds[:, None] * (np.sqrt(rho) * common + np.sqrt(1 - rho) * noise)
 
 
-def normal(rho: float = 0.5, sds: Callable[[np.random.Generator, int], np.ndarray] | None = None):
+def normal(
+    rho: float = 0.5, sds: Callable[[np.random.Generator, int], np.ndarray] | None = None
+) -> Draw:
     def draw(rng: np.random.Generator, arms: int, seeds: int) -> np.ndarray:
         each = np.full(arms + 1, SD) if sds is None else sds(rng, arms)
         noise = rng.normal(size=(arms + 1, seeds))
