@@ -65,15 +65,15 @@ def read_json(path: Path, *, follow_links: bool = False) -> Any:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def write_atomically(path: Path, texts: Iterable[str]) -> None:
-    """Replace the file by these texts, one after the other.
+def write_atomically(path: Path, parts: Iterable[str | bytes]) -> None:
+    """Replace the file by these parts, one after the other; text is encoded as UTF-8.
 
     A kill at any moment leaves the old file or the new one, whole; an error leaves the old one.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(texts)
+        with open(temporary, "wb") as file:
+            file.writelines(own.encode() if isinstance(own, str) else own for own in parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

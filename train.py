@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from data.validation import ValidationWindows
 from interop.huggingface import load_weights
 from interop.starting_model import new_settings
 from model_builder import GPT
-from recipe.objectives import make_objective, token_loss
+from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
 from recipe.schedules import learning_rate_at
 from training.checkpoint import save_checkpoint
@@ -52,6 +53,7 @@ from training.run_directory import locked, run_directory
 from training.signals import StopRequest
 from training.step_guard import StepGuard
 from training.step_means import StepMeans
+from training.text_losses import save_text_losses
 from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 from user_files import rerun_plugins
 
@@ -283,8 +285,10 @@ def validate(run: Run, log: TrainingLogger, stop: StopRequest) -> bool:
     losses = evaluation_losses(run, stop)
     if losses is None:
         return False
-    nats = math.fsum(losses)
-    run.evaluated_at, run.val_loss = run.step, nats / run.validation.tokens
+    run.evaluated_at, run.val_loss = run.step, math.fsum(losses) / len(losses)
+    nats = run.val_loss * run.validation.tokens
+    if run.over:
+        save_text_losses(run.folder, run.validation.block_means(losses))
     log.log_eval(
         iter=run.step,
         val_loss=run.val_loss,
@@ -296,18 +300,19 @@ def validate(run: Run, log: TrainingLogger, stop: StopRequest) -> bool:
 
 
 @torch.no_grad()
-def evaluation_losses(run: Run, stop: StopRequest) -> list[float] | None:
-    """Summed loss in nats of each batch of the validation set, or None once a stop is asked for."""
+def evaluation_losses(run: Run, stop: StopRequest) -> np.ndarray | None:
+    """The loss of each window of the validation set in nats per token, shape (windows,), or None
+    once a stop is asked for."""
     run.model.eval()
     losses = []
     for x, y in run.validation:
         if stop.requested:
             break
         with autocast(run.device, run.dtype):
-            output = run.model(x.to(run.device), y.to(run.device), objective=token_loss)
-        losses.append(output.terms["cross_entropy"] * y.numel())
+            output = run.model(x.to(run.device), y.to(run.device), objective=validation_loss)
+        losses.append(output.terms["cross_entropy"])
     run.model.train()
-    return None if stop.requested else torch.stack(losses).tolist()
+    return None if stop.requested else torch.cat(losses).cpu().numpy()
 
 
 def save(run: Run, log: TrainingLogger) -> None:

@@ -50,6 +50,25 @@ class LMHead(nn.Linear):
         given = (x, self.weight, self.bias, targets, self.softcap, z_coef, chunk)
         return HeadLoss(*_ChunkedLoss.apply(*given, torch.is_grad_enabled()))
 
+    @torch.no_grad()
+    def window_losses(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of each window in nats per token, (B,), without a gradient.
+
+        Logits beyond CHUNK_BYTES are computed in chunks of windows.
+
+        Args:
+            x: What the head reads, (B, T, C).
+            targets: Tokens (B, T), none of them IGNORED.
+        """
+        windows, length = targets.shape
+        chunk = max(tokens_at_a_time(targets.numel(), self.out_features) // length, 1)
+        parts = zip(x.split(chunk), targets.split(chunk), strict=True)
+        losses = [
+            F.cross_entropy(_wide(self(own)).flatten(0, 1), wanted.flatten(), reduction="none")
+            for own, wanted in parts
+        ]
+        return torch.cat(losses).view(windows, length).mean(dim=1)
+
 
 class HeadLoss(NamedTuple):
     """The loss of the LM head.

@@ -10,6 +10,9 @@ import numpy as np
 
 from data.windows import Batch, inputs_and_targets, read_windows
 
+BLOCK_BYTES = 4096
+"""Text of a block, in bytes of UTF-8: about the length of a document."""
+
 
 class ValidationWindows:
     """A fixed part of a split, the same for every run: windows spread evenly over it.
@@ -59,6 +62,18 @@ class ValidationWindows:
         for first in range(0, len(self._starts), self._batch_size):
             starts = self._starts[first : first + self._batch_size]
             yield read_windows(self._split, starts, self._sequence_length)
+
+    def block_means(self, losses: np.ndarray) -> np.ndarray:
+        """The mean losses of blocks of consecutive windows, shape (blocks,).
+
+        The blocks have at least BLOCK_BYTES of text on average (a window where that is longer), so
+        that they are nearly independent samples of it, and sizes that differ by at most a window.
+
+        Args:
+            losses: Of each window, shape (windows,).
+        """
+        blocks = min(max(self.bytes // BLOCK_BYTES, 1), len(losses))
+        return np.array([own.mean(dtype=np.float64) for own in np.array_split(losses, blocks)])
 
     def __iter__(self) -> Iterator[Batch]:
         return map(inputs_and_targets, self._windows())

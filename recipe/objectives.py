@@ -64,7 +64,10 @@ def make_objective(config: Any) -> Objective:
     return OBJECTIVES[config.objective](config)
 
 
-def token_loss(x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
-    """Plain cross-entropy, which validation reads whatever is trained on."""
-    loss = head.loss(x, targets).total
-    return loss, {"cross_entropy": loss.detach()}
+def validation_loss(x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
+    """Plain cross-entropy, which validation reads whatever is trained on.
+
+    The term "cross_entropy" has the loss of each window, (B,); none of it has a gradient.
+    """
+    losses = head.window_losses(x, targets)
+    return losses.mean(), {"cross_entropy": losses}

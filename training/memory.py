@@ -29,7 +29,7 @@ from data.prefetch import PREFETCH_DEPTH
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
-from recipe.objectives import token_loss
+from recipe.objectives import make_objective
 from recipe.optimizers import OPTIMIZERS, make_optimizer
 from recipe.snapshot import Snapshot
 from training.optim import trained_parameters
@@ -263,7 +263,7 @@ def _trace(
     idx = torch.zeros(training.batch_size, training.sequence_length, dtype=torch.long)
     with storages, _entering_phases(model, config.period, storages):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = model(idx, idx, objective=token_loss).loss
+            loss = model(idx, idx, objective=make_objective(training)).loss
         storages.enter("head")
         loss.backward()
         storages.enter("step")

@@ -7,9 +7,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from model_builder import GPT
-from recipe.objectives import token_loss
+from recipe.objectives import make_objective
 from tests.measured import assert_close
 from tests.tiny import PATTERNS, VARIANTS, presets, tiny_model, tokens
+from training_config import TrainingConfig
 
 LENGTH = 13
 
@@ -38,7 +39,7 @@ def loss_and_gradients(model: GPT, *, compiles: bool) -> tuple[torch.Tensor, tor
     torch._dynamo.reset()
     call = torch.compile(model, backend="aot_eager", fullgraph=True) if compiles else model
     idx = tokens(LENGTH)
-    output = call(idx, idx.roll(-1, 1), objective=token_loss)
+    output = call(idx, idx.roll(-1, 1), objective=make_objective(TrainingConfig()))
     output.loss.backward()
     return output.loss, torch.cat([p.grad.flatten() for p in model.parameters()])
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from components import head
 from components.registry import Registry
 from model_builder import GPT
-from recipe.objectives import OBJECTIVES, make_objective, token_loss
+from recipe.objectives import OBJECTIVES, make_objective
 from recipe.optimizers import OPTIMIZERS, UpdateRule, make_optimizer
 from recipe.schedules import LR_SCHEDULES, learning_rate_at
 from tests.contract.test_compiled import checkpointed
@@ -93,7 +93,7 @@ def made(model: GPT, config: TrainingConfig) -> UpdateRule:
 def backward(call: Callable[..., Any], batch: int) -> Tensor:
     """The loss of a batch, its gradients taken."""
     idx = tokens(12, seed=batch)
-    loss = call(idx, idx.roll(-1, 1), objective=token_loss).loss
+    loss = call(idx, idx.roll(-1, 1), objective=make_objective(settings())).loss
     loss.backward()
     return loss.detach()
 
@@ -311,7 +311,7 @@ def test_an_objective_whose_coefficients_are_0_is_plain_cross_entropy_bit_for_bi
     off = {key: 0.0 for key in OBJECTIVES.entry(name).keys if key.endswith("_coef")}
     model = tiny_model()
     found = loss_and_gradients(model, make_objective(settings(objective=name, **off)))
-    plain = loss_and_gradients(model, token_loss)
+    plain = loss_and_gradients(model, make_objective(settings()))
     torch.testing.assert_close(found, plain, rtol=0, atol=0)
 
 

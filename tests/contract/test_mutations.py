@@ -475,7 +475,7 @@ MUTATIONS = (
         "validation reads what is trained on",
         train,
         "evaluation_losses",
-        "objective=token_loss",
+        "objective=validation_loss",
         "objective=run.objective",
         (
             "integration/test_training.py::TestAuxiliaryLosses::"

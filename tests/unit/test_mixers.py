@@ -14,8 +14,9 @@ from components.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from components.mixers import MIXERS
 from errors import UserError
 from model_builder import GPT
-from recipe.objectives import token_loss
+from recipe.objectives import make_objective
 from tests.tiny import SIZES, context, tiny_config, tokens
+from training_config import TrainingConfig
 
 GDN = {"mixer": "gated_deltanet", "gdn_n_head": 2, "gdn_n_value_head": 4, "gdn_chunk": 4}
 CONV = {"mixer": "short_conv"}
@@ -242,4 +243,4 @@ def test_a_loss_with_the_name_of_a_term_of_the_objective_is_refused(monkeypatch)
 
     monkeypatch.setattr(type(model.blocks[0]), "mix", adding)
     with pytest.raises(UserError, match="'cross_entropy' has the name of a term"):
-        model(idx, idx, objective=token_loss)
+        model(idx, idx, objective=make_objective(TrainingConfig()))

@@ -1,0 +1,50 @@
+"""The losses of a run's final weights on parts of the validation text.
+
+The file text_losses.npy in the run directory holds the mean loss of each block of the text, float32
+in nats per token. A comparison tells from it whether a difference depends on which text was read.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError, file_errors
+from safe_files import open_regular, write_atomically
+
+TEXT_LOSSES_FILE = "text_losses.npy"
+
+LARGEST_FILE = 64 * 2**20
+"""Bytes: 64 GB of text in blocks of 4 KB."""
+
+
+def save_text_losses(run_dir: Path, losses: np.ndarray) -> None:
+    """Write the losses of blocks, shape (blocks,), in one step."""
+    path = run_dir / TEXT_LOSSES_FILE
+    content = io.BytesIO()
+    np.save(content, losses.astype(np.float32), allow_pickle=False)
+    with file_errors(f"write {path}"):
+        write_atomically(path, [content.getvalue()])
+
+
+def load_text_losses(run_dir: Path) -> np.ndarray | None:
+    """The losses of blocks, float32 of shape (blocks,); None if the run has none.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = run_dir / TEXT_LOSSES_FILE
+    if not path.exists():
+        return None
+    try:
+        with open_regular(path, follow_links=True) as file:
+            content = file.read(LARGEST_FILE + 1)
+        losses = np.load(io.BytesIO(content), allow_pickle=False)
+        sound = losses.dtype == np.float32 and losses.ndim == 1 and np.isfinite(losses).all()
+        if len(content) > LARGEST_FILE or not sound:
+            raise ValueError("it has no finite float32 losses of shape (blocks,)")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    return losses
