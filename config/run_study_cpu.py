@@ -12,8 +12,8 @@ n_embd = 128
 block_size = 64
 
 batch_size = 16
-max_iters = 600  # 0.6M tokens
-warmup_iters = 30
+max_iters = 400  # 0.4M tokens
+warmup_iters = 20
 beta2 = 0.99  # a step has few tokens
 
 # Exact, and the same on every machine
@@ -22,6 +22,7 @@ dtype = "float32"
 compile = False
 
 eval_interval = 100
+eval_tokens = 0  # the whole validation set
 log_interval = 50
 checkpoint_minutes = 0.0
 keep_checkpoints = 1

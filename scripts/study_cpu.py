@@ -43,14 +43,14 @@ ARGUMENTS = (
     *("--vary", "position_encoding=rope"),
     *("--vary", "normalization=rmsnorm"),
     *("--vary", "activation=silu"),
-    *("--vary", "ffn_type=geglu,swiglu"),
+    *("--vary", "ffn_type=swiglu"),
     *("--vary", "bias=False"),
     *("--vary", "weight_tying=False"),
     *("--arms", "config/arch_llama.py"),
     *("--tune", "learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2"),
-    *("--seeds=5", f"--name={NAME}"),
+    *("--until_sure", "--max_seeds=10", f"--name={NAME}"),
 )
-"""Of sweep.py: seven steps from GPT-2 towards LLaMA, each by itself, and LLaMA whole."""
+"""Of sweep.py: six steps from GPT-2 towards LLaMA, each by itself, and LLaMA whole."""
 
 INTRODUCTION = """\
 # From GPT-2 to LLaMA, one change at a time
