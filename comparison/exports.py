@@ -13,6 +13,7 @@ from typing import Any
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import ACTIVE, COST, REACHED, assignments
 from comparison.groups import Group
+from comparison.new_text import NewText
 from comparison.readings import Reading
 from comparison.runs import LoggedRun
 from comparison.verdict_lines import verdict_line, verdict_notes
@@ -106,7 +107,8 @@ def _group_object(row: GroupResult, shown: Collection[str]) -> dict[str, Any]:
         "excluded": group.left_out,
         "set_apart": row.set_apart,
         **{key: value for key, value in numbers(group).items() if key in shown},
-        **_verdict_object(row.verdict, row.terms),
+        **_verdict_object(row.verdict, row.terms, row.new_text),
+        "new_text": row.new_text and _new_text_object(row.new_text),
         "terms": row.terms,
         "caveats": row.caveats,
         "pareto": row.pareto,
@@ -115,6 +117,10 @@ def _group_object(row: GroupResult, shown: Collection[str]) -> dict[str, Any]:
         },
         "speedup": {axis: factor_object(log) for axis, log in row.speedups.items()},
     }
+
+
+def _new_text_object(found: NewText) -> dict[str, Any]:
+    return {"interval": found.interval, "holds": found.holds, "blocks": found.blocks}
 
 
 def sample_object(losses: Sample) -> dict[str, Any]:
@@ -138,13 +144,19 @@ def _reading_object(reading: Reading, terms: str) -> dict[str, Any]:
     }
 
 
-def _verdict_object(verdict: Verdict, terms: str) -> dict[str, Any]:
+def _verdict_object(
+    verdict: Verdict, terms: str, new_text: NewText | None = None
+) -> dict[str, Any]:
+    found = verdict.difference
     return {
         "verdict": verdict.word,
-        "words": verdict_line(verdict, terms),
+        "words": verdict_line(verdict, terms, new_text),
         "notes": list(verdict_notes(verdict)),
-        "difference": verdict.difference and verdict.difference.value,
-        **_estimate_object(verdict.difference, verdict.interval, verdict.p_adjusted),
+        "difference": found and found.value,
+        "mean": found and found.mean,
+        "baseline_mean": found and found.baseline_mean,
+        "farthest": verdict.farthest,
+        **_estimate_object(found, verdict.interval, verdict.p_adjusted),
         "seeds_needed": verdict.seeds_needed,
         "detectable": verdict.detectable,
     }

@@ -11,6 +11,7 @@ from comparison.curves import AXES, common_budget
 from comparison.effects import Effect
 from comparison.findings import Findings, GroupResult
 from comparison.labels import Label, labels
+from comparison.new_text import NewText
 from inference.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict
 
 BUDGET_TITLES = {
@@ -45,6 +46,7 @@ class ArmFigure:
         bands: Its curve over each unit of budget in which it has one.
         verdict: On the final loss.
         terms: In what it is equal to the baseline; see `groups.terms`.
+        new_text: Whether its verdict holds on new text, where that is known.
         difference: From the final loss of the baseline; None where that cannot be judged.
         caveats: What else differs from the baseline, a phrase each.
     """
@@ -55,6 +57,7 @@ class ArmFigure:
     bands: Mapping[str, Band]
     verdict: Verdict
     terms: str
+    new_text: NewText | None
     difference: Difference | None
     caveats: tuple[str, ...]
 
@@ -123,6 +126,7 @@ def _arm(label: Label, row: GroupResult) -> ArmFigure:
         bands={unit: found for unit, found in bands.items() if found},
         verdict=row.verdict,
         terms=row.terms,
+        new_text=row.new_text,
         difference=difference_of(row.verdict),
         caveats=row.caveats,
     )

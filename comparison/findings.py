@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -23,6 +23,7 @@ from comparison.groups import (
     unlike,
 )
 from comparison.judging import bar, final_standings
+from comparison.new_text import NewText, on_new_text
 from comparison.readings import Reading, readings
 from comparison.runs import MOST_OTHER_LOAD, LoggedRun
 from inference.estimates import Estimate
@@ -39,6 +40,8 @@ class GroupResult:
         set_apart: The conditions in which it is unlike the baseline; where there are any, it is
             not compared.
         verdict: On the final validation loss.
+        new_text: Whether the verdict holds on new text; None where that is not known, or where
+            text changes nothing.
         terms: In what it is equal to the baseline, and the ratios of what is not; see
             `groups.terms`.
         caveats: What else differs, a phrase each; see `caveats`.
@@ -53,6 +56,7 @@ class GroupResult:
     changes: Mapping[str, Any]
     set_apart: tuple[str, ...]
     verdict: Verdict
+    new_text: NewText | None
     terms: str
     caveats: tuple[str, ...]
     at_equal: Mapping[str, Reading]
@@ -125,6 +129,12 @@ def compare(
     at_equal = readings(compared, design)
     pareto = _pareto_set(compared)
 
+    def seeds(group: Group) -> Collection[Any]:
+        """Those that the verdict rests on."""
+        if design.schedule:
+            return design.seed_order[: standings[group.name].seeds]
+        return list(group.losses)
+
     def row(group: Group) -> GroupResult:
         alike = not apart[group.name]
         return GroupResult(
@@ -134,6 +144,9 @@ def compare(
             verdict=standings[group.name].verdict
             if alike
             else unjudged("set apart", design.margin),
+            new_text=on_new_text(group, base, standings[group.name].verdict, seeds(group))
+            if alike
+            else None,
             terms=terms(group, base),
             caveats=tuple(caveats(group, base, design)) if alike else (),
             at_equal={axis: own[group.name] for axis, own in at_equal.items() if group.name in own},

@@ -330,7 +330,7 @@ def _draw_key(
     for arm, height in rows:
         line = (_LEFT, _LABELS_LEFT - 0.01), (height, height)
         panel.plot(*line, transform=at, clip_on=False, **arm.line)
-        whole = verdict_line(arm.figure.verdict, arm.figure.terms)
+        whole = verdict_line(arm.figure.verdict, arm.figure.terms, arm.figure.new_text)
         words = (_VERDICTS_LEFT, _brief(arm)) if judged else (left, whole)
         for x, text in ((_LABELS_LEFT, arm.label), words):
             panel.text(x, height, text, transform=at, verticalalignment="center")

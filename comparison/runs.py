@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from comparison.json_checks import (
     LONGEST_NAME,
     Check,
@@ -28,6 +30,7 @@ from comparison.logged_keys import role_of
 from errors import UserError, printable
 from options import Role
 from saved_configs import upgraded
+from training.text_losses import load_text_losses
 from training_logger import (
     METRICS_FILE,
     RUN_FILE,
@@ -105,6 +108,15 @@ class LoggedRun:
         if None in sources:
             sources = {(start.get("commit"), start.get("dirty")) for start in self.starts}
         return [sorted(map(str, sources)), self.plugins]
+
+    @cached_property
+    def text_losses(self) -> np.ndarray | None:
+        """The losses of its final weights on blocks of the validation text; None where it has none
+        that can be read."""
+        try:
+            return load_text_losses(self.path.parent)
+        except UserError:
+            return None
 
     def having(self, *roles: Role) -> dict[str, Any]:
         """Its keys of some roles, with their values."""

@@ -147,7 +147,7 @@ def _arms(count: int) -> str:
 def _line(row: GroupResult) -> str:
     """The verdict in words, and what else a reader should know."""
     noted = f" Note: {'; '.join(row.caveats)}." if row.caveats else ""
-    return verdict_line(row.verdict, row.terms) + ("." if noted else "") + noted
+    return verdict_line(row.verdict, row.terms, row.new_text) + ("." if noted else "") + noted
 
 
 def _costs(rows: Mapping[str, GroupResult], keys: Sequence[str]) -> TitledTable:

@@ -5,30 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from comparison.formatting import format_difference, format_interval, format_p
+from comparison.new_text import NewText
 from comparison.readings import Reading
 from inference.verdicts import EQUAL, INCONCLUSIVE, Verdict
 
 
-def verdict_line(verdict: Verdict, terms: str = "") -> str:
+def verdict_line(verdict: Verdict, terms: str = "", new_text: NewText | None = None) -> str:
     """`better: -0.0320 [-0.0486, -0.0154] nats at equal parameters and tokens, n=5, p=0.001`, and
     what `verdict_notes` adds; without a full stop.
 
     Args:
         verdict: The verdict.
         terms: In what the arm and the baseline are equal, see `groups.terms`.
+        new_text: Whether it holds on new text, where that is known.
     """
-    return f"{verdict.word}{_within(verdict)}{after_word(verdict, terms)}"
+    return f"{verdict.word}{_within(verdict)}{after_word(verdict, terms, new_text)}"
 
 
 def _within(verdict: Verdict) -> str:
     return f" within {verdict.margin:g}" if verdict.word == EQUAL else ""
 
 
-def after_word(verdict: Verdict, terms: str = "") -> str:
+def after_word(verdict: Verdict, terms: str = "", new_text: NewText | None = None) -> str:
     """What the line says after the word: `: -0.0320 [-0.0486, -0.0154] nats ...`, or nothing."""
     notes = list(verdict_notes(verdict))
     if verdict.difference is not None:
         notes = [_numbers(verdict, terms), *notes]
+    if new_text is not None:
+        notes.append(_on_new_text(new_text))
     return f": {'; '.join(notes)}" if notes else ""
 
 
@@ -36,6 +40,11 @@ def _numbers(verdict: Verdict, terms: str) -> str:
     estimate = verdict.difference
     effect = f"{format_difference(estimate.value)} {format_interval(verdict.interval)} nats"
     return f"{effect} {terms}".rstrip() + f", n={estimate.n}, p{_p(verdict.p_adjusted)}"
+
+
+def _on_new_text(found: NewText) -> str:
+    held = "holds" if found.holds else "not shown"
+    return f"{held} on new text {format_interval(found.interval)}"
 
 
 def _p(value: float) -> str:

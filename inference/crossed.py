@@ -39,7 +39,7 @@ def crossed(values: np.ndarray, rows: Estimate | None = None) -> Crossed | None:
     Args:
         values: One difference for each row (seed) and column (document), two or more of each.
         rows: The estimate from the means of rows, if something better than their own variance is
-            known, such as a moderated one.
+            known, such as a moderated one; `both` then has its value.
 
     Returns:
         None if the means of rows do not vary.
@@ -59,5 +59,5 @@ def crossed(values: np.ndarray, rows: Estimate | None = None) -> Crossed | None:
     total = max(row_part + column_part - shared, row_part, column_part)
     spread = row_part**2 / rows.df + column_part**2 / (columns - 1)
     spread += shared**2 / ((n - 1) * (columns - 1))
-    both = Estimate(float(mean), math.sqrt(total), total**2 / spread, n, CROSSED)
+    both = Estimate(rows.value, math.sqrt(total), total**2 / spread, n, CROSSED)
     return Crossed(both, rows, column_part > NOTABLE * row_part)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from inference.differences import Difference
 from inference.planning import Plan
-from inference.quantiles import ALPHA
 from inference.rules import DeclaredSeeds, Rule
 from inference.samples import Sample
 
@@ -55,7 +54,7 @@ class Verdict:
         p_adjusted: p value of no difference, adjusted for the size of the family: below alpha
             exactly if the interval excludes 0.
         margin: Differences up to this count as equal.
-        level: The level of one comparison.
+        rule: How the interval was made.
         reason: Why the interval does not decide, other than by its width.
     """
 
@@ -64,7 +63,7 @@ class Verdict:
     interval: tuple[float, float] | None = None
     p_adjusted: float | None = None
     margin: float = MARGIN
-    level: float = ALPHA
+    rule: Rule = DeclaredSeeds(1)
     reason: str = ""
 
     @property
@@ -80,7 +79,11 @@ class Verdict:
 
     @property
     def _plan(self) -> Plan | None:
-        return self.difference and Plan.after(self.difference, self.level)
+        return self.difference and Plan.after(self.difference, self.rule.level)
+
+    def read(self, interval: tuple[float, float]) -> str:
+        """The word that an interval stands for."""
+        return _word(*interval, self.margin)
 
     @property
     def farthest(self) -> float | None:
@@ -144,7 +147,7 @@ def _verdict(
         (low, high),
         rule.p_adjusted(estimate, towards_zero),
         margin,
-        rule.level,
+        rule,
         barred,
     )
 

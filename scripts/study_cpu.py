@@ -151,7 +151,7 @@ def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
         f"{baseline.n} seeds). Beside it, with 95 % intervals:\n"
     )
     for row in rows:
-        yield f"- **{names[row.group.name]}**: {verdict_line(row.verdict, row.terms)}"
+        yield f"- **{names[row.group.name]}**: {verdict_line(row.verdict, row.terms, row.new_text)}"
     yield ""
 
 

@@ -94,6 +94,7 @@ def _and(phrases: Sequence[str]) -> str:
 
 def _judged(verdict: str, arms: Sequence[ArmFigure]) -> JudgedArms:
     listed = [
-        (arm.label, after_word(arm.verdict, arm.terms).lstrip(": ")) for arm in arms[:_MOST_LISTED]
+        (arm.label, after_word(arm.verdict, arm.terms, arm.new_text).lstrip(": "))
+        for arm in arms[:_MOST_LISTED]
     ]
     return JudgedArms(verdict, listed, len(arms) - len(listed))

@@ -73,3 +73,15 @@ def test_the_fingerprint_tells_sets_apart_and_nothing_else():
     token_bytes = np.ones(1000, dtype=np.uint16)
     assert ValidationWindows(changed, token_bytes, 10, 4, 100).fingerprint != base
     assert ValidationWindows(np.arange(1000), token_bytes, 10, 4, 100).fingerprint == base
+
+
+@pytest.mark.parametrize(("bytes_each", "blocks"), [(1, 1), (10, 2), (100, 24), (1000, 100)])
+def test_blocks_hold_4_kb_of_text_or_a_window(bytes_each, blocks):
+    token_bytes = np.full(1001, bytes_each, dtype=np.uint16)
+    part = ValidationWindows(np.arange(1001), token_bytes, 10, 4)  # 100 windows
+    losses = np.random.default_rng(0).random(100)
+    means = part.block_means(losses)
+    assert len(means) == blocks
+    sizes = [len(own) for own in np.array_split(losses, len(means))]
+    assert max(sizes) - min(sizes) <= 1
+    assert means @ sizes / 100 == pytest.approx(losses.mean())

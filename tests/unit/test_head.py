@@ -56,6 +56,18 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_formula(monkeypatch, bias
             assert_close(one, other, 1e-12)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_loss_of_each_window(monkeypatch, softcap):
+    head, x, targets = made(softcap=softcap)
+    targets = targets.clamp(min=0)
+    expected = [F.cross_entropy(head(x)[i], targets[i]) for i in range(2)]
+    for tokens in (100, 5, 1):
+        in_chunks_of(tokens, monkeypatch)
+        found = head.window_losses(x, targets)
+        assert_close(found, torch.stack(expected), 1e-12)
+        assert not found.requires_grad
+
+
 def test_gradcheck(monkeypatch):
     in_chunks_of(3, monkeypatch)
     head, x, targets = made(bias=True, softcap=2.0)

@@ -1,0 +1,88 @@
+"""Whether a difference depends on which text was read: seeds crossed with blocks of the text.
+
+A verdict is about one validation text. The losses of the final weights on blocks of that text tell
+how much the difference varies from block to block, and so how well it is known for new text of the
+same kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from comparison.groups import Group
+from comparison.runs import LoggedRun
+from inference.crossed import crossed
+from inference.verdicts import BETTER, EQUAL, WORSE, Verdict
+
+FEWEST_BLOCKS = 5
+"""Fewer say too little about how blocks vary."""
+
+SAME_LOSS = 1e-3
+"""Share by which the mean over blocks may differ from the logged loss: blocks differ in length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NewText:
+    """The difference on new text of the same kind; exploratory.
+
+    Attributes:
+        interval: Simultaneous interval for new seeds and new text.
+        holds: Whether the verdict can be read off this interval, too.
+        blocks: Blocks of text that it rests on.
+    """
+
+    interval: tuple[float, float]
+    holds: bool
+    blocks: int
+
+
+def on_new_text(
+    group: Group, baseline: Group, verdict: Verdict, seeds: Collection[Any]
+) -> NewText | None:
+    """What the blocks of the validation text say of a verdict.
+
+    Args:
+        group: The arm.
+        baseline: What it was compared with.
+        verdict: On the final losses.
+        seeds: The seeds that it rests on.
+
+    Returns:
+        None without a verdict on paired seeds, if a run has no losses of blocks, or if blocks
+        change nothing: their variance is below a tenth of that of seeds.
+    """
+    if verdict.word not in (BETTER, WORSE, EQUAL) or not verdict.difference.paired:
+        return None
+    values = _differences(group, baseline, seeds)
+    if values is None or values.shape[1] < FEWEST_BLOCKS:
+        return None
+    found = crossed(values, verdict.difference)
+    if found is None or not found.columns_matter:
+        return None
+    wider = max(verdict.rule.half_width(found.both) - verdict.rule.half_width(found.rows), 0.0)
+    low, high = verdict.interval
+    interval = low - wider, high + wider
+    return NewText(interval, verdict.read(interval) == verdict.word, values.shape[1])
+
+
+def _differences(group: Group, baseline: Group, seeds: Collection[Any]) -> np.ndarray | None:
+    """Arm minus baseline, (seeds, blocks); None if a run has no losses of the same blocks."""
+    arm, base = ({run.seeds: run for run in own.counted} for own in (group, baseline))
+    shared = [own for own in arm if own in base and own in seeds]
+    losses = [[_of_final_weights(own[seed]) for seed in shared] for own in (arm, base)]
+    shapes = {None if row is None else row.shape for own in losses for row in own}
+    if len(shared) < 2 or len(shapes) > 1 or None in shapes:
+        return None
+    return np.array(losses[0]) - np.array(losses[1])
+
+
+def _of_final_weights(run: LoggedRun) -> np.ndarray | None:
+    """The losses of blocks, unless they are those of other weights than the logged loss."""
+    losses = run.text_losses
+    if losses is None or abs(losses.mean() - run.loss) > SAME_LOSS * run.loss:
+        return None
+    return losses

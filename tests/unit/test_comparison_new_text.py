@@ -1,0 +1,107 @@
+"""Whether a verdict holds on new text: what blocks of the validation text add to its interval."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comparison.exports import document
+from comparison.findings import GroupResult, compare
+from comparison.runs import LoggedRun
+from comparison.tables import to_text
+from tests.simulated import simulated_run
+from training.text_losses import TEXT_LOSSES_FILE, load_text_losses, save_text_losses
+
+BLOCKS, SEEDS = 30, 5
+
+
+def runs_of(folder: Path, name: str, losses: np.ndarray, day: int) -> list[LoggedRun]:
+    """A run for each row of (seeds, blocks), whose final loss is the mean over the blocks."""
+    runs = []
+    for seed, row in enumerate(losses, start=1):
+        run = simulated_run(
+            name, seed, float(row.mean()), model={"arm": name}, start=f"2025-01-{day:02}"
+        )
+        path = folder / run.run_name / "run.json"
+        path.parent.mkdir()
+        save_text_losses(path.parent, row)
+        runs.append(dataclasses.replace(run, path=path))
+    return runs
+
+
+def judged(folder: Path, by_block: float, effect: float = -0.05) -> GroupResult:
+    """An arm whose difference from the baseline varies from block to block by this much (sd)."""
+    rng = np.random.default_rng(1)
+    text = rng.normal(0, 0.3, BLOCKS)
+    base = 3 + text + rng.normal(0, 0.01, (SEEDS, 1)) + rng.normal(0, 0.01, (SEEDS, BLOCKS))
+    gap = rng.normal(0, 1, BLOCKS)
+    gap = effect + by_block * (gap - gap.mean()) / gap.std(ddof=1)
+    arm = base + gap + rng.normal(0, 0.005, (SEEDS, 1))
+    runs = [*runs_of(folder, "base", base, 1), *runs_of(folder, "arm", arm, 2)]
+    return compare(runs).rows[1]
+
+
+def test_blocks_that_differ_little_change_nothing(tmp_path):
+    row = judged(tmp_path, by_block=0.0)
+    assert row.verdict.word == "better"
+    assert row.new_text is None
+
+
+def test_the_interval_is_that_of_seeds_and_text_together(tmp_path):
+    row = judged(tmp_path, by_block=0.05)
+    (low, high), (lower, higher) = row.verdict.interval, row.new_text.interval
+    assert row.new_text.holds
+    assert row.new_text.blocks == BLOCKS
+    assert lower < low
+    assert high < higher < 0
+    error = row.verdict.difference.error
+    both = np.hypot(error, 0.05 / np.sqrt(BLOCKS))
+    # more degrees of freedom make the quantile smaller, so the width grows less than the error
+    assert (high - low) / 2 < (higher - lower) / 2 <= (high - low) / 2 * both / error
+
+
+def test_a_difference_that_a_few_blocks_make_is_not_shown(tmp_path):
+    row = judged(tmp_path, by_block=0.3)
+    assert row.verdict.word == "better"
+    assert not row.new_text.holds
+    assert row.new_text.interval[1] > 0
+
+
+def test_it_is_in_the_line_and_in_the_document(tmp_path):
+    rows = judged(tmp_path, by_block=0.3)
+    findings = compare([*rows.group.runs, *_baseline_of(tmp_path)], baseline="arch-base")
+    low, high = findings.rows[1].new_text.interval
+    assert f"not shown on new text [{low:+.4f}, {high:+.4f}]" in " ".join(to_text(findings).split())
+    found = document(findings)["groups"][1]["new_text"]
+    assert found == {"interval": [low, high], "holds": False, "blocks": BLOCKS}
+
+
+def _baseline_of(folder: Path) -> list[LoggedRun]:
+    runs = []
+    for seed in range(1, SEEDS + 1):
+        path = folder / f"base-{seed}" / "run.json"
+        loss = float(load_text_losses(path.parent).mean(dtype=float))
+        run = simulated_run("base", seed, loss, model={"arm": "base"}, start="2025-01-01")
+        runs.append(dataclasses.replace(run, path=path))
+    return runs
+
+
+@pytest.mark.parametrize("damage", ["missing", "other weights", "cut", "objects"])
+def test_a_run_without_its_losses_has_no_line(tmp_path, damage):
+    row = judged(tmp_path, by_block=0.3)
+    path = row.group.runs[2].path.with_name(TEXT_LOSSES_FILE)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "other weights":
+        save_text_losses(path.parent, 1.1 * load_text_losses(path.parent))
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        np.save(path, np.array([{}]), allow_pickle=True)
+    runs = [dataclasses.replace(run) for run in [*row.group.runs, *_baseline_of(tmp_path)]]
+    again = compare(runs, baseline="arch-base").rows[1]
+    assert again.verdict.word == row.verdict.word
+    assert again.new_text is None
