@@ -4,6 +4,7 @@
     python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
     python compare_architectures.py out --baseline=gpt2 --format=json
     python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
+    python compare_architectures.py out/sweeps/NAME          also the ladder of a sweep --ladder
     python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
     python compare_architectures.py out --html=report.html   all of it as one page for a browser
 
@@ -23,12 +24,16 @@ from pathlib import Path
 from cli import run_cli
 from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
+from comparison.ladder_findings import LadderFindings, climb_ladder
+from comparison.ladder_plot import write_ladder_plot
+from comparison.ladder_tables import ladder_json, ladder_markdown, ladder_text
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
 from comparison.runs import LoggedRun
 from comparison.tables import to_markdown, to_text
 from errors import UserError, printable, unknown_name
-from experiment.selection import DEFAULT_LATEST, Selection, select
+from experiment.ladders import LADDER_FILE, read_ladder
+from experiment.selection import DEFAULT_LATEST, Selection, ladder_named, select
 from inference.verdicts import MARGIN
 from training_logger import METRICS_FILE, RUN_FILE
 
@@ -119,8 +124,7 @@ def render(findings: Findings, arguments: argparse.Namespace) -> str:
         return to_csv(findings)
     if arguments.format == "markdown":
         return to_markdown(findings, ratio=arguments.ratio)
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return to_text(findings, ratio=arguments.ratio, colour=colour)
+    return to_text(findings, ratio=arguments.ratio, colour=in_colour())
 
 
 def write_html(findings: Findings, path: Path) -> int:
@@ -170,9 +174,58 @@ def _refuse_unknown_keys(tuned: Sequence[str], runs: Sequence[LoggedRun]) -> Non
             raise UserError(unknown_name("key in --tuned", key, known))
 
 
+def compare_ladder(folder: Path, arguments: argparse.Namespace) -> int:
+    """Print what a ladder shows; returns 0, or 1 if it cannot be read or drawn."""
+    unused = {
+        "--html": arguments.html,
+        "--tuned": arguments.tuned,
+        "--ratio": arguments.ratio,
+        "--format=csv": arguments.format == "csv",
+    }
+    for option in (option for option, given in unused.items() if given):
+        say(f"{option} is for one sweep; name a rung of {folder}, a folder in its {LADDER_FILE}.")
+        return 1
+    try:
+        rungs = {}
+        for rung in read_ladder(folder):
+            chosen = select([str(rung.folder)], None, folder)
+            for problem in chosen.problems:
+                say(f"excluded: {problem}")
+            if chosen.runs:
+                rungs[rung.label] = chosen.findings(arguments.baseline, arguments.margin)
+        if not rungs:
+            say(f"No run found in the sweeps of {folder}.")
+            return 1
+        found = climb_ladder(rungs)
+        print(render_ladder(found, arguments))
+        if arguments.plot:
+            write_ladder_plot(found, arguments.plot)
+            say(f"plot written to {arguments.plot}")
+    except (UserError, OSError) as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+def render_ladder(found: LadderFindings, arguments: argparse.Namespace) -> str:
+    """A ladder in the format that was asked for."""
+    if arguments.format == "json":
+        return ladder_json(found)
+    if arguments.format == "markdown":
+        return ladder_markdown(found)
+    return ladder_text(found, colour=in_colour())
+
+
+def in_colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; returns 0, or 1 where there is nothing to compare or to draw."""
     arguments = parse_arguments(argv)
+    folder = ladder_named(arguments.runs, Path(arguments.out_dir))
+    if folder:
+        return compare_ladder(folder, arguments)
     try:
         chosen = select(
             arguments.runs,

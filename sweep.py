@@ -45,6 +45,7 @@ from experiment.engines import (
     worker_environments,
 )
 from experiment.jobs import ENDED
+from experiment.ladders import ladder_folder, make_rungs, parse_ladder, write_ladder
 from experiment.manifest import (
     Sweep,
     begun_with_other_code,
@@ -143,6 +144,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="UNIT=AMOUNT",
         help="where every run stops: tokens=20M, flops=1e15 or minutes=10 (default: the tokens of "
         "the config's max_iters)",
+    )
+    flags.add_argument(
+        "--ladder",
+        metavar="UNIT=A,B,C",
+        help="repeat the sweep at rising sizes or budgets, each tuned by itself, and tell whether "
+        "each difference grows: params=1M,2M,4M,8M (by n_embd, with tokens in proportion to "
+        "parameters), tokens=... or flops=...",
     )
     flags.add_argument(
         "--tune",
@@ -283,26 +291,49 @@ def main(argv: list[str]) -> int:
     """Run the sweep that a command line asks for; 0 where every run ended, else 1."""
     options, rest = parser().parse_known_args(argv)
     try:
-        plan = make_plan(read_request(options, rest), Path.cwd())
-        plan = with_seeds_of_before(plan)
-        if options.engine == "local":
-            refuse_this_machine(plan)
-        timed = options.dry_run and options.engine == "local"
-        seconds = seconds_by_arm(plan, options) if timed else None
-        print(overview(plan, seconds, local_workers(options, plan), shared_gpus(options, plan)))
-        if not (plan.folder / SWEEP_FILE).exists():
-            for note in begun_with_other_code(plan.folder, plan.identity):
-                print("\n".join(wrapped(note)))
-        if options.dry_run:
-            return 0
-        with locked(plan.folder, "name"):
-            engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
-            with StopRequest("letting the runs under way save") as stop:
-                return run_sweep(plan, engine, stop, argv)
+        request = read_request(options, rest)
+        if options.ladder:
+            return climb(request, options, argv)
+        return carry_out(make_plan(request, Path.cwd()), options, argv)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise UserError(str(error)) from error
+
+
+def climb(request: Request, options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Run the sweep of each rung and compare them; 0 where every run ended, else 1."""
+    plans = make_rungs(request, parse_ladder(options.ladder), Path.cwd())
+    folder = ladder_folder(request, plans)
+    if not options.dry_run:
+        write_ladder(folder, plans, shlex.join(["python", "sweep.py", *argv]))
+    for number, (label, plan) in enumerate(plans, start=1):
+        print(f"\nRung {number} of {len(plans)}: {label}")
+        if carry_out(plan, options, argv):
+            return 1
+    if not options.dry_run:
+        print(f"\nThe ladder, {folder}\n")
+        compare_architectures.main([str(folder)])
+    return 0
+
+
+def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Show a plan and run it, unless --dry_run; 0 where every run ended, else 1."""
+    plan = with_seeds_of_before(plan)
+    if options.engine == "local":
+        refuse_this_machine(plan)
+    timed = options.dry_run and options.engine == "local"
+    seconds = seconds_by_arm(plan, options) if timed else None
+    print(overview(plan, seconds, local_workers(options, plan), shared_gpus(options, plan)))
+    if not (plan.folder / SWEEP_FILE).exists():
+        for note in begun_with_other_code(plan.folder, plan.identity):
+            print("\n".join(wrapped(note)))
+    if options.dry_run:
+        return 0
+    with locked(plan.folder, "name"):
+        engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
+        with StopRequest("letting the runs under way save") as stop:
+            return run_sweep(plan, engine, stop, argv)
 
 
 def refuse_this_machine(plan: Plan) -> None:

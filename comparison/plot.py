@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
@@ -33,7 +33,7 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 # Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too pale for a line,
 # and its black, which is the baseline's. Six colours and five dashes tell thirty arms apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (9, 2)))
 _NEUTRAL = {"color": "black", "linestyle": "-", "linewidth": 1.8, "zorder": 3}
 _STYLE = {
@@ -117,7 +117,7 @@ def _line(label: Label) -> dict[str, Any]:
     if label.is_baseline:
         return _NEUTRAL
     index = label.number - 2
-    colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    colour, dashes = COLOURS[index % len(COLOURS)], _DASHES[index % len(_DASHES)]
     return {"color": colour, "linestyle": dashes, "linewidth": 1.3}
 
 
@@ -140,12 +140,24 @@ def write_plot(findings: Findings, path: Path) -> None:
         UserError: there is no loss to draw.
         OSError: the file cannot be written.
     """
+    write_figure(lambda: draw(findings), path)
+
+
+def write_figure(draw: Callable[[], Figure], path: Path) -> None:
+    """Make a figure in the style of the project and write it; OSError where that fails."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
-        figure = draw(findings)
+        figure = draw()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200, metadata=_UNDATED[path.suffix.lower()])
+
+
+def styled_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(size, layout="constrained")
 
 
 def draw(findings: Findings) -> Figure:
@@ -154,8 +166,6 @@ def draw(findings: Findings) -> Figure:
     Raises:
         UserError: there is no loss to draw.
     """
-    from matplotlib.figure import Figure
-
     figures = figures_of(findings)
     arms = arms_of(figures)
     panels = dict(_panels(figures, arms))
@@ -169,7 +179,7 @@ def draw(findings: Findings) -> Figure:
     judged = any(arm.figure.difference for arm in arms)
     below = judged * _AXIS_HEIGHT + _NOTE_HEIGHT * (len(notes) + 1)
     heights = (_CURVES_HEIGHT, key_height + below)
-    figure = Figure((_WIDTH, sum(heights)), layout="constrained")
+    figure = styled_figure((_WIDTH, sum(heights)))
     curves, key = figure.subfigures(2, 1, height_ratios=heights)
     curves.suptitle(_title(arms), x=_LEFT, ha="left", fontsize="medium")
     for column, (unit, bands) in enumerate(panels.items(), start=1):

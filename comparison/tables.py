@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from comparison.effects import Effect
 from comparison.exports import costs, factor_object, numbers, sample_object
@@ -268,8 +268,13 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 
 def to_text(findings: Findings, *, ratio: bool = False, colour: bool = False) -> str:
     """Aligned tables of at most LINE_WIDTH columns."""
+    return text_of(sections(findings, ratio), colour)
+
+
+def text_of(tables: Iterable[TitledTable], colour: bool = False) -> str:
+    """Aligned tables of at most LINE_WIDTH columns, their sentences below them."""
     lines = []
-    for section in sections(findings, ratio):
+    for section in tables:
         lines += [f"{_BOLD}{section.title}{_PLAIN}" if colour else section.title]
         if section.rows:
             lines += aligned(section.header, section.rows, colour)
@@ -322,8 +327,13 @@ def _painted(cell: str, code: str) -> str:
 
 def to_markdown(findings: Findings, *, ratio: bool = False) -> str:
     """The same tables in GitHub's Markdown."""
+    return markdown_of(sections(findings, ratio))
+
+
+def markdown_of(tables: Iterable[TitledTable]) -> str:
+    """Tables in GitHub's Markdown, their sentences below them."""
     lines = []
-    for section in sections(findings, ratio):
+    for section in tables:
         lines += [f"### {section.title}", ""]
         if section.rows:
             lines += [*markdown_table(section.header, section.rows), ""]

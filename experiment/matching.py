@@ -140,7 +140,7 @@ def _candidates(
         else:
             extreme.append(keys)
     if "n_embd" not in fixed:
-        for width in _embedding_widths(config, count, target):
+        for width in embedding_widths(config, count, target):
             if may_widen:
                 yield {"n_embd": width, **_ffn_width(config.changed(n_embd=width), count, target)}
             yield {"n_embd": width}
@@ -177,9 +177,7 @@ def _first(config: ModelArchitectureConfig, key: str) -> Any:
     return next((getattr(layer, key) for layer in config.kinds if key in layer), None)
 
 
-def _embedding_widths(
-    config: ModelArchitectureConfig, count: Count, target: float
-) -> Iterator[int]:
+def embedding_widths(config: ModelArchitectureConfig, count: Count, target: float) -> Iterator[int]:
     """The width that heads allow whose count is nearest to the target, then its neighbours."""
 
     def width(number: int) -> int:

@@ -23,6 +23,7 @@ from comparison.runs import (
 )
 from errors import UserError, printable
 from experiment.jobs import output_file
+from experiment.ladders import LADDER_FILE
 from experiment.manifest import Sweep, read_sweep
 
 DEFAULT_LATEST = 3
@@ -138,6 +139,14 @@ def where_named(word: str, out_dir: Path) -> str:
     named = [out_dir / word, out_dir / "sweeps" / word]
     found = [] if os.path.exists(word) else [path for path in named if os.path.exists(path)]
     return str(found[0]) if found else word
+
+
+def ladder_named(words: Sequence[str], out_dir: Path) -> Path | None:
+    """The folder of the ladder that the only word names; None if it names none."""
+    if len(words) != 1:
+        return None
+    folder = Path(where_named(words[0], out_dir))
+    return folder if _is_file(folder / LADDER_FILE) else None
 
 
 def sweep_folder(word: str) -> Path | None:

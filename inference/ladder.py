@@ -64,13 +64,13 @@ class Ladder:
     verdict: str
 
 
-def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder:
+def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder | None:
     """The multiplier of an arm over three rungs or more, in rising order of compute.
 
     ln m_j = D_j / g_j: D_j is the mean difference in loss (baseline minus arm) at rung j, g_j the
     mean of the two curves' slopes -dL/dx at the losses that are compared, x = ln compute. The arm's
     slope is that over its own compute, which is the baseline's to the power 1 + exponent, so slope
-    and exponent are found by turns.
+    and exponent are found by turns. None if that gives no slope, or a loss that rises with compute.
     """
     compute, seeds = [rung.compute for rung in rungs], min(len(rung.arm) for rung in rungs)
     assert len(rungs) >= FEWEST_RUNGS
@@ -84,7 +84,11 @@ def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder:
     gap = (baseline - arm).mean(axis=1)
     exponent = 0.0
     for _ in range(_ITERATIONS):
+        if exponent <= -1:
+            return None
         slope = (slopes[0] + slopes[1] / (1 + exponent)) / 2
+        if slope.min() <= 0:
+            return None
         logs = gap / slope
         exponent = float(to_exponent @ logs)
     noise = _Noise.of(baseline, arm)

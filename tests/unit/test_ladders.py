@@ -1,0 +1,213 @@
+"""Ladders: which sweeps they consist of, and what their rungs show together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare_architectures
+from comparison.findings import Findings, compare
+from comparison.ladder_findings import climb_ladder
+from comparison.ladder_plot import write_ladder_plot
+from comparison.ladder_tables import ladder_json, ladder_markdown, ladder_text
+from errors import ConfigError, UserError
+from experiment.budgets import Budget
+from experiment.ladders import (
+    LADDER_FILE,
+    Steps,
+    ladder_folder,
+    make_rungs,
+    parse_ladder,
+    read_ladder,
+    write_ladder,
+)
+from tests.simulated import FLOPS_PER_TOKEN, simulated_arm
+from tests.tiny_sweep import tiny_request
+
+NORMS = {"normalization": ("rmsnorm",)}
+
+# What is asked
+
+
+def test_the_steps_of_a_ladder():
+    steps = parse_ladder("params=1M,2M,4.5M")
+    assert steps == Steps("params", (("1M", 1e6), ("2M", 2e6), ("4.5M", 4.5e6)))
+    assert parse_ladder("tokens=1M,4M,16M").amounts[-1] == ("16M", 16e6)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("params", "cannot read 'params'"),
+        ("width=1,2,3", "cannot read"),
+        ("params=1M,1M,4M", "with rising numbers"),
+        ("params=4M,2M,1M", "with rising numbers"),
+        ("params=0,1M,2M", "above 0"),
+        ("params=1M,x,4M", "cannot read"),
+        ("params=1M,4M", "has 2 rungs; a ladder has 3 to 100"),
+        ("params=1M,2M,3M", "spans 9x of compute; a ladder needs 16x"),
+        ("tokens=1M,2M,4M", "spans 4x of compute"),
+    ],
+)
+def test_what_is_no_ladder(words, problem):
+    with pytest.raises(UserError, match=problem):
+        parse_ladder(words)
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"seeds": 2}, "needs at least 3 seeds, not 2"),
+        ({"until_sure": True, "seeds": 20}, "not --until_sure"),
+        ({"flags": {"n_embd": "32"}}, "sets n_embd; drop it"),
+        ({"budget": Budget("minutes", 1)}, "drop --budget"),
+    ],
+)
+def test_requests_that_cannot_be_a_ladder(tiny_dataset, asked, problem):
+    request = tiny_request(tiny_dataset, **{"vary": NORMS, "flags": {"n_embd": None}, **asked})
+    with pytest.raises(ConfigError, match=problem):
+        make_rungs(request, parse_ladder("params=10K,20K,40K"), Path())
+
+
+def test_tokens_set_the_budget_of_each_rung(tiny_dataset, tmp_path):
+    request = tiny_request(tiny_dataset, vary=NORMS, budget=Budget("tokens", 1e4))
+    with pytest.raises(ConfigError, match="drop --budget"):
+        make_rungs(request, parse_ladder("tokens=10K,40K,160K"), tmp_path)
+
+
+def test_sizes_grow_in_width_and_tokens_in_proportion(tiny_dataset, tmp_path):
+    request = tiny_request(
+        tiny_dataset,
+        vary={"position_encoding": ("rope",)},
+        flags={"n_embd": None},
+        budget=Budget("tokens", 20_000),
+        name="it",
+    )
+    plans = make_rungs(request, parse_ladder("params=20K,40K,80K"), tmp_path)
+    assert [label for label, _ in plans] == ["params=20K", "params=40K", "params=80K"]
+    widths = []
+    for (_, plan), wanted in zip(plans, (20e3, 40e3, 80e3), strict=True):
+        settings = plan.baseline.settings
+        widths.append(settings.model.n_embd)
+        assert plan.baseline.parameters == pytest.approx(wanted, rel=0.25)
+        tokens = settings.training.max_iters * settings.training.tokens_per_step
+        assert tokens == pytest.approx(wanted, rel=0.01)
+        assert all(arm.settings.model.n_embd == widths[-1] for arm in plan.arms)
+    assert widths == sorted(set(widths))
+    assert [plan.folder.name for _, plan in plans] == [
+        "it-params-20K",
+        "it-params-40K",
+        "it-params-80K",
+    ]
+    folder = ladder_folder(request, plans)
+    write_ladder(folder, plans, "a command")
+    rungs = read_ladder(folder)
+    assert [(own.label, own.folder) for own in rungs] == [(n, p.folder) for n, p in plans]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 1, "rungs": []}', '{"version": 2}'])
+def test_a_damaged_ladder(tmp_path, content, capsys):
+    (tmp_path / LADDER_FILE).write_text(content)
+    with pytest.raises(UserError, match=LADDER_FILE):
+        read_ladder(tmp_path)
+    assert compare_architectures.main([str(tmp_path)]) == 1
+    assert LADDER_FILE in capsys.readouterr().err
+
+
+# What it shows
+
+
+def rung(compute_factor: int, multiplier: float, seed: int, n: int = 4, **settings) -> Findings:
+    """A baseline on a power law, and an arm that needs `multiplier` times less compute."""
+
+    def losses(factor: float) -> list[float]:
+        rng = np.random.default_rng(seed)  # pairs share their noise, of which a little is left
+        shared = rng.normal(0, 0.003, n)
+        own = np.random.default_rng([seed, int(1e6 * factor)]).normal(0, 0.001, n)
+        return list(1.7 + 4 * (compute_factor * factor) ** -0.1 + shared + own)
+
+    common = {"flops_per_token": FLOPS_PER_TOKEN * compute_factor, **settings}
+    base = simulated_arm("base", losses(1.0), model={"arm": "base"}, start="2025-01-01", **common)
+    arm = simulated_arm("good", losses(multiplier), model={"arm": "good"}, **common)
+    return compare([*base, *arm], baseline="arch-base")
+
+
+def rungs(multipliers=(1.5, 1.5, 1.5), step: int = 8, **settings) -> dict[str, Findings]:
+    return {
+        f"params={k}": rung(step**k, multiplier, seed=k, **settings)
+        for k, multiplier in enumerate(multipliers)
+    }
+
+
+def test_a_gain_that_holds():
+    found = climb_ladder(rungs())
+    [arm] = found.arms
+    assert found.labels == ("params=0", "params=1", "params=2")
+    assert found.compute[1] / found.compute[0] == pytest.approx(8)
+    assert arm.word == "holds"
+    assert arm.ladder.multipliers == pytest.approx((1.5, 1.5, 1.5), rel=0.1)
+    for multiplier, (low, high) in zip(arm.ladder.multipliers, arm.ladder.intervals, strict=True):
+        assert low < multiplier < high
+
+
+def test_a_gain_that_fades():
+    [arm] = climb_ladder(rungs((2.5, 1.6, 1.05))).arms
+    assert arm.word == "fades"
+    assert arm.ladder.exponent_interval[1] < 0
+
+
+def test_every_view_has_the_same_numbers(tmp_path):
+    found = climb_ladder(rungs())
+    [arm] = found.arms
+    document = json.loads(ladder_json(found))
+    assert document["arms"][0]["multipliers"] == pytest.approx(arm.ladder.multipliers)
+    assert document["arms"][0]["verdict"] == "holds"
+    assert document["rungs"][2]["compute"] == found.compute[2]
+    for view in (ladder_text(found), ladder_markdown(found)):
+        assert "arch-good: compute multiplier" in view
+        assert f"{arm.ladder.multipliers[0]:.3g}x" in view
+        assert "holds: its gain holds" in " ".join(view.split())
+    pytest.importorskip("matplotlib")
+    write_ladder_plot(found, tmp_path / "ladder.svg")
+    assert "arch-good: holds" in (tmp_path / "ladder.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (lambda: rungs((1.5, 1.5)), "2 rungs have runs; 3 are needed"),
+        (lambda: rungs(n=2), "fewer than 3 seeds finished at every rung"),
+        (lambda: rungs(step=2), "the rungs span less than 16x of compute"),
+        (lambda: {**rungs(), "params=1": rungs()["params=0"]}, "do not fall with compute"),
+    ],
+)
+def test_what_cannot_be_climbed_says_why(made, reason):
+    [arm] = climb_ladder(made()).arms
+    assert arm.ladder is None
+    assert arm.word == "inconclusive"
+    assert reason in arm.reason
+    assert f"inconclusive: {arm.reason}." in " ".join(ladder_text(climb_ladder(made())).split()), (
+        "the view says so"
+    )
+
+
+def test_an_arm_that_a_rung_lacks_is_named():
+    own = rungs()
+    base = [run for row in own["params=2"].rows[:1] for run in row.group.runs]
+    other = simulated_arm("other", [3.0] * 4, model={"arm": "other"}, flops_per_token=64 * 6)
+    own["params=2"] = compare([*base, *other], baseline="arch-base")
+    reasons = {arm.name: arm.reason for arm in climb_ladder(own).arms}
+    assert reasons["arch-good"] == "it has no runs at some rung"
+
+
+def test_failed_runs_bar_the_ladder():
+    own = rungs()
+    base, good = (row.group.runs for row in own["params=0"].rows)
+    failed = dataclasses.replace(good[0], status="diverged")
+    own["params=0"] = compare([*base, failed, *good[1:]], baseline="arch-base")
+    [arm] = climb_ladder(own).arms
+    assert arm.reason == "runs failed at some rung"
