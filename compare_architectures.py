@@ -4,7 +4,7 @@
     python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
     python compare_architectures.py out --baseline=gpt2 --format=json
     python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
-    python compare_architectures.py out/sweeps/NAME          also the ladder of a sweep --ladder
+    python compare_architectures.py out/sweeps/NAME          also of --ladder or --baselines
     python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
     python compare_architectures.py out --html=report.html   all of it as one page for a browser
 
@@ -16,24 +16,28 @@ same recipe on the same data. docs/fairness.md explains every number.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cli import run_cli
 from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
-from comparison.ladder_findings import LadderFindings, climb_ladder
+from comparison.interactions import interaction_document, interaction_sections, on_baselines
+from comparison.ladder_findings import climb_ladder
 from comparison.ladder_plot import write_ladder_plot
-from comparison.ladder_tables import ladder_json, ladder_markdown, ladder_text
+from comparison.ladder_tables import ladder_document, ladder_sections
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
 from comparison.runs import LoggedRun
-from comparison.tables import to_markdown, to_text
+from comparison.tables import TitledTable, markdown_of, text_of, to_markdown, to_text
+from comparison.tuning_plot import write_tuning_plot
 from errors import UserError, printable, unknown_name
-from experiment.ladders import LADDER_FILE, read_ladder
-from experiment.selection import DEFAULT_LATEST, Selection, ladder_named, select
+from experiment.selection import DEFAULT_LATEST, Selection, select, series_named
+from experiment.series_file import LADDER, SERIES_FILE, read_series
 from inference.verdicts import MARGIN
 from training_logger import METRICS_FILE, RUN_FILE
 
@@ -91,6 +95,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also draw the curves and the differences: a .png, .svg or .pdf (needs matplotlib)",
     )
     parser.add_argument(
+        "--plot_tuning",
+        type=Path,
+        metavar="FILE",
+        help="also draw the curves by which a sweep tuned its arms (needs matplotlib)",
+    )
+    parser.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
@@ -113,7 +123,9 @@ def _problem(arguments: argparse.Namespace) -> str | None:
         return f"--margin={arguments.margin:g} must be above 0, in nats per token"
     if arguments.ratio and arguments.format in ("json", "csv"):
         return f"--ratio is a view of text and markdown; --format={arguments.format} has it always"
-    return plot_problem(arguments.plot) if arguments.plot else None
+    plots = {"--plot": arguments.plot, "--plot_tuning": arguments.plot_tuning}
+    found = (plot_problem(path, option) for option, path in plots.items() if path)
+    return next((problem for problem in found if problem), None)
 
 
 def render(findings: Findings, arguments: argparse.Namespace) -> str:
@@ -153,6 +165,17 @@ def plot(findings: Findings, path: Path) -> int:
     return 0
 
 
+def plot_tuning(findings: Findings, path: Path) -> int:
+    """Draw the curves of tuning and say so; returns 0, or 1 if that cannot be done."""
+    try:
+        write_tuning_plot(findings.design.declared.curves, path)
+    except (UserError, OSError) as error:
+        say(f"--plot_tuning={path}: {error}")
+        return 1
+    say(f"plot written to {path}")
+    return 0
+
+
 def say(message: str) -> None:
     """Print one line beside the comparison, which a program may be reading."""
     print(printable(message), file=sys.stderr)
@@ -174,46 +197,64 @@ def _refuse_unknown_keys(tuned: Sequence[str], runs: Sequence[LoggedRun]) -> Non
             raise UserError(unknown_name("key in --tuned", key, known))
 
 
-def compare_ladder(folder: Path, arguments: argparse.Namespace) -> int:
-    """Print what a ladder shows; returns 0, or 1 if it cannot be read or drawn."""
+def compare_series(folder: Path, arguments: argparse.Namespace) -> int:
+    """Print what a series of sweeps shows; returns 0, or 1 if it cannot be read or drawn."""
     unused = {
         "--html": arguments.html,
         "--tuned": arguments.tuned,
         "--ratio": arguments.ratio,
+        "--plot_tuning": arguments.plot_tuning,
         "--format=csv": arguments.format == "csv",
     }
     for option in (option for option, given in unused.items() if given):
-        say(f"{option} is for one sweep; name a rung of {folder}, a folder in its {LADDER_FILE}.")
+        say(f"{option} is for one sweep; name one of those that {folder / SERIES_FILE} lists.")
         return 1
     try:
-        rungs = {}
-        for rung in read_ladder(folder):
-            chosen = select([str(rung.folder)], None, folder)
+        series = read_series(folder)
+        found: dict[str, Findings] = {}
+        for member in series.members:
+            chosen = select([str(member.folder)], None, folder)
             for problem in chosen.problems:
                 say(f"excluded: {problem}")
             if chosen.runs:
-                rungs[rung.label] = chosen.findings(arguments.baseline, arguments.margin)
-        if not rungs:
+                found[member.label] = chosen.findings(arguments.baseline, arguments.margin)
+        if not found:
             say(f"No run found in the sweeps of {folder}.")
             return 1
-        found = climb_ladder(rungs)
-        print(render_ladder(found, arguments))
-        if arguments.plot:
-            write_ladder_plot(found, arguments.plot)
-            say(f"plot written to {arguments.plot}")
+        show = show_ladder if series.kind == LADDER else show_baselines
+        return show(found, arguments)
     except (UserError, OSError) as error:
         say(str(error))
         return 1
+
+
+def show_ladder(rungs: Mapping[str, Findings], arguments: argparse.Namespace) -> int:
+    """Print and draw a ladder."""
+    found = climb_ladder(rungs)
+    print(rendered(ladder_sections(found), ladder_document(found), arguments))
+    if arguments.plot:
+        write_ladder_plot(found, arguments.plot)
+        say(f"plot written to {arguments.plot}")
     return 0
 
 
-def render_ladder(found: LadderFindings, arguments: argparse.Namespace) -> str:
-    """A ladder in the format that was asked for."""
+def show_baselines(baselines: Mapping[str, Findings], arguments: argparse.Namespace) -> int:
+    """Print what changes do on each of several baselines."""
+    if arguments.plot:
+        say("--plot is for one sweep or a ladder; name one of the sweeps.")
+        return 1
+    found = on_baselines(baselines)
+    print(rendered(interaction_sections(found), interaction_document(found), arguments))
+    return 0
+
+
+def rendered(
+    tables: Iterable[TitledTable], document: Mapping[str, Any], arguments: argparse.Namespace
+) -> str:
+    """Tables, or the document, in the format that was asked for."""
     if arguments.format == "json":
-        return ladder_json(found)
-    if arguments.format == "markdown":
-        return ladder_markdown(found)
-    return ladder_text(found, colour=in_colour())
+        return json.dumps(document, indent=1, allow_nan=False)
+    return markdown_of(tables) if arguments.format == "markdown" else text_of(tables, in_colour())
 
 
 def in_colour() -> bool:
@@ -223,9 +264,9 @@ def in_colour() -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; returns 0, or 1 where there is nothing to compare or to draw."""
     arguments = parse_arguments(argv)
-    folder = ladder_named(arguments.runs, Path(arguments.out_dir))
+    folder = series_named(arguments.runs, Path(arguments.out_dir))
     if folder:
-        return compare_ladder(folder, arguments)
+        return compare_series(folder, arguments)
     try:
         chosen = select(
             arguments.runs,
@@ -245,6 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(render(findings, arguments))
     plotted = plot(findings, arguments.plot) if arguments.plot else 0
+    if arguments.plot_tuning:
+        plotted = plot_tuning(findings, arguments.plot_tuning) or plotted
     written = write_html(findings, arguments.html) if arguments.html else 0
     return plotted or written
 

@@ -45,7 +45,7 @@ from experiment.engines import (
     worker_environments,
 )
 from experiment.jobs import ENDED
-from experiment.ladders import ladder_folder, make_rungs, parse_ladder, write_ladder
+from experiment.ladders import make_rungs, parse_ladder
 from experiment.manifest import (
     Sweep,
     begun_with_other_code,
@@ -58,6 +58,7 @@ from experiment.plan import Plan, make_plan
 from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.selection import select
+from experiment.series_file import BASELINES, LADDER, Member, Series, write_series
 from experiment.timing import seconds_of_run, seconds_to_start
 from experiment.tuning import Tuned, allowances
 from inference.verdicts import MARGIN
@@ -144,6 +145,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="UNIT=AMOUNT",
         help="where every run stops: tokens=20M, flops=1e15 or minutes=10 (default: the tokens of "
         "the config's max_iters)",
+    )
+    flags.add_argument(
+        "--baselines",
+        metavar="FILES",
+        help="comma-separated config files: repeat the sweep on each as its baseline, and tell "
+        "whether the changes do the same on all",
     )
     flags.add_argument(
         "--ladder",
@@ -292,8 +299,14 @@ def main(argv: list[str]) -> int:
     options, rest = parser().parse_known_args(argv)
     try:
         request = read_request(options, rest)
+        if options.ladder and options.baselines:
+            raise UserError("--ladder and --baselines are for different sweeps; drop one.")
         if options.ladder:
-            return climb(request, options, argv)
+            plans = make_rungs(request, parse_ladder(options.ladder), Path.cwd())
+            return run_series(LADDER, plans, options, argv)
+        if options.baselines:
+            plans = baseline_plans(request, options.baselines.split(","))
+            return run_series(BASELINES, plans, options, argv)
         return carry_out(make_plan(request, Path.cwd()), options, argv)
     except BrokenPipeError:
         raise
@@ -301,20 +314,36 @@ def main(argv: list[str]) -> int:
         raise UserError(str(error)) from error
 
 
-def climb(request: Request, options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Run the sweep of each rung and compare them; 0 where every run ended, else 1."""
-    plans = make_rungs(request, parse_ladder(options.ladder), Path.cwd())
-    folder = ladder_folder(request, plans)
+def run_series(
+    kind: str, plans: Sequence[tuple[str, Plan]], options: argparse.Namespace, argv: Sequence[str]
+) -> int:
+    """Run sweeps that belong together and compare them; 0 where every run ended, else 1."""
+    first = plans[0][1].folder
+    folder = first.with_name(options.name or f"{first.name}-{kind}")
     if not options.dry_run:
-        write_ladder(folder, plans, shlex.join(["python", "sweep.py", *argv]))
+        series = Series(kind, tuple(Member(label, plan.folder) for label, plan in plans))
+        write_series(folder, series, shlex.join(["python", "sweep.py", *argv]))
     for number, (label, plan) in enumerate(plans, start=1):
-        print(f"\nRung {number} of {len(plans)}: {label}")
+        print(f"\nSweep {number} of {len(plans)}: {label}")
         if carry_out(plan, options, argv):
             return 1
     if not options.dry_run:
-        print(f"\nThe ladder, {folder}\n")
+        print(f"\nAll {len(plans)} sweeps together, {folder}\n")
         compare_architectures.main([str(folder)])
     return 0
+
+
+def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Plan]]:
+    """The name and the plan of a sweep on each of several baselines, config files."""
+    if len(files) < 2 or len(set(map(Path, files))) < len(files):
+        raise UserError("--baselines needs two or more different config files, with commas.")
+    plans = []
+    for file in files:
+        label = Path(file).stem
+        name = request.name and f"{request.name}-{label}"
+        own = dataclasses.replace(request, files=(file, *request.files), name=name)
+        plans.append((label, make_plan(own, Path.cwd())))
+    return plans
 
 
 def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> int:

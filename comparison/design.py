@@ -11,6 +11,43 @@ from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.verdicts import MARGIN
 
 
+@dataclasses.dataclass(frozen=True)
+class TuningCurve:
+    """What the trials of an arm came to.
+
+    Attributes:
+        key: The number that was tuned.
+        tried: Its values.
+        losses: Mean final loss at each, nats per token; None where a run failed.
+        fitted: The value that the runs of the verdict have.
+        allowance: By how much the loss at the best value may be lower, nats per token.
+    """
+
+    arm: str
+    key: str
+    tried: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    fitted: float
+    allowance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a reader is told of a sweep, beyond what the analysis needs.
+
+    Attributes:
+        command: That made it.
+        match: The `--match` of the sweep.
+        budget: What every run spends, as the command says; None: what the config says.
+        curves: Of each arm whose number was tuned.
+    """
+
+    command: str | None = None
+    match: str | None = None
+    budget: str | None = None
+    curves: tuple[TuningCurve, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Design:
     """A declared comparison.
@@ -33,6 +70,7 @@ class Design:
         at_edge: Sweeps and arms whose tuned value is at an end of those that were tried.
         varied: Keys that were varied on purpose; they lead the changes of an arm.
         factors: The keys of a factorial design; none: those that the groups themselves show.
+        declared: What else a reader is told.
     """
 
     arms: int | None = None
@@ -47,6 +85,7 @@ class Design:
     at_edge: frozenset[tuple[str, str]] = frozenset()
     varied: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
+    declared: Declared = Declared()
 
     def rule(self, arms: int) -> Rule:
         """How intervals are made.

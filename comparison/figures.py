@@ -10,8 +10,10 @@ from comparison.bands import Band, band
 from comparison.curves import AXES, common_budget
 from comparison.effects import Effect
 from comparison.findings import Findings, GroupResult
+from comparison.groups import Group
 from comparison.labels import Label, labels
 from comparison.new_text import NewText
+from inference.samples import shared_seeds
 from inference.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict
 
 BUDGET_TITLES = {
@@ -28,12 +30,14 @@ class Difference:
 
     Attributes:
         verdict: better, worse, equal or inconclusive.
+        seeds: The difference of each pair of seeds, where there are pairs.
     """
 
     value: float
     low: float
     high: float
     verdict: str
+    seeds: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,8 @@ class Figures:
 def figures_of(findings: Findings) -> Figures:
     """The figures of a comparison."""
     pairs = zip(labels(findings), findings.rows, strict=True)
-    arms = tuple(_arm(label, row) for label, row in pairs)
+    base = findings.baseline.group
+    arms = tuple(_arm(label, row, base) for label, row in pairs)
     trained = {
         unit: [
             row
@@ -117,7 +122,7 @@ def figures_of(findings: Findings) -> Figures:
     return Figures(arms, axes, findings.design.margin)
 
 
-def _arm(label: Label, row: GroupResult) -> ArmFigure:
+def _arm(label: Label, row: GroupResult, baseline: Group) -> ArmFigure:
     bands = {unit: band(row.group, unit) for unit in AXES}
     return ArmFigure(
         label=label,
@@ -127,7 +132,7 @@ def _arm(label: Label, row: GroupResult) -> ArmFigure:
         verdict=row.verdict,
         terms=row.terms,
         new_text=row.new_text,
-        difference=difference_of(row.verdict),
+        difference=final_difference(row, baseline),
         caveats=row.caveats,
     )
 
@@ -141,6 +146,16 @@ def difference_of(verdict: Verdict | None) -> Difference | None:
     if verdict is None or verdict.difference is None:
         return None
     return Difference(verdict.difference.value, *verdict.interval, verdict.word)
+
+
+def final_difference(row: GroupResult, baseline: Group) -> Difference | None:
+    """The difference in final loss of an arm, with that of each pair of seeds."""
+    found = difference_of(row.verdict)
+    if found is None or not row.verdict.difference.paired:
+        return found
+    losses, others = row.group.losses, baseline.losses
+    seeds = tuple(losses[own] - others[own] for own in shared_seeds(losses, others))
+    return dataclasses.replace(found, seeds=seeds)
 
 
 def effect_of(effect: Effect) -> Difference:

@@ -55,7 +55,12 @@ def axis_name(axis: str) -> str:
 
 def assignments(keys: Mapping[str, Any]) -> str:
     """`normalization=rmsnorm, bias=False`"""
-    return ", ".join(f"{key}={value}" for key, value in keys.items())
+    return ", ".join(f"{key}={_short(value)}" for key, value in keys.items())
+
+
+def _short(value: Any) -> Any:
+    """A number without what rounding adds to it: 0.000538, not 0.0005380000000000001."""
+    return f"{value:.12g}" if isinstance(value, float) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from comparison.formatting import format_difference, format_factor, format_loss
 from comparison.groups import Group
 from comparison.ladder_findings import ArmOnLadder, LadderFindings
-from comparison.tables import TitledTable, markdown_of, text_of
+from comparison.tables import TitledTable
 from inference.ladder import SAME_EXPONENT
 from training_logger import format_count, format_flops, format_number, json_safe
 
@@ -67,14 +66,6 @@ def _sentences(arm: ArmOnLadder) -> Iterator[str]:
         yield f"Tuning leaves up to {text} nats open at a rung, which the intervals leave out."
 
 
-def ladder_text(found: LadderFindings, *, colour: bool = False) -> str:
-    return text_of(ladder_sections(found), colour)
-
-
-def ladder_markdown(found: LadderFindings) -> str:
-    return markdown_of(ladder_sections(found))
-
-
 def ladder_document(found: LadderFindings) -> dict[str, Any]:
     """A ladder as an object for JSON; losses in nats per token."""
     return json_safe(
@@ -115,7 +106,3 @@ def _arm_object(arm: ArmOnLadder) -> dict[str, Any]:
         "exponent_interval": ladder and ladder.exponent_interval,
         "allowance": arm.allowance,
     }
-
-
-def ladder_json(found: LadderFindings) -> str:
-    return json.dumps(ladder_document(found), indent=1, allow_nan=False)

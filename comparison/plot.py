@@ -124,12 +124,12 @@ def _line(label: Label) -> dict[str, Any]:
 # The figure and its file
 
 
-def plot_problem(path: Path) -> str | None:
+def plot_problem(path: Path, option: str = "--plot") -> str | None:
     """Why no plot can be written to a file of this name, or None."""
     if path.suffix.lower() not in FILE_TYPES:
-        return f"--plot={path} must end in one of {', '.join(FILE_TYPES)}"
+        return f"{option}={path} must end in one of {', '.join(FILE_TYPES)}"
     if importlib.util.find_spec("matplotlib") is None:
-        return "--plot needs matplotlib: pip install matplotlib"
+        return f"{option} needs matplotlib: pip install matplotlib"
     return None
 
 

@@ -36,10 +36,15 @@ def after_word(verdict: Verdict, terms: str = "", new_text: NewText | None = Non
     return f": {'; '.join(notes)}" if notes else ""
 
 
-def _numbers(verdict: Verdict, terms: str) -> str:
+def effect(verdict: Verdict, terms: str) -> str:
+    """`-0.0320 [-0.0486, -0.0154] nats at equal parameters and tokens, n=5`; needs an estimate."""
     estimate = verdict.difference
-    effect = f"{format_difference(estimate.value)} {format_interval(verdict.interval)} nats"
-    return f"{effect} {terms}".rstrip() + f", n={estimate.n}, p{_p(verdict.p_adjusted)}"
+    found = f"{format_difference(estimate.value)} {format_interval(verdict.interval)} nats"
+    return f"{found} {terms}".rstrip() + f", n={estimate.n}"
+
+
+def _numbers(verdict: Verdict, terms: str) -> str:
+    return f"{effect(verdict, terms)}, p{_p(verdict.p_adjusted)}"
 
 
 def _on_new_text(found: NewText) -> str:

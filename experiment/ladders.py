@@ -1,33 +1,25 @@
 """A ladder of sweeps: one comparison at several sizes or budgets, each tuned and decayed by itself.
 
-Every rung is a sweep with a folder of its own. `ladder.json`, in the folder of the ladder, lists
-them, for `compare_architectures.py` to put together.
+Every rung is a sweep with a folder of its own; `series_file` says where they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from comparison.json_checks import Check, list_of, number, read_checked, record, text
 from errors import ConfigError, Problem, UserError
 from experiment.arms import Arm, ArmMaker
 from experiment.budgets import SUFFIXES, Budget
 from experiment.matching import TOLERANCE, counter, embedding_widths
 from experiment.plan import Plan, make_plan
 from experiment.request import Request
+from experiment.series_file import MOST_MEMBERS
 from inference.ladder import FEWEST_RUNGS, FEWEST_SEEDS, FEWEST_SPAN
-from safe_files import read_json, write_atomically
-
-LADDER_FILE = "ladder.json"
 
 UNITS = ("params", "tokens", "flops")
 
-MOST_RUNGS = 100
-_VERSION = 1
 _POWER = {"params": 2, "tokens": 1, "flops": 1}
 """Compute goes as this power of the unit: longer runs of larger models."""
 
@@ -45,19 +37,6 @@ class Steps:
     amounts: tuple[tuple[str, float], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rung:
-    """A sweep of a ladder.
-
-    Attributes:
-        label: `params=1M`.
-        folder: Of the sweep.
-    """
-
-    label: str
-    folder: Path
-
-
 def parse_ladder(words: str) -> Steps:
     """`params=1M,2M,4M,8M`. Raises UserError for anything else, or a ladder too short to climb."""
     unit, _, listed = words.partition("=")
@@ -72,9 +51,9 @@ def parse_ladder(words: str) -> Steps:
             f"cannot read {words!r}; write params=1M,2M,4M, tokens=1M,4M,16M or flops=1e13,1e14,"
             "1e15, with rising numbers above 0."
         )
-    if not FEWEST_RUNGS <= len(amounts) <= MOST_RUNGS:
+    if not FEWEST_RUNGS <= len(amounts) <= MOST_MEMBERS:
         raise UserError(
-            f"{words!r} has {len(amounts)} rungs; a ladder has {FEWEST_RUNGS} to {MOST_RUNGS}."
+            f"{words!r} has {len(amounts)} rungs; a ladder has {FEWEST_RUNGS} to {MOST_MEMBERS}."
         )
     span = (numbers[-1] / numbers[0]) ** _POWER[unit]
     if span < FEWEST_SPAN * (1 - TOLERANCE):
@@ -177,42 +156,3 @@ def _tokens(request: Request, arm: Arm) -> float:
     if request.budget.unit == "tokens":
         return request.budget.amount
     raise UserError("--ladder params=... needs the budget of its first rung in tokens.")
-
-
-# The file
-
-
-def ladder_folder(request: Request, plans: Sequence[tuple[str, Plan]]) -> Path:
-    """The folder of a ladder: as named, else after that of its first rung."""
-    first = plans[0][1].folder
-    return first.with_name(request.name or f"{first.name}-ladder")
-
-
-def write_ladder(folder: Path, plans: Sequence[tuple[str, Plan]], command: str) -> None:
-    """Write ladder.json."""
-    rungs = [
-        {"label": label, "sweep": Path(os.path.relpath(plan.folder, folder)).as_posix()}
-        for label, plan in plans
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"version": _VERSION, "command": command, "rungs": rungs}
-    write_atomically(folder / LADDER_FILE, [json.dumps(found, indent=1) + "\n"])
-
-
-def read_ladder(folder: Path) -> list[Rung]:
-    """The rungs of a ladder.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    found = read_checked(folder / LADDER_FILE, read_json, _CHECK, "a ladder of sweeps")
-    return [Rung(own["label"], (folder / own["sweep"]).resolve()) for own in found["rungs"]]
-
-
-_RUNG = record({"label": text(1000), "sweep": text(4096)})
-_CHECK: Check = record(
-    {
-        "version": number(_VERSION, _VERSION, whole=True),
-        "rungs": list_of(_RUNG, fewest=1, most=MOST_RUNGS),
-    }
-)

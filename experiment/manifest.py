@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from comparison.design import Declared, TuningCurve
 from comparison.json_checks import (
     LONGEST_NAME,
     LONGEST_TEXT,
@@ -27,7 +28,7 @@ from comparison.json_checks import (
     told,
 )
 from comparison.runs import SWEEP_FILE
-from errors import UserError
+from errors import UserError, printable
 from experiment.jobs import SOURCE_OF
 from inference.looks import Look
 from inference.verdicts import MARGIN
@@ -79,6 +80,9 @@ _MANIFEST = record(
         "identity": record({}, others=plain),
     },
     {
+        "command": nullable(_TEXT),
+        "match": nullable(_TEXT),
+        "budget": nullable(record({"unit": _TEXT, "amount": number(0)})),
         "varied": list_of(_TEXT, most=_MOST),
         "margin": number(0),
         "looks": list_of(number(0, whole=True), most=_MOST),
@@ -106,6 +110,7 @@ class Sweep:
         schedule: The looks of a sweep that goes on until it is sure.
         looks: Numbers of seeds after which verdicts were shown.
         margin: Differences up to this many nats per token count as equal.
+        declared: What else a reader is told of it.
         identity: What makes it this sweep, see `Plan.identity`.
     """
 
@@ -122,6 +127,7 @@ class Sweep:
     schedule: tuple[Look, ...]
     looks: tuple[int, ...]
     margin: float
+    declared: Declared
     identity: Mapping[str, Any]
 
     @property
@@ -138,7 +144,7 @@ class Sweep:
 def write_manifest(plan: Plan, command: str) -> None:
     """Write the record of a sweep as far as it is known, whole or not at all."""
     text = json.dumps(json_safe(_manifest(plan, command)), indent=1, allow_nan=False)
-    write_atomically(plan.folder / SWEEP_FILE, text + "\n")
+    write_atomically(plan.folder / SWEEP_FILE, [text, "\n"])
 
 
 def _manifest(plan: Plan, command: str) -> dict[str, Any]:
@@ -233,8 +239,39 @@ def read_sweep(folder: Path) -> Sweep:
         schedule=tuple(Look(**look) for look in manifest.get("schedule", ())),
         looks=tuple(manifest.get("looks", ())),
         margin=manifest.get("margin", MARGIN),
+        declared=_declared(manifest),
         identity=manifest["identity"],
     )
+
+
+def _declared(manifest: Mapping[str, Any]) -> Declared:
+    budget, match = manifest.get("budget"), manifest.get("match")
+    return Declared(
+        command=printable(manifest.get("command") or "") or None,
+        match=match and printable(match),
+        budget=printable(f"{budget['unit']}={budget['amount']:g}") if budget else None,
+        curves=tuple(_curves(manifest["arms"])),
+    )
+
+
+def _curves(arms: Sequence[Mapping[str, Any]]) -> Iterator[TuningCurve]:
+    for arm in arms:
+        tuning = arm.get("tuning")
+        if tuning and all(map(_is_number, tuning["tried"])):
+            tried = tuple(map(float, tuning["tried"]))
+            fitted = float((arm["tuned"] or {}).get(tuning["key"], "nan"))
+            losses = tuple(tuning["losses"])
+            allowance = arm.get("allowance") or 0.0
+            name, key = printable(arm["name"]), printable(tuning["key"])
+            yield TuningCurve(name, key, tried, losses, fitted, allowance)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> Any:

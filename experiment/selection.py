@@ -23,8 +23,8 @@ from comparison.runs import (
 )
 from errors import UserError, printable
 from experiment.jobs import output_file
-from experiment.ladders import LADDER_FILE
 from experiment.manifest import Sweep, read_sweep
+from experiment.series_file import SERIES_FILE
 
 DEFAULT_LATEST = 3
 
@@ -131,6 +131,7 @@ def _design(sweeps: Sequence[Sweep], alone: bool) -> Design:
         looks=sweep.looks,
         margin=sweep.margin,
         factors=sweep.factors,
+        declared=sweep.declared,
     )
 
 
@@ -141,12 +142,12 @@ def where_named(word: str, out_dir: Path) -> str:
     return str(found[0]) if found else word
 
 
-def ladder_named(words: Sequence[str], out_dir: Path) -> Path | None:
-    """The folder of the ladder that the only word names; None if it names none."""
+def series_named(words: Sequence[str], out_dir: Path) -> Path | None:
+    """The folder of the series of sweeps that the only word names; None if it names none."""
     if len(words) != 1:
         return None
     folder = Path(where_named(words[0], out_dir))
-    return folder if _is_file(folder / LADDER_FILE) else None
+    return folder if _is_file(folder / SERIES_FILE) else None
 
 
 def sweep_folder(word: str) -> Path | None:

@@ -9,7 +9,7 @@ from comparison.figures import ArmFigure, Figures
 from comparison.formatting import format_loss
 from comparison.labels import Label
 from comparison.report.document_numbers import DocumentNumbers, ShownNumber
-from comparison.verdict_lines import after_word
+from comparison.verdict_lines import after_word, effect
 from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE
 
 _MOST_LISTED = 6  # arms of one verdict; the table has the others
@@ -40,11 +40,14 @@ class Answer:
     """Which arms are better, worse or equal, and which are inconclusive.
 
     Attributes:
+        headline: The verdict on the arm that gains most, or else loses most; empty if none does.
+        count: How many arms there are of each verdict.
         n: Seeds of the baseline.
         loss: Of the baseline, at its end.
     """
 
     headline: str
+    count: str
     baseline: Label
     n: int
     seeds: ShownNumber | None
@@ -62,7 +65,8 @@ def answer(numbers: DocumentNumbers, figures: Figures) -> Answer:
     by_verdict = {verdict: found for verdict, found in by_verdict.items() if found}
     counts = {verdict: len(found) for verdict, found in by_verdict.items()}
     return Answer(
-        headline=_headline(counts, len(figures.arms) - len(figures.compared)),
+        headline=_clearest(arms),
+        count=_headline(counts, len(figures.arms) - len(figures.compared)),
         baseline=baseline.label,
         n=baseline.seeds,
         seeds=numbers.show(str, "groups", 0, "n"),
@@ -71,6 +75,16 @@ def answer(numbers: DocumentNumbers, figures: Figures) -> Answer:
         margin=numbers.show(format_loss, "margin"),
         verdicts=[_judged(verdict, found) for verdict, found in by_verdict.items()],
     )
+
+
+def _clearest(arms: Sequence[ArmFigure]) -> str:
+    """`position_encoding=rope: -0.0504 [-0.0683, -0.0325] nats at equal parameters and tokens,
+    n=10`"""
+    judged = [arm for arm in arms if arm.verdict.word in (BETTER, WORSE)]
+    if not judged:
+        return ""
+    arm = min(judged, key=lambda own: (own.verdict.word == WORSE, -abs(own.difference.value)))
+    return f"{arm.label.name}: {effect(arm.verdict, arm.terms)}"
 
 
 def _headline(counts: dict[str, int], apart: int) -> str:

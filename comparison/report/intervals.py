@@ -41,7 +41,7 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Zero and its round neighbours."""
-        step = _round_step((self.high - self.low) / 5)
+        step = round_step((self.high - self.low) / 5)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [k * step for k in range(first, last + 1)]
 
@@ -73,7 +73,7 @@ def scale_of(differences: Iterable[Difference | None], floor: float | None) -> S
     return Scale(max(low, -_REACH * size), min(high, _REACH * size), floor)
 
 
-def _round_step(least: float) -> float:
+def round_step(least: float) -> float:
     """The smallest of 1, 2, 5 times a power of ten that is no less."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
@@ -85,6 +85,7 @@ class Mark:
 
     Attributes:
         goes_on: Whether the interval goes on beyond the left and the right end of the scale.
+        dots: The difference of each pair of seeds.
     """
 
     left: str
@@ -92,6 +93,7 @@ class Mark:
     right: str
     goes_on: tuple[bool, bool]
     verdict: str
+    dots: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +125,5 @@ def _mark(found: Difference, scale: Scale) -> Mark:
         right=scale.at(found.high),
         goes_on=(found.low < scale.low, found.high > scale.high),
         verdict=found.verdict,
+        dots=tuple(map(scale.at, found.seeds)),
     )

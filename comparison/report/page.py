@@ -15,10 +15,12 @@ from markupsafe import Markup
 from comparison.exports import document
 from comparison.figures import Figures, figures_of
 from comparison.findings import Findings
+from comparison.methods import methods
 from comparison.report.answer import answer
 from comparison.report.configs import config_table, shared_facts
 from comparison.report.curve_data import curve_data, hue
 from comparison.report.document_numbers import DocumentNumbers
+from comparison.report.pareto import pareto_scatter
 from comparison.report.result_tables import ResultTables
 
 _HERE = Path(__file__).parent
@@ -104,8 +106,9 @@ class PageSection:
 
 def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Iterator[PageSection]:
     """Those that there is something for."""
-    yield PageSection("results", "Results and cost", "table.html", tables.results())
     yield PageSection("verdicts", "Verdicts", "table.html", tables.verdicts())
+    yield PageSection("methods", "Methods", "methods.html", list(methods(findings)))
+    yield PageSection("results", "Results and cost", "table.html", tables.results())
     yield PageSection("curves", "Curves", "curves.html", figures.axes)
     if findings.axes:
         yield PageSection(
@@ -117,7 +120,8 @@ def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Ite
     ):
         if table:
             yield PageSection(name, title, "table.html", table)
-    yield PageSection("pareto", "Pareto set", "pareto.html", tables.pareto())
+    scatter = pareto_scatter(figures, findings)
+    yield PageSection("pareto", "Pareto set", "pareto.html", (scatter, tables.pareto()))
     if apart := tables.set_apart():
         yield PageSection("apart", "Set apart", "table.html", apart)
     if findings.notes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from comparison.exports import costs
-from comparison.figures import Difference, Figures, difference_of, effect_of
+from comparison.figures import Difference, Figures, difference_of, effect_of, final_difference
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
     ACTIVE,
@@ -150,9 +150,10 @@ class ResultTables:
         return self._judged(
             rows,
             [],
-            [difference_of(row.verdict) for _, row in rows],
+            [final_difference(row, self._findings.baseline.group) for _, row in rows],
             verdicts,
-            "difference: from the final validation loss of the baseline, over shared seeds",
+            "difference: from the final validation loss of the baseline, over shared seeds; small "
+            "dots: the pairs of seeds",
         )
 
     def at_equal(self) -> list[BudgetReading]:

@@ -236,12 +236,37 @@ def test_intervals_are_drawn_where_they_are(page):
         """strip => ({
             zero: parseFloat(strip.querySelector(".zero").getAttribute("x1")),
             floor: parseFloat(strip.querySelector(".floor").getAttribute("width")),
-            at: parseFloat(strip.querySelector("circle").getAttribute("cx")),
+            at: parseFloat(strip.querySelector("circle:not(.seed)").getAttribute("cx")),
         })"""
     )
     told = page.evaluate("JSON.parse(document.getElementById('document').textContent)")
     ratio = told["groups"][1]["difference"] / (2 * told["noise_floor"])
     assert (ends["at"] - ends["zero"]) / ends["floor"] == pytest.approx(ratio, rel=0.01)
+
+
+def test_every_pair_of_seeds_is_a_dot_around_the_mean(page):
+    strip = page.locator("#verdicts tbody tr:nth-child(2) .strip")
+    places = strip.evaluate(
+        """strip => [...strip.querySelectorAll(".seed")].map(
+            (dot) => parseFloat(dot.parentElement.getAttribute("x")))"""
+    )
+    at = strip.evaluate('s => parseFloat(s.querySelector("circle:not(.seed)").getAttribute("cx"))')
+    told = page.evaluate("JSON.parse(document.getElementById('document').textContent)")
+    assert len(places) == told["groups"][1]["paired_seeds"]
+    assert sum(places) / len(places) == pytest.approx(at, abs=0.05)
+
+
+def test_the_scatter_has_a_point_for_each_arm_of_known_loss_and_speed(page):
+    told = page.evaluate("JSON.parse(document.getElementById('document').textContent)")
+    known = [group for group in told["groups"] if group["pareto"] is not None]
+    assert page.locator("#pareto .scatter circle").count() == len(known)
+    inside = [group for group in known if group["pareto"]]
+    assert page.locator("#pareto .scatter circle.inside").count() == len(inside)
+    heights = page.locator("#pareto .scatter circle").evaluate_all(
+        "all => all.map((one) => parseFloat(one.getAttribute('cy')))"
+    )
+    by_loss = sorted(zip([group["loss"] for group in known], heights, strict=True), reverse=True)
+    assert [height for _, height in by_loss] == sorted(heights)  # higher is worse, and up
 
 
 # --- Settings ---
@@ -273,7 +298,7 @@ def test_the_page_never_scrolls_sideways(visit, width):
 
 def test_tables_are_still_tables_where_they_are_cards(visit):
     page = visit(PHONE)
-    rows = page.get_by_role("table").first.get_by_role("row")
+    rows = page.locator("#results").get_by_role("table").get_by_role("row")
     assert rows.count() >= 6
     assert page.get_by_role("cell").count() > 50
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from comparison.figures import Difference, effect_of, figures_of
@@ -38,7 +40,10 @@ def test_differences_are_those_of_the_verdicts(findings):
     assert [arm.label.number for arm in figures.compared] == [1, 2, 3, 4]
     assert [arm.difference is None for arm in figures.arms] == [True] + 3 * [False] + 2 * [True]
     verdict = findings.rows[1].verdict
-    expected = Difference(verdict.difference.value, *verdict.interval, BETTER)
+    arm, base = (findings.rows[i].group.losses for i in (1, 0))
+    pairs = tuple(arm[seed] - base[seed] for seed in arm)
+    expected = Difference(verdict.difference.value, *verdict.interval, BETTER, pairs)
+    assert fmean(pairs) == pytest.approx(verdict.difference.value)
     assert figures.arms[1].difference == expected
 
 

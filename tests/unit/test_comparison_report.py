@@ -110,7 +110,17 @@ def test_every_section_has_a_title_and_a_link(page):
     sections = [a["id"] for tag, a in page.tags if tag == "section" and a["id"] != "answer"]
     links = [a["href"].removeprefix("#") for tag, a in page.tags if tag == "a"]
     assert sections == [
-        *("results", "verdicts", "curves", "budgets", "speedups", "effects", "pareto", "apart"),
+        *(
+            "verdicts",
+            "methods",
+            "results",
+            "curves",
+            "budgets",
+            "speedups",
+            "effects",
+            "pareto",
+            "apart",
+        ),
         *("notes", "configs", "environment"),
     ]
     assert set(sections) <= set(links)

@@ -13,18 +13,12 @@ import compare_architectures
 from comparison.findings import Findings, compare
 from comparison.ladder_findings import climb_ladder
 from comparison.ladder_plot import write_ladder_plot
-from comparison.ladder_tables import ladder_json, ladder_markdown, ladder_text
+from comparison.ladder_tables import ladder_document, ladder_sections
+from comparison.tables import markdown_of, text_of
 from errors import ConfigError, UserError
 from experiment.budgets import Budget
-from experiment.ladders import (
-    LADDER_FILE,
-    Steps,
-    ladder_folder,
-    make_rungs,
-    parse_ladder,
-    read_ladder,
-    write_ladder,
-)
+from experiment.ladders import Steps, make_rungs, parse_ladder
+from experiment.series_file import LADDER, SERIES_FILE, Member, Series, read_series, write_series
 from tests.simulated import FLOPS_PER_TOKEN, simulated_arm
 from tests.tiny_sweep import tiny_request
 
@@ -103,19 +97,21 @@ def test_sizes_grow_in_width_and_tokens_in_proportion(tiny_dataset, tmp_path):
         "it-params-40K",
         "it-params-80K",
     ]
-    folder = ladder_folder(request, plans)
-    write_ladder(folder, plans, "a command")
-    rungs = read_ladder(folder)
-    assert [(own.label, own.folder) for own in rungs] == [(n, p.folder) for n, p in plans]
+    folder = plans[0][1].folder.with_name("it")
+    series = Series(LADDER, tuple(Member(label, plan.folder) for label, plan in plans))
+    write_series(folder, series, "a command")
+    assert read_series(folder) == series
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"version": 1, "rungs": []}', '{"version": 2}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"version": 1, "kind": "ladder", "sweeps": []}', '{"version": 2}']
+)
 def test_a_damaged_ladder(tmp_path, content, capsys):
-    (tmp_path / LADDER_FILE).write_text(content)
-    with pytest.raises(UserError, match=LADDER_FILE):
-        read_ladder(tmp_path)
+    (tmp_path / SERIES_FILE).write_text(content)
+    with pytest.raises(UserError, match=SERIES_FILE):
+        read_series(tmp_path)
     assert compare_architectures.main([str(tmp_path)]) == 1
-    assert LADDER_FILE in capsys.readouterr().err
+    assert SERIES_FILE in capsys.readouterr().err
 
 
 # What it shows
@@ -163,11 +159,11 @@ def test_a_gain_that_fades():
 def test_every_view_has_the_same_numbers(tmp_path):
     found = climb_ladder(rungs())
     [arm] = found.arms
-    document = json.loads(ladder_json(found))
+    document = json.loads(json.dumps(ladder_document(found)))
     assert document["arms"][0]["multipliers"] == pytest.approx(arm.ladder.multipliers)
     assert document["arms"][0]["verdict"] == "holds"
     assert document["rungs"][2]["compute"] == found.compute[2]
-    for view in (ladder_text(found), ladder_markdown(found)):
+    for view in (text_of(ladder_sections(found)), markdown_of(ladder_sections(found))):
         assert "arch-good: compute multiplier" in view
         assert f"{arm.ladder.multipliers[0]:.3g}x" in view
         assert "holds: its gain holds" in " ".join(view.split())
@@ -190,9 +186,8 @@ def test_what_cannot_be_climbed_says_why(made, reason):
     assert arm.ladder is None
     assert arm.word == "inconclusive"
     assert reason in arm.reason
-    assert f"inconclusive: {arm.reason}." in " ".join(ladder_text(climb_ladder(made())).split()), (
-        "the view says so"
-    )
+    view = text_of(ladder_sections(climb_ladder(made())))
+    assert f"inconclusive: {arm.reason}." in " ".join(view.split())
 
 
 def test_an_arm_that_a_rung_lacks_is_named():

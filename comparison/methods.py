@@ -1,0 +1,64 @@
+"""How a comparison was made, in a few lines: what the page's box of methods says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from comparison.findings import Findings
+from comparison.formatting import format_budget
+from inference.quantiles import ALPHA
+
+Line = tuple[str, str]
+"""What it is about, and the sentence."""
+
+
+_SIZES = {
+    "active_params": "equal parameters that a token uses, within 0.5 %",
+    "params": "equal parameters, within 0.5 %",
+    "flops": "equal FLOPs per token, within 0.5 %",
+    "none": "not made equal",
+}
+
+
+def methods(findings: Findings) -> Iterator[Line]:
+    """Budget, sizes, tuning, seeds, test and command, as far as they are known."""
+    design, base = findings.design, findings.baseline.group
+    declared = design.declared
+    if declared.budget:
+        yield "Budget", f"{declared.budget} for every run"
+    elif base.counted:
+        tokens = format_budget("tokens", base.counted[0].tokens)
+        yield "Budget", f"{tokens} for each run of the baseline"
+    if declared.match:
+        yield "Sizes", _SIZES.get(declared.match, declared.match)
+    yield "Tuning", _tuning(findings)
+    yield "Seeds", _seeds(findings)
+    tests = sorted({row.verdict.difference.test for row in findings.rows if row.verdict.difference})
+    if tests:
+        yield (
+            "Test",
+            f"{', '.join(tests)}; simultaneous {100 * (1 - ALPHA):.0f} % intervals for "
+            f"{findings.family} arm{'s' * (findings.family > 1)} (Sidak); equal: within "
+            f"{design.margin:g} nats",
+        )
+    if declared.command:
+        yield "Command", declared.command
+
+
+def _tuning(findings: Findings) -> str:
+    curves = findings.design.declared.curves
+    if not curves:
+        tuned = ", ".join(findings.design.tuned)
+        return f"{tuned}, outside this comparison" if tuned else "none: every arm has one recipe"
+    keys = ", ".join(sorted({curve.key for curve in curves}))
+    tried = max(len(curve.tried) for curve in curves)
+    return f"{keys}: {tried} values for each arm, final seeds at the fitted optimum"
+
+
+def _seeds(findings: Findings) -> str:
+    design = findings.design
+    if design.schedule:
+        looks = ", ".join(str(look.n) for look in design.schedule)
+        return f"added until sure, with looks at {looks}; pairs share seed and data order"
+    declared = f"{design.seeds} declared" if design.seeds else "not declared before the runs"
+    return f"{declared}; pairs share seed and data order"

@@ -1,0 +1,94 @@
+"""Changes on several baselines: the effect on each, and by how much it differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sweep
+from comparison.findings import Findings, compare
+from comparison.interactions import interaction_document, interaction_sections, on_baselines
+from comparison.tables import text_of
+from errors import UserError
+from inference.differences import contrast
+from inference.rules import DeclaredSeeds
+from tests.simulated import simulated_arm
+from tests.tiny_sweep import config_file, tiny_request
+
+
+def findings(level: float, seed: int, **shifts: float) -> Findings:
+    """A baseline at a level and arms that differ from it, with 5 shared seeds."""
+    rng = np.random.default_rng(seed)
+
+    def losses(shift: float) -> list[float]:
+        return list(level + shift + rng.normal(0, 0.002, 5))
+
+    runs = simulated_arm("base", losses(0), model={"arm": "base"}, start="2025-01-01")
+    for day, (name, shift) in enumerate(shifts.items(), start=2):
+        model = {"arm": name}
+        runs += simulated_arm(name, losses(shift), model=model, start=f"2025-01-{day:02}")
+    return compare(runs)
+
+
+@pytest.fixture
+def both() -> dict[str, Findings]:
+    return {
+        "arch_gpt2": findings(3.0, 1, same=-0.05, less=-0.1, own=0.1),
+        "arch_llama": findings(2.8, 2, same=-0.05, less=-0.02),
+    }
+
+
+def test_interactions_are_contrasts_over_the_shared_seeds(both):
+    found = on_baselines(both)
+    assert [own.change for own in found.interactions] == ["arch-same", "arch-less"]
+    less = found.interactions[1]
+    groups = [{row.group.name: row.group.losses for row in own.rows} for own in both.values()]
+    first, other = groups
+    arms = (other["arch-less"], other["arch-base"], first["arch-less"], first["arch-base"])
+    expected = contrast((1, -1, -1, 1), arms)
+    assert less.estimate == expected
+    half = DeclaredSeeds(2).half_width(expected)
+    assert less.interval == pytest.approx((expected.value - half, expected.value + half))
+    assert less.shown
+    assert less.interval[0] < 0.08 < less.interval[1]
+    assert not found.interactions[0].shown
+
+
+def test_every_view_says_it(both):
+    found = on_baselines(both)
+    text = " ".join(text_of(interaction_sections(found)).split())
+    assert "arch-less gains less on arch_llama than on arch_gpt2." in text
+    assert "arch-same gains" not in text
+    document = json.loads(json.dumps(interaction_document(found)))
+    assert len(document["effects"]) == 5
+    assert document["interactions"][1]["difference"] == found.interactions[1].estimate.value
+
+
+def test_changes_that_are_not_shared_have_no_interaction():
+    found = on_baselines({"a": findings(3.0, 1, one=0.1), "b": findings(3.0, 2, two=0.1)})
+    assert found.interactions == ()
+    assert "No change was tried on all baselines" in text_of(interaction_sections(found))
+
+
+def test_a_sweep_on_each_baseline(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = config_file(tmp_path, "one", normalization="layernorm")
+    two = config_file(tmp_path, "two", normalization="rmsnorm")
+    request = tiny_request(tiny_dataset, vary={"bias": ("False",)}, name="it")
+    plans = dict(sweep.baseline_plans(request, [str(one), str(two)]))
+    assert {label: plan.folder.name for label, plan in plans.items()} == {
+        "one": "it-one",
+        "two": "it-two",
+    }
+    norms = [plan.baseline.settings.model.normalization for plan in plans.values()]
+    assert norms == ["layernorm", "rmsnorm"]
+
+
+@pytest.mark.parametrize("files", [["a.py"], ["a.py", "a.py"], ["a.py", "./a.py"]])
+def test_it_takes_two_different_baselines(tiny_dataset, files):
+    request = tiny_request(tiny_dataset, vary={"bias": ("False",)})
+    with pytest.raises(UserError, match="two or more different config files"):
+        sweep.baseline_plans(request, list(map(str, map(Path, files))))
