@@ -24,12 +24,16 @@ from inference.looks import scheduled_looks, take_looks
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.tuning import allowance, fit, noise_of
 from inference.verdicts import BETTER, WORSE, Results, judge
+from scripts.claims import CASES as CLAIMS
+from scripts.claims import claimed
 from scripts.runs import PASSED, PROJECT, run_script
 
 REPORT = PROJECT / "docs" / "calibration.md"
 TRIALS = 2000
 SD = 0.01
 """Standard deviation of a run, nats."""
+
+SEEDS = (3, 4, 5, 10)
 
 STUDY = (0.008, 0.014, 0.018, 0.2, 0.08, 0.015, 0.007, 0.02)
 """Standard deviations of the arms of a real study, which differ by a factor of 30."""
@@ -175,7 +179,7 @@ def rates(case: Case, arms: int, seeds: int, trials: int, seed: int = 0) -> tupl
 
 def error_rows(trials: int) -> Iterator[Sequence[str]]:
     for case in CASES:
-        cells = [rates(case, arms, n, trials) for arms in (4, 8) for n in (3, 5, 10)]
+        cells = [rates(case, arms, n, trials) for arms in (4, 8) for n in SEEDS]
         yield (case.name, *(f"{error:.3f} / {power:.2f}" for error, power in cells))
 
 
@@ -222,15 +226,15 @@ def _by_count(losses: np.ndarray) -> Callable[[int | None, int], Results]:
     return results
 
 
-def peeked(arms: int, rule: Rule, trials: int) -> float:
-    """How often some verdict is false if the arms are judged after each seed from 3 to 20."""
+def peeked(arms: int, rule: Rule, trials: int, most: int = 20) -> float:
+    """How often some verdict is false if the arms are judged after each seed from 3 to `most`."""
     rng = np.random.default_rng([3, arms])
     false = 0
     for _ in range(trials):
-        results = _by_count(normal()(rng, arms, 20))
+        results = _by_count(normal()(rng, arms, most))
         false += any(
             verdict.word in (BETTER, WORSE)
-            for n in range(3, 21)
+            for n in range(3, most + 1)
             for verdict in judge(results(None, n), [results(a, n) for a in range(arms)], rule)
         )
     return false / trials
@@ -272,6 +276,7 @@ CURVES = (
     Curve("cliff, 1, rates uncorrelated", 1.0, differ=True, cliff=True, shared=0.0),
 )
 GRID, TUNED_ARMS = 5, 8
+PEEKS = (10, 20, 30)
 
 
 def tuning_rows(trials: int) -> Iterator[Sequence[str]]:
@@ -315,6 +320,19 @@ def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bo
     return errors
 
 
+# From logs on
+
+
+def claim_rows(trials: int) -> Iterator[Sequence[str]]:
+    for name, case in CLAIMS.items():
+        yield (name, *(f"{claimed(case, n, trials):.3f}" for n in SEEDS[1:]))
+
+
+def peek_rows(trials: int) -> Iterator[Sequence[str]]:
+    for rule, name in ((ConfidenceSequence(1), "now"), (DeclaredSeeds(1), "if not detected")):
+        yield (name, *(f"{peeked(1, rule, trials, most):.3f}" for most in PEEKS))
+
+
 # The page
 
 PAGE = """\
@@ -332,6 +350,19 @@ is promised. Power: the probability that an arm that is worse by two standard de
 ordinary run is called worse. Each cell is error / power. With 3 seeds a comparison is a screening.
 
 {errors}
+
+## Comparisons that used to mislead
+
+How often a difference is claimed, `better` or `worse`, where the architectures do not differ: runs
+as their logs tell them, judged by the comparison as it judges real ones, final losses and losses at
+equal budgets (`scripts/claims.py`). Claims that name an edit of the code as a difference between
+the arms are not counted.
+
+{claims}
+
+One arm that is looked at after each seed, from 3 on, with seeds added as long as nothing is shown:
+
+{peeks}
 
 ## Looks
 
@@ -354,7 +385,7 @@ grid step.
 
 
 def page(trials: int) -> str:
-    sizes = [f"{arms} arms, n={n}" for arms in (4, 8) for n in (3, 5, 10)]
+    sizes = [f"{arms} arms, n={n}" for arms in (4, 8) for n in SEEDS]
     few = max(trials // 10, 20)
     effects = ", ".join(f"{sd:g}: {mean_seeds(sd, 8, few):.1f}" for sd in (0, 1, 1.5, 2, 3))
     return PAGE.format(
@@ -362,6 +393,14 @@ def page(trials: int) -> str:
         few=few,
         error=(0.05 * 0.95 / trials) ** 0.5,
         errors="\n".join(markdown_table(("case", *sizes), list(error_rows(trials)))),
+        claims="\n".join(
+            markdown_table(("case", *(f"n={n}" for n in SEEDS[1:])), list(claim_rows(trials)))
+        ),
+        peeks="\n".join(
+            markdown_table(
+                ("error", *(f"up to {most} seeds" for most in PEEKS)), list(peek_rows(trials))
+            )
+        ),
         looks="\n".join(
             markdown_table(
                 ("arms", "until sure", "confidence sequence", "declared, misused"),

@@ -9,6 +9,7 @@ import pytest
 from inference.rules import DeclaredSeeds
 from scripts import calibration
 from scripts.calibration import CASES, CURVES, REPORT, page, peeked, rates, tuned_rates
+from scripts.claims import CASES as CLAIMS
 
 EQUAL = CASES[0]
 
@@ -38,7 +39,7 @@ def test_tuning_without_an_allowance_shows():
 def test_the_page_has_every_cell():
     made = page(trials=3)
     cells = [line for line in made.splitlines() if line.startswith("| ")]
-    assert len(cells) == 3 + len(CASES) + 3 + len(CURVES)
+    assert len(cells) == 5 + len(CASES) + len(CLAIMS) + 2 + 3 + len(CURVES)
     assert "{" not in made
 
 
@@ -46,4 +47,4 @@ def test_the_page_that_is_there_was_made_with_enough_trials():
     written = REPORT.read_text(encoding="utf-8")
     assert f"{calibration.TRIALS:,} trials per cell" in written
     errors = [float(cell) for cell in re.findall(r"(0\.\d{3}) / \d\.\d\d(?= \|)", written)]
-    assert len(errors) == 6 * len(CASES)
+    assert len(errors) == 8 * len(CASES)

@@ -77,7 +77,7 @@ def test_a_sweep_on_each_baseline(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = config_file(tmp_path, "one", normalization="layernorm")
     two = config_file(tmp_path, "two", normalization="rmsnorm")
-    request = tiny_request(tiny_dataset, vary={"bias": ("False",)}, name="it")
+    request = tiny_request(tiny_dataset, vary={"bias": ("True",)}, name="it")
     plans = dict(sweep.baseline_plans(request, [str(one), str(two)]))
     assert {label: plan.folder.name for label, plan in plans.items()} == {
         "one": "it-one",
