@@ -29,6 +29,7 @@ from comparison.formatting import assignments
 from comparison.plot import write_plot
 from comparison.runs import SWEEP_FILE
 from comparison.tables import markdown_table, to_markdown
+from comparison.tuning_plot import write_tuning_plot
 from comparison.verdict_lines import verdict_line
 from experiment.selection import select
 from inference.verdicts import BETTER, EQUAL, WORSE
@@ -69,15 +70,16 @@ LIMITS = """\
   context, a gated network or a norm without a mean may matter at depths where this model is not,
   and what helps early in training need not last. None of the verdicts above is a claim about
   models of a useful size; they are about this one, and about how such a claim is to be made.
-- **Small differences.** With {seeds} seeds and intervals that hold together for {arms} arms, the
-  minimum detectable effect is {detectable} nats at 80 % power (median over the arms). A smaller
-  difference is likely to be reported as inconclusive, which does not mean that there is none.
-- **Tuning.** Every arm tried {trials} learning rates on one seed. That is equal, but coarse: an
-  arm whose best rate lies between two of them is at a disadvantage, and a rate that is the best on
-  one seed may be too high for another, which then shows as a large sd and as "inconclusive".
-  Warm-up, decay, betas and initialisation are GPT-2's for all.
-- **One text.** Seeds vary the initial weights and the order of the data. They do not vary the
-  data: the intervals say how surely a difference holds on this text, not on text at large.
+- **Small differences.** With at most {seeds} seeds and intervals that hold together for {arms}
+  arms, the minimum detectable effect is {detectable} nats at 80 % power (median over the arms),
+  before the allowances for tuning. A smaller difference is likely to be reported as inconclusive,
+  which does not mean that there is none.
+- **Tuning.** Every arm tried {trials} learning rates on one seed and was trained at the fitted
+  optimum. How far that may be from the best rate is part of each interval, as an allowance of
+  {smallest} to {largest} nats; where it is more than the margin, the grid is too coarse to call
+  arms equal. Warm-up, decay, betas and initialisation are GPT-2's for all.
+- **Text.** "Holds on new text" means text of the same kind, Shakespeare's plays: the blocks of the
+  validation set say nothing of other kinds.
 - **Speed.** Seconds and tokens per second were taken while runs shared the machine with each other
   and with whatever else it did, in float32: the tables at equal seconds, and the speed-ups in
   seconds, say nothing of the architectures.
@@ -91,14 +93,16 @@ def report(findings: Findings, manifest: dict[str, Any], hours: float, plot: str
         findings: What the runs of the verdict show.
         manifest: That of the sweep.
         hours: What all runs took, those of tuning included, added up.
-        plot: The name of the figure beside the page.
+        plot: The names of the figures beside the page begin with this.
     """
     return "\n".join(
         [
             INTRODUCTION,
             *_what_was_run(findings, manifest, hours),
             *_answer(findings, manifest),
-            f"![Validation loss against budgets, and differences]({plot})\n",
+            f"![Validation loss against budgets, and differences]({plot}.png)\n",
+            "The learning rate of each arm, with its fitted parabola:\n",
+            f"![Loss of each trial against the learning rate]({plot}-tuning.png)\n",
             "## The tables\n",
             to_markdown(findings) + "\n",
             _limits(findings, manifest),
@@ -112,14 +116,15 @@ def _what_was_run(findings: Findings, manifest: dict[str, Any], hours: float) ->
     yield "## What was run\n"
     yield f"    {manifest['command']}\n"
     yield (
-        f"{len(manifest['arms'])} arms of {len(manifest['seeds'])} seeds each, and before those "
+        f"{len(manifest['arms'])} arms of up to {len(manifest['seeds'])} seeds each, added until "
+        "their verdicts are decided or unlikely to be, and before those "
         f"{len(manifest['tuning']['trials'])} trials of the learning rate for every arm on a seed "
         f"of their own: {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
         f"({training['max_iters']} steps of {run.tokens // training['max_iters']:,}) of "
         f"`{training['dataset']}`. Seed k gives every arm the same batches in the same order and, "
         "where shapes agree, the same initial numbers.\n"
     )
-    header = ("arm", "what was changed to equal its size", "parameters", "FLOPs/token", "rate")
+    header = ("arm", "changed to equal its size", "parameters", "FLOPs/token", "fitted rate")
     yield from markdown_table(header, [_arm_row(arm) for arm in manifest["arms"]])
     yield (
         f"\nMeasured with Python {machine['python']}, torch {machine['torch']}, "
@@ -164,14 +169,17 @@ def arm_names(findings: Findings, manifest: dict[str, Any]) -> dict[str, str]:
 def _limits(findings: Findings, manifest: dict[str, Any]) -> str:
     baseline = findings.baseline.group
     run = baseline.counted[0]
+    allowances = [arm["allowance"] for arm in manifest["arms"]]
     return LIMITS.format(
         parameters=f"{baseline.architecture['parameters']:,}",
         tokens=format_count(run.tokens),
         context=run.config["sequence_length"],
-        seeds=baseline.n,
+        seeds=len(manifest["seeds"]),
         arms=len(findings.rows) - 1,
         detectable=f"{median(_detectable(findings.rows[1:])):.4f}",
         trials=len(manifest["tuning"]["trials"]),
+        smallest=f"{min(allowances):.4f}",
+        largest=f"{max(allowances):.4f}",
     )
 
 
@@ -196,18 +204,22 @@ def main(argv: Sequence[str]) -> int:
     print(f"python sweep.py {shlex.join(ARGUMENTS)}")
     if sweep.main([*ARGUMENTS, f"--workers={args.workers}", f"--out_dir={out_dir}"]):
         return UNDECIDED
-    folder = out_dir / "sweeps" / NAME
-    findings = select([str(folder)], None, out_dir).findings()
-    manifest = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
-    manifest["command"] = shlex.join(["python", "sweep.py", *ARGUMENTS])
-    plot = args.report.with_suffix(".png")
-    logs = [read_run(folder / run["folder"] / RUN_FILE) for run in manifest["runs"]]
-    hours = sum(log["summary"]["wall_seconds"] for log in logs) / 3600
-    page = report(findings, manifest, hours, plot.name)
-    args.report.write_text(page, encoding="utf-8")
-    write_plot(findings, plot)
+    write_report(out_dir / "sweeps" / NAME, args.report)
     print(f"written: {args.report}")
     return PASSED
+
+
+def write_report(folder: Path, path: Path) -> None:
+    """Write the page of a finished sweep, and its plots beside it."""
+    findings = select([str(folder)], None, folder).findings()
+    manifest = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+    manifest["command"] = shlex.join(["python", "sweep.py", *ARGUMENTS])
+    logs = [read_run(folder / run["folder"] / RUN_FILE) for run in manifest["runs"]]
+    hours = sum(log["summary"]["wall_seconds"] for log in logs) / 3600
+    path.write_text(report(findings, manifest, hours, path.stem), encoding="utf-8")
+    write_plot(findings, path.with_suffix(".png"))
+    tuning = path.with_name(f"{path.stem}-tuning.png")
+    write_tuning_plot(findings.design.declared.curves, tuning)
 
 
 if __name__ == "__main__":

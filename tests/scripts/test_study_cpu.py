@@ -25,6 +25,7 @@ def manifest() -> dict:
                 "parameters": 1_000_000,
                 "flops_per_token": 1_000_000,
                 "tuned": {"learning_rate": "2e-3"},
+                "allowance": 0.003,
             }
             for arm in ARMS
         ],
@@ -45,7 +46,7 @@ def page() -> str:
             run.environment.update(machine)
             run.config.update(sequence_length=64, dataset="tiny")
         runs += made
-    return report(compare(runs), manifest(), hours=1.25, plot="figure.png")
+    return report(compare(runs), manifest(), hours=1.25, plot="figure")
 
 
 def test_it_asks_for_ablations_and_both_presets():
@@ -63,6 +64,7 @@ def test_the_page_that_is_there_is_of_that_study():
     page = REPORT.read_text(encoding="utf-8")
     assert shlex.join(["python", "sweep.py", *ARGUMENTS]) in page
     assert REPORT.with_suffix(".png").exists()
+    assert REPORT.with_name("study-cpu-tuning.png").exists()
 
 
 def test_every_verdict_is_told_by_the_arms_name_the_clearest_first(page):
@@ -77,5 +79,7 @@ def test_what_it_took_is_told(page):
     assert "9 runs of 100.0K tokens (100 steps of 1,000) of `tiny`" in page
     assert "at commit c0ffee; the runs took 1.2 hours in all" in page.replace("\n", " ")
     assert "![Validation loss against budgets, and differences](figure.png)" in page
+    assert "![Loss of each trial against the learning rate](figure-tuning.png)" in page
+    assert "an allowance of 0.0030 to 0.0030 nats" in " ".join(page.split())
     assert "Every arm tried 2 learning rates on one seed" in page
     assert "{" not in page

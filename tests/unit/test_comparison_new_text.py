@@ -12,6 +12,7 @@ from comparison.exports import document
 from comparison.findings import GroupResult, compare
 from comparison.runs import LoggedRun
 from comparison.tables import to_text
+from errors import UserError
 from tests.simulated import simulated_run
 from training.text_losses import TEXT_LOSSES_FILE, load_text_losses, save_text_losses
 
@@ -89,7 +90,7 @@ def _baseline_of(folder: Path) -> list[LoggedRun]:
     return runs
 
 
-@pytest.mark.parametrize("damage", ["missing", "other weights", "cut", "objects"])
+@pytest.mark.parametrize("damage", ["missing", "other weights", "cut", "objects", "huge", "text"])
 def test_a_run_without_its_losses_has_no_line(tmp_path, damage):
     row = judged(tmp_path, by_block=0.3)
     path = row.group.runs[2].path.with_name(TEXT_LOSSES_FILE)
@@ -99,9 +100,19 @@ def test_a_run_without_its_losses_has_no_line(tmp_path, damage):
         save_text_losses(path.parent, 1.1 * load_text_losses(path.parent))
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:100])
+    elif damage == "huge":  # claims more numbers than there is memory for
+        content = path.read_bytes()
+        claim = b"(3000000000000,), }"
+        path.write_bytes(content.replace(b"(30,), }".ljust(len(claim)), claim))
+        assert path.read_bytes() != content
+    elif damage == "text":
+        path.write_text("losses")
     else:
         np.save(path, np.array([{}]), allow_pickle=True)
     runs = [dataclasses.replace(run) for run in [*row.group.runs, *_baseline_of(tmp_path)]]
     again = compare(runs, baseline="arch-base").rows[1]
+    if damage not in ("missing", "other weights"):
+        with pytest.raises(UserError, match=f"{TEXT_LOSSES_FILE} is damaged"):
+            load_text_losses(path.parent)
     assert again.verdict.word == row.verdict.word
     assert again.new_text is None
