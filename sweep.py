@@ -335,8 +335,8 @@ def run_series(
 
 def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Plan]]:
     """The name and the plan of a sweep on each of several baselines, config files."""
-    if len(files) < 2 or len(set(map(Path, files))) < len(files):
-        raise UserError("--baselines needs two or more different config files, with commas.")
+    if len(files) < 2 or len({Path(file).stem for file in files}) < len(files):
+        raise UserError("--baselines needs two or more config files of different names.")
     plans = []
     for file in files:
         label = Path(file).stem
