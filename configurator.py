@@ -59,8 +59,8 @@ TAKEN_BACK = "default"
 
 ASKED = ("--help", "-h", "--print_config")
 _OF_SWEEP = (
-    "vary arms design seeds until_sure max_seeds margin match budget tune tune_seeds name workers "
-    "engine dry_run"
+    "vary arms design seeds until_sure max_seeds margin match budget tune tune_seeds "
+    "ladder baselines name workers engine dry_run"
 )
 _OF_AUDIT = "save compare"
 COMMAND_OPTIONS = (*_OF_SWEEP.split(), *_OF_AUDIT.split())
