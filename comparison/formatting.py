@@ -60,7 +60,7 @@ def assignments(keys: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> Any:
     """A number without what rounding adds to it: 0.000538, not 0.0005380000000000001."""
-    return f"{value:.12g}" if isinstance(value, float) else value
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 @dataclasses.dataclass(frozen=True)
