@@ -48,6 +48,8 @@ def methods(findings: Findings) -> Iterator[Line]:
 def _tuning(findings: Findings) -> str:
     curves = findings.design.declared.curves
     if not curves:
+        if any(findings.design.allowances.values()):
+            return "by trials: every arm was trained with the values of its best one"
         tuned = ", ".join(findings.design.tuned)
         return f"{tuned}, outside this comparison" if tuned else "none: every arm has one recipe"
     keys = ", ".join(sorted({curve.key for curve in curves}))

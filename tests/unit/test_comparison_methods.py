@@ -59,6 +59,11 @@ def test_single_runs_say_what_was_not_declared():
     assert "for 1 arm (Sidak)" in found["Test"]
 
 
+def test_tuning_without_a_curve_is_told():
+    design = Design(allowances={("out/sweeps/it", "good"): 0.01})
+    assert lines(design, good=-0.05)["Tuning"].startswith("by trials: every arm")
+
+
 def test_looks_are_told():
     design = Design(
         arms=1,
