@@ -3,8 +3,8 @@
     python compare_architectures.py --latest 3               the newest runs under out/
     python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
     python compare_architectures.py out --baseline=gpt2 --format=json
-    python compare_architectures.py out/sweeps/NAME          a sweep, with its own baseline
-    python compare_architectures.py out/sweeps/NAME          also of --ladder or --baselines
+    python compare_architectures.py out/sweeps/NAME          a sweep with its own baseline, or all
+                                                             sweeps of --ladder or --baselines
     python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
     python compare_architectures.py out --html=report.html   all of it as one page for a browser
 

@@ -74,6 +74,11 @@ class Group:
         return self.runs[0].arm
 
     @property
+    def arm_or_name(self) -> str:
+        """What its sweep calls it, which is the same in other sweeps; else its name."""
+        return self.arm or self.name
+
+    @property
     def sweeps(self) -> set[str | None]:
         """The sweeps that its runs belong to; None stands for none."""
         return {run.sweep for run in self.runs}

@@ -74,7 +74,7 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
 
 
 def _rows(findings: Findings) -> dict[str, GroupResult]:
-    return {row.group.arm or row.group.name: row for row in findings.rows[1:]}
+    return {row.group.arm_or_name: row for row in findings.rows[1:]}
 
 
 def _contrast(
@@ -134,14 +134,14 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
 
 def _sentences(interactions: Sequence[Interaction], label: str, first: str) -> list[str]:
     if not interactions:
-        return ["No change was tried on all baselines: each skips the values that it has already."]
+        return ["No change was tried on all baselines: a sweep skips its baseline's own values."]
     shown = [own for own in interactions if own.shown]
     words = [
         f"{own.change} gains {'less' if own.estimate.value > 0 else 'more'} on {label} than on "
         f"{first}."
         for own in shown
     ]
-    return words or [f"No change is shown to do more or less on {label} than on {first}."]
+    return words or [f"No change is shown to have a different effect on {label} and {first}."]
 
 
 def _estimated(estimate: Estimate | None, interval: tuple[float, float] | None) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from comparison.findings import Findings, GroupResult
-from comparison.groups import Group
 from inference.ladder import (
     FEWEST_RUNGS,
     FEWEST_SEEDS,
@@ -71,22 +70,20 @@ def climb_ladder(rungs: Mapping[str, Findings]) -> LadderFindings:
     """What the rungs, by label in rising order, show together."""
     findings = tuple(rungs.values())
     bases = [own.baseline.group for own in findings]
-    names = dict.fromkeys(_name(row.group) for own in findings for row in own.rows[1:])
+    names = dict.fromkeys(row.group.arm_or_name for own in findings for row in own.rows[1:])
     return LadderFindings(
         tuple(rungs),
         findings,
-        _name(bases[0]),
+        bases[0].arm_or_name,
         tuple(base.mean(lambda run: run.flops) for base in bases),
         tuple(_climbed(name, findings) for name in names),
     )
 
 
-def _name(group: Group) -> str:
-    return group.arm or group.name
-
-
 def _climbed(name: str, findings: Sequence[Findings]) -> ArmOnLadder:
-    rows = [next((r for r in own.rows[1:] if _name(r.group) == name), None) for own in findings]
+    rows = [
+        next((r for r in own.rows[1:] if r.group.arm_or_name == name), None) for own in findings
+    ]
     differences = tuple(row and row.verdict.difference for row in rows)
     values = tuple(found and found.value for found in differences)
     allowance = max(

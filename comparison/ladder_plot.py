@@ -57,7 +57,7 @@ def _draw_losses(panel: Axes, found: LadderFindings) -> None:
         places, means = [], []
         for own, compute in zip(found.rungs, found.compute, strict=True):
             for row in own.rows:
-                if name in (row.group.arm, row.group.name) and row.group.n:
+                if name == row.group.arm_or_name and row.group.n:
                     values = list(row.group.losses.values())
                     panel.plot([compute] * len(values), values, ".", color=colour, markersize=3)
                     places.append(compute)
