@@ -48,7 +48,7 @@ ARGUMENTS = (
     *("--vary", "bias=False"),
     *("--vary", "weight_tying=False"),
     *("--arms", "config/arch_llama.py"),
-    *("--tune", "learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2"),
+    *("--tune", "learning_rate=1.4e-3,2e-3,2.8e-3,4e-3,5.6e-3,8e-3,1.13e-2,1.6e-2"),
     *("--until_sure", "--max_seeds=10", f"--name={NAME}"),
 )
 """Of sweep.py: six steps from GPT-2 towards LLaMA, each by itself, and LLaMA whole."""
