@@ -19,25 +19,21 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cli import run_cli
 from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
-from comparison.interactions import interaction_document, interaction_sections, on_baselines
-from comparison.ladder_findings import climb_ladder
-from comparison.ladder_plot import write_ladder_plot
-from comparison.ladder_tables import ladder_document, ladder_sections
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
 from comparison.runs import LoggedRun
-from comparison.tables import TitledTable, markdown_of, text_of, to_markdown, to_text
+from comparison.tables import markdown_of, text_of, to_markdown, to_text
 from comparison.tuning_plot import write_tuning_plot
 from errors import UserError, printable, unknown_name
 from experiment.selection import DEFAULT_LATEST, Selection, select, series_named
-from experiment.series_file import LADDER, SERIES_FILE, read_series
+from experiment.series_file import SERIES_FILE
+from experiment.series_view import SeriesView, view_series
 from inference.verdicts import MARGIN
 from training_logger import METRICS_FILE, RUN_FILE
 
@@ -210,51 +206,25 @@ def compare_series(folder: Path, arguments: argparse.Namespace) -> int:
         say(f"{option} is for one sweep; name one of those that {folder / SERIES_FILE} lists.")
         return 1
     try:
-        series = read_series(folder)
-        found: dict[str, Findings] = {}
-        for member in series.members:
-            chosen = select([str(member.folder)], None, folder)
-            for problem in chosen.problems:
-                say(f"excluded: {problem}")
-            if chosen.runs:
-                found[member.label] = chosen.findings(arguments.baseline, arguments.margin)
-        if not found:
-            say(f"No run found in the sweeps of {folder}.")
-            return 1
-        show = show_ladder if series.kind == LADDER else show_baselines
-        return show(found, arguments)
+        view = view_series(folder, arguments.baseline, arguments.margin, say)
+        if arguments.plot and view.draw is None:
+            raise UserError("--plot is for one sweep or a ladder; name one of the sweeps.")
+        print(_rendered(view, arguments.format))
+        if arguments.plot:
+            view.draw(arguments.plot)
+            say(f"plot written to {arguments.plot}")
     except (UserError, OSError) as error:
         say(str(error))
         return 1
-
-
-def show_ladder(rungs: Mapping[str, Findings], arguments: argparse.Namespace) -> int:
-    """Print and draw a ladder."""
-    found = climb_ladder(rungs)
-    print(rendered(ladder_sections(found), ladder_document(found), arguments))
-    if arguments.plot:
-        write_ladder_plot(found, arguments.plot)
-        say(f"plot written to {arguments.plot}")
     return 0
 
 
-def show_baselines(baselines: Mapping[str, Findings], arguments: argparse.Namespace) -> int:
-    """Print what changes do on each of several baselines."""
-    if arguments.plot:
-        say("--plot is for one sweep or a ladder; name one of the sweeps.")
-        return 1
-    found = on_baselines(baselines)
-    print(rendered(interaction_sections(found), interaction_document(found), arguments))
-    return 0
-
-
-def rendered(
-    tables: Iterable[TitledTable], document: Mapping[str, Any], arguments: argparse.Namespace
-) -> str:
-    """Tables, or the document, in the format that was asked for."""
-    if arguments.format == "json":
-        return json.dumps(document, indent=1, allow_nan=False)
-    return markdown_of(tables) if arguments.format == "markdown" else text_of(tables, in_colour())
+def _rendered(view: SeriesView, form: str) -> str:
+    if form == "json":
+        return json.dumps(view.document, indent=1, allow_nan=False)
+    if form == "markdown":
+        return markdown_of(view.sections)
+    return text_of(view.sections, in_colour())
 
 
 def in_colour() -> bool:

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from comparison.groups import Group, machines
 from comparison.runs import LoggedRun
-from inference.differences import contrast
+from inference.contrasts import Term, estimate_contrast
 from inference.estimates import Estimate
 
 AXES = {"tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
@@ -113,7 +113,7 @@ def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
     }
     if None in logs.values():
         return None
-    return contrast((1,), (logs,))
+    return estimate_contrast([Term(1, logs)])
 
 
 def _log_ratio(baseline: Curve, arm: Curve) -> float | None:

@@ -15,8 +15,7 @@ from math import prod
 from typing import Any
 
 from comparison.groups import Group
-from inference.differences import contrast
-from inference.estimates import Estimate
+from inference.contrasts import Contrast, Term, judge_contrast
 from inference.rules import DeclaredSeeds
 
 
@@ -26,21 +25,11 @@ class Effect:
 
     Attributes:
         changes: Of each factor in it, its level, such as `ffn_type=swiglu`.
-        estimate: The effect.
-        interval: Simultaneous with those of all effects of the design.
-        p_adjusted: p value of no effect, adjusted for the number of effects.
+        contrast: The effect; its interval holds together with those of all effects of the design.
     """
 
     changes: tuple[str, ...]
-    estimate: Estimate
-    interval: tuple[float, float]
-    p_adjusted: float
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval excludes 0."""
-        low, high = self.interval
-        return low > 0 or high < 0
+    contrast: Contrast
 
 
 Levels = dict[str, Any]
@@ -88,44 +77,51 @@ def _cell(group: Group, keys: Sequence[str]) -> str:
     return json.dumps([group.config.get(key) for key in keys])
 
 
-def effects(groups: Sequence[Group], named: Sequence[str] = ()) -> list[Effect]:
+def effects(
+    groups: Sequence[Group],
+    named: Sequence[str] = (),
+    allowance: Callable[[Group], float] = lambda _: 0.0,
+) -> list[Effect]:
     """Main effects, then two-way interactions; none where the groups are no full factorial.
 
     Args:
         groups: Comparable ones, the baseline first.
         named: The factors, where they are known; see `factors_of`.
+        allowance: How far below its losses those at a group's best learning rate may lie.
     """
     factors = factors_of(groups, named)
-    found = []
+    found: list[tuple[Levels, list[Term]]] = []
     for order in (1, 2):
         for keys in combinations(factors, order):
             for levels in product(*(factors[key][1:] for key in keys)):
                 change = dict(zip(keys, levels, strict=True))
-                found.append((change, _estimate(groups, factors, change)))
-    if not found or any(estimate is None for _, estimate in found):
+                found.append((change, _terms(groups, factors, change, allowance)))
+    if not found:
         return []
     rule = DeclaredSeeds(len(found))
-    return [_effect(change, estimate, rule) for change, estimate in found]
+    judged = [judge_contrast(terms, rule) for _, terms in found]
+    if None in judged:
+        return []
+    return [
+        Effect(tuple(f"{key}={level}" for key, level in change.items()), contrast)
+        for (change, _), contrast in zip(found, judged, strict=True)
+    ]
 
 
-def _effect(change: Levels, estimate: Estimate, rule: DeclaredSeeds) -> Effect:
-    half = rule.half_width(estimate)
-    return Effect(
-        tuple(f"{key}={level}" for key, level in change.items()),
-        estimate,
-        (estimate.value - half, estimate.value + half),
-        rule.p_adjusted(estimate),
-    )
-
-
-def _estimate(
-    groups: Sequence[Group], factors: dict[str, list[Any]], change: Levels
-) -> Estimate | None:
-    """The effect of a change of one factor, or the interaction of two."""
+def _terms(
+    groups: Sequence[Group],
+    factors: dict[str, list[Any]],
+    change: Levels,
+    allowance: Callable[[Group], float],
+) -> list[Term]:
+    """Of the effect of a change of one factor, or of the interaction of two."""
     others = prod(len(levels) for key, levels in factors.items() if key not in change)
-    weights = [_sign(group.config.get, factors, change) / others for group in groups]
-    used = [(w, group.losses) for w, group in zip(weights, groups, strict=True) if w]
-    return contrast([w for w, _ in used], [losses for _, losses in used])
+    signs = [_sign(group.config.get, factors, change) for group in groups]
+    return [
+        Term(sign / others, group.losses, allowance(group))
+        for sign, group in zip(signs, groups, strict=True)
+        if sign
+    ]
 
 
 def _sign(level_of: Callable[[str], Any], factors: dict[str, list[Any]], change: Levels) -> int:

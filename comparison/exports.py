@@ -79,8 +79,12 @@ def document(findings: Findings) -> dict[str, Any]:
             "effects": [
                 {
                     "changes": effect.changes,
-                    "effect": effect.estimate.value,
-                    **_estimate_object(effect.estimate, effect.interval, effect.p_adjusted),
+                    "effect": effect.contrast.estimate.value,
+                    **_estimate_object(
+                        effect.contrast.estimate,
+                        effect.contrast.interval,
+                        effect.contrast.p_adjusted,
+                    ),
                 }
                 for effect in findings.effects
             ],

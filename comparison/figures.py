@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from comparison.bands import Band, band
 from comparison.curves import AXES, common_budget
-from comparison.effects import Effect
 from comparison.findings import Findings, GroupResult
 from comparison.groups import Group
 from comparison.labels import Label, labels
 from comparison.new_text import NewText
+from inference.contrasts import Contrast
 from inference.samples import shared_seeds
 from inference.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict
 
@@ -158,8 +158,8 @@ def final_difference(row: GroupResult, baseline: Group) -> Difference | None:
     return dataclasses.replace(found, seeds=seeds)
 
 
-def effect_of(effect: Effect) -> Difference:
-    """An effect, called better or worse where its interval excludes 0."""
-    value = effect.estimate.value
-    word = INCONCLUSIVE if not effect.shown else BETTER if value < 0 else WORSE
-    return Difference(value, *effect.interval, word)
+def contrast_figure(contrast: Contrast) -> Difference:
+    """A contrast, called better or worse where its interval excludes 0."""
+    value = contrast.estimate.value
+    word = INCONCLUSIVE if not contrast.shown else BETTER if value < 0 else WORSE
+    return Difference(value, *contrast.interval, word)

@@ -172,7 +172,7 @@ def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
     """Those of a factorial design of which no run failed and every arm may be judged."""
     base = groups[0]
     whole = not any(group.diverged or bar(group, base, design) for group in groups)
-    return effects(groups, design.factors) if whole else []
+    return effects(groups, design.factors, design.allowance) if whole else []
 
 
 # Quality against memory and speed

@@ -9,9 +9,8 @@ from typing import Any
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import format_difference, format_interval, format_p
 from comparison.tables import TitledTable
-from inference.differences import contrast
-from inference.estimates import Estimate
-from inference.rules import DeclaredSeeds
+from inference.contrasts import Contrast, Term, judge_contrast
+from inference.rules import DeclaredSeeds, Rule
 from inference.verdicts import Verdict
 from training_logger import json_safe
 
@@ -23,22 +22,14 @@ class Interaction:
     Attributes:
         change: What the sweeps call the arm.
         baseline: The label of the other baseline.
-        estimate: The difference of the differences, nats per token; None without two shared seeds,
-            or if it is the same for all of them.
-        interval: Simultaneous with those of all interactions.
-        p_adjusted: Adjusted for their number.
+        contrast: The difference of the differences, nats per token; its interval holds together
+            with those of all interactions. None if one of the two is not judged, without two shared
+            seeds, or if it is the same for all of them.
     """
 
     change: str
     baseline: str
-    estimate: Estimate | None
-    interval: tuple[float, float] | None
-    p_adjusted: float | None
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+    contrast: Contrast | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +54,7 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
     changes = [name for name in rows[first] if all(name in own for own in rows.values())]
     rule = DeclaredSeeds(max(len(changes) * len(others), 1))
     interactions = [
-        _interaction(name, label, _contrast(name, findings, rows, first, label), rule)
+        Interaction(name, label, _contrast(name, findings[first], findings[label], rule))
         for name in changes
         for label in others
     ]
@@ -77,32 +68,16 @@ def _rows(findings: Findings) -> dict[str, GroupResult]:
     return {row.group.arm_or_name: row for row in findings.rows[1:]}
 
 
-def _contrast(
-    name: str,
-    findings: Mapping[str, Findings],
-    rows: Mapping[str, Mapping[str, GroupResult]],
-    first: str,
-    other: str,
-) -> Estimate | None:
-    """The effect on the other baseline minus that on the first; None where one is not judged."""
-    if any(rows[label][name].verdict.difference is None for label in (first, other)):
-        return None
-    groups = [
-        group
-        for label in (other, first)
-        for group in (rows[label][name].group, findings[label].baseline.group)
-    ]
-    return contrast((1, -1, -1, 1), [group.losses for group in groups])
-
-
-def _interaction(
-    change: str, baseline: str, estimate: Estimate | None, rule: DeclaredSeeds
-) -> Interaction:
-    if estimate is None:
-        return Interaction(change, baseline, None, None, None)
-    half = rule.half_width(estimate)
-    interval = estimate.value - half, estimate.value + half
-    return Interaction(change, baseline, estimate, interval, rule.p_adjusted(estimate))
+def _contrast(name: str, first: Findings, other: Findings, rule: Rule) -> Contrast | None:
+    """The effect of an arm in the other sweep minus that in the first."""
+    terms = []
+    for sign, own in ((-1, first), (1, other)):
+        row = _rows(own)[name]
+        if row.verdict.difference is None:
+            return None
+        for weight, group in ((sign, row.group), (-sign, own.baseline.group)):
+            terms.append(Term(weight, group.losses, own.design.allowance(group)))
+    return judge_contrast(terms, rule)
 
 
 # As tables, and as JSON
@@ -112,7 +87,12 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
     """What there is to say, in order."""
     for label, verdicts in found.verdicts.items():
         rows = [
-            (change, *_estimated(own.difference, own.interval), own.word)
+            (
+                change,
+                format_difference(own.difference and own.difference.value),
+                format_interval(own.interval),
+                own.word,
+            )
             for change, own in verdicts.items()
         ]
         yield TitledTable(
@@ -124,10 +104,7 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
         yield TitledTable(
             f"Interactions: the effect on {label} minus that on {first} (exploratory)",
             ("change", "difference", "95 % interval", "p"),
-            [
-                (each.change, *_estimated(each.estimate, each.interval), format_p(each.p_adjusted))
-                for each in own
-            ],
+            [(each.change, *_cells(each.contrast)) for each in own],
             _sentences(own, label, first),
         )
 
@@ -135,17 +112,20 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
 def _sentences(interactions: Sequence[Interaction], label: str, first: str) -> list[str]:
     if not interactions:
         return ["No change was tried on all baselines: a sweep skips its baseline's own values."]
-    shown = [own for own in interactions if own.shown]
     words = [
-        f"{own.change} gains {'less' if own.estimate.value > 0 else 'more'} on {label} than on "
-        f"{first}."
-        for own in shown
+        f"{own.change} gains {'less' if own.contrast.estimate.value > 0 else 'more'} on {label} "
+        f"than on {first}."
+        for own in interactions
+        if own.contrast and own.contrast.shown
     ]
     return words or [f"No change is shown to have a different effect on {label} and {first}."]
 
 
-def _estimated(estimate: Estimate | None, interval: tuple[float, float] | None) -> tuple[str, str]:
-    return format_difference(estimate and estimate.value), format_interval(interval)
+def _cells(contrast: Contrast | None) -> tuple[str, str, str]:
+    if contrast is None:
+        return format_difference(None), format_interval(None), format_p(None)
+    difference = format_difference(contrast.estimate.value)
+    return difference, format_interval(contrast.interval), format_p(contrast.p_adjusted)
 
 
 def interaction_document(found: OnBaselines) -> dict[str, Any]:
@@ -169,10 +149,10 @@ def interaction_document(found: OnBaselines) -> dict[str, Any]:
                 {
                     "change": own.change,
                     "baseline": own.baseline,
-                    "difference": own.estimate and own.estimate.value,
-                    "interval": own.interval,
-                    "p_adjusted": own.p_adjusted,
-                    "n": own.estimate and own.estimate.n,
+                    "difference": own.contrast and own.contrast.estimate.value,
+                    "interval": own.contrast and own.contrast.interval,
+                    "p_adjusted": own.contrast and own.contrast.p_adjusted,
+                    "n": own.contrast and own.contrast.estimate.n,
                 }
                 for own in found.interactions
             ],

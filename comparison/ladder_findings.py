@@ -69,15 +69,19 @@ class LadderFindings:
 def climb_ladder(rungs: Mapping[str, Findings]) -> LadderFindings:
     """What the rungs, by label in rising order, show together."""
     findings = tuple(rungs.values())
-    bases = [own.baseline.group for own in findings]
     names = dict.fromkeys(row.group.arm_or_name for own in findings for row in own.rows[1:])
     return LadderFindings(
         tuple(rungs),
         findings,
-        bases[0].arm_or_name,
-        tuple(base.mean(lambda run: run.flops) for base in bases),
+        findings[0].baseline.group.arm_or_name,
+        tuple(map(_compute, findings)),
         tuple(_climbed(name, findings) for name in names),
     )
+
+
+def _compute(findings: Findings) -> float | None:
+    """Training FLOPs of the baseline; None if no run of it finished."""
+    return findings.baseline.group.mean(lambda run: run.flops)
 
 
 def _climbed(name: str, findings: Sequence[Findings]) -> ArmOnLadder:
@@ -114,7 +118,7 @@ def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings])
             yield "runs failed at some rung"
     if len(_shared(rows, findings)) < FEWEST_SEEDS:
         yield f"fewer than {FEWEST_SEEDS} seeds finished at every rung"
-    compute = [own.baseline.group.mean(lambda run: run.flops) for own in findings]
+    compute = list(map(_compute, findings))
     if max(compute) < SAME_SPAN * FEWEST_SPAN * min(compute):
         yield f"the rungs span less than {FEWEST_SPAN:.0f}x of compute"
 
@@ -131,5 +135,6 @@ def _rungs(rows: Sequence[GroupResult], findings: Sequence[Findings]) -> list[Ru
     for row, own in zip(rows, findings, strict=True):
         base = own.baseline.group
         losses = ([group.losses[seed] for seed in seeds] for group in (base, row.group))
-        made.append(Rung(base.mean(lambda run: run.flops), *losses))
+        allowances = (own.design.allowance(group) for group in (base, row.group))
+        made.append(Rung(_compute(own), *losses, *allowances))
     return made

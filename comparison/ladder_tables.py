@@ -63,7 +63,10 @@ def _sentences(arm: ArmOnLadder) -> Iterator[str]:
     )
     if arm.allowance:
         text = format_number(arm.allowance, ".4f")
-        yield f"Tuning leaves up to {text} nats open at a rung, which the intervals leave out."
+        yield (
+            f"The intervals allow for tuning: up to {text} nats at a rung, of arm and baseline "
+            "together."
+        )
 
 
 def ladder_document(found: LadderFindings) -> dict[str, Any]:

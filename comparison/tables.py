@@ -6,7 +6,6 @@ import dataclasses
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from comparison.effects import Effect
 from comparison.exports import costs, factor_object, numbers, sample_object
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
@@ -26,6 +25,7 @@ from comparison.judging import BASELINE
 from comparison.labels import Label, labels
 from comparison.readings import Reading
 from comparison.verdict_lines import verdict_line
+from inference.contrasts import Contrast
 from inference.estimates import Estimate
 from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE, Verdict
 from training_logger import LINE_WIDTH
@@ -212,14 +212,14 @@ def _speedups(rows: Mapping[str, GroupResult]) -> TitledTable:
 
 
 def _effects(findings: Findings) -> TitledTable:
-    def cells(number: int, effect: Effect) -> tuple[str, ...]:
-        return f"e{number}", *_estimated(effect.estimate, effect.interval, effect.p_adjusted)
+    def cells(number: int, contrast: Contrast) -> tuple[str, ...]:
+        return f"e{number}", *_estimated(contrast.estimate, contrast.interval, contrast.p_adjusted)
 
     listed = list(enumerate(findings.effects, start=1))
     return TitledTable(
         "Main effects and two-way interactions, nats per token (exploratory)",
         ("", "effect", "95 % interval", "p"),
-        [cells(number, effect) for number, effect in listed],
+        [cells(number, effect.contrast) for number, effect in listed],
         [f"e{number}  {' x '.join(effect.changes)}" for number, effect in listed],
     )
 

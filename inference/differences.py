@@ -19,7 +19,7 @@ import numpy as np
 from inference.crossed import crossed
 from inference.estimates import MODERATED, PAIRED, WELCH, Estimate
 from inference.quantiles import chi2_quantile, f_quantile
-from inference.samples import Sample, shared_seeds, variance
+from inference.samples import Sample, shared_seeds, spread, variance
 
 GUARD = 0.70
 """Quantile of F above which an arm's variance is too large to borrow from the others."""
@@ -47,20 +47,6 @@ class Difference(Estimate):
 def kappa(n: int) -> float:
     """The median of a sample variance of n normal numbers, as a share of the true variance."""
     return chi2_quantile(0.5, n - 1) / (n - 1)
-
-
-def contrast(weights: Sequence[float], samples: Sequence[Sample]) -> Estimate | None:
-    """The weighted sum of means, taken seed by seed over the seeds that all samples share; None for
-    fewer than two, or if they all give the same."""
-    sums = [
-        math.fsum(weight * sample[seed] for weight, sample in zip(weights, samples, strict=True))
-        for seed in shared_seeds(*samples)
-    ]
-    spread = _spread(sums)
-    if not spread:
-        return None
-    n = len(sums)
-    return Estimate(fmean(sums), math.sqrt(spread / n), n - 1, n, PAIRED)
 
 
 def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
@@ -120,7 +106,7 @@ class _Paired:
             return None
         values = [arm[seed] - baseline[seed] for seed in seeds]
         baseline_mean = fmean(baseline[seed] for seed in seeds)
-        return cls(fmean(values), _spread(values), len(seeds), baseline_mean)
+        return cls(fmean(values), spread(values), len(seeds), baseline_mean)
 
     @property
     def typical_variance(self) -> float:
@@ -130,13 +116,6 @@ class _Paired:
     def difference(self, variance: float, df: float, test: str) -> Difference:
         error = math.sqrt(variance / self.n)
         return Difference(self.mean, error, df, self.n, test, self.baseline_mean)
-
-
-def _spread(values: Sequence[float]) -> float:
-    """The variance; 0 for fewer than two numbers, or if they differ by rounding alone."""
-    if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=1e-12):
-        return 0.0
-    return variance(values)
 
 
 def _moderated(own: _Paired, others: Sequence[_Paired]) -> Difference | None:

@@ -38,11 +38,16 @@ class Rung:
         compute: The budget, FLOPs.
         baseline: The baseline's losses, by seed.
         arm: The arm's.
+        baseline_allowance: How far below the baseline's losses those at its best learning rate may
+            lie, see `tuning`.
+        arm_allowance: The same of the arm.
     """
 
     compute: float
     baseline: Sequence[float]
     arm: Sequence[float]
+    baseline_allowance: float = 0.0
+    arm_allowance: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,9 @@ def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder | None:
     mean of the two curves' slopes -dL/dx at the losses that are compared, x = ln compute. The arm's
     slope is that over its own compute, which is the baseline's to the power 1 + exponent, so slope
     and exponent are found by turns. None if that gives no slope, or a loss that rises with compute.
+
+    The intervals are widened by what tuning leaves open, at its worst for each: a rung's multiplier
+    may be lower if the baseline could be tuned better there, higher if the arm could.
     """
     compute, seeds = [rung.compute for rung in rungs], min(len(rung.arm) for rung in rungs)
     assert len(rungs) >= FEWEST_RUNGS
@@ -98,10 +106,17 @@ def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder | None:
     critical = t_critical(noise.df, alpha)
     halves = critical * np.sqrt(np.diag(covariance) + MODEL_ERROR**2)
     half = critical * math.sqrt(float(to_exponent @ covariance @ to_exponent))
-    ends = (exponent - half, exponent + half)
+    down = np.array([rung.baseline_allowance for rung in rungs]) / slope
+    up = np.array([rung.arm_allowance for rung in rungs]) / slope
+    rising, falling = to_exponent.clip(min=0), -to_exponent.clip(max=0)
+    lows, highs = np.exp(logs - halves - down), np.exp(logs + halves + up)
+    ends = (
+        exponent - half - float(rising @ down + falling @ up),
+        exponent + half + float(rising @ up + falling @ down),
+    )
     return Ladder(
         tuple(np.exp(logs).tolist()),
-        tuple(zip(np.exp(logs - halves).tolist(), np.exp(logs + halves).tolist(), strict=True)),
+        tuple(zip(lows.tolist(), highs.tolist(), strict=True)),
         exponent,
         ends,
         _word(*ends),

@@ -21,6 +21,13 @@ def deviation(values: Sequence[float]) -> float | None:
     return math.sqrt(variance(values)) if len(values) > 1 else None
 
 
+def spread(values: Sequence[float]) -> float:
+    """The variance; 0 for fewer than two numbers, or if they differ by rounding alone."""
+    if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=1e-12):
+        return 0.0
+    return variance(values)
+
+
 def shared_seeds(*samples: Sample) -> list[Hashable]:
     """The seeds that are in every sample, in the order of the first."""
     first, *others = samples

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from comparison.exports import costs
-from comparison.figures import Difference, Figures, difference_of, effect_of, final_difference
+from comparison.figures import Difference, Figures, contrast_figure, difference_of, final_difference
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import (
     ACTIVE,
@@ -238,7 +238,9 @@ class ResultTables:
             "(exploratory); nats per token, below zero is better.",
             title="Change",
             labels=[" x ".join(effect.changes) for effect in effects],
-            columns=self._estimates("effect", places, list(map(effect_of, effects))),
+            columns=self._estimates(
+                "effect", places, [contrast_figure(effect.contrast) for effect in effects]
+            ),
         )
 
     # Columns

@@ -37,11 +37,11 @@ def test_effects_that_add_up_have_no_interaction():
     assert rms.changes == ("normalization=rmsnorm",)
     assert swiglu.changes == ("ffn_type=swiglu",)
     assert both.changes == ("normalization=rmsnorm", "ffn_type=swiglu")
-    assert rms.estimate.value == pytest.approx(-0.1, abs=0.002)
-    assert swiglu.estimate.value == pytest.approx(-0.2, abs=0.002)
-    assert both.estimate.value == pytest.approx(0, abs=0.003)
-    assert max(rms.p_adjusted, swiglu.p_adjusted) < 0.001
-    assert both.p_adjusted > 0.05
+    assert rms.contrast.estimate.value == pytest.approx(-0.1, abs=0.002)
+    assert swiglu.contrast.estimate.value == pytest.approx(-0.2, abs=0.002)
+    assert both.contrast.estimate.value == pytest.approx(0, abs=0.003)
+    assert max(rms.contrast.p_adjusted, swiglu.contrast.p_adjusted) < 0.001
+    assert both.contrast.p_adjusted > 0.05
 
 
 def test_an_interaction_is_what_two_changes_add_to_their_sum():
@@ -49,14 +49,17 @@ def test_an_interaction_is_what_two_changes_add_to_their_sum():
         return -0.4 * (norm == "rmsnorm" and ffn == "swiglu")
 
     rms, swiglu, both = effects(design(only_together))
-    assert both.estimate.value == pytest.approx(-0.4, abs=0.003)
-    assert both.p_adjusted < 0.001
+    assert both.contrast.estimate.value == pytest.approx(-0.4, abs=0.003)
+    assert both.contrast.p_adjusted < 0.001
     for main in (rms, swiglu):  # averaged over both levels of the other
-        assert main.estimate.value == pytest.approx(-0.2, abs=0.002)
+        assert main.contrast.estimate.value == pytest.approx(-0.2, abs=0.002)
 
 
 def test_every_level_is_held_against_that_of_the_baseline():
-    found = {effect.changes: effect.estimate.value for effect in effects(design(additive, NORMS))}
+    found = {
+        effect.changes: effect.contrast.estimate.value
+        for effect in effects(design(additive, NORMS))
+    }
     assert found[("normalization=none",)] == pytest.approx(0.3, abs=0.002)
     assert found[("normalization=rmsnorm",)] == pytest.approx(-0.1, abs=0.002)
     assert len(found) == 2 + 1 + 2
@@ -66,7 +69,7 @@ def test_a_contrast_rests_on_the_noise_of_its_cells():
     groups = design(additive)
     losses = np.array([list(group.losses.values()) for group in groups])
     interaction = losses[0] - losses[1] - losses[2] + losses[3]
-    estimate = effects(groups)[2].estimate
+    estimate = effects(groups)[2].contrast.estimate
     assert estimate.value == pytest.approx(interaction.mean())
     assert estimate.error == pytest.approx(interaction.std(ddof=1) / 5**0.5)
 

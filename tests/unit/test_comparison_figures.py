@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from comparison.figures import Difference, effect_of, figures_of
+from comparison.figures import Difference, contrast_figure, figures_of
 from comparison.findings import compare
 from comparison.labels import labels
 from inference.verdicts import BETTER, INCONCLUSIVE, WORSE
@@ -49,7 +49,7 @@ def test_differences_are_those_of_the_verdicts(findings):
 
 def test_effects_are_better_or_worse_only_where_chance_is_ruled_out(findings):
     effects = {" x ".join(effect.changes): effect for effect in findings.effects}
-    assert {name: effect_of(effect).verdict for name, effect in effects.items()} == {
+    assert {name: contrast_figure(effect.contrast).verdict for name, effect in effects.items()} == {
         "normalization=rmsnorm": BETTER,
         "ffn_type=swiglu": WORSE,
         "normalization=rmsnorm x ffn_type=swiglu": INCONCLUSIVE,

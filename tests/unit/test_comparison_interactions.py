@@ -13,7 +13,6 @@ from comparison.findings import Findings, compare
 from comparison.interactions import interaction_document, interaction_sections, on_baselines
 from comparison.tables import text_of
 from errors import UserError
-from inference.differences import contrast
 from inference.rules import DeclaredSeeds
 from tests.simulated import simulated_arm
 from tests.tiny_sweep import config_file, tiny_request
@@ -47,14 +46,17 @@ def test_interactions_are_contrasts_over_the_shared_seeds(both):
     less = found.interactions[1]
     groups = [{row.group.name: row.group.losses for row in own.rows} for own in both.values()]
     first, other = groups
-    arms = (other["arch-less"], other["arch-base"], first["arch-less"], first["arch-base"])
-    expected = contrast((1, -1, -1, 1), arms)
-    assert less.estimate == expected
-    half = DeclaredSeeds(2).half_width(expected)
-    assert less.interval == pytest.approx((expected.value - half, expected.value + half))
-    assert less.shown
-    assert less.interval[0] < 0.08 < less.interval[1]
-    assert not found.interactions[0].shown
+    differences = [
+        np.subtract(list(own["arch-less"].values()), list(own["arch-base"].values()))
+        for own in (first, other)
+    ]
+    changes = differences[1] - differences[0]
+    assert less.contrast.estimate.value == pytest.approx(changes.mean())
+    half = DeclaredSeeds(2).half_width(less.contrast.estimate)
+    assert less.contrast.interval == pytest.approx((changes.mean() - half, changes.mean() + half))
+    assert less.contrast.shown
+    assert less.contrast.interval[0] < 0.08 < less.contrast.interval[1]
+    assert not found.interactions[0].contrast.shown
 
 
 def test_every_view_says_it(both):
@@ -64,7 +66,9 @@ def test_every_view_says_it(both):
     assert "arch-same gains" not in text
     document = json.loads(json.dumps(interaction_document(found)))
     assert len(document["effects"]) == 5
-    assert document["interactions"][1]["difference"] == found.interactions[1].estimate.value
+    assert (
+        document["interactions"][1]["difference"] == found.interactions[1].contrast.estimate.value
+    )
 
 
 def test_changes_that_are_not_shared_have_no_interaction():

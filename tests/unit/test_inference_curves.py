@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -211,6 +212,34 @@ def test_swapping_the_arm_inverts_the_multiplier():
     swapped = [Rung(r.compute, r.arm, r.baseline) for r in rungs]
     one, other = climb(rungs), climb(swapped)
     assert np.log(other.multipliers) == pytest.approx(-np.log(one.multipliers), rel=0.1)
+
+
+@pytest.mark.parametrize("mistuned", [(1, 1, 1, 1), (0, 0, 0, 1), (1, 0, 0, 0)])
+def test_allowances_cover_what_tuning_missed(mistuned):
+    """Losses of an arm that are 0.01 too high at some rungs; without allowances the ladder is
+    sure of a wrong exponent."""
+    right = climb(ladder(1.35, 0.0, sd=0.0005))
+    missed = [
+        dataclasses.replace(rung, arm=[loss + 0.01 * off for loss in rung.arm])
+        for rung, off in zip(ladder(1.35, 0.0, sd=0.0005), mistuned, strict=True)
+    ]
+    allowed = climb([dataclasses.replace(rung, arm_allowance=0.01) for rung in missed])
+    for (low, high), multiplier in zip(allowed.intervals, right.multipliers, strict=True):
+        assert low <= multiplier <= high
+    low, high = allowed.exponent_interval
+    assert low <= right.exponent <= high
+    assert climb(missed).intervals[mistuned.index(1)][1] < right.multipliers[mistuned.index(1)]
+    assert [own[0] for own in allowed.intervals] == pytest.approx(
+        [own[0] for own in climb(missed).intervals]
+    )
+
+
+def test_an_allowance_of_the_baseline_is_one_of_the_swapped_arm():
+    rungs = ladder(1.35, 0.05, sd=0.005)
+    low = climb([dataclasses.replace(rung, baseline_allowance=0.02) for rung in rungs])
+    swapped = [Rung(r.compute, r.arm, r.baseline, arm_allowance=0.02) for r in rungs]
+    ends = [(1 / high, 1 / low) for low, high in climb(swapped).intervals]
+    assert [own[0] for own in low.intervals] == pytest.approx([own[0] for own in ends], rel=0.02)
 
 
 def test_known_coverage():

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import compare_architectures
+from comparison.design import Design
 from comparison.findings import Findings, compare
 from comparison.ladder_findings import climb_ladder
 from comparison.ladder_plot import write_ladder_plot
 from comparison.ladder_tables import ladder_document, ladder_sections
+from comparison.runs import LoggedRun
 from comparison.tables import markdown_of, text_of
 from errors import ConfigError, UserError
 from experiment.budgets import Budget
@@ -206,3 +208,26 @@ def test_failed_runs_bar_the_ladder():
     own["params=0"] = compare([*base, failed, *good[1:]], baseline="arch-base")
     [arm] = climb_ladder(own).arms
     assert arm.reason == "runs failed at some rung"
+
+
+def test_intervals_allow_for_tuning():
+    """Both arms carry an allowance at the last rung: its interval is wider at both ends."""
+
+    def tuned(own: Findings) -> Findings:
+        design = Design(allowances={(run.sweep, run.arm): 0.08 for run in runs_of(own)})
+        return compare(runs_of(own), "arch-base", design)
+
+    plain = rungs()
+    last = {"params=2": tuned(plain["params=2"])}
+    [before], [after] = (climb_ladder(own).arms for own in (plain, {**plain, **last}))
+    assert after.allowance == pytest.approx(0.16)
+    assert after.ladder.intervals[:2] == before.ladder.intervals[:2]
+    assert after.ladder.intervals[2][0] < before.ladder.intervals[2][0]
+    assert after.ladder.intervals[2][1] > before.ladder.intervals[2][1]
+    assert (before.word, after.word) == ("holds", "inconclusive")
+    view = " ".join(text_of(ladder_sections(climb_ladder({**plain, **last}))).split())
+    assert "The intervals allow for tuning: up to 0.1600 nats at a rung" in view
+
+
+def runs_of(findings: Findings) -> list[LoggedRun]:
+    return [run for row in findings.rows for run in row.group.runs]

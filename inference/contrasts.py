@@ -1,0 +1,80 @@
+"""Contrasts: weighted sums of the mean losses of several arms, such as main effects."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from inference.estimates import PAIRED, Estimate
+from inference.rules import Rule
+from inference.samples import Sample, shared_seeds, spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """An arm in a contrast.
+
+    Attributes:
+        weight: What its mean loss is multiplied by.
+        sample: Its losses, by seed; or other numbers.
+        allowance: How far below these losses those at its best learning rate may lie, see
+            `tuning`.
+    """
+
+    weight: float
+    sample: Sample
+    allowance: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """A contrast and its interval.
+
+    Attributes:
+        estimate: Its value and precision.
+        interval: Simultaneous with those of the family of the rule.
+        p_adjusted: The p value of no effect, adjusted for that family.
+    """
+
+    estimate: Estimate
+    interval: tuple[float, float]
+    p_adjusted: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+
+def estimate_contrast(terms: Sequence[Term]) -> Estimate | None:
+    """The weighted sum of means, taken seed by seed over the seeds that all arms share.
+
+    None for fewer than two shared seeds, or if all of them give the same sum.
+    """
+    sums = [
+        math.fsum(term.weight * term.sample[seed] for term in terms)
+        for seed in shared_seeds(*(term.sample for term in terms))
+    ]
+    variance = spread(sums)
+    if not variance:
+        return None
+    n = len(sums)
+    return Estimate(fmean(sums), math.sqrt(variance / n), n - 1, n, PAIRED)
+
+
+def judge_contrast(terms: Sequence[Term], rule: Rule) -> Contrast | None:
+    """A contrast with its interval, widened by the allowances of its arms; None without an
+    estimate."""
+    estimate = estimate_contrast(terms)
+    if estimate is None:
+        return None
+    down = math.fsum(term.weight * term.allowance for term in terms if term.weight > 0)
+    up = math.fsum(-term.weight * term.allowance for term in terms if term.weight < 0)
+    half = rule.half_width(estimate)
+    return Contrast(
+        estimate,
+        (estimate.value - half - down, estimate.value + half + up),
+        rule.p_adjusted(estimate, up if estimate.value < 0 else down),
+    )
