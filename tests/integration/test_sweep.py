@@ -253,6 +253,57 @@ def test_an_arm_that_fails_and_one_that_diverges(
     assert [job.arm for job in engine.jobs] == ["normalization=breaks"]
 
 
+RENAMED = '''
+from torch import nn
+
+from components.ffns import FFNS, StandardFFN
+
+
+class Renamed(StandardFFN):
+    """The standard network; the names of its weights decide other initial numbers."""
+
+    name = ""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.add_module(self.name, self._modules.pop("up"))
+
+    def forward(self, x, context):
+        return self.dropout(self.down(self.activation(self._modules[self.name](x))))
+
+
+@FFNS.register("one_copy", label="One")
+class One(Renamed):
+    """A copy."""
+
+    name = "one"
+
+
+@FFNS.register("other_copy", label="Other")
+class Other(Renamed):
+    """Another copy."""
+
+    name = "other"
+'''
+
+
+def test_one_architecture_under_three_names(
+    sweeps: Sweeps, tmp_path: Path, engine: InThisProcess
+) -> None:
+    """No copy is better or worse, tuned or not; the copies do differ by chance."""
+    plugin = tmp_path / "renamed.py"
+    plugin.write_text(RENAMED)
+    command = (
+        *("--vary", "ffn_type=one_copy,other_copy", f"--plugins={plugin}"),
+        *("--tune", "learning_rate=1e-3,3e-3,9e-3", "--max_iters=40", "--eval_interval=40"),
+    )
+    assert sweeps(*command) == 0
+    verdicts = [row.verdict for row in sweeps.findings.rows[1:]]
+    assert [verdict.difference.n for verdict in verdicts] == [5, 5]
+    assert {verdict.word for verdict in verdicts} <= {"equal", "inconclusive"}
+    assert all(verdict.difference.value for verdict in verdicts)
+
+
 def test_tuning(sweeps: Sweeps, engine: InThisProcess, capsys: pytest.CaptureFixture[str]) -> None:
     command = (*ARMS, *COURSE, "--tune", "learning_rate=1e-6,1e-2", "--seeds=2")
     assert sweeps(*command) == 0
