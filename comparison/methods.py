@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from comparison.findings import Findings
 from comparison.formatting import format_budget
+from inference.estimates import Estimate
 from inference.quantiles import ALPHA
 
 Line = tuple[str, str]
@@ -33,16 +34,26 @@ def methods(findings: Findings) -> Iterator[Line]:
         yield "Sizes", _SIZES.get(declared.match, declared.match)
     yield "Tuning", _tuning(findings)
     yield "Seeds", _seeds(findings)
-    tests = sorted({row.verdict.difference.test for row in findings.rows if row.verdict.difference})
-    if tests:
-        yield (
-            "Test",
-            f"{', '.join(tests)}; simultaneous {100 * (1 - ALPHA):.0f} % intervals for "
-            f"{findings.family} arm{'s' * (findings.family > 1)} (Sidak); equal: within "
-            f"{design.margin:g} nats",
-        )
+    if _estimates(findings):
+        yield "Test", _test(findings)
     if declared.command:
         yield "Command", declared.command
+
+
+def _estimates(findings: Findings) -> list[Estimate]:
+    found = (row.verdict.difference for row in findings.rows)
+    return [estimate for estimate in found if estimate is not None]
+
+
+def _test(findings: Findings) -> str:
+    names = ", ".join(sorted({estimate.test for estimate in _estimates(findings)}))
+    arms = f"{findings.family} arm{'s' * (findings.family > 1)}"
+    if findings.design.undeclared_looks:
+        kind, correction = "confidence sequences", "union bound; seeds were added after a verdict"
+    else:
+        kind, correction = "intervals", "Sidak"
+    level = f"simultaneous {100 * (1 - ALPHA):.0f} % {kind} for {arms} ({correction})"
+    return f"{names}; {level}; equal: within {findings.design.margin:g} nats"
 
 
 def _tuning(findings: Findings) -> str:
@@ -61,6 +72,15 @@ def _seeds(findings: Findings) -> str:
     design = findings.design
     if design.schedule:
         looks = ", ".join(str(look.n) for look in design.schedule)
-        return f"added until sure, with looks at {looks}; pairs share seed and data order"
-    declared = f"{design.seeds} declared" if design.seeds else "not declared before the runs"
-    return f"{declared}; pairs share seed and data order"
+        number = f"added until sure, with looks at {looks}"
+    else:
+        number = f"{design.seeds} declared" if design.seeds else "not declared before the runs"
+    return "; ".join([number, *_pairing(_estimates(findings))])
+
+
+def _pairing(estimates: Sequence[Estimate]) -> Iterator[str]:
+    paired = [estimate.paired for estimate in estimates]
+    if any(paired):
+        yield "pairs share seed and data order"
+    if not all(paired):
+        yield "arms that share fewer than two seeds are compared unpaired"

@@ -18,7 +18,7 @@ from comparison.tuning_plot import write_tuning_plot
 from errors import UserError
 from inference.looks import scheduled_looks
 from inference.tuning import at_grid, fit
-from tests.simulated import simulated_arm
+from tests.simulated import simulated_arm, simulated_run
 
 BASE = [3.00, 3.02, 3.01, 2.99, 3.03]
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
@@ -57,6 +57,23 @@ def test_single_runs_say_what_was_not_declared():
     assert found["Tuning"] == "none: every arm has one recipe"
     assert "not declared before the runs" in found["Seeds"]
     assert "for 1 arm (Sidak)" in found["Test"]
+
+
+def test_arms_without_shared_seeds_are_not_called_pairs():
+    runs = [*simulated_arm("base", BASE, model={"arm": "base"}, start="2025-01-01")]
+    runs += [
+        simulated_run("good", seed, loss - 0.1, model={"arm": "good"})
+        for seed, loss in enumerate(BASE, start=101)
+    ]
+    found = dict(methods(compare(runs, design=Design())))
+    assert found["Test"].startswith("Welch t; simultaneous")
+    assert "pairs share" not in found["Seeds"]
+    assert found["Seeds"].endswith("arms that share fewer than two seeds are compared unpaired")
+
+
+def test_a_confidence_sequence_is_told():
+    found = lines(Design(arms=1, seeds=5, looks=(3, 5)), good=-0.05)
+    assert "simultaneous 95 % confidence sequences for 1 arm (union bound" in found["Test"]
 
 
 def test_tuning_without_a_curve_is_told():
