@@ -8,8 +8,8 @@
 Config files and --key=value are those of train.py, whose --help lists the keys, and hold for every
 arm. The baseline is the config as given. Every run is a train.py of its own; what is done is kept,
 so that the same command goes on after an interruption, retries what failed, and with more --seeds
-adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>. docs/fairness.md
-explains the protocol.
+adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>. docs/sweeps.md
+explains the options.
 """
 
 from __future__ import annotations

@@ -4,5 +4,5 @@
 equal budgets; means are judged by `inference` and put into `verdicts`; `effects` of a factorial
 design are told apart. `findings` holds all that; `exports` and `tables` print it, and `figures`
 prepares what `plot` and `report` draw. The protocol and each statistic are explained in
-docs/fairness.md.
+docs/statistics.md.
 """

@@ -340,7 +340,7 @@ PAGE = """\
 
 How often verdicts are wrong, from simulated experiments whose truth is known, judged by the code
 that judges real runs. `python scripts/calibration.py` writes this page. {trials:,} trials per cell:
-a rate of 0.05 has a standard error of {error:.3f}. [fairness.md](fairness.md) describes the
+a rate of 0.05 has a standard error of {error:.3f}. [statistics.md](statistics.md) describes the
 procedure.
 
 ## Declared seeds
