@@ -10,7 +10,7 @@
 
 Runs that differ only by seed are one arm. An arm is called better or worse only if the simultaneous
 95 % interval of its difference from the baseline excludes 0, and is compared only with runs of the
-same recipe on the same data. docs/fairness.md explains the verdicts, docs/statistics.md each number.
+same recipe on the same data. docs/fairness.md explains verdicts, docs/statistics.md each number.
 """
 
 from __future__ import annotations
