@@ -44,7 +44,7 @@ from experiment.engines import (
     visible_gpus,
     worker_environments,
 )
-from experiment.jobs import ENDED
+from experiment.jobs import ENDED, status_of
 from experiment.ladders import make_rungs, parse_ladder
 from experiment.manifest import (
     Sweep,
@@ -389,8 +389,20 @@ def with_seeds_of_before(plan: Plan) -> Plan:
     refuse_another(before, plan.identity)
     refuse_other_choices(before, plan)
     seeds = max(before.seeds, plan.request.seeds)
+    looks = before.looks
+    if seeds > before.seeds and has_shown(before):
+        looks = tuple(sorted({*looks, before.seeds}))
     request = dataclasses.replace(plan.request, seeds=seeds)
-    return dataclasses.replace(plan, request=request, looks=before.looks)
+    return dataclasses.replace(plan, request=request, looks=looks)
+
+
+def has_shown(sweep: Sweep) -> bool:
+    """Whether a comparison of the sweep as it is shows a verdict, so that more seeds would be added
+    after a look, whatever became of its other arms."""
+    baseline, *arms = (
+        bool(runs) and all(status_of(run) in ENDED for run in runs) for runs in sweep.arms.values()
+    )
+    return baseline and any(arms) and not sweep.schedule
 
 
 def refuse_other_choices(before: Sweep, plan: Plan) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
+from typing import Any
 
 from comparison.groups import Group, machines
 from comparison.runs import LoggedRun
@@ -94,13 +95,15 @@ def common_budget(groups: Iterable[Group], axis: str) -> float | None:
     return min((points[-1][0] for points in curves), default=None) if all(curves) else None
 
 
-def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
+def speedup(
+    group: Group, baseline: Group, axis: str, seeds: Collection[Any] | None = None
+) -> Estimate | None:
     """The natural logarithm of how many times less a group spends than the baseline for one loss.
 
     For each seed, the loss is one that both runs reach: the final one of the baseline, or of the
     group where that is higher. So swapping the two turns the sign, and no run is cut short. The
-    mean is over seeds. None where no loss is shared, the seeds are not paired, or the group is
-    the baseline.
+    mean is over the given seeds, or all. None where no loss is shared, the seeds are not paired,
+    or the group is the baseline.
     """
     own, other = machines([group, baseline])
     if group is baseline or (axis == "seconds" and own != other):
@@ -109,7 +112,7 @@ def speedup(group: Group, baseline: Group, axis: str) -> Estimate | None:
     logs = {
         run.seeds: _log_ratio(curve(theirs[run.seeds], axis), curve(run, axis))
         for run in group.counted
-        if run.seeds in theirs
+        if run.seeds in theirs and (seeds is None or run.seeds in seeds)
     }
     if None in logs.values():
         return None

@@ -48,6 +48,19 @@ class Declared:
     curves: tuple[TuningCurve, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """What a sweep declared of its runs.
+
+    Attributes:
+        seeds: Seeds of each arm; None if they are added until the verdict is sure.
+        looks: Numbers of seeds after which verdicts were shown.
+    """
+
+    seeds: int | None
+    looks: tuple[int, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Design:
     """A declared comparison.
@@ -61,6 +74,8 @@ class Design:
         seed_order: The (seed, data_seed) of its runs, in the order in which they are added.
         looks: Numbers of seeds after which verdicts were shown. If seeds were added after one, the
             intervals are those of a confidence sequence, which holds however many looks there are.
+        promises: By sweep what it declared of its runs, if it is compared beside other runs. That
+            of a sweep compared by itself is in `seeds`, `schedule` and `looks`.
         margin: Differences up to this many nats per token count as equal.
         tuned: Keys that every arm was given the same trials to choose.
         studied: The same for the arms of one sweep, by its folder, and the keys of the recipe that
@@ -78,6 +93,7 @@ class Design:
     schedule: tuple[Look, ...] = ()
     seed_order: tuple[tuple[int, int], ...] = ()
     looks: tuple[int, ...] = ()
+    promises: Mapping[str, Promise] = dataclasses.field(default_factory=dict)
     margin: float = MARGIN
     tuned: tuple[str, ...] = ()
     studied: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -103,7 +119,22 @@ class Design:
     @property
     def undeclared_looks(self) -> list[int]:
         """The looks after which seeds were added."""
-        return [n for n in self.looks if n < (self.seeds or 0)]
+        promises = [Promise(self.seeds, self.looks), *self.promises.values()]
+        return sorted({n for own in promises for n in own.looks if n < (own.seeds or 0)})
+
+    def waits_for(self, group: Group) -> str:
+        """Why the losses of a group may not be judged yet; empty if they may."""
+        own = [promise for sweep, promise in self.promises.items() if sweep in group.sweeps]
+        if any(promise.seeds is None for promise in own):
+            return (
+                f"{group.name} is of a sweep that adds seeds until sure, which is judged only by "
+                "itself"
+            )
+        declared = max([self.seeds or 0, *(promise.seeds for promise in own)])
+        finished = group.n + group.diverged
+        if finished < declared:
+            return f"{finished} of {declared} declared seeds of {group.name} have finished"
+        return ""
 
     def allowance(self, group: Group) -> float:
         """How far the loss of a group at its best tuned value may lie below that of its runs."""

@@ -22,7 +22,7 @@ from comparison.groups import (
     terms,
     unlike,
 )
-from comparison.judging import bar, final_standings
+from comparison.judging import bar, final_standings, unfinished
 from comparison.new_text import NewText, on_new_text
 from comparison.readings import Reading, readings
 from comparison.runs import MOST_OTHER_LOAD, LoggedRun
@@ -126,7 +126,9 @@ def compare(
     arms = [group for group in groups if group is not base]
     compared = [base, *(group for group in arms if not apart[group.name])]
     standings = final_standings(compared, design)
-    at_equal = readings(compared, design)
+    verdicts = {name: own.verdict for name, own in standings.items()}
+    at_equal = readings(compared, design, verdicts)
+    waiting = any(own.next_look is not None for own in standings.values())
     pareto = _pareto_set(compared)
 
     def seeds(group: Group) -> Collection[Any]:
@@ -141,16 +143,20 @@ def compare(
             group=group,
             changes=changes(group, base, design.may_differ(group, base), design.varied),
             set_apart=apart[group.name],
-            verdict=standings[group.name].verdict
-            if alike
-            else unjudged("set apart", design.margin),
-            new_text=on_new_text(group, base, standings[group.name].verdict, seeds(group))
+            verdict=verdicts[group.name] if alike else unjudged("set apart", design.margin),
+            new_text=on_new_text(group, base, verdicts[group.name], seeds(group))
             if alike
             else None,
             terms=terms(group, base),
             caveats=tuple(caveats(group, base, design)) if alike else (),
             at_equal={axis: own[group.name] for axis, own in at_equal.items() if group.name in own},
-            speedups={axis: speedup(group, base, axis) for axis in AXES if alike},
+            speedups={
+                axis: None
+                if unfinished(group, base, design)
+                else speedup(group, base, axis, seeds(group))
+                for axis in AXES
+                if alike
+            },
             pareto=pareto.get(group.name),
         )
 
@@ -163,7 +169,7 @@ def compare(
             name: own.next_look for name, own in standings.items() if own.next_look is not None
         },
         axes=tuple(at_equal),
-        effects=tuple(_effects(compared, design)),
+        effects=() if waiting else tuple(_effects(compared, design)),
         notes=tuple(_notes(groups, compared, design)),
     )
 

@@ -64,13 +64,21 @@ def judged_groups(
     return {base.name: Verdict(BASELINE, margin=design.margin), **found}
 
 
+def unfinished(group: Group, baseline: Group, design: Design) -> str:
+    """Why no losses of a group may be judged yet, at whatever budget; empty if they may.
+
+    A sweep shows no verdict and no interval before its declared seeds have finished: whoever stops
+    when the numbers please is wrong more often than promised.
+    """
+    return design.waits_for(group) or design.waits_for(baseline)
+
+
 def bar(group: Group, baseline: Group, design: Design) -> str:
     """Why the final losses of a group may not be judged; empty if they may."""
     both = (group, baseline)
-    for own in both:
-        finished = own.n + own.diverged
-        if design.seeds and finished < design.seeds:
-            return f"{finished} of {design.seeds} declared seeds of {own.name} have finished"
+    waits = unfinished(group, baseline, design)
+    if waits:
+        return waits
     if not all(own.n for own in both):
         return ""  # without losses there will be no estimate
     unequal = unequal_length(*both)

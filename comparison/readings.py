@@ -9,14 +9,14 @@ difference; else it is descriptive.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from statistics import fmean
 
 from comparison.curves import AXES, common_budget, curve, loss_at, loss_error
 from comparison.design import Design
 from comparison.groups import Group
-from comparison.judging import judged_groups
+from comparison.judging import judged_groups, unfinished
 from inference.samples import Sample
 from inference.verdicts import Verdict
 
@@ -48,26 +48,39 @@ class Reading:
     descriptive: str = ""
 
 
-def readings(groups: Sequence[Group], design: Design) -> dict[str, dict[str, Reading]]:
-    """For each unit of budget, by name the reading of each group that has one; the baseline is the
-    first of the groups."""
-    found = {axis: _on_axis(groups, axis, design) for axis in AXES}
+def readings(
+    groups: Sequence[Group], design: Design, verdicts: Mapping[str, Verdict]
+) -> dict[str, dict[str, Reading]]:
+    """For each unit of budget, by name the reading of each group that has one.
+
+    Args:
+        groups: The baseline first.
+        design: What was declared.
+        verdicts: By name those on the final losses, which readings at the end of the runs have too.
+    """
+    found = {axis: _on_axis(groups, axis, design, verdicts) for axis in AXES}
     return {axis: own for axis, own in found.items() if len(own) > 1}
 
 
-def _on_axis(groups: Sequence[Group], axis: str, design: Design) -> dict[str, Reading]:
+def _on_axis(
+    groups: Sequence[Group], axis: str, design: Design, final: Mapping[str, Verdict]
+) -> dict[str, Reading]:
     base = groups[0]
     budgets = {group.name: common_budget((base, group), axis) for group in groups if group.n}
     pairs = {
-        group.name: _Pair(group, base, axis, budgets[group.name], design.margin)
+        group.name: _Pair(group, base, axis, budgets[group.name], design)
         for group in groups
         if budgets.get(group.name) and base.n
     }
-    sound = [group for group in groups if group.name in pairs and not pairs[group.name].unsound]
+    verdicts = {
+        name: final[name] for name, pair in pairs.items() if pair.final and final[name].difference
+    }
+    verdicts[base.name] = final[base.name]
+    left = [g for g in groups if g.name in pairs.keys() - verdicts.keys()]
+    sound = [group for group in left if not pairs[group.name].unsound]
     # Arms with one budget share the baseline's losses at it, and can borrow variances.
-    verdicts: dict[str, Verdict] = {}
     for budget in dict.fromkeys(pairs[group.name].budget for group in sound):
-        at = [g for g in sound if pairs[g.name].budget == budget and g is not base]
+        at = [group for group in sound if pairs[group.name].budget == budget]
         verdicts |= judged_groups(
             [base, *at],
             lambda group, budget=budget: losses_at(group, axis, budget),
@@ -80,8 +93,8 @@ def _on_axis(groups: Sequence[Group], axis: str, design: Design) -> dict[str, Re
             pair.losses,
             pair.difference,
             pair.final,
-            None if pair.unsound else verdicts[name],
-            pair.unsound,
+            verdicts.get(name),
+            "" if name in verdicts else pair.unsound,
         )
         for name, pair in pairs.items()
     }
@@ -96,9 +109,9 @@ def losses_at(group: Group, axis: str, budget: float) -> Sample:
 class _Pair:
     """A group and the baseline at a budget that both spent."""
 
-    def __init__(self, group: Group, baseline: Group, axis: str, budget: float, margin: float):
+    def __init__(self, group: Group, baseline: Group, axis: str, budget: float, design: Design):
         self._groups = (group, baseline)
-        self._axis, self.budget, self._margin = axis, budget, margin
+        self._axis, self.budget, self._design = axis, budget, design
         self.losses = losses_at(group, axis, budget)
         base = losses_at(baseline, axis, budget)
         differences = [loss - base[seeds] for seeds, loss in self.losses.items() if seeds in base]
@@ -112,12 +125,15 @@ class _Pair:
     @cached_property
     def unsound(self) -> str:
         """Why it has no verdict; empty if it may have one."""
+        waits = unfinished(*self._groups, self._design)
+        if waits or self._design.schedule:
+            return waits or "seeds are added until sure, which only final losses allow for"
         shares = [self._progress(group) for group in self._groups]
         if None in shares or abs(shares[0] - shares[1]) > SAME_PROGRESS:
             told = " and ".join("?" if s is None else f"{100 * s:.0f} %" for s in shares)
             return f"at {told} of the schedules"
         error = sum(self._error(group) for group in self._groups)
-        if error > SOUND_ERROR * max(abs(self.difference or 0), self._margin):
+        if error > SOUND_ERROR * max(abs(self.difference or 0), self._design.margin):
             return f"between evaluations: may be off by {error:.4f}"
         return ""
 

@@ -42,6 +42,20 @@ _EVALS = list_of(record({"val_loss": nullable(number())}), most=10_000_000)
 _LOG = record({"status": text(), "eval_steps": _EVALS})
 
 
+def status_of(folder: Path) -> str:
+    """How far the run in a folder is, by its log: one of ENDED, or TO_DO."""
+    log = _log_in(folder)
+    return log["status"] if log and log["status"] in ENDED else TO_DO
+
+
+def _log_in(folder: Path) -> dict[str, Any] | None:
+    """The run.json in a folder; None if there is none that can be read, which train.py reports."""
+    try:
+        return read_checked(folder / RUN_FILE, read_run, _LOG, "the log of a run")
+    except UserError:
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A run to be trained.
@@ -89,22 +103,13 @@ class Job:
     @property
     def status(self) -> str:
         """How far it is, by its log: TO_DO where it can go on or begin."""
-        log = self._log
-        return log["status"] if log and log["status"] in ENDED else TO_DO
+        return status_of(self.folder)
 
     @property
     def loss(self) -> float | None:
         """The last validation loss, nats per token; None where there is none or it is infinite."""
-        log = self._log
+        log = _log_in(self.folder)
         return log["eval_steps"][-1]["val_loss"] if log and log["eval_steps"] else None
-
-    @property
-    def _log(self) -> dict[str, Any] | None:
-        """Its run.json; None where there is none that can be read, which train.py then reports."""
-        try:
-            return read_checked(self.folder / RUN_FILE, read_run, _LOG, "the log of a run")
-        except UserError:
-            return None
 
     @property
     def share_done(self) -> float:

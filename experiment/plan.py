@@ -214,8 +214,8 @@ class Plan:
         return found
 
     def allowances(self, tuned: Mapping[str, Tuned]) -> dict[str, float]:
-        """See `tuning.allowances`; none if nothing is tuned, or before all trials have ended."""
-        return allowances(tuned) if self.trials_each and len(tuned) == len(self.arms) else {}
+        """See `tuning.allowances`: of the arms whose trials have ended; none if nothing is tuned."""
+        return allowances(tuned) if self.trials_each else {}
 
 
 def make_plan(request: Request, directory: Path) -> Plan:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from comparison.design import Design
+from comparison.design import Design, Promise
 from comparison.findings import Findings, compare
 from comparison.runs import (
     RUN_FILE,
@@ -85,29 +85,45 @@ def select(
     if not words:
         return _newest_alone(out_dir, latest or DEFAULT_LATEST)
     words = list(expand(where_named(word, out_dir) for word in words))
-    sweeps, problems = _read_sweeps(folder for folder in map(sweep_folder, words) if folder)
-    others = [word for word in words if not sweep_folder(word)]
-    logs = [run / RUN_FILE for sweep in sweeps for run in sweep.runs]
-    runs, damaged = load_runs(dict.fromkeys([*filter(_is_file, logs), *find(others)]))
+    folders = [folder for folder in map(sweep_folder, words) if folder]
+    others = list(find([word for word in words if not sweep_folder(word)]))
+    # A part of a sweep, or a sweep beside other runs, is bound by what the sweep declared.
+    sweeps, problems = _read_sweeps(dict.fromkeys([*folders, *_sweeps_around(others)]))
+    named = [sweep for sweep in sweeps if sweep.folder in folders]
+    logs = [run / RUN_FILE for sweep in named for run in sweep.runs]
+    runs, damaged = load_runs(dict.fromkeys([*filter(_is_file, logs), *others]))
     arms = _arms_of(sweeps)
-    runs = [_in_sweep(run, *arms.get(run.path.parent, (None, None))) for run in runs]
-    problems += [*damaged, *(problem for sweep in sweeps for problem in _without_log(sweep))]
-    needs_baseline = sweeps and runs and not baseline_given
+    runs = [_in_sweep(run, *arms.get(run.path.parent.resolve(), (None, None))) for run in runs]
+    problems += [*damaged, *(problem for sweep in named for problem in _without_log(sweep))]
     return Selection(
         runs,
         problems,
-        baseline=_baseline_of(sweeps[0], runs) if needs_baseline else None,
-        design=_design(sweeps, alone=len(words) == 1),
+        baseline=None if baseline_given else _baseline_of(sweeps, named, runs),
+        design=_design(sweeps, {run.sweep for run in runs}),
     )
+
+
+def _sweeps_around(logs: Iterable[Path]) -> Iterator[Path]:
+    """The folders of the sweeps that have these runs in a folder of theirs."""
+    for log in logs:
+        for path in dict.fromkeys((log, log.resolve())):
+            if len(path.parents) > 2 and _is_file(path.parents[2] / SWEEP_FILE):
+                yield path.parents[2]
 
 
 def _in_sweep(run: LoggedRun, arm: str | None, sweep: str | None) -> LoggedRun:
     return dataclasses.replace(run, arm=arm, sweep=sweep)
 
 
-def _design(sweeps: Sequence[Sweep], alone: bool) -> Design:
-    """What sweeps declared. What one says of all its arms holds only if it is compared alone."""
+def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
+    """What sweeps declared.
+
+    Args:
+        sweeps: Those that runs belong to.
+        having: Of the runs, the sweeps that they belong to; None for a run of none.
+    """
     found = Design(
+        arms=max((len(sweep.arms) - 1 for sweep in sweeps), default=None),
         studied={str(sweep.folder): sweep.studied for sweep in sweeps},
         allowances={
             (str(sweep.folder), printable(arm)): allowed
@@ -119,12 +135,15 @@ def _design(sweeps: Sequence[Sweep], alone: bool) -> Design:
         ),
         varied=tuple(key for sweep in sweeps for key in sweep.varied),
     )
-    if not (sweeps and alone):
-        return found
+    if len(sweeps) != 1 or None in having:
+        promises = {
+            str(sweep.folder): Promise(None if sweep.schedule else sweep.seeds, sweep.looks)
+            for sweep in sweeps
+        }
+        return dataclasses.replace(found, promises=promises)
     [sweep] = sweeps
     return dataclasses.replace(
         found,
-        arms=len(sweep.arms) - 1,
         seeds=None if sweep.schedule else sweep.seeds,
         schedule=sweep.schedule,
         seed_order=sweep.seed_order,
@@ -196,7 +215,7 @@ def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str]]:
 def _arms_of(sweeps: Sequence[Sweep]) -> dict[Path, tuple[str, str]]:
     """Of each run's folder, what the first sweep that lists it calls its arm, and the sweep."""
     return {
-        folder: (printable(name), str(sweep.folder))
+        folder.resolve(): (printable(name), str(sweep.folder))
         for sweep in reversed(sweeps)
         for name, own in sweep.arms.items()
         for folder in own
@@ -217,11 +236,17 @@ def _without_log(sweep: Sweep) -> Iterator[str]:
         yield f"{_runs(waiting)} of {sweep.folder} that {verb} not begun"
 
 
-def _baseline_of(sweep: Sweep, runs: Sequence[LoggedRun]) -> LoggedRun:
+def _baseline_of(
+    sweeps: Sequence[Sweep], named: Sequence[Sweep], runs: Sequence[LoggedRun]
+) -> LoggedRun | None:
+    """A run of the baseline of the first sweep; None if there is no sweep, or only a part of one
+    was asked for, without its baseline."""
     for run in runs:
-        if run.path.parent in sweep.baseline:
+        if sweeps and run.path.parent in sweeps[0].baseline:
             return run
+    if not named or not runs:
+        return None
     raise UserError(
-        f"no run of the baseline of {sweep.folder} can be read, so there is nothing to compare "
+        f"no run of the baseline of {sweeps[0].folder} can be read, so there is nothing to compare "
         "with; train it with the command of the sweep, or name another group with --baseline."
     )

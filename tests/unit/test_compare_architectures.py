@@ -773,3 +773,52 @@ def test_a_damaged_manifest_is_told_in_a_sentence(tmp_path, compare):
     assert f"excluded: {tmp_path / 'sweep.json'}: damaged (" in err
     code, out, _ = compare(tmp_path, make_run(tmp_path / "good"), "--format=json")
     assert (code, compared_runs(out)) == (0, ["good"])
+
+
+def declare(sweep: Path, **declared) -> None:
+    manifest = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps(manifest | declared))
+
+
+ALLOWED = [
+    {"name": "plain", "tuned": {}, "allowance": 0.2},
+    {"name": "fast", "tuned": {}, "allowance": 0.2},
+]
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"seeds": [[seed, seed] for seed in range(1, 6)]}, "4 of 5 declared seeds of fast"),
+        ({"arms": ALLOWED}, "-0.1975 ["),  # by less than the allowance
+        ({"seeds": [[s, s] for s in range(1, 7)], "schedule": [{"n": 6, "alpha": 0.05}]}, ""),
+    ],
+)
+def test_another_word_frees_no_sweep_of_what_it_declared(tmp_path, compare, declared, said):
+    """A part of a sweep, its runs, or a sweep beside another run."""
+    sweep = make_sweep(tmp_path / "out" / "sweeps" / "one")
+    lone = make_run(tmp_path / "lone", config={"arm": "lone"})
+    assert groups_of(compare(sweep, "--format=json")[1])["fast"]["verdict"] == "better"
+    declare(sweep, **declared)
+    for words in ([sweep], [sweep / "runs"], [tmp_path / "out"], [sweep, lone]):
+        fast = groups_of(compare(*words, "--format=json")[1])["fast"]
+        assert fast["verdict"] == "inconclusive"
+        assert said in fast["words"]
+        assert all(own["verdict"] in (None, "inconclusive") for own in fast["at_equal"].values())
+
+
+def test_looks_hold_beside_another_run(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    declare(sweep, looks=[3, 4])
+    alone = groups_of(compare(sweep, "--format=json")[1])["fast"]
+    code, out, _ = compare(sweep, make_run(tmp_path / "lone"), "--format=json")
+    beside = groups_of(out)["fast"]
+    assert code == 0
+    assert beside["interval"][0] <= alone["interval"][0]
+    assert any("confidence sequence" in note for note in json.loads(out)["notes"])
+
+
+def test_a_part_without_the_baseline_is_compared_with_its_oldest_arm(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    code, out, _ = compare(*sorted((sweep / "runs").glob("fast-*")), "--format=json")
+    assert (code, json.loads(out)["baseline"]) == (0, "fast")

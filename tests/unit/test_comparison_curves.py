@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from comparison.curves import common_budget, cost_of, curve, loss_at, loss_error, speedup
+from comparison.design import Design
 from comparison.findings import compare
 from comparison.groups import group_runs
 from comparison.readings import losses_at
@@ -225,3 +226,17 @@ def test_an_arm_that_learns_nothing_has_no_speedup():
     plain = group_runs(simulated_arm("a", [3.0, 3.01, 3.02]))[0]
     flat = [simulated_run("b", s, curve=[(0, 5.0), (100, 5.0 + s / 100)]) for s in (1, 2, 3)]
     assert speedup(group_runs(flat)[0], plain, "tokens") is None
+
+
+def test_readings_and_speedups_wait_for_the_declared_seeds():
+    """An arm of three seeds, of five that were declared, whose FLOPs differ by 0.3 %."""
+    plain = simulated_arm("a", [3.00, 3.02, 3.01], start="2025-01-01")
+    arm = simulated_arm("b", [2.95, 2.968, 2.962], model={"bias": False}, flops_per_token=1_003_000)
+    found = compare([*plain, *arm], design=Design(seeds=5)).rows[1]
+    for reading in found.at_equal.values():
+        assert reading.verdict is None
+        assert reading.descriptive == "3 of 5 declared seeds of arch-b have finished"
+    assert not any(found.speedups.values())
+    judged = compare([*plain, *arm], design=Design(seeds=3)).rows[1]
+    assert judged.at_equal["tokens"].verdict.word == "better"
+    assert judged.speedups["tokens"]

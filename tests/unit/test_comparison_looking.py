@@ -100,3 +100,16 @@ def test_the_last_look_ends_it():
     findings = looked_at(runs, most=7)
     assert row(findings, "same").verdict.difference.n == 7
     assert findings.next_looks == {}
+
+
+def test_nothing_is_judged_between_looks():
+    """Readings, speed-ups and effects of 7 seeds after a look at 5 that was not sure."""
+    runs = [*arm("base", 1, drawn(1, 7)), *arm("same", 3, drawn(3, 7))]
+    found = row(looked_at(runs), "same")
+    assert found.verdict.difference.n == 5
+    assert found.at_equal["tokens"].verdict == found.verdict
+    dearer = simulated_arm("same", drawn(3, 7), model={"arm": "same"}, flops_per_token=1_003_000)
+    reading = row(looked_at([*runs[:7], *dearer]), "same").at_equal["flops"]
+    assert reading.verdict is None
+    assert reading.descriptive.startswith("seeds are added until sure")
+    assert found.speedups["tokens"].n == 5
