@@ -214,7 +214,7 @@ class Plan:
         return found
 
     def allowances(self, tuned: Mapping[str, Tuned]) -> dict[str, float]:
-        """See `tuning.allowances`: of the arms whose trials have ended; none if nothing is tuned."""
+        """Of each arm whose trials ended, see `tuning.allowances`; none if nothing is tuned."""
         return allowances(tuned) if self.trials_each else {}
 
 

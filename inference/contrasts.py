@@ -7,7 +7,9 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from inference.crossed import crossed_sample
 from inference.estimates import PAIRED, Estimate
+from inference.grids import full_grid, independent
 from inference.rules import Rule
 from inference.samples import Sample, shared_seeds, spread
 
@@ -51,17 +53,20 @@ class Contrast:
 def estimate_contrast(terms: Sequence[Term]) -> Estimate | None:
     """The weighted sum of means, taken seed by seed over the seeds that all arms share.
 
-    None for fewer than two shared seeds, or if all of them give the same sum.
+    Seeds crossed with orders of the data are taken over the full grid that they share. None for
+    fewer than two shared seeds, if all of them give the same sum, or if they are neither
+    independent nor a grid.
     """
-    sums = [
-        math.fsum(term.weight * term.sample[seed] for term in terms)
-        for seed in shared_seeds(*(term.sample for term in terms))
-    ]
-    variance = spread(sums)
+    seeds = shared_seeds(*(term.sample for term in terms))
+    sums = {seed: math.fsum(term.weight * term.sample[seed] for term in terms) for seed in seeds}
+    if not independent(seeds):
+        grid = full_grid(seeds)
+        return grid and crossed_sample(sums, grid)
+    variance = spread(list(sums.values()))
     if not variance:
         return None
     n = len(sums)
-    return Estimate(fmean(sums), math.sqrt(variance / n), n - 1, n, PAIRED)
+    return Estimate(fmean(sums.values()), math.sqrt(variance / n), n - 1, n, PAIRED)
 
 
 def judge_contrast(terms: Sequence[Term], rule: Rule) -> Contrast | None:

@@ -13,6 +13,8 @@ import math
 import numpy as np
 
 from inference.estimates import CROSSED, PAIRED, Estimate
+from inference.grids import Grid
+from inference.samples import Sample
 
 NOTABLE = 0.1
 """Columns whose variance is below this share of that of rows change nothing."""
@@ -61,3 +63,10 @@ def crossed(values: np.ndarray, rows: Estimate | None = None) -> Crossed | None:
     spread += shared**2 / ((n - 1) * (columns - 1))
     both = Estimate(rows.value, math.sqrt(total), total**2 / spread, n, CROSSED)
     return Crossed(both, rows, column_part > NOTABLE * row_part)
+
+
+def crossed_sample(sample: Sample, grid: Grid) -> Estimate | None:
+    """The mean over a grid of seeds crossed with orders of the data; None if it does not vary."""
+    values = np.array([[sample[r, c] for c in grid.columns] for r in grid.rows])
+    found = crossed(values)
+    return found and dataclasses.replace(found.both, n=min(values.shape))

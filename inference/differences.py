@@ -14,10 +14,9 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-import numpy as np
-
-from inference.crossed import crossed
+from inference.crossed import crossed_sample
 from inference.estimates import MODERATED, PAIRED, WELCH, Estimate
+from inference.grids import Grid, full_grid, independent
 from inference.quantiles import chi2_quantile, f_quantile
 from inference.samples import Sample, shared_seeds, spread, variance
 
@@ -52,42 +51,39 @@ def kappa(n: int) -> float:
 def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
     """The difference of each arm from the baseline; None if it cannot be estimated.
 
-    Arms that share two or more seeds with the baseline are compared on those seeds alone (if these
-    are pairs that form a full grid of seeds and orders of the data, as crossed), the others as
-    independent samples (Welch 1947, "The generalization of Student's problem"). None if
-    a sample then has fewer than two seeds or its numbers do not vary.
+    Arms that share two or more seeds with the baseline are compared on those seeds alone, the
+    others as independent samples (Welch 1947, "The generalization of Student's problem"). Seeds
+    crossed with orders of the data are compared on the full grid that they share. None if a sample
+    has fewer than two seeds, its numbers do not vary, or they are neither independent nor a grid.
     """
-    grids = [_on_grid(baseline, arm) for arm in arms]
-    paired = [_Paired.of(baseline, arm) for arm in arms]
+    shared = [shared_seeds(baseline, arm) for arm in arms]
+    paired = [
+        _Paired.of(baseline, arm) if independent(cells) else None
+        for arm, cells in zip(arms, shared, strict=True)
+    ]
     found: list[Difference | None] = []
-    for i, (arm, grid, own) in enumerate(zip(arms, grids, paired, strict=True)):
-        if grid is not None:
-            found.append(grid)
-        elif own is None:
+    for i, (arm, own) in enumerate(zip(arms, paired, strict=True)):
+        if own is not None:
+            others = [p for j, p in enumerate(paired) if j != i]
+            found.append(_moderated(own, [p for p in others if p is not None and p.variance > 0]))
+        elif not independent(shared[i]):
+            grid = full_grid(shared[i])
+            found.append(_on_grid(baseline, arm, grid) if grid else None)
+        elif independent(baseline) and independent(arm):
             found.append(_welch(baseline, arm))
         else:
-            others = [p for j, p in enumerate(paired) if j != i and grids[j] is None]
-            found.append(_moderated(own, [p for p in others if p is not None and p.variance > 0]))
+            found.append(None)
     return found
 
 
-def _on_grid(baseline: Sample, arm: Sample) -> Difference | None:
-    """The difference over a full grid of seeds crossed with orders of the data, whose cells share a
-    row or a column and are not independent; None if the shared seeds are no such grid."""
-    cells = shared_seeds(baseline, arm)
-    if not all(isinstance(cell, tuple) and len(cell) == 2 for cell in cells):
+def _on_grid(baseline: Sample, arm: Sample, grid: Grid) -> Difference | None:
+    """The difference over seeds crossed with orders of the data, whose cells share a row or a
+    column and are not independent."""
+    own = crossed_sample({cell: arm[cell] - baseline[cell] for cell in grid.cells}, grid)
+    if own is None:
         return None
-    rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
-    if min(len(rows), len(columns)) < 2 or len(cells) != len(rows) * len(columns):
-        return None
-    grid = np.array([[arm[r, c] - baseline[r, c] for c in columns] for r in rows])
-    found = crossed(grid)
-    if found is None:
-        return None
-    own = found.both
-    n = min(len(rows), len(columns))
-    mean = fmean(baseline[cell] for cell in cells)
-    return Difference(own.value, own.error, own.df, n, own.test, mean)
+    mean = fmean(baseline[cell] for cell in grid.cells)
+    return Difference(own.value, own.error, own.df, own.n, own.test, mean)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from inference.differences import Difference
+from inference.grids import full_grid, independent
 from inference.planning import Plan
 from inference.rules import DeclaredSeeds, Rule
-from inference.samples import Sample
+from inference.samples import Sample, shared_seeds
 
 MARGIN = 0.01
 """Differences up to this many nats per token count as equal: 1 % of perplexity."""
@@ -187,4 +188,11 @@ def _why_no_estimate(baseline: Results, arm: Results) -> str:
             runs = "finished run" if len(results.losses) == 1 else "finished runs"
             failed = f" ({results.failures} failed)" if results.failures else ""
             return f"{whose} has {len(results.losses)} {runs}{failed}; at least 2 are needed"
+    shared = shared_seeds(baseline.losses, arm.losses)
+    samples = [shared] if len(shared) > 1 else [baseline.losses, arm.losses]
+    if not all(independent(seeds) or full_grid(seeds) for seeds in samples):
+        return (
+            "runs share seeds or orders of the data without forming a full grid, so they are not "
+            "independent; give each --seed a --data_seed of its own"
+        )
     return "all seeds give the same result, so the variance is unknown"
