@@ -514,8 +514,9 @@ def report_tuning(plan: Plan, tuned: Mapping[str, Tuned], console: Console) -> N
         notes = [f"its best value may be better by {allowed:.4f} nats"]
         if allowed > plan.request.margin:
             notes.append("tune finer: that is more than the margin")
-        if own.at_edge:
-            notes.append(f"at the edge of the values tried: widen --tune {own.key}")
+        if own.edges:
+            keys = ", ".join(own.edges)
+            notes.append(f"at the edge of the values tried: widen --tune {keys}")
         console.say(f"tuned {arm.name}: {assignments(own.choice)} ({'; '.join(notes)})")
 
 

@@ -48,12 +48,12 @@ _TUNING = record(
         "key": _TEXT,
         "tried": list_of(_TEXT, most=_MOST),
         "losses": list_of(nullable(number()), most=_MOST),
-        "at_edge": flag,
-    }
+    },
+    {"at_edge": flag},  # where earlier versions wrote it
 )
 _ARM = record(
     {"name": text(LONGEST_TEXT), "tuned": nullable(record({}, others=_TEXT))},
-    {"tuning": nullable(_TUNING), "allowance": nullable(number(0))},
+    {"tuning": nullable(_TUNING), "allowance": nullable(number(0)), "at_edge": flag},
     others=plain,
 )
 
@@ -101,7 +101,7 @@ class Sweep:
         tuned: Of each arm the trial that was chosen; None where it is not known yet.
         allowances: By arm how far its loss at the best tuned value may lie below that of its runs,
             nats per token.
-        at_edge: Arms whose fitted value is at an end of those that were tried.
+        at_edge: Arms of which a tuned value is at an end of those that were tried.
         studied: Keys of the recipe that may differ between arms.
         varied: Keys whose values make arms.
         factors: The keys of a factorial design; none of another.
@@ -182,6 +182,7 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
                 "tuned": tuned[arm.name].choice if arm.name in tuned else None,
                 "tuning": _tuning(tuned[arm.name]) if arm.name in tuned else None,
                 "allowance": known.get(arm.name),
+                "at_edge": arm.name in tuned and bool(tuned[arm.name].edges),
                 "arguments": [*arm.files, *(f"--{k}={v}" for k, v in arm.flags.items())],
             }
             for arm in plan.arms
@@ -207,7 +208,6 @@ def _tuning(tuned: Tuned) -> dict[str, Any] | None:
         "key": tuned.key,
         "tried": list(tuned.tried),
         "losses": list(tuned.losses),
-        "at_edge": tuned.at_edge,
     }
 
 
@@ -229,7 +229,9 @@ def read_sweep(folder: Path) -> Sweep:
         tuned=arms,
         allowances={arm["name"]: arm.get("allowance") or 0.0 for arm in manifest["arms"]},
         at_edge=tuple(
-            arm["name"] for arm in manifest["arms"] if (arm.get("tuning") or {}).get("at_edge")
+            arm["name"]
+            for arm in manifest["arms"]
+            if arm.get("at_edge", (arm.get("tuning") or {}).get("at_edge"))
         ),
         studied=tuple(manifest["studied"]),
         varied=tuple(manifest.get("varied", ())),

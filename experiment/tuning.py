@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 from experiment.arms import Arm
 from experiment.trials import Choice, Trial
-from inference.tuning import HIGHEST, Fit, allowance, at_grid, fit, noise_of
+from inference.tuning import HIGHEST, Fit, allowance, at_grid, fit, noise_of, range_of
 from options import KEYS
 
 
@@ -23,8 +24,9 @@ class Tuned:
         tried: Its values as flags spell them, rising.
         losses: The mean loss of each, None where a run failed.
         fit: The fitted optimum; None without a curve.
-        spread: Highest minus lowest of the losses of all trials, but those more than HIGHEST above
-            the lowest.
+        spread: Highest minus lowest of the losses of the trials, but those more than HIGHEST above
+            the lowest, see `inference.tuning.range_of`.
+        edges: The keys whose value is the lowest or highest that was tried.
     """
 
     arm: Arm
@@ -34,11 +36,7 @@ class Tuned:
     losses: tuple[float | None, ...] = ()
     fit: Fit | None = None
     spread: float = 0.0
-
-    @cached_property
-    def at_edge(self) -> bool:
-        """Whether the optimum lies at an end of the values that were tried."""
-        return self.fit is not None and self.fit.at_edge
+    edges: tuple[str, ...] = ()
 
 
 def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -> Tuned:
@@ -55,22 +53,49 @@ def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -
     if not trials:
         return Tuned(arm, {})
     finite = [loss for loss in losses if loss is not None]
-    lowest = min(finite, default=0.0)
-    spread = max((loss for loss in finite if loss <= lowest + HIGHEST), default=0.0) - lowest
+    lowest = min(finite, default=math.inf)
     best = trials[losses.index(lowest) if finite else 0]
     key = _number_of(trials)
+    spread = _spread([loss for loss in finite if loss <= lowest + HIGHEST], trials)
     if key is None:
-        return Tuned(best.arm, best.choice, spread=spread)
+        return Tuned(best.arm, best.choice, spread=spread, edges=_edges(best, trials))
     ordered = sorted(zip(trials, losses, strict=True), key=lambda pair: float(pair[0].choice[key]))
     tried = tuple(trial.choice[key] for trial, _ in ordered)
     curve = tuple(loss for _, loss in ordered)
     found = fit(curve)
     if found is None:
-        return Tuned(best.arm, best.choice, key, tried, curve)
+        return Tuned(best.arm, best.choice, key, tried, curve, spread=spread)
     value = _spelled(at_grid([float(text) for text in tried], found.optimum), tried)
     nearest = ordered[round(found.optimum)][0].arm
     fitted = dataclasses.replace(nearest, flags={**nearest.flags, key: value})
-    return Tuned(fitted, {key: value}, key, tried, curve, found, spread)
+    edges = (key,) if found.at_edge else ()
+    return Tuned(fitted, {key: value}, key, tried, curve, found, spread, edges)
+
+
+def _spread(kept: Sequence[float], trials: Sequence[Trial]) -> float:
+    """The range of the losses of the trials that did not fail or end too high. All words are tried,
+    but of numbers only a few."""
+    if kept and not _numbers(trials):
+        return max(kept) - min(kept)
+    return range_of(kept, len(trials))
+
+
+def _edges(best: Trial, trials: Sequence[Trial]) -> tuple[str, ...]:
+    """The keys of numbers whose value in the best trial is the lowest or highest tried."""
+    return tuple(
+        key
+        for key, values in _numbers(trials).items()
+        if len(values) > 1 and float(best.choice[key]) in (min(values), max(values))
+    )
+
+
+def _numbers(trials: Sequence[Trial]) -> dict[str, set[float]]:
+    """By key the values that the trials have of it, of the keys whose values are all numbers."""
+    found = {}
+    for key in dict.fromkeys(key for trial in trials for key in trial.choice):
+        with contextlib.suppress(ValueError):
+            found[key] = {float(trial.choice[key]) for trial in trials if key in trial.choice}
+    return found
 
 
 def allowances(tuned: Mapping[str, Tuned]) -> dict[str, float]:

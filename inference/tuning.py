@@ -22,6 +22,9 @@ REACH = 2
 HIGHEST = 0.2
 """Points that lie more than this many nats above the lowest are not on the parabola."""
 
+FEWEST = 3
+"""Points that a range of losses can be told from."""
+
 ASYMMETRY = 0.05
 """Squared grid steps that pay for curves which rise up to four times as fast on one side."""
 
@@ -43,10 +46,8 @@ class Fit:
         inverse: (X'X)^-1 of the least-squares fit, 3 x 3; None likewise.
         optimum: The fitted optimum in grid steps, at most one step from the lowest point.
         vertex: The minimum of the parabola wherever it lies; the lowest point if there is none.
-        range: Highest minus lowest of the kept losses; HIGHEST if so many failed or lay too high
-            that fewer than three are left, since the optimum may then lie anywhere between points.
-        at_edge: Whether the optimum lies at an end of a grid of three or more points, which should
-            then be extended.
+        range: See `range_of` the kept losses.
+        at_edge: Whether the optimum lies at an end of the grid, which should then be extended.
     """
 
     kept: tuple[int, int]
@@ -115,11 +116,18 @@ def fit(losses: Sequence[float | None]) -> Fit | None:
         inverse=inverse,
         optimum=optimum,
         vertex=vertex,
-        range=HIGHEST
-        if len(kept) < min(3, len(losses))
-        else max(finite[z] for z in kept) - finite[lowest],
-        at_edge=len(losses) > 2 and not 0 < optimum < len(losses) - 1,
+        range=range_of([finite[z] for z in kept], len(losses)),
+        at_edge=len(losses) > 1 and not 0 < optimum < len(losses) - 1,
     )
+
+
+def range_of(kept: Sequence[float], tried: int) -> float:
+    """Highest minus lowest of the losses of those of several trials of a number that did not fail
+    or end too high. HIGHEST if fewer than three are left, since the optimum may then lie anywhere
+    between the points; 0 if there was one trial, and so nothing to choose."""
+    if tried == 1:
+        return 0.0
+    return max(kept) - min(kept) if len(kept) >= FEWEST else HIGHEST
 
 
 def noise_of(curves: Sequence[Sequence[float | None]], fits: Sequence[Fit | None]) -> Noise:
@@ -177,7 +185,7 @@ def _parabola(
     kept: range, losses: Sequence[float]
 ) -> tuple[tuple[float, float, float] | None, np.ndarray | None]:
     """Least squares of 1, z, z^2, and (X'X)^-1; None for fewer than three points."""
-    if len(kept) < 3:
+    if len(kept) < FEWEST:
         return None, None
     x = np.vander(np.array(kept, dtype=float), 3, increasing=True)
     inverse = np.linalg.inv(x.T @ x)

@@ -246,7 +246,7 @@ def test_a_number_is_fitted_to_the_mean_losses(tuning: Plan) -> None:
     assert own.choice == {"learning_rate": "0.00178"}
     assert own.fit.optimum == pytest.approx(5 / 6)
     assert own.losses == pytest.approx((3.1, 3.0, 3.2))
-    assert not own.at_edge
+    assert own.edges == ()
 
 
 def test_the_lowest_mean_is_chosen_of_words(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -258,6 +258,27 @@ def test_the_lowest_mean_is_chosen_of_words(tiny_dataset: Path, tmp_path: Path) 
     assert own.choice == {"lr_schedule": "linear"}
     assert (own.fit, own.spread) == (None, pytest.approx(0.15))
     assert flags_of(plan.final_jobs({"baseline": own})[0])["lr_schedule"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("corners", "allowed"), [((2.9, 2.0, 2.95, 2.8), 0.2), ((2.1, 2.0, 2.15, 2.02), 0.15)]
+)
+def test_a_grid_of_two_keys_has_an_allowance(
+    tiny_dataset: Path, tmp_path: Path, corners: tuple[float, ...], allowed: float
+) -> None:
+    """One corner of 2 x 2 is far below the others, so the optimum may lie anywhere between."""
+    tune = {"learning_rate": ("1e-3", "4e-3"), "weight_decay": ("0.0", "0.1")}
+    plan = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, tune=tune)
+    for job, loss in zip(plan.tuning_jobs()[::2], corners, strict=True):
+        log(job, [9.0, loss])
+    tuned = plan.tuned()
+    assert plan.allowances(tuned)["baseline"] == pytest.approx(allowed)
+    assert tuned["baseline"].edges == ("learning_rate", "weight_decay")
+
+
+def test_nothing_that_finished_has_the_largest_allowance(tuning: Plan) -> None:
+    losses_of("baseline", {rate: [None, None] for rate in BASELINE}, tuning)
+    assert tuning.allowances(tuning.tuned())["baseline"] == pytest.approx(0.2)
 
 
 def test_an_arm_has_its_allowance_while_others_are_tuned(tuning: Plan) -> None:
@@ -290,7 +311,7 @@ def test_final_runs_have_what_was_chosen(tuning: Plan) -> None:
 def test_an_optimum_at_the_edge_is_told(tuning: Plan) -> None:
     losses_of("baseline", {"1e-3": [2.0, 2.0], "2e-3": [2.1, 2.1], "4e-3": [2.3, 2.3]}, tuning)
     own = tuning.tuned()["baseline"]
-    assert own.at_edge
+    assert own.edges == ("learning_rate",)
     assert own.choice == {"learning_rate": "1e-3"}
 
 
@@ -358,7 +379,6 @@ def test_the_manifest(tuning: Plan) -> None:
         "key": "learning_rate",
         "tried": ["1e-3", "2e-3", "4e-3"],
         "losses": pytest.approx([3.1, 3.0, 3.2]),
-        "at_edge": False,
     }
     assert document["arms"][1]["tuned"] is None
     assert document["arms"][0]["parameters"] == tuning.baseline.parameters

@@ -12,7 +12,7 @@ from inference.crossed import crossed
 from inference.estimates import PAIRED, Estimate
 from inference.ladder import FADES, GROWS, HOLDS, Rung, climb
 from inference.quantiles import t_critical
-from inference.tuning import Noise, allowance, at_grid, fit, noise_of
+from inference.tuning import HIGHEST, Noise, allowance, at_grid, fit, noise_of
 
 CURVES = ((2.10, 2.03, 2.00, 2.02, 2.09), (2.08, 2.01, 1.985, 2.015, 2.9))
 
@@ -90,9 +90,20 @@ def test_only_two_points_on_either_side_are_fitted():
 def test_without_a_minimum_the_allowance_is_the_range():
     peak = (2.0, 2.01, 2.0, 2.01, 2.0)
     noise = noise_of(CURVES, [fit(c) for c in CURVES])
-    for curve in (peak, (2.0, 2.1)):
-        assert allowance(fit(curve), noise) == pytest.approx(max(curve) - min(curve))
-    assert allowance(fit((2.0, 2.001)), noise) == pytest.approx(2 * math.sqrt(noise.variance))
+    assert allowance(fit(peak), noise) == pytest.approx(max(peak) - min(peak))
+    falling = (2.001, 2.0005, 2.0)
+    assert allowance(fit(falling), noise) == pytest.approx(2 * math.sqrt(noise.variance))
+
+
+def test_two_rates_are_too_few_for_an_allowance():
+    """Optima half a step apart, curves of 0.05 nats per squared step: a difference by tuning alone,
+    which the two losses do not show."""
+    own = fit([2.0 + 0.05 * 0.5**2, 2.0 + 0.05 * 0.5**2])
+    other = fit([2.0, 2.0 + 0.05])
+    noise = noise_of([], [])
+    assert [allowance(each, noise) for each in (own, other)] == [HIGHEST, HIGHEST]
+    assert (own.at_edge, other.at_edge) == (True, True)
+    assert allowance(fit([2.0]), noise) == 0  # no choice
     assert allowance(fit((2.0,)), Noise(0.0, 0)) == 0
 
 
