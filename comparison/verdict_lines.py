@@ -81,7 +81,9 @@ def reading_verdict(reading: Reading) -> tuple[str, str]:
 
 
 def _what_it_takes(verdict: Verdict) -> str:
-    needed = verdict.seeds_needed
-    if needed is None:
-        return f"{verdict.difference.n} seeds find differences from {verdict.detectable:.2g}"
-    return f"to find a difference of {verdict.margin:g} takes about {needed} seeds"
+    needed, detectable = verdict.seeds_needed, verdict.detectable
+    if needed is not None:
+        return f"to find a difference of {verdict.margin:g} takes about {needed} seeds"
+    if detectable is None:
+        return f"{verdict.difference.n} seeds find no difference, since some were added later"
+    return f"{verdict.difference.n} seeds find differences from {detectable:.2g}"

@@ -209,7 +209,7 @@ def detects(plan: Plan) -> str:
         return "One seed gives no verdict, since its variance is unknown. Use --seeds=5."
     spread = math.sqrt(2 / seeds)  # of a difference, if pairs of seeds are not correlated
     df = (seeds - 1) * (2 if arms > FEWEST_OTHERS else 1)
-    times = SeedPlan(spread, df, seeds, DeclaredSeeds(arms).level).detectable()
+    times = SeedPlan(spread, df, seeds, DeclaredSeeds(arms)).detectable()
     jobs = plan.final_jobs(plan.tuned())
     done = [job.loss for job in jobs if job.arm == plan.baseline.name and job.status == COMPLETED]
     noise = deviation([loss for loss in done if loss is not None])

@@ -66,7 +66,7 @@ def futile(verdict: Verdict, last: DeclaredSeeds, max_seeds: int) -> bool:
     band = t_critical(estimate.df, FUTILITY) * estimate.error
     df = estimate.df * (max_seeds - 1) / (estimate.n - 1)
     error = estimate.error * math.sqrt(estimate.n / max_seeds)
-    half = t_critical(df, last.level) * error
+    half = last.critical(df, max_seeds) * error + verdict.allowance
     never_clear_of_0 = abs(estimate.value) + band < half
     never_equal = max(abs(estimate.value) - band, 0.0) + half > verdict.margin
     return never_clear_of_0 and never_equal

@@ -17,7 +17,8 @@ import numpy as np
 from scipy import special
 
 from inference.estimates import Estimate
-from inference.quantiles import chi2_quantile, t_critical
+from inference.quantiles import chi2_quantile
+from inference.rules import Rule
 
 POWER = 0.8
 """Wanted probability of finding a difference that is there (Cohen 1988)."""
@@ -42,19 +43,21 @@ class Plan:
         error: Standard error of the difference with `n` seeds, taken as known.
         df: Degrees of freedom that its estimate will have with `n` seeds.
         n: A number of seeds.
-        level: The level of one comparison, see `rules.DeclaredSeeds`.
+        rule: How intervals are made.
+        allowance: What tuning adds to the interval on the side of 0, however many seeds there are.
     """
 
     error: float
     df: float
     n: int
-    level: float
+    rule: Rule
+    allowance: float = 0.0
 
     @classmethod
-    def after(cls, estimate: Estimate, level: float) -> Plan:
+    def after(cls, estimate: Estimate, rule: Rule, allowance: float = 0.0) -> Plan:
         """The plan after a first estimate: its error is an upper confidence limit."""
         inflation = math.sqrt(estimate.df / chi2_quantile(1 - UPPER, estimate.df))
-        return cls(inflation * estimate.error, estimate.df, estimate.n, level)
+        return cls(inflation * estimate.error, estimate.df, estimate.n, rule, allowance)
 
     def power(self, difference: float, seeds: int) -> float:
         """Probability of finding a true difference with so many seeds, its sign right.
@@ -63,12 +66,15 @@ class Plan:
         critical value times the estimated error, averaged over what that estimate may be.
         """
         df = self.df * (seeds - 1) / (self.n - 1)
-        shift = abs(difference) / (self.error * math.sqrt(self.n / seeds))
-        return float(special.ndtr(shift - t_critical(df, self.level) * _error_estimates(df)).mean())
+        shift = (abs(difference) - self.allowance) / (self.error * math.sqrt(self.n / seeds))
+        critical = self.rule.critical(df, seeds)
+        if math.isinf(critical):
+            return 0.0
+        return float(special.ndtr(shift - critical * _error_estimates(df)).mean())
 
     def seeds_needed(self, difference: float) -> int | None:
         """The fewest seeds that find a true difference with probability POWER; None if that is
-        more than MOST_SEEDS."""
+        more than MOST_SEEDS, as for any difference within the allowance."""
         if difference == 0 or self.power(difference, MOST_SEEDS) < POWER:
             return None
         low, high = 1, MOST_SEEDS
@@ -78,9 +84,12 @@ class Plan:
             low, high = (low, middle) if enough else (middle, high)
         return high
 
-    def detectable(self) -> float:
-        """The smallest true difference that `n` seeds find with probability POWER."""
-        low, high = 0.0, self.error
+    def detectable(self) -> float | None:
+        """The smallest true difference that `n` seeds find with probability POWER; None if they
+        find none, since the interval is infinite."""
+        if math.isinf(self.rule.critical(self.df, self.n)):
+            return None
+        low, high = 0.0, self.error + self.allowance
         while self.power(high, self.n) < POWER:
             low, high = high, 2 * high
         while high - low > 1e-3 * high:

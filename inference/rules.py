@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from inference.differences import Difference, differences
 from inference.estimates import Estimate
-from inference.quantiles import ALPHA, sidak_level, sidak_p
+from inference.quantiles import ALPHA, sidak_level, sidak_p, t_critical
 from inference.samples import Sample
 
 
@@ -37,12 +37,17 @@ class Rule:
         """The difference of each arm from the baseline; None if the rule has none for it."""
         raise NotImplementedError
 
-    def half_width(self, estimate: Estimate) -> float:
-        """Half the width of the interval; may be infinite."""
+    def critical(self, df: float, n: int) -> float:
+        """Half the width of the interval in standard errors; may be infinite."""
         raise NotImplementedError
 
+    def half_width(self, estimate: Estimate) -> float:
+        """Half the width of the interval; may be infinite."""
+        return self.critical(estimate.df, estimate.n) * estimate.error
+
     def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
-        """The smallest alpha whose interval, `allowance` wider towards 0, excludes 0."""
+        """The p value of no difference, after the value is moved toward 0 by `allowance`: below
+        ALPHA exactly if the interval, so much wider, excludes 0."""
         raise NotImplementedError
 
 
@@ -57,11 +62,12 @@ class DeclaredSeeds(Rule):
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         return differences(baseline, arms)
 
-    def half_width(self, estimate: Estimate) -> float:
-        return estimate.half_width(self.level)
+    def critical(self, df: float, n: int) -> float:
+        return t_critical(df, self.level)
 
     def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
-        return sidak_p(estimate.p_value(allowance), self.family)
+        own = sidak_p(estimate.p_value(allowance), self.family)
+        return min(own * ALPHA / self.alpha, 1.0)  # a look spends a part of ALPHA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +84,7 @@ class ConfidenceSequence(Rule):
         alone = [differences(baseline, [arm])[0] for arm in arms]  # nothing to borrow from
         return [own if own is not None and own.paired else None for own in alone]
 
-    def half_width(self, estimate: Estimate) -> float:
-        return self.constant(estimate.n) * estimate.error
-
-    def constant(self, n: int) -> float:
-        """c in the interval mean -+ c s / sqrt(n); infinite while n is too small."""
+    def critical(self, df: float, n: int) -> float:
         g = _information(n)
         growth = (math.sqrt(g) * self.family / self.alpha) ** (2 / n)
         if growth >= g:
@@ -94,7 +96,8 @@ class ConfidenceSequence(Rule):
         g = _information(n)
         square = (max(abs(estimate.value) - allowance, 0.0) / estimate.error) ** 2
         growth = (square + n - 1) / (square / g + n - 1)
-        return min(1.0, self.family * math.sqrt(g) * growth ** (-n / 2))
+        own = self.family * math.sqrt(g) * growth ** (-n / 2)
+        return min(own * ALPHA / self.alpha, 1.0)
 
 
 def _information(n: int) -> int:

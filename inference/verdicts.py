@@ -52,10 +52,11 @@ class Verdict:
         word: better, worse, equal or inconclusive.
         difference: The estimate; None if there is none.
         interval: Simultaneous interval of the true difference.
-        p_adjusted: p value of no difference, adjusted for the size of the family: below alpha
+        p_adjusted: p value of no difference, adjusted for the size of the family: below ALPHA
             exactly if the interval excludes 0.
         margin: Differences up to this count as equal.
         rule: How the interval was made.
+        allowance: The larger of those for tuning of the arm and the baseline.
         reason: Why the interval does not decide, other than by its width.
     """
 
@@ -65,6 +66,7 @@ class Verdict:
     p_adjusted: float | None = None
     margin: float = MARGIN
     rule: Rule = DeclaredSeeds(1)
+    allowance: float = 0.0
     reason: str = ""
 
     @property
@@ -80,7 +82,7 @@ class Verdict:
 
     @property
     def _plan(self) -> Plan | None:
-        return self.difference and Plan.after(self.difference, self.rule.level)
+        return self.difference and Plan.after(self.difference, self.rule, self.allowance)
 
     def read(self, interval: tuple[float, float]) -> str:
         """The word that an interval stands for."""
@@ -149,6 +151,7 @@ def _verdict(
         rule.p_adjusted(estimate, towards_zero),
         margin,
         rule,
+        max(baseline.allowance, arm.allowance),
         barred,
     )
 

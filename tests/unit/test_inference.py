@@ -12,6 +12,7 @@ from scipy import stats
 
 from inference.contrasts import Term, estimate_contrast
 from inference.differences import differences, kappa
+from inference.estimates import Estimate
 from inference.failures import blow_ups, failure_interval, failure_p_value
 from inference.looks import Look, futile, scheduled_looks
 from inference.planning import Plan
@@ -76,7 +77,7 @@ def test_known_constants():
 )
 def test_known_constants_of_the_confidence_sequence(family, constants):
     rule = ConfidenceSequence(family)
-    assert [rule.constant(n) for n in constants] == pytest.approx(
+    assert [rule.critical(n - 1, n) for n in constants] == pytest.approx(
         list(constants.values()), abs=5e-3
     )
 
@@ -195,7 +196,7 @@ def test_p_is_below_alpha_exactly_where_the_interval_excludes_0(rule):
         )
         for verdict in found:
             low, high = verdict.interval
-            assert (verdict.p_adjusted < rules.alpha) == (low > 0 or high < 0)
+            assert (verdict.p_adjusted < ALPHA) == (low > 0 or high < 0)
             decided += low > 0 or high < 0
     assert decided > 5
 
@@ -287,7 +288,7 @@ def test_the_confidence_sequence_needs_paired_seeds_and_borrows_nothing():
 def test_a_confidence_sequence_is_wider_than_any_declared_interval():
     for n, family in ((5, 1), (20, 1), (10, 8)):
         declared = t_critical(n - 1, sidak_level(ALPHA, family))
-        assert ConfidenceSequence(family).constant(n) > declared
+        assert ConfidenceSequence(family).critical(n - 1, n) > declared
 
 
 def looked_at(value: float, error: float, n: int = 5) -> Verdict:
@@ -346,7 +347,7 @@ def test_blow_ups_are_far_above_their_arms_median():
 def test_power_is_that_of_the_noncentral_t():
     """Against scipy's noncentral t, for the error that the plan assumes."""
     [own] = differences(sample(BASELINE), [sample(ARMS[0])])
-    plan = Plan.after(own, level=0.02)
+    plan = Plan.after(own, DeclaredSeeds(1, 0.02))
     error = own.error * math.sqrt(own.df / stats.chi2.ppf(0.3, own.df))
     for seeds in (5, 12):
         shift = 0.02 / (error * math.sqrt(own.n / seeds))
@@ -357,7 +358,7 @@ def test_power_is_that_of_the_noncentral_t():
 
 def test_plans_are_the_smallest_that_do():
     [own] = differences(sample(BASELINE), [sample(ARMS[0])])
-    plan = Plan.after(own, level=0.05)
+    plan = Plan.after(own, DeclaredSeeds(1))
     seeds = plan.seeds_needed(0.01)
     assert plan.power(0.01, seeds) >= 0.8 > plan.power(0.01, seeds - 1)
     assert plan.power(plan.detectable(), own.n) == pytest.approx(0.8, abs=0.01)
@@ -368,6 +369,31 @@ def test_plans_are_the_smallest_that_do():
 def test_sidak():
     assert sidak_p(sidak_level(0.05, 7), 7) == pytest.approx(0.05)
     assert sidak_p(1.0, 7) == 1
+
+
+def test_plans_pay_for_the_allowance_and_the_rule():
+    own = Estimate(0.0, 0.004, 4, 5, "paired t")
+    plain = Plan.after(own, DeclaredSeeds(1))
+    tuned = Plan.after(own, DeclaredSeeds(1), allowance=0.006)
+    assert tuned.seeds_needed(0.01) > plain.seeds_needed(0.01)
+    assert tuned.seeds_needed(0.016) == plain.seeds_needed(0.01)
+    assert tuned.detectable() == pytest.approx(plain.detectable() + 0.006, rel=2e-3)
+    assert tuned.seeds_needed(0.006) is None  # the interval never gets so narrow
+    added = Plan.after(own, ConfidenceSequence(1))
+    assert added.seeds_needed(0.01) > plain.seeds_needed(0.01)
+    assert Plan.after(own, ConfidenceSequence(10**6)).detectable() is None
+
+
+def test_seeds_needed_for_a_confidence_sequence_have_the_power():
+    """With the true variance known exactly (df large), over 400 trials."""
+    rule, rng = ConfidenceSequence(1), np.random.default_rng(3)
+    n = Plan(0.01 / math.sqrt(5), 1e9, 5, rule).seeds_needed(0.01)
+    found = 0
+    for _ in range(400):
+        draws = rng.normal(0.01, 0.01, n)
+        error = draws.std(ddof=1) / math.sqrt(n)
+        found += draws.mean() > rule.critical(n - 1, n) * error
+    assert found / 400 == pytest.approx(0.8, abs=0.07)
 
 
 # Crossed seeds
