@@ -180,6 +180,91 @@ def test_a_better_known_error_of_rows_is_used():
     assert crossed(values, known).both.error == pytest.approx(0.5, rel=0.05)
 
 
+# Blocks of one text
+
+
+def alike(rng, shape: tuple[int, ...], rho: float) -> np.ndarray:
+    """Normal numbers of variance 1 that follow an AR(1) along the last axis."""
+    found = rng.normal(size=shape)
+    for k in range(1, shape[-1]):
+        found[..., k] = rho * found[..., k - 1] + math.sqrt(1 - rho * rho) * found[..., k]
+    return found
+
+
+def text_alike(rng, seeds: int, blocks: int, rho: float, ratio: float) -> np.ndarray:
+    """The variance of the mean is `ratio` times as large from text as from seeds."""
+    lags = np.arange(1, blocks)
+    of_mean = (1 + 2 * ((1 - lags / blocks) @ rho**lags)) / blocks
+    text = math.sqrt(ratio / seeds / of_mean) * alike(rng, (1, blocks), rho)
+    return 0.1 + rng.normal(size=(seeds, 1)) + text + 0.5 * alike(rng, (seeds, blocks), rho)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rho", "independent"),
+    [(27, 0.0, 0.95), (27, 0.3, 0.87), (27, 0.5, 0.78), (250, 0.5, 0.79)],
+)
+def test_known_coverage_where_neighbours_are_alike(blocks, rho, independent):
+    """5 seeds, ten times as much variance from text, 600 trials."""
+    rng, trials, hits = np.random.default_rng(4), 600, np.zeros(2)
+    for _ in range(trials):
+        values = text_alike(rng, 5, blocks, rho, ratio=10)
+        both = [crossed(values, in_order=own).both for own in (True, False)]
+        hits += [abs(own.value - 0.1) <= own.half_width(0.05) for own in both]
+    assert hits[0] / trials == pytest.approx(0.945, abs=0.025)
+    assert hits[1] / trials == pytest.approx(independent, abs=0.04)
+
+
+def test_the_variance_of_text_is_nearly_unbiased_where_neighbours_are_alike():
+    """Of 500 draws with 250 blocks; seeds have an effect of their own on each block."""
+    rng, rho, n, w = np.random.default_rng(5), 0.5, 4, 250
+    of_mean = (1 + rho) / (1 - rho) / w  # variance of the mean of an AR(1), up to 1 %
+    known = Estimate(0.1, 0.01, n - 1, n, PAIRED)
+    found = []
+    for _ in range(500):
+        values = alike(rng, (1, w), rho) + 0.5 * alike(rng, (n, w), rho)
+        found.append(crossed(values, known, in_order=True).both.error ** 2)
+    assert np.mean(found) == pytest.approx(of_mean, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "df"), [(2, 1), (20, 2), (21, 3), (27, 3), (60, 6), (250, 15), (1000, 40)]
+)
+def test_degrees_of_freedom_of_columns_in_an_order(blocks, df):
+    values = np.random.default_rng(6).normal(size=(3, blocks))
+    assert crossed(values, in_order=True).column_df == df
+    assert crossed(values).column_df == blocks - 1
+
+
+def test_all_cosines_give_the_variance_of_independent_columns(monkeypatch):
+    """The cosines below the constant one are a basis of what varies."""
+    values = drawn(np.random.default_rng(7), 4, 9, (0.3, 1.0, 2.0))
+    found = crossed(values).both
+    angles = np.outer(np.arange(9) + 0.5, np.arange(1, 9)) / 9
+    monkeypatch.setattr(
+        "inference.crossed._cosines", lambda columns: math.sqrt(2 / 9) * np.cos(np.pi * angles)
+    )
+    again = crossed(values, in_order=True).both
+    assert again.error == pytest.approx(found.error, rel=1e-12)
+    assert again.df == pytest.approx(found.df, rel=1e-12)
+
+
+def test_known_numbers_of_independent_columns():
+    """A grid of seeds crossed with orders of the data."""
+    values = drawn(np.random.default_rng(8), 3, 4, (0.3, 0.2, 0.1))
+    both = crossed(values).both
+    known = (-0.47712096660431863, 0.11227855604501119, 3.0574486793240743)
+    assert (both.value, both.error, both.df) == pytest.approx(known, rel=1e-13)
+
+
+def test_columns_matter_by_the_variance_that_allows_for_neighbours():
+    """A slow wave moves the mean much more than independent columns of its variance would."""
+    rng = np.random.default_rng(9)
+    wave = 0.3 * np.cos(np.pi * (np.arange(60) + 0.5) / 60)
+    values = np.array([[-0.4], [0.0], [0.4]]) + wave + 0.001 * rng.normal(size=(3, 60))
+    assert not crossed(values).columns_matter
+    assert crossed(values, in_order=True).columns_matter
+
+
 # Ladders
 
 
