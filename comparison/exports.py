@@ -124,7 +124,12 @@ def _group_object(row: GroupResult, shown: Collection[str]) -> dict[str, Any]:
 
 
 def _new_text_object(found: NewText) -> dict[str, Any]:
-    return {"interval": found.interval, "holds": found.holds, "blocks": found.blocks}
+    return {
+        "interval": found.interval,
+        "holds": found.holds,
+        "blocks": found.blocks,
+        "df": found.df,
+    }
 
 
 def sample_object(losses: Sample) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from comparison.runs import LoggedRun
 from inference.crossed import crossed
 from inference.verdicts import BETTER, EQUAL, WORSE, Verdict
 
-FEWEST_BLOCKS = 5
-"""Fewer say too little about how blocks vary."""
+FEWEST_BLOCKS = 21
+"""About 84 KB of text. The variance of fewer has less than three degrees of freedom and is often so
+low by chance that text would seem to change nothing."""
 
 SAME_LOSS = 1e-3
 """Share by which the mean over blocks may differ from the logged loss: blocks differ in length."""
@@ -33,11 +34,14 @@ class NewText:
         interval: Simultaneous interval for new seeds and new text.
         holds: Whether the verdict can be read off this interval, too.
         blocks: Blocks of text that it rests on.
+        df: Degrees of freedom of the variance of text. They are far fewer than blocks, because
+            neighbouring blocks are alike.
     """
 
     interval: tuple[float, float]
     holds: bool
     blocks: int
+    df: int
 
 
 def on_new_text(
@@ -52,21 +56,40 @@ def on_new_text(
         seeds: The seeds that it rests on.
 
     Returns:
-        None without a verdict on paired seeds, if a run has no losses of blocks, or if blocks
-        change nothing: their variance is below a tenth of that of seeds.
+        None without a verdict on paired seeds, if a run has no losses of blocks, or if `with_text`
+        has nothing to say.
     """
     if verdict.word not in (BETTER, WORSE, EQUAL) or not verdict.difference.paired:
         return None
     values = _differences(group, baseline, seeds)
-    if values is None or values.shape[1] < FEWEST_BLOCKS:
+    return None if values is None else with_text(verdict, values)
+
+
+def with_text(verdict: Verdict, values: np.ndarray) -> NewText | None:
+    """What a verdict comes to if text is a source of chance like seeds.
+
+    Blocks of one text are not independent: the differences of neighbours were seen to correlate by
+    up to 0.5. The variance of text allows for that, see `inference.crossed`.
+
+    Args:
+        verdict: On the means over blocks.
+        values: Arm minus baseline in nats per token, shape (seeds, blocks), in the order of the
+            text.
+
+    Returns:
+        None if text changes nothing, as its variance is below a tenth of that of seeds; or if it is
+        too short to tell, see `FEWEST_BLOCKS`.
+    """
+    if values.shape[1] < FEWEST_BLOCKS:
         return None
-    found = crossed(values, verdict.difference)
+    found = crossed(values, verdict.difference, in_order=True)
     if found is None or not found.columns_matter:
         return None
     wider = max(verdict.rule.half_width(found.both) - verdict.rule.half_width(found.rows), 0.0)
     low, high = verdict.interval
     interval = low - wider, high + wider
-    return NewText(interval, verdict.read(interval) == verdict.word, values.shape[1])
+    holds = verdict.read(interval) == verdict.word
+    return NewText(interval, holds, values.shape[1], found.column_df)
 
 
 def _differences(group: Group, baseline: Group, seeds: Collection[Any]) -> np.ndarray | None:

@@ -10,13 +10,15 @@ import pytest
 
 from comparison.exports import document
 from comparison.findings import GroupResult, compare
+from comparison.new_text import with_text
 from comparison.runs import LoggedRun
 from comparison.tables import to_text
 from errors import UserError
+from inference.crossed import crossed
 from tests.simulated import simulated_run
 from training.text_losses import TEXT_LOSSES_FILE, load_text_losses, save_text_losses
 
-BLOCKS, SEEDS = 30, 5
+BLOCKS, DF, SEEDS = 30, 3, 5
 
 
 def runs_of(folder: Path, name: str, losses: np.ndarray, day: int) -> list[LoggedRun]:
@@ -33,12 +35,16 @@ def runs_of(folder: Path, name: str, losses: np.ndarray, day: int) -> list[Logge
     return runs
 
 
-def judged(folder: Path, by_block: float, effect: float = -0.05) -> GroupResult:
-    """An arm whose difference from the baseline varies from block to block by this much (sd)."""
+def judged(
+    folder: Path, by_block: float, effect: float = -0.05, ordered: bool = False
+) -> GroupResult:
+    """An arm whose difference from the baseline varies from block to block by this much (sd), and
+    grows along the text if `ordered`."""
     rng = np.random.default_rng(1)
     text = rng.normal(0, 0.3, BLOCKS)
     base = 3 + text + rng.normal(0, 0.01, (SEEDS, 1)) + rng.normal(0, 0.01, (SEEDS, BLOCKS))
     gap = rng.normal(0, 1, BLOCKS)
+    gap = np.sort(gap) if ordered else gap
     gap = effect + by_block * (gap - gap.mean()) / gap.std(ddof=1)
     arm = base + gap + rng.normal(0, 0.005, (SEEDS, 1))
     runs = [*runs_of(folder, "base", base, 1), *runs_of(folder, "arm", arm, 2)]
@@ -55,13 +61,38 @@ def test_the_interval_is_that_of_seeds_and_text_together(tmp_path):
     row = judged(tmp_path, by_block=0.05)
     (low, high), (lower, higher) = row.verdict.interval, row.new_text.interval
     assert row.new_text.holds
-    assert row.new_text.blocks == BLOCKS
+    assert (row.new_text.blocks, row.new_text.df) == (BLOCKS, DF)
     assert lower < low
     assert high < higher < 0
-    error = row.verdict.difference.error
-    both = np.hypot(error, 0.05 / np.sqrt(BLOCKS))
-    # more degrees of freedom make the quantile smaller, so the width grows less than the error
-    assert (high - low) / 2 < (higher - lower) / 2 <= (high - low) / 2 * both / error
+    found = crossed(differences_of(tmp_path), row.verdict.difference, in_order=True)
+    assert (higher - lower) / 2 == pytest.approx(found.both.half_width(0.05))
+
+
+def differences_of(folder: Path) -> np.ndarray:
+    """Arm minus baseline, (seeds, blocks)."""
+    arm, base = (
+        np.array([load_text_losses(folder / f"{name}-{seed}") for seed in range(1, SEEDS + 1)])
+        for name in ("arm", "base")
+    )
+    return arm - base
+
+
+def test_neighbours_that_are_alike_make_it_wider(tmp_path):
+    """The same differences of blocks, in two orders."""
+    rows = []
+    for ordered in (False, True):
+        (tmp_path / str(ordered)).mkdir()
+        rows.append(judged(tmp_path / str(ordered), by_block=0.05, ordered=ordered))
+    (low, high), (lower, higher) = (row.new_text.interval for row in rows)
+    assert rows[0].verdict.interval == pytest.approx(rows[1].verdict.interval)
+    assert higher - lower > 2 * (high - low)
+
+
+@pytest.mark.parametrize(("blocks", "told"), [(0, False), (1, False), (20, False), (21, True)])
+def test_a_short_text_says_nothing(tmp_path, blocks, told):
+    verdict = judged(tmp_path, by_block=0.3).verdict
+    values = differences_of(tmp_path)[:, :blocks]
+    assert (with_text(verdict, values) is not None) == told
 
 
 def test_a_difference_that_a_few_blocks_make_is_not_shown(tmp_path):
@@ -77,7 +108,7 @@ def test_it_is_in_the_line_and_in_the_document(tmp_path):
     low, high = findings.rows[1].new_text.interval
     assert f"not shown on new text [{low:+.4f}, {high:+.4f}]" in " ".join(to_text(findings).split())
     found = document(findings)["groups"][1]["new_text"]
-    assert found == {"interval": [low, high], "holds": False, "blocks": BLOCKS}
+    assert found == {"interval": [low, high], "holds": False, "blocks": BLOCKS, "df": DF}
 
 
 def _baseline_of(folder: Path) -> list[LoggedRun]:
