@@ -66,8 +66,8 @@ class ValidationWindows:
     def block_means(self, losses: np.ndarray) -> np.ndarray:
         """The mean losses of blocks of consecutive windows, shape (blocks,).
 
-        The blocks have at least BLOCK_BYTES of text on average (a window where that is longer), so
-        that they are nearly independent samples of it, and sizes that differ by at most a window.
+        The blocks have at least BLOCK_BYTES of text on average (a window where that is longer) and
+        sizes that differ by at most a window. Neighbours are alike: they are not independent.
 
         Args:
             losses: Of each window, shape (windows,).
