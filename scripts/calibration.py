@@ -19,7 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from comparison.new_text import with_text
 from comparison.tables import markdown_table
+from inference.crossed import crossed
 from inference.looks import scheduled_looks, take_looks
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.tuning import allowance, fit, noise_of
@@ -320,6 +322,78 @@ def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bo
     return errors
 
 
+# New text
+
+TEXTS = (27, 60, 250, 1000)
+"""Blocks of a validation text."""
+
+ALIKE = (0.0, 0.3, 0.5, 0.7)
+"""Correlations of neighbouring blocks."""
+
+RATIOS = (0.5, 2, 10)
+"""Variances of a mean from text, as multiples of that from seeds."""
+
+
+def text_rows(trials: int) -> Iterator[Sequence[str]]:
+    for blocks in TEXTS:
+        for seeds in (3, 5, 10):
+            cells = [
+                [text_rates(blocks, seeds, rho, ratio, trials) for ratio in RATIOS] for rho in ALIKE
+            ]
+            covered = [" / ".join(f"{found[0]:.3f}" for found in cell) for cell in cells]
+            naive = " / ".join(f"{found[1]:.3f}" for found in cells[ALIKE.index(0.5)])
+            width = " / ".join(f"{found[2]:.2f}" for found in cells[0])
+            yield (str(blocks), str(seeds), *covered, naive, width)
+
+
+def text_rates(
+    blocks: int, seeds: int, rho: float, ratio: float, trials: int
+) -> tuple[float, float, float]:
+    """How often the interval for new text covers the true difference, how often it would if blocks
+    were taken as independent, and its mean width as a multiple of that of the latter."""
+    rng = np.random.default_rng([5, blocks, seeds])
+    hits, width = np.zeros(2), np.zeros(2)
+    for values in _differences_by_block(rng, blocks, seeds, rho, ratio, trials):
+        own = dict(enumerate(values.mean(axis=1).tolist()))
+        [verdict] = judge(Results(dict.fromkeys(own, 0.0)), [Results(own)])
+        found = with_text(verdict, values)
+        low, high = found.interval if found is not None else verdict.interval
+        both = crossed(values, verdict.difference).both
+        naive = max(verdict.rule.half_width(both), verdict.rule.half_width(verdict.difference))
+        hits += low <= EFFECT <= high, abs(both.value - EFFECT) <= naive
+        width += (high - low) / 2, naive
+    return (*(hits / trials).tolist(), float(width[0] / width[1]))
+
+
+EFFECT = 1e3
+"""True difference in standard deviations of one between seeds; so large that each experiment has a
+verdict, which is what text is held against."""
+
+
+def _differences_by_block(
+    rng: np.random.Generator, blocks: int, seeds: int, rho: float, ratio: float, trials: int
+) -> Iterator[np.ndarray]:
+    """Differences (seeds, blocks) of one experiment after another: each block has an effect, and a
+    smaller one for each seed, that correlate by rho^k with those k blocks away."""
+    lags = np.arange(1, blocks)
+    of_mean = (1 + 2 * float((1 - lags / blocks) @ rho**lags)) / blocks
+    for start in range(0, trials, 100):
+        many = min(100, trials - start)
+        own = _neighbours_alike(rng, (many, seeds + 1, blocks), rho)
+        text = np.sqrt(ratio / seeds / of_mean) * own[:, :1]
+        yield from EFFECT + rng.normal(size=(many, seeds, 1)) + text + 0.5 * own[:, 1:]
+
+
+def _neighbours_alike(
+    rng: np.random.Generator, shape: tuple[int, int, int], rho: float
+) -> np.ndarray:
+    """Normal numbers of variance 1 that follow an AR(1) along the last axis."""
+    found = rng.normal(size=shape)
+    for k in range(1, shape[-1]):
+        found[..., k] = rho * found[..., k - 1] + np.sqrt(1 - rho * rho) * found[..., k]
+    return found
+
+
 # From logs on
 
 
@@ -381,16 +455,27 @@ Error without / with the allowance. Curves rise by so many standard deviations o
 grid step.
 
 {tuning}
+
+## New text
+
+How often the 95 % interval for new seeds and new text covers the true difference, if neighbouring
+blocks correlate by so much ({many:,} trials per cell). Each cell has three rates: the variance of
+the mean is 0.5 / 2 / 10 times as large from text as from seeds. "Independent": what an interval
+that takes blocks as independent would cover if neighbours correlate by 0.5. "Width": that of the
+interval as a multiple of the width of such an interval, if blocks are independent.
+
+{text}
 """
 
 
 def page(trials: int) -> str:
     sizes = [f"{arms} arms, n={n}" for arms in (4, 8) for n in SEEDS]
-    few = max(trials // 10, 20)
+    few, many = max(trials // 10, 20), 4 * trials
     effects = ", ".join(f"{sd:g}: {mean_seeds(sd, 8, few):.1f}" for sd in (0, 1, 1.5, 2, 3))
     return PAGE.format(
         trials=trials,
         few=few,
+        many=many,
         error=(0.05 * 0.95 / trials) ** 0.5,
         errors="\n".join(markdown_table(("case", *sizes), list(error_rows(trials)))),
         claims="\n".join(
@@ -411,6 +496,12 @@ def page(trials: int) -> str:
         tuning="\n".join(
             markdown_table(
                 ("curve", *(f"n={n}" for n in (3, 5, 10, 20))), list(tuning_rows(trials))
+            )
+        ),
+        text="\n".join(
+            markdown_table(
+                ("blocks", "seeds", *(f"{rho:g}" for rho in ALIKE), "independent", "width"),
+                list(text_rows(many)),
             )
         ),
     )

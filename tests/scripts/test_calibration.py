@@ -8,7 +8,17 @@ import pytest
 
 from inference.rules import DeclaredSeeds
 from scripts import calibration
-from scripts.calibration import CASES, CURVES, REPORT, page, peeked, rates, tuned_rates
+from scripts.calibration import (
+    CASES,
+    CURVES,
+    REPORT,
+    TEXTS,
+    page,
+    peeked,
+    rates,
+    text_rates,
+    tuned_rates,
+)
 from scripts.claims import CASES as CLAIMS
 
 EQUAL = CASES[0]
@@ -36,10 +46,16 @@ def test_tuning_without_an_allowance_shows():
     assert allowed < 0.1
 
 
+def test_blocks_taken_as_independent_show():
+    covered, naive, _ = text_rates(60, 5, rho=0.5, ratio=10, trials=400)
+    assert covered == pytest.approx(0.94, abs=0.04)
+    assert naive < 0.85
+
+
 def test_the_page_has_every_cell():
     made = page(trials=3)
     cells = [line for line in made.splitlines() if line.startswith("| ")]
-    assert len(cells) == 5 + len(CASES) + len(CLAIMS) + 2 + 3 + len(CURVES)
+    assert len(cells) == 6 + len(CASES) + len(CLAIMS) + 2 + 3 + len(CURVES) + 3 * len(TEXTS)
     assert "{" not in made
 
 
