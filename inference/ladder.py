@@ -2,19 +2,20 @@
 
 The *multiplier* of an arm is how many times less compute it needs for the baseline's loss. Losses
 fall steeply at small budgets and slowly at large ones, so a fixed difference in loss is worth more
-and more compute; a straight line through the differences says nothing. Each arm's curve, loss over
-the logarithm of compute, is a parabola through its rungs, and a difference is divided by the slope.
+and more compute; a straight line through the differences says nothing. So the baseline's losses are
+fitted by a power law with an offset, L = E + exp(b) C^-a (Hoffmann et al. 2022, arXiv 2203.15556),
+and a difference in loss is read along that curve.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
-from inference.quantiles import ALPHA, t_critical
+from inference.quantiles import ALPHA, sidak_level, t_critical
 
 FEWEST_RUNGS, FEWEST_SEEDS, FEWEST_SPAN = 3, 3, 16.0
 """What a ladder needs: rungs, shared seeds, and the ratio of its largest to its smallest budget."""
@@ -22,12 +23,13 @@ FEWEST_RUNGS, FEWEST_SEEDS, FEWEST_SPAN = 3, 3, 16.0
 SAME_EXPONENT = 0.05
 """An exponent within this of 0 means that the multiplier holds."""
 
-MODEL_ERROR = 0.007
-"""Standard deviation of the log multiplier that is due to the parabola; shared by all rungs."""
-
-_ITERATIONS = 6
+_OFFSETS = 1.0 - np.geomspace(10.0, 0.01, 2000)
+"""Offsets E that are tried, as shares of the lowest loss: the closer to it, the more matters how
+close. A curve with the lowest of them is nearly straight over ln C."""
 
 GROWS, FADES, HOLDS, INCONCLUSIVE = "grows", "fades", "holds", "inconclusive"
+
+_SIDES = ("baseline", "arm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +37,13 @@ class Rung:
     """Paired final losses at one budget, the same seeds in the same order.
 
     Attributes:
-        compute: The budget, FLOPs.
-        baseline: The baseline's losses, by seed.
+        compute: What a run of the baseline spends, FLOPs.
+        baseline: The baseline's losses, by seed, nats per token.
         arm: The arm's.
         baseline_allowance: How far below the baseline's losses those at its best learning rate may
             lie, see `tuning`.
         arm_allowance: The same of the arm.
+        arm_compute: What a run of the arm spends, FLOPs; None: as much as the baseline.
     """
 
     compute: float
@@ -48,6 +51,7 @@ class Rung:
     arm: Sequence[float]
     baseline_allowance: float = 0.0
     arm_allowance: float = 0.0
+    arm_compute: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,76 +62,150 @@ class Ladder:
         multipliers: Of each rung, how many times less compute the arm needs.
         intervals: Of each, the interval of its multiplier, 95 % for each rung by itself.
         exponent: How the multiplier grows: it goes as compute to this power.
-        exponent_interval: 95 %.
-        verdict: grows, holds, fades or inconclusive.
+        exponent_interval: 95 % for all arms of the ladder together.
     """
 
     multipliers: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...]
     exponent: float
     exponent_interval: tuple[float, float]
-    verdict: str
+
+    @property
+    def verdict(self) -> str:
+        """How the multiplier changes: grows, holds, fades or inconclusive."""
+        low, high = self.exponent_interval
+        if max(-low, high) <= SAME_EXPONENT:
+            return HOLDS
+        if low > 0:
+            return GROWS
+        return FADES if high < 0 else INCONCLUSIVE
+
+    @property
+    def better(self) -> int:
+        """Rungs at which the arm needs less compute: their intervals are above 1."""
+        return sum(low > 1 for low, _ in self.intervals)
+
+    @property
+    def worse(self) -> int:
+        """Rungs at which it needs more."""
+        return sum(high < 1 for _, high in self.intervals)
 
 
-def climb(rungs: Sequence[Rung], alpha: float = ALPHA) -> Ladder | None:
+def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     """The multiplier of an arm over three rungs or more, in rising order of compute.
 
-    ln m_j = D_j / g_j: D_j is the mean difference in loss (baseline minus arm) at rung j, g_j the
-    mean of the two curves' slopes -dL/dx at the losses that are compared, x = ln compute. The arm's
-    slope is that over its own compute, which is the baseline's to the power 1 + exponent, so slope
-    and exponent are found by turns. None if that gives no slope, or a loss that rises with compute.
+    ln m_j = ln((L_j - E) / (L'_j - E)) / a - ln(C'_j / C_j), with the mean losses L of the baseline
+    and L' of the arm, the compute C and C' of each, and the offset E and the exponent a of the
+    baseline's curve: the arm reaches with C' what the baseline would reach with m C'. The exponent
+    of the multiplier is the slope of ln m over ln C.
 
-    The intervals are widened by what tuning leaves open, at its worst for each: a rung's multiplier
-    may be lower if the baseline could be tuned better there, higher if the arm could.
+    The offset is not known well. The intervals are the union of those at every offset that fits the
+    baseline's losses as well as chance allows. They are widened by what tuning leaves open, at its
+    worst for each: a rung's multiplier may be lower if the baseline could be tuned better there,
+    higher if the arm could.
+
+    Args:
+        rungs: At least FEWEST_RUNGS.
+        family: Arms of the ladder, which the intervals of the exponents hold for together.
+
+    Returns:
+        None if the mean loss of the baseline does not fall from each rung to the next.
     """
-    compute, seeds = [rung.compute for rung in rungs], min(len(rung.arm) for rung in rungs)
     assert len(rungs) >= FEWEST_RUNGS
-    assert seeds >= FEWEST_SEEDS
+    assert min(len(rung.arm) for rung in rungs) >= FEWEST_SEEDS
+    compute = [rung.compute for rung in rungs]
     assert max(compute) >= FEWEST_SPAN * min(compute) * (1 - 1e-9)
-    x = np.log(compute)
-    x -= x.mean()
-    baseline, arm = (np.array([getattr(r, side) for r in rungs]) for side in ("baseline", "arm"))
-    to_slopes, to_exponent = _slopes(x), x / (x @ x)
-    slopes = [to_slopes @ losses.mean(axis=1) for losses in (baseline, arm)]
-    gap = (baseline - arm).mean(axis=1)
-    exponent = 0.0
-    for _ in range(_ITERATIONS):
-        if exponent <= -1:
-            return None
-        slope = (slopes[0] + slopes[1] / (1 + exponent)) / 2
-        if slope.min() <= 0:
-            return None
-        logs = gap / slope
-        exponent = float(to_exponent @ logs)
-    noise = _Noise.of(baseline, arm)
-    of_slope = to_slopes @ to_slopes.T * noise.of_slope(exponent)
-    per_slope = gap / slope**2
-    covariance = np.diag(noise.difference / slope**2) + np.outer(per_slope, per_slope) * of_slope
-    critical = t_critical(noise.df, alpha)
-    halves = critical * np.sqrt(np.diag(covariance) + MODEL_ERROR**2)
-    half = critical * math.sqrt(float(to_exponent @ covariance @ to_exponent))
-    down = np.array([rung.baseline_allowance for rung in rungs]) / slope
-    up = np.array([rung.arm_allowance for rung in rungs]) / slope
-    rising, falling = to_exponent.clip(min=0), -to_exponent.clip(max=0)
-    lows, highs = np.exp(logs - halves - down), np.exp(logs + halves + up)
-    ends = (
-        exponent - half - float(rising @ down + falling @ up),
-        exponent + half + float(rising @ up + falling @ down),
-    )
+    if np.diff([np.mean(rung.baseline) for rung in rungs]).max() >= 0:
+        return None
+    fits = _Fits(rungs)
+    df = fits.noise.df
+    lows, highs = fits.ends(t_critical(df, ALPHA))
+    exponent_ends = [end[-1] for end in fits.ends(t_critical(df, sidak_level(ALPHA, family)))]
+    values = fits.values[fits.best]
     return Ladder(
-        tuple(np.exp(logs).tolist()),
-        tuple(zip(lows.tolist(), highs.tolist(), strict=True)),
-        exponent,
-        ends,
-        _word(*ends),
+        tuple(np.exp(values[:-1]).tolist()),
+        tuple(zip(np.exp(lows[:-1]).tolist(), np.exp(highs[:-1]).tolist(), strict=True)),
+        float(values[-1]),
+        (float(exponent_ends[0]), float(exponent_ends[1])),
     )
+
+
+class _Fits:
+    """The baseline's curve and the answers at each of the offsets that are tried.
+
+    The answers are the log multipliers of the k rungs and, last, their exponent: k + 1 sums over
+    the rungs, with the weights `sums`, (k + 1, k).
+    """
+
+    def __init__(self, rungs: Sequence[Rung]):
+        baseline, arm = (np.array([getattr(r, s) for r in rungs]) for s in _SIDES)
+        self.rungs = rungs
+        self.noise = _Noise.of(baseline, arm)
+        x = np.log([rung.compute for rung in rungs])
+        x -= x.mean()
+        self.to_slope = x / (x @ x)
+        self.sums = np.vstack([np.eye(len(x)), self.to_slope])
+        means = baseline.mean(axis=1), arm.mean(axis=1)
+        offsets = np.min(means) * _OFFSETS
+        self.above, self.arm_above = (own - offsets[:, None] for own in means)  # (offsets, k)
+        logs = np.log(self.above)
+        self.slope = -(logs @ self.to_slope)  # the exponent a of the curve, (offsets,)
+        fitted = np.exp(logs.mean(axis=1, keepdims=True) - np.outer(self.slope, x))
+        self.misfit = ((self.above - fitted) ** 2).sum(axis=1)
+        self.best = int(self.misfit.argmin())
+        self.distance = (logs - np.log(self.arm_above)) / self.slope[:, None]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The answers, (offsets, k + 1)."""
+        spent = np.log([(rung.arm_compute or rung.compute) / rung.compute for rung in self.rungs])
+        return (self.distance - spent) @ self.sums.T
+
+    @cached_property
+    def variance(self) -> float:
+        """Of a mean of the baseline about the curve: that from seeds, or what the best fit leaves
+        if that is more."""
+        return max(self.noise.baseline, self.misfit[self.best] / (len(self.rungs) - 2))
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """Standard errors of the answers where the offset is known, (offsets, k + 1), by the delta
+        method: from ln (L - E) - ln (L' - E) at each rung, from the curve's exponent a, and twice
+        their covariance."""
+        of_baseline = self.variance / self.above**2
+        common = self.noise.both / (self.above * self.arm_above)
+        of_gap = of_baseline + self.noise.arm / self.arm_above**2 - 2 * common
+        of_slope = of_baseline @ self.to_slope**2
+        of_both = (of_baseline - common) * self.to_slope
+        distance = self.distance @ self.sums.T
+        variances = (
+            of_gap @ self.sums.T**2
+            + distance**2 * of_slope[:, None]
+            + 2 * distance * (of_both @ self.sums.T)
+        )
+        return np.sqrt(variances) / self.slope[:, None]
+
+    def ends(self, critical: float) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of the answers' intervals, (k + 1,) each."""
+        kept = self.misfit - self.misfit[self.best] <= critical**2 * self.variance
+        half = critical * self.errors[kept]
+        low, high = (self.values[kept] - half).min(axis=0), (self.values[kept] + half).max(axis=0)
+        down, up = self._open()
+        rising, falling = self.sums.clip(min=0), -self.sums.clip(max=0)
+        return low - rising @ down - falling @ up, high + rising @ up + falling @ down
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray]:
+        """How much lower and higher tuning may put each log multiplier, (k,) each."""
+        lower = np.minimum(self.above, self.arm_above)[self.best]
+        per_nat = 1 / (self.slope[self.best] * lower)
+        allowances = ([getattr(r, f"{side}_allowance") for r in self.rungs] for side in _SIDES)
+        return tuple(per_nat * np.array(own) for own in allowances)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Noise:
-    """Variances of means over seeds, pooled over rungs."""
+    """Variances of means over seeds and their covariance, pooled over rungs."""
 
-    difference: float
     baseline: float
     arm: float
     both: float
@@ -135,32 +213,11 @@ class _Noise:
 
     @classmethod
     def of(cls, baseline: np.ndarray, arm: np.ndarray) -> _Noise:
+        """From losses, (k, seeds) each."""
         rungs, seeds = baseline.shape
         df = rungs * (seeds - 1)
-        left = [losses - losses.mean(axis=1, keepdims=True) for losses in (baseline, arm)]
-
-        def mean_product(one: np.ndarray, other: np.ndarray) -> float:
-            return float((one * other).sum()) / df / seeds
-
-        difference = left[0] - left[1]
-        pairs = ((difference, difference), (left[0], left[0]), (left[1], left[1]), left)
-        return cls(*(mean_product(*pair) for pair in pairs), df)
-
-    def of_slope(self, exponent: float) -> float:
-        """What the variance of the mean slope of both curves is proportional to."""
-        share = 1 / (1 + exponent)
-        return (self.baseline + self.arm * share**2 + 2 * self.both * share) / 4
-
-
-def _slopes(x: np.ndarray) -> np.ndarray:
-    """The matrix that turns losses at x into -dL/dx of the parabola through them."""
-    parabola = np.linalg.pinv(np.vander(x, 3, increasing=True))
-    return -(np.outer(np.ones_like(x), parabola[1]) + 2 * np.outer(x, parabola[2]))
-
-
-def _word(low: float, high: float) -> str:
-    if low > 0:
-        return GROWS
-    if high < 0:
-        return FADES
-    return HOLDS if max(-low, high) <= SAME_EXPONENT else INCONCLUSIVE
+        one, other = (losses - losses.mean(axis=1, keepdims=True) for losses in (baseline, arm))
+        products = (
+            (a * b).sum() / df / seeds for a, b in ((one, one), (other, other), (one, other))
+        )
+        return cls(*map(float, products), df)

@@ -10,8 +10,8 @@ import pytest
 
 from inference.crossed import crossed
 from inference.estimates import PAIRED, Estimate
-from inference.ladder import FADES, GROWS, HOLDS, Rung, climb
-from inference.quantiles import t_critical
+from inference.ladder import FADES, GROWS, HOLDS, Ladder, Rung, climb
+from inference.quantiles import ALPHA, sidak_level, t_critical
 from inference.tuning import HIGHEST, Noise, allowance, at_grid, fit, noise_of
 
 CURVES = ((2.10, 2.03, 2.00, 2.02, 2.09), (2.08, 2.01, 1.985, 2.015, 2.9))
@@ -350,6 +350,98 @@ def test_known_coverage():
         hits += np.mean([lo <= m <= hi for m, (lo, hi) in zip(true, found.intervals, strict=True)])
     assert 0.93 < hits / 600 < 0.985
     assert exponents / 600 > 0.91
+
+
+@pytest.mark.parametrize("ratio", [0.8, 2.0])
+def test_what_the_arm_spends_counts(ratio):
+    """An arm that learns like the baseline from each FLOP, at other FLOPs, has a multiplier of 1;
+    one that has the baseline's losses at twice the FLOPs has 1/2."""
+    alike = [
+        dataclasses.replace(r, arm=[curve(ratio * r.compute)] * 3, arm_compute=ratio * r.compute)
+        for r in ladder(1.0, 0.0)
+    ]
+    assert climb(alike).multipliers == pytest.approx([1.0] * 4, rel=0.005)
+    same = [dataclasses.replace(r, arm_compute=ratio * r.compute) for r in ladder(1.0, 0.0)]
+    assert climb(same).multipliers == pytest.approx([1 / ratio] * 4)
+
+
+def test_compute_that_differs_at_one_rung_changes_its_multiplier_only():
+    rungs = ladder(1.35, 0.0, sd=0.003)
+    other = [dataclasses.replace(rungs[0], arm_compute=1.5 * rungs[0].compute), *rungs[1:]]
+    before, after = climb(rungs).multipliers, climb(other).multipliers
+    assert after == pytest.approx([before[0] / 1.5, *before[1:]])
+
+
+def test_the_exponents_of_several_arms_hold_together():
+    """The half-width from chance is the critical value at Sidak's level times the same error; the
+    intervals of the multipliers do not change."""
+    rungs = ladder(1.0, 0.0, sd=0.003)
+    one, eight = climb(rungs), climb(rungs, family=8)
+    assert eight.intervals == one.intervals
+    assert eight.exponent == one.exponent
+    halves = [(high - low) / 2 for low, high in (one.exponent_interval, eight.exponent_interval)]
+    critical = [t_critical(8, level) for level in (ALPHA, sidak_level(ALPHA, 8))]
+    assert halves[1] / halves[0] >= 0.99 * critical[1] / critical[0]
+
+
+def trends(offset, scale, power, rungs, multiplier, trials, shared=0.8) -> tuple[int, int, float]:
+    """How often ladders of 5 seeds, sd 0.005, grow or fade and hold at a constant multiplier; and
+    the share of multipliers that their intervals cover."""
+    rng = np.random.default_rng(0)
+    compute = 4.0 ** np.arange(rungs)
+    words, covered = [], []
+    for _ in range(trials):
+        common = math.sqrt(shared) * rng.normal(size=(rungs, 5))
+        losses = [
+            offset
+            + scale * (m * compute[:, None]) ** -power
+            + 0.005 * (common + math.sqrt(1 - shared) * rng.normal(size=(rungs, 5)))
+            for m in (1.0, multiplier)
+        ]
+        found = climb([Rung(c, b, a) for c, b, a in zip(compute, *losses, strict=True)])
+        words.append(found.verdict)
+        covered += [low <= multiplier <= high for low, high in found.intervals]
+    return words.count(GROWS) + words.count(FADES), words.count(HOLDS), float(np.mean(covered))
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 2.5])
+@pytest.mark.parametrize(
+    ("offset", "scale", "power", "rungs"),
+    [(1.5, 3.0, 0.2, 5), (1.5, 2.5, 0.3, 4), (0.0, 3.0, 0.05, 4), (2.0, 2.0, 0.3, 3)],
+)
+def test_a_constant_multiplier_neither_grows_nor_fades(offset, scale, power, rungs, multiplier):
+    """Steep and bent curves: a parabola in L said that the second grows in every trial."""
+    wrong, _, covered = trends(offset, scale, power, rungs, multiplier, trials=60)
+    assert wrong <= 3
+    assert covered >= 0.93
+
+
+def test_a_steep_curve_is_known_well_enough_to_hold():
+    assert trends(1.5, 2.5, 0.3, 4, 2.5, trials=60)[1] >= 57
+
+
+def test_what_lies_within_the_margin_holds_whatever_it_excludes():
+    def verdict(low: float, high: float) -> str:
+        return Ladder((1.0,) * 3, ((0.9, 1.1),) * 3, (low + high) / 2, (low, high)).verdict
+
+    assert verdict(0.01, 0.03) == verdict(-0.05, -0.01) == verdict(-0.05, 0.05) == HOLDS
+    assert verdict(0.01, 0.06) == GROWS
+    assert verdict(-0.06, -0.01) == FADES
+    assert verdict(-0.06, 0.01) == "inconclusive"
+
+
+def test_scatter_about_the_curve_beyond_chance_widens_the_intervals():
+    """A rung at which both arms are 0.03 worse, with little noise between seeds."""
+    plain = ladder(1.35, 0.0, sd=0.001)
+    off = [
+        dataclasses.replace(
+            r,
+            **{s: [loss + 0.03 * (i == 1) for loss in getattr(r, s)] for s in ("baseline", "arm")},
+        )
+        for i, r in enumerate(plain)
+    ]
+    widths = [high - low for low, high in (climb(own).exponent_interval for own in (plain, off))]
+    assert widths[1] > 3 * widths[0]
 
 
 def test_words():
