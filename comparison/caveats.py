@@ -54,16 +54,28 @@ def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
         return
     allowed = design.allowance(group), design.allowance(baseline)
     if any(allowed):
-        own, other = (f"{each:.4f}" for each in allowed)
-        yield (
-            f"the interval allows {own} nats for the tuning of the arm, {other} for that of the "
-            "baseline"
-        )
+        yield allowance_caveat(*allowed)
     if max(allowed) > design.margin:
         yield "tune finer: that is more than the margin"
     for each, whose in ((group, "arm"), (baseline, "baseline")):
         if design.is_at_edge(each):
             yield f"the tuned value of the {whose} is at the edge of those tried"
+
+
+def allowance_caveat(arm: float, baseline: float) -> str:
+    """What the interval of a difference allows for tuning, nats per token."""
+    return (
+        f"the interval allows {arm:.4f} nats for the tuning of the arm, {baseline:.4f} for that of "
+        "the baseline"
+    )
+
+
+def unlike_code_or_machine(groups: Iterable[Group]) -> Iterator[str]:
+    """In which of code, plugins, torch version and device the counted runs are not all alike."""
+    counted = list(groups)
+    for name in ("source code", "plugins", "torch version", "device"):
+        if len(set().union(*(_told(group, _FACETS[name]) for group in counted))) > 1:
+            yield name
 
 
 def _told(group: Group, facet: Callable[[LoggedRun], list[Any]]) -> set[str | None]:

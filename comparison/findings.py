@@ -82,7 +82,8 @@ class Findings:
             sure; arms that have stopped are not in it.
         axes: The units of budget in which some group has a reading at an equal budget.
         effects: Of a factorial design; else none.
-        notes: What a reader has to know, a sentence each.
+        notes_on_runs: What a reader has to know of runs, a sentence each.
+        further_notes: And of the comparison as a whole.
     """
 
     rows: tuple[GroupResult, ...]
@@ -91,7 +92,13 @@ class Findings:
     next_looks: Mapping[str, int]
     axes: tuple[str, ...]
     effects: tuple[Effect, ...]
-    notes: tuple[str, ...]
+    notes_on_runs: tuple[str, ...]
+    further_notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that a reader has to know."""
+        return self.notes_on_runs + self.further_notes
 
     @property
     def baseline(self) -> GroupResult:
@@ -170,7 +177,8 @@ def compare(
         },
         axes=tuple(at_equal),
         effects=() if waiting else tuple(_effects(compared, design)),
-        notes=tuple(_notes(groups, compared, design)),
+        notes_on_runs=tuple(_notes_on_runs(groups, compared)),
+        further_notes=tuple(_further_notes(groups, compared, design)),
     )
 
 
@@ -210,10 +218,15 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 # What a reader has to know
 
 
-def _notes(groups: Sequence[Group], compared: Sequence[Group], design: Design) -> Iterator[str]:
+def _notes_on_runs(groups: Sequence[Group], compared: Sequence[Group]) -> Iterator[str]:
     yield from (f"Excluded: {reason}." for group in groups for reason in group.left_out)
     yield from _blow_ups(compared)
     yield from _failures(compared)
+
+
+def _further_notes(
+    groups: Sequence[Group], compared: Sequence[Group], design: Design
+) -> Iterator[str]:
     if len(groups) > len(compared) == 1:
         yield "No group is comparable with the baseline; --baseline names another."
     base, *arms = compared
