@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from comparison.caveats import allowance_caveat, unlike_code_or_machine
 from comparison.findings import Findings, GroupResult
+from comparison.groups import SAME_BUDGET
 from inference.ladder import (
     FEWEST_RUNGS,
     FEWEST_SEEDS,
@@ -21,6 +23,9 @@ from inference.samples import shared_seeds
 SAME_SPAN = 0.99
 """Share of the span that a ladder needs that is enough: runs stop after whole steps."""
 
+Where = Mapping[str, tuple[str, ...]]
+"""Of each sentence or phrase the labels of the rungs of which it is true, in order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ArmOnLadder:
@@ -33,6 +38,10 @@ class ArmOnLadder:
         ladder: Its multipliers; None if they cannot be told.
         reason: Why they cannot; empty if they can.
         allowance: The largest allowance for tuning at a rung, of arm and baseline together, nats.
+        compute: Training FLOPs at each rung; None where no run of it finished.
+        terms: Where it spends other FLOPs than the baseline, what is equal and what is not; see
+            `groups.terms`.
+        caveats: What else differs from the baseline, see `caveats`.
     """
 
     name: str
@@ -40,6 +49,9 @@ class ArmOnLadder:
     ladder: Ladder | None
     reason: str
     allowance: float
+    compute: tuple[float | None, ...]
+    terms: Where
+    caveats: Where
 
     @property
     def word(self) -> str:
@@ -57,6 +69,9 @@ class LadderFindings:
         baseline: What its sweeps call the baseline.
         compute: Training FLOPs of the baseline at each rung; None where no run of it finished.
         arms: In the order of the sweeps.
+        family: Arms that the intervals of the exponents hold for together.
+        unlike: In what the baselines of the rungs are not alike, though they should be.
+        notes: What a reader has to know of runs.
     """
 
     labels: tuple[str, ...]
@@ -64,45 +79,94 @@ class LadderFindings:
     baseline: str
     compute: tuple[float | None, ...]
     arms: tuple[ArmOnLadder, ...]
+    family: int
+    unlike: tuple[str, ...]
+    notes: Where
 
 
 def climb_ladder(rungs: Mapping[str, Findings]) -> LadderFindings:
     """What the rungs, by label in rising order, show together."""
     findings = tuple(rungs.values())
     names = dict.fromkeys(row.group.arm_or_name for own in findings for row in own.rows[1:])
+    family = max(own.family for own in findings)
     return LadderFindings(
         tuple(rungs),
         findings,
         findings[0].baseline.group.arm_or_name,
-        tuple(map(_compute, findings)),
-        tuple(_climbed(name, findings) for name in names),
+        tuple(_flops(own.baseline) for own in findings),
+        tuple(_climbed(name, rungs, family) for name in names),
+        family,
+        tuple(_unlike(findings)),
+        _where((label, note) for label, own in rungs.items() for note in own.notes_on_runs),
     )
 
 
-def _compute(findings: Findings) -> float | None:
-    """Training FLOPs of the baseline; None if no run of it finished."""
-    return findings.baseline.group.mean(lambda run: run.flops)
+_SAME_ON_ALL = ("data", "tokenizer", "validation set", "compute dtype")
 
 
-def _climbed(name: str, findings: Sequence[Findings]) -> ArmOnLadder:
+def _unlike(findings: Sequence[Findings]) -> Iterator[str]:
+    groups = [own.baseline.group for own in findings]
+    for key in _SAME_ON_ALL:
+        if any(group.conditions[key] != groups[0].conditions[key] for group in groups):
+            yield key
+    yield from unlike_code_or_machine(groups)
+
+
+def _where(sentences: Iterable[tuple[str, str]]) -> Where:
+    """Labels by sentence, from pairs of both."""
+    found: dict[str, tuple[str, ...]] = {}
+    for label, sentence in sentences:
+        found[sentence] = (*found.get(sentence, ()), label)
+    return found
+
+
+def _climbed(name: str, rungs: Mapping[str, Findings], family: int) -> ArmOnLadder:
+    findings = list(rungs.values())
     rows = [
         next((r for r in own.rows[1:] if r.group.arm_or_name == name), None) for own in findings
     ]
+    having = [
+        (label, row, own)
+        for (label, own), row in zip(rungs.items(), rows, strict=True)
+        if row is not None
+    ]
     differences = tuple(row and row.verdict.difference for row in rows)
-    values = tuple(found and found.value for found in differences)
-    allowance = max(
-        (
-            own.design.allowance(row.group) + own.design.allowance(own.baseline.group)
-            for row, own in zip(rows, findings, strict=True)
-            if row
-        ),
-        default=0.0,
-    )
     ladder, reason = None, next(_obstacles(rows, findings), "")
     if not reason:
-        ladder = climb(_rungs(rows, findings))
-        reason = "" if ladder else "the losses do not fall with compute at every rung"
-    return ArmOnLadder(name, values, ladder, reason, allowance)
+        ladder = climb(_rungs(rows, findings), family)
+        reason = "" if ladder else "the baseline's losses do not fall with compute at every rung"
+    return ArmOnLadder(
+        name,
+        differences=tuple(found and found.value for found in differences),
+        ladder=ladder,
+        reason=reason,
+        allowance=max(sum(_allowances(row, own)) for _, row, own in having),
+        compute=tuple(row and _flops(row) for row in rows),
+        terms=_where((label, row.terms) for label, row, own in having if _other_flops(row, own)),
+        caveats=_where(
+            (label, caveat)
+            for label, row, own in having
+            for caveat in row.caveats
+            if caveat != allowance_caveat(*_allowances(row, own))
+        ),
+    )
+
+
+def _flops(row: GroupResult) -> float | None:
+    """Training FLOPs of a run; None if none finished."""
+    return row.group.mean(lambda run: run.flops)
+
+
+def _other_flops(row: GroupResult, findings: Findings) -> bool:
+    """Whether an arm spends other FLOPs than the baseline."""
+    own, base = _flops(row), _flops(findings.baseline)
+    return bool(own and base) and abs(own - base) > SAME_BUDGET * base
+
+
+def _allowances(row: GroupResult, findings: Findings) -> tuple[float, float]:
+    """Those for the tuning of the arm and of the baseline, nats."""
+    allowance = findings.design.allowance
+    return allowance(row.group), allowance(findings.baseline.group)
 
 
 def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings]) -> Iterator[str]:
@@ -116,9 +180,14 @@ def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings])
             yield row.verdict.reason
         elif row.group.diverged or own.baseline.group.diverged:
             yield "runs failed at some rung"
+        elif own.design.undeclared_looks:
+            yield (
+                "seeds were added after a verdict had been shown at some rung, so that intervals "
+                "for a declared number of seeds do not hold"
+            )
     if len(_shared(rows, findings)) < FEWEST_SEEDS:
         yield f"fewer than {FEWEST_SEEDS} seeds finished at every rung"
-    compute = list(map(_compute, findings))
+    compute = [_flops(own.baseline) for own in findings]
     if max(compute) < SAME_SPAN * FEWEST_SPAN * min(compute):
         yield f"the rungs span less than {FEWEST_SPAN:.0f}x of compute"
 
@@ -135,6 +204,6 @@ def _rungs(rows: Sequence[GroupResult], findings: Sequence[Findings]) -> list[Ru
     for row, own in zip(rows, findings, strict=True):
         base = own.baseline.group
         losses = ([group.losses[seed] for seed in seeds] for group in (base, row.group))
-        allowances = (own.design.allowance(group) for group in (base, row.group))
-        made.append(Rung(_compute(own), *losses, *allowances))
+        for_arm, for_base = _allowances(row, own)
+        made.append(Rung(_flops(own.baseline), *losses, for_base, for_arm, _flops(row)))
     return made

@@ -55,10 +55,11 @@ def _draw_losses(panel: Axes, found: LadderFindings) -> None:
     arms = [(found.baseline, "black"), *_coloured(found)]
     for name, colour in arms:
         places, means = [], []
-        for own, compute in zip(found.rungs, found.compute, strict=True):
+        for own in found.rungs:
             for row in own.rows:
                 if name == row.group.arm_or_name and row.group.n:
                     values = list(row.group.losses.values())
+                    compute = row.group.mean(lambda run: run.flops)
                     panel.plot([compute] * len(values), values, ".", color=colour, markersize=3)
                     places.append(compute)
                     means.append(row.group.loss)

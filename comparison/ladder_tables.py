@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from comparison.formatting import format_difference, format_factor, format_loss
 from comparison.groups import Group
-from comparison.ladder_findings import ArmOnLadder, LadderFindings
+from comparison.ladder_findings import ArmOnLadder, LadderFindings, Where
 from comparison.tables import TitledTable
-from inference.ladder import SAME_EXPONENT
+from inference.ladder import FADES, GROWS, HOLDS, INCONCLUSIVE, SAME_EXPONENT, Ladder
 from training_logger import format_count, format_flops, format_number, json_safe
 
-_WORDS = {
-    "grows": "its gain grows with compute",
-    "fades": "its gain fades with compute",
-    "holds": f"its gain holds: the exponent is within {SAME_EXPONENT:g} of 0",
-    "inconclusive": "the exponent is not known well enough",
+_TRENDS = {
+    GROWS: "grows with compute",
+    FADES: "fades with compute",
+    HOLDS: f"holds: the exponent is within {SAME_EXPONENT:g} of 0",
+    INCONCLUSIVE: "may grow or fade: the exponent is not known well enough",
 }
 
 
@@ -28,9 +28,21 @@ def ladder_sections(found: LadderFindings) -> Iterator[TitledTable]:
         params = format_count(base.architecture["parameters"])
         rows.append((label, params, format_flops(compute), str(base.n), format_loss(base.loss)))
     title = f"Rungs of the baseline, {found.baseline}"
-    yield TitledTable(title, ("rung", "params", "compute", "n", "val loss"), rows)
+    header = ("rung", "params", "compute", "n", "val loss")
+    yield TitledTable(title, header, rows, list(_about_rungs(found)))
     for arm in found.arms:
         yield _arm(found, arm)
+
+
+def _about_rungs(found: LadderFindings) -> Iterator[str]:
+    if found.unlike:
+        yield f"The rungs differ in {', '.join(found.unlike)}."
+    for note, labels in found.notes.items():
+        yield f"{_rungs(labels, found.labels)}: {note}"
+
+
+def _rungs(labels: Sequence[str], all_labels: Sequence[str]) -> str:
+    return "every rung" if len(labels) == len(all_labels) else ", ".join(labels)
 
 
 def _arm(found: LadderFindings, arm: ArmOnLadder) -> TitledTable:
@@ -44,18 +56,29 @@ def _arm(found: LadderFindings, arm: ArmOnLadder) -> TitledTable:
         f"{arm.name}: compute multiplier",
         ("rung", "difference", "multiplier", "95 % interval"),
         list(zip(found.labels, differences, multipliers, intervals, strict=True)),
-        list(_sentences(arm)),
+        [*_sentences(arm, found.family), *_about_arm(arm, found.labels)],
     )
 
 
-def _sentences(arm: ArmOnLadder) -> Iterator[str]:
+def _about_arm(arm: ArmOnLadder, labels: Sequence[str]) -> Iterator[str]:
+    def listed(phrases: Where) -> str:
+        return "; ".join(f"{phrase} ({_rungs(own, labels)})" for phrase, own in phrases.items())
+
+    if arm.terms:
+        yield f"The arm runs {listed(arm.terms)}, which the multiplier counts."
+    if arm.caveats:
+        yield f"Besides: {listed(arm.caveats)}."
+
+
+def _sentences(arm: ArmOnLadder, family: int) -> Iterator[str]:
     if arm.ladder is None:
         yield f"inconclusive: {arm.reason}."
         return
     low, high = arm.ladder.exponent_interval
+    together = f", which holds for {family} arms together" if family > 1 else ""
     yield (
-        f"{arm.word}: {_WORDS[arm.word]}. The multiplier goes as compute to the power "
-        f"{arm.ladder.exponent:+.3f} [{low:+.3f}, {high:+.3f}]."
+        f"{arm.word}: {_trend(arm.ladder)}. The multiplier goes as compute to the power "
+        f"{arm.ladder.exponent:+.3f} [{low:+.3f}, {high:+.3f}]{together}."
     )
     yield (
         "The multiplier is how many times less compute the arm needs for the baseline's loss; "
@@ -67,6 +90,21 @@ def _sentences(arm: ArmOnLadder) -> Iterator[str]:
             f"The intervals allow for tuning: up to {text} nats at a rung, of arm and baseline "
             "together."
         )
+
+
+def _trend(ladder: Ladder) -> str:
+    """What the trend of the multiplier means for the gain of the arm, or for what it costs."""
+    rungs, word = len(ladder.multipliers), ladder.verdict
+    if ladder.better == rungs:
+        return f"its gain {_TRENDS[word]}"
+    if ladder.worse == rungs:
+        shrinking = {GROWS: "shrinks with compute", FADES: "grows with compute"}
+        return f"its disadvantage {shrinking.get(word, _TRENDS[word])}"
+    counts = {"a gain": ladder.better, "a disadvantage": ladder.worse}
+    shown = " and ".join(
+        f"{what} is shown at {n} of {rungs} rungs" for what, n in counts.items() if n
+    )
+    return f"{shown or 'no gain is shown'}; the multiplier {_TRENDS[word]}"
 
 
 def ladder_document(found: LadderFindings) -> dict[str, Any]:
@@ -82,6 +120,9 @@ def ladder_document(found: LadderFindings) -> dict[str, Any]:
                 )
             ],
             "arms": [_arm_object(arm) for arm in found.arms],
+            "family": found.family,
+            "rungs_differ_in": found.unlike,
+            "notes": found.notes,
         }
     )
 
@@ -108,4 +149,7 @@ def _arm_object(arm: ArmOnLadder) -> dict[str, Any]:
         "exponent": ladder and ladder.exponent,
         "exponent_interval": ladder and ladder.exponent_interval,
         "allowance": arm.allowance,
+        "compute": arm.compute,
+        "terms": arm.terms,
+        "caveats": arm.caveats,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,17 @@ def test_a_damaged_ladder(tmp_path, content, capsys):
 # What it shows
 
 
-def rung(compute_factor: int, multiplier: float, seed: int, n: int = 4, **settings) -> Findings:
-    """A baseline on a power law, and an arm that needs `multiplier` times less compute."""
+def rung(
+    compute_factor: int,
+    multiplier: float,
+    seed: int,
+    n: int = 4,
+    flops_ratio: float = 1.0,
+    design: Design | None = None,
+    **settings,
+) -> Findings:
+    """A baseline on a power law, and an arm that reaches what it would with `multiplier` times its
+    compute, at `flops_ratio` times the FLOPs."""
 
     def losses(factor: float) -> list[float]:
         rng = np.random.default_rng(seed)  # pairs share their noise, of which a little is left
@@ -130,8 +140,9 @@ def rung(compute_factor: int, multiplier: float, seed: int, n: int = 4, **settin
 
     common = {"flops_per_token": FLOPS_PER_TOKEN * compute_factor, **settings}
     base = simulated_arm("base", losses(1.0), model={"arm": "base"}, start="2025-01-01", **common)
+    common["flops_per_token"] = round(flops_ratio * common["flops_per_token"])
     arm = simulated_arm("good", losses(multiplier), model={"arm": "good"}, **common)
-    return compare([*base, *arm], baseline="arch-base")
+    return compare([*base, *arm], "arch-base", design)
 
 
 def rungs(multipliers=(1.5, 1.5, 1.5), step: int = 8, **settings) -> dict[str, Findings]:
@@ -156,6 +167,98 @@ def test_a_gain_that_fades():
     [arm] = climb_ladder(rungs((2.5, 1.6, 1.05))).arms
     assert arm.word == "fades"
     assert arm.ladder.exponent_interval[1] < 0
+
+
+def said(found: Mapping[str, Findings]) -> str:
+    """The tables of a ladder on one line."""
+    return " ".join(text_of(ladder_sections(climb_ladder(found))).split())
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "sentence"),
+    [
+        ((1.5, 1.5, 1.5), "holds: its gain holds: the exponent is within 0.05 of 0."),
+        ((1.2, 1.6, 2.4), "grows: its gain grows with compute."),
+        ((2.5, 1.8, 1.3), "fades: its gain fades with compute."),
+        ((0.6, 0.6, 0.6), "holds: its disadvantage holds: the exponent"),
+        ((0.9, 0.7, 0.5), "fades: its disadvantage grows with compute."),
+        ((0.5, 0.7, 0.9), "grows: its disadvantage shrinks with compute."),
+        ((1.0001, 1.0001, 1.0001), "holds: no gain is shown; the multiplier holds"),
+        (
+            (2.0, 1.0001, 0.5),
+            "fades: a gain is shown at 1 of 3 rungs and a disadvantage is shown at 1 of 3 rungs; "
+            "the multiplier fades with compute.",
+        ),
+    ],
+)
+def test_the_sentence_is_true_of_gains_and_of_disadvantages(multipliers, sentence):
+    assert sentence in said(rungs(multipliers))
+
+
+def test_an_arm_that_spends_more_is_charged_for_it():
+    """The losses of the baseline at twice its FLOPs: half the multiplier."""
+    own = rungs((1.0001,) * 3, flops_ratio=2.0)
+    [arm] = climb_ladder(own).arms
+    assert arm.ladder.multipliers == pytest.approx((0.5, 0.5, 0.5), rel=0.02)
+    assert arm.compute == pytest.approx([2 * c for c in climb_ladder(own).compute])
+    text = said(own)
+    assert "The arm runs at equal parameters and tokens, 2.00x the FLOPs (every rung)" in text
+    assert "The arm runs" not in said(rungs(flops_ratio=1.005))
+
+
+def test_the_exponents_hold_for_the_declared_arms_together():
+    one, eight = rungs(), rungs(design=Design(arms=8))
+    ends = [climb_ladder(own).arms[0].ladder.exponent_interval for own in (one, eight)]
+    assert ends[1][0] < ends[0][0] < ends[0][1] < ends[1][1]
+    assert climb_ladder(eight).family == 8
+    assert "which holds for 8 arms together" in said(eight)
+    assert "arms together" not in said(one)
+
+
+def test_seeds_that_were_added_after_a_verdict_bar_a_trend():
+    own = rungs(design=Design(seeds=4, looks=(4,)))
+    assert climb_ladder(own).arms[0].word == "holds"
+    own["params=1"] = rung(8, 1.5, seed=1, design=Design(seeds=4, looks=(3, 4)))
+    [arm] = climb_ladder(own).arms
+    assert (arm.word, arm.ladder) == ("inconclusive", None)
+    assert "inconclusive: seeds were added after a verdict had been shown at some rung" in said(own)
+
+
+def test_what_is_odd_at_rungs_is_said_once():
+    def changed(own: Findings, **environment) -> Findings:
+        runs = [
+            dataclasses.replace(run, environment=run.environment | environment)
+            for run in runs_of(own)
+        ]
+        return compare(runs, "arch-base")
+
+    own = rungs()
+    assert "differ in" not in said(own)
+    own["params=1"] = changed(own["params=1"], source_sha256="bad", torch="9.9")
+    assert "The rungs differ in source code, torch version." in said(own)
+    assert climb_ladder(own).unlike == ("source code", "torch version")
+
+    arm = [run for run in runs_of(own["params=2"]) if run.architecture["name"] == "arch-good"]
+    slow = [dataclasses.replace(r, environment=r.environment | {"host": "elsewhere"}) for r in arm]
+    base = [run for run in runs_of(own["params=2"]) if run not in arm]
+    again = dataclasses.replace(base[0], run_name="again", start_time="2026")
+    own["params=2"] = compare([*base, again, *slow], "arch-base")
+    text = said(own)
+    assert "Besides: host differs (elsewhere against unknown) (params=2)." in text
+    assert text.count("params=2: Excluded: again: the seeds of base-1 again.") == 1
+
+
+def test_caveats_of_every_rung_are_listed_once():
+    environment = {"device": "a CPU", "dtype": "float32", "threads": 1}
+    own = {
+        label: compare(
+            [dataclasses.replace(run, environment=environment) for run in runs_of(found)],
+            "arch-base",
+        )
+        for label, found in rungs().items()
+    }
+    assert said(own).count("no digest of the source code in the log") == 1
+    assert "runs are grouped by commit (every rung)." in said(own)
 
 
 def test_every_view_has_the_same_numbers(tmp_path):
