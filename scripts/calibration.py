@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from comparison.new_text import with_text
 from comparison.tables import markdown_table
 from inference.crossed import crossed
+from inference.ladder import FADES, GROWS, Rung, climb
 from inference.looks import scheduled_looks, take_looks
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.tuning import allowance, fit, noise_of
@@ -394,6 +395,75 @@ def _neighbours_alike(
     return found
 
 
+# Ladders
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladders:
+    """Ladders on L = offset + scale C^-power, with C from 1 to `span`.
+
+    Attributes:
+        multiplier: Of every arm at every rung.
+        arms: Beside the baseline.
+    """
+
+    offset: float
+    scale: float
+    power: float
+    rungs: int
+    span: float
+    multiplier: float
+    arms: int = 1
+
+    @property
+    def name(self) -> str:
+        curve = f"{self.offset:g} + {self.scale:g} C^-{self.power:g}"
+        arms = f", {self.arms} arms" if self.arms > 1 else ""
+        return f"{curve}, {self.rungs} rungs, {self.span:g}x, m={self.multiplier:g}{arms}"
+
+    def losses(self, rng: np.random.Generator, seeds: int) -> np.ndarray:
+        """(arms + 1, rungs, seeds) of one experiment; the baseline first."""
+        reached = np.array([1.0, *[self.multiplier] * self.arms])[:, None] * self.compute
+        noise = [normal()(rng, self.arms, seeds) for _ in range(self.rungs)]
+        means = self.offset + self.scale * reached**-self.power
+        return means[:, :, None] + np.stack(noise, axis=1)
+
+    @property
+    def compute(self) -> np.ndarray:
+        return np.geomspace(1.0, self.span, self.rungs)
+
+
+LADDERS = (
+    Ladders(1.7, 4.0, 0.1, 3, 16.0, 1.35),
+    Ladders(1.7, 4.0, 0.1, 4, 64.0, 2.5),
+    Ladders(0.0, 3.0, 0.05, 4, 64.0, 0.5),
+    Ladders(1.5, 3.0, 0.2, 5, 256.0, 2.5),
+    Ladders(1.5, 2.5, 0.3, 4, 64.0, 2.5),
+    Ladders(2.0, 2.0, 0.3, 6, 1000.0, 4.0),
+    Ladders(1.7, 4.0, 0.1, 3, 16.0, 2.5, arms=8),
+)
+
+
+def ladder_rows(trials: int) -> Iterator[Sequence[str]]:
+    for case in LADDERS:
+        cells = [climbed(case, n, trials) for n in (3, 5)]
+        yield (case.name, *(f"{error:.3f} / {coverage:.3f}" for error, coverage in cells))
+
+
+def climbed(case: Ladders, seeds: int, trials: int) -> tuple[float, float]:
+    """How often the multiplier of some arm grows or fades, and how many multipliers of a rung their
+    intervals cover."""
+    rng = np.random.default_rng([5, seeds])
+    false, covered = 0, []
+    for _ in range(trials):
+        base, *arms = case.losses(rng, seeds)
+        found = [climb(list(map(Rung, case.compute, base, arm)), case.arms) for arm in arms]
+        false += any(own is not None and own.verdict in (GROWS, FADES) for own in found)
+        ends = [ends for own in found if own is not None for ends in own.intervals]
+        covered += [low <= case.multiplier <= high for low, high in ends]
+    return false / trials, float(np.mean(covered))
+
+
 # From logs on
 
 
@@ -465,6 +535,14 @@ that takes blocks as independent would cover if neighbours correlate by 0.5. "Wi
 interval as a multiple of the width of such an interval, if blocks are independent.
 
 {text}
+
+## Ladders
+
+A multiplier m that is the same at every rung; runs of one standard deviation, 0.01 nats. Error: the
+probability that m is said to grow or fade, for some arm if there are several. Coverage: the share
+of the multipliers of single rungs that lie in their 95 % intervals. Each cell is error / coverage.
+
+{ladders}
 """
 
 
@@ -504,6 +582,7 @@ def page(trials: int) -> str:
                 list(text_rows(many)),
             )
         ),
+        ladders="\n".join(markdown_table(("curve", "n=3", "n=5"), list(ladder_rows(trials)))),
     )
 
 

@@ -11,8 +11,10 @@ from scripts import calibration
 from scripts.calibration import (
     CASES,
     CURVES,
+    LADDERS,
     REPORT,
     TEXTS,
+    climbed,
     page,
     peeked,
     rates,
@@ -52,10 +54,17 @@ def test_blocks_taken_as_independent_show():
     assert naive < 0.85
 
 
+def test_the_error_of_trends_is_below_what_is_promised():
+    error, coverage = climbed(LADDERS[3], 3, trials=100)
+    assert error <= 0.05
+    assert coverage >= 0.93
+
+
 def test_the_page_has_every_cell():
     made = page(trials=3)
     cells = [line for line in made.splitlines() if line.startswith("| ")]
-    assert len(cells) == 6 + len(CASES) + len(CLAIMS) + 2 + 3 + len(CURVES) + 3 * len(TEXTS)
+    rows = len(CASES) + len(CLAIMS) + 2 + 3 + len(CURVES) + 3 * len(TEXTS) + len(LADDERS)
+    assert len(cells) == 7 + rows
     assert "{" not in made
 
 
