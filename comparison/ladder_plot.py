@@ -44,13 +44,13 @@ def _draw(found: LadderFindings) -> Figure:
         panel.set_xscale("log")
         panel.set_xticks(found.compute, ticks)
         panel.set_xticks([], minor=True)
-        panel.set_xlabel("rung, and training compute of the baseline")
         panel.grid(alpha=0.25, linewidth=0.5)
     return figure
 
 
 def _draw_losses(panel: Axes, found: LadderFindings) -> None:
-    """The loss of every run, and the means of each arm."""
+    """The loss of every run over its own compute, and the means of each arm."""
+    panel.set_xlabel("training compute; ticks at the rungs of the baseline")
     panel.set_ylabel("final validation loss (nats per token)")
     arms = [(found.baseline, "black"), *_coloured(found)]
     for name, colour in arms:
@@ -69,6 +69,7 @@ def _draw_losses(panel: Axes, found: LadderFindings) -> None:
 
 def _draw_multipliers(panel: Axes, found: LadderFindings) -> None:
     """How many times less compute each arm needs, with 95 % intervals."""
+    panel.set_xlabel("rung, and training compute of the baseline")
     panel.set_ylabel("compute multiplier (above 1: needs less)")
     panel.set_yscale("log")
     panel.axhline(1, color="black", linewidth=0.8)

@@ -121,11 +121,13 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     df = fits.noise.df
     lows, highs = fits.ends(t_critical(df, ALPHA))
     exponent_ends = [end[-1] for end in fits.ends(t_critical(df, sidak_level(ALPHA, family)))]
-    values = fits.values[fits.best]
+    *logs, exponent = fits.values[fits.best].tolist()
+    with np.errstate(over="ignore"):  # of a baseline that hardly learns
+        multipliers, low, high = (np.exp(own).tolist() for own in (logs, lows[:-1], highs[:-1]))
     return Ladder(
-        tuple(np.exp(values[:-1]).tolist()),
-        tuple(zip(np.exp(lows[:-1]).tolist(), np.exp(highs[:-1]).tolist(), strict=True)),
-        float(values[-1]),
+        tuple(multipliers),
+        tuple(zip(low, high, strict=True)),
+        exponent,
         (float(exponent_ends[0]), float(exponent_ends[1])),
     )
 
@@ -183,7 +185,7 @@ class _Fits:
             + distance**2 * of_slope[:, None]
             + 2 * distance * (of_both @ self.sums.T)
         )
-        return np.sqrt(variances) / self.slope[:, None]
+        return np.sqrt(variances.clip(min=0)) / self.slope[:, None]
 
     def ends(self, critical: float) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of the answers' intervals, (k + 1,) each."""

@@ -444,6 +444,19 @@ def test_scatter_about_the_curve_beyond_chance_widens_the_intervals():
     assert widths[1] > 3 * widths[0]
 
 
+def test_a_baseline_that_hardly_learns_says_nothing():
+    """Its losses fall by far less than chance: no multiplier is known, and nothing overflows."""
+    noise = np.array([0.03, -0.01, -0.02])
+    rungs = [
+        Rung(10.0**i, list(3 - 1e-5 * i + noise), list(3.0 - noise - 2e-5 * i)) for i in range(3)
+    ]
+    found = climb(rungs)
+    assert found.verdict == "inconclusive"
+    assert found.better == found.worse == 0
+    flat = [dataclasses.replace(rung, baseline=rungs[0].baseline) for rung in rungs]
+    assert climb(flat) is None
+
+
 def test_words():
     assert climb(ladder(1.35, 0.15, sd=0.003)).verdict == GROWS
     assert climb(ladder(1.35, -0.15, sd=0.003)).verdict == FADES

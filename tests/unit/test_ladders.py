@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import compare_architectures
+from comparison import ladder_plot
 from comparison.design import Design
 from comparison.findings import Findings, compare
 from comparison.ladder_findings import climb_ladder
@@ -204,6 +205,17 @@ def test_an_arm_that_spends_more_is_charged_for_it():
     text = said(own)
     assert "The arm runs at equal parameters and tokens, 2.00x the FLOPs (every rung)" in text
     assert "The arm runs" not in said(rungs(flops_ratio=1.005))
+
+
+def test_the_figure_shows_losses_over_what_each_arm_spent(monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(ladder_plot, "write_figure", lambda draw, path: figures.append(draw()))
+    found = climb_ladder(rungs(flops_ratio=2.0))
+    ladder_plot.write_ladder_plot(found, Path("unused.svg"))
+    lines = {line.get_label(): line.get_xdata() for line in figures[0].axes[0].lines}
+    assert list(lines["arch-base"]) == pytest.approx(found.compute)
+    assert list(lines["arch-good"]) == pytest.approx([2 * c for c in found.compute])
 
 
 def test_the_exponents_hold_for_the_declared_arms_together():
