@@ -16,6 +16,7 @@ import numpy as np
 from comparison.groups import Group
 from comparison.runs import LoggedRun
 from inference.crossed import crossed
+from inference.estimates import MODERATED, PAIRED
 from inference.verdicts import BETTER, EQUAL, WORSE, Verdict
 
 FEWEST_BLOCKS = 21
@@ -56,10 +57,12 @@ def on_new_text(
         seeds: The seeds that it rests on.
 
     Returns:
-        None without a verdict on paired seeds, if a run has no losses of blocks, or if `with_text`
-        has nothing to say.
+        None without a verdict on paired, independent seeds, if a run has no losses of blocks, or if
+        `with_text` has nothing to say.
     """
-    if verdict.word not in (BETTER, WORSE, EQUAL) or not verdict.difference.paired:
+    if verdict.word not in (BETTER, WORSE, EQUAL):
+        return None
+    if verdict.difference.test not in (PAIRED, MODERATED):
         return None
     values = _differences(group, baseline, seeds)
     return None if values is None else with_text(verdict, values)

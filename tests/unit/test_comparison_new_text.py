@@ -88,6 +88,20 @@ def test_neighbours_that_are_alike_make_it_wider(tmp_path):
     assert higher - lower > 2 * (high - low)
 
 
+def test_seeds_crossed_with_data_orders_say_nothing_of_text(tmp_path):
+    """Their rows are not independent, as the interval for text takes them to be."""
+    rng = np.random.default_rng(2)
+    runs = []
+    for day, (name, shift) in enumerate((("base", 0.0), ("arm", -0.2)), start=1):
+        losses = 3 + shift + rng.normal(0, 0.3, BLOCKS) + rng.normal(0, 0.002, (9, 1))
+        for cell, run in enumerate(runs_of(tmp_path, name, losses, day)):
+            seeds = {"seed": cell // 3, "data_seed": cell % 3}
+            runs.append(dataclasses.replace(run, config=run.config | seeds))
+    row = compare(runs).rows[1]
+    assert (row.verdict.word, row.verdict.difference.test) == ("better", "crossed t")
+    assert row.new_text is None
+
+
 @pytest.mark.parametrize(("blocks", "told"), [(0, False), (1, False), (20, False), (21, True)])
 def test_a_short_text_says_nothing(tmp_path, blocks, told):
     verdict = judged(tmp_path, by_block=0.3).verdict
