@@ -117,6 +117,11 @@ class Design:
         return max(self.arms or 0, arms, 1)
 
     @property
+    def declares_seeds(self) -> bool:
+        """Whether some sweep declared how many seeds its arms have."""
+        return self.seeds is not None or bool(self.promises)
+
+    @property
     def undeclared_looks(self) -> list[int]:
         """The looks after which seeds were added."""
         promises = [Promise(self.seeds, self.looks), *self.promises.values()]

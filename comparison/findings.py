@@ -251,7 +251,7 @@ def _further_notes(
             f"Seeds were added after a verdict had been shown at {seen}: the intervals are those "
             "of a confidence sequence."
         )
-    elif len(compared) > 1 and design.seeds is None and max(group.n for group in compared) > 1:
+    elif len(compared) > 1 and not design.declares_seeds and max(group.n for group in compared) > 1:
         yield (
             "The number of seeds was not declared before the runs, as a sweep does. The error "
             "rates hold only if it did not depend on the results."

@@ -816,6 +816,9 @@ def test_looks_hold_beside_another_run(tmp_path, compare):
     assert code == 0
     assert beside["interval"][0] <= alone["interval"][0]
     assert any("confidence sequence" in note for note in json.loads(out)["notes"])
+    declare(sweep, looks=[4])
+    out = compare(sweep, tmp_path / "lone", "--format=json")[1]
+    assert not any("not declared" in note for note in json.loads(out)["notes"])
 
 
 def test_a_part_without_the_baseline_is_compared_with_its_oldest_arm(tmp_path, compare):
