@@ -30,6 +30,12 @@ _FACETS: dict[str, Callable[[LoggedRun], list[Any]]] = {
 }
 """By name what each start of a run says of it; None where the log does not tell."""
 
+_UNKNOWN_DATA = {
+    "fingerprint": "no fingerprint of the data in the log: compared by the name of the dataset",
+    "val_fingerprint": "no fingerprint of the validation set in the log: compared by eval_tokens",
+}
+"""By key of the data what to say where a log does not have it."""
+
 _UNLISTED = ("plugins",)
 """Facets whose values say nothing to a reader."""
 
@@ -38,7 +44,8 @@ def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
     """What a reader should know of a group beside the baseline, a phrase each.
 
     Each facet in which their counted runs are not all alike, with the values of both; a facet that
-    some run does not tell counts as unlike where others tell it. And what is unsure of the tuning.
+    some run does not tell counts as unlike where others tell it. And what is unsure of the tuning,
+    of the code and of the data.
     """
     for name, facet in _FACETS.items():
         own, other = (_told(g, facet) for g in (group, baseline))
@@ -47,6 +54,9 @@ def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
     yield from _tuning(group, baseline, design)
     if not all(start.get("source_sha256") for run in group.counted for start in run.starts):
         yield "no digest of the source code in the log: runs are grouped by commit"
+    for key, caveat in _UNKNOWN_DATA.items():
+        if not all(run.data.get(key) for run in (*group.counted, *baseline.counted)):
+            yield caveat
 
 
 def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from comparison.logged_keys import compared_by
 from comparison.runs import LoggedRun
 from errors import UserError, unknown_name
 from inference.samples import Sample, deviation
@@ -128,19 +126,6 @@ class Group:
         """The share of the planned steps or minutes that the last evaluation came after."""
         return self.mean(lambda run: run.progress)
 
-    @cached_property
-    def conditions(self) -> dict[str, Any]:
-        """What must be equal for a comparison, by label."""
-        run = self.runs[0]
-        return {
-            "data": run.data.get("fingerprint"),
-            "tokenizer": run.data.get("tokenizer"),
-            "validation set": run.data.get("val_fingerprint"),
-            "validation tokens": run.data.get("val_tokens"),
-            "compute dtype": run.environment.get("dtype"),
-            **_uncounted_elsewhere(run.having(*_CONDITIONS)),
-        }
-
     def share_of_length(self, key: str) -> float | None:
         """A number of steps over max_iters; None where the run has none."""
         steps, planned = self.config.get(key), self.config.get("max_iters")
@@ -164,16 +149,24 @@ _COST = ("parameters", "flops_per_token", "flops_per_token_causal", "attention_f
 
 def _identity(run: LoggedRun) -> str:
     """The same text for runs that differ only by seed."""
-    config = _uncounted_elsewhere(run.having(*_TELLING_RUNS_APART))
+    [config] = _compared([run], *_TELLING_RUNS_APART)
     cost = [run.architecture.get(key) for key in _COST]
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
     sizes = [run.data.get("val_tokens"), run.environment.get("dtype")]
     return json.dumps([cost, config, data, sizes, run.code], sort_keys=True)
 
 
-def _uncounted_elsewhere(values: dict[str, Any]) -> dict[str, Any]:
-    """The values without keys of which the log has what they came to."""
-    return {key: value for key, value in values.items() if compared_by(key) is None}
+def _compared(runs: Sequence[LoggedRun], *roles: Role) -> list[dict[str, Any]]:
+    """Of each run the keys of some roles by which it is compared with the others: not those of
+    which every log has what they came to."""
+    return [
+        {
+            key: value
+            for key, value in run.having(*roles).items()
+            if not all(other.came_to(key) for other in runs)
+        }
+        for run in runs
+    ]
 
 
 def _group(runs: Sequence[LoggedRun]) -> Group:
@@ -222,7 +215,9 @@ def _named_apart(groups: Sequence[Group]) -> list[Group]:
 
 def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     """Groups of one name, each with that name and the keys that tell it from the others."""
-    everything = [_telling(group) for group in namesakes]
+    everything = [
+        _telling(group, own) for group, own in zip(namesakes, conditions(namesakes), strict=True)
+    ]
     keys = [key for key in everything[0] if len({str(own.get(key)) for own in everything}) > 1]
     seen: Counter[str] = Counter()
     for group, own in zip(namesakes, everything, strict=True):
@@ -232,12 +227,12 @@ def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
         yield group, name if seen[name] == 1 else f"{name} #{seen[name]}"
 
 
-def _telling(group: Group) -> dict[str, Any]:
-    """All that may tell a group from its namesake."""
+def _telling(group: Group, own_conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """All that may tell a group from its namesakes, given its conditions beside theirs."""
     length = group.runs[0].having(Role.LENGTH)
     source, plugins = group.runs[0].code
     code = {"code": ", ".join(source), "plugins": json.dumps(plugins, sort_keys=True)}
-    return {**group.model_keys, **group.conditions, **length, **code}
+    return {**group.model_keys, **own_conditions, **length, **code}
 
 
 def _short(value: Any) -> str:
@@ -247,6 +242,22 @@ def _short(value: Any) -> str:
 
 
 # Groups beside each other
+
+
+def conditions(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Of each group what must be equal for a comparison with the others, by label."""
+    runs = [group.runs[0] for group in groups]
+    return [
+        {
+            "data": run.data.get("fingerprint"),
+            "tokenizer": run.data.get("tokenizer"),
+            "validation set": run.data.get("val_fingerprint"),
+            "validation tokens": run.data.get("val_tokens"),
+            "compute dtype": run.environment.get("dtype"),
+            **keys,
+        }
+        for run, keys in zip(runs, _compared(runs, *_CONDITIONS), strict=True)
+    ]
 
 
 def machines(groups: Sequence[Group]) -> list[set[tuple[Any, ...]]]:
@@ -297,7 +308,7 @@ def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[s
     Args:
         tuned: Keys that every arm was given the same trials to choose; they are no conditions.
     """
-    own, other = group.conditions, baseline.conditions
+    own, other = conditions([group, baseline])
     found = [
         f"{key}: {_short(own.get(key))}, not {_short(other.get(key))}"
         for key in {**own, **other}

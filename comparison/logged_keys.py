@@ -42,5 +42,5 @@ def role_of(key: str, recorded: Mapping[str, str]) -> Role:
 
 
 def compared_by(key: str) -> tuple[str, str] | None:
-    """Where a log has what a key's value came to, if runs are to be compared by that instead."""
+    """Where a log may have what a key's value came to, by which runs are then compared instead."""
     return _COUNTED.get(key)

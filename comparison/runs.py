@@ -26,7 +26,7 @@ from comparison.json_checks import (
     text,
     told,
 )
-from comparison.logged_keys import role_of
+from comparison.logged_keys import compared_by, role_of
 from errors import UserError, printable
 from options import Role
 from saved_configs import upgraded
@@ -121,6 +121,12 @@ class LoggedRun:
     def having(self, *roles: Role) -> dict[str, Any]:
         """Its keys of some roles, with their values."""
         return {k: value for k, value in self.config.items() if role_of(k, self.roles) in roles}
+
+    def came_to(self, key: str) -> Any:
+        """What the value of a key came to, by which runs are compared instead; None where the log
+        does not have it, or nothing but the key itself says it."""
+        place = compared_by(key)
+        return place and getattr(self, place[0]).get(place[1])
 
     @property
     def seeds(self) -> tuple[Any, Any]:

@@ -31,7 +31,13 @@ ARCHITECTURE = {
     "flops_per_token_causal": 798_087_168,
     "attention_ffn_ratio": 0.45,
 }
-DATA = {"dataset": "tiny", "fingerprint": "f00d", "train_tokens": 900, "val_tokens": 100}
+DATA = {
+    "dataset": "tiny",
+    "fingerprint": "f00d",
+    "train_tokens": 900,
+    "val_tokens": 100,
+    "val_fingerprint": "beef",
+}
 CONFIG = {
     "learning_rate": 1e-3,
     "seed": 1,

@@ -8,12 +8,12 @@ import pytest
 
 from comparison.design import Design
 from comparison.findings import compare
-from comparison.groups import changes, find_baseline, group_runs, unlike
+from comparison.groups import changes, conditions, find_baseline, group_runs, unlike
 from comparison.runs import LoggedRun
 from comparison.verdict_lines import verdict_line
 from options import KEYS
 from saved_configs import upgraded
-from tests.simulated import decaying, simulated_arm, simulated_run, timed_run
+from tests.simulated import DATA, decaying, simulated_arm, simulated_run, timed_run
 from training_config import TrainingConfig
 
 RMS = {"normalization": "rmsnorm"}
@@ -193,11 +193,79 @@ def test_unlike_arms_are_set_apart_and_never_judged(other, reason):
 
 
 def test_the_recipe_is_all_that_shapes_a_result():
-    (group,) = group_runs(simulated_arm("plain", [3.0], training=TrainingConfig().to_dict()))
+    training = TrainingConfig().to_dict()
+    (own,) = conditions(group_runs(simulated_arm("plain", [3.0], training=training)))
     shaping = {"sequence_length", "batch_size", "learning_rate", "weight_decay", "lr_schedule"}
-    assert shaping <= set(group.conditions)
+    assert shaping <= set(own)
     outside = {"run_name", "out_dir", "log_interval", "seed", "data_seed", "dataset", "max_minutes"}
-    assert not outside & set(group.conditions)
+    assert not outside & set(own)
+
+
+def other_data_without(*keys: str) -> list[LoggedRun]:
+    """Runs of two arms with other datasets and validation tokens, whose logs lack some keys."""
+    lacking = dict.fromkeys(keys)
+    plain = {"dataset": "openwebtext", "eval_tokens": 1000}
+    other = {"dataset": "shakespeare", "eval_tokens": 2000}
+    return [
+        *simulated_arm("plain", [3.0, 3.01, 2.99], training=plain, data=lacking),
+        *simulated_arm(
+            "rms", [2.0, 2.02, 1.98], training=other, data=lacking, model=RMS, start="2025-01-02"
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reasons"),
+    [
+        (["fingerprint"], ["dataset: shakespeare, not openwebtext"]),
+        (["val_fingerprint"], ["eval_tokens: 2000, not 1000"]),
+        ([], []),
+    ],
+)
+def test_without_a_fingerprint_the_key_is_compared(lacking, reasons):
+    one, other = group_runs(other_data_without(*lacking))
+    assert unlike(other, one) == reasons
+
+
+def test_a_known_fingerprint_is_never_that_of_unknown_data():
+    known = simulated_run("plain")
+    unknown = simulated_run("plain", start="2025-01-02", data={"fingerprint": None})
+    one, other = group_runs([known, unknown])
+    assert unlike(other, one) == ["data: None, not f00d"]
+
+
+@pytest.mark.parametrize("key", ["dataset", "eval_tokens"])
+def test_runs_without_fingerprints_are_grouped_by_the_keys(key):
+    lacking = {"fingerprint": None, "val_fingerprint": None}
+    runs = [
+        simulated_run(seed=seed, training={key: value}, data=lacking)
+        for seed, value in ((1, 1000), (2, 1000), (3, 2000))
+    ]
+    one, other = group_runs(runs)
+    assert [run.config["seed"] for run in one.runs] == [1, 2]
+    assert (one.name, other.name) == (f"arch-plain [{key}=1000]", f"arch-plain [{key}=2000]")
+    known = [dataclasses.replace(run, data=DATA) for run in runs]
+    assert len(group_runs(known)) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "caveat"),
+    [
+        (
+            "fingerprint",
+            "no fingerprint of the data in the log: compared by the name of the dataset",
+        ),
+        (
+            "val_fingerprint",
+            "no fingerprint of the validation set in the log: compared by eval_tokens",
+        ),
+    ],
+)
+def test_logs_without_a_fingerprint_say_so(key, caveat):
+    plain = simulated_arm("plain", [3.0, 3.1], data={key: None})
+    rms = simulated_arm("rms", [2.5, 2.52], model=RMS, start="2025-01-02", data={key: None})
+    (row,) = compare([*plain, *rms]).rows[1:]
+    assert row.caveats == (caveat,)
 
 
 def runs_of_a_plugin(role: str) -> list[LoggedRun]:
