@@ -47,6 +47,18 @@ def number(low: float = -LARGEST, high: float = LARGEST, *, whole: bool = False)
     return check
 
 
+def between(low: float, high: float) -> Check:
+    """A finite number above `low` and below `high`."""
+    inside = number(low, high)
+
+    def check(value: Any) -> Sequence[str]:
+        if not inside(value) and low < value < high:
+            return _FINE
+        return (f" is {told(value)}, not a number between {low:g} and {high:g}",)
+
+    return check
+
+
 def text(longest: int = LONGEST_TEXT) -> Check:
     """Text of at most so many characters."""
 
@@ -58,6 +70,20 @@ def text(longest: int = LONGEST_TEXT) -> Check:
         return _FINE
 
     return check
+
+
+def spelled(check: Check) -> Check:
+    """The text of a number that passes a check."""
+
+    def check_number(value: Any) -> Sequence[str]:
+        if not isinstance(value, str):
+            return (f" is {told(value)}, not text",)
+        try:
+            return check(float(value))
+        except ValueError:
+            return (f" is {told(value)}, not a number",)
+
+    return check_number
 
 
 def flag(value: Any) -> Sequence[str]:
@@ -135,6 +161,11 @@ def record(
         return problems
 
     return check
+
+
+def that(check: Check, holds: Callable[[Any], bool], problem: str) -> Check:
+    """What passes a check and for which `holds` is true; else it has the problem."""
+    return lambda value: check(value) or (_FINE if holds(value) else (problem,))
 
 
 def _finite(value: float) -> Sequence[str]:

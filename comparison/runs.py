@@ -203,7 +203,22 @@ _EVAL_OPTIONAL = {
     "flops": nullable(_COUNT),
     "seconds": nullable(_COUNT),
 }
-_ENVIRONMENT = record({}, {"device": scalar, "threads": scalar}, others=plain)
+_ENVIRONMENT = record(
+    {},
+    dict.fromkeys(
+        (
+            *("device", "device_count", "cpu_count", "threads", "host", "dtype", "torch"),
+            *("source_sha256", "commit", "dirty"),
+        ),
+        scalar,
+    ),
+    others=plain,
+)
+_DATA = record(
+    {},
+    dict.fromkeys(("fingerprint", "tokenizer", "val_fingerprint", "val_tokens"), scalar),
+    others=plain,
+)
 _RUN = record(
     {
         "run_name": _NAME,
@@ -214,7 +229,10 @@ _RUN = record(
             {
                 "seed": _SEED,
                 "data_seed": _SEED,
+                "arch_preset": scalar,
                 "compile": scalar,
+                "window_pattern": nullable(text()),
+                "rope_pattern": nullable(text()),
                 "max_iters": _STEPS,
                 "max_minutes": nullable(_COUNT),
                 "warmup_iters": _STEPS,
@@ -228,7 +246,7 @@ _RUN = record(
             others=plain,
         ),
         "environment": _ENVIRONMENT,
-        "data": record({}, others=plain),
+        "data": _DATA,
         "eval_steps": list_of(record(_EVAL, _EVAL_OPTIONAL), most=_MOST_RECORDS),
         "summary": record(
             {},

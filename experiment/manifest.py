@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from comparison.design import Declared, TuningCurve
 from comparison.json_checks import (
     LONGEST_NAME,
     LONGEST_TEXT,
+    SMALLEST,
+    between,
     flag,
     list_of,
     nullable,
@@ -24,7 +27,9 @@ from comparison.json_checks import (
     plain,
     read_checked,
     record,
+    spelled,
     text,
+    that,
     told,
 )
 from comparison.runs import SWEEP_FILE
@@ -43,18 +48,39 @@ SCHEMA_VERSION = 1
 
 _MOST = 1_000_000  # of arms, runs and keys
 _TEXT = text()
-_TUNING = record(
-    {
-        "key": _TEXT,
-        "tried": list_of(_TEXT, most=_MOST),
-        "losses": list_of(nullable(number()), most=_MOST),
-    },
-    {"at_edge": flag},  # where earlier versions wrote it
+_POSITIVE = spelled(number(SMALLEST))
+_TUNING = that(
+    record(
+        {
+            "key": _TEXT,
+            "tried": list_of(_POSITIVE, most=_MOST),
+            "losses": list_of(nullable(number()), most=_MOST),
+        },
+        {"at_edge": flag},  # where earlier versions wrote it
+    ),
+    lambda tuning: len(tuning["tried"]) == len(tuning["losses"]),
+    " has not as many losses as tried values",
 )
-_ARM = record(
-    {"name": text(LONGEST_TEXT), "tuned": nullable(record({}, others=_TEXT))},
-    {"tuning": nullable(_TUNING), "allowance": nullable(number(0)), "at_edge": flag},
-    others=plain,
+
+
+def _fitted(arm: Mapping[str, Any]) -> Any:
+    """The value that was fitted to the curve of an arm which has one, as text."""
+    return (arm["tuned"] or {}).get(arm["tuning"]["key"])
+
+
+_ARM = that(
+    record(
+        {"name": text(LONGEST_TEXT), "tuned": nullable(record({}, others=_TEXT))},
+        {"tuning": nullable(_TUNING), "allowance": nullable(number(0)), "at_edge": flag},
+        others=plain,
+    ),
+    lambda arm: not arm.get("tuning") or not _POSITIVE(_fitted(arm)),
+    " has a curve of tuning, but no number that was fitted to it",
+)
+_SCHEDULE = that(
+    list_of(record({"n": number(1, whole=True), "alpha": between(0, 1)}), most=_MOST),
+    lambda schedule: all(first["n"] < second["n"] for first, second in pairwise(schedule)),
+    " has looks whose n does not rise",
 )
 
 
@@ -86,7 +112,7 @@ _MANIFEST = record(
         "varied": list_of(_TEXT, most=_MOST),
         "margin": number(0),
         "looks": list_of(number(0, whole=True), most=_MOST),
-        "schedule": list_of(record({"n": number(1, whole=True), "alpha": number(0)}), most=_MOST),
+        "schedule": _SCHEDULE,
     },
 )
 
@@ -238,7 +264,7 @@ def read_sweep(folder: Path) -> Sweep:
         factors=tuple(manifest["factors"]),
         seeds=len(manifest["seeds"]),
         seed_order=tuple(map(tuple, manifest["seeds"])),
-        schedule=tuple(Look(**look) for look in manifest.get("schedule", ())),
+        schedule=tuple(Look(look["n"], look["alpha"]) for look in manifest.get("schedule", ())),
         looks=tuple(manifest.get("looks", ())),
         margin=manifest.get("margin", MARGIN),
         declared=_declared(manifest),
@@ -259,21 +285,15 @@ def _declared(manifest: Mapping[str, Any]) -> Declared:
 def _curves(arms: Sequence[Mapping[str, Any]]) -> Iterator[TuningCurve]:
     for arm in arms:
         tuning = arm.get("tuning")
-        if tuning and all(map(_is_number, tuning["tried"])):
-            tried = tuple(map(float, tuning["tried"]))
-            fitted = float((arm["tuned"] or {}).get(tuning["key"], "nan"))
-            losses = tuple(tuning["losses"])
-            allowance = arm.get("allowance") or 0.0
-            name, key = printable(arm["name"]), printable(tuning["key"])
-            yield TuningCurve(name, key, tried, losses, fitted, allowance)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        if tuning:
+            yield TuningCurve(
+                arm=printable(arm["name"]),
+                key=printable(tuning["key"]),
+                tried=tuple(map(float, tuning["tried"])),
+                losses=tuple(tuning["losses"]),
+                fitted=float(_fitted(arm)),
+                allowance=arm.get("allowance") or 0.0,
+            )
 
 
 def _read(path: Path) -> Any:
