@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -18,7 +19,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from comparison.bands import Band
-from comparison.figures import ArmFigure, Figures, figures_of
+from comparison.figures import ArmFigure, Difference, Figures, figures_of
 from comparison.findings import Findings
 from comparison.judging import BASELINE
 from comparison.labels import Label
@@ -364,7 +365,7 @@ def _draw_differences(
 ) -> None:
     """Each judged arm's difference at its height, with the interval and what counts as equal."""
     differences = [arm.figure.difference for arm, _ in judged]
-    low, high = _difference_limits([(found.low, found.high) for found in differences])
+    low, high = _difference_limits([_spanned(found, margin) for found in differences])
     panel.set_xlim(low, high)
     panel.axvline(0, color="black", linewidth=0.8)
     label = "difference in final loss from the baseline, simultaneous 95 % interval"
@@ -372,12 +373,19 @@ def _draw_differences(
     panel.set_xlabel(f"{label}; shaded: equal (±{margin:.2g})")
     panel.grid(axis="x", alpha=0.25, linewidth=0.5)
     for (arm, height), found in zip(judged, differences, strict=True):
-        interval = (found.low, found.high)
+        interval = (max(found.low, low), min(found.high, high))
         panel.plot(interval, (height, height), color=arm.colour, linewidth=1.5, gid=arm.number)
         outside = {True: ">", False: "<"}[found.value > 0]
         marker = "o" if low <= found.value <= high else outside
         shown = min(max(found.value, low), high)
         panel.plot(shown, height, marker, color=arm.colour, markersize=4, clip_on=False)
+
+
+def _spanned(found: Difference, margin: float) -> tuple[float, float]:
+    """What of an interval the axis is to span: not one that is infinite, but its difference."""
+    if math.isfinite(found.high - found.low):
+        return found.low, found.high
+    return min(found.value, -margin), max(found.value, margin)
 
 
 def _difference_limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:

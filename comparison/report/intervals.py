@@ -58,13 +58,14 @@ def scale_of(differences: Iterable[Difference | None], floor: float | None) -> S
     """The scale of a plot of differences; None where none of them is known.
 
     Zero and every difference are on it, and the intervals unless they are far longer than what
-    there is to see: one arm of two seeds would squeeze all others into a dot.
+    there is to see: one arm of two seeds would squeeze all others into a dot. An interval may be
+    infinite.
     """
     known = [found for found in differences if found]
     if not known:
         return None
-    halves = sorted((found.high - found.low) / 2 for found in known)
-    usual = halves[(len(halves) - 1) // 2]
+    halves = sorted(half for found in known if math.isfinite(half := found.high - found.low))
+    usual = halves[(len(halves) - 1) // 2] / 2 if halves else 0.0
     size = max(*(abs(found.value) for found in known), floor or 0.0, usual) or 1.0
     low = min(0.0, -(floor or 0.0), *(found.low for found in known))
     high = max(0.0, floor or 0.0, *(found.high for found in known))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
 
 from comparison.bands import band
+from comparison.design import Design
 from comparison.figures import figures_of
 from comparison.findings import compare
 from comparison.plot import arms_of, draw, plot_problem, spread, write_plot
@@ -141,6 +143,16 @@ def test_intervals_are_those_of_the_verdicts():
     shaded = key.patches[0].get_extents().transformed(key.transData.inverted())
     assert (shaded.x0, shaded.x1) == pytest.approx((-0.01, 0.01))
     assert "\N{MINUS SIGN}0.0975  better" in texts_of(key)
+
+
+def test_an_infinite_interval_spans_the_axis():
+    """That of a confidence sequence is, while seeds are few."""
+    findings = compare(arms(FAST[:3]), design=Design(seeds=3, looks=(2,)))
+    assert findings.rows[1].verdict.interval == (-math.inf, math.inf)
+    _, key = panels_of(draw(findings))
+    low, high = key.get_xlim()
+    assert -0.2 < low < -0.1 < 0.01 < high < 0.1
+    assert tuple(lines_of(key)["2"].get_xdata()) == (low, high)
 
 
 def test_without_verdicts_the_key_has_no_axis():

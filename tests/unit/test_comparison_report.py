@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -19,7 +20,7 @@ from comparison.report.configs import ranges
 from comparison.report.curve_data import curve_data, shown_at_first
 from comparison.report.intervals import scale_of, strips
 from comparison.report.page import to_html
-from inference.verdicts import BETTER, WORSE
+from inference.verdicts import BETTER, INCONCLUSIVE, WORSE
 from tests.simulated import simulated_arm, simulated_run
 from tests.study import HOSTILE, study
 from tests.unit.test_compare_architectures import make_arm
@@ -196,6 +197,16 @@ def test_an_interval_of_two_seeds_does_not_squeeze_the_others():
         None,
     ]
     assert (drawn[2].mark.left, drawn[2].mark.right) == ("4.00%", "96.00%")
+
+
+def test_an_infinite_interval_goes_on_beyond_both_ends():
+    endless = Difference(-0.5, -math.inf, math.inf, INCONCLUSIVE)
+    for others in ([], [Difference(0.01, 0.0, 0.02, WORSE)]):
+        differences = [endless, *others]
+        scale = scale_of(differences, 0.005)
+        assert scale.low < -0.5 < 0 < scale.high
+        assert strips(differences, scale)[0].mark.goes_on == (True, True)
+        assert scale.tick_labels()
 
 
 def test_curves_hold_what_the_bands_do(findings):
