@@ -47,15 +47,18 @@ def loss_at(points: Curve, budget: float) -> float | None:
 
 
 def loss_error(points: Curve, budget: float) -> float:
-    """How far `loss_at` may be off: 0 at an evaluation.
+    """How far `loss_at` may be off: 0 at an evaluation, infinite outside the curve.
 
     A falling loss lies between those of the evaluations around it. If the curve is convex there,
     it also lies above the straight lines through the evaluations before and after.
     """
+    loss = loss_at(points, budget)
+    if loss is None:
+        return math.inf
     index = bisect_left(points, budget, key=lambda point: point[0])
     if points[index][0] == budget:
         return 0.0
-    loss, (_, before), (_, after) = loss_at(points, budget), points[index - 1], points[index]
+    (_, before), (_, after) = points[index - 1], points[index]
     falling = max(abs(loss - before), abs(loss - after))
     beside = (points[index - 2 : index], points[index : index + 2])
     lines = [

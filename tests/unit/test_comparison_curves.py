@@ -181,6 +181,18 @@ def test_the_error_of_interpolation_is_bounded_by_convexity():
     assert loss_error(points, 40) == 0.0
 
 
+def test_outside_a_curve_the_error_of_interpolation_is_infinite():
+    """As where a run's first evaluation comes after the last of another."""
+    assert [loss_error([(20, 3.0), (40, 2.0)], budget) for budget in (10, 50)] == [math.inf] * 2
+    early = [simulated_run("a", seed, 3.0 + seed / 100) for seed in (1, 2)]
+    late = [
+        simulated_run("b", seed, model={"bias": False}, curve=[(200, 2.0 + seed / 50)])
+        for seed in (1, 2)
+    ]
+    reading = compare([*early, *late]).rows[1].at_equal["tokens"]
+    assert (reading.losses, reading.verdict) == ({}, None)
+
+
 # --- Speed-up ---
 
 
