@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def to_html(findings: Findings) -> str:
     )
 
 
+@cache
 def _templates() -> Environment:
-    """The templates; text is escaped in them, and a name that is not known is an error."""
+    """The templates, compiled once; text is escaped, and a name that is not known is an error."""
     templates = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
