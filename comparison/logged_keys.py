@@ -24,6 +24,11 @@ _BEFORE_ROLES_WERE_LOGGED = {
 """The role of every key but those of the architecture, and of those that `saved_configs.upgraded`
 adds."""
 
+_ROLES = frozenset(Role)
+_EARLIER_ROLES = {
+    key: role for role, keys in _BEFORE_ROLES_WERE_LOGGED.items() for key in keys.split()
+}
+
 _COUNTED = {
     "dataset": ("data", "fingerprint"),
     "eval_tokens": ("data", "val_fingerprint"),
@@ -35,10 +40,9 @@ _COUNTED = {
 
 def role_of(key: str, recorded: Mapping[str, str]) -> Role:
     """What a key is for: as its run recorded it, else as it was before runs did."""
-    if recorded.get(key) in set(Role):
+    if recorded.get(key) in _ROLES:
         return Role(recorded[key])
-    earlier = (role for role, keys in _BEFORE_ROLES_WERE_LOGGED.items() if key in keys.split())
-    return next(earlier, Role.ARCHITECTURE)
+    return _EARLIER_ROLES.get(key, Role.ARCHITECTURE)
 
 
 def compared_by(key: str) -> tuple[str, str] | None:
