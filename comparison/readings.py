@@ -9,6 +9,7 @@ difference; else it is descriptive.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from statistics import fmean
@@ -133,6 +134,8 @@ class _Pair:
             told = " and ".join("?" if s is None else f"{100 * s:.0f} %" for s in shares)
             return f"at {told} of the schedules"
         error = sum(self._error(group) for group in self._groups)
+        if math.isinf(error):
+            return "outside the evaluations of a run"
         if error > SOUND_ERROR * max(abs(self.difference or 0), self._design.margin):
             return f"between evaluations: may be off by {error:.4f}"
         return ""
