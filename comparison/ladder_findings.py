@@ -8,7 +8,7 @@ from typing import Any
 
 from comparison.caveats import allowance_caveat, unlike_code_or_machine
 from comparison.findings import Findings, GroupResult
-from comparison.groups import SAME_BUDGET
+from comparison.groups import SAME_BUDGET, conditions
 from inference.ladder import (
     FEWEST_RUNGS,
     FEWEST_SEEDS,
@@ -106,8 +106,9 @@ _SAME_ON_ALL = ("data", "tokenizer", "validation set", "compute dtype")
 
 def _unlike(findings: Sequence[Findings]) -> Iterator[str]:
     groups = [own.baseline.group for own in findings]
+    first, *others = conditions(groups)
     for key in _SAME_ON_ALL:
-        if any(group.conditions[key] != groups[0].conditions[key] for group in groups):
+        if any(own.get(key) != first.get(key) for own in others):
             yield key
     yield from unlike_code_or_machine(groups)
 
