@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from components.registry import is_users_module
-from errors import ConfigError, UserError
+from errors import UserError
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -33,7 +33,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         with contextlib.suppress(OSError):  # the terminal may be closed
             print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:

@@ -12,12 +12,15 @@ import dataclasses
 import difflib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 
 class UserError(ValueError):
     """A mistake that the user can fix. The message says what is wrong, with the values, and how
     to fix it."""
+
+    exit_status: ClassVar[int] = 1
+    """What a command returns for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Problem:
 
 class ConfigError(UserError):
     """Every problem found in a config, reported together."""
+
+    exit_status = 2
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)

@@ -44,6 +44,7 @@ from training.hardware import (
     set_tf32,
 )
 from training.optim import clip_gradients, set_learning_rate
+from training.parallel import ALONE, Workers, join_workers
 from training.preflight import fitting_memory, refuse_machine
 from training.provenance import plugin_digests
 from training.report import start_report
@@ -54,38 +55,59 @@ from training.signals import StopRequest
 from training.step_guard import StepGuard
 from training.step_means import StepMeans
 from training.text_losses import save_text_losses
-from training_logger import TrainingLogger, refuse_existing_log, set_aside_unfinished_log
+from training_logger import NoLog, TrainingLogger, refuse_existing_log, set_aside_unfinished_log
 from user_files import rerun_plugins
 
 
 def main(argv: list[str]) -> None:
     """Train as the command line says. Raises UserError for what the user can fix."""
     with contextlib.ExitStack() as stack:
-        console = Console()
-        asked = configurator.read(argv)
-        start = find_start(asked, new_settings)
+        workers = stack.enter_context(join_workers())
+        console = Console(silent=not workers.first)
+        with workers.together():
+            asked = configurator.read(argv)
+            start = find_start(asked, new_settings)
         if asked.print_config:
-            print(configurator.settings_table(start.settings))
+            if workers.first:
+                print(configurator.settings_table(start.settings))
             return
-        run = set_up(start)
-        stack.enter_context(own_folder(run, start, console))
-        stop = stack.enter_context(StopRequest())
-        log = stack.enter_context(open_log(run, start, console))
+        run = set_up(start, workers)
+        workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
+        stop = stack.enter_context(StopRequest(silent=not workers.first))
+        log = stack.enter_context(open_log(run, start, console) if workers.first else NoLog())
         fit(run, log, stop)
 
 
 # Setting up
 
 
-def set_up(start: Start) -> Run:
+def set_up(start: Start, workers: Workers = ALONE) -> Run:
     """Everything in place for the next step. Raises UserError for what the user can fix."""
     training = start.settings.training
-    device = resolve_device(training.device)
-    dtype = resolve_dtype(training.dtype, device)
-    refuse_machine(start.settings, device, dtype)
-    if training.resume == "none":
-        refuse_existing_log(Path(training.out_dir) / training.run_name)
-    folder = prepare_if_missing(training.dataset, may_run=start.checkpoint is None)
+    with workers.together():
+        device = workers.device(resolve_device(training.device))
+        dtype = resolve_dtype(training.dtype, device)
+        refuse_machine(start.settings, device, dtype, workers.size)
+        if training.resume == "none":
+            refuse_existing_log(Path(training.out_dir) / training.run_name)
+    folder = workers.first_then_all(
+        lambda: prepare_if_missing(training.dataset, may_run=start.checkpoint is None)
+    )
+    with workers.together():
+        run = built(start, workers, folder, device, dtype)
+    # made last: a failure leaves no empty folder
+    run.folder = start.run_folder or workers.only_first(
+        lambda: run_directory(Path(training.out_dir), training.run_name, run.settings.arch_preset)
+    )
+    run.model = workers.wrap(run.model, device)
+    return run
+
+
+def built(
+    start: Start, workers: Workers, folder: Path, device: torch.device, dtype: torch.dtype
+) -> Run:
+    """The run with its model, on the data of a folder; it has no run directory yet."""
+    training = start.settings.training
     dataset = Dataset.open(folder, training.sequence_length)
     validation = ValidationWindows(
         dataset.val,
@@ -107,8 +129,8 @@ def set_up(start: Start) -> Run:
     optimizer = make_optimizer(network, training)
     run = Run(
         settings=settings,
-        folder=start.run_folder  # made last: a failure leaves no empty folder
-        or run_directory(Path(training.out_dir), training.run_name, settings.arch_preset),
+        workers=workers,
+        folder=Path(),
         dataset=dataset,
         validation=validation,
         device=device,
@@ -125,6 +147,7 @@ def set_up(start: Start) -> Run:
     )
     if start.checkpoint is not None:
         run.restore(start)
+    workers.separate_randomness(training.seed, run.step)
     return run
 
 
@@ -149,6 +172,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
     """The log of a run, after its start report is printed."""
     training = run.settings.training
     machine = environment(run.device)
+    machine["device_count"] = run.workers.size
     peak = peak_flops(run.device, run.dtype)
     console.say(start_report(run, machine["device"], peak))
     for note in (*start.settings.notes, *start.notes):
@@ -168,7 +192,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
             "val_tokens_read": run.validation.tokens,
             "val_fingerprint": run.validation.fingerprint,
         },
-        peak_flops=peak,
+        peak_flops=peak and peak * run.workers.size,
         max_iters=None if training.max_minutes else training.max_iters,
         plugins=plugin_digests(run.settings.plugins),
         roles=run.settings.roles,
@@ -182,7 +206,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
 # The loop
 
 
-def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
+def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
     """Train from where the run is to its end, or until the user asks to stop."""
     training = run.settings.training
     batches = TrainingBatches(
@@ -191,6 +215,8 @@ def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
         training.batch_size,
         training.gradient_accumulation_steps,
         training.data_seed,
+        run.workers.rank,
+        run.workers.size,
     )
     last_save = time.monotonic()
     with prefetch(batches, run.step, training.max_iters, run.device) as prefetched:
@@ -199,18 +225,20 @@ def fit(run: Run, log: TrainingLogger, stop: StopRequest) -> None:
             if evaluation_due(run):
                 saves = validate(run, log, stop) and run.step > 0
             else:
-                saves = minutes >= training.checkpoint_minutes > 0
+                saves = run.workers.any(minutes >= training.checkpoint_minutes > 0)
             if saves:
                 save(run, log)
                 last_save = time.monotonic()
-            if run.over or stop.requested:
+            stopped = run.workers.any(bool(stop.requested))
+            if run.over or stopped:
                 break
             train_and_log(run, log, *next(prefetched))
-    if stop.requested and not run.finished:
+    if stopped and not run.finished:
         log.interrupted()
         if run.step and run.saved_at != run.step:
             save(run, log)
-        log.say(f"{stop.requested} received: the run stopped after {run.step} steps.")
+        signal = stop.requested or "a signal to another worker"
+        log.say(f"{signal} received: the run stopped after {run.step} steps.")
 
 
 def evaluation_due(run: Run) -> bool:
@@ -219,7 +247,7 @@ def evaluation_due(run: Run) -> bool:
     return (at_interval or run.over) and run.evaluated_at != run.step
 
 
-def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor) -> None:
+def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets: Tensor) -> None:
     """The next step, logged where that is due, which is the only wait for the device."""
     training = run.settings.training
     done = run.step + 1
@@ -244,7 +272,7 @@ def train_and_log(run: Run, log: TrainingLogger, inputs: Tensor, targets: Tensor
         time_ms=1000 * seconds / steps,
         tokens_seen=run.tokens_seen,
         tokens_per_second=steps * training.tokens_per_step / seconds,
-        memory=memory_stats(run.device),
+        memory=run.workers.largest(memory_stats(run.device)) if logs else memory_stats(run.device),
         gradients=report.gradients,
         bad_steps=report.bad_steps,
     )
@@ -259,11 +287,13 @@ def train_step(
     A step whose loss or gradient is not finite changes nothing. Returns what the model reported.
     """
     means = StepMeans(len(inputs))
-    for x, y in zip(inputs, targets, strict=True):
-        with autocast(run.device, run.dtype):
-            output = run.model(x, y, objective=run.objective)
-        run.scaler.scale(output.loss / len(inputs)).backward()
+    for index, (x, y) in enumerate(zip(inputs, targets, strict=True), start=1):
+        with run.workers.accumulating(run.model, last=index == len(inputs)):
+            with autocast(run.device, run.dtype):
+                output = run.model(x, y, objective=run.objective)
+            run.scaler.scale(output.loss / len(inputs)).backward()
         means.add(output)
+    means.share(run.workers)
     run.scaler.unscale_(run.optimizer)
     norm = run.guard.check(means.output.loss, statistics=statistics)
     clip_gradients(run.optimizer, norm, run.settings.training.grad_clip)
@@ -279,7 +309,7 @@ def train_step(
 # Evaluating, saving
 
 
-def validate(run: Run, log: TrainingLogger, stop: StopRequest) -> bool:
+def validate(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> bool:
     """Evaluate and log; False where the user asked to stop before it was through."""
     run.watch.stop()
     losses = evaluation_losses(run, stop)
@@ -287,7 +317,7 @@ def validate(run: Run, log: TrainingLogger, stop: StopRequest) -> bool:
         return False
     run.evaluated_at, run.val_loss = run.step, math.fsum(losses) / len(losses)
     nats = run.val_loss * run.validation.tokens
-    if run.over:
+    if run.over and run.workers.first:
         save_text_losses(run.folder, run.validation.block_means(losses))
     log.log_eval(
         iter=run.step,
@@ -302,23 +332,28 @@ def validate(run: Run, log: TrainingLogger, stop: StopRequest) -> bool:
 @torch.no_grad()
 def evaluation_losses(run: Run, stop: StopRequest) -> np.ndarray | None:
     """The loss of each window of the validation set in nats per token, shape (windows,), or None
-    once a stop is asked for."""
+    once a stop is asked for. Workers share the windows."""
     run.model.eval()
-    losses = []
-    for x, y in run.validation:
+    losses = torch.zeros(run.validation.windows, device=run.device)
+    parts = losses.split(run.settings.training.batch_size)
+    for part, (x, y) in run.workers.share(zip(parts, run.validation, strict=True)):
         if stop.requested:
             break
         with autocast(run.device, run.dtype):
             output = run.model(x.to(run.device), y.to(run.device), objective=validation_loss)
-        losses.append(output.terms["cross_entropy"])
+        part.copy_(output.terms["cross_entropy"])
     run.model.train()
-    return None if stop.requested else torch.cat(losses).cpu().numpy()
+    stopped = run.workers.any(bool(stop.requested))
+    return None if stopped else run.workers.sum(losses).cpu().numpy()
 
 
-def save(run: Run, log: TrainingLogger) -> None:
+def save(run: Run, log: TrainingLogger | NoLog) -> None:
     """Save a checkpoint that `--resume` goes on from; Diverged where there is no going on."""
     run.watch.stop()
     run.guard.stop_if_stuck(run.guard.read())
+    run.saved_at = run.step
+    if not run.workers.first:
+        return
     log.sync()  # so that no checkpoint knows of records that a power cut may take
     path = save_checkpoint(
         run.folder / "checkpoints",
@@ -340,7 +375,6 @@ def save(run: Run, log: TrainingLogger) -> None:
         plugins={Path(path).name: text for path, text in run.settings.plugins.items()},
         keep=run.settings.training.keep_checkpoints,
     )
-    run.saved_at = run.step
     log.log_checkpoint(path, run.step)
 
 

@@ -87,6 +87,31 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+class NoLog:
+    """The log of a worker that keeps none, since the first worker does."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """See `TrainingLogger.say`, as for the others."""
+
+    def advance(self, iter: int) -> None:
+        pass
+
+    def log_step(self, **record: Any) -> None:
+        pass
+
+    def log_eval(self, **record: Any) -> None:
+        pass
+
+    def interrupted(self) -> None:
+        pass
+
+
 class TrainingLogger:
     """Writes and prints the log of a run, from the numbers that the training loop passes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,72 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How the sequences of a step are divided among workers, each of which gets as many.
+
+    Micro-batches are dealt out whole as far as they go; workers that share one divide its
+    sequences. With 4 micro-batches of 8 sequences, 2 workers get 2 micro-batches each, and 8
+    workers half a micro-batch.
+
+    Args:
+        gradient_accumulation_steps: Micro-batches of a step, over all workers.
+        batch_size: Sequences of a micro-batch.
+        workers: How many there are.
+    """
+
+    gradient_accumulation_steps: int
+    batch_size: int
+    workers: int
+
+    @property
+    def _apart(self) -> int:
+        """Groups of workers; those of a group share the same micro-batches."""
+        return math.gcd(self.gradient_accumulation_steps, self.workers)
+
+    @property
+    def _sharing(self) -> int:
+        """Workers of a group."""
+        return self.workers // self._apart
+
+    @property
+    def micro_batches(self) -> int:
+        """Of each worker."""
+        return self.gradient_accumulation_steps // self._apart
+
+    @property
+    def sequences(self) -> int:
+        """Of each micro-batch of a worker."""
+        return self.batch_size // self._sharing
+
+    @property
+    def problem(self) -> str:
+        """Why they cannot be divided, with the nearest values that can; empty if they can."""
+        if self.batch_size % self._sharing == 0:
+            return ""
+        return (
+            f"a step of gradient_accumulation_steps={self.gradient_accumulation_steps} x "
+            f"batch_size={self.batch_size} sequences does not divide among {self.workers} workers; "
+            f"use batch_size={_nearest(self.batch_size, self._sharing)}, or "
+            "gradient_accumulation_steps="
+            f"{_nearest(self.gradient_accumulation_steps, self.workers)}."
+        )
+
+    def of(self, rank: int) -> np.ndarray:
+        """The positions of a worker's sequences among those of a step, in the order in which it
+        reads them; shape (micro_batches * sequences,)."""
+        group, place = divmod(rank, self._sharing)
+        rows = np.arange(self.micro_batches) + group * self.micro_batches
+        columns = np.arange(self.sequences) + place * self.sequences
+        return (rows[:, None] * self.batch_size + columns).reshape(-1)
+
+
+def _nearest(value: int, divisor: int) -> str:
+    """The multiples of a number on either side of another: `4 or 8`."""
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingBatches:
     """The batch of every step: a pure function of (data_seed, step), computed in O(1).
@@ -66,11 +133,11 @@ class TrainingBatches:
         batch_size: Sequences of a micro-batch.
         gradient_accumulation_steps: Micro-batches of a step, over all workers.
         data_seed: Seed of the order and the offsets.
-        rank, world_size: This worker, and how many there are; each gets its share of the
-            micro-batches, and all together exactly what a single worker would.
+        rank, world_size: This worker, and how many there are; see `Shares`. All together read
+            exactly what a single worker would.
 
     Raises:
-        UserError: the micro-batches of a step do not divide among the workers.
+        UserError: the sequences of a step do not divide among the workers.
     """
 
     tokens: np.ndarray
@@ -82,12 +149,13 @@ class TrainingBatches:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.gradient_accumulation_steps % self.world_size:
-            raise UserError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} micro-batches do "
-                f"not divide among {self.world_size} workers; make it a multiple of "
-                f"{self.world_size}."
-            )
+        problem = self._shares.problem
+        if problem:
+            raise UserError(problem)
+
+    @property
+    def _shares(self) -> Shares:
+        return Shares(self.gradient_accumulation_steps, self.batch_size, self.world_size)
 
     @property
     def windows_per_epoch(self) -> int:
@@ -98,14 +166,14 @@ class TrainingBatches:
         """This worker's inputs and targets of step `step` (from 0), targets one token on.
 
         Returns:
-            Two int64 tensors, shape (micro-batches of this worker, batch_size, T).
+            Two int64 tensors, shape (micro-batches, sequences, T), of this worker's share.
         """
-        share = self.gradient_accumulation_steps // self.world_size
-        first = (step * self.gradient_accumulation_steps + self.rank * share) * self.batch_size
-        starts = self.window_starts(np.arange(first, first + share * self.batch_size))
+        shares = self._shares
+        first = step * self.gradient_accumulation_steps * self.batch_size
+        starts = self.window_starts(first + shares.of(self.rank))
         windows = read_windows(self.tokens, starts, self.sequence_length)
         inputs, targets = inputs_and_targets(windows)
-        shape = (share, self.batch_size, self.sequence_length)
+        shape = (shares.micro_batches, shares.sequences, self.sequence_length)
         return inputs.view(shape), targets.view(shape)
 
     def window_starts(self, positions: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ class ValidationWindows:
             0: all of it.
 
     Attributes:
+        windows: How many there are.
         tokens: Targets in all windows.
         bytes: UTF-8 bytes of those targets; the sum of their losses in nats, divided by ln 2 and
             by this, is the loss in bits per byte.
@@ -74,6 +75,10 @@ class ValidationWindows:
         """
         blocks = min(max(self.bytes // BLOCK_BYTES, 1), len(losses))
         return np.array([own.mean(dtype=np.float64) for own in np.array_split(losses, blocks)])
+
+    @property
+    def windows(self) -> int:
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[Batch]:
         return map(inputs_and_targets, self._windows())

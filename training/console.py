@@ -16,10 +16,14 @@ from cli import discard_output, escape_what_cannot_be_encoded
 
 
 class Console:
-    """Prints lines; `open_bar` adds a progress bar where standard output is a terminal."""
+    """Prints lines; `open_bar` adds a progress bar where standard output is a terminal.
 
-    def __init__(self) -> None:
-        self._silent = False
+    Args:
+        silent: Print nothing.
+    """
+
+    def __init__(self, silent: bool = False) -> None:
+        self._silent = silent
         self._bar: tqdm | None = None
         escape_what_cannot_be_encoded()
 

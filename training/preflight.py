@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from configurator import Settings
+from data.batches import Shares
 from errors import ConfigError, Problem
 from recipe.log_sinks import missing_packages
 from training.hardware import device_name, has_tf32, host_memory, total_memory
@@ -24,14 +25,17 @@ from training_config import TrainingConfig
 from training_logger import format_bytes
 
 
-def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse what cannot be trained on a machine, whatever the data are.
+def refuse_machine(
+    settings: Settings, device: torch.device, dtype: torch.dtype, workers: int = 1
+) -> None:
+    """Refuse what cannot be trained on a machine by so many workers, whatever the data are.
 
     Raises:
         ConfigError: with every reason.
         UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
     """
     problems = [
+        *_share_problems(settings.training, workers),
         *_size_problems(settings, device),
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
@@ -45,6 +49,11 @@ def refuse_machine(settings: Settings, device: torch.device, dtype: torch.dtype)
         raise ConfigError(problems)
     check_own_parts(settings.model, device, dtype)
     check_own_optimizer(settings, device, dtype)
+
+
+def _share_problems(training: TrainingConfig, workers: int) -> list[Problem]:
+    problem = Shares(training.gradient_accumulation_steps, training.batch_size, workers).problem
+    return [Problem(("gradient_accumulation_steps", "batch_size"), problem)] if problem else []
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:

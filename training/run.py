@@ -18,6 +18,7 @@ from recipe.optimizers import UpdateRule
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
 from training.memory import ExpectedMemory
+from training.parallel import Workers
 from training.resume import Start
 from training.step_guard import StepGuard
 
@@ -27,8 +28,10 @@ class Run:
     """What a run consists of, and how far it is.
 
     Attributes:
+        workers: Those that train it, of which this process is one.
         memory: What it is expected to need; None where that cannot be told.
-        network: The model; `model` is the same, compiled where that is asked for.
+        network: The model; `model` is the same, compiled if that is asked for, and with gradients
+            averaged over the workers.
         scaler: Of the loss in float16, whose range is small; elsewhere it does nothing.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
@@ -40,6 +43,7 @@ class Run:
     """
 
     settings: Settings
+    workers: Workers
     folder: Path
     dataset: Dataset
     validation: ValidationWindows
@@ -78,7 +82,10 @@ class Run:
     def advance(self) -> None:
         """Count the step that was just given to the device."""
         self.step += 1
-        self.seconds = self.watch.read()
+        if self.settings.training.max_minutes:  # then it decides when the run ends
+            self.seconds = self.workers.clock(self.watch.read())
+        else:
+            self.seconds = self.watch.read()
 
     @property
     def position(self) -> float:

@@ -23,12 +23,14 @@ class StopRequest:
 
     Args:
         finishing: What the program does before it stops, for the acknowledgement.
+        silent: Acknowledge nothing.
     """
 
-    def __init__(self, finishing: str = "finishing this step") -> None:
+    def __init__(self, finishing: str = "finishing this step", silent: bool = False) -> None:
         self.requested: str | None = None
         """The name of the signal received, or None."""
         self._finishing = finishing
+        self._silent = silent
 
     def __enter__(self) -> StopRequest:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -48,6 +50,8 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        if self._silent:
+            return
         again = "press Ctrl-C again" if number == signal.SIGINT else "send another signal"
         text = f"\n{self.requested}: {self._finishing}; {again} to quit now\n"
         with contextlib.suppress(OSError, ValueError):  # no terminal is left to read it

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils._pytree import tree_map
 
 from model_builder import TrainingOutput
+from training.parallel import Workers
 
 
 class StepMeans:
@@ -20,6 +21,10 @@ class StepMeans:
         """Count a micro-batch."""
         share = tree_map(lambda tensor: tensor.detach() / self._micro_batches, output)
         self._sums = share if self._sums is None else tree_map(_add, self._sums, share)
+
+    def share(self, workers: Workers) -> None:
+        """Take the means over all workers, each of which has counted as many micro-batches."""
+        self._sums = workers.mean(self.output)
 
     @property
     def output(self) -> TrainingOutput:

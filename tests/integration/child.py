@@ -9,7 +9,9 @@ import os
 import runpy
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch._dynamo  # which the optimizer imports at its first use
@@ -24,7 +26,10 @@ _CONTEXT.set_forkserver_preload([__name__])
 _PATIENCE = 60.0  # seconds
 
 
-def _run(script: str, argv: list[str], output: Path, errors: Path) -> None:
+def _run(
+    script: str, argv: list[str], output: Path, errors: Path, environment: Mapping[str, str]
+) -> None:
+    os.environ.update(environment)
     for number, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     torch.set_num_threads(1)
@@ -34,14 +39,24 @@ def _run(script: str, argv: list[str], output: Path, errors: Path) -> None:
 
 class Child:
     """A running script; its output goes to files in `folder`, which nothing else writes to, or
-    standard output to the file, terminal or pipe `output`."""
+    standard output to the file, terminal or pipe `output`. It has more environment variables than
+    this process."""
 
-    def __init__(self, script: str, argv: list[str], folder: Path, output: Path | None = None):
+    def __init__(
+        self,
+        script: str,
+        argv: list[str],
+        folder: Path,
+        output: Path | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ):
         folder.mkdir(parents=True)
         self._files = (output or folder / "output", folder / "errors")
         for file in self._files:
             file.touch()
-        self._process = _CONTEXT.Process(target=_run, args=(script, argv, *self._files))
+        self._process = _CONTEXT.Process(
+            target=_run, args=(script, argv, *self._files, dict(environment))
+        )
         self._process.start()
 
     @property

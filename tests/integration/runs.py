@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ class Workshop:
         self._children += 1
         folder = self.out_dir.parent / f"child{self._children}"
         return Child("train.py", self.argv(*arguments, run_name=run_name), folder, output)
+
+    def start_workers(
+        self, count: int, *arguments: str, run_name: str | None = "run"
+    ) -> list[Child]:
+        """train.py in so many processes, which train together as those of torchrun do."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        self._children += 1
+        group = self.out_dir.parent / f"workers{self._children}"
+        argv = self.argv(*arguments, run_name=run_name)
+        return [
+            Child(
+                *("train.py", argv, group / str(rank)),
+                environment={
+                    **address,
+                    "WORLD_SIZE": str(count),
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                },
+            )
+            for rank in range(count)
+        ]
 
 
 def newest_run(out_dir: Path) -> str:

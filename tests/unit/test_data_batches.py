@@ -114,20 +114,37 @@ def test_the_same_total_in_other_micro_batches_sees_the_same_sequences():
         assert [starts(order.batch(step)) for step in range(30)] == reference
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_share_what_one_would_see(workers):
-    settings = {"gradient_accumulation_steps": 4}
+@pytest.mark.parametrize(
+    ("workers", "shape"), [(1, (4, 6)), (2, (2, 6)), (4, (1, 6)), (8, (1, 3)), (6, (2, 2))]
+)
+def test_workers_share_what_one_would_see(workers, shape):
+    """Micro-batches are dealt out whole as far as they go, then their sequences."""
+    settings = {"gradient_accumulation_steps": 4, "batch_size": 6}
     whole = batches(**settings)
     shares = [batches(**settings, rank=r, world_size=workers) for r in range(workers)]
     for step in range(20):
         parts = [share.batch(step) for share in shares]
-        assert all(len(inputs) == 4 // workers for inputs, _ in parts)
-        assert sum((starts(part) for part in parts), []) == starts(whole.batch(step))
+        assert all(inputs.shape[:2] == shape for inputs, _ in parts)
+        read = sum((starts(part) for part in parts), [])
+        assert sorted(read) == sorted(starts(whole.batch(step)))
+        if shape[1] == 6:
+            assert read == starts(whole.batch(step))
 
 
-def test_micro_batches_that_do_not_divide_among_workers_are_refused():
-    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2.*among 3 workers"):
-        batches(world_size=3)
+@pytest.mark.parametrize(
+    ("settings", "fixes"),
+    [
+        ({"world_size": 4}, "use batch_size=2 or 4, or gradient_accumulation_steps=4."),
+        (
+            {"world_size": 4, "batch_size": 1, "gradient_accumulation_steps": 6},
+            "use batch_size=2, or gradient_accumulation_steps=4 or 8.",
+        ),
+    ],
+)
+def test_a_step_that_does_not_divide_among_workers_is_refused(settings, fixes):
+    with pytest.raises(ValueError, match="does not divide among 4 workers") as error:
+        batches(**settings)
+    assert str(error.value).endswith(fixes)
 
 
 def test_a_far_step_takes_no_longer_than_the_first():

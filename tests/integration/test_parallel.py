@@ -1,0 +1,162 @@
+"""Several workers train as one would: torchrun's processes, on gloo."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.child import Child
+from tests.integration.runs import Workshop, checkpoint_at, log_of
+
+SAME = 1e-5
+"""Nats: rounding differs, since sums are taken in another order."""
+
+COURSE = {
+    "max_iters": 20,
+    "eval_interval": 10,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "grad_clip": 0.5,
+    "eval_tokens": 0,
+}
+LLAMA = ("config/arch_llama.py", "--n_layer=2", "--n_head=4", "--n_kv_head=2")
+MODELS = {
+    "gpt2": ("config/arch_gpt2.py", "--n_layer=2"),
+    "tied": (*LLAMA, "--weight_tying=True"),
+    "moe": (*LLAMA, "--ffn_type=moe", "--n_experts=4", "--n_experts_per_token=2"),
+    "hybrid": (*LLAMA, "--mixer=gated_deltanet+attention"),
+}
+
+
+def course(**changes: object) -> tuple[str, ...]:
+    return tuple(f"--{key}={value}" for key, value in {**COURSE, **changes}.items())
+
+
+def finish(workers: list[Child]) -> list[int]:
+    return [worker.finish() for worker in workers]
+
+
+def losses_of(run: Path, kind: str, key: str) -> list[float]:
+    return [record[key] for record in log_of(run)[kind]]
+
+
+def assert_same_losses(one: Path, other: Path) -> None:
+    """The losses of steps and of validation, gradient norms, and whatever parts report."""
+    pairs = (("training_iterations", "loss"), ("eval_steps", "val_loss"))
+    for kind, key in pairs:
+        expected = losses_of(other, kind, key)
+        assert losses_of(one, kind, key) == pytest.approx(expected, abs=SAME)
+        assert len(expected) > 1
+    for own, theirs in zip(
+        *(log_of(run)["training_iterations"] for run in (one, other)), strict=True
+    ):
+        assert own["gradients"]["norm"] == pytest.approx(theirs["gradients"]["norm"], rel=1e-4)
+        assert own["tokens_seen"] == theirs["tokens_seen"]
+        assert flat(own.get("metrics")) == pytest.approx(flat(theirs.get("metrics")), abs=1e-4)
+
+
+def flat(values: Any) -> list[float]:
+    if isinstance(values, dict | list):
+        items = values.values() if isinstance(values, dict) else values
+        return [number for item in items for number in flat(item)]
+    return [] if values is None else [values]
+
+
+def test_two_workers_train_as_one(workshop: Workshop) -> None:
+    one = workshop.train(*LLAMA, *course(), run_name="one")
+    first, second = workshop.start_workers(2, *LLAMA, *course(), run_name="two")
+    assert finish([first, second]) == [0, 0], first.errors + second.errors
+    two = workshop.out_dir / "two"
+    assert_same_losses(two, one)
+    log = log_of(two)
+    assert log["environment"]["device_count"] == 2
+    peaks = [log_of(run)["training_iterations"][0]["mfu"]["peak_tflops"] for run in (one, two)]
+    assert peaks[1] > 1.2 * peaks[0]  # that of two devices, each measured
+    assert "completed; the log is in" in first.output
+    assert (second.output, second.errors) == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_two_workers_train_any_model_as_one(workshop: Workshop, model: str) -> None:
+    one = workshop.train(*MODELS[model], *course(), run_name="one")
+    workers = workshop.start_workers(2, *MODELS[model], *course(), run_name="two")
+    assert finish(workers) == [0, 0], workers[0].errors
+    assert_same_losses(workshop.out_dir / "two", one)
+
+
+def test_workers_share_the_sequences_of_one_micro_batch(workshop: Workshop) -> None:
+    flags = (*LLAMA, *course(gradient_accumulation_steps=1))
+    one = workshop.train(*flags, run_name="one")
+    assert finish(workshop.start_workers(2, *flags, run_name="two")) == [0, 0]
+    assert_same_losses(workshop.out_dir / "two", one)
+
+
+def test_a_batch_that_does_not_divide_is_refused_once(workshop: Workshop) -> None:
+    first, second = workshop.start_workers(
+        2, *LLAMA, *course(gradient_accumulation_steps=3, batch_size=3)
+    )
+    assert finish([first, second]) == [2, 2]
+    assert "does not divide among 2 workers; use batch_size=2 or 4" in first.errors
+    assert (second.output, second.errors) == ("", "")
+    assert not (workshop.out_dir / "run").exists()
+
+
+def test_a_signal_to_one_worker_stops_all_and_one_process_goes_on(workshop: Workshop) -> None:
+    """The run that goes on alone ends as one that was never stopped."""
+    flags = (*LLAMA, *course(max_iters=60, eval_interval=60))
+    whole = workshop.train(*flags, run_name="whole")
+    first, second = workshop.start_workers(2, *flags, run_name="two")
+    first.wait_for("iter  5/60")
+    second.send(signal.SIGTERM)
+    assert finish([first, second]) == [0, 0], first.errors
+    stopped = log_of(workshop.out_dir / "two")
+    assert stopped["status"] == "interrupted"
+    step = stopped["checkpoints"][-1]["step"]
+    assert 5 <= step < 60
+    assert checkpoint_at(workshop.out_dir / "two", step).is_dir()
+    workshop.train(*flags, "--resume=two", run_name="two")
+    assert_same_losses(workshop.out_dir / "two", whole)
+
+
+FAULTY = """
+import os
+
+import torch
+
+from components.ffns import FFNS, StandardFFN
+
+
+@FFNS.register("faulty", label="Faulty")
+class Faulty(StandardFFN):
+    '''Gives NaN once, on the second worker.'''
+
+    calls = 0
+
+    def forward(self, x, context):
+        y = super().forward(x, context)
+        if self.training:
+            Faulty.calls += 1
+            if Faulty.calls == 6 and os.environ.get("RANK") == "1":
+                y = y * torch.nan
+        return y
+"""
+
+
+def test_a_step_that_is_not_finite_on_one_worker_is_skipped_on_all(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "faulty.py"
+    plugin.write_text(FAULTY)
+    flags = (*course(gradient_accumulation_steps=2), f"--plugins={plugin}")
+    workers = workshop.start_workers(
+        2, "config/arch_gpt2.py", "--n_layer=1", "--ffn_type=faulty", *flags
+    )
+    assert finish(workers) == [0, 0], workers[0].errors + workers[1].errors
+    steps = log_of(workshop.out_dir / "run")["training_iterations"]
+    assert [step["bad_steps"] for step in steps].count(1) > 10
+    assert steps[-1]["bad_steps"] == 1
+    assert steps[-1]["loss"] < steps[0]["loss"]

@@ -1,0 +1,202 @@
+"""Workers: the processes that train one model together, each on its share of every batch.
+
+`torchrun` starts them and gives each a rank. They train by data parallelism: every worker has the
+whole model, and gradients are averaged (Li et al. 2020, "PyTorch Distributed", VLDB 13(12)). One
+process that nobody started as a worker is a single worker, for which all of this does nothing.
+
+Whatever a worker decides from its own clock or its own signals would leave the others waiting, so
+such decisions are made together: `any`, `clock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from errors import UserError
+
+T = TypeVar("T")
+
+SETTLING_SECONDS = 0.05
+"""What threads of a backend have to drop the tensors of messages that are through."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The workers of a run, as one of them sees them.
+
+    Attributes:
+        rank: Which one this is, from 0.
+        size: How many there are.
+        local_rank: Which one this is among those on the same machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the worker that prints, logs and saves."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """This worker's device of the kind that the run trains on."""
+        if self.size == 1 or device.type != "cuda":
+            return device
+        own = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(own)
+        return own
+
+    # The model
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model with gradients averaged over the workers in its backward pass."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            forward_sync_buffers=False,  # they change alike on all workers: see `mean`
+            gradient_as_bucket_view=True,
+        )
+
+    def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around the passes of a micro-batch: gradients are averaged once a step, in the last."""
+        if self.size == 1 or last:
+            return contextlib.nullcontext()
+        return model.no_sync()
+
+    # Numbers
+
+    def mean(self, tree: T) -> T:
+        """Every tensor of a nested structure averaged over the workers, in one message."""
+        if self.size == 1:
+            return tree
+        leaves, shape = tree_flatten(tree)
+        flat = torch.cat([leaf.detach().reshape(-1).float() for leaf in leaves])
+        dist.all_reduce(flat)
+        parts = (flat / self.size).split([leaf.numel() for leaf in leaves])
+        return tree_unflatten(
+            [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)],
+            shape,
+        )
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """A tensor added up over the workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, numbers: dict[str, int | None]) -> dict[str, int | None]:
+        """For each name the largest number that a worker has; None if none has one."""
+        if self.size == 1:
+            return numbers
+        held = torch.tensor([-1 if n is None else n for n in numbers.values()])
+        dist.all_reduce(held, dist.ReduceOp.MAX)
+        return {name: None if n < 0 else n for name, n in zip(numbers, held.tolist(), strict=True)}
+
+    # Decisions
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for some worker."""
+        return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
+
+    def clock(self, seconds: float) -> float:
+        """The seconds that the first worker has counted."""
+        if self.size == 1:
+            return seconds
+        shared = torch.tensor(seconds, dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return shared.item()
+
+    def from_first(self, value: T) -> T:
+        """What the first worker has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def first_then_all(self, action: Callable[[], T]) -> T:
+        """Do something on the first worker, and then on the others, who find it done."""
+        with self.together():
+            found = action() if self.first else None
+        with self.together():
+            return found if self.first else action()
+
+    def only_first(self, action: Callable[[], T]) -> T:
+        """Do something on the first worker alone; all get its result."""
+        with self.together():
+            found = action() if self.first else None
+        return self.from_first(found)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all workers go through, or none: if it raises a UserError on some worker,
+        the first raises it and the others leave quietly. The block itself must not communicate."""
+        if self.size == 1:
+            yield
+            return
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as raised:
+            error = raised
+        found: list[tuple[str, int] | None] = [None] * self.size
+        dist.all_gather_object(found, error and (str(error), error.exit_status))
+        failed = [(rank, *own) for rank, own in enumerate(found) if own is not None]
+        if not failed:
+            return
+        rank, message, status = failed[0]
+        if not self.first:
+            raise SystemExit(status)
+        raise error or UserError(f"worker {rank}: {message}")
+
+    def separate_randomness(self, seed: int, step: int) -> None:
+        """Let dropout on each worker draw numbers of its own, a pure function of these."""
+        if self.size > 1:
+            sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
+            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    # Batches
+
+    def share(self, items: Iterable[T]) -> Iterator[T]:
+        """This worker's part of what all go through once: every size-th, from its rank on."""
+        return islice(items, self.rank, None, self.size)
+
+
+ALONE = Workers()
+"""A single worker."""
+
+
+@contextlib.contextmanager
+def join_workers() -> Iterator[Workers]:
+    """The workers that torchrun started, connected; a single one without it.
+
+    Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield Workers(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+    # Only after a clean end: the others may wait elsewhere after an error, or be gone. Gloo's
+    # threads need Python's lock to drop tensors, and its destructor holds it while it waits for
+    # them (seen in torch 2.13), so they must be through with all messages by then.
+    dist.barrier()
+    time.sleep(SETTLING_SECONDS)
+    dist.destroy_process_group()
