@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,7 @@ from training.clock import Stopwatch
 from training.console import Console
 from training.hardware import (
     autocast,
-    environment,
     memory_stats,
-    peak_flops,
     resolve_compile,
     resolve_device,
     resolve_dtype,
@@ -46,16 +43,15 @@ from training.hardware import (
 from training.optim import clip_gradients, set_learning_rate
 from training.parallel import ALONE, Workers, join_workers
 from training.preflight import fitting_memory, refuse_machine
-from training.provenance import plugin_digests
-from training.report import start_report
 from training.resume import Start, find_start
 from training.run import Run
-from training.run_directory import locked, run_directory
+from training.run_directory import run_directory
+from training.run_log import open_log, own_folder
 from training.signals import StopRequest
 from training.step_guard import StepGuard
 from training.step_means import StepMeans
 from training.text_losses import save_text_losses
-from training_logger import NoLog, TrainingLogger, refuse_existing_log, set_aside_unfinished_log
+from training_logger import NoLog, TrainingLogger, refuse_existing_log
 from user_files import rerun_plugins
 
 
@@ -74,7 +70,7 @@ def main(argv: list[str]) -> None:
         run = set_up(start, workers)
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
         stop = stack.enter_context(StopRequest(silent=not workers.first))
-        log = stack.enter_context(open_log(run, start, console) if workers.first else NoLog())
+        log = stack.enter_context(open_log(run, start, console))
         fit(run, log, stop)
 
 
@@ -149,58 +145,6 @@ def built(
         run.restore(start)
     workers.separate_randomness(training.seed, run.step)
     return run
-
-
-@contextlib.contextmanager
-def own_folder(run: Run, start: Start, console: Console) -> Iterator[None]:
-    """Keep the run directory for this process, and make room in it for the log of a new run.
-
-    Raises:
-        UserError: another process trains in it, or it holds a run that completed.
-    """
-    with locked(run.folder):
-        if start.checkpoint is None:
-            if run.settings.training.resume == "auto":
-                renamed = set_aside_unfinished_log(run.folder)
-                if renamed:  # its run was killed before it saved anything, or lost what it saved
-                    console.say(f"The log in {run.folder} has no checkpoint: renamed to {renamed}.")
-            refuse_existing_log(run.folder)
-        yield
-
-
-def open_log(run: Run, start: Start, console: Console) -> TrainingLogger:
-    """The log of a run, after its start report is printed."""
-    training = run.settings.training
-    machine = environment(run.device)
-    machine["device_count"] = run.workers.size
-    peak = peak_flops(run.device, run.dtype)
-    console.say(start_report(run, machine["device"], peak))
-    for note in (*start.settings.notes, *start.notes):
-        console.say(note)
-    return TrainingLogger(
-        run.folder,
-        run.folder.name,
-        config=run.config,
-        architecture=run.cost,
-        environment={**machine, "dtype": str(run.dtype).removeprefix("torch.")},
-        data={
-            "dataset": training.dataset,
-            "fingerprint": run.dataset.fingerprint,
-            "tokenizer": run.dataset.meta["tokenizer"]["name"],
-            "train_tokens": len(run.dataset.train),
-            "val_tokens": len(run.dataset.val),
-            "val_tokens_read": run.validation.tokens,
-            "val_fingerprint": run.validation.fingerprint,
-        },
-        peak_flops=peak and peak * run.workers.size,
-        max_iters=None if training.max_minutes else training.max_iters,
-        plugins=plugin_digests(run.settings.plugins),
-        roles=run.settings.roles,
-        defaults=run.settings.defaults,
-        resume=start.resume_point,
-        sinks=training.log_sinks,
-        console=console,
-    )
 
 
 # The loop

@@ -274,6 +274,7 @@ def machines(groups: Sequence[Group]) -> list[set[tuple[Any, ...]]]:
             (
                 run.environment.get("device"),
                 run.environment.get("cpu_count"),
+                run.environment.get("device_count", 1),
                 run.environment.get("threads"),
                 *(f"{key}={run.config[key]}" for key in shared),
                 *(() if run.alone else ("shared by", run.run_name, run.folder)),
