@@ -132,6 +132,7 @@ def built(
         device=device,
         dtype=dtype,
         memory=memory,
+        compiles=compiles,
         network=network,
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
         model=torch.compile(network, dynamic=False) if compiles else network,

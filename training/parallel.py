@@ -11,8 +11,10 @@ such decisions are made together: `any`, `clock`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -29,6 +31,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from errors import UserError
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 SETTLING_SECONDS = 0.05
 """What threads of a backend have to drop the tensors of messages that are through."""
@@ -192,7 +196,13 @@ def join_workers() -> Iterator[Workers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    _end_with_parent()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=_store(),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     yield Workers(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     # Only after a clean end: the others may wait elsewhere after an error, or be gone. Gloo's
     # threads need Python's lock to drop tensors, and its destructor holds it while it waits for
@@ -200,3 +210,24 @@ def join_workers() -> Iterator[Workers]:
     dist.barrier()
     time.sleep(SETTLING_SECONDS)
     dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where workers find each other. After a restart by torchrun, whose own store outlives the
+    workers, the addresses of those that died must not be found there."""
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        int(os.environ["WORLD_SIZE"]),
+        is_master=not hosted and os.environ["RANK"] == "0",
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store)
+
+
+def _end_with_parent() -> None:
+    """On Linux, be asked to stop if the parent dies, as torchrun does when it is killed: nobody
+    would be left to stop the workers."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -137,9 +137,15 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
         *([("attention", _attention(model.attention_backend, backends))] if backends else []),
-        ("compiled", "no" if run.model is run.network else "yes"),
+        ("compiled", "yes" if run.compiles else "no"),
+        *_workers(run),
         ("memory", _memory(run.memory)),
     ]
+
+
+def _workers(run: Run) -> Rows:
+    size = run.workers.size
+    return [] if size == 1 else [("workers", f"{size}, by data parallelism")]
 
 
 def _attention(backend: str, doing_the_work: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ class Run:
     Attributes:
         workers: Those that train it, of which this process is one.
         memory: What it is expected to need; None where that cannot be told.
+        compiles: Whether the model is compiled.
         network: The model; `model` is the same, compiled if that is asked for, and with gradients
             averaged over the workers.
         scaler: Of the loss in float16, whose range is small; elsewhere it does nothing.
@@ -50,6 +51,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     memory: ExpectedMemory | None
+    compiles: bool
     network: GPT
     model: nn.Module
     objective: Objective
