@@ -114,7 +114,7 @@ def built(
     )
     settings = start.settings.for_data(dataset.vocab_size)
     compiles = resolve_compile(training.compile, device)
-    memory = fitting_memory(settings, device, dtype, compiles)
+    memory = fitting_memory(settings, device, dtype, compiles, workers)
 
     set_tf32(training.tf32)
     seed_everything(training.seed)

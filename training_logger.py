@@ -138,6 +138,7 @@ class TrainingLogger:
             those steps are repeated. None starts a new log.
         sinks: Additional outputs for every record, names in `LOG_SINKS`.
         console: Prints the lines; None creates one.
+        one_of_several: Whether other processes of the same parent train the model with this one.
 
     Raises:
         UserError: On entering, if a new log would replace one, the log is damaged or belongs to
@@ -162,7 +163,9 @@ class TrainingLogger:
         resume: ResumePoint | None = None,
         sinks: Sequence[str] = (),
         console: Console | None = None,
+        one_of_several: bool = False,
     ):
+        self._one_of_several = one_of_several
         self.run_dir = Path(run_dir)
         self._peak_flops = peak_flops
         self._max_iters = max_iters
@@ -198,7 +201,7 @@ class TrainingLogger:
         with file_errors(f"write the log in {self.run_dir}"):
             self.run_dir.mkdir(parents=True, exist_ok=True)
         self._started = time.perf_counter()
-        self._load = OtherLoad()
+        self._load = OtherLoad(of_parent=self._one_of_several)
         lines: list[dict[str, Any]] = []
         if self._resume is None:
             refuse_existing_log(self.run_dir)

@@ -17,26 +17,31 @@ class OtherLoad:
 
     On a machine in containers this is that of the whole host. Processes that this one started,
     such as those that compile, count as its own.
+
+    Args:
+        of_parent: All that the parent of this process started count as its own, too, as the workers
+            of torchrun do.
     """
 
-    def __init__(self) -> None:
-        self._before = _cpu_seconds()
+    def __init__(self, of_parent: bool = False) -> None:
+        self._process = psutil.Process().parent() if of_parent else None
+        self._process = self._process or psutil.Process()
+        self._before = _cpu_seconds(self._process)
 
     def share(self) -> float:
         """CPU time of others as a share of what all CPUs could have given, from 0 to 1."""
-        (start, busy, own), (now, busy_now, own_now) = self._before, _cpu_seconds()
+        (start, busy, own), (now, busy_now, own_now) = self._before, _cpu_seconds(self._process)
         available = (now - start) * (os.cpu_count() or 1)
         others = (busy_now - busy) - (own_now - own)
         return min(max(others / available, 0.0), 1.0) if available > 0 else 0.0
 
 
-def _cpu_seconds() -> tuple[float, float, float]:
-    """The time; CPU seconds so far of all processes, and of this one and those it started."""
+def _cpu_seconds(process: psutil.Process) -> tuple[float, float, float]:
+    """The time; CPU seconds so far of all processes, and of one and those it started."""
     times = psutil.cpu_times()
     busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
     # guest time is part of user time on Linux
     busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-    process = psutil.Process()
     own = 0.0
     for each in (process, *process.children(recursive=True)):
         with contextlib.suppress(psutil.Error):  # it may have just ended

@@ -46,11 +46,13 @@ class Workers:
         rank: Which one this is, from 0.
         size: How many there are.
         local_rank: Which one this is among those on the same machine.
+        local_size: How many there are on it.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -203,7 +205,8 @@ def join_workers() -> Iterator[Workers]:
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
-    yield Workers(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+    place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    yield Workers(dist.get_rank(), dist.get_world_size(), *place)
     # Only after a clean end: the others may wait elsewhere after an error, or be gone. Gloo's
     # threads need Python's lock to drop tensors, and its destructor holds it while it waits for
     # them (seen in torch 2.13), so they must be through with all messages by then.

@@ -20,6 +20,7 @@ from training.memory import (
     least_parameters,
     least_state,
 )
+from training.parallel import ALONE, Workers
 from training.smoke import check_own_optimizer, check_own_parts
 from training_config import TrainingConfig
 from training_logger import format_bytes
@@ -147,9 +148,14 @@ def _logits_problems(
 
 
 def fitting_memory(
-    settings: Settings, device: torch.device, dtype: torch.dtype, compiled: bool
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    workers: Workers = ALONE,
 ) -> ExpectedMemory | None:
-    """What a run will need of memory; None if that cannot be told before it is tried.
+    """What each worker of a run will need of memory; None if that cannot be told before it is
+    tried.
 
     Raises:
         ConfigError: it is more than the device has, whatever else is in there.
@@ -157,9 +163,13 @@ def fitting_memory(
     too_large = list(_size_problems(settings, device))
     if too_large:
         raise ConfigError(too_large)
-    model, training = settings.model, settings.training
+    model, training = settings.model, _share_of(settings.training, workers.size)
     memory = expected_memory(model, training, device.type, dtype)
     available = total_memory(device)
+    each = ""
+    if available is not None and device.type == "cpu" and workers.local_size > 1:
+        available //= workers.local_size
+        each = f" for each of {workers.local_size} workers"
     if memory is None or available is None:
         return memory
     batches = batch_bytes(training) if device.type == "cpu" else 0
@@ -171,10 +181,22 @@ def fitting_memory(
         f"{'at least' if compiled else 'about'} {format_bytes(needed)} "
         f"({format_bytes(memory.state)} of it for weights, gradients and "
         "optimizer state), but "
-        f"{device_name(device)} has {format_bytes(available)}; lower "
+        f"{device_name(device)} has {format_bytes(available)}{each}; lower "
         f"{_memory_fix(memory, available, training)}."
     )
     raise ConfigError([Problem(("batch_size", "sequence_length", "n_embd"), message)])
+
+
+def _share_of(training: TrainingConfig, workers: int) -> TrainingConfig:
+    """The batch of one of several workers."""
+    if workers == 1:
+        return training
+    shares = Shares(training.gradient_accumulation_steps, training.batch_size, workers)
+    own = {
+        "gradient_accumulation_steps": shares.micro_batches,
+        "batch_size": shares.sequences,
+    }
+    return TrainingConfig.make(training.to_dict(), own)
 
 
 def _memory_fix(memory: ExpectedMemory, available: int, training: TrainingConfig) -> str:

@@ -66,4 +66,5 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
         resume=start.resume_point,
         sinks=training.log_sinks,
         console=console,
+        one_of_several=run.workers.size > 1,
     )

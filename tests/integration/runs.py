@@ -85,6 +85,7 @@ class Workshop:
                     "WORLD_SIZE": str(count),
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
+                    "LOCAL_WORLD_SIZE": str(count),
                 },
             )
             for rank in range(count)

@@ -12,6 +12,7 @@ from configurator import load
 from errors import ConfigError
 from training import preflight
 from training.memory import ExpectedMemory, expected_memory
+from training.parallel import Workers
 from training.preflight import _memory_fix, fitting_memory, refuse_machine
 
 CPU = torch.device("cpu")
@@ -55,6 +56,18 @@ class TestMemory:
         assert f"batch_size=64 of sequence_length=32 needs about {total / 1e6:.1f} MB" in message
         assert f"({needed.state / 1e3:.1f} kB of it for weights" in message
         assert "has 2.0 MB; lower batch_size" in message
+
+    def test_workers_on_a_cpu_share_its_memory(self, has) -> None:
+        """Each needs that of its share of the batch, and gets its share of the memory."""
+        alone = self.fitting("--batch_size=2", "--gradient_accumulation_steps=1")
+        whole = load([*self.TINY, "--batch_size=8", "--gradient_accumulation_steps=1"])
+        workers = Workers(size=4, local_size=4)
+        total = alone.total + 5 * 16 * 2 * 32
+        has(4 * total)
+        assert fitting_memory(whole, CPU, torch.float32, False, workers) == alone
+        has(4 * total - 4)
+        with pytest.raises(ConfigError, match="for each of 4 workers; lower batch_size"):
+            fitting_memory(whole, CPU, torch.float32, False, workers)
 
     def test_a_batch_of_one_must_be_shorter(self, has) -> None:
         has(self.fitting("--batch_size=1").total - 1)
