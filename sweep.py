@@ -513,7 +513,7 @@ def report_tuning(plan: Plan, tuned: Mapping[str, Tuned], console: Console) -> N
         own, allowed = tuned[arm.name], known[arm.name]
         notes = [f"its best value may be better by {allowed:.4f} nats"]
         if allowed > plan.request.margin:
-            notes.append("tune finer: that is more than the margin")
+            notes.append("tune finer: this exceeds the margin")
         if own.edges:
             keys = ", ".join(own.edges)
             notes.append(f"at the edge of the values tried: widen --tune {keys}")

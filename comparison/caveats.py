@@ -66,7 +66,7 @@ def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
     if any(allowed):
         yield allowance_caveat(*allowed)
     if max(allowed) > design.margin:
-        yield "tune finer: that is more than the margin"
+        yield "tune finer: an allowance exceeds the margin"
     for each, whose in ((group, "arm"), (baseline, "baseline")):
         if design.is_at_edge(each):
             yield f"the tuned value of the {whose} is at the edge of those tried"
@@ -75,8 +75,8 @@ def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
 def allowance_caveat(arm: float, baseline: float) -> str:
     """What the interval of a difference allows for tuning, nats per token."""
     return (
-        f"the interval allows {arm:.4f} nats for the tuning of the arm, {baseline:.4f} for that of "
-        "the baseline"
+        f"the interval includes allowances for tuning: {arm:.4f} nats (arm), {baseline:.4f} "
+        "(baseline)"
     )
 
 

@@ -220,9 +220,12 @@ def _notes(
     apart = [arm.label.name for arm in figures.arms if arm.label.set_apart]
     if apart:
         yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
+    told: dict[str, list[str]] = {}
     for arm in arms:
-        if arm.figure.caveats:
-            yield f"{arm.number}: {'; '.join(arm.figure.caveats)}."
+        for caveat in arm.figure.caveats:
+            told.setdefault(caveat, []).append(arm.number)
+    for caveat, numbers in told.items():
+        yield f"{', '.join(numbers)}: {caveat}."
 
 
 # Curves
