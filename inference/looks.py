@@ -86,6 +86,11 @@ class Standing:
     seeds: int
     next_look: int | None
 
+    @property
+    def futile(self) -> bool:
+        """Whether it has stopped undecided."""
+        return self.next_look is None and self.verdict.word == INCONCLUSIVE
+
 
 ResultsOf = Callable[[int | None, int], Results | None]
 """What an arm, or None for the baseline, came to with so many seeds; None before they finish."""
@@ -101,7 +106,8 @@ def take_looks(
     """Where each arm stands.
 
     An arm stops when it is decided, or when the last look is unlikely to decide it. It keeps its
-    verdict, and lends its variance to the looks that follow.
+    verdict, and lends its variance to the looks that follow. If an arm that stopped undecided has
+    more seeds all the same, the later looks are taken too: they have their share of alpha.
 
     Args:
         results: What the runs came to.
@@ -114,7 +120,11 @@ def take_looks(
     waiting = unjudged(f"the first look is at {first} seeds", margin)
     standings = [Standing(waiting, 0, first)] * arms
     for k, look in enumerate(schedule):
-        still = [arm for arm, own in enumerate(standings) if own.next_look == look.n]
+        still = [
+            arm
+            for arm, own in enumerate(standings)
+            if own.next_look == look.n or (own.futile and results(arm, look.n) is not None)
+        ]
         counts = [look.n if arm in still else own.seeds for arm, own in enumerate(standings)]
         baseline = results(None, look.n) if still else None
         found = [results(arm, count) for arm, count in enumerate(counts)]

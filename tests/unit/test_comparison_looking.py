@@ -113,3 +113,16 @@ def test_nothing_is_judged_between_looks():
     assert reading.verdict is None
     assert reading.descriptive.startswith("seeds are added until sure")
     assert found.speedups["tokens"].n == 5
+
+
+def test_an_undecided_arm_with_more_seeds_is_looked_at_again():
+    """Seeds that were trained count, such as one that blew up, although five had seemed enough."""
+    base, same = drawn(1, 10), [*drawn(3, 9), 3.9]
+    five, ten = (
+        row(looked_at([*arm("base", 1, base), *arm("same", 2, same[:n])], most=10), "same").verdict
+        for n in (5, 10)
+    )
+    assert (five.word, five.difference.n) == ("inconclusive", 5)
+    assert five.reason == "stopped: 10 seeds are unlikely to decide"
+    assert (ten.word, ten.difference.n) == ("inconclusive", 10)
+    assert ten.difference.value > five.difference.value + 0.05
