@@ -3,8 +3,8 @@
 python scripts/study_cpu.py
 python scripts/study_cpu.py --workers=8 --out_dir=/tmp/study
 
-Trains what is not trained yet with sweep.py (about an hour on 2 cores), then writes the report and
-its plot from the runs. Every number and every verdict in it is computed; none is typed.
+Trains what is not trained yet with sweep.py (an hour and a half on 2 cores), then writes the report
+and its plots from the runs. Every number and every verdict in it is computed; none is typed.
 
 Exit status: 0 written, 2 not all runs ended.
 """
