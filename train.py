@@ -67,11 +67,13 @@ def main(argv: list[str]) -> None:
             if workers.first:
                 print(configurator.settings_table(start.settings))
             return
+        workers = workers.with_timeout(start.settings.training.hang_timeout)
         run = set_up(start, workers)
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
         stop = stack.enter_context(StopRequest(silent=not workers.first))
         log = stack.enter_context(open_log(run, start, console))
-        fit(run, log, stop)
+        with workers.naming_the_missing():
+            fit(run, log, stop)
 
 
 # Setting up
@@ -174,6 +176,7 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
             if saves:
                 save(run, log)
                 last_save = time.monotonic()
+            run.workers.note(run.step)
             stopped = run.workers.any(bool(stop.requested))
             if run.over or stopped:
                 break

@@ -177,6 +177,13 @@ class TrainingOptions:
     compile: bool | str = _machine.option(
         "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
     )
+    hang_timeout: float = _machine.option(
+        600.0,
+        "seconds that workers wait for one that does not answer, before the run fails",
+        above=0,
+        at_most=10**7,
+        role=Role.BOOKKEEPING,
+    )
     seed: int = _machine.option(
         1337, "seed of Python, NumPy and torch", at_least=0, below=2**32, role=Role.SEED
     )

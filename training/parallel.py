@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import datetime
 import os
 import signal
 import time
@@ -34,6 +35,11 @@ T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
+GRACE_SECONDS = 2.0
+"""Time limits of workers that wait for the same one end within so many seconds of each other."""
+
+_FIRST_IS_DONE = "first_is_done"
+
 SETTLING_SECONDS = 0.05
 """What threads of a backend have to drop the tensors of messages that are through."""
 
@@ -47,12 +53,16 @@ class Workers:
         size: How many there are.
         local_rank: Which one this is among those on the same machine.
         local_size: How many there are on it.
+        store: Where workers leave notes for each other; None for a single one.
+        group: Those that messages go to; None: all, with the time limit of torch.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    store: dist.Store | None = None
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -67,6 +77,13 @@ class Workers:
         torch.cuda.set_device(own)
         return own
 
+    def with_timeout(self, seconds: float) -> Workers:
+        """The same workers, whose messages fail after so many seconds without an answer."""
+        if self.size == 1:
+            return self
+        group = dist.new_group(timeout=datetime.timedelta(seconds=seconds))
+        return dataclasses.replace(self, group=group)
+
     # The model
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
@@ -75,6 +92,7 @@ class Workers:
             return model
         return DistributedDataParallel(
             model,
+            process_group=self.group,
             device_ids=[device.index] if device.type == "cuda" else None,
             forward_sync_buffers=False,  # they change alike on all workers: see `mean`
             gradient_as_bucket_view=True,
@@ -94,7 +112,7 @@ class Workers:
             return tree
         leaves, shape = tree_flatten(tree)
         flat = torch.cat([leaf.detach().reshape(-1).float() for leaf in leaves])
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self.group)
         parts = (flat / self.size).split([leaf.numel() for leaf in leaves])
         return tree_unflatten(
             [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)],
@@ -104,7 +122,7 @@ class Workers:
     def sum(self, tensor: Tensor) -> Tensor:
         """A tensor added up over the workers, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def largest(self, numbers: dict[str, int | None]) -> dict[str, int | None]:
@@ -112,7 +130,7 @@ class Workers:
         if self.size == 1:
             return numbers
         held = torch.tensor([-1 if n is None else n for n in numbers.values()])
-        dist.all_reduce(held, dist.ReduceOp.MAX)
+        dist.all_reduce(held, dist.ReduceOp.MAX, group=self.group)
         return {name: None if n < 0 else n for name, n in zip(numbers, held.tolist(), strict=True)}
 
     # Decisions
@@ -126,7 +144,7 @@ class Workers:
         if self.size == 1:
             return seconds
         shared = torch.tensor(seconds, dtype=torch.float64)
-        dist.broadcast(shared, 0)
+        dist.broadcast(shared, 0, group=self.group)
         return shared.item()
 
     def from_first(self, value: T) -> T:
@@ -134,15 +152,25 @@ class Workers:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.group)
         return box[0]
 
     def first_then_all(self, action: Callable[[], T]) -> T:
-        """Do something on the first worker, and then on the others, who find it done."""
+        """Do something on the first worker, which may take hours, and then on the others, who find
+        it done."""
+        if self.size == 1:
+            return action()
         with self.together():
-            found = action() if self.first else None
-        with self.together():
-            return found if self.first else action()
+            if not self.first:
+                self.store.wait([_FIRST_IS_DONE], datetime.timedelta(days=365))
+                return action() if self.store.get(_FIRST_IS_DONE) == b"done" else None
+            outcome = "failed"
+            try:
+                found = action()
+                outcome = "done"
+            finally:
+                self.store.set(_FIRST_IS_DONE, outcome)
+            return found
 
     def only_first(self, action: Callable[[], T]) -> T:
         """Do something on the first worker alone; all get its result."""
@@ -163,7 +191,7 @@ class Workers:
         except UserError as raised:
             error = raised
         found: list[tuple[str, int] | None] = [None] * self.size
-        dist.all_gather_object(found, error and (str(error), error.exit_status))
+        dist.all_gather_object(found, error and (str(error), error.exit_status), self.group)
         failed = [(rank, *own) for rank, own in enumerate(found) if own is not None]
         if not failed:
             return
@@ -177,6 +205,38 @@ class Workers:
         if self.size > 1:
             sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    # Faults
+
+    def note(self, step: int) -> None:
+        """Leave a note of how far this worker is, for `naming_the_missing`."""
+        if self.size > 1:
+            self.store.set(f"step_{self.rank}", str(step))
+
+    @contextlib.contextmanager
+    def naming_the_missing(self) -> Iterator[None]:
+        """Add to the error of a message, which names nobody, which workers did not answer: those
+        that do not get such an error themselves at about the same time."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1:
+                self.store.set(f"waited_{self.rank}", "")
+                time.sleep(GRACE_SECONDS)
+                error.add_note(self._missing())
+            raise
+
+    def _missing(self) -> str:
+        missing = [r for r in range(self.size) if not self.store.check([f"waited_{r}"])]
+        steps = {
+            rank: self.store.get(f"step_{rank}").decode()
+            for rank in missing
+            if self.store.check([f"step_{rank}"])
+        }
+        if not missing:
+            return "All workers failed."
+        told = ", ".join(f"{rank} (in step {steps.get(rank, '0')})" for rank in missing)
+        return f"Workers that did not answer: {told}."
 
     # Batches
 
@@ -199,14 +259,15 @@ def join_workers() -> Iterator[Workers]:
         yield ALONE
         return
     _end_with_parent()
+    store = _store()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=_store(),
+        store=store,
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    yield Workers(dist.get_rank(), dist.get_world_size(), *place)
+    yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
     # Only after a clean end: the others may wait elsewhere after an error, or be gone. Gloo's
     # threads need Python's lock to drop tensors, and its destructor holds it while it waits for
     # them (seen in torch 2.13), so they must be through with all messages by then.

@@ -160,3 +160,38 @@ def test_a_step_that_is_not_finite_on_one_worker_is_skipped_on_all(
     assert [step["bad_steps"] for step in steps].count(1) > 10
     assert steps[-1]["bad_steps"] == 1
     assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+STUCK = """
+import os
+import time
+
+from components.ffns import FFNS, StandardFFN
+
+
+@FFNS.register("stuck", label="Stuck")
+class Stuck(StandardFFN):
+    '''Sleeps once, on the second worker.'''
+
+    calls = 0
+
+    def forward(self, x, context):
+        if self.training:
+            Stuck.calls += 1
+            if Stuck.calls == 13 and os.environ.get("RANK") == "1":
+                time.sleep(20)
+        return super().forward(x, context)
+"""
+
+
+def test_a_worker_that_hangs_is_named(workshop: Workshop, tmp_path: Path) -> None:
+    plugin = tmp_path / "stuck.py"
+    plugin.write_text(STUCK)
+    flags = (*course(gradient_accumulation_steps=2), f"--plugins={plugin}", "--hang_timeout=4")
+    first, second = workshop.start_workers(
+        2, "config/arch_gpt2.py", "--n_layer=1", "--ffn_type=stuck", *flags
+    )
+    assert first.finish() == 1
+    assert "Workers that did not answer: 1 (in step 12)." in first.errors
+    assert log_of(workshop.out_dir / "run")["status"] == "failed"
+    assert second.finish() != 0
