@@ -399,10 +399,11 @@ def with_seeds_of_before(plan: Plan) -> Plan:
 def has_shown(sweep: Sweep) -> bool:
     """Whether a comparison of the sweep as it is shows a verdict, so that more seeds would be added
     after a look, whatever became of its other arms."""
-    baseline, *arms = (
-        bool(runs) and all(status_of(run) in ENDED for run in runs) for runs in sweep.arms.values()
-    )
-    return baseline and any(arms) and not sweep.schedule
+    whole = [
+        len(runs) > 1 and all(status_of(run) in ENDED for run in runs)
+        for runs in sweep.arms.values()
+    ]
+    return sum(whole) > 1 and not sweep.schedule  # any arm can be named as the baseline
 
 
 def refuse_other_choices(before: Sweep, plan: Plan) -> None:
@@ -500,7 +501,7 @@ def next_looks(plan: Plan) -> dict[str, int]:
 def looks_with(plan: Plan) -> tuple[int, ...]:
     """The looks, with that at the present number of seeds."""
     present = max(plan.reached.values()) if plan.reached else plan.request.seeds
-    return tuple(sorted({*plan.looks, present}))
+    return tuple(sorted({*plan.looks, *([present] if present > 1 else [])}))
 
 
 def report_tuning(plan: Plan, tuned: Mapping[str, Tuned], console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from comparison.groups import Group
 from inference.looks import Look
@@ -74,9 +74,11 @@ class Design:
         seed_order: The (seed, data_seed) of its runs, in the order in which they are added.
         looks: Numbers of seeds after which verdicts were shown. If seeds were added after one, the
             intervals are those of a confidence sequence, which holds however many looks there are.
+        undeclared_looks: Those after which seeds were added, see `with_looks_at`.
         promises: By sweep what it declared of its runs, if it is compared beside other runs. That
             of a sweep compared by itself is in `seeds`, `schedule` and `looks`.
         margin: Differences up to this many nats per token count as equal.
+        declared_margin: What sweeps declared of it, the smallest; None if none did.
         tuned: Keys that every arm was given the same trials to choose.
         studied: The same for the arms of one sweep, by its folder, and the keys of the recipe that
             it varies.
@@ -93,8 +95,10 @@ class Design:
     schedule: tuple[Look, ...] = ()
     seed_order: tuple[tuple[int, int], ...] = ()
     looks: tuple[int, ...] = ()
+    undeclared_looks: tuple[int, ...] = ()
     promises: Mapping[str, Promise] = dataclasses.field(default_factory=dict)
     margin: float = MARGIN
+    declared_margin: float | None = None
     tuned: tuple[str, ...] = ()
     studied: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     allowances: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
@@ -109,26 +113,36 @@ class Design:
         Args:
             arms: Arms that are compared; more than were declared if their code differs.
         """
-        family = self.family(arms)
+        return self.rule_for(self.family(arms))
+
+    def rule_for(self, family: int) -> Rule:
+        """How intervals that hold for so many together are made."""
         return ConfidenceSequence(family) if self.undeclared_looks else DeclaredSeeds(family)
 
     def family(self, arms: int) -> int:
         """Arms that intervals hold for together, given how many are compared."""
         return max(self.arms or 0, arms, 1)
 
-    @property
-    def declares_seeds(self) -> bool:
-        """Whether some sweep declared how many seeds its arms have."""
-        return self.seeds is not None or bool(self.promises)
+    def with_looks_at(self, groups: Iterable[Group]) -> Design:
+        """The design with the looks after which seeds were added to some of these groups, by
+        their sweep or from elsewhere."""
+        seen: set[int] = set()
+        for group in groups:
+            own = [promise for sweep, promise in self.promises.items() if sweep in group.sweeps]
+            for promise in (Promise(self.seeds, self.looks), *own):
+                seeds = max(group.n + group.diverged, promise.seeds or 0)
+                seen |= {n for n in promise.looks if n < seeds}
+        looks = () if self.schedule else tuple(sorted(seen))
+        return dataclasses.replace(self, undeclared_looks=looks)
 
-    @property
-    def undeclared_looks(self) -> list[int]:
-        """The looks after which seeds were added."""
-        promises = [Promise(self.seeds, self.looks), *self.promises.values()]
-        return sorted({n for own in promises for n in own.looks if n < (own.seeds or 0)})
+    def declares(self, group: Group) -> bool:
+        """Whether the number of seeds of a group was declared before its runs."""
+        return self.seeds is not None or group.sweeps <= self.promises.keys()
 
     def waits_for(self, group: Group) -> str:
         """Why the losses of a group may not be judged yet; empty if they may."""
+        if any(run.trial for run in group.runs):
+            return f"{group.name} has trials of tuning, which no verdict may rest on"
         own = [promise for sweep, promise in self.promises.items() if sweep in group.sweeps]
         if any(promise.seeds is None for promise in own):
             return (

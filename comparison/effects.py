@@ -16,7 +16,7 @@ from typing import Any
 
 from comparison.groups import Group
 from inference.contrasts import Contrast, Term, judge_contrast
-from inference.rules import DeclaredSeeds
+from inference.rules import DeclaredSeeds, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,7 @@ def effects(
     groups: Sequence[Group],
     named: Sequence[str] = (),
     allowance: Callable[[Group], float] = lambda _: 0.0,
+    rule_for: Callable[[int], Rule] = DeclaredSeeds,
 ) -> list[Effect]:
     """Main effects, then two-way interactions; none where the groups are no full factorial.
 
@@ -88,6 +89,7 @@ def effects(
         groups: Comparable ones, the baseline first.
         named: The factors, where they are known; see `factors_of`.
         allowance: How far below its losses those at a group's best learning rate may lie.
+        rule_for: How intervals that hold for so many effects together are made.
     """
     factors = factors_of(groups, named)
     found: list[tuple[Levels, list[Term]]] = []
@@ -98,7 +100,7 @@ def effects(
                 found.append((change, _terms(groups, factors, change, allowance)))
     if not found:
         return []
-    rule = DeclaredSeeds(len(found))
+    rule = rule_for(len(found))
     judged = [judge_contrast(terms, rule) for _, terms in found]
     if None in judged:
         return []

@@ -126,8 +126,8 @@ def compare(
     Raises:
         UserError: The baseline is not among the runs.
     """
-    design = design or Design()
     groups = group_runs(runs)
+    design = (design or Design()).with_looks_at(groups)
     base = find_baseline(groups, baseline)
     apart = {g.name: tuple(unlike(g, base, design.may_differ(g, base))) for g in groups}
     arms = [group for group in groups if group is not base]
@@ -186,7 +186,7 @@ def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
     """Those of a factorial design of which no run failed and every arm may be judged."""
     base = groups[0]
     whole = not any(group.diverged or bar(group, base, design) for group in groups)
-    return effects(groups, design.factors, design.allowance) if whole else []
+    return effects(groups, design.factors, design.allowance, design.rule_for) if whole else []
 
 
 # Quality against memory and speed
@@ -251,17 +251,17 @@ def _further_notes(
             f"Seeds were added after a verdict had been shown at {seen}: the intervals are those "
             "of a confidence sequence."
         )
-    elif len(compared) > 1 and not design.declares_seeds and max(group.n for group in compared) > 1:
+    elif len(compared) > 1 and any(g.n > 1 and not design.declares(g) for g in compared):
         yield (
             "The number of seeds was not declared before the runs, as a sweep does. The error "
             "rates hold only if it did not depend on the results."
         )
-    seeds = {run.seeds for group in compared for run in group.counted}
-    if len(seeds) > 1 and len({data_seed for _, data_seed in seeds}) == 1:
+    if design.declared_margin not in (None, design.margin):
         yield (
-            f"All runs share data_seed={next(iter(seeds))[1]}: the intervals cover the randomness "
-            "of initialisation and dropout, not that of the order of the data."
+            f"Equal means within {design.margin:g} here; {design.declared_margin:g} was declared "
+            "before the runs."
         )
+    yield from _shared_randomness(compared)
     shared = [run.run_name for group in compared for run in group.counted if not run.alone]
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
@@ -275,6 +275,23 @@ def _further_notes(
         yield (
             f"Seconds are not compared: the runs differ in device, threads or compile ({devices})."
         )
+
+
+def _shared_randomness(groups: Sequence[Group]) -> Iterator[str]:
+    """What all runs have in common, which the intervals therefore do not cover."""
+    seeds = {run.seeds for group in groups for run in group.counted}
+    if len(seeds) < 2:
+        return
+    covered = {
+        "data_seed": ("initialisation and dropout", "the order of the data"),
+        "seed": ("the order of the data", "initialisation and dropout"),
+    }
+    for key, own in zip(("seed", "data_seed"), zip(*seeds, strict=True), strict=True):
+        if len(set(own)) == 1:
+            yield (
+                f"All runs share {key}={own[0]}: the intervals cover the randomness of "
+                f"{covered[key][0]}, not that of {covered[key][1]}."
+            )
 
 
 def _failures(groups: Sequence[Group]) -> Iterator[str]:

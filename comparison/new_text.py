@@ -88,7 +88,8 @@ def with_text(verdict: Verdict, values: np.ndarray) -> NewText | None:
     found = crossed(values, verdict.difference, in_order=True)
     if found is None or not found.columns_matter:
         return None
-    wider = max(verdict.rule.half_width(found.both) - verdict.rule.half_width(found.rows), 0.0)
+    half = max(verdict.rule.half_width(found.both), found.both.half_width(verdict.rule.level))
+    wider = max(half - verdict.rule.half_width(found.rows), 0.0)
     low, high = verdict.interval
     interval = low - wider, high + wider
     holds = verdict.read(interval) == verdict.word

@@ -65,6 +65,7 @@ class LoggedRun:
             start; None where the log does not say it of every start.
         arm: What the sweep that the run belongs to calls its arm.
         sweep: The folder of that sweep.
+        trial: Whether it is a trial by which the sweep tuned.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class LoggedRun:
     other_load: float | None = None
     arm: str | None = None
     sweep: str | None = None
+    trial: bool = False
 
     @cached_property
     def folder(self) -> str:

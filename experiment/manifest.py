@@ -124,6 +124,7 @@ class Sweep:
     Attributes:
         folder: Where it lies.
         arms: Of each arm the folders of the runs that the verdict rests on, the baseline's first.
+        trials: The folders of the runs that only tuned.
         tuned: Of each arm the trial that was chosen; None where it is not known yet.
         allowances: By arm how far its loss at the best tuned value may lie below that of its runs,
             nats per token.
@@ -142,6 +143,7 @@ class Sweep:
 
     folder: Path
     arms: Mapping[str, tuple[Path, ...]]
+    trials: tuple[Path, ...]
     tuned: Mapping[str, Mapping[str, str] | None]
     allowances: Mapping[str, float]
     at_edge: tuple[str, ...]
@@ -252,6 +254,7 @@ def read_sweep(folder: Path) -> Sweep:
             name: tuple(folder / run["folder"] for run in runs if run["arm"] == name)
             for name in arms
         },
+        trials=tuple(folder / run["folder"] for run in manifest["runs"] if run["tuning"]),
         tuned=arms,
         allowances={arm["name"]: arm.get("allowance") or 0.0 for arm in manifest["arms"]},
         at_edge=tuple(

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from comparison.design import Design, Promise
 from comparison.findings import Findings, compare
@@ -25,6 +26,7 @@ from errors import UserError, printable
 from experiment.jobs import output_file
 from experiment.manifest import Sweep, read_sweep
 from experiment.series_file import SERIES_FILE
+from inference.verdicts import MARGIN
 
 DEFAULT_LATEST = 3
 
@@ -88,12 +90,15 @@ def select(
     folders = [folder for folder in map(sweep_folder, words) if folder]
     others = list(find([word for word in words if not sweep_folder(word)]))
     # A part of a sweep, or a sweep beside other runs, is bound by what the sweep declared.
-    sweeps, problems = _read_sweeps(dict.fromkeys([*folders, *_sweeps_around(others)]))
+    sweeps, problems, unread = _read_sweeps([*folders, *_sweeps_around(others)])
+    unbound = [log for log in others if set(map(Path.resolve, _sweeps_around([log]))) & unread]
+    problems += [f"{log.parent}: the manifest of its sweep cannot be read" for log in unbound]
+    others = [log for log in others if log not in unbound]
     named = [sweep for sweep in sweeps if sweep.folder in folders]
     logs = [run / RUN_FILE for sweep in named for run in sweep.runs]
     runs, damaged = load_runs(dict.fromkeys([*filter(_is_file, logs), *others]))
-    arms = _arms_of(sweeps)
-    runs = [_in_sweep(run, *arms.get(run.path.parent.resolve(), (None, None))) for run in runs]
+    places = _places(sweeps)
+    runs = [dataclasses.replace(run, **places.get(run.path.parent.resolve(), {})) for run in runs]
     problems += [*damaged, *(problem for sweep in named for problem in _without_log(sweep))]
     return Selection(
         runs,
@@ -111,10 +116,6 @@ def _sweeps_around(logs: Iterable[Path]) -> Iterator[Path]:
                 yield path.parents[2]
 
 
-def _in_sweep(run: LoggedRun, arm: str | None, sweep: str | None) -> LoggedRun:
-    return dataclasses.replace(run, arm=arm, sweep=sweep)
-
-
 def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
     """What sweeps declared.
 
@@ -124,6 +125,8 @@ def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
     """
     found = Design(
         arms=max((len(sweep.arms) - 1 for sweep in sweeps), default=None),
+        margin=min((sweep.margin for sweep in sweeps), default=MARGIN),
+        declared_margin=min((sweep.margin for sweep in sweeps), default=None),
         studied={str(sweep.folder): sweep.studied for sweep in sweeps},
         allowances={
             (str(sweep.folder), printable(arm)): allowed
@@ -148,7 +151,6 @@ def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
         schedule=sweep.schedule,
         seed_order=sweep.seed_order,
         looks=sweep.looks,
-        margin=sweep.margin,
         factors=sweep.factors,
         declared=sweep.declared,
     )
@@ -201,25 +203,32 @@ def _runs(count: int) -> str:
     return f"{count} run{'s' * (count != 1)}"
 
 
-def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str]]:
-    """The sweeps whose manifests can be read, and of each other what is wrong with it."""
-    sweeps, problems = [], []
+def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str], set[Path]]:
+    """The sweeps whose manifests can be read, each once; and of each other what is wrong with it,
+    and its folder."""
+    sweeps: dict[Path, Sweep] = {}
+    problems: dict[Path, str] = {}
     for folder in folders:
+        place = folder.resolve()
+        if place in sweeps or place in problems:
+            continue
         try:
-            sweeps.append(read_sweep(folder))
+            sweeps[place] = read_sweep(folder)
         except UserError as error:
-            problems.append(str(error))
-    return sweeps, problems
+            problems[place] = str(error)
+    return list(sweeps.values()), list(problems.values()), set(problems)
 
 
-def _arms_of(sweeps: Sequence[Sweep]) -> dict[Path, tuple[str, str]]:
-    """Of each run's folder, what the first sweep that lists it calls its arm, and the sweep."""
-    return {
-        folder.resolve(): (printable(name), str(sweep.folder))
-        for sweep in reversed(sweeps)
-        for name, own in sweep.arms.items()
-        for folder in own
-    }
+def _places(sweeps: Sequence[Sweep]) -> dict[Path, dict[str, Any]]:
+    """Of each run's folder, what the first sweep that lists it says of the run: the sweep, what it
+    calls the arm, and whether it is a trial."""
+    found: dict[Path, dict[str, Any]] = {}
+    for sweep in reversed(sweeps):
+        own = {"sweep": str(sweep.folder)}
+        found |= {folder.resolve(): {**own, "trial": True} for folder in sweep.trials}
+        for name, folders in sweep.arms.items():
+            found |= {folder.resolve(): {**own, "arm": printable(name)} for folder in folders}
+    return found
 
 
 def _without_log(sweep: Sweep) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from experiment.arms import Arm
 from experiment.trials import Choice, Trial
-from inference.tuning import HIGHEST, Fit, allowance, at_grid, fit, noise_of, range_of
+from inference.tuning import FEWEST, HIGHEST, Fit, allowance, at_grid, fit, noise_of
 from options import KEYS
 
 
@@ -56,7 +56,12 @@ def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -
     lowest = min(finite, default=math.inf)
     best = trials[losses.index(lowest) if finite else 0]
     key = _number_of(trials)
-    spread = _spread([loss for loss in finite if loss <= lowest + HIGHEST], trials)
+    near = [
+        (trial, loss)
+        for trial, loss in zip(trials, losses, strict=True)
+        if loss is not None and loss <= lowest + HIGHEST
+    ]
+    spread = _spread(near, trials)
     if key is None:
         return Tuned(best.arm, best.choice, spread=spread, edges=_edges(best, trials))
     ordered = sorted(zip(trials, losses, strict=True), key=lambda pair: float(pair[0].choice[key]))
@@ -72,12 +77,17 @@ def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -
     return Tuned(fitted, {key: value}, key, tried, curve, found, spread, edges)
 
 
-def _spread(kept: Sequence[float], trials: Sequence[Trial]) -> float:
-    """The range of the losses of the trials that did not fail or end too high. All words are tried,
-    but of numbers only a few."""
-    if kept and not _numbers(trials):
-        return max(kept) - min(kept)
-    return range_of(kept, len(trials))
+def _spread(near: Sequence[tuple[Trial, float]], trials: Sequence[Trial]) -> float:
+    """The range of the losses of the trials near the best one. HIGHEST if there are too few values
+    of some number among them, see `range_of`; of words, all are tried."""
+    losses = [loss for _, loss in near]
+    tried, kept = _numbers(trials), _numbers([trial for trial, _ in near])
+    coarse = any(
+        len(values) > 1 and len(kept.get(key, ())) < FEWEST for key, values in tried.items()
+    )
+    if coarse or not losses:
+        return HIGHEST if len(trials) > 1 else 0.0
+    return max(losses) - min(losses)
 
 
 def _edges(best: Trial, trials: Sequence[Trial]) -> tuple[str, ...]:

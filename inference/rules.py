@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 from inference.differences import Difference, differences
 from inference.estimates import Estimate
@@ -23,10 +24,12 @@ class Rule:
     Attributes:
         family: How many arms were declared; those that failed or were stopped early included.
         alpha: Accepted probability that some interval misses its true difference.
+        needs_pairs: Whether it has no estimates without shared seeds.
     """
 
     family: int
     alpha: float = ALPHA
+    needs_pairs: ClassVar[bool] = False
 
     @property
     def level(self) -> float:
@@ -79,6 +82,8 @@ class ConfidenceSequence(Rule):
     means with unknown variance" (arXiv 2310.03722), with prior precision 1/4 seed and a union bound
     over arms. It is for paired seeds, whose own variance it uses.
     """
+
+    needs_pairs = True
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
         alone = [differences(baseline, [arm])[0] for arm in arms]  # nothing to borrow from

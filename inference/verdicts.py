@@ -123,7 +123,7 @@ def judge(
     assert len(arms) <= rule.family, "the family is that of all declared arms"
     estimates = rule.estimates(baseline.losses, [arm.losses for arm in arms])
     return [
-        unjudged(_why_no_estimate(baseline, arm), margin)
+        unjudged(_why_no_estimate(baseline, arm, rule), margin)
         if estimate is None
         else _verdict(estimate, rule, baseline, arm, margin)
         for arm, estimate in zip(arms, estimates, strict=True)
@@ -185,7 +185,7 @@ def _bar(word: str, baseline: Results, arm: Results) -> str:
     return f"{word} among finished runs, but {failed}"
 
 
-def _why_no_estimate(baseline: Results, arm: Results) -> str:
+def _why_no_estimate(baseline: Results, arm: Results, rule: Rule) -> str:
     for results, whose in ((arm, "the arm"), (baseline, "the baseline")):
         if len(results.losses) < 2:
             runs = "finished run" if len(results.losses) == 1 else "finished runs"
@@ -198,4 +198,6 @@ def _why_no_estimate(baseline: Results, arm: Results) -> str:
             "runs share seeds or orders of the data without forming a full grid, so they are not "
             "independent; give each --seed a --data_seed of its own"
         )
+    if len(shared) < 2 and rule.needs_pairs:
+        return "fewer than 2 seeds are shared, as intervals after added seeds need"
     return "all seeds give the same result, so the variance is unknown"

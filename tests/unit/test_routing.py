@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ import train
 from components.context import Context
 from components.moe import MoE
 from components.routing import Router, balance_loss, router_z_loss
+from data.validation import ValidationWindows
 from errors import ConfigError
 from model_builder import GPT
 from tests.mixtures import DEEPSEEK, MOE, hidden, made
 from tests.tiny import context, tiny_config, tokens
+from training.parallel import ALONE
 
 
 class TestAuxiliaryLosses:
@@ -69,9 +72,16 @@ class TestAuxiliaryLosses:
 
     def test_validation_leaves_them_out(self):
         model = GPT(tiny_config(**MOE, balance_loss_coef=3.0))
-        x, y = tokens(16), tokens(16, seed=2)
+        split = tokens(33, batch=1)[0]
+        x, y = split[:-1].view(2, 16), split[1:].view(2, 16)
+        read = ValidationWindows(split.numpy(), np.ones(99), 16, 1)
         run = SimpleNamespace(
-            model=model, validation=[(x, y)], device=torch.device("cpu"), dtype=torch.float32
+            model=model,
+            validation=read,
+            settings=SimpleNamespace(training=SimpleNamespace(batch_size=1)),
+            workers=ALONE,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
         )
         losses = train.evaluation_losses(run, SimpleNamespace(requested=False))
         assert losses.mean() == pytest.approx(model(x, y)[1].item(), rel=1e-6)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import train
 from model_builder import TrainingOutput
 from recipe.optimizers import make_optimizer, parameter_groups
+from training.parallel import ALONE
 from training.step_guard import Diverged, LaggingScalar, StepGuard, gradient_statistics
 from training_config import TrainingConfig
 
@@ -41,6 +42,7 @@ def make_run(*, scaled: bool = False, **values) -> SimpleNamespace:
     optimizer = make_optimizer(model, config)
     return SimpleNamespace(
         settings=SimpleNamespace(training=config),
+        workers=ALONE,
         device=torch.device("cpu"),
         dtype=torch.float32,
         model=model,
