@@ -10,7 +10,7 @@ from comparison.findings import Findings, GroupResult
 from comparison.formatting import format_difference, format_interval, format_p
 from comparison.tables import TitledTable
 from inference.contrasts import Contrast, Term, judge_contrast
-from inference.rules import DeclaredSeeds, Rule
+from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.verdicts import Verdict
 from training_logger import json_safe
 
@@ -23,13 +23,14 @@ class Interaction:
         change: What the sweeps call the arm.
         baseline: The label of the other baseline.
         contrast: The difference of the differences, nats per token; its interval holds together
-            with those of all interactions. None if one of the two is not judged, without two shared
-            seeds, or if it is the same for all of them.
+            with those of all interactions. None if there is none.
+        reason: Why there is none; empty if there is one.
     """
 
     change: str
     baseline: str
     contrast: Contrast | None
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,14 @@ class OnBaselines:
 
     Attributes:
         baselines: Their labels.
-        verdicts: By label of the baseline and change.
+        rows: By label of the baseline and change, what its sweep shows of the change.
+        notes: By label, what a reader has to know of that sweep, a sentence each.
         interactions: Of each change that all baselines have tried, and each baseline but the first.
     """
 
     baselines: tuple[str, ...]
-    verdicts: Mapping[str, Mapping[str, Verdict]]
+    rows: Mapping[str, Mapping[str, GroupResult]]
+    notes: Mapping[str, tuple[str, ...]]
     interactions: tuple[Interaction, ...]
 
 
@@ -52,32 +55,39 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
     rows = {label: _rows(own) for label, own in findings.items()}
     first, *others = findings
     changes = [name for name in rows[first] if all(name in own for own in rows.values())]
-    rule = DeclaredSeeds(max(len(changes) * len(others), 1))
+    family = max(len(changes) * len(others), 1)
+    looked = any(own.design.undeclared_looks for own in findings.values())
+    rule = ConfidenceSequence(family) if looked else DeclaredSeeds(family)
     interactions = [
-        Interaction(name, label, _contrast(name, findings[first], findings[label], rule))
+        _interaction(name, label, findings[first], findings[label], rule)
         for name in changes
         for label in others
     ]
-    verdicts = {
-        label: {name: row.verdict for name, row in own.items()} for label, own in rows.items()
-    }
-    return OnBaselines(tuple(findings), verdicts, tuple(interactions))
+    notes = {label: own.notes for label, own in findings.items()}
+    return OnBaselines(tuple(findings), rows, notes, tuple(interactions))
 
 
 def _rows(findings: Findings) -> dict[str, GroupResult]:
     return {row.group.arm_or_name: row for row in findings.rows[1:]}
 
 
-def _contrast(name: str, first: Findings, other: Findings, rule: Rule) -> Contrast | None:
+def _interaction(
+    name: str, label: str, first: Findings, other: Findings, rule: Rule
+) -> Interaction:
     """The effect of an arm in the other sweep minus that in the first."""
     terms = []
     for sign, own in ((-1, first), (1, other)):
         row = _rows(own)[name]
+        base = own.baseline.group
         if row.verdict.difference is None:
-            return None
-        for weight, group in ((sign, row.group), (-sign, own.baseline.group)):
+            return Interaction(name, label, None, row.verdict.reason)
+        if row.group.diverged or base.diverged:
+            return Interaction(name, label, None, "runs failed on one of the baselines")
+        for weight, group in ((sign, row.group), (-sign, base)):
             terms.append(Term(weight, group.losses, own.design.allowance(group)))
-    return judge_contrast(terms, rule)
+    contrast = judge_contrast(terms, rule)
+    reason = "" if contrast else "the baselines share fewer than 2 seeds, or all give the same"
+    return Interaction(name, label, contrast, reason)
 
 
 # As tables, and as JSON
@@ -85,18 +95,12 @@ def _contrast(name: str, first: Findings, other: Findings, rule: Rule) -> Contra
 
 def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
     """What there is to say, in order."""
-    for label, verdicts in found.verdicts.items():
-        rows = [
-            (
-                change,
-                format_difference(own.difference and own.difference.value),
-                format_interval(own.interval),
-                own.word,
-            )
-            for change, own in verdicts.items()
-        ]
+    for label, rows in found.rows.items():
         yield TitledTable(
-            f"Changes on {label}", ("change", "difference", "95 % interval", "verdict"), rows
+            f"Changes on {label}",
+            ("change", "difference", "95 % interval", "verdict"),
+            [_verdict_cells(change, row.verdict) for change, row in rows.items()],
+            [*_remarks(rows), *found.notes[label]],
         )
     first = found.baselines[0]
     for label in found.baselines[1:]:
@@ -112,13 +116,29 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
 def _sentences(interactions: Sequence[Interaction], label: str, first: str) -> list[str]:
     if not interactions:
         return ["No change was tried on all baselines: a sweep skips its baseline's own values."]
-    words = [
-        f"{own.change} gains {'less' if own.contrast.estimate.value > 0 else 'more'} on {label} "
-        f"than on {first}."
-        for own in interactions
-        if own.contrast and own.contrast.shown
-    ]
+    words = []
+    for own in interactions:
+        if own.contrast is None:
+            words.append(f"{own.change}: {own.reason}.")
+        elif own.contrast.shown:
+            lower = "lower (better)" if own.contrast.estimate.value < 0 else "higher (worse)"
+            words.append(
+                f"The effect of {own.change} on the loss is {lower} on {label} than on {first}."
+            )
     return words or [f"No change is shown to have a different effect on {label} and {first}."]
+
+
+def _verdict_cells(change: str, verdict: Verdict) -> tuple[str, ...]:
+    difference = verdict.difference and verdict.difference.value
+    return change, format_difference(difference), format_interval(verdict.interval), verdict.word
+
+
+def _remarks(rows: Mapping[str, GroupResult]) -> Iterator[str]:
+    """What is to be said of each verdict beside its numbers."""
+    for change, row in rows.items():
+        remarks = [*filter(None, (row.verdict.reason,)), *row.caveats]
+        if remarks:
+            yield f"{change}: {'; '.join(remarks)}."
 
 
 def _cells(contrast: Contrast | None) -> tuple[str, str, str]:
@@ -134,16 +154,19 @@ def interaction_document(found: OnBaselines) -> dict[str, Any]:
         {
             "document_version": 1,
             "baselines": found.baselines,
+            "notes": found.notes,
             "effects": [
                 {
                     "change": change,
                     "baseline": label,
-                    "verdict": verdict.word,
-                    "difference": verdict.difference and verdict.difference.value,
-                    "interval": verdict.interval,
+                    "verdict": row.verdict.word,
+                    "difference": row.verdict.difference and row.verdict.difference.value,
+                    "interval": row.verdict.interval,
+                    "reason": row.verdict.reason or None,
+                    "caveats": row.caveats,
                 }
-                for label, own in found.verdicts.items()
-                for change, verdict in own.items()
+                for label, own in found.rows.items()
+                for change, row in own.items()
             ],
             "interactions": [
                 {
@@ -153,6 +176,7 @@ def interaction_document(found: OnBaselines) -> dict[str, Any]:
                     "interval": own.contrast and own.contrast.interval,
                     "p_adjusted": own.contrast and own.contrast.p_adjusted,
                     "n": own.contrast and own.contrast.estimate.n,
+                    "reason": own.reason or None,
                 }
                 for own in found.interactions
             ],

@@ -382,7 +382,7 @@ def test_seeds_that_are_added_after_a_verdict_are_known(
 ) -> None:
     for seeds in (2, 3):
         assert sweeps(*ARMS, *COURSE, f"--seeds={seeds}") == 0
-    assert sweeps.findings.design.undeclared_looks == [2]
+    assert sweeps.findings.design.undeclared_looks == (2,)
     assert any("confidence sequence" in note for note in sweeps.findings.notes)
 
 

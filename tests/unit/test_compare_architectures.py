@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -831,3 +832,70 @@ def test_a_part_without_the_baseline_is_compared_with_its_oldest_arm(tmp_path, c
     sweep = make_sweep(tmp_path / "one")
     code, out, _ = compare(*sorted((sweep / "runs").glob("fast-*")), "--format=json")
     assert (code, json.loads(out)["baseline"]) == (0, "fast")
+
+
+def copy_of(sweep: Path, name: str, shift: int) -> Path:
+    """The same sweep with other seeds."""
+    other = Path(shutil.copytree(sweep, sweep.with_name(name)))
+    for path in (other / "runs").iterdir():
+        config = json.loads((path / "run.json").read_text())["config"]
+        seeds = {key: config[key] + shift for key in ("seed", "data_seed")}
+        rewrite(path, config=config | seeds)
+    return other
+
+
+def test_another_sweep_of_the_same_arms_adds_seeds_after_a_look(tmp_path, compare):
+    one = make_sweep(tmp_path / "one")
+    declare(one, looks=[4])
+    alone = json.loads(compare(one, "--format=json")[1])
+    assert not any("confidence sequence" in note for note in alone["notes"])
+    other = copy_of(one, "two", 100)
+    both = json.loads(compare(one, other, "--format=json")[1])
+    assert {group["name"]: group["n"] for group in both["groups"]} == {"plain": 8, "fast": 8}
+    assert any("after a verdict had been shown at 4" in note for note in both["notes"])
+
+
+def test_seeds_added_by_hand_were_not_declared(tmp_path, compare):
+    one = make_sweep(tmp_path / "one")
+    hand = copy_of(one, "two", 100)
+    (hand / "sweep.json").unlink()
+    notes = json.loads(compare(one, hand, "--format=json")[1])["notes"]
+    assert any("was not declared before the runs" in note for note in notes)
+
+
+def test_a_sweep_is_one_however_it_is_named(tmp_path, compare, monkeypatch):
+    """By a relative path, whose runs also have an absolute one."""
+    sweep = make_sweep(tmp_path / "out" / "one")
+    declare(sweep, margin=0.002)
+    monkeypatch.chdir(tmp_path)
+    for word in (sweep, "out/one", "out/one/runs", "out/one/../one/runs"):
+        document = json.loads(compare(word, "--format=json")[1])
+        assert (document["margin"], document["declared_seeds"]) == (0.002, 4)
+
+
+def test_a_margin_that_was_not_declared_is_told(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    declare(sweep, margin=0.002)
+    lone = make_run(tmp_path / "lone")
+    assert json.loads(compare(sweep, lone, "--format=json")[1])["margin"] == 0.002
+    notes = json.loads(compare(sweep, "--margin=0.3", "--format=json")[1])["notes"]
+    assert "Equal means within 0.3 here; 0.002 was declared before the runs." in notes
+
+
+def test_no_verdict_rests_on_trials(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    manifest = json.loads((sweep / "sweep.json").read_text())
+    trials = [{**run, "tuning": True} for run in manifest["runs"]]
+    declare(sweep, runs=trials)
+    fast = groups_of(compare(sweep / "runs", "--tuned=learning_rate", "--format=json")[1])
+    words = [group["words"] for group in fast.values()]
+    assert any("trials of tuning, which no verdict may rest on" in (own or "") for own in words)
+
+
+def test_the_runs_of_a_sweep_are_not_compared_without_its_manifest(tmp_path, compare):
+    sweep = make_sweep(tmp_path / "one")
+    whole = (sweep / "sweep.json").read_text()
+    (sweep / "sweep.json").write_text(whole[:-40])
+    code, out, err = compare(sweep / "runs")
+    assert (code, out) == (1, "")
+    assert "the manifest of its sweep cannot be read" in err

@@ -763,3 +763,38 @@ def test_single_runs_are_descriptive_and_told_what_would_give_a_verdict(arms, co
     ]
     [note] = [note for note in compare(runs).notes if note.startswith("Each arm has one run")]
     assert note.endswith(f"For verdicts: {command}" if command else "or use sweep.py.")
+
+
+def test_one_seed_for_all_runs_is_told():
+    runs = [
+        dataclasses.replace(run, config=run.config | {"seed": 7})
+        for run in (
+            *simulated_arm("a", [3.00, 3.02, 3.01]),
+            *simulated_arm("b", [2.90, 2.93, 2.91], model=RMS),
+        )
+    ]
+    [note] = [own for own in compare(runs).notes if "All runs share" in own]
+    assert note.startswith("All runs share seed=7: the intervals cover the randomness of the order")
+
+
+def test_a_confidence_sequence_needs_pairs_and_says_so():
+    runs = [
+        *simulated_arm("a", [3.00, 3.02, 3.01, 2.99]),
+        *(simulated_run("b", seed, 2.9 + seed / 1e4, model=RMS) for seed in range(11, 15)),
+    ]
+    verdict = compare(runs, design=Design(seeds=4, looks=(2,))).rows[1].verdict
+    assert verdict.reason == "fewer than 2 seeds are shared, as intervals after added seeds need"
+
+
+def test_effects_after_added_seeds_are_those_of_a_confidence_sequence():
+    cells = [(norm, bias) for norm in ("layernorm", "rmsnorm") for bias in (True, False)]
+    runs = []
+    for k, (norm, bias) in enumerate(cells):
+        losses = [3 + 0.01 * (k > 0) + 0.001 * ((7 * seed + 3 * k) % 5) for seed in range(6)]
+        model = {"normalization": norm, "bias": bias}
+        runs += simulated_arm(f"{norm}-{bias}", losses, model=model, start=f"2025-01-0{k + 1}")
+    declared = compare(runs, design=Design(seeds=6)).effects
+    looked = compare(runs, design=Design(seeds=6, looks=(3, 6))).effects
+    for one, other in zip(declared, looked, strict=True):
+        widths = [high - low for low, high in (one.contrast.interval, other.contrast.interval)]
+        assert widths[1] > 1.3 * widths[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import sweep
+from comparison.design import Design
 from comparison.findings import Findings, compare
 from comparison.interactions import interaction_document, interaction_sections, on_baselines
 from comparison.tables import text_of
@@ -62,8 +64,9 @@ def test_interactions_are_contrasts_over_the_shared_seeds(both):
 def test_every_view_says_it(both):
     found = on_baselines(both)
     text = " ".join(text_of(interaction_sections(found)).split())
-    assert "arch-less gains less on arch_llama than on arch_gpt2." in text
-    assert "arch-same gains" not in text
+    effect = "on the loss is higher (worse) on arch_llama than on arch_gpt2."
+    assert f"The effect of arch-less {effect}" in text
+    assert "The effect of arch-same" not in text
     document = json.loads(json.dumps(interaction_document(found)))
     assert len(document["effects"]) == 5
     assert (
@@ -96,3 +99,29 @@ def test_it_takes_two_different_baselines(tiny_dataset, files):
     request = tiny_request(tiny_dataset, vary={"bias": ("False",)})
     with pytest.raises(UserError, match="two or more config files of different names"):
         sweep.baseline_plans(request, list(map(str, map(Path, files))))
+
+
+def test_failed_runs_bar_an_interaction():
+    """A change must not gain by losing its worst runs on one of the baselines."""
+    two = {"a": findings(3.0, 1, one=-0.1), "b": findings(2.8, 2, one=-0.4)}
+    assert on_baselines(two).interactions[0].contrast.shown
+    runs = [run for row in two["b"].rows for run in row.group.runs]
+    failed = [
+        dataclasses.replace(run, status="diverged") if run.run_name == "one-5" else run
+        for run in runs
+    ]
+    [found] = on_baselines({**two, "b": compare(failed)}).interactions
+    assert (found.contrast, found.reason) == (None, "runs failed on one of the baselines")
+
+
+def test_added_seeds_and_allowances_are_told_of_each_baseline():
+    plain = {"a": findings(3.0, 1, one=-0.1), "b": findings(2.8, 2, one=-0.12)}
+    runs = [run for row in plain["b"].rows for run in row.group.runs]
+    design = Design(seeds=5, looks=(3,), allowances={(None, None): 0.02})
+    both = {**plain, "b": compare(runs, design=design)}
+    [before], [after] = (on_baselines(own).interactions for own in (plain, both))
+    width = [high - low for low, high in (own.contrast.interval for own in (before, after))]
+    assert width[1] > width[0] + 0.04
+    text = " ".join(text_of(interaction_sections(on_baselines(both))).split())
+    assert "includes allowances for tuning: 0.0200 nats (arm)" in text
+    assert "the intervals are those of a confidence sequence" in text
