@@ -65,6 +65,7 @@ from inference.verdicts import MARGIN
 from options import KEYS
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
+from training.parallel import started_as_worker
 from training.preflight import refuse_machine
 from training.run_directory import locked
 from training.signals import StopRequest
@@ -298,6 +299,8 @@ def main(argv: list[str]) -> int:
     """Run the sweep that a command line asks for; 0 where every run ended, else 1."""
     options, rest = parser().parse_known_args(argv)
     try:
+        if started_as_worker():
+            raise UserError("sweep.py starts its runs itself; start it without torchrun.")
         request = read_request(options, rest)
         if options.ladder and options.baselines:
             raise UserError("--ladder and --baselines are for different sweeps; drop one.")

@@ -43,7 +43,7 @@ from training.hardware import (
 from training.optim import clip_gradients, set_learning_rate
 from training.parallel import ALONE, Workers, join_workers
 from training.preflight import fitting_memory, refuse_machine
-from training.resume import Start, find_start
+from training.resume import Start, find_resumed, start_from
 from training.run import Run
 from training.run_directory import run_directory
 from training.run_log import open_log, own_folder
@@ -62,7 +62,9 @@ def main(argv: list[str]) -> None:
         console = Console(silent=not workers.first)
         with workers.together():
             asked = configurator.read(argv)
-            start = find_start(asked, new_settings)
+        found = workers.only_first(lambda: find_resumed(asked))
+        with workers.together():
+            start = start_from(asked, found, new_settings)
         if asked.print_config:
             if workers.first:
                 print(configurator.settings_table(start.settings))
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> None:
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
         stop = stack.enter_context(StopRequest(silent=not workers.first))
         log = stack.enter_context(open_log(run, start, console))
-        with workers.naming_the_missing():
+        with workers.naming_the_missing(), workers.ending_alike():
             fit(run, log, stop)
 
 
@@ -94,10 +96,14 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
     with workers.together():
         run = built(start, workers, folder, device, dtype)
     # made last: a failure leaves no empty folder
-    run.folder = start.run_folder or workers.only_first(
-        lambda: run_directory(Path(training.out_dir), training.run_name, run.settings.arch_preset)
+    run.folder = workers.only_first(
+        lambda: (
+            start.run_folder
+            or run_directory(Path(training.out_dir), training.run_name, run.settings.arch_preset)
+        )
     )
-    run.model = workers.wrap(run.model, device)
+    # of parts of a user's own, a step may leave some out
+    run.model = workers.wrap(run.model, device, some_unused=bool(run.settings.plugins))
     return run
 
 
@@ -146,7 +152,6 @@ def built(
     )
     if start.checkpoint is not None:
         run.restore(start)
-    workers.separate_randomness(training.seed, run.step)
     return run
 
 
@@ -203,10 +208,12 @@ def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets
     learning_rate = learning_rate_at(run.position, training)
 
     run.watch.start()
+    run.workers.separate_randomness(training.seed, run.step)
     means = train_step(run, inputs, targets, learning_rate, statistics=logs)
     run.advance()
     log.advance(done)
-    if not (logs or run.over or run.guard.stuck()):  # the last two show only now
+    stuck = run.workers.any(run.guard.stuck())
+    if not (logs or run.over or stuck):  # the last two show only now
         return
     report, (terms, metrics) = run.guard.read(), means.read()
     seconds, steps = run.watch.lap(), done - run.logged_at
@@ -300,8 +307,13 @@ def save(run: Run, log: TrainingLogger | NoLog) -> None:
     run.watch.stop()
     run.guard.stop_if_stuck(run.guard.read())
     run.saved_at = run.step
-    if not run.workers.first:
-        return
+    with run.workers.together():
+        if run.workers.first:
+            write_checkpoint(run, log)
+
+
+def write_checkpoint(run: Run, log: TrainingLogger) -> None:
+    """The part of saving that one worker does for all."""
     log.sync()  # so that no checkpoint knows of records that a power cut may take
     path = save_checkpoint(
         run.folder / "checkpoints",

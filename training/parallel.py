@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -86,14 +86,22 @@ class Workers:
 
     # The model
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model with gradients averaged over the workers in its backward pass."""
+    def wrap(self, model: nn.Module, device: torch.device, some_unused: bool = False) -> nn.Module:
+        """The model with gradients averaged over the workers in its backward pass.
+
+        Args:
+            model: The model.
+            device: Where it is.
+            some_unused: Whether a step may use only some of the parameters, which takes time to
+                find out.
+        """
         if self.size == 1:
             return model
         return DistributedDataParallel(
             model,
             process_group=self.group,
             device_ids=[device.index] if device.type == "cuda" else None,
+            find_unused_parameters=some_unused,
             forward_sync_buffers=False,  # they change alike on all workers: see `mean`
             gradient_as_bucket_view=True,
         )
@@ -186,8 +194,10 @@ class Workers:
             yield
             return
         error: UserError | None = None
+        quiet = contextlib.nullcontext() if self.first else contextlib.redirect_stdout(None)
         try:
-            yield
+            with quiet:  # --help is printed once
+                yield
         except UserError as raised:
             error = raised
         found: list[tuple[str, int] | None] = [None] * self.size
@@ -197,11 +207,11 @@ class Workers:
             return
         rank, message, status = failed[0]
         if not self.first:
-            raise SystemExit(status)
+            _leave(status)
         raise error or UserError(f"worker {rank}: {message}")
 
     def separate_randomness(self, seed: int, step: int) -> None:
-        """Let dropout on each worker draw numbers of its own, a pure function of these."""
+        """Let dropout on each worker draw numbers of its own, which depend on these alone."""
         if self.size > 1:
             sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
@@ -212,6 +222,16 @@ class Workers:
         """Leave a note of how far this worker is, for `naming_the_missing`."""
         if self.size > 1:
             self.store.set(f"step_{self.rank}", str(step))
+
+    @contextlib.contextmanager
+    def ending_alike(self) -> Iterator[None]:
+        """A block that a UserError ends on all workers at once: the first reports it."""
+        try:
+            yield
+        except UserError as error:
+            if self.first:
+                raise
+            _leave(error.exit_status)
 
     @contextlib.contextmanager
     def naming_the_missing(self) -> Iterator[None]:
@@ -245,6 +265,18 @@ class Workers:
         return islice(items, self.rank, None, self.size)
 
 
+def _leave(status: int) -> NoReturn:
+    """End this process quietly, after the first worker has said why: torchrun ends the others as
+    soon as one of them has gone."""
+    time.sleep(GRACE_SECONDS)
+    raise SystemExit(status) from None
+
+
+def started_as_worker() -> bool:
+    """Whether torchrun, or something like it, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
 ALONE = Workers()
 """A single worker."""
 
@@ -255,7 +287,7 @@ def join_workers() -> Iterator[Workers]:
 
     Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not started_as_worker():
         yield ALONE
         return
     _end_with_parent()
@@ -267,13 +299,14 @@ def join_workers() -> Iterator[Workers]:
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
-    # Only after a clean end: the others may wait elsewhere after an error, or be gone. Gloo's
-    # threads need Python's lock to drop tensors, and its destructor holds it while it waits for
-    # them (seen in torch 2.13), so they must be through with all messages by then.
-    dist.barrier()
-    time.sleep(SETTLING_SECONDS)
-    dist.destroy_process_group()
+    # Gloo's threads need Python's lock to drop tensors, and its destructor holds it while it waits
+    # for them (seen in torch 2.13), so they must be through with all messages by then.
+    try:
+        yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
+        dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
+    finally:
+        time.sleep(SETTLING_SECONDS)
+        dist.destroy_process_group()
 
 
 def _store() -> dist.Store:

@@ -35,9 +35,10 @@ def refuse_machine(
         ConfigError: with every reason.
         UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
     """
+    uneven = _share_problems(settings.training, workers)
     problems = [
-        *_share_problems(settings.training, workers),
-        *_size_problems(settings, device),
+        *uneven,
+        *([] if uneven else _size_problems(settings, device, workers)),
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
         *_log_problems(settings.training),
@@ -94,14 +95,15 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
     return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
 
 
-def _size_problems(settings: Settings, device: torch.device) -> Iterator[Problem]:
+def _size_problems(settings: Settings, device: torch.device, workers: int) -> Iterator[Problem]:
     """What can never fit, by arithmetic that takes no time and no memory."""
-    yield from _batch_problems(settings.training)
+    training = _share_of(settings.training, workers)
+    yield from _batch_problems(training)
     available = total_memory(device)
     if available is not None:
         vocab_size = settings.model.vocab_size if settings.fixes_vocabulary else 1
         yield from _state_problems(settings, vocab_size, device, available)
-        yield from _logits_problems(settings.training, vocab_size, device, available)
+        yield from _logits_problems(training, vocab_size, device, available)
 
 
 def _batch_problems(training: TrainingConfig) -> Iterator[Problem]:
@@ -160,7 +162,7 @@ def fitting_memory(
     Raises:
         ConfigError: it is more than the device has, whatever else is in there.
     """
-    too_large = list(_size_problems(settings, device))
+    too_large = list(_size_problems(settings, device, workers.size))
     if too_large:
         raise ConfigError(too_large)
     model, training = settings.model, _share_of(settings.training, workers.size)

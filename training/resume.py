@@ -57,21 +57,28 @@ class Start:
         return None if self.checkpoint is None else self.checkpoint.parents[1]
 
 
+Found = tuple[Path | None, tuple[str, ...]]
+"""The checkpoint to resume from, None for a new run; and lines for the user."""
+
+
 def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Start:
-    """Where `resume` says to begin, and with which settings; `new` gives those of a new run.
+    """Where `resume` says to begin, and with which settings; see `find_resumed`, `start_from`."""
+    return start_from(asked, find_resumed(asked), new)
+
+
+def find_resumed(asked: Asked) -> Found:
+    """The checkpoint that `resume` says to begin from.
 
     `none` is a new run. `auto` is the run of run_name, where that is set, else the newest run under
     out_dir that agrees with the fixed keys given and that no process trains; where there is none, a
-    new run. Else a run or a checkpoint, as `find_checkpoint` takes it. A preset that is given
-    stands for all of its keys.
+    new run. Else a run or a checkpoint, as `find_checkpoint` takes it.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or its run is being trained.
-        ConfigError: a fixed key was given another value than the run has.
     """
     where, out_dir = asked.value("resume"), Path(asked.value("out_dir") or "")
     if where in ("none", None):
-        return Start(new(asked))
+        return None, ()
     if where == "auto":
         path, notes = _newest_fitting(asked, out_dir)
     else:
@@ -79,7 +86,20 @@ def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Star
         path = _in_its_run(path)
         refuse_locked(path.parents[1])
     if path is None:
-        notes = (*notes, f"No run to resume in {out_dir}; starting a new one.")
+        notes = [*notes, f"No run to resume in {out_dir}; starting a new one."]
+    return path, tuple(notes)
+
+
+def start_from(asked: Asked, found: Found, new: Callable[[Asked], Settings] = resolve) -> Start:
+    """The start from a checkpoint, or of a new run, whose settings `new` gives. A preset that is
+    given stands for all of its keys.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+        ConfigError: a fixed key was given another value than the run has.
+    """
+    path, notes = found
+    if path is None:
         return Start(new(asked), notes=notes)
     state = load_run_state(path)
     resumed = _merged(asked, path, state)

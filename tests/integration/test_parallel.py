@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.child import Child
-from tests.integration.runs import Workshop, checkpoint_at, log_of
+from tests.integration.runs import Workshop, assert_same_course, checkpoint_at, log_of
 
 SAME = 1e-5
 """Nats: rounding differs, since sums are taken in another order."""
@@ -195,3 +196,73 @@ def test_a_worker_that_hangs_is_named(workshop: Workshop, tmp_path: Path) -> Non
     assert "Workers that did not answer: 1 (in step 12)." in first.errors
     assert log_of(workshop.out_dir / "run")["status"] == "failed"
     assert second.finish() != 0
+
+
+def test_dropout_goes_on_where_it_was(workshop: Workshop) -> None:
+    """A run on two workers that is resumed is the run that was not stopped, bit for bit."""
+    flags = ("config/arch_gpt2.py", "--n_layer=1", "--dropout=0.2", *course(keep_checkpoints=3))
+    assert finish(workshop.start_workers(2, *flags, run_name="whole")) == [0, 0]
+    whole = workshop.out_dir / "whole"
+    again = Path(shutil.copytree(whole, workshop.out_dir / "again"))
+    shutil.rmtree(checkpoint_at(again, 20))
+    resumed = workshop.start_workers(2, *flags, "--resume=again", run_name="again")
+    assert finish(resumed) == [0, 0], resumed[0].errors
+    assert_same_course(again, whole, 20)
+    one = workshop.train(*flags, run_name="one")
+    assert losses_of(one, "training_iterations", "loss") != losses_of(
+        whole, "training_iterations", "loss"
+    )  # which draws other numbers
+
+
+def test_what_ends_all_workers_is_said_once(workshop: Workshop, tmp_path: Path) -> None:
+    plugin = tmp_path / "faulty.py"
+    plugin.write_text(FAULTY.replace("== 6", ">= 6"))
+    flags = (*course(max_bad_steps=4), "--n_layer=1", "--ffn_type=faulty", f"--plugins={plugin}")
+    first, second = workshop.start_workers(2, "config/arch_gpt2.py", *flags)
+    assert finish([first, second]) == [1, 1]
+    assert "4 steps in a row had a non-finite loss" in first.errors
+    assert second.output == ""
+    assert "in a row" not in second.errors
+    assert log_of(workshop.out_dir / "run")["status"] == "diverged"
+
+
+UNUSED = """
+from torch import nn
+
+from components.ffns import FFNS, StandardFFN
+
+
+@FFNS.register("unused", label="Unused")
+class Unused(StandardFFN):
+    '''Leaves a parameter out of every third call.'''
+
+    calls = 0
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, context):
+        y = super().forward(x, context)
+        Unused.calls += self.training
+        return y if Unused.calls % 3 == 0 else self.scale(y)
+"""
+
+
+def test_a_part_may_leave_parameters_out_of_a_step(workshop: Workshop, tmp_path: Path) -> None:
+    plugin = tmp_path / "unused.py"
+    plugin.write_text(UNUSED)
+    flags = (*course(gradient_accumulation_steps=2), f"--plugins={plugin}", "--ffn_type=unused")
+    workers = workshop.start_workers(2, "config/arch_gpt2.py", "--n_layer=1", *flags)
+    assert finish(workers) == [0, 0], workers[0].errors
+    assert log_of(workshop.out_dir / "run")["status"] == "completed"
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all(workshop: Workshop, tmp_path: Path) -> None:
+    flags = (*LLAMA, *course(max_iters=400, eval_interval=400))
+    first, second = workshop.start_workers(2, *flags)
+    first.wait_for("iter   5/400")
+    shutil.rmtree(workshop.out_dir / "run")
+    first.send(signal.SIGTERM)
+    assert finish([first, second]) == [1, 1]
+    assert "Traceback" not in first.errors + second.errors

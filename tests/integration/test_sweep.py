@@ -304,6 +304,16 @@ def test_one_architecture_under_three_names(
     assert all(verdict.difference.value for verdict in verdicts)
 
 
+def test_a_sweep_is_no_worker_of_torchrun(
+    sweeps: Sweeps, engine: InThisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        sweeps(*ARMS, *COURSE)
+    assert not engine.jobs
+
+
 def test_tuning(sweeps: Sweeps, engine: InThisProcess, capsys: pytest.CaptureFixture[str]) -> None:
     command = (*ARMS, *COURSE, "--tune", "learning_rate=1e-6,1e-2", "--seeds=2")
     assert sweeps(*command) == 0
