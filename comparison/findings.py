@@ -84,6 +84,7 @@ class Findings:
         effects: Of a factorial design; else none.
         notes_on_runs: What a reader has to know of runs, a sentence each.
         further_notes: And of the comparison as a whole.
+        notes_on_seconds: And of seconds.
     """
 
     rows: tuple[GroupResult, ...]
@@ -94,11 +95,12 @@ class Findings:
     effects: tuple[Effect, ...]
     notes_on_runs: tuple[str, ...]
     further_notes: tuple[str, ...]
+    notes_on_seconds: tuple[str, ...]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """All that a reader has to know."""
-        return self.notes_on_runs + self.further_notes
+        return self.notes_on_runs + self.further_notes + self.notes_on_seconds
 
     @property
     def baseline(self) -> GroupResult:
@@ -179,6 +181,7 @@ def compare(
         effects=() if waiting else tuple(_effects(compared, design)),
         notes_on_runs=tuple(_notes_on_runs(groups, compared)),
         further_notes=tuple(_further_notes(groups, compared, design)),
+        notes_on_seconds=tuple(_notes_on_seconds(compared)),
     )
 
 
@@ -262,6 +265,9 @@ def _further_notes(
             "before the runs."
         )
     yield from _shared_randomness(compared)
+
+
+def _notes_on_seconds(compared: Sequence[Group]) -> Iterator[str]:
     shared = [run.run_name for group in compared for run in group.counted if not run.alone]
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""

@@ -9,6 +9,7 @@ from typing import Any
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import format_difference, format_interval, format_p
 from comparison.tables import TitledTable
+from comparison.verdict_lines import verdict_notes
 from inference.contrasts import Contrast, Term, judge_contrast
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.verdicts import Verdict
@@ -63,7 +64,7 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
         for name in changes
         for label in others
     ]
-    notes = {label: own.notes for label, own in findings.items()}
+    notes = {label: own.notes_on_runs + own.further_notes for label, own in findings.items()}
     return OnBaselines(tuple(findings), rows, notes, tuple(interactions))
 
 
@@ -136,7 +137,7 @@ def _verdict_cells(change: str, verdict: Verdict) -> tuple[str, ...]:
 def _remarks(rows: Mapping[str, GroupResult]) -> Iterator[str]:
     """What is to be said of each verdict beside its numbers."""
     for change, row in rows.items():
-        remarks = [*filter(None, (row.verdict.reason,)), *row.caveats]
+        remarks = [*verdict_notes(row.verdict), *row.caveats]
         if remarks:
             yield f"{change}: {'; '.join(remarks)}."
 

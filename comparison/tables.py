@@ -132,6 +132,12 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
             f"Simultaneous 95 % intervals for {_arms(findings.family)}. "
             f"Equal: within {findings.design.margin:g} nats."
         )
+    if any(
+        row.verdict.difference and row.verdict.difference.n != row.group.n for row in rows.values()
+    ):
+        sentences.append(
+            "A difference rests on the n seeds of its line, the means on all runs of a group."
+        )
     return TitledTable(
         "Final validation loss, nats per token",
         ("", "n", *_labels(REACHED), *_JUDGED),
