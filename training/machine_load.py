@@ -27,9 +27,16 @@ class OtherLoad:
         self._process = psutil.Process().parent() if of_parent else None
         self._process = self._process or psutil.Process()
         self._before = _cpu_seconds(self._process)
+        self._share = 1.0
 
     def share(self) -> float:
-        """CPU time of others as a share of what all CPUs could have given, from 0 to 1."""
+        """CPU time of others as a share of what all CPUs could have given, from 0 to 1; as it was
+        when it was last known if the parent has gone."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._share = self._measured()
+        return self._share
+
+    def _measured(self) -> float:
         (start, busy, own), (now, busy_now, own_now) = self._before, _cpu_seconds(self._process)
         available = (now - start) * (os.cpu_count() or 1)
         others = (busy_now - busy) - (own_now - own)

@@ -7,10 +7,16 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+SAME_REQUEST_SECONDS = 0.3
+"""Signals that follow the first this soon are no second thought: torchrun passes on what a terminal
+sends to all, and Linux may tell a process more than once that its parent has gone."""
 
 
 class StopRequest:
@@ -18,8 +24,8 @@ class StopRequest:
     that are ignored (SIGHUP under nohup).
 
     The first signal sets `requested`, for the loop to act on, and is acknowledged on standard error
-    at once; a second raises KeyboardInterrupt wherever the program is. Leaving restores the
-    handlers.
+    at once; a second raises KeyboardInterrupt wherever the program is, unless it comes so soon that
+    it is the same request. Leaving restores the handlers.
 
     Args:
         finishing: What the program does before it stops, for the acknowledgement.
@@ -48,7 +54,10 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if time.monotonic() - self._received < SAME_REQUEST_SECONDS:
+                return
             raise KeyboardInterrupt
+        self._received = time.monotonic()
         self.requested = signal.Signals(number).name
         if self._silent:
             return

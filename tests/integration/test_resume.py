@@ -435,7 +435,7 @@ class TestSignals:
         process.wait_for("resting")
         began = time.monotonic()
         process.send(signal.SIGINT)
-        time.sleep(0.2)
+        time.sleep(2 * SAME_REQUEST_SECONDS)
         assert process.running
         process.send(signal.SIGINT)
         assert process.finish() == 128 + signal.SIGINT
@@ -462,6 +462,7 @@ import time
 import torch
 
 from components.activations import ACTIVATIONS, Activation
+from training.signals import SAME_REQUEST_SECONDS
 from training.smoke import TOKENS
 
 

@@ -55,3 +55,13 @@ def test_workers_of_one_parent_count_as_one():
     )
     alone, together, own, parent = map(int, done.stdout.split())
     assert (alone, together) == (own, parent)
+
+
+def test_a_parent_that_has_gone_leaves_the_last_share(monkeypatch):
+    def gone(_):
+        raise psutil.NoSuchProcess(1)
+
+    load = OtherLoad(of_parent=True)
+    before = load.share()
+    monkeypatch.setattr(machine_load, "_cpu_seconds", gone)
+    assert load.share() == before
