@@ -23,7 +23,7 @@ from comparison.new_text import with_text
 from comparison.tables import markdown_table
 from inference.crossed import crossed
 from inference.ladder import FADES, GROWS, Rung, climb
-from inference.looks import scheduled_looks, take_looks
+from inference.looks import Look, Standing, scheduled_looks, take_looks
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.tuning import allowance, fit, noise_of
 from inference.verdicts import BETTER, WORSE, Results, judge
@@ -204,7 +204,7 @@ def scheduled_error(arms: int, trials: int) -> float:
     rng, schedule = np.random.default_rng([1, arms]), scheduled_looks(20)
     false = 0
     for _ in range(trials):
-        standings = take_looks(_by_count(normal()(rng, arms, 20)), arms, schedule)
+        standings = _until_sure(normal()(rng, arms, 20), schedule)
         false += any(own.verdict.word in (BETTER, WORSE) for own in standings)
     return false / trials
 
@@ -216,9 +216,25 @@ def mean_seeds(effect: float, arms: int, trials: int) -> float:
     for _ in range(trials):
         losses = normal()(rng, arms, 20)
         losses[1:] += effect * SD  # pairs that correlate by 0.5 differ by one sd of a run
-        standings = take_looks(_by_count(losses), arms, schedule)
+        standings = _until_sure(losses, schedule)
         seeds += sum(own.seeds for own in standings) / arms
     return seeds / trials
+
+
+def _until_sure(losses: np.ndarray, schedule: Sequence[Look]) -> list[Standing]:
+    """Where the arms stand after a sweep that trains the seeds that their next looks need."""
+    arms, whole = len(losses) - 1, _by_count(losses)
+    reached = [schedule[0].n] * arms
+    while True:
+
+        def results(arm: int | None, n: int, reached: list[int] = reached) -> Results | None:
+            return whole(arm, n) if n <= (max(reached) if arm is None else reached[arm]) else None
+
+        standings = take_looks(results, arms, schedule)
+        needed = [own.next_look or n for own, n in zip(standings, reached, strict=True)]
+        if needed == reached:
+            return standings
+        reached = needed
 
 
 def _by_count(losses: np.ndarray) -> Callable[[int | None, int], Results]:

@@ -30,6 +30,7 @@ from tests.integration.runs import (
     weights_at,
 )
 from tests.tiny import VARIANTS, tiny_config
+from training.signals import SAME_REQUEST_SECONDS
 
 COURSE = ("--lr_decay_iters=12", "--eval_interval=6", "--log_interval=3", "--dropout=0.2")
 """Settings that do not depend on max_iters."""
@@ -462,7 +463,6 @@ import time
 import torch
 
 from components.activations import ACTIVATIONS, Activation
-from training.signals import SAME_REQUEST_SECONDS
 from training.smoke import TOKENS
 
 
