@@ -59,9 +59,13 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
     family = max(len(changes) * len(others), 1)
     looked = any(own.design.undeclared_looks for own in findings.values())
     rule = ConfidenceSequence(family) if looked else DeclaredSeeds(family)
+
+    def shown(label: str, change: str) -> tuple[Findings, GroupResult]:
+        return findings[label], rows[label][change]
+
     interactions = [
-        _interaction(name, label, findings[first], findings[label], rule)
-        for name in changes
+        _interaction(change, label, (shown(first, change), shown(label, change)), rule)
+        for change in changes
         for label in others
     ]
     notes = {label: own.notes_on_runs + own.further_notes for label, own in findings.items()}
@@ -73,12 +77,18 @@ def _rows(findings: Findings) -> dict[str, GroupResult]:
 
 
 def _interaction(
-    name: str, label: str, first: Findings, other: Findings, rule: Rule
+    name: str, label: str, two: Sequence[tuple[Findings, GroupResult]], rule: Rule
 ) -> Interaction:
-    """The effect of an arm in the other sweep minus that in the first."""
+    """The effect of an arm on the second of two baselines minus that on the first.
+
+    Args:
+        name: What the sweeps call the arm.
+        label: The second baseline.
+        two: What each sweep shows, and its row of the arm.
+        rule: How the interval is made.
+    """
     terms = []
-    for sign, own in ((-1, first), (1, other)):
-        row = _rows(own)[name]
+    for sign, (own, row) in zip((-1, 1), two, strict=True):
         base = own.baseline.group
         if row.verdict.difference is None:
             return Interaction(name, label, None, row.verdict.reason)

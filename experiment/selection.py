@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,14 @@ def select(
         return _newest_alone(out_dir, latest or DEFAULT_LATEST)
     words = list(expand(where_named(word, out_dir) for word in words))
     folders = [folder for folder in map(sweep_folder, words) if folder]
-    others = list(find([word for word in words if not sweep_folder(word)]))
+    others = find([word for word in words if not sweep_folder(word)])
     # A part of a sweep, or a sweep beside other runs, is bound by what the sweep declared.
-    sweeps, problems, unread = _read_sweeps([*folders, *_sweeps_around(others)])
-    unbound = [log for log in others if set(map(Path.resolve, _sweeps_around([log]))) & unread]
+    around = {log: list(_sweeps_around(log)) for log in others}
+    sweeps, unread = _read_sweeps([*folders, *chain.from_iterable(around.values())])
+    unbound = [log for log, own in around.items() if unread.keys() & {f.resolve() for f in own}]
+    problems = list(unread.values())
     problems += [f"{log.parent}: the manifest of its sweep cannot be read" for log in unbound]
-    others = [log for log in others if log not in unbound]
+    others = [log for log in around if log not in unbound]
     named = [sweep for sweep in sweeps if sweep.folder in folders]
     logs = [run / RUN_FILE for sweep in named for run in sweep.runs]
     runs, damaged = load_runs(dict.fromkeys([*filter(_is_file, logs), *others]))
@@ -108,12 +111,11 @@ def select(
     )
 
 
-def _sweeps_around(logs: Iterable[Path]) -> Iterator[Path]:
-    """The folders of the sweeps that have these runs in a folder of theirs."""
-    for log in logs:
-        for path in dict.fromkeys((log, log.resolve())):
-            if len(path.parents) > 2 and _is_file(path.parents[2] / SWEEP_FILE):
-                yield path.parents[2]
+def _sweeps_around(log: Path) -> Iterator[Path]:
+    """The folder of the sweep that a run belongs to, by its path and by that without links."""
+    for path in dict.fromkeys((log, log.resolve())):
+        if len(path.parents) > 2 and _is_file(path.parents[2] / SWEEP_FILE):
+            yield path.parents[2]
 
 
 def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
@@ -203,9 +205,9 @@ def _runs(count: int) -> str:
     return f"{count} run{'s' * (count != 1)}"
 
 
-def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str], set[Path]]:
-    """The sweeps whose manifests can be read, each once; and of each other what is wrong with it,
-    and its folder."""
+def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], dict[Path, str]]:
+    """The sweeps whose manifests can be read, each once; and by its resolved folder, what is wrong
+    with each other."""
     sweeps: dict[Path, Sweep] = {}
     problems: dict[Path, str] = {}
     for folder in folders:
@@ -216,7 +218,7 @@ def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], list[str], set[P
             sweeps[place] = read_sweep(folder)
         except UserError as error:
             problems[place] = str(error)
-    return list(sweeps.values()), list(problems.values()), set(problems)
+    return list(sweeps.values()), problems
 
 
 def _places(sweeps: Sequence[Sweep]) -> dict[Path, dict[str, Any]]:
