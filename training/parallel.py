@@ -2,10 +2,10 @@
 
 `torchrun` starts them and gives each a rank. They train by data parallelism: every worker has the
 whole model, and gradients are averaged (Li et al. 2020, "PyTorch Distributed", VLDB 13(12)). One
-process that nobody started as a worker is a single worker, for which all of this does nothing.
+process without torchrun is a single worker, for which all of this does nothing.
 
-Whatever a worker decides from its own clock or its own signals would leave the others waiting, so
-such decisions are made together: `any`, `clock`.
+A worker that acted on its own clock or its own signals would leave the others waiting, so such
+decisions are made together: see `any` and `clock`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 GRACE_SECONDS = 2.0
-"""Time limits of workers that wait for the same one end within so many seconds of each other."""
+"""How long a failing worker waits for the others: for their timeouts, which expire at about the
+same time, or for the first worker to print why the run ends."""
 
 _FIRST_IS_DONE = "first_is_done"
 
 SETTLING_SECONDS = 0.05
-"""What threads of a backend have to drop the tensors of messages that are through."""
+"""How long the threads of a backend get to release the tensors of completed messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Workers:
         local_rank: Which one this is among those on the same machine.
         local_size: How many there are on it.
         store: Where workers leave notes for each other; None for a single one.
-        group: Those that messages go to; None: all, with the time limit of torch.
+        group: The process group for messages; None: the default one, with torch's timeout.
     """
 
     rank: int = 0
@@ -70,7 +71,7 @@ class Workers:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This worker's device of the kind that the run trains on."""
+        """This worker's own device, of the given type."""
         if self.size == 1 or device.type != "cuda":
             return device
         own = torch.device("cuda", self.local_rank)
@@ -78,7 +79,7 @@ class Workers:
         return own
 
     def with_timeout(self, seconds: float) -> Workers:
-        """The same workers, whose messages fail after so many seconds without an answer."""
+        """The same workers, with messages that time out after so many seconds."""
         if self.size == 1:
             return self
         group = dist.new_group(timeout=datetime.timedelta(seconds=seconds))
@@ -115,7 +116,7 @@ class Workers:
     # Numbers
 
     def mean(self, tree: T) -> T:
-        """Every tensor of a nested structure averaged over the workers, in one message."""
+        """A nested structure with every tensor averaged over the workers, in one all-reduce."""
         if self.size == 1:
             return tree
         leaves, shape = tree_flatten(tree)
@@ -164,8 +165,8 @@ class Workers:
         return box[0]
 
     def first_then_all(self, action: Callable[[], T]) -> T:
-        """Do something on the first worker, which may take hours, and then on the others, who find
-        it done."""
+        """Run an action, which may take hours, on the first worker and then on the others, where
+        its work is already done."""
         if self.size == 1:
             return action()
         with self.together():
@@ -181,15 +182,18 @@ class Workers:
             return found
 
     def only_first(self, action: Callable[[], T]) -> T:
-        """Do something on the first worker alone; all get its result."""
+        """Run an action on the first worker alone and broadcast its result."""
         with self.together():
             found = action() if self.first else None
         return self.from_first(found)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A block that all workers go through, or none: if it raises a UserError on some worker,
-        the first raises it and the others leave quietly. The block itself must not communicate."""
+        """A block that succeeds on all workers or on none.
+
+        If it raises a UserError on some worker, the first worker raises it and the others exit
+        silently. The block must not communicate.
+        """
         if self.size == 1:
             yield
             return
@@ -211,7 +215,7 @@ class Workers:
         raise error or UserError(f"worker {rank}: {message}")
 
     def separate_randomness(self, seed: int, step: int) -> None:
-        """Let dropout on each worker draw numbers of its own, which depend on these alone."""
+        """Seed torch differently on each worker, as a function of seed, step and rank alone."""
         if self.size > 1:
             sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
@@ -219,13 +223,14 @@ class Workers:
     # Faults
 
     def note(self, step: int) -> None:
-        """Leave a note of how far this worker is, for `naming_the_missing`."""
+        """Record this worker's step for `naming_the_missing`."""
         if self.size > 1:
             self.store.set(f"step_{self.rank}", str(step))
 
     @contextlib.contextmanager
     def ending_alike(self) -> Iterator[None]:
-        """A block that a UserError ends on all workers at once: the first reports it."""
+        """A block in which a UserError is raised on all workers at once; only the first reports
+        it."""
         try:
             yield
         except UserError as error:
@@ -235,8 +240,8 @@ class Workers:
 
     @contextlib.contextmanager
     def naming_the_missing(self) -> Iterator[None]:
-        """Add to the error of a message, which names nobody, which workers did not answer: those
-        that do not get such an error themselves at about the same time."""
+        """Add to a communication error the workers that did not answer: those that do not fail
+        themselves at about the same time."""
         try:
             yield
         except RuntimeError as error:
@@ -261,13 +266,13 @@ class Workers:
     # Batches
 
     def share(self, items: Iterable[T]) -> Iterator[T]:
-        """This worker's part of what all go through once: every size-th, from its rank on."""
+        """This worker's share of the items: every size-th, starting at its rank."""
         return islice(items, self.rank, None, self.size)
 
 
 def _leave(status: int) -> NoReturn:
-    """End this process quietly, after the first worker has said why: torchrun ends the others as
-    soon as one of them has gone."""
+    """Exit silently once the first worker has had time to report: torchrun stops all workers as
+    soon as one exits with an error."""
     time.sleep(GRACE_SECONDS)
     raise SystemExit(status) from None
 
@@ -299,8 +304,8 @@ def join_workers() -> Iterator[Workers]:
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    # Gloo's threads need Python's lock to drop tensors, and its destructor holds it while it waits
-    # for them (seen in torch 2.13), so they must be through with all messages by then.
+    # Gloo's threads need the GIL to release tensors, and its destructor holds the GIL while it
+    # joins them (seen in torch 2.13), so they must be idle by then.
     try:
         yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
         dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
@@ -310,8 +315,8 @@ def join_workers() -> Iterator[Workers]:
 
 
 def _store() -> dist.Store:
-    """Where workers find each other. After a restart by torchrun, whose own store outlives the
-    workers, the addresses of those that died must not be found there."""
+    """The store for the rendezvous. torchrun's store outlives the workers, so each restart uses a
+    prefix of its own: the addresses of workers that died must not be found."""
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -324,7 +329,6 @@ def _store() -> dist.Store:
 
 
 def _end_with_parent() -> None:
-    """On Linux, be asked to stop if the parent dies, as torchrun does when it is killed: nobody
-    would be left to stop the workers."""
+    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
