@@ -225,7 +225,8 @@ class Workers:
     def note(self, step: int) -> None:
         """Record this worker's step for `naming_the_missing`."""
         if self.size > 1:
-            self.store.set(f"step_{self.rank}", str(step))
+            with contextlib.suppress(dist.DistError):  # a torchrun that was killed took the store
+                self.store.set(f"step_{self.rank}", str(step))
 
     @contextlib.contextmanager
     def ending_alike(self) -> Iterator[None]:
@@ -246,9 +247,10 @@ class Workers:
             yield
         except RuntimeError as error:
             if self.size > 1:
-                self.store.set(f"waited_{self.rank}", "")
-                time.sleep(GRACE_SECONDS)
-                error.add_note(self._missing())
+                with contextlib.suppress(dist.DistError):  # as in `note`
+                    self.store.set(f"waited_{self.rank}", "")
+                    time.sleep(GRACE_SECONDS)
+                    error.add_note(self._missing())
             raise
 
     def _missing(self) -> str:
