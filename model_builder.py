@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from components.blocks import BLOCKS
+from components.blocks import BLOCKS, Block
 from components.context import LayerInputs, State
 from components.ffns import FeedForward
 from components.head import LMHead, cross_entropy
@@ -92,35 +92,59 @@ class GPT(Part):
 
     Config = ModelArchitectureConfig
 
-    def __init__(self, config: ModelArchitectureConfig):
+    def __init__(
+        self, config: ModelArchitectureConfig, ready: Callable[[Block], None] | None = None
+    ):
+        """
+        Args:
+            config: The architecture.
+            ready: Called with each block once it has its initial weights, before the next is made:
+                a block that it shards or moves to another device is never held whole with others.
+        """
         super().__init__()
         self.config = config
         with own_stream("made"):  # what torch's layers draw when made is drawn anew below
-            self._make_parts(config)
-        for name, module in self.named_modules():
-            if isinstance(module, Part):
-                with own_stream(self._stream_of(name)):
-                    module.init_parameters(self._config_of(name))
+            self._make_ends(config)
+        given: set[str] = set()
+        for index, layer in enumerate(config.layers):
+            with own_stream(f"made.{index}"):
+                block = BLOCKS[layer.norm_position](layer)
+            given |= block.connect(given)
+            self.blocks.append(block)
+            self._initialise(f"blocks.{index}", block)
+            if ready is not None:
+                ready(block)
+        for name, child in self.named_children():
+            if child is not self.blocks:
+                self._initialise(name, child)
+        with own_stream(""):
+            self.init_parameters(config)
         if config.weight_tying:
             self.head.weight = self.embedding.weight
+
+    def _initialise(self, name: str, module: nn.Module) -> None:
+        """Give a module and those below it, the name of which starts with its own, their initial
+        weights."""
+        for below, part in module.named_modules(prefix=name):
+            if isinstance(part, Part):
+                with own_stream(self._stream_of(below)):
+                    part.init_parameters(self._config_of(below))
 
     def _stream_of(self, name: str) -> str:
         """The name of a module's stream of initial numbers: its own, with `stream_name`s in it."""
         module, words = self, []
-        for word in name.split(".") if name else ():
+        for word in name.split("."):
             module = module.get_submodule(word)
             words.append(getattr(module, "stream_name", None) or word)
         return ".".join(words)
 
-    def _make_parts(self, config: ModelArchitectureConfig) -> None:
+    def _make_ends(self, config: ModelArchitectureConfig) -> None:
+        """All but the blocks."""
         last = config.layers[-1]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(BLOCKS[layer.norm_position](layer) for layer in config.layers)
-        given: set[str] = set()
-        for block in self.blocks:
-            given |= block.connect(given)
+        self.blocks = nn.ModuleList()
         self.final_norm = (
             make_norm(last) if BLOCKS[last.norm_position].final_norm else nn.Identity()
         )

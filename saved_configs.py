@@ -37,6 +37,13 @@ _ADDED = {"mixer": "attention", "residual": "plain", "value_residual": "none"}
 _ADDED_TO_TRAINING = {"optimizer": "adamw", "objective": "cross_entropy", "z_loss_coef": 0.0}
 """The same for training configs."""
 
+_ADDED_FOR_WORKERS = {
+    "parallelism": "auto",
+    "shard_size": 0,
+    "activation_checkpointing": "none",
+}
+"""The same for training configs of a later version."""
+
 _SCHEDULED = {
     "lr_decay_iters": ("cosine", "linear", "wsd"),
     "min_lr": ("cosine", "linear", "wsd"),
@@ -59,6 +66,8 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
         for key, schedules in _SCHEDULED.items():
             if keys["lr_schedule"] not in schedules:
                 keys.pop(key, None)
+    if "lr_schedule" in keys:
+        keys |= {key: v for key, v in _ADDED_FOR_WORKERS.items() if key not in keys}
     if "window_pattern" not in keys and "rope_pattern" not in keys:
         return keys
     for key, (chooser, parts) in _OWNERS.items():

@@ -65,10 +65,10 @@ from inference.verdicts import MARGIN
 from options import KEYS
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
-from training.parallel import started_as_worker
 from training.preflight import refuse_machine
 from training.run_directory import locked
 from training.signals import StopRequest
+from training.workers import started_as_worker
 from user_files import collect, read_config_file
 
 SEEDS, MAX_SEEDS = 5, 20

@@ -24,7 +24,6 @@ from data.prefetch import prefetch
 from data.validation import ValidationWindows
 from interop.huggingface import load_weights
 from interop.starting_model import new_settings
-from model_builder import GPT
 from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
 from recipe.schedules import learning_rate_at
@@ -41,16 +40,18 @@ from training.hardware import (
     set_tf32,
 )
 from training.optim import clip_gradients, set_learning_rate
-from training.parallel import ALONE, Workers, join_workers
-from training.preflight import fitting_memory, refuse_machine
+from training.parallel import loss_scaler, new_layout
+from training.preflight import fitting, refuse_machine
 from training.resume import Start, find_resumed, start_from
 from training.run import Run
 from training.run_directory import run_directory
 from training.run_log import open_log, own_folder
+from training.sharded_tensors import gathered_weights
 from training.signals import StopRequest
 from training.step_guard import StepGuard
 from training.step_means import StepMeans
 from training.text_losses import save_text_losses
+from training.workers import ALONE, Workers, join_workers
 from training_logger import NoLog, TrainingLogger, refuse_existing_log
 from user_files import rerun_plugins
 
@@ -87,7 +88,7 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
     with workers.together():
         device = workers.device(resolve_device(training.device))
         dtype = resolve_dtype(training.dtype, device)
-        refuse_machine(start.settings, device, dtype, workers.size)
+        refuse_machine(start.settings, device, dtype, workers)
         if training.resume == "none":
             refuse_existing_log(Path(training.out_dir) / training.run_name)
     folder = workers.first_then_all(
@@ -102,8 +103,6 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
             or run_directory(Path(training.out_dir), training.run_name, run.settings.arch_preset)
         )
     )
-    # of parts of a user's own, a step may leave some out
-    run.model = workers.wrap(run.model, device, some_unused=bool(run.settings.plugins))
     return run
 
 
@@ -122,15 +121,18 @@ def built(
     )
     settings = start.settings.for_data(dataset.vocab_size)
     compiles = resolve_compile(training.compile, device)
-    memory = fitting_memory(settings, device, dtype, compiles, workers)
+    parallelism, memory = fitting(settings, device, dtype, compiles, workers)
 
     set_tf32(training.tf32)
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
-    network = GPT(settings.model).to(device)
+    layout = new_layout(parallelism, training, workers, device, compiles)
+    network = layout.new_model(settings.model)
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
+    optimizer_flops = optimizer.step_flops()
+    updates = layout.updates(network, optimizer)
     run = Run(
         settings=settings,
         workers=workers,
@@ -141,13 +143,17 @@ def built(
         dtype=dtype,
         memory=memory,
         compiles=compiles,
+        parallelism=parallelism,
+        layout=layout,
         network=network,
-        # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
-        model=torch.compile(network, dynamic=False) if compiles else network,
+        # of parts of a user's own, a step may leave some out
+        model=layout.trained_form(network, some_unused=bool(settings.plugins)),
         objective=make_objective(training),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
-        guard=StepGuard(optimizer, training.max_bad_steps),
+        optimizer_flops=optimizer_flops,
+        updates=updates,
+        scaler=loss_scaler(device, dtype, workers),
+        guard=StepGuard(optimizer, training.max_bad_steps, updates.gradients),
         watch=Stopwatch(device),
     )
     if start.checkpoint is not None:
@@ -243,18 +249,20 @@ def train_step(
     """
     means = StepMeans(len(inputs))
     for index, (x, y) in enumerate(zip(inputs, targets, strict=True), start=1):
-        with run.workers.accumulating(run.model, last=index == len(inputs)):
+        with run.layout.accumulating(run.model, last=index == len(inputs)):
             with autocast(run.device, run.dtype):
                 output = run.model(x, y, objective=run.objective)
             run.scaler.scale(output.loss / len(inputs)).backward()
         means.add(output)
     means.share(run.workers)
+    run.updates.take_gradients()
     run.scaler.unscale_(run.optimizer)
     norm = run.guard.check(means.output.loss, statistics=statistics)
     clip_gradients(run.optimizer, norm, run.settings.training.grad_clip)
     set_learning_rate(run.optimizer, learning_rate)
     if run.guard.allows_update():
         run.optimizer.step()
+    run.updates.give_parameters()
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.network.after_step(means.output.metrics, run.guard.good)
@@ -291,14 +299,16 @@ def evaluation_losses(run: Run, stop: StopRequest) -> np.ndarray | None:
     run.model.eval()
     losses = torch.zeros(run.validation.windows, device=run.device)
     parts = losses.split(run.settings.training.batch_size)
-    for part, (x, y) in run.workers.share(zip(parts, run.validation, strict=True)):
-        if stop.requested:
+    stopped = False
+    for mine, (part, (x, y)) in run.workers.share(zip(parts, run.validation, strict=True)):
+        stopped = run.workers.any(bool(stop.requested))
+        if stopped:
             break
         with autocast(run.device, run.dtype):
             output = run.model(x.to(run.device), y.to(run.device), objective=validation_loss)
-        part.copy_(output.terms["cross_entropy"])
+        if mine:
+            part.copy_(output.terms["cross_entropy"])
     run.model.train()
-    stopped = run.workers.any(bool(stop.requested))
     return None if stopped else run.workers.sum(losses).cpu().numpy()
 
 
@@ -307,30 +317,23 @@ def save(run: Run, log: TrainingLogger | NoLog) -> None:
     run.watch.stop()
     run.guard.stop_if_stuck(run.guard.read())
     run.saved_at = run.step
+    weights, kept = gathered_weights(run.network, run.workers), run.updates.gathered()
     with run.workers.together():
         if run.workers.first:
-            write_checkpoint(run, log)
+            write_checkpoint(run, log, weights, kept)
 
 
-def write_checkpoint(run: Run, log: TrainingLogger) -> None:
+def write_checkpoint(
+    run: Run, log: TrainingLogger, weights: dict[str, Tensor], kept: dict[str, Tensor]
+) -> None:
     """The part of saving that one worker does for all."""
     log.sync()  # so that no checkpoint knows of records that a power cut may take
     path = save_checkpoint(
         run.folder / "checkpoints",
         step=run.step,
-        model=run.network,
-        optimizer=run.optimizer,
-        state={
-            "run_id": log.run_id,
-            "log_records": log.records,
-            "config": run.config,
-            "derived": run.settings.derived,
-            "data_fingerprint": run.dataset.fingerprint,
-            "tokenizer": run.dataset.meta["tokenizer"],
-            "evaluated_at": run.evaluated_at,
-            "seconds": run.watch.total,
-            "stepper": {**run.guard.state_dict(), "scaler": run.scaler.state_dict()},
-        },
+        weights=weights,
+        kept=kept,
+        state={"run_id": log.run_id, "log_records": log.records, **run.state()},
         val_loss=run.val_loss if run.evaluated_at == run.step else None,
         plugins={Path(path).name: text for path, text in run.settings.plugins.items()},
         keep=run.settings.training.keep_checkpoints,

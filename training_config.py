@@ -177,6 +177,24 @@ class TrainingOptions:
     compile: bool | str = _machine.option(
         "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
     )
+    parallelism: str = _machine.option(
+        "auto",
+        "how the model is spread over workers; auto: ddp if it fits, else fsdp",
+        choices=("auto", "none", "ddp", "zero1", "fsdp", "hsdp"),
+        restored=False,
+    )
+    shard_size: int = _machine.option(
+        0,
+        "hsdp: number of workers that hold one copy of the model; 0: those of one machine",
+        at_least=0,
+        restored=False,
+    )
+    activation_checkpointing: str = _machine.option(
+        "none",
+        "activations recomputed in the backward pass: of a block all, or (selective) all but those "
+        "of matmuls and attention",
+        choices=("none", "block", "selective"),
+    )
     hang_timeout: float = _machine.option(
         600.0,
         "seconds that workers wait for one that does not answer, before the run fails",
@@ -306,6 +324,12 @@ class TrainingConfig:
                 ("warmup_iters", "lr_decay_iters", "max_iters"),
                 f"warmup_iters={self.warmup_iters} is longer than the schedule of {decay_ends} "
                 "steps (lr_decay_iters, or max_iters); make it shorter.",
+            )
+        if self.shard_size and self.parallelism != "hsdp":
+            yield Problem(
+                ("shard_size", "parallelism"),
+                f"shard_size={self.shard_size} has no effect with parallelism="
+                f"{quoted(self.parallelism)}; drop it, or use parallelism='hsdp'.",
             )
         yield from self._unused_problems()
         yield from problems_of_parts("problems", self, self._keys)

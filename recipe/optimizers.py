@@ -34,6 +34,10 @@ class UpdateRule(torch.optim.Optimizer):
     least_bytes: ClassVar[int] = 0
     """Bytes kept of each number of a parameter, at least: a bound on memory before any is used."""
 
+    elementwise: ClassVar[bool] = False
+    """Whether it updates each number of a parameter by itself, so that workers can each update a
+    slice; else a parameter is gathered where it is updated."""
+
     def step_flops(self) -> int:
         """Matmul FLOPs of a step. Elementwise work is not counted."""
         return 0
@@ -150,6 +154,7 @@ class AdamW(UpdateRule, torch.optim.AdamW):
 
     Options = Moments
     least_bytes = 8
+    elementwise = True
 
     def __init__(self, model: nn.Module, config: Any):
         super().__init__(
@@ -172,6 +177,8 @@ class SGD(UpdateRule, torch.optim.SGD):
         sgd_nesterov: bool = _optimizer.option(
             False, "take the gradient as if after the next step of the velocity"
         )
+
+    elementwise = True
 
     def __init__(self, model: nn.Module, config: Any):
         super().__init__(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from components.head import LMHead
 from components.part import Part
@@ -32,9 +33,10 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _refuse_shared_memory(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     owners: dict[tuple[int, int], str] = {}
     for name, parameter in named:
-        if parameter.numel() == 0:
+        here = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if here.numel() == 0:
             continue
-        place = parameter.untyped_storage()._cdata, parameter.storage_offset()
+        place = here.untyped_storage()._cdata, here.storage_offset()
         owner = owners.setdefault(place, name)
         if owner != name:
             raise UserError(

@@ -15,7 +15,9 @@ from data.tokenizers import ByteTokenizer
 from model_builder import GPT
 from recipe.optimizers import make_optimizer
 from training.checkpoint import save_checkpoint
+from training.sharded_tensors import gathered_weights
 from training.step_guard import StepGuard
+from training.updates import Updates
 
 SIZES = ("--n_layer=1", "--n_head=2", "--n_embd=8", "--block_size=16", "--vocab_size=257")
 
@@ -55,8 +57,8 @@ def save_run(
     return save_checkpoint(
         run / "checkpoints",
         step=step,
-        model=network,
-        optimizer=optimizer,
+        weights=gathered_weights(network),
+        kept=Updates(network, optimizer).gathered(),
         state=usual | state,
         val_loss=None,
         plugins={Path(path).name: text for path, text in settings.plugins.items()},

@@ -25,7 +25,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from errors import UserError, nearest
 from safe_files import open_regular, read_json
-from training.optimizer_state import create_state
+from training.sharded_tensors import copy_whole, own_tensors
+from training.updates import Updates
 
 SCHEMA_VERSION = 1
 NEWEST = ("latest", "auto")
@@ -71,8 +72,8 @@ def save_checkpoint(
     folder: Path,
     *,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    kept: dict[str, Tensor],
     state: dict[str, Any],
     val_loss: float | None,
     plugins: dict[str, str],
@@ -86,7 +87,8 @@ def save_checkpoint(
     Args:
         folder: The run's `checkpoints` folder; made where it is missing in the run's.
         step: Optimizer steps done. A checkpoint of the same step is replaced.
-        model: The model itself, not the wrapper that torch.compile returns.
+        weights: Those of the model, from `whole_weights`.
+        kept: What its optimizer keeps, from `Updates.gathered`.
         state: What else `load_state` shall return; anything JSON can hold.
         val_loss: Validation loss of these very weights, None where it was not measured.
         plugins: File name to source of the user's own parts.
@@ -105,8 +107,8 @@ def save_checkpoint(
         folder.mkdir(exist_ok=True)  # the run directory is there, or was removed under the run
         _remove_leftovers(folder)
         with _draft_of(target) as draft:
-            _save_tensors(draft / _MODEL, _weights(model))
-            _save_tensors(draft / _OPTIMIZER, _kept_by(optimizer, model))
+            _save_tensors(draft / _MODEL, weights)
+            _save_tensors(draft / _OPTIMIZER, kept)
             _write_json(draft / _RNG, capture_rng())
             _write_json(draft / _STATE, _full_state(step, val_loss, state))
             _write_plugins(draft / _PLUGINS, plugins)
@@ -145,30 +147,10 @@ def _draft_of(target: Path) -> Iterator[Path]:
 
 def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
-        save_file(tensors, file, metadata={"format": "pt"})
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, file, metadata={"format": "pt"})
     except SafetensorError as error:  # which hides the OSError of a full disk, say
         raise OSError(str(error)) from error
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in _own_tensors(model).items()}
-
-
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's state_dict, a tied one once, by its first name."""
-    first: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), (name, tensor))
-    return {name: tensor.detach() for name, tensor in first.values()}
-
-
-def _kept_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """What an optimizer keeps of each parameter, as a file names it."""
-    return {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _full_state(step: int, val_loss: float | None, state: dict[str, Any]) -> dict[str, Any]:
@@ -546,7 +528,7 @@ def refuse_other_shapes(path: Path, model: nn.Module) -> None:
 
     Reads the header of the file alone.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in _own_tensors(model).items()}
+    own = {name: tuple(tensor.shape) for name, tensor in own_tensors(model).items()}
     _refuse_misfit(path / _MODEL, weight_shapes(path), own)
 
 
@@ -556,11 +538,11 @@ def load_model_weights(path: Path, model: nn.Module) -> None:
     Raises:
         UserError: naming every weight that does not fit.
     """
-    saved, own = _read_tensors(path, _MODEL), _own_tensors(model)
+    saved, own = _read_tensors(path, _MODEL), own_tensors(model)
     _refuse_misfit(path / _MODEL, _kinds(saved), _kinds(own))
     with torch.no_grad():
         for name, tensor in saved.items():
-            own[name].copy_(tensor)
+            copy_whole(tensor, own[name])
 
 
 def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
@@ -574,14 +556,15 @@ def _current_name(name: str) -> str:
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The shape of each tensor, after its dtype where that is not a floating-point one."""
-    return {
-        name: f"{'' if t.is_floating_point() else f'{t.dtype} '}{tuple(t.shape)}"
-        for name, t in tensors.items()
-    }
+    return {name: _kind(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _kind(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """The shape of a tensor, after its dtype where that is not a floating-point one."""
+    return f"{'' if dtype.is_floating_point else f'{dtype} '}{tuple(shape)}"
+
+
+def load_optimizer(path: Path, updates: Updates) -> None:
     """Take up what the optimizer of a checkpoint kept of each parameter, by the parameter's name.
 
     Learning rate, betas and decay are not taken up: they come from the config.
@@ -589,22 +572,21 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     Raises:
         UserError: naming every entry that does not fit the model and its optimizer.
     """
-    saved = _read_tensors(path, _OPTIMIZER)
-    optimizer.state.clear()
-    create_state(optimizer)
-    owners = {entry.rpartition(".")[0] for entry in saved}
-    parameters = dict(model.named_parameters())
-    fitting = {
-        f"{owner}.{key}": value
-        for owner in sorted(owners & parameters.keys())
-        for key, value in optimizer.state.get(parameters[owner], {}).items()
+    saved = {
+        entry: tensor
+        for entry, tensor in _read_tensors(path, _OPTIMIZER).items()
+        if _parameter_of(entry) not in updates.elsewhere
     }
-    _refuse_misfit(path / _OPTIMIZER, _kinds(saved), _kinds(fitting))
+    with_state = {_parameter_of(entry) for entry in saved}  # the others had no gradient so far
+    updates.create_state(with_state)
+    own = {entry: _kind(dtype, shape) for entry, (dtype, shape) in updates.slots().items()}
+    _refuse_misfit(path / _OPTIMIZER, _kinds(saved), own)
     for entry, tensor in saved.items():
-        fitting[entry].copy_(tensor)
-    for name, parameter in parameters.items():
-        if name not in owners:  # it had no gradient so far
-            optimizer.state.pop(parameter, None)
+        updates.put(entry, tensor)
+
+
+def _parameter_of(entry: str) -> str:
+    return entry.rpartition(".")[0]
 
 
 def _refuse_misfit(file: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

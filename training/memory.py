@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from model_config import ModelArchitectureConfig
 from recipe.objectives import make_objective
 from recipe.optimizers import OPTIMIZERS, make_optimizer
 from recipe.snapshot import Snapshot
+from training.activation_checkpointing import checkpoint_block
 from training.optim import trained_parameters
 from training.optimizer_state import create_state, takes_found_inf
 from training_config import TrainingConfig
@@ -61,10 +62,40 @@ LAYER_BYTES = 20_000
 class ExpectedMemory:
     """Bytes at the peak of a training step, on the device that trains."""
 
-    state: int
-    """Weights, gradients, and what the optimizer keeps of them."""
+    weights: int
+    """Weights and gradients."""
+    optimizer: int
+    """What the optimizer keeps of the weights."""
     activations: int
     """What else is held at the peak: activations and their gradients, casts of weights, logits."""
+
+    block: int = 0
+    """Weights and gradients of the largest block; part of `weights`."""
+    ends: int = 0
+    """Weights and gradients of what is in no block: embedding, LM head, final norm."""
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients, and what the optimizer keeps of them."""
+        return self.weights + self.optimizer
+
+    def of_worker(self, parallelism: str, shards: int, workers: int) -> ExpectedMemory:
+        """The memory of one of several workers, each of which has this batch.
+
+        Args:
+            parallelism: Other than "auto".
+            shards: Workers that share a copy of the parameters.
+            workers: All workers.
+        """
+        if parallelism == "zero1":
+            return dataclasses.replace(self, optimizer=self.optimizer // workers)
+        if shards == 1:
+            return self
+        held, kept = self.weights // shards, self.optimizer // shards
+        gathered = self.ends + 2 * self.block  # the next block is gathered while one computes
+        return dataclasses.replace(
+            self, weights=held, optimizer=kept, activations=self.activations + gathered
+        )
 
     @property
     def total(self) -> int:
@@ -94,10 +125,20 @@ def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
     return config.n_embd * vocab_size + config.n_layer * attention
 
 
-def least_state(config: ModelArchitectureConfig, vocab_size: int, optimizer: str) -> int:
-    """Bytes that training holds whatever the batch: a lower bound that takes no time."""
+def least_state(
+    config: ModelArchitectureConfig, vocab_size: int, optimizer: str, workers: int = 1
+) -> int:
+    """Bytes that training holds whatever the batch: a lower bound that takes no time.
+
+    Args:
+        config: The architecture, of any size.
+        vocab_size: Tokens of the vocabulary, at least.
+        optimizer: Its name.
+        workers: Over how many workers parameters and the rest may be spread.
+    """
     each = WEIGHT_BYTES + OPTIMIZERS[optimizer].least_bytes
-    return each * least_parameters(config, vocab_size) + LAYER_BYTES * config.n_layer
+    spread = each * least_parameters(config, vocab_size) // workers
+    return spread + LAYER_BYTES * config.n_layer
 
 
 def batch_bytes(training: TrainingConfig) -> int:
@@ -163,6 +204,10 @@ class _Trace:
     layers: int
     weights: int
     """Bytes of weights and gradients."""
+    block: int
+    """Those of them in the largest block."""
+    ends: int
+    """Those of them in no block."""
     optimizer: int
     """Bytes that the optimizer keeps, during the whole step."""
     returned: dict[str, int]
@@ -183,10 +228,11 @@ def _extrapolated(traced: list[_Trace], layers: int) -> ExpectedMemory:
         return max(at_depth(shallow[phase], deep[phase]) for phase in deep)
 
     optimizer = at_depth(first.optimizer, last.optimizer)
-    state = at_depth(first.weights, last.weights) + optimizer
+    weights = at_depth(first.weights, last.weights)
     kept = most(first.kept, last.kept)
     peak = most(first.returned, last.returned) + kept + int(HEAP_SLACK * kept)
-    return ExpectedMemory(state, max(0, peak + optimizer - state))
+    activations = max(0, peak - weights)
+    return ExpectedMemory(weights, optimizer, activations, last.block, last.ends)
 
 
 class _LiveStorages(TorchDispatchMode):
@@ -247,6 +293,8 @@ def _trace(
 ) -> _Trace:
     """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
     model = GPT(config)
+    for block in model.blocks:
+        checkpoint_block(block, training.activation_checkpointing)
     parameters = list(model.parameters())
     optimizer = make_optimizer(model, training)
     create_state(optimizer)
@@ -270,9 +318,22 @@ def _trace(
         gradients = [p.grad for p in parameters if p.grad is not None]
         clip_grads_with_norm_(parameters, 1.0, get_total_norm(gradients))
         _guarded_step(optimizer, device)
-    weights = 2 * sum(p.nbytes for p in parameters)
-    of_optimizer = sum(tensor.nbytes for tensor in kept)
-    return _Trace(config.n_layer, weights, of_optimizer, storages.returned, storages.kept)
+    blocks = [_bytes(block.parameters()) for block in model.blocks]
+    weights = _bytes(parameters)
+    return _Trace(
+        layers=config.n_layer,
+        weights=weights,
+        block=max(blocks),
+        ends=weights - sum(blocks),
+        optimizer=sum(tensor.nbytes for tensor in kept),
+        returned=storages.returned,
+        kept=storages.kept,
+    )
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Of parameters and their gradients."""
+    return 2 * sum(p.nbytes for p in parameters)
 
 
 def _guarded_step(optimizer: torch.optim.Optimizer, device: str) -> None:

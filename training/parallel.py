@@ -1,336 +1,190 @@
-"""Workers: the processes that train one model together, each on its share of every batch.
+"""How the model and what its optimizer keeps are spread over the workers: `parallelism`.
 
-`torchrun` starts them and gives each a rank. They train by data parallelism: every worker has the
-whole model, and gradients are averaged (Li et al. 2020, "PyTorch Distributed", VLDB 13(12)). One
-process without torchrun is a single worker, for which all of this does nothing.
+    none    one process
+    ddp     every worker has the whole model; gradients are averaged in the backward pass (Li et al.
+            2020, "PyTorch Distributed", VLDB 13(12))
+    zero1   as ddp, but each worker updates a share of the parameters, and only it keeps what the
+            optimizer needs for them (Rajbhandari et al. 2020, arXiv 1910.02054)
+    fsdp    every worker has a slice of each parameter, its gradient and optimizer state; a block's
+            parameters are gathered when it computes (Zhao et al. 2023, arXiv 2304.11277)
+    hsdp    fsdp among the workers of a group, ddp between groups
 
-A worker that acted on its own clock or its own signals would leave the others waiting, so such
-decisions are made together: see `any` and `clock`.
+None of them changes the mathematics: losses differ by rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import dataclasses
-import datetime
-import os
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from itertools import islice
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from errors import UserError
+from model_builder import GPT
+from recipe.optimizers import UpdateRule
+from training.activation_checkpointing import checkpoint_block
+from training.updates import OwnedUpdates, SlicedUpdates, Updates
+from training.workers import Workers
+from training_config import TrainingConfig
 
-T = TypeVar("T")
-
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
-
-GRACE_SECONDS = 2.0
-"""How long a failing worker waits for the others: for their timeouts, which expire at about the
-same time, or for the first worker to print why the run ends."""
-
-_FIRST_IS_DONE = "first_is_done"
-
-SETTLING_SECONDS = 0.05
-"""How long the threads of a backend get to release the tensors of completed messages."""
+SHARDED = ("fsdp", "hsdp")
+"""The values of `parallelism` with sharded parameters."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """The workers of a run, as one of them sees them.
+def new_layout(
+    parallelism: str,
+    training: TrainingConfig,
+    workers: Workers,
+    device: torch.device,
+    compiles: bool = False,
+) -> Replicated:
+    """The layout that `parallelism`, which is not "auto", stands for."""
+    options = {"compiles": compiles, "checkpointing": training.activation_checkpointing}
+    if parallelism in SHARDED:
+        copies = workers.size // shards(parallelism, training, workers)
+        return Sharded(workers, device, copies=copies, **options)
+    return Replicated(workers, device, split_optimizer=parallelism == "zero1", **options)
 
-    Attributes:
-        rank: Which one this is, from 0.
-        size: How many there are.
-        local_rank: Which one this is among those on the same machine.
-        local_size: How many there are on it.
-        store: Where workers leave notes for each other; None for a single one.
-        group: The process group for messages; None: the default one, with torch's timeout.
+
+def shards(parallelism: str, training: TrainingConfig, workers: Workers) -> int:
+    """How many workers the parameters of one copy of the model are spread over."""
+    if parallelism not in SHARDED:
+        return 1
+    return workers.size if parallelism == "fsdp" else training.shard_size or workers.local_size
+
+
+def loss_scaler(device: torch.device, dtype: torch.dtype, workers: Workers) -> torch.amp.GradScaler:
+    """What scales the loss in float16, alike on all workers; in other dtypes it does nothing."""
+    enabled = dtype is torch.float16
+    if workers.size == 1:
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    return ShardedGradScaler(device.type, enabled=enabled, process_group=workers.group)
+
+
+class Replicated:
+    """Every worker has the whole model.
+
+    Args:
+        workers: The workers of the run.
+        device: This worker's.
+        compiles: Whether to compile the model.
+        checkpointing: Mode of activation checkpointing; see `checkpoint_block`.
+        split_optimizer: Divide among the workers what the optimizer keeps.
     """
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    store: dist.Store | None = None
-    group: dist.ProcessGroup | None = None
+    def __init__(
+        self,
+        workers: Workers,
+        device: torch.device,
+        *,
+        compiles: bool = False,
+        checkpointing: str = "none",
+        split_optimizer: bool = False,
+    ):
+        self._workers = workers
+        self._device = device
+        self._compiles = compiles
+        self._checkpointing = checkpointing
+        self._split_optimizer = split_optimizer
 
-    @property
-    def first(self) -> bool:
-        """Whether this is the worker that prints, logs and saves."""
-        return self.rank == 0
+    def new_model(self, config: Any) -> GPT:
+        """A model with its initial weights, on the device; its parameters are spread already."""
+        network = GPT(config, ready=self._place_block)
+        self._place_rest(network)
+        return network
 
-    def device(self, device: torch.device) -> torch.device:
-        """This worker's own device, of the given type."""
-        if self.size == 1 or device.type != "cuda":
-            return device
-        own = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(own)
-        return own
+    def _place_block(self, block: nn.Module) -> None:
+        checkpoint_block(block, self._checkpointing)
+        block.to(self._device)
 
-    def with_timeout(self, seconds: float) -> Workers:
-        """The same workers, with messages that time out after so many seconds."""
-        if self.size == 1:
-            return self
-        group = dist.new_group(timeout=datetime.timedelta(seconds=seconds))
-        return dataclasses.replace(self, group=group)
+    def _place_rest(self, network: GPT) -> None:
+        network.to(self._device)
 
-    # The model
-
-    def wrap(self, model: nn.Module, device: torch.device, some_unused: bool = False) -> nn.Module:
-        """The model with gradients averaged over the workers in its backward pass.
+    def trained_form(self, network: GPT, some_unused: bool = False) -> nn.Module:
+        """The model as the loop calls it: compiled if that was asked for, and with gradients
+        averaged over the workers.
 
         Args:
-            model: The model.
-            device: Where it is.
+            network: From `new_model`.
             some_unused: Whether a step may use only some of the parameters, which takes time to
                 find out.
         """
-        if self.size == 1:
+        # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
+        model = torch.compile(network, dynamic=False) if self._compiles else network
+        if self._workers.size == 1:
             return model
         return DistributedDataParallel(
             model,
-            process_group=self.group,
-            device_ids=[device.index] if device.type == "cuda" else None,
+            process_group=self._workers.group,
+            device_ids=[self._device.index] if self._device.type == "cuda" else None,
             find_unused_parameters=some_unused,
-            forward_sync_buffers=False,  # they change alike on all workers: see `mean`
+            forward_sync_buffers=False,  # they change alike on all workers: see `Workers.mean`
             gradient_as_bucket_view=True,
         )
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Around the passes of a micro-batch: gradients are averaged once a step, in the last."""
-        if self.size == 1 or last:
+        """Around the passes of a micro-batch: gradients are averaged once a step, in the last.
+
+        Args:
+            model: From `trained_form`.
+            last: Whether it is the step's last micro-batch.
+        """
+        if self._workers.size == 1 or last:
             return contextlib.nullcontext()
         return model.no_sync()
 
-    # Numbers
-
-    def mean(self, tree: T) -> T:
-        """A nested structure with every tensor averaged over the workers, in one all-reduce."""
-        if self.size == 1:
-            return tree
-        leaves, shape = tree_flatten(tree)
-        flat = torch.cat([leaf.detach().reshape(-1).float() for leaf in leaves])
-        dist.all_reduce(flat, group=self.group)
-        parts = (flat / self.size).split([leaf.numel() for leaf in leaves])
-        return tree_unflatten(
-            [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)],
-            shape,
-        )
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """A tensor added up over the workers, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
-
-    def largest(self, numbers: dict[str, int | None]) -> dict[str, int | None]:
-        """For each name the largest number that a worker has; None if none has one."""
-        if self.size == 1:
-            return numbers
-        held = torch.tensor([-1 if n is None else n for n in numbers.values()])
-        dist.all_reduce(held, dist.ReduceOp.MAX, group=self.group)
-        return {name: None if n < 0 else n for name, n in zip(numbers, held.tolist(), strict=True)}
-
-    # Decisions
-
-    def any(self, flag: bool) -> bool:
-        """Whether it holds for some worker."""
-        return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
-
-    def clock(self, seconds: float) -> float:
-        """The seconds that the first worker has counted."""
-        if self.size == 1:
-            return seconds
-        shared = torch.tensor(seconds, dtype=torch.float64)
-        dist.broadcast(shared, 0, group=self.group)
-        return shared.item()
-
-    def from_first(self, value: T) -> T:
-        """What the first worker has."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, group=self.group)
-        return box[0]
-
-    def first_then_all(self, action: Callable[[], T]) -> T:
-        """Run an action, which may take hours, on the first worker and then on the others, where
-        its work is already done."""
-        if self.size == 1:
-            return action()
-        with self.together():
-            if not self.first:
-                self.store.wait([_FIRST_IS_DONE], datetime.timedelta(days=365))
-                return action() if self.store.get(_FIRST_IS_DONE) == b"done" else None
-            outcome = "failed"
-            try:
-                found = action()
-                outcome = "done"
-            finally:
-                self.store.set(_FIRST_IS_DONE, outcome)
-            return found
-
-    def only_first(self, action: Callable[[], T]) -> T:
-        """Run an action on the first worker alone and broadcast its result."""
-        with self.together():
-            found = action() if self.first else None
-        return self.from_first(found)
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """A block that succeeds on all workers or on none.
-
-        If it raises a UserError on some worker, the first worker raises it and the others exit
-        silently. The block must not communicate.
-        """
-        if self.size == 1:
-            yield
-            return
-        error: UserError | None = None
-        quiet = contextlib.nullcontext() if self.first else contextlib.redirect_stdout(None)
-        try:
-            with quiet:  # --help is printed once
-                yield
-        except UserError as raised:
-            error = raised
-        found: list[tuple[str, int] | None] = [None] * self.size
-        dist.all_gather_object(found, error and (str(error), error.exit_status), self.group)
-        failed = [(rank, *own) for rank, own in enumerate(found) if own is not None]
-        if not failed:
-            return
-        rank, message, status = failed[0]
-        if not self.first:
-            _leave(status)
-        raise error or UserError(f"worker {rank}: {message}")
-
-    def separate_randomness(self, seed: int, step: int) -> None:
-        """Seed torch differently on each worker, as a function of seed, step and rank alone."""
-        if self.size > 1:
-            sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
-            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
-
-    # Faults
-
-    def note(self, step: int) -> None:
-        """Record this worker's step for `naming_the_missing`."""
-        if self.size > 1:
-            with contextlib.suppress(dist.DistError):  # a torchrun that was killed took the store
-                self.store.set(f"step_{self.rank}", str(step))
-
-    @contextlib.contextmanager
-    def ending_alike(self) -> Iterator[None]:
-        """A block in which a UserError is raised on all workers at once; only the first reports
-        it."""
-        try:
-            yield
-        except UserError as error:
-            if self.first:
-                raise
-            _leave(error.exit_status)
-
-    @contextlib.contextmanager
-    def naming_the_missing(self) -> Iterator[None]:
-        """Add to a communication error the workers that did not answer: those that do not fail
-        themselves at about the same time."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size > 1:
-                with contextlib.suppress(dist.DistError):  # as in `note`
-                    self.store.set(f"waited_{self.rank}", "")
-                    time.sleep(GRACE_SECONDS)
-                    error.add_note(self._missing())
-            raise
-
-    def _missing(self) -> str:
-        missing = [r for r in range(self.size) if not self.store.check([f"waited_{r}"])]
-        steps = {
-            rank: self.store.get(f"step_{rank}").decode()
-            for rank in missing
-            if self.store.check([f"step_{rank}"])
-        }
-        if not missing:
-            return "All workers failed."
-        told = ", ".join(f"{rank} (in step {steps.get(rank, '0')})" for rank in missing)
-        return f"Workers that did not answer: {told}."
-
-    # Batches
-
-    def share(self, items: Iterable[T]) -> Iterator[T]:
-        """This worker's share of the items: every size-th, starting at its rank."""
-        return islice(items, self.rank, None, self.size)
+    def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
+        """How an optimizer of the model's parameters updates them; it changes its groups."""
+        kind = OwnedUpdates if self._split_optimizer else Updates
+        return kind(network, optimizer, self._workers)
 
 
-def _leave(status: int) -> NoReturn:
-    """Exit silently once the first worker has had time to report: torchrun stops all workers as
-    soon as one exits with an error."""
-    time.sleep(GRACE_SECONDS)
-    raise SystemExit(status) from None
+class Sharded(Replicated):
+    """Every worker has a slice of each parameter, by torch's `fully_shard` (FSDP2).
 
+    Scalars, which FSDP2 cannot shard, are on every worker.
 
-def started_as_worker() -> bool:
-    """Whether torchrun, or something like it, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-ALONE = Workers()
-"""A single worker."""
-
-
-@contextlib.contextmanager
-def join_workers() -> Iterator[Workers]:
-    """The workers that torchrun started, connected; a single one without it.
-
-    Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL.
+    Args:
+        copies: Groups of workers that hold all slices each; 1: the slices are spread over all
+            workers.
     """
-    if not started_as_worker():
-        yield ALONE
-        return
-    _end_with_parent()
-    store = _store()
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=store,
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-    )
-    place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    # Gloo's threads need the GIL to release tensors, and its destructor holds the GIL while it
-    # joins them (seen in torch 2.13), so they must be idle by then.
-    try:
-        yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
-        dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
-    finally:
-        time.sleep(SETTLING_SECONDS)
-        dist.destroy_process_group()
 
+    def __init__(self, workers: Workers, device: torch.device, *, copies: int = 1, **options: Any):
+        super().__init__(workers, device, **options)
+        self._mesh = workers.mesh(device, copies)
 
-def _store() -> dist.Store:
-    """The store for the rendezvous. torchrun's store outlives the workers, so each restart uses a
-    prefix of its own: the addresses of workers that died must not be found."""
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        int(os.environ["WORLD_SIZE"]),
-        is_master=not hosted and os.environ["RANK"] == "0",
-    )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"attempt_{attempt}", store)
+    def _place_block(self, block: nn.Module) -> None:
+        super()._place_block(block)
+        if self._compiles:  # without the hooks that gather and free its parameters
+            block.forward = torch.compile(block.forward, dynamic=False)
+        self._shard(block)
 
+    def _place_rest(self, network: GPT) -> None:
+        for child in network.children():
+            if child is not network.blocks:
+                child.to(self._device)
+        self._shard(network)
 
-def _end_with_parent() -> None:
-    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    def _shard(self, module: nn.Module) -> None:
+        scalars = {p for p in module.parameters() if p.ndim == 0}
+        fully_shard(module, mesh=self._mesh, ignored_params=scalars)
+
+    def trained_form(self, network: GPT, some_unused: bool = False) -> nn.Module:
+        """See `Replicated.trained_form`: its parameters are sharded, its blocks compiled."""
+        return network
+
+    @contextlib.contextmanager
+    def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """See `Replicated.accumulating`."""
+        model.set_requires_gradient_sync(last)
+        yield
+
+    def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
+        """See `Replicated.updates`."""
+        kind = SlicedUpdates if optimizer.elementwise else OwnedUpdates
+        return kind(network, optimizer, self._workers)

@@ -20,24 +20,26 @@ from training.memory import (
     least_parameters,
     least_state,
 )
-from training.parallel import ALONE, Workers
+from training.parallel import shards
 from training.smoke import check_own_optimizer, check_own_parts
+from training.workers import ALONE, Workers
 from training_config import TrainingConfig
 from training_logger import format_bytes
 
 
 def refuse_machine(
-    settings: Settings, device: torch.device, dtype: torch.dtype, workers: int = 1
+    settings: Settings, device: torch.device, dtype: torch.dtype, workers: Workers = ALONE
 ) -> None:
-    """Refuse what cannot be trained on a machine by so many workers, whatever the data are.
+    """Refuse what cannot be trained on a machine by some workers, whatever the data are.
 
     Raises:
         ConfigError: with every reason.
         UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
     """
-    uneven = _share_problems(settings.training, workers)
+    uneven = _share_problems(settings.training, workers.size)
     problems = [
         *uneven,
+        *_parallelism_problems(settings.training, workers),
         *([] if uneven else _size_problems(settings, device, workers)),
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
@@ -56,6 +58,31 @@ def refuse_machine(
 def _share_problems(training: TrainingConfig, workers: int) -> list[Problem]:
     problem = Shares(training.gradient_accumulation_steps, training.batch_size, workers).problem
     return [Problem(("gradient_accumulation_steps", "batch_size"), problem)] if problem else []
+
+
+def _parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator[Problem]:
+    asked, size = training.parallelism, workers.size
+    if asked == "none" and size > 1:
+        yield Problem(
+            ("parallelism",),
+            f"parallelism='none' trains in one process, but {size} were started; drop it, or "
+            "start train.py without torchrun.",
+        )
+    if asked not in ("auto", "none") and not workers.joined:
+        yield Problem(
+            ("parallelism",),
+            f"parallelism={asked!r} spreads a model over workers, but train.py was started by "
+            "itself; start it with torchrun --standalone --nproc_per_node=N train.py, or drop it.",
+        )
+    if asked != "hsdp" or not workers.joined:
+        return
+    group = shards(asked, training, workers)
+    if size % group:
+        fitting_sizes = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        yield Problem(
+            ("shard_size", "parallelism"),
+            f"shard_size={group} does not divide {size} workers; use one of {fitting_sizes}.",
+        )
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:
@@ -95,14 +122,15 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
     return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
 
 
-def _size_problems(settings: Settings, device: torch.device, workers: int) -> Iterator[Problem]:
+def _size_problems(settings: Settings, device: torch.device, workers: Workers) -> Iterator[Problem]:
     """What can never fit, by arithmetic that takes no time and no memory."""
-    training = _share_of(settings.training, workers)
+    training = _share_of(settings.training, workers.size)
     yield from _batch_problems(training)
     available = total_memory(device)
     if available is not None:
         vocab_size = settings.model.vocab_size if settings.fixes_vocabulary else 1
-        yield from _state_problems(settings, vocab_size, device, available)
+        spread = 1 if training.parallelism == "ddp" else workers.size
+        yield from _state_problems(settings, vocab_size, device, available, spread)
         yield from _logits_problems(training, vocab_size, device, available)
 
 
@@ -120,10 +148,10 @@ def _batch_problems(training: TrainingConfig) -> Iterator[Problem]:
 
 
 def _state_problems(
-    settings: Settings, vocab_size: int, device: torch.device, available: int
+    settings: Settings, vocab_size: int, device: torch.device, available: int, spread: int
 ) -> Iterator[Problem]:
     model = settings.model
-    needed = least_state(model, vocab_size, settings.training.optimizer)
+    needed = least_state(model, vocab_size, settings.training.optimizer, spread)
     if needed > available:
         yield Problem(
             ("n_layer", "n_embd", "vocab_size"),
@@ -149,44 +177,59 @@ def _logits_problems(
         )
 
 
-def fitting_memory(
+def fitting(
     settings: Settings,
     device: torch.device,
     dtype: torch.dtype,
     compiled: bool,
     workers: Workers = ALONE,
-) -> ExpectedMemory | None:
-    """What each worker of a run will need of memory; None if that cannot be told before it is
-    tried.
+) -> tuple[str, ExpectedMemory | None]:
+    """The `parallelism` of a run, and what each worker will need of memory; None if that cannot be
+    told before it is tried.
 
     Raises:
         ConfigError: it is more than the device has, whatever else is in there.
     """
-    too_large = list(_size_problems(settings, device, workers.size))
+    too_large = list(_size_problems(settings, device, workers))
     if too_large:
         raise ConfigError(too_large)
-    model, training = settings.model, _share_of(settings.training, workers.size)
-    memory = expected_memory(model, training, device.type, dtype)
-    available = total_memory(device)
-    each = ""
-    if available is not None and device.type == "cpu" and workers.local_size > 1:
-        available //= workers.local_size
-        each = f" for each of {workers.local_size} workers"
-    if memory is None or available is None:
-        return memory
+    training = _share_of(settings.training, workers.size)
+    whole = expected_memory(settings.model, training, device.type, dtype)
+    available = _available(device, workers)
+    candidates = _candidates(training, workers)
+    if whole is None or available is None:
+        return candidates[0], whole
     batches = batch_bytes(training) if device.type == "cpu" else 0
-    needed = memory.least(compiled) + batches
-    if needed <= available:
-        return memory
+    for parallelism in candidates:
+        parts = shards(parallelism, training, workers)
+        memory = whole.of_worker(parallelism, parts, workers.size)
+        if memory.least(compiled) + batches <= available:
+            return parallelism, memory
+    each = f" for each of {workers.local_size} workers" if workers.local_size > 1 else ""
     message = (
         f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
-        f"{'at least' if compiled else 'about'} {format_bytes(needed)} "
+        f"{'at least' if compiled else 'about'} {format_bytes(memory.least(compiled) + batches)} "
         f"({format_bytes(memory.state)} of it for weights, gradients and "
         "optimizer state), but "
         f"{device_name(device)} has {format_bytes(available)}{each}; lower "
         f"{_memory_fix(memory, available, training)}."
     )
     raise ConfigError([Problem(("batch_size", "sequence_length", "n_embd"), message)])
+
+
+def _available(device: torch.device, workers: Workers) -> int | None:
+    """Bytes that a worker may use of its device; None if unknown."""
+    available = total_memory(device)
+    if available is None or device.type != "cpu":
+        return available
+    return available // workers.local_size
+
+
+def _candidates(training: TrainingConfig, workers: Workers) -> list[str]:
+    """The values of `parallelism` to try, the fastest first."""
+    if training.parallelism != "auto":
+        return [training.parallelism]
+    return ["none"] if workers.size == 1 else ["ddp", "fsdp"]
 
 
 def _share_of(training: TrainingConfig, workers: int) -> TrainingConfig:

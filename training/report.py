@@ -145,7 +145,7 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
 
 def _workers(run: Run) -> Rows:
     size = run.workers.size
-    return [] if size == 1 else [("workers", f"{size}, by data parallelism")]
+    return [] if size == 1 else [("workers", f"{size}, parallelism {run.parallelism}")]
 
 
 def _attention(backend: str, doing_the_work: Sequence[str]) -> str:

@@ -18,9 +18,11 @@ from recipe.optimizers import UpdateRule
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
 from training.memory import ExpectedMemory
-from training.parallel import Workers
+from training.parallel import Replicated
 from training.resume import Start
 from training.step_guard import StepGuard
+from training.updates import Updates
+from training.workers import Workers
 
 
 @dataclasses.dataclass
@@ -31,8 +33,11 @@ class Run:
         workers: Those that train it, of which this process is one.
         memory: What it is expected to need; None where that cannot be told.
         compiles: Whether the model is compiled.
-        network: The model; `model` is the same, compiled if that is asked for, and with gradients
-            averaged over the workers.
+        parallelism: Other than "auto".
+        layout: What each worker has of the model.
+        network: The model; `model` is the same as the loop calls it, see `Replicated.trained_form`.
+        optimizer_flops: Matmul FLOPs of its step, over all workers.
+        updates: Which parameters the optimizer of this worker updates.
         scaler: Of the loss in float16, whose range is small; elsewhere it does nothing.
         watch: Time spent in training steps, validation and saving not counted.
         step: Optimizer steps done.
@@ -52,10 +57,14 @@ class Run:
     dtype: torch.dtype
     memory: ExpectedMemory | None
     compiles: bool
+    parallelism: str
+    layout: Replicated
     network: GPT
     model: nn.Module
     objective: Objective
     optimizer: UpdateRule
+    optimizer_flops: int
+    updates: Updates
     scaler: torch.amp.GradScaler
     guard: StepGuard
     watch: Stopwatch
@@ -75,7 +84,7 @@ class Run:
     def cost(self) -> dict[str, Any]:
         """What the model is and costs, and the matmul FLOPs of the optimizer apart."""
         cost = self.network.cost_report(self.settings.training.sequence_length)
-        return {**cost, "optimizer_flops_per_step": self.optimizer.step_flops()}
+        return {**cost, "optimizer_flops_per_step": self.optimizer_flops}
 
     @property
     def tokens_seen(self) -> int:
@@ -112,6 +121,18 @@ class Run:
         """Whether it is over and validated."""
         return self.over and self.evaluated_at == self.step
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has of it beside tensors, its step and its log, for `restore`."""
+        return {
+            "config": self.config,
+            "derived": self.settings.derived,
+            "data_fingerprint": self.dataset.fingerprint,
+            "tokenizer": self.dataset.meta["tokenizer"],
+            "evaluated_at": self.evaluated_at,
+            "seconds": self.watch.total,
+            "stepper": {**self.guard.state_dict(), "scaler": self.scaler.state_dict()},
+        }
+
     def restore(self, start: Start) -> None:
         """Go back to where a checkpoint was saved, random generators included.
 
@@ -126,7 +147,7 @@ class Run:
                 "same data again, or start a new run."
             )
         load_model_weights(start.checkpoint, self.network)
-        load_optimizer(start.checkpoint, self.network, self.optimizer)
+        load_optimizer(start.checkpoint, self.updates)
         load_rng(start.checkpoint)
         self.guard.load_state_dict(start.state["stepper"])
         if start.state["stepper"]["scaler"]:  # empty unless float16 was trained in

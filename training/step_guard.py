@@ -6,35 +6,16 @@ Nothing here waits for the device but reading the numbers of a step, which log l
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from errors import UserError
 from recipe.snapshot import Snapshot
+from training.gradients import Gradients
 from training.optim import trained_parameters
 from training.optimizer_state import refuse_hidden_state, settings_of, takes_found_inf
-
-
-def gradient_statistics(parameters: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """Norm, mean and standard deviation over all gradient entries, as tensors on the device.
-
-    Raises:
-        ValueError: no parameter has a gradient.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        raise ValueError("0 parameters have a gradient; call backward() first.")
-    count = sum(gradient.numel() for gradient in gradients)
-    norm = get_total_norm(gradients)
-    mean = torch.stack([gradient.sum() for gradient in gradients]).sum() / count
-    # The variance is the mean square less the squared mean; rounding may take it below zero.
-    variance = (norm / math.sqrt(count)).square() - mean.square()
-    return {"norm": norm, "mean": mean, "std": variance.clamp(min=0.0).sqrt()}
 
 
 class Diverged(UserError):
@@ -109,11 +90,18 @@ class StepGuard:
     Args:
         optimizer: From `make_optimizer`.
         max_bad_steps: So many bad steps in a row stop the run.
+        gradients: Those of the whole model; None: the optimizer's parameters have them all.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, max_bad_steps: int):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_bad_steps: int,
+        gradients: Gradients | None = None,
+    ):
         self._optimizer = optimizer
         self._parameters = trained_parameters(optimizer)
+        self._whole = gradients or Gradients(self._parameters)
         self._max_bad_steps = max_bad_steps
         device = self._parameters[0].device
         # Counts are float32 like the rest, to be read in one transfer; exact up to 2**24.
@@ -142,11 +130,7 @@ class StepGuard:
             statistics: Also take the mean and deviation of the gradients, for `read`.
         """
         self._loss = loss.detach()
-        if statistics:
-            self._gradients = gradient_statistics(self._parameters)
-        else:
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._gradients = {"norm": get_total_norm(gradients)}
+        self._gradients = self._whole.statistics() if statistics else {"norm": self._whole.norm()}
         norm = self._gradients["norm"]
         finite = torch.isfinite(self._loss) & torch.isfinite(norm)
         self._bad.copy_(~finite)  # in place: the optimizer holds this tensor

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils._pytree import tree_map
 
 from model_builder import TrainingOutput
-from training.parallel import Workers
+from training.workers import Workers
 
 
 class StepMeans:

@@ -25,7 +25,9 @@ from tests.other_values import another, least, others
 from tests.tiny import PATTERNS, VARIANTS, presets, tiny_config, tiny_model, tokens
 from training.checkpoint import load_model_weights, load_optimizer, save_checkpoint
 from training.optim import set_learning_rate
+from training.sharded_tensors import gathered_weights
 from training.step_guard import StepGuard
+from training.updates import Updates
 from training_config import TrainingConfig
 
 MIXED: dict[str, Any] = {
@@ -192,7 +194,7 @@ def test_a_checkpoint_has_all_that_an_optimizer_needs_to_go_on(keys, tmp_path):
     resumed = tiny_model(seed=99, **MIXED)
     resumed_optimizer = made(resumed, settings(**keys))
     load_model_weights(path, resumed)
-    load_optimizer(path, resumed, resumed_optimizer)
+    load_optimizer(path, Updates(resumed, resumed_optimizer))
     train(resumed, resumed_optimizer, 3, 4)
     assert_same_state(resumed, resumed_optimizer, model, optimizer)
 
@@ -202,8 +204,8 @@ def saved(folder: Path, model: GPT, optimizer: UpdateRule) -> Path:
     return save_checkpoint(
         folder,
         step=2,
-        model=model,
-        optimizer=optimizer,
+        weights=gathered_weights(model),
+        kept=Updates(model, optimizer).gathered(),
         state={},
         val_loss=None,
         plugins={},

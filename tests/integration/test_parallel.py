@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.integration.child import Child
-from tests.integration.runs import Workshop, assert_same_course, checkpoint_at, log_of
+from tests.integration.runs import (
+    Workshop,
+    assert_same_course,
+    checkpoint_at,
+    log_of,
+    moments_at,
+    weights_at,
+)
+from training_components import OPTIMIZERS
 
 SAME = 1e-5
 """Nats: rounding differs, since sums are taken in another order."""
@@ -80,13 +89,120 @@ def test_two_workers_train_as_one(workshop: Workshop) -> None:
     assert (second.output, second.errors) == ("", "")
 
 
+def assert_trains_as_one(
+    workshop: Workshop, count: int, flags: tuple[str, ...], *of_workers: str
+) -> None:
+    """So many workers, with flags that one process does not have."""
+    one = workshop.train(*flags, *course(), run_name="one")
+    workers = workshop.start_workers(count, *flags, *course(), *of_workers, run_name="many")
+    assert finish(workers) == [0] * count, workers[0].errors
+    assert_same_losses(workshop.out_dir / "many", one)
+
+
+def test_shards_train_as_one(workshop: Workshop) -> None:
+    assert_trains_as_one(workshop, 2, LLAMA, "--parallelism=fsdp")
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "of_workers"),
+    [
+        (2, ("--parallelism=zero1",)),
+        (4, ("--parallelism=hsdp", "--shard_size=2")),
+        (2, ("--parallelism=fsdp", "--activation_checkpointing=block")),
+        (2, ("--parallelism=fsdp", "--activation_checkpointing=selective")),
+        (2, ("--parallelism=fsdp", "--compile=True", "--activation_checkpointing=selective")),
+        (2, ("--parallelism=ddp", "--compile=True", "--activation_checkpointing=block")),
+    ],
+)
+def test_every_way_to_spread_a_model_trains_as_one(
+    workshop: Workshop, count: int, of_workers: tuple[str, ...]
+) -> None:
+    assert_trains_as_one(workshop, count, LLAMA, *of_workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "zero1", "fsdp"])
 @pytest.mark.parametrize("model", MODELS)
-def test_two_workers_train_any_model_as_one(workshop: Workshop, model: str) -> None:
-    one = workshop.train(*MODELS[model], *course(), run_name="one")
-    workers = workshop.start_workers(2, *MODELS[model], *course(), run_name="two")
+def test_any_model_trains_on_two_workers_as_on_one(
+    workshop: Workshop, model: str, parallelism: str
+) -> None:
+    assert_trains_as_one(workshop, 2, MODELS[model], f"--parallelism={parallelism}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "zero1", "fsdp"])
+@pytest.mark.parametrize("optimizer", sorted(set(OPTIMIZERS) - {"adamw"}))
+def test_any_optimizer_trains_on_two_workers_as_on_one(
+    workshop: Workshop, optimizer: str, parallelism: str
+) -> None:
+    flags = (*LLAMA, f"--optimizer={optimizer}")
+    flags += ("--muon_dtype=float32",) if optimizer == "muon" else ()
+    assert_trains_as_one(workshop, 2, flags, f"--parallelism={parallelism}")
+
+
+def resume_with(workshop: Workshop, count: int, run: str, *flags: str) -> None:
+    workers = workshop.start_workers(count, *flags, f"--resume={run}", run_name=run)
+    assert finish(workers) == [0] * count, workers[0].errors
+
+
+def test_a_run_goes_on_with_its_model_spread_in_another_way(workshop: Workshop) -> None:
+    """FSDP on two workers, then one process; it ends as a run that one process trained."""
+    whole = workshop.train(*LLAMA, *course(), run_name="whole")
+    workers = workshop.start_workers(
+        2, *LLAMA, *course(max_iters=10, lr_decay_iters=20), "--parallelism=fsdp", run_name="moved"
+    )
     assert finish(workers) == [0, 0], workers[0].errors
-    assert_same_losses(workshop.out_dir / "two", one)
+    workshop.train(*LLAMA, *course(), "--resume=moved", run_name="moved")
+    assert_same_losses(workshop.out_dir / "moved", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_through_every_way_to_spread_it(workshop: Workshop, optimizer: str) -> None:
+    """And its checkpoint of one step is the same, whichever way it was saved."""
+    flags = (*LLAMA, f"--optimizer={optimizer}", "--lr_decay_iters=50")
+    flags += ("--muon_dtype=float32",) if optimizer == "muon" else ()
+    whole = workshop.train(*flags, *course(max_iters=50), run_name="whole")
+    workshop.train(*flags, *course(max_iters=10), run_name="moved")
+    ways = [(2, "fsdp"), (2, "zero1"), (4, "hsdp"), (2, "ddp")]
+    for place, (count, parallelism) in enumerate(ways, start=2):
+        last = ("--shard_size=2",) if parallelism == "hsdp" else ()
+        resume_with(
+            workshop,
+            count,
+            "moved",
+            *(*flags, *course(max_iters=10 * place), f"--parallelism={parallelism}", *last),
+        )
+    moved = workshop.out_dir / "moved"
+    assert_same_losses(moved, whole)
+    for tensors_at in (weights_at, moments_at):
+        ours, theirs = tensors_at(moved, 50), tensors_at(whole, 50)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--parallelism=none",), "but 2 were started"),
+        (("--parallelism=hsdp", "--shard_size=3"), "does not divide 2 workers; use one of 1, 2"),
+        (("--shard_size=2",), "shard_size=2 has no effect with parallelism='auto'"),
+    ],
+)
+def test_what_workers_cannot_do_is_refused(
+    workshop: Workshop, flags: tuple[str, ...], message: str
+) -> None:
+    first, second = workshop.start_workers(2, *LLAMA, *course(), *flags)
+    assert finish([first, second]) == [2, 2]
+    assert message in first.errors
+    assert (second.output, second.errors) == ("", "")
+
+
+def test_a_model_is_not_spread_over_one_process(workshop: Workshop) -> None:
+    message = workshop.refused("config/arch_gpt2.py", "--parallelism=fsdp")
+    assert "start it with torchrun --standalone --nproc_per_node=N train.py" in message
 
 
 def test_workers_share_the_sequences_of_one_micro_batch(workshop: Workshop) -> None:

@@ -32,6 +32,8 @@ from scripts.reproducibility_audit import (
 from scripts.runs import FAILED, PASSED, UNDECIDED
 from training.checkpoint import save_checkpoint
 from training.hardware import environment
+from training.sharded_tensors import gathered_weights
+from training.updates import Updates
 
 CPU = torch.device("cpu")
 
@@ -125,8 +127,8 @@ def trained(folder: Path, *, seed: int = 0, loss: float = 1.0) -> Trained:
     save_checkpoint(
         folder / "checkpoints",
         step=1,
-        model=model,
-        optimizer=torch.optim.AdamW(model.parameters()),
+        weights=gathered_weights(model),
+        kept=Updates(model, torch.optim.AdamW(model.parameters())).gathered(),
         state={},
         val_loss=loss,
         plugins={},

@@ -36,6 +36,8 @@ from training.checkpoint import (
     verify,
     weight_shapes,
 )
+from training.sharded_tensors import gathered_weights
+from training.updates import Updates
 from training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,11 @@ def save(folder, step: int, *, model=None, optimizer=None, **values) -> Path:
     defaults = {"state": {}, "val_loss": None, "plugins": {}, "keep": 3}
     folder.parent.mkdir(parents=True, exist_ok=True)
     return save_checkpoint(
-        folder, step=step, model=model, optimizer=optimizer, **(defaults | values)
+        folder,
+        step=step,
+        weights=gathered_weights(model),
+        kept=Updates(model, optimizer).gathered(),
+        **(defaults | values),
     )
 
 
@@ -107,7 +113,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path):
     resumed, resumed_optimizer = make(seed=99)
     train(resumed, resumed_optimizer, 2)
     load_model_weights(path, resumed)
-    load_optimizer(path, resumed, resumed_optimizer)
+    load_optimizer(path, Updates(resumed, resumed_optimizer))
     load_rng(path)
     train(resumed, resumed_optimizer, 5)
 
@@ -125,7 +131,7 @@ def test_moments_follow_their_parameter_and_not_the_order_of_the_groups(tmp_path
     path = save(tmp_path, 2, model=model, optimizer=optimizer)
     other, _ = make(seed=5)
     reordered = torch.optim.AdamW(list(other.parameters())[::-1], fused=True)
-    load_optimizer(path, other, reordered)
+    load_optimizer(path, Updates(other, reordered))
     wanted = optimizer.state[model.norm.bias]["exp_avg"]
     assert torch.equal(reordered.state[other.norm.bias]["exp_avg"], wanted)
     assert wanted.abs().sum() > 0
@@ -138,7 +144,7 @@ def test_moments_are_laid_out_like_their_parameter(tmp_path):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     wanted = optimizer.state[model.weight]["exp_avg"].clone()
-    load_optimizer(save(tmp_path, 1, model=model, optimizer=optimizer), model, optimizer)
+    load_optimizer(save(tmp_path, 1, model=model, optimizer=optimizer), Updates(model, optimizer))
     loaded = optimizer.state[model.weight]["exp_avg"]
     assert torch.equal(loaded, wanted)
     assert loaded.stride() == model.weight.stride()
@@ -148,7 +154,7 @@ def test_a_checkpoint_before_the_first_step_resumes(tmp_path):
     model, optimizer = make()
     path = save(tmp_path, 0, model=model, optimizer=optimizer)
     train(model, optimizer, 1)
-    load_optimizer(path, model, optimizer)
+    load_optimizer(path, Updates(model, optimizer))
     assert len(optimizer.state) == 0
 
 
@@ -159,7 +165,7 @@ def test_a_parameter_without_a_gradient_so_far_has_nothing_to_take_up(tmp_path):
     path = save(tmp_path, 2, model=model, optimizer=optimizer)
     other, other_optimizer = make(seed=5)
     before = [parameter.detach().clone() for parameter in other.parameters()]
-    load_optimizer(path, other, other_optimizer)
+    load_optimizer(path, Updates(other, other_optimizer))
     owners = {id(parameter) for parameter in other_optimizer.state}
     assert owners == {id(p) for p in other.parameters()} - {
         id(p) for p in other.hidden.parameters()
@@ -174,7 +180,7 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
     path = save(tmp_path, 1, model=model, optimizer=optimizer)
     other, lion = make(optimizer="lion")
     with pytest.raises(ValueError, match=r"\.exp_avg_sq is not of this model"):
-        load_optimizer(path, other, lion)
+        load_optimizer(path, Updates(other, lion))
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path):
@@ -209,7 +215,7 @@ def test_weights_that_were_saved_when_every_mixer_was_attention_are_read(tmp_pat
     path = save(tmp_path, 0, **dict(zip(("model", "optimizer"), made("attention"), strict=True)))
     model, optimizer = made("mixer")
     load_model_weights(path, model)
-    load_optimizer(path, model, optimizer)
+    load_optimizer(path, Updates(model, optimizer))
     with safe_open(path / "model.safetensors", "pt") as file:
         assert torch.equal(
             model.blocks[0].mixer_norm.weight, file.get_tensor("blocks.0.attention_norm.weight")
@@ -288,7 +294,7 @@ def test_moments_of_another_model_are_an_error(tmp_path):
     path = save(tmp_path, 1, model=model, optimizer=optimizer)
     other = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"hidden\.bias\.exp_avg is not of this model"):
-        load_optimizer(path, other, make_optimizer(other, TrainingConfig()))
+        load_optimizer(path, Updates(other, make_optimizer(other, TrainingConfig())))
 
 
 def test_another_schema_is_an_error(tmp_path):
@@ -483,7 +489,7 @@ def version_of(path: Path) -> float:
     """The version of a checkpoint; fails where its weights are of another than its state."""
     model, optimizer = make()
     load_model_weights(path, model)
-    load_optimizer(path, model, optimizer)
+    load_optimizer(path, Updates(model, optimizer))
     version = load_state(path)["version"]
     assert model.norm.bias.tolist() == [version] * 6
     return version
@@ -565,8 +571,8 @@ def test_a_run_directory_that_vanished_is_not_made_again(tmp_path):
         save_checkpoint(
             tmp_path / "gone" / "checkpoints",
             step=1,
-            model=model,
-            optimizer=optimizer,
+            weights=gathered_weights(model),
+            kept=Updates(model, optimizer).gathered(),
             state={},
             val_loss=None,
             plugins={},
@@ -585,6 +591,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from training.checkpoint import load_model_weights, load_state, newest_whole, save_checkpoint
+from training.sharded_tensors import gathered_weights
+from training.updates import Updates
 
 folder = Path(sys.argv[1])
 model = nn.Linear(64, 64)
@@ -592,7 +600,8 @@ optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
 def save(step):
     nn.init.constant_(model.weight, step)
-    save_checkpoint(folder, step=step, model=model, optimizer=optimizer, state={},
+    save_checkpoint(folder, step=step, weights=gathered_weights(model),
+                    kept=Updates(model, optimizer).gathered(), state={},
                     val_loss=None, plugins={}, keep=2)
 
 step = 1

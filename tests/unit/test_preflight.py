@@ -12,8 +12,8 @@ from configurator import load
 from errors import ConfigError
 from training import preflight
 from training.memory import ExpectedMemory, expected_memory
-from training.parallel import Workers
-from training.preflight import _memory_fix, fitting_memory, refuse_machine
+from training.preflight import _memory_fix, fitting, refuse_machine
+from training.workers import Workers
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ class TestMemory:
     TINY = ("--n_layer=1", "--n_head=2", "--n_embd=32", "--vocab_size=256", "--sequence_length=32")
 
     def fitting(self, *argv: str, compiled: bool = False):
-        return fitting_memory(load([*self.TINY, *argv]), CPU, torch.float32, compiled)
+        return fitting(load([*self.TINY, *argv]), CPU, torch.float32, compiled)[1]
 
     @pytest.fixture
     def has(self, monkeypatch: pytest.MonkeyPatch):
@@ -60,14 +60,34 @@ class TestMemory:
     def test_workers_on_a_cpu_share_its_memory(self, has) -> None:
         """Each needs that of its share of the batch, and gets its share of the memory."""
         alone = self.fitting("--batch_size=2", "--gradient_accumulation_steps=1")
-        whole = load([*self.TINY, "--batch_size=8", "--gradient_accumulation_steps=1"])
+        flags = (*self.TINY, "--batch_size=8", "--gradient_accumulation_steps=1")
         workers = Workers(size=4, local_size=4)
         total = alone.total + 5 * 16 * 2 * 32
         has(4 * total)
-        assert fitting_memory(whole, CPU, torch.float32, False, workers) == alone
+        assert fitting(load(flags), CPU, torch.float32, False, workers) == ("ddp", alone)
         has(4 * total - 4)
         with pytest.raises(ConfigError, match="for each of 4 workers; lower batch_size"):
-            fitting_memory(whole, CPU, torch.float32, False, workers)
+            fitting(load([*flags, "--parallelism=ddp"]), CPU, torch.float32, False, workers)
+
+    def test_a_model_that_does_not_fit_each_worker_is_sharded(self, has) -> None:
+        flags = (
+            *self.TINY[1:],
+            "--n_layer=16",
+            "--batch_size=8",
+            "--gradient_accumulation_steps=1",
+        )
+        workers = Workers(size=4, local_size=4)
+        has(10**9)
+        name, whole = fitting(load(flags), CPU, torch.float32, False, workers)
+        assert name == "ddp"
+        has(4 * (whole.total - 1))
+        name, sharded = fitting(load(flags), CPU, torch.float32, False, workers)
+        assert name == "fsdp"
+        assert sharded.state == whole.weights // 4 + whole.optimizer // 4
+        assert sharded.activations == whole.activations + whole.ends + 2 * whole.block
+        assert whole.weights == whole.ends + 16 * whole.block
+        alone = fitting(load([*flags, "--parallelism=zero1"]), CPU, torch.float32, False, workers)
+        assert alone[1].state == whole.weights + whole.optimizer // 4
 
     def test_a_batch_of_one_must_be_shorter(self, has) -> None:
         has(self.fitting("--batch_size=1").total - 1)
@@ -134,7 +154,7 @@ class TestSizesThatNeverFit:
 
     def test_one_that_cannot_be_traced_starts(self, monkeypatch) -> None:
         monkeypatch.setattr(preflight, "expected_memory", lambda *args, **keys: None)
-        assert fitting_memory(load([]), CPU, torch.float32, False) is None
+        assert fitting(load([]), CPU, torch.float32, False) == ("none", None)
 
 
 class TestProblems:
@@ -163,6 +183,6 @@ class TestProblems:
 
 def test_the_fix_for_memory_names_the_model_where_no_batch_fits() -> None:
     training = load(["--batch_size=4"]).training
-    memory = ExpectedMemory(state=20, activations=40)
+    memory = ExpectedMemory(weights=12, optimizer=8, activations=40)
     assert _memory_fix(memory, 25, training).startswith("batch_size and n_layer")
     assert _memory_fix(memory, 35, training).startswith("batch_size, and raise")

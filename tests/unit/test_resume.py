@@ -33,6 +33,8 @@ class TestKeys:
             "plugins",
             "allow_changed_plugins",
             "log_to",
+            "parallelism",
+            "shard_size",
         }
         assert not any(map(_is_fixed, of_the_command))
 

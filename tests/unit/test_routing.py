@@ -20,7 +20,7 @@ from errors import ConfigError
 from model_builder import GPT
 from tests.mixtures import DEEPSEEK, MOE, hidden, made
 from tests.tiny import context, tiny_config, tokens
-from training.parallel import ALONE
+from training.workers import ALONE
 
 
 class TestAuxiliaryLosses:

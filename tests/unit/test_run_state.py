@@ -27,6 +27,7 @@ from training.resume import load_settings
 from training.run_state import load_run_state
 from training.step_guard import StepGuard
 from training.trained_model import load_trained
+from training.updates import Updates
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def load_everything(path: Path) -> None:
     settings = load_settings(path)
     load_plugins(path)
     optimizer = make_optimizer(model, settings.training)
-    load_optimizer(path, model, optimizer)
+    load_optimizer(path, Updates(model, optimizer))
     load_rng(path)
     counters = load_run_state(path)["stepper"]
     guard = StepGuard(optimizer, settings.training.max_bad_steps)

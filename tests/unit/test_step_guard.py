@@ -15,8 +15,11 @@ from torch import Tensor, nn
 import train
 from model_builder import TrainingOutput
 from recipe.optimizers import make_optimizer, parameter_groups
-from training.parallel import ALONE
-from training.step_guard import Diverged, LaggingScalar, StepGuard, gradient_statistics
+from training.gradients import Gradients
+from training.parallel import Replicated
+from training.step_guard import Diverged, LaggingScalar, StepGuard
+from training.updates import Updates
+from training.workers import ALONE
 from training_config import TrainingConfig
 
 
@@ -43,6 +46,8 @@ def make_run(*, scaled: bool = False, **values) -> SimpleNamespace:
     return SimpleNamespace(
         settings=SimpleNamespace(training=config),
         workers=ALONE,
+        layout=Replicated(ALONE, torch.device("cpu")),
+        updates=Updates(model, optimizer),
         device=torch.device("cpu"),
         dtype=torch.float32,
         model=model,
@@ -79,7 +84,7 @@ def test_gradient_statistics_equal_those_of_the_concatenated_gradient():
     model = Squares()
     model(torch.randn(5, 4), 1).loss.backward()
     model.layers[0].bias.grad = None
-    found = gradient_statistics(model.parameters())
+    found = Gradients(model.parameters()).statistics()
     entries = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(found["norm"], entries.norm())
     torch.testing.assert_close(found["mean"], entries.mean())
@@ -89,12 +94,12 @@ def test_gradient_statistics_equal_those_of_the_concatenated_gradient():
 def test_equal_gradients_have_no_deviation():
     weight = nn.Parameter(torch.zeros(7))
     weight.grad = torch.full((7,), 0.1)
-    assert gradient_statistics([weight])["std"].item() == pytest.approx(0.0, abs=1e-4)
+    assert Gradients([weight]).statistics()["std"].item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_statistics_without_a_gradient_are_an_error():
     with pytest.raises(ValueError, match="0 parameters have a gradient"):
-        gradient_statistics(Squares().parameters())
+        Gradients(Squares().parameters()).statistics()
 
 
 # --- the step
@@ -203,7 +208,7 @@ def test_the_report_has_loss_and_statistics():
     run = make_run()
     loss = run.model(ONES, 1).loss
     loss.backward()
-    expected = gradient_statistics(run.model.parameters())
+    expected = Gradients(run.model.parameters()).statistics()
     run.optimizer.zero_grad()
     step(run, ONES, statistics=True)
     report = run.guard.read()

@@ -1,0 +1,89 @@
+"""The gradients of a model: their norm, mean and deviation, over all workers that hold some."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from training.workers import Workers
+
+
+class Gradients:
+    """Gradients that this worker holds whole.
+
+    Args:
+        parameters: Those that may have one.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self._parameters = list(parameters)
+
+    def norm(self) -> Tensor:
+        """Of all entries, a scalar on the device.
+
+        Raises:
+            ValueError: no parameter has a gradient.
+        """
+        return get_total_norm(self._tensors())
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Norm, mean and standard deviation of all entries, as tensors on the device.
+
+        Raises:
+            ValueError: no parameter has a gradient.
+        """
+        norm, (total, count) = self.norm(), self._total_and_count()
+        mean = total / count
+        # The variance is the mean square less the squared mean; rounding may take it below zero.
+        variance = (norm / math.sqrt(count)).square() - mean.square()
+        return {"norm": norm, "mean": mean, "std": variance.clamp(min=0.0).sqrt()}
+
+    def _total_and_count(self) -> tuple[Tensor, int]:
+        gradients = self._tensors()
+        return _total(gradients), sum(gradient.numel() for gradient in gradients)
+
+    def _tensors(self) -> list[Tensor]:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if not gradients:
+            raise ValueError("0 parameters have a gradient; call backward() first.")
+        return gradients
+
+
+class SharedGradients(Gradients):
+    """Gradients of which every worker holds a part.
+
+    Args:
+        copies: For each parameter of this worker, how many workers hold the same.
+        workers: All that hold some.
+    """
+
+    def __init__(self, copies: Mapping[nn.Parameter, int], workers: Workers):
+        super().__init__(copies)
+        self._copies = copies
+        self._workers = workers
+
+    def norm(self) -> Tensor:
+        return self._sum(lambda gradients: get_total_norm(gradients).square()).sqrt().float()
+
+    def _total_and_count(self) -> tuple[Tensor, int]:
+        count = self._sum(lambda gradients: sum(gradient.numel() for gradient in gradients))
+        return self._sum(_total).float(), round(count.item())
+
+    def _sum(self, value_of: Callable[[list[Tensor]], Tensor | int]) -> Tensor:
+        """What a value that adds up over tensors is for all gradients."""
+        by_copies: dict[int, list[Tensor]] = {}
+        for parameter, copies in self._copies.items():
+            if parameter.grad is not None:
+                by_copies.setdefault(copies, []).append(parameter.grad)
+        total = torch.zeros((), dtype=torch.float64, device=self._parameters[0].device)
+        for copies, gradients in by_copies.items():
+            total += value_of(gradients) / copies
+        return self._workers.sum(total)
+
+
+def _total(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.sum() for tensor in tensors]).sum()

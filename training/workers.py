@@ -1,0 +1,336 @@
+"""Workers: the processes that train one model together, each on its share of every batch.
+
+`torchrun` starts them and gives each a rank. What each holds of the model, `parallel` says. One
+process without torchrun is a single worker, for which all of this does nothing.
+
+A worker that acted on its own clock or its own signals would leave the others waiting, so such
+decisions are made together: see `any` and `clock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import NoReturn, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from errors import UserError
+
+T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+GRACE_SECONDS = 2.0
+"""How long a failing worker waits for the others: for their timeouts, which expire at about the
+same time, or for the first worker to print why the run ends."""
+
+_FIRST_IS_DONE = "first_is_done"
+
+SETTLING_SECONDS = 0.05
+"""How long the threads of a backend get to release the tensors of completed messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The workers of a run, as one of them sees them.
+
+    Attributes:
+        rank: Which one this is, from 0.
+        size: How many there are.
+        local_rank: Which one this is among those on the same machine.
+        local_size: How many there are on it.
+        store: Where workers leave notes for each other; None for a single one.
+        group: The process group for messages; None: the default one, with torch's timeout.
+        timeout: How long its messages may take; None: torch's.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: dist.Store | None = None
+    group: dist.ProcessGroup | None = None
+    timeout: datetime.timedelta | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Whether torchrun started this process, be it alone."""
+        return self.store is not None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the worker that prints, logs and saves."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """This worker's own device, of the given type."""
+        if self.size == 1 or device.type != "cuda":
+            return device
+        own = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(own)
+        return own
+
+    def with_timeout(self, seconds: float) -> Workers:
+        """The same workers, with messages that time out after so many seconds."""
+        if not self.joined:
+            return self
+        timeout = datetime.timedelta(seconds=seconds)
+        return dataclasses.replace(self, group=dist.new_group(timeout=timeout), timeout=timeout)
+
+    def mesh(self, device: torch.device, copies: int = 1) -> DeviceMesh:
+        """The workers as `fully_shard` takes them: those that hold the slices of a model, in a row;
+        of several copies of the model, a row for each."""
+        if copies == 1:
+            return DeviceMesh.from_group(self.group, device.type)
+        grid = torch.arange(self.size).view(copies, -1)
+        rows, columns = (
+            dist.new_subgroups_by_enumeration(ranks.tolist(), self.timeout)[0]
+            for ranks in (grid, grid.T)
+        )
+        names = ("replicate", "shard")
+        return DeviceMesh.from_group([columns, rows], device.type, grid, mesh_dim_names=names)
+
+    # Numbers
+
+    def mean(self, tree: T) -> T:
+        """A nested structure with every tensor averaged over the workers, in one all-reduce."""
+        if self.size == 1:
+            return tree
+        leaves, shape = tree_flatten(tree)
+        flat = torch.cat([leaf.detach().reshape(-1).float() for leaf in leaves])
+        dist.all_reduce(flat, group=self.group)
+        parts = (flat / self.size).split([leaf.numel() for leaf in leaves])
+        return tree_unflatten(
+            [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)],
+            shape,
+        )
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """A tensor added up over the workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def largest(self, numbers: dict[str, int | None]) -> dict[str, int | None]:
+        """For each name the largest number that a worker has; None if none has one."""
+        if self.size == 1:
+            return numbers
+        held = torch.tensor([-1 if n is None else n for n in numbers.values()])
+        dist.all_reduce(held, dist.ReduceOp.MAX, group=self.group)
+        return {name: None if n < 0 else n for name, n in zip(numbers, held.tolist(), strict=True)}
+
+    # Decisions
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds for some worker."""
+        return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
+
+    def clock(self, seconds: float) -> float:
+        """The seconds that the first worker has counted."""
+        if self.size == 1:
+            return seconds
+        shared = torch.tensor(seconds, dtype=torch.float64)
+        dist.broadcast(shared, 0, group=self.group)
+        return shared.item()
+
+    def from_first(self, value: T) -> T:
+        """What the first worker has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, group=self.group)
+        return box[0]
+
+    def first_then_all(self, action: Callable[[], T]) -> T:
+        """Run an action, which may take hours, on the first worker and then on the others, where
+        its work is already done."""
+        if self.size == 1:
+            return action()
+        with self.together():
+            if not self.first:
+                self.store.wait([_FIRST_IS_DONE], datetime.timedelta(days=365))
+                return action() if self.store.get(_FIRST_IS_DONE) == b"done" else None
+            outcome = "failed"
+            try:
+                found = action()
+                outcome = "done"
+            finally:
+                self.store.set(_FIRST_IS_DONE, outcome)
+            return found
+
+    def only_first(self, action: Callable[[], T]) -> T:
+        """Run an action on the first worker alone and broadcast its result."""
+        with self.together():
+            found = action() if self.first else None
+        return self.from_first(found)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that succeeds on all workers or on none.
+
+        If it raises a UserError on some worker, the first worker raises it and the others exit
+        silently. The block must not communicate.
+        """
+        if self.size == 1:
+            yield
+            return
+        error: UserError | None = None
+        quiet = contextlib.nullcontext() if self.first else contextlib.redirect_stdout(None)
+        try:
+            with quiet:  # --help is printed once
+                yield
+        except UserError as raised:
+            error = raised
+        found: list[tuple[str, int] | None] = [None] * self.size
+        dist.all_gather_object(found, error and (str(error), error.exit_status), self.group)
+        failed = [(rank, *own) for rank, own in enumerate(found) if own is not None]
+        if not failed:
+            return
+        rank, message, status = failed[0]
+        if not self.first:
+            _leave(status)
+        raise error or UserError(f"worker {rank}: {message}")
+
+    def separate_randomness(self, seed: int, step: int) -> None:
+        """Seed torch differently on each worker, as a function of seed, step and rank alone."""
+        if self.size > 1:
+            sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
+            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    # Faults
+
+    def note(self, step: int) -> None:
+        """Record this worker's step for `naming_the_missing`."""
+        if self.size > 1:
+            with contextlib.suppress(dist.DistError):  # a torchrun that was killed took the store
+                self.store.set(f"step_{self.rank}", str(step))
+
+    @contextlib.contextmanager
+    def ending_alike(self) -> Iterator[None]:
+        """A block in which a UserError is raised on all workers at once; only the first reports
+        it."""
+        try:
+            yield
+        except UserError as error:
+            if self.first:
+                raise
+            _leave(error.exit_status)
+
+    @contextlib.contextmanager
+    def naming_the_missing(self) -> Iterator[None]:
+        """Add to a communication error the workers that did not answer: those that do not fail
+        themselves at about the same time."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1:
+                with contextlib.suppress(dist.DistError):  # as in `note`
+                    self.store.set(f"waited_{self.rank}", "")
+                    time.sleep(GRACE_SECONDS)
+                    error.add_note(self._missing())
+            raise
+
+    def _missing(self) -> str:
+        missing = [r for r in range(self.size) if not self.store.check([f"waited_{r}"])]
+        steps = {
+            rank: self.store.get(f"step_{rank}").decode()
+            for rank in missing
+            if self.store.check([f"step_{rank}"])
+        }
+        if not missing:
+            return "All workers failed."
+        told = ", ".join(f"{rank} (in step {steps.get(rank, '0')})" for rank in missing)
+        return f"Workers that did not answer: {told}."
+
+    # Batches
+
+    def share(self, items: Iterable[T]) -> Iterator[tuple[bool, T]]:
+        """This worker's share of the items: every size-th, starting at its rank.
+
+        All workers get as many, as a sharded model needs: it communicates at every call. What fills
+        up is the first item once more, marked False.
+        """
+        remaining = iter(items)
+        group = list(islice(remaining, self.size))
+        first = group[:1]
+        while group:
+            mine = group[self.rank : self.rank + 1]
+            yield bool(mine), *(mine or first)
+            group = list(islice(remaining, self.size))
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit silently once the first worker has had time to report: torchrun stops all workers as
+    soon as one exits with an error."""
+    time.sleep(GRACE_SECONDS)
+    raise SystemExit(status) from None
+
+
+def started_as_worker() -> bool:
+    """Whether torchrun, or something like it, started this process."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+
+
+ALONE = Workers()
+"""A single worker."""
+
+
+@contextlib.contextmanager
+def join_workers() -> Iterator[Workers]:
+    """The workers that torchrun started, connected; a single one without it.
+
+    Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL.
+    """
+    if not started_as_worker():
+        yield ALONE
+        return
+    _end_with_parent()
+    store = _store()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+    place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    # Gloo's threads need the GIL to release tensors, and its destructor holds the GIL while it
+    # joins them (seen in torch 2.13), so they must be idle by then.
+    try:
+        yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
+        dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
+    finally:
+        time.sleep(SETTLING_SECONDS)
+        dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """The store for the rendezvous. torchrun's store outlives the workers, so each restart uses a
+    prefix of its own: the addresses of workers that died must not be found."""
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        int(os.environ["WORLD_SIZE"]),
+        is_master=not hosted and os.environ["RANK"] == "0",
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store)
+
+
+def _end_with_parent() -> None:
+    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
