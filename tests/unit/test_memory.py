@@ -15,6 +15,7 @@ from model_config import ModelArchitectureConfig
 from recipe.optimizers import OPTIMIZERS, make_optimizer
 from tests.tiny import tiny_config
 from training import memory
+from training.activation_checkpointing import checkpoint_block
 from training.memory import ExpectedMemory, expected_memory, least_parameters, least_state
 from training.optim import clip_gradients
 from training.step_guard import StepGuard
@@ -33,11 +34,17 @@ def expected(
 
 
 def peak_bytes(
-    config: ModelArchitectureConfig, batch: int, dtype: torch.dtype, optimizer_name: str
+    config: ModelArchitectureConfig,
+    batch: int,
+    dtype: torch.dtype,
+    optimizer_name: str,
+    checkpointing: str = "none",
 ) -> tuple[int, int]:
     """The most that a real step after the first holds, by torch's own profiler of allocations; and
     what is held of it before the step, which that does not see: weights and optimizer state."""
     model = GPT(config)
+    for block in model.blocks:
+        checkpoint_block(block, checkpointing)
     optimizer = make_optimizer(model, training(batch, 24, optimizer=optimizer_name))
     guard = StepGuard(optimizer, 10)
     idx = torch.zeros(batch, 24, dtype=torch.long)
@@ -84,6 +91,14 @@ class TestExpectedMemory:
         config = tiny_config(**keys)
         allocated, held = peak_bytes(config, 8, dtype, "adamw")
         assert expected(config, 8, dtype).total == pytest.approx(allocated + held, rel=0.05)
+
+    @pytest.mark.parametrize("mode", ["block", "selective"])
+    def test_activations_that_are_computed_again_are_not_held(self, mode: str) -> None:
+        config = tiny_config(n_layer=6)
+        allocated, held = peak_bytes(config, 8, torch.float32, "adamw", mode)
+        found = expected(config, 8, activation_checkpointing=mode)
+        assert found.total == pytest.approx(allocated + held, rel=0.05)
+        assert found.activations < 0.8 * expected(config, 8).activations
 
     @pytest.mark.parametrize("keys", [{"ffn_type": "swiglu"}, {"n_embd": 128, "vocab_size": 512}])
     @pytest.mark.parametrize("name", OPTIMIZERS.names)
