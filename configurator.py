@@ -48,6 +48,8 @@ A per-layer key also takes a pattern, quoted for the shell: 'a*3+b' repeats over
 A key that belongs to a part ('for position_encoding=rope') is an error if no layer uses that part.
 
   --help          print this message and exit
+  --dry_run       print parameters, memory, time and cost of the run, and exit; takes
+                  --device_name=H100 --workers=N --mfu=0.4 --price_per_hour=DOLLARS (of a device)
   --print_config  print every setting and where it came from, and exit; with --resume, the settings
                   of the resumed run"""
 
@@ -63,7 +65,8 @@ _OF_SWEEP = (
     "ladder baselines name workers engine dry_run"
 )
 _OF_AUDIT = "save compare"
-COMMAND_OPTIONS = (*_OF_SWEEP.split(), *_OF_AUDIT.split())
+_OF_DRY_RUN = "device_name mfu price_per_hour"
+COMMAND_OPTIONS = (*_OF_SWEEP.split(), *_OF_AUDIT.split(), *_OF_DRY_RUN.split())
 """Options that commands take besides `--key=value`; no key may have such a name."""
 
 KEYS.reserve((*(flag.lstrip("-") for flag in ASKED), *COMMAND_OPTIONS))

@@ -30,6 +30,7 @@ from recipe.schedules import learning_rate_at
 from training.checkpoint import save_checkpoint
 from training.clock import Stopwatch
 from training.console import Console
+from training.dry_run import dry_run, split_dry_run
 from training.hardware import (
     autocast,
     memory_stats,
@@ -58,6 +59,7 @@ from user_files import rerun_plugins
 
 def main(argv: list[str]) -> None:
     """Train as the command line says. Raises UserError for what the user can fix."""
+    assumed, argv = split_dry_run(argv)
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(join_workers())
         console = Console(silent=not workers.first)
@@ -66,9 +68,10 @@ def main(argv: list[str]) -> None:
         found = workers.only_first(lambda: find_resumed(asked))
         with workers.together():
             start = start_from(asked, found, new_settings)
-        if asked.print_config:
+        if asked.print_config or assumed:
             if workers.first:
-                print(configurator.settings_table(start.settings))
+                table = configurator.settings_table
+                print(dry_run(start.settings, assumed) if assumed else table(start.settings))
             return
         workers = workers.with_timeout(start.settings.training.hang_timeout)
         run = set_up(start, workers)

@@ -27,9 +27,7 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
         UserError: there is no such dataset, it is not prepared and may not or cannot prepare
             itself, or preparing it failed.
     """
-    folder = DATA_FOLDER / dataset
-    if not os.path.isdir(folder):
-        folder = Path(dataset)
+    folder = _folder_of(dataset)
     if os.path.isfile(folder / META_FILE):
         return folder
     script = folder / PREPARE_FILE
@@ -49,6 +47,17 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
         f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared folder also "
         "serves; data/text/prepare.py prepares text of your own."
     )
+
+
+def prepared_folder(dataset: str) -> Path | None:
+    """The folder of a dataset, by its name or path; None if it is not prepared."""
+    folder = _folder_of(dataset)
+    return folder if os.path.isfile(folder / META_FILE) else None
+
+
+def _folder_of(dataset: str) -> Path:
+    folder = DATA_FOLDER / dataset
+    return folder if os.path.isdir(folder) else Path(dataset)
 
 
 def _is_own_script(dataset: str, script: Path) -> bool:

@@ -213,13 +213,46 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return _measured_cpu_peak(dtype, torch.get_num_threads())
     if device.type != "cuda":
         return None
-    name = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", torch.cuda.get_device_name(device))
-    rounding = "tf32" if _uses_tf32() else "float32"
+    return peak_of_gpu(torch.cuda.get_device_name(device), dtype, _uses_tf32())
+
+
+def peak_of_gpu(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
+    """The dense peak of a GPU in a compute dtype, in FLOP/s; None where it is not known.
+
+    Args:
+        name: As `torch.cuda.get_device_name` gives it.
+        dtype: What matmuls compute in.
+        tf32: Whether float32 means TF32.
+    """
+    name = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", name)
+    rounding = "tf32" if tf32 else "float32"
     kind = rounding if dtype is torch.float32 else str(dtype).removeprefix("torch.")
     for pattern, peaks in PEAK_TFLOPS.items():
         if re.fullmatch(pattern, name) and kind in peaks:
             return peaks[kind] * 1e12
     return None
+
+
+KNOWN_GPUS: dict[str, tuple[str, int]] = {
+    "V100": ("Tesla V100-SXM2-32GB", 32 * 10**9),
+    "T4": ("Tesla T4", 16 * 10**9),
+    "A100": ("NVIDIA A100-SXM4-80GB", 80 * 10**9),
+    "A100-40GB": ("NVIDIA A100-SXM4-40GB", 40 * 10**9),
+    "A10G": ("NVIDIA A10G", 24 * 10**9),
+    "A40": ("NVIDIA A40", 48 * 10**9),
+    "A6000": ("NVIDIA RTX A6000", 48 * 10**9),
+    "L4": ("NVIDIA L4", 24 * 10**9),
+    "L40S": ("NVIDIA L40S", 48 * 10**9),
+    "RTX3090": ("NVIDIA GeForce RTX 3090", 24 * 10**9),
+    "RTX4090": ("NVIDIA GeForce RTX 4090", 24 * 10**9),
+    "RTX5090": ("NVIDIA GeForce RTX 5090", 32 * 10**9),
+    "H100": ("NVIDIA H100 80GB HBM3", 80 * 10**9),
+    "H100-PCIe": ("NVIDIA H100 PCIe", 80 * 10**9),
+    "H200": ("NVIDIA H200", 141 * 10**9),
+    "B200": ("NVIDIA B200", 180 * 10**9),
+    "MI300X": ("AMD Instinct MI300X", 192 * 10**9),
+}
+"""Full names and memory in bytes, by data sheet, of GPUs that a dry run can be told of."""
 
 
 def _uses_tf32() -> bool:

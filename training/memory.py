@@ -166,12 +166,15 @@ def expected_memory(
         the data.
     """
     config = _traceable(config, device)
+    # The shapes of a GPU's step can be traced where there is none.
+    place = "cpu" if device == "cuda" and not torch.cuda.is_available() else device
+    heap_block = HEAP_BLOCK if device == "cpu" else 0
     traced = []
     try:
         for depth in _depths_to_trace(config):
             smaller = config.adapted(n_layer=depth)
-            with FakeTensorMode(), torch.device(device):
-                traced.append(_trace(smaller, training, device, dtype))
+            with FakeTensorMode(), torch.device(place):
+                traced.append(_trace(smaller, training, place, dtype, heap_block))
     except Exception:  # whatever a part of the user's own does that a fake tensor cannot
         return None
     return _extrapolated(traced, config.n_layer)
@@ -289,7 +292,11 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _trace(
-    config: ModelArchitectureConfig, training: TrainingConfig, device: str, dtype: torch.dtype
+    config: ModelArchitectureConfig,
+    training: TrainingConfig,
+    device: str,
+    dtype: torch.dtype,
+    heap_block: int,
 ) -> _Trace:
     """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
     model = GPT(config)
@@ -299,7 +306,7 @@ def _trace(
     optimizer = make_optimizer(model, training)
     create_state(optimizer)
     kept = [value for state in optimizer.state.values() for value in state.values()]
-    storages = _LiveStorages(HEAP_BLOCK if device == "cpu" else 0)
+    storages = _LiveStorages(heap_block)
     for tensor in kept:
         storages.leave_out(tensor)
     for tensor in (*parameters, *model.buffers()):

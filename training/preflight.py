@@ -124,7 +124,7 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
 
 def _size_problems(settings: Settings, device: torch.device, workers: Workers) -> Iterator[Problem]:
     """What can never fit, by arithmetic that takes no time and no memory."""
-    training = _share_of(settings.training, workers.size)
+    training = share_of(settings.training, workers.size)
     yield from _batch_problems(training)
     available = total_memory(device)
     if available is not None:
@@ -193,7 +193,7 @@ def fitting(
     too_large = list(_size_problems(settings, device, workers))
     if too_large:
         raise ConfigError(too_large)
-    training = _share_of(settings.training, workers.size)
+    training = share_of(settings.training, workers.size)
     whole = expected_memory(settings.model, training, device.type, dtype)
     available = _available(device, workers)
     candidates = _candidates(training, workers)
@@ -232,7 +232,7 @@ def _candidates(training: TrainingConfig, workers: Workers) -> list[str]:
     return ["none"] if workers.size == 1 else ["ddp", "fsdp"]
 
 
-def _share_of(training: TrainingConfig, workers: int) -> TrainingConfig:
+def share_of(training: TrainingConfig, workers: int) -> TrainingConfig:
     """The batch of one of several workers."""
     if workers == 1:
         return training

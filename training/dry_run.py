@@ -1,0 +1,342 @@
+"""What a run will need and take, before it starts: `train.py --dry_run`. Nothing is allocated."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from configurator import Settings
+from data.batches import Shares
+from data.dataset_files import read_meta
+from data.dataset_lookup import prepared_folder
+from errors import ConfigError, Problem, nearest
+from model_builder import GPT
+from model_config import ModelArchitectureConfig
+from recipe.optimizers import make_optimizer
+from training.hardware import (
+    KNOWN_GPUS,
+    device_name,
+    peak_flops,
+    peak_of_gpu,
+    resolve_device,
+    resolve_dtype,
+    total_memory,
+)
+from training.memory import ExpectedMemory, batch_bytes, expected_memory
+from training.parallel import shards
+from training.preflight import share_of
+from training.workers import Workers
+from training_config import TrainingConfig
+from training_logger import format_bytes, format_count, format_flops, format_start_report
+
+MFU = 0.4
+"""Model FLOPs utilization that a run is assumed to have, unless the command says otherwise."""
+
+WORKERS_OF_A_MACHINE = 8
+"""That hold one copy of the model under hsdp, unless `shard_size` says otherwise."""
+
+SMALL_VOCABULARY = 256
+"""What the memory of logits is told by: that of a step less that of one with so few tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+    """What a dry run is told of the machines.
+
+    Attributes:
+        gpu: The GPU's name, as in `KNOWN_GPUS`; None: this machine's device.
+        workers: How many train together.
+        mfu: Model FLOPs utilization.
+        price: Of one device for an hour, in dollars; None if unknown.
+    """
+
+    gpu: str | None
+    workers: int
+    mfu: float
+    price: float | None
+
+
+def split_dry_run(argv: Sequence[str]) -> tuple[Assumed | None, list[str]]:
+    """What a command line says of a dry run, None if it asks for none; and the rest of it.
+
+    Raises:
+        ConfigError: an option has an impossible value, or no effect.
+    """
+    flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False, argument_default=None)
+    flags.add_argument("--dry_run", action="store_true")
+    for name in ("device_name", "workers", "mfu", "price_per_hour"):
+        flags.add_argument(f"--{name}")
+    found, rest = flags.parse_known_args(list(argv))
+    given = {key: text for key, text in vars(found).items() if key != "dry_run" and text}
+    if not found.dry_run:
+        problems = [
+            Problem(
+                (key,), f"--{key}={text} has no effect without --dry_run; add it, or drop this."
+            )
+            for key, text in given.items()
+        ]
+        if problems:
+            raise ConfigError(problems)
+        return None, rest
+    problems = list(_problems(given))
+    if problems:
+        raise ConfigError(problems)
+    price = given.get("price_per_hour")
+    assumed = Assumed(
+        gpu=given.get("device_name"),
+        workers=int(given.get("workers", 1)),
+        mfu=float(given.get("mfu", MFU)),
+        price=None if price is None else float(price),
+    )
+    return assumed, rest
+
+
+def _problems(given: dict[str, str]) -> Iterator[Problem]:
+    gpu = given.get("device_name")
+    if gpu is not None and gpu not in KNOWN_GPUS:
+        known, meant = ", ".join(KNOWN_GPUS), nearest(gpu, list(KNOWN_GPUS))
+        yield Problem(("device_name",), f"--device_name={gpu} is unknown{meant} Known: {known}.")
+    for key, most in (("workers", 10**6), ("mfu", 1), ("price_per_hour", 10**6)):
+        text = given.get(key)
+        if text is not None and not _is_between(text, 0, most, whole=key == "workers"):
+            kind = "a whole number" if key == "workers" else "a number"
+            yield Problem((key,), f"--{key}={text} must be {kind} above 0 and at most {most:,}.")
+
+
+def _is_between(text: str, low: float, high: float, *, whole: bool) -> bool:
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        return False
+    return low < number <= high
+
+
+# The report
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The devices of a dry run.
+
+    Attributes:
+        name: Of one.
+        kind: Device type.
+        dtype: What matmuls compute in.
+        memory: Bytes that a worker has; None if unknown.
+        peak: Of one in FLOP/s; None if unknown.
+    """
+
+    name: str
+    kind: str
+    dtype: torch.dtype
+    memory: int | None
+    peak: float | None
+
+
+def dry_run(settings: Settings, assumed: Assumed) -> str:
+    """Model, memory for every way to spread it, time and cost of a run, as text.
+
+    Raises:
+        ConfigError: the batch does not divide among the workers, or the vocabulary is unknown.
+    """
+    settings = _with_vocabulary(settings)
+    training = settings.training
+    shares = Shares(training.gradient_accumulation_steps, training.batch_size, assumed.workers)
+    if shares.problem:
+        keys = ("gradient_accumulation_steps", "batch_size")
+        raise ConfigError([Problem(keys, shares.problem)])
+    machine = _machine(training, assumed)
+    with torch.device("meta"):
+        model = GPT(settings.model)
+        optimizer_flops = make_optimizer(model, training).step_flops()
+    cost = model.cost_report(training.sequence_length)
+    own = share_of(training, assumed.workers)
+    memory = Memory(settings.model, own, machine, assumed.workers)
+    return format_start_report(
+        [
+            (f"Dry run: {cost['name']}", _size_rows(cost, training)),
+            (_of_workers("Memory", machine, assumed), memory.rows()),
+            ("Time", list(_time_rows(cost, optimizer_flops, training, machine, assumed))),
+        ]
+    )
+
+
+def _of_workers(what: str, machine: Machine, assumed: Assumed) -> str:
+    several = f" of each of {assumed.workers} workers" if assumed.workers > 1 else ""
+    return f"{what}{several} on {machine.name}"
+
+
+def _with_vocabulary(settings: Settings) -> Settings:
+    """The settings with the vocabulary of their data, which must be prepared or given."""
+    folder = prepared_folder(settings.training.dataset)
+    if folder is not None:
+        return settings.for_data(read_meta(folder)["vocab_size"])
+    if settings.fixes_vocabulary:
+        return settings
+    message = (
+        f"dataset={settings.training.dataset!r} is not prepared, so its vocabulary is not known; "
+        "prepare it, or give --vocab_size."
+    )
+    raise ConfigError([Problem(("dataset", "vocab_size"), message)])
+
+
+def _machine(training: TrainingConfig, assumed: Assumed) -> Machine:
+    if assumed.gpu is None:
+        device = resolve_device(training.device)
+        dtype = resolve_dtype(training.dtype, device)
+        available = total_memory(device)
+        if available is not None and device.type == "cpu":
+            available //= assumed.workers
+        return Machine(
+            device_name(device), device.type, dtype, available, peak_flops(device, dtype)
+        )
+    name, memory = KNOWN_GPUS[assumed.gpu]
+    dtype = torch.bfloat16 if training.dtype == "auto" else getattr(torch, training.dtype)
+    return Machine(assumed.gpu, "cuda", dtype, memory, peak_of_gpu(name, dtype, training.tf32))
+
+
+def _size_rows(cost: dict, training: TrainingConfig) -> list[tuple[str, str]]:
+    parameters, active = cost["parameters"], cost["active_parameters"]
+    return [
+        (
+            "parameters",
+            f"{parameters:,}" + (f" ({active:,} active)" if active < parameters else ""),
+        ),
+        ("FLOPs/token", f"{cost['flops_per_token']:,} at {training.sequence_length} tokens"),
+        (
+            "batch",
+            f"{training.tokens_per_step:,} tokens a step: gradient_accumulation_steps "
+            f"{training.gradient_accumulation_steps} x batch_size {training.batch_size} x "
+            f"sequence_length {training.sequence_length}",
+        ),
+    ]
+
+
+class Memory:
+    """The memory of one worker, for every way to spread the model.
+
+    Args:
+        config: The architecture.
+        training: The batch of one worker.
+        machine: What it trains on.
+        workers: How many there are.
+    """
+
+    def __init__(
+        self,
+        config: ModelArchitectureConfig,
+        training: TrainingConfig,
+        machine: Machine,
+        workers: int,
+    ):
+        self._machine = machine
+        self._training = training
+        self._workers = Workers(size=workers, local_size=min(workers, WORKERS_OF_A_MACHINE))
+        self._step = self._traced(config, training)
+        twice = {"batch_size": 2 * training.batch_size}
+        self._double = self._traced(config, TrainingConfig.make(training.to_dict(), twice))
+        few = config.changed(vocab_size=min(SMALL_VOCABULARY, config.vocab_size))
+        self._without_logits = self._traced(few, training)
+
+    def _traced(
+        self, config: ModelArchitectureConfig, training: TrainingConfig
+    ) -> ExpectedMemory | None:
+        return expected_memory(config, training, self._machine.kind, self._machine.dtype)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For each way to spread the model its memory by component."""
+        available = self._machine.memory
+        has = "of unknown size" if available is None else format_bytes(available)
+        head = [("device", f"{has}; micro-batches of {self._training.batch_size} sequences")]
+        if self._step is None or self._double is None:
+            return [*head, ("memory", "unknown: a step cannot be traced before it runs")]
+        return head + [row for name in self._ways() for row in self._rows_of(name)]
+
+    def _ways(self) -> list[str]:
+        if self._workers.size == 1:
+            return ["none"]
+        divides = self._workers.size % shards("hsdp", self._training, self._workers) == 0
+        several = shards("hsdp", self._training, self._workers) < self._workers.size
+        return ["ddp", "zero1", "fsdp", *(["hsdp"] if divides and several else [])]
+
+    def _rows_of(self, parallelism: str) -> Iterator[tuple[str, str]]:
+        own = self._of_worker(self._step, parallelism)
+        logits = self._logits()
+        parts = {
+            "weights": own.weights // 2,
+            "gradients": own.weights - own.weights // 2,
+            "optimizer": own.optimizer,
+            "activations": own.activations - logits,
+            "logits": logits,
+        }
+        listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+        yield parallelism, f"{format_bytes(self._needed(own))}: {listed}"
+        most = self._largest_batch(parallelism)
+        if most is not None:
+            yield "", f"largest batch_size that fits: {most}" if most else "does not fit"
+
+    def _of_worker(self, memory: ExpectedMemory, parallelism: str) -> ExpectedMemory:
+        parts = shards(parallelism, self._training, self._workers)
+        return memory.of_worker(parallelism, parts, self._workers.size)
+
+    def _needed(self, memory: ExpectedMemory) -> int:
+        """With the batches, where they are on the device."""
+        return memory.total + (batch_bytes(self._training) if self._machine.kind == "cpu" else 0)
+
+    def _logits(self) -> int:
+        """What a step needs for a large vocabulary, beside weights: logits and their gradients."""
+        if self._without_logits is None:
+            return 0
+        return max(0, self._step.activations - self._without_logits.activations)
+
+    def _largest_batch(self, parallelism: str) -> int | None:
+        """Sequences of a micro-batch that fit; None if the device's size is unknown."""
+        if self._machine.memory is None:
+            return None
+        one, two = (
+            self._needed(self._of_worker(memory, parallelism))
+            for memory in (self._step, self._double)
+        )
+        batch = self._training.batch_size
+        each = max((two - one) / batch, 1)
+        return max(0, math.floor(batch + (self._machine.memory - one) / each))
+
+
+def _time_rows(
+    cost: dict,
+    optimizer_flops: int,
+    training: TrainingConfig,
+    machine: Machine,
+    assumed: Assumed,
+) -> Iterator[tuple[str, str]]:
+    """How long the steps take, and what they cost; validation and start left out."""
+    tokens = training.max_iters * training.tokens_per_step
+    flops = cost["flops_per_token"] * tokens + optimizer_flops * training.max_iters
+    yield "steps", f"{training.max_iters:,}, {format_count(tokens)} tokens, {format_flops(flops)}"
+    if machine.peak is None:
+        yield "time", f"unknown: the peak of {machine.name} is not known"
+        return
+    hours = flops / (machine.peak * assumed.workers * assumed.mfu) / 3600
+    dtype = str(machine.dtype).removeprefix("torch.")
+    yield (
+        "time",
+        f"{_duration(hours)} at {100 * assumed.mfu:g} % MFU of {assumed.workers} x "
+        f"{format_flops(machine.peak)}/s ({dtype}); validation and start-up excluded",
+    )
+    if training.max_minutes:
+        yield "", f"max_minutes={training.max_minutes:g} may end it before"
+    if assumed.price is not None:
+        total = hours * assumed.workers * assumed.price
+        yield "cost", f"${total:,.2f} at ${assumed.price:.2f} per device and hour"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
