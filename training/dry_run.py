@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 
@@ -38,6 +38,9 @@ MFU = 0.4
 
 WORKERS_OF_A_MACHINE = 8
 """That hold one copy of the model under hsdp, unless `shard_size` says otherwise."""
+
+LARGEST_BATCH = 2**16
+"""Sequences of a micro-batch that a dry run looks at."""
 
 SMALL_VOCABULARY = 256
 """What the memory of logits is told by: that of a step less that of one with so few tokens."""
@@ -201,11 +204,9 @@ def _machine(training: TrainingConfig, assumed: Assumed) -> Machine:
 
 def _size_rows(cost: dict, training: TrainingConfig) -> list[tuple[str, str]]:
     parameters, active = cost["parameters"], cost["active_parameters"]
+    used = f", {active:,} of them active" if active < parameters else ""
     return [
-        (
-            "parameters",
-            f"{parameters:,}" + (f" ({active:,} active)" if active < parameters else ""),
-        ),
+        ("parameters", f"{parameters:,}{used}"),
         ("FLOPs/token", f"{cost['flops_per_token']:,} at {training.sequence_length} tokens"),
         (
             "batch",
@@ -236,9 +237,8 @@ class Memory:
         self._machine = machine
         self._training = training
         self._workers = Workers(size=workers, local_size=min(workers, WORKERS_OF_A_MACHINE))
-        self._step = self._traced(config, training)
-        twice = {"batch_size": 2 * training.batch_size}
-        self._double = self._traced(config, TrainingConfig.make(training.to_dict(), twice))
+        self._config = config
+        self._steps: dict[int, ExpectedMemory | None] = {}
         few = config.changed(vocab_size=min(SMALL_VOCABULARY, config.vocab_size))
         self._without_logits = self._traced(few, training)
 
@@ -247,12 +247,19 @@ class Memory:
     ) -> ExpectedMemory | None:
         return expected_memory(config, training, self._machine.kind, self._machine.dtype)
 
+    def _step(self, batch_size: int) -> ExpectedMemory | None:
+        """The memory of a step with micro-batches of so many sequences, if all is on one device."""
+        if batch_size not in self._steps:
+            training = TrainingConfig.make(self._training.to_dict(), {"batch_size": batch_size})
+            self._steps[batch_size] = self._traced(self._config, training)
+        return self._steps[batch_size]
+
     def rows(self) -> list[tuple[str, str]]:
         """For each way to spread the model its memory by component."""
         available = self._machine.memory
         has = "of unknown size" if available is None else format_bytes(available)
         head = [("device", f"{has}; micro-batches of {self._training.batch_size} sequences")]
-        if self._step is None or self._double is None:
+        if self._step(self._training.batch_size) is None:
             return [*head, ("memory", "unknown: a step cannot be traced before it runs")]
         return head + [row for name in self._ways() for row in self._rows_of(name)]
 
@@ -264,8 +271,7 @@ class Memory:
         return ["ddp", "zero1", "fsdp", *(["hsdp"] if divides and several else [])]
 
     def _rows_of(self, parallelism: str) -> Iterator[tuple[str, str]]:
-        own = self._of_worker(self._step, parallelism)
-        logits = self._logits()
+        own, logits = self._of_worker(parallelism, self._training.batch_size), self._logits()
         parts = {
             "weights": own.weights // 2,
             "gradients": own.weights - own.weights // 2,
@@ -275,13 +281,13 @@ class Memory:
         }
         listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
         yield parallelism, f"{format_bytes(self._needed(own))}: {listed}"
-        most = self._largest_batch(parallelism)
-        if most is not None:
+        if self._machine.memory is not None:
+            most = self._largest_batch(parallelism)
             yield "", f"largest batch_size that fits: {most}" if most else "does not fit"
 
-    def _of_worker(self, memory: ExpectedMemory, parallelism: str) -> ExpectedMemory:
+    def _of_worker(self, parallelism: str, batch_size: int) -> ExpectedMemory:
         parts = shards(parallelism, self._training, self._workers)
-        return memory.of_worker(parallelism, parts, self._workers.size)
+        return self._step(batch_size).of_worker(parallelism, parts, self._workers.size)
 
     def _needed(self, memory: ExpectedMemory) -> int:
         """With the batches, where they are on the device."""
@@ -291,19 +297,30 @@ class Memory:
         """What a step needs for a large vocabulary, beside weights: logits and their gradients."""
         if self._without_logits is None:
             return 0
-        return max(0, self._step.activations - self._without_logits.activations)
+        step = self._step(self._training.batch_size)
+        return max(0, step.activations - self._without_logits.activations)
 
-    def _largest_batch(self, parallelism: str) -> int | None:
-        """Sequences of a micro-batch that fit; None if the device's size is unknown."""
-        if self._machine.memory is None:
-            return None
-        one, two = (
-            self._needed(self._of_worker(memory, parallelism))
-            for memory in (self._step, self._double)
-        )
-        batch = self._training.batch_size
-        each = max((two - one) / batch, 1)
-        return max(0, math.floor(batch + (self._machine.memory - one) / each))
+    def _largest_batch(self, parallelism: str) -> int:
+        """Sequences of a micro-batch that fit, to a few percent; 0 if one does not.
+
+        Memory is linear in them, once they are many enough for one phase of the step to decide.
+        """
+        return self._extrapolated(parallelism, self._large_batch)
+
+    @cached_property
+    def _large_batch(self) -> int:
+        """A micro-batch of about the size that fits, alike for all ways: each size is a trace."""
+        batch = 2 * self._training.batch_size
+        for _ in range(2):
+            batch = min(max(self._extrapolated(self._ways()[0], batch), 2), LARGEST_BATCH)
+        return batch
+
+    def _extrapolated(self, parallelism: str, batch: int) -> int:
+        """Sequences that fit on the line through `batch` and half of it."""
+        sizes = (batch // 2, batch)
+        half, whole = (self._needed(self._of_worker(parallelism, size)) for size in sizes)
+        each = max((whole - half) / (batch - batch // 2), 1)
+        return max(0, int(batch + (self._machine.memory - whole) // each))
 
 
 def _time_rows(
