@@ -41,7 +41,7 @@ from training.hardware import (
     set_tf32,
 )
 from training.optim import clip_gradients, set_learning_rate
-from training.parallel import loss_scaler, new_layout
+from training.parallel import loss_scaler, new_placement
 from training.preflight import fitting, refuse_machine
 from training.resume import Start, find_resumed, start_from
 from training.run import Run
@@ -129,13 +129,13 @@ def built(
     set_tf32(training.tf32)
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
-    layout = new_layout(parallelism, training, workers, device, compiles)
-    network = layout.new_model(settings.model)
+    placement = new_placement(parallelism, training, workers, device, compiles)
+    network = placement.new_model(settings.model)
     if training.init_from != "none" and start.checkpoint is None:
         load_weights(network, Path(training.init_from))
     optimizer = make_optimizer(network, training)
     optimizer_flops = optimizer.step_flops()
-    updates = layout.updates(network, optimizer)
+    updates = placement.updates(network, optimizer)
     run = Run(
         settings=settings,
         workers=workers,
@@ -147,10 +147,10 @@ def built(
         memory=memory,
         compiles=compiles,
         parallelism=parallelism,
-        layout=layout,
+        placement=placement,
         network=network,
         # of parts of a user's own, a step may leave some out
-        model=layout.trained_form(network, some_unused=bool(settings.plugins)),
+        model=placement.trained_form(network, some_unused=bool(settings.plugins)),
         objective=make_objective(training),
         optimizer=optimizer,
         optimizer_flops=optimizer_flops,
@@ -252,7 +252,7 @@ def train_step(
     """
     means = StepMeans(len(inputs))
     for index, (x, y) in enumerate(zip(inputs, targets, strict=True), start=1):
-        with run.layout.accumulating(run.model, last=index == len(inputs)):
+        with run.placement.accumulating(run.model, last=index == len(inputs)):
             with autocast(run.device, run.dtype):
                 output = run.model(x, y, objective=run.objective)
             run.scaler.scale(output.loss / len(inputs)).backward()

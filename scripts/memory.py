@@ -76,12 +76,12 @@ def measured(case: dict[str, Any]) -> tuple[int, int]:
 def child(folder: Path, argv: list[str]) -> None:
     """A run of one worker, which leaves the bytes that were expected and measured in a file."""
     noted: dict[str, int] = {}
-    new_layout, set_up = train.new_layout, train.set_up
+    new_placement, set_up = train.new_placement, train.set_up
 
     def noting_what_is_there(*args: Any) -> Any:
         noted["before"] = psutil.Process().memory_info().rss
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-        return new_layout(*args)
+        return new_placement(*args)
 
     def noting_what_is_expected(*args: Any) -> Any:
         run = set_up(*args)
@@ -89,7 +89,7 @@ def child(folder: Path, argv: list[str]) -> None:
         noted["expected"] = run.memory.total + batch_bytes(share)
         return run
 
-    train.new_layout, train.set_up = noting_what_is_there, noting_what_is_expected
+    train.new_placement, train.set_up = noting_what_is_there, noting_what_is_expected
     train.main(argv)
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -36,14 +36,14 @@ SHARDED = ("fsdp", "hsdp")
 """The values of `parallelism` with sharded parameters."""
 
 
-def new_layout(
+def new_placement(
     parallelism: str,
     training: TrainingConfig,
     workers: Workers,
     device: torch.device,
     compiles: bool = False,
 ) -> Replicated:
-    """The layout that `parallelism`, which is not "auto", stands for."""
+    """The placement that `parallelism`, which is not "auto", stands for."""
     options = {"compiles": compiles, "checkpointing": training.activation_checkpointing}
     if parallelism in SHARDED:
         copies = workers.size // shards(parallelism, training, workers)

@@ -34,7 +34,7 @@ class Run:
         memory: What it is expected to need; None where that cannot be told.
         compiles: Whether the model is compiled.
         parallelism: Other than "auto".
-        layout: What each worker has of the model.
+        placement: What each worker has of the model.
         network: The model; `model` is the same as the loop calls it, see `Replicated.trained_form`.
         optimizer_flops: Matmul FLOPs of its step, over all workers.
         updates: Which parameters the optimizer of this worker updates.
@@ -58,7 +58,7 @@ class Run:
     memory: ExpectedMemory | None
     compiles: bool
     parallelism: str
-    layout: Replicated
+    placement: Replicated
     network: GPT
     model: nn.Module
     objective: Objective

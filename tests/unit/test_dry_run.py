@@ -65,7 +65,7 @@ def test_the_largest_batch_just_fits() -> None:
 
 def test_checkpointing_takes_less_memory() -> None:
     small = ("--vocab_size=512", "--block_size=256", "--n_layer=2", "--dataset=not_prepared")
-    batch = ("--gradient_accumulation_steps=8", "--batch_size=64")
+    batch = ("--gradient_accumulation_steps=8", "--batch_size=16")
     modes = [f"--activation_checkpointing={mode}" for mode in ("none", "selective", "block")]
     texts = [report(*batch, mode, model=small) for mode in modes]
     activations = [float(re.search(r"activations ([\d.]+) MB", text)[1]) for text in texts]

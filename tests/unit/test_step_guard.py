@@ -46,7 +46,7 @@ def make_run(*, scaled: bool = False, **values) -> SimpleNamespace:
     return SimpleNamespace(
         settings=SimpleNamespace(training=config),
         workers=ALONE,
-        layout=Replicated(ALONE, torch.device("cpu")),
+        placement=Replicated(ALONE, torch.device("cpu")),
         updates=Updates(model, optimizer),
         device=torch.device("cpu"),
         dtype=torch.float32,
