@@ -54,6 +54,10 @@ estimate was 0.84 to 1.10 of the resident memory of a CPU run for 9 shapes: gpt2
 to 50304, float32 and emulated bfloat16, one and two micro-batches. The lowest, of 80 MB, had manual
 attention, two micro-batches and V = 8192."""
 
+HEAP_BLOCKS = 6
+"""Blocks' weights and gradients that a worker of FSDP holds beside its slices on a CPU, whose heap
+keeps what is freed; fitted to measurements (`scripts/memory.py`)."""
+
 LAYER_BYTES = 20_000
 """What Python holds for the modules of a layer, at least, whatever their widths."""
 
@@ -73,6 +77,8 @@ class ExpectedMemory:
     """Weights and gradients of the largest block; part of `weights`."""
     ends: int = 0
     """Weights and gradients of what is in no block: embedding, LM head, final norm."""
+    heap: bool = False
+    """Whether small blocks that are freed are kept, as on a CPU."""
 
     @property
     def state(self) -> int:
@@ -87,14 +93,22 @@ class ExpectedMemory:
             shards: Workers that share a copy of the parameters.
             workers: All workers.
         """
-        if parallelism == "zero1":
-            return dataclasses.replace(self, optimizer=self.optimizer // workers)
-        if shards == 1:
+        if workers == 1:
             return self
-        held, kept = self.weights // shards, self.optimizer // shards
-        gathered = self.ends + 2 * self.block  # the next block is gathered while one computes
+        optimizer = self.optimizer
+        if shards == 1:
+            # DDP arranges gradients anew after the first step; the heap keeps the first buckets.
+            messages = self.weights // 2 if self.heap else 0
+            optimizer = optimizer // workers if parallelism == "zero1" else optimizer
+        else:
+            # The weights of two blocks and the gradients of one, each also as a message.
+            messages = self.ends + (HEAP_BLOCKS if self.heap else 3) * self.block
+            optimizer //= shards
         return dataclasses.replace(
-            self, weights=held, optimizer=kept, activations=self.activations + gathered
+            self,
+            weights=self.weights // shards,
+            optimizer=optimizer,
+            activations=self.activations + messages,
         )
 
     @property
@@ -177,7 +191,7 @@ def expected_memory(
                 traced.append(_trace(smaller, training, place, dtype, heap_block))
     except Exception:  # whatever a part of the user's own does that a fake tensor cannot
         return None
-    return _extrapolated(traced, config.n_layer)
+    return _extrapolated(traced, config.n_layer, heap=device == "cpu")
 
 
 def _traceable(config: ModelArchitectureConfig, device: str) -> ModelArchitectureConfig:
@@ -219,7 +233,7 @@ class _Trace:
     """In blocks of the heap, which are kept for later ones."""
 
 
-def _extrapolated(traced: list[_Trace], layers: int) -> ExpectedMemory:
+def _extrapolated(traced: list[_Trace], layers: int, heap: bool) -> ExpectedMemory:
     """What the traces say of a model of `layers` layers: each phase's peak is linear in them."""
     first, last = traced[0], traced[-1]
     gap = max(last.layers - first.layers, 1)
@@ -235,7 +249,7 @@ def _extrapolated(traced: list[_Trace], layers: int) -> ExpectedMemory:
     kept = most(first.kept, last.kept)
     peak = most(first.returned, last.returned) + kept + int(HEAP_SLACK * kept)
     activations = max(0, peak - weights)
-    return ExpectedMemory(weights, optimizer, activations, last.block, last.ends)
+    return ExpectedMemory(weights, optimizer, activations, last.block, last.ends, heap)
 
 
 class _LiveStorages(TorchDispatchMode):

@@ -11,7 +11,7 @@ import torch
 from configurator import load
 from errors import ConfigError
 from training import preflight
-from training.memory import ExpectedMemory, expected_memory
+from training.memory import HEAP_BLOCKS, ExpectedMemory, expected_memory
 from training.preflight import _memory_fix, fitting, refuse_machine
 from training.workers import Workers
 
@@ -62,9 +62,11 @@ class TestMemory:
         alone = self.fitting("--batch_size=2", "--gradient_accumulation_steps=1")
         flags = (*self.TINY, "--batch_size=8", "--gradient_accumulation_steps=1")
         workers = Workers(size=4, local_size=4)
-        total = alone.total + 5 * 16 * 2 * 32
+        each = alone.of_worker("ddp", 1, 4)
+        assert each.total == alone.total + alone.weights // 2
+        total = each.total + 5 * 16 * 2 * 32
         has(4 * total)
-        assert fitting(load(flags), CPU, torch.float32, False, workers) == ("ddp", alone)
+        assert fitting(load(flags), CPU, torch.float32, False, workers) == ("ddp", each)
         has(4 * total - 4)
         with pytest.raises(ConfigError, match="for each of 4 workers; lower batch_size"):
             fitting(load([*flags, "--parallelism=ddp"]), CPU, torch.float32, False, workers)
@@ -84,7 +86,8 @@ class TestMemory:
         name, sharded = fitting(load(flags), CPU, torch.float32, False, workers)
         assert name == "fsdp"
         assert sharded.state == whole.weights // 4 + whole.optimizer // 4
-        assert sharded.activations == whole.activations + whole.ends + 2 * whole.block
+        messages = whole.ends + HEAP_BLOCKS * whole.block
+        assert sharded.activations + whole.weights // 2 == whole.activations + messages
         assert whole.weights == whole.ends + 16 * whole.block
         alone = fitting(load([*flags, "--parallelism=zero1"]), CPU, torch.float32, False, workers)
         assert alone[1].state == whole.weights + whole.optimizer // 4
