@@ -40,6 +40,7 @@ _ADDED_TO_TRAINING = {"optimizer": "adamw", "objective": "cross_entropy", "z_los
 _ADDED_FOR_WORKERS = {
     "parallelism": "auto",
     "shard_size": 0,
+    "tensor_parallel": 1,
     "activation_checkpointing": "none",
 }
 """The same for training configs of a later version."""

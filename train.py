@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
                 table = configurator.settings_table
                 print(dry_run(start.settings, assumed) if assumed else table(start.settings))
             return
-        workers = workers.with_timeout(start.settings.training.hang_timeout)
+        training = start.settings.training
+        workers = workers.arranged(training.hang_timeout, training.tensor_parallel)
         run = set_up(start, workers)
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
         stop = stack.enter_context(StopRequest(silent=not workers.first))
@@ -176,8 +177,8 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
         training.batch_size,
         training.gradient_accumulation_steps,
         training.data_seed,
-        run.workers.rank,
-        run.workers.size,
+        run.workers.data_rank,
+        run.workers.data_size,
     )
     last_save = time.monotonic()
     with prefetch(batches, run.step, training.max_iters, run.device) as prefetched:
@@ -320,7 +321,7 @@ def save(run: Run, log: TrainingLogger | NoLog) -> None:
     run.watch.stop()
     run.guard.stop_if_stuck(run.guard.read())
     run.saved_at = run.step
-    weights, kept = gathered_weights(run.network, run.workers), run.updates.gathered()
+    weights, kept = gathered_weights(run.network, run.placement.parts), run.updates.gathered()
     with run.workers.together():
         if run.workers.first:
             write_checkpoint(run, log, weights, kept)

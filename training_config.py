@@ -183,6 +183,12 @@ class TrainingOptions:
         choices=("auto", "none", "ddp", "zero1", "fsdp", "hsdp"),
         restored=False,
     )
+    tensor_parallel: int = _machine.option(
+        1,
+        "workers that share the heads and hidden units of each block (tensor parallelism)",
+        at_least=1,
+        restored=False,
+    )
     shard_size: int = _machine.option(
         0,
         "hsdp: number of workers that hold one copy of the model; 0: those of one machine",

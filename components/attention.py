@@ -13,6 +13,7 @@ from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
 from components.positions import POSITIONS
+from components.tensor_split import TensorSplit
 from errors import Problem
 from options import Role, Section
 
@@ -132,6 +133,7 @@ class Attention(Mixer):
     def __init__(self, config: LayerConfig):
         super().__init__()
         self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.own_heads = slice(None)  # of the score bias, if the part is split
         self.window = window_of(config)
         # One matmul makes all three: queries first, then keys, then values.
         self.widths = qkv_widths(config)
@@ -202,8 +204,26 @@ class Attention(Mixer):
             k, v = appended(context.state, k, v, context.start)
         dropout = self.weight_dropout if self.training else 0.0
         static_start = context.start if isinstance(context.start, Tensor) else None
-        y = self.backend(q, k, v, context.score_bias, dropout, static_start)
+        bias = None if context.score_bias is None else context.score_bias[self.own_heads]
+        y = self.backend(q, k, v, bias, dropout, static_start)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, -1)))
+
+    def split(self, over: TensorSplit) -> bool:
+        """By heads. A norm over the whole projection needs all of them."""
+        norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
+        if any(norm.normalized_shape != (self.head_dim,) for norm in norms):
+            return False
+        over.share_of("n_kv_head", self.widths[1] // self.head_dim)
+        heads = over.share_of("n_head", self.n_head)
+        over.columns(self.qkv, self.widths)
+        over.rows(self.out)
+        self.own_heads = slice(over.rank * heads, (over.rank + 1) * heads)
+        self.n_head, self.widths = heads, tuple(width // over.size for width in self.widths)
+        for norm in norms:
+            over.add_gradients(norm.weight)
+        if isinstance(self.value_share, nn.Parameter):
+            over.add_gradients(self.value_share)
+        return True
 
     def connect(self, given: Collection[str]) -> None:
         if self.values_name and self.values_name not in given:

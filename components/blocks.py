@@ -17,6 +17,7 @@ from components.part import Part
 from components.registry import Registry
 from components.residuals import RESIDUALS
 from components.sublayer import Sublayer
+from components.tensor_split import TensorSplit, split_of
 
 
 class Block(Part):
@@ -72,6 +73,18 @@ class Block(Part):
         for part in self.sublayers.values():
             part.connect(given)
         return {name for part in (self.residual, *self.sublayers.values()) for name in part.gives}
+
+    def split(self, over: TensorSplit) -> set[str]:
+        """Split its sublayers over workers; see `Sublayer.split`.
+
+        Returns:
+            The names of the classes of those that cannot be split.
+        """
+        return {
+            type(part).__name__
+            for part in self.sublayers.values()
+            if not (split := split_of(part)) or not split(over)
+        }
 
     def new_states(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype

@@ -12,6 +12,7 @@ from components.context import Context
 from components.layer_config import LayerConfig
 from components.registry import Registry
 from components.sublayer import Sublayer
+from components.tensor_split import TensorSplit
 from errors import Problem
 from options import option
 
@@ -131,6 +132,9 @@ class StandardFFN(FeedForward):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.dropout(self.down(self.activation(self.up(x))))
 
+    def split(self, over: TensorSplit) -> bool:
+        return _split(self, self.up, 1, over)
+
 
 @FFNS.register("glu", label="GLU", paper="Dauphin et al. 2016, arXiv 1612.08083")
 class GLU(FeedForward):
@@ -155,6 +159,20 @@ class GLU(FeedForward):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.dropout(self.down(self.activation(gate) * up))
+
+    def split(self, over: TensorSplit) -> bool:
+        return _split(self, self.gate_up, 2, over)
+
+
+def _split(network: StandardFFN | GLU, widen: nn.Linear, sections: int, over: TensorSplit) -> bool:
+    """Split a network by its hidden units; see `Sublayer.split`."""
+    if list(network.activation.parameters()):
+        return False  # they may be of each unit, or of all
+    width = network.down.in_features
+    over.share_of("ffn_hidden", width)
+    over.columns(widen, sections * (width,))
+    over.rows(network.down)
+    return True
 
 
 @FFNS.register("swiglu", label="SwiGLU", paper="Shazeer 2020, arXiv 2002.05202")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from components.context import Context, State
 from components.part import Part
+from components.tensor_split import TensorSplit
 
 
 class Sublayer(Part):
@@ -45,6 +46,20 @@ class Sublayer(Part):
             dtype: What the model computes in; a state may need more precision.
         """
         return {}
+
+    def split(self, over: TensorSplit) -> bool:
+        """Keep this worker's share of the weights, for tensor parallelism.
+
+        Called once, when the part has its initial weights; what it computes then must be a share
+        of heads or hidden units whose outputs `over.rows` adds up.
+
+        Returns:
+            Whether it can be split; if not, nothing has changed, and it stays whole on each worker.
+
+        Raises:
+            ConfigError: a number of heads or units does not divide (`over.share_of`).
+        """
+        return False
 
     def state_bytes(self, capacity: int, dtype: torch.dtype) -> int:
         """Bytes of the decoding state of one sequence of `capacity` tokens."""

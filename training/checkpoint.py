@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from errors import UserError, nearest
 from safe_files import open_regular, read_json
-from training.sharded_tensors import copy_whole, own_tensors
+from training.sharded_tensors import Parts, own_tensors
 from training.updates import Updates
 
 SCHEMA_VERSION = 1
@@ -532,17 +532,24 @@ def refuse_other_shapes(path: Path, model: nn.Module) -> None:
     _refuse_misfit(path / _MODEL, weight_shapes(path), own)
 
 
-def load_model_weights(path: Path, model: nn.Module) -> None:
+def load_model_weights(path: Path, model: nn.Module, parts: Parts | None = None) -> None:
     """Copy the weights of a checkpoint into a model of the same shape, on whatever device it is.
+
+    Args:
+        path: The checkpoint.
+        model: The model.
+        parts: What this worker holds of its tensors; None: it holds all.
 
     Raises:
         UserError: naming every weight that does not fit.
     """
+    parts = parts or Parts()
     saved, own = _read_tensors(path, _MODEL), own_tensors(model)
-    _refuse_misfit(path / _MODEL, _kinds(saved), _kinds(own))
+    whole = {name: _kind(t.dtype, parts.shape(name, t)) for name, t in own.items()}
+    _refuse_misfit(path / _MODEL, _kinds(saved), whole)
     with torch.no_grad():
         for name, tensor in saved.items():
-            copy_whole(tensor, own[name])
+            parts.copy(name, tensor, own[name])
 
 
 def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.registry import is_users_own
+from components.tensor_split import TensorSplit
 from data.prefetch import PREFETCH_DEPTH
 from model_builder import GPT
 from model_components import BLOCKS
@@ -315,6 +316,8 @@ def _trace(
     """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
     model = GPT(config)
     for block in model.blocks:
+        if training.tensor_parallel > 1:
+            block.split(TensorSplit(0, training.tensor_parallel))
         checkpoint_block(block, training.activation_checkpointing)
     parameters = list(model.parameters())
     optimizer = make_optimizer(model, training)

@@ -25,9 +25,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from components.blocks import Block
+from components.tensor_split import Division, TensorSplit
 from model_builder import GPT
 from recipe.optimizers import UpdateRule
 from training.activation_checkpointing import checkpoint_block
+from training.sharded_tensors import Parts
 from training.updates import OwnedUpdates, SlicedUpdates, Updates
 from training.workers import Workers
 from training_config import TrainingConfig
@@ -46,7 +49,7 @@ def new_placement(
     """The placement that `parallelism`, which is not "auto", stands for."""
     options = {"compiles": compiles, "checkpointing": training.activation_checkpointing}
     if parallelism in SHARDED:
-        copies = workers.size // shards(parallelism, training, workers)
+        copies = workers.data_size // shards(parallelism, training, workers)
         return Sharded(workers, device, copies=copies, **options)
     return Replicated(workers, device, split_optimizer=parallelism == "zero1", **options)
 
@@ -55,7 +58,9 @@ def shards(parallelism: str, training: TrainingConfig, workers: Workers) -> int:
     """How many workers the parameters of one copy of the model are spread over."""
     if parallelism not in SHARDED:
         return 1
-    return workers.size if parallelism == "fsdp" else training.shard_size or workers.local_size
+    if parallelism == "fsdp":
+        return workers.data_size
+    return training.shard_size or max(workers.local_size // workers.tensor, 1)
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype, workers: Workers) -> torch.amp.GradScaler:
@@ -91,6 +96,11 @@ class Replicated:
         self._compiles = compiles
         self._checkpointing = checkpointing
         self._split_optimizer = split_optimizer
+        self._blocks = 0
+        self._divided: dict[str, Division] = {}
+        self._partial: list[str] = []
+        self.whole_parts: set[str] = set()
+        """Kinds of parts that tensor parallelism leaves whole on each worker."""
 
     def new_model(self, config: Any) -> GPT:
         """A model with its initial weights, on the device; its parameters are spread already."""
@@ -98,9 +108,28 @@ class Replicated:
         self._place_rest(network)
         return network
 
-    def _place_block(self, block: nn.Module) -> None:
+    def _place_block(self, block: Block) -> None:
+        if self._workers.tensor > 1:
+            self._split(block)
+        self._blocks += 1
         checkpoint_block(block, self._checkpointing)
         block.to(self._device)
+
+    def _split(self, block: Block) -> None:
+        """Keep this worker's share of a block's weights."""
+        workers = self._workers
+        over = TensorSplit(workers.rank % workers.tensor, workers.tensor, workers.tensor_group)
+        self.whole_parts |= block.split(over)
+        for name, parameter in block.named_parameters(prefix=f"blocks.{self._blocks}"):
+            if parameter in over.divided:
+                self._divided[name] = over.divided[parameter]
+            if any(parameter is own for own in over.partial):
+                self._partial.append(name)
+
+    @property
+    def parts(self) -> Parts:
+        """What this worker holds of the tensors of the model that was made."""
+        return Parts(self._workers, self._divided)
 
     def _place_rest(self, network: GPT) -> None:
         network.to(self._device)
@@ -116,11 +145,11 @@ class Replicated:
         """
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
         model = torch.compile(network, dynamic=False) if self._compiles else network
-        if self._workers.size == 1:
+        if self._workers.data_size == 1:
             return model
         return DistributedDataParallel(
             model,
-            process_group=self._workers.group,
+            process_group=self._workers.data_group,
             device_ids=[self._device.index] if self._device.type == "cuda" else None,
             find_unused_parameters=some_unused,
             forward_sync_buffers=False,  # they change alike on all workers: see `Workers.mean`
@@ -134,14 +163,14 @@ class Replicated:
             model: From `trained_form`.
             last: Whether it is the step's last micro-batch.
         """
-        if self._workers.size == 1 or last:
+        if self._workers.data_size == 1 or last:
             return contextlib.nullcontext()
         return model.no_sync()
 
     def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
         """How an optimizer of the model's parameters updates them; it changes its groups."""
         kind = OwnedUpdates if self._split_optimizer else Updates
-        return kind(network, optimizer, self._workers)
+        return kind(network, optimizer, self.parts, self._partial)
 
 
 class Sharded(Replicated):
@@ -158,7 +187,7 @@ class Sharded(Replicated):
         super().__init__(workers, device, **options)
         self._mesh = workers.mesh(device, copies)
 
-    def _place_block(self, block: nn.Module) -> None:
+    def _place_block(self, block: Block) -> None:
         super()._place_block(block)
         if self._compiles:  # without the hooks that gather and free its parameters
             block.forward = torch.compile(block.forward, dynamic=False)
@@ -187,4 +216,4 @@ class Sharded(Replicated):
     def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
         """See `Replicated.updates`."""
         kind = SlicedUpdates if optimizer.elementwise else OwnedUpdates
-        return kind(network, optimizer, self._workers)
+        return kind(network, optimizer, self.parts, self._partial)

@@ -23,6 +23,7 @@ from training.memory import (
 from training.parallel import shards
 from training.smoke import check_own_optimizer, check_own_parts
 from training.workers import ALONE, Workers
+from training_components import OPTIMIZERS
 from training_config import TrainingConfig
 from training_logger import format_bytes
 
@@ -36,7 +37,7 @@ def refuse_machine(
         ConfigError: with every reason.
         UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
     """
-    uneven = _share_problems(settings.training, workers.size)
+    uneven = _share_problems(settings.training, workers.data_size)
     problems = [
         *uneven,
         *_parallelism_problems(settings.training, workers),
@@ -74,15 +75,33 @@ def _parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterato
             f"parallelism={asked!r} spreads a model over workers, but train.py was started by "
             "itself; start it with torchrun --standalone --nproc_per_node=N train.py, or drop it.",
         )
+    tensor = training.tensor_parallel
+    if tensor > 1 and size % tensor:
+        yield Problem(
+            ("tensor_parallel",),
+            f"tensor_parallel={tensor} does not divide {size} workers; "
+            + (f"use one of {_divisors(size)}." if size > 1 else "start more by torchrun."),
+        )
+        return
+    if tensor > 1 and not OPTIMIZERS[training.optimizer].elementwise:
+        able = ", ".join(name for name in OPTIMIZERS if OPTIMIZERS[name].elementwise)
+        yield Problem(
+            ("tensor_parallel", "optimizer"),
+            f"optimizer={training.optimizer!r} treats a matrix as a whole, which "
+            f"tensor_parallel={tensor} divides; use one of {able}, or tensor_parallel=1.",
+        )
     if asked != "hsdp" or not workers.joined:
         return
-    group = shards(asked, training, workers)
+    group, size = shards(asked, training, workers), workers.data_size
     if size % group:
-        fitting_sizes = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         yield Problem(
             ("shard_size", "parallelism"),
-            f"shard_size={group} does not divide {size} workers; use one of {fitting_sizes}.",
+            f"shard_size={group} does not divide {size} workers; use one of {_divisors(size)}.",
         )
+
+
+def _divisors(size: int) -> str:
+    return ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:
@@ -124,7 +143,7 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
 
 def _size_problems(settings: Settings, device: torch.device, workers: Workers) -> Iterator[Problem]:
     """What can never fit, by arithmetic that takes no time and no memory."""
-    training = share_of(settings.training, workers.size)
+    training = share_of(settings.training, workers.data_size)
     yield from _batch_problems(training)
     available = total_memory(device)
     if available is not None:
@@ -193,7 +212,7 @@ def fitting(
     too_large = list(_size_problems(settings, device, workers))
     if too_large:
         raise ConfigError(too_large)
-    training = share_of(settings.training, workers.size)
+    training = share_of(settings.training, workers.data_size)
     whole = expected_memory(settings.model, training, device.type, dtype)
     available = _available(device, workers)
     candidates = _candidates(training, workers)
@@ -202,7 +221,7 @@ def fitting(
     batches = batch_bytes(training) if device.type == "cpu" else 0
     for parallelism in candidates:
         parts = shards(parallelism, training, workers)
-        memory = whole.of_worker(parallelism, parts, workers.size)
+        memory = whole.of_worker(parallelism, parts, workers.data_size)
         if memory.least(compiled) + batches <= available:
             return parallelism, memory
     each = f" for each of {workers.local_size} workers" if workers.local_size > 1 else ""

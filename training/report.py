@@ -52,7 +52,7 @@ def _cost(run: Run) -> Rows:
     length = run.settings.training.sequence_length
     cost = run.cost
     full, causal = cost["flops_per_token"], cost["flops_per_token_causal"]
-    matrices = run.network.num_parameters(embeddings=False)
+    matrices = run.whole_network.num_parameters(embeddings=False)
     return [
         ("parameters", f"{cost['parameters']:,} ({matrices:,} outside the embedding tables)"),
         *_active(cost),
@@ -145,7 +145,17 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
 
 def _workers(run: Run) -> Rows:
     size = run.workers.size
-    return [] if size == 1 else [("workers", f"{size}, parallelism {run.parallelism}")]
+    return [] if size == 1 else [("workers", _spread(run))]
+
+
+def _spread(run: Run) -> str:
+    """How the model is spread over the workers."""
+    words = f"{run.workers.size}, parallelism {run.parallelism}"
+    if run.workers.tensor == 1:
+        return words
+    whole = ", ".join(sorted(run.placement.whole_parts))
+    kept = f"; whole on each worker: {whole}" if whole else ""
+    return f"{words}, tensor_parallel {run.workers.tensor}{kept}"
 
 
 def _attention(backend: str, doing_the_work: Sequence[str]) -> str:

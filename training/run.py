@@ -83,8 +83,16 @@ class Run:
     @property
     def cost(self) -> dict[str, Any]:
         """What the model is and costs, and the matmul FLOPs of the optimizer apart."""
-        cost = self.network.cost_report(self.settings.training.sequence_length)
+        cost = self.whole_network.cost_report(self.settings.training.sequence_length)
         return {**cost, "optimizer_flops_per_step": self.optimizer_flops}
+
+    @property
+    def whole_network(self) -> GPT:
+        """The model as it would be on one worker; its weights are not to be used."""
+        if self.workers.tensor == 1:
+            return self.network
+        with torch.device("meta"):  # the network has a share of the heads and hidden units
+            return GPT(self.settings.model)
 
     @property
     def tokens_seen(self) -> int:
@@ -146,7 +154,7 @@ class Run:
                 f"dataset={self.settings.training.dataset!r} now has {found[:12]}; prepare the "
                 "same data again, or start a new run."
             )
-        load_model_weights(start.checkpoint, self.network)
+        load_model_weights(start.checkpoint, self.network, self.placement.parts)
         load_optimizer(start.checkpoint, self.updates)
         load_rng(start.checkpoint)
         self.guard.load_state_dict(start.state["stepper"])

@@ -1,18 +1,82 @@
-"""Tensors of which each worker holds a slice: torch's DTensors, and what they are as a whole."""
+"""Tensors of which each worker holds a part: how to make them whole, and take a part of a whole.
+
+A parameter may be divided twice: a share of its sections by tensor parallelism, see
+`components.tensor_split`; and of that, a slice by FSDP, which is a DTensor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from components.tensor_split import Division
 from training.workers import ALONE, Workers
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor as a whole. All workers that hold a slice must call this together."""
+class Parts:
+    """The parts of a model's tensors that this worker holds.
+
+    Args:
+        workers: All workers.
+        divided: By name, the parameters of which a worker has a share by tensor parallelism.
+    """
+
+    def __init__(
+        self,
+        workers: Workers = ALONE,
+        divided: Mapping[str, Division] = MappingProxyType({}),
+    ):
+        self.workers = workers
+        self._divided = divided
+
+    def are_of(self, name: str) -> bool:
+        """Whether tensor parallelism divides the parameter of this name."""
+        return name in self._divided
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """The parameter of this name, or what is kept of each of its numbers, as a whole. All
+        workers must call this together."""
+        tensor = gathered_slices(tensor)
+        if name not in self._divided:
+            return tensor
+        shares = [torch.empty_like(tensor) for _ in range(self.workers.tensor)]
+        dist.all_gather(shares, tensor.contiguous(), group=self.workers.tensor_group)
+        return self._divided[name].whole(shares)
+
+    def part(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
+        """What this worker has of a whole, the parameter being `like`; no messages."""
+        if name in self._divided:
+            rank = self.workers.rank % self.workers.tensor
+            whole = self._divided[name].share(whole, rank, self.workers.tensor)
+        return slice_of(whole, like)
+
+    def copy(self, name: str, whole: Tensor, into: Tensor) -> None:
+        """Copy a whole tensor into the parameter of this name; no messages."""
+        with torch.no_grad():
+            local(into).copy_(self.part(name, whole.to(into.device), into))
+
+    def shape(self, name: str, parameter: Tensor) -> tuple[int, ...]:
+        """That of the whole parameter."""
+        shape = tuple(parameter.shape)
+        return self._divided[name].shape(shape) if name in self._divided else shape
+
+    def copies(self, name: str, parameter: Tensor) -> int:
+        """How many workers hold the same part of a parameter."""
+        held = self.workers.tensor if name in self._divided else 1
+        if isinstance(parameter, DTensor):
+            sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
+            held *= math.prod(size for placement, size in sizes if placement.is_shard())
+        return self.workers.size // held
+
+
+def gathered_slices(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP sharded as its workers hold it together; they must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -22,17 +86,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's slice of a whole tensor that is to be sharded like another; no messages."""
+    """This worker's slice of a tensor that is to be sharded like another; no messages."""
     if not isinstance(like, DTensor):
         return tensor
     mesh, placements = like.device_mesh, like.placements
     return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
-
-
-@torch.no_grad()
-def copy_whole(tensor: Tensor, into: Tensor) -> None:
-    """Copy a whole tensor into one of the same shape, which may be sharded; no messages."""
-    local(into).copy_(slice_of(tensor.to(into.device), into))
 
 
 def sharded_like(part: Tensor, like: DTensor) -> DTensor:
@@ -55,10 +113,12 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in first.values()}
 
 
-def gathered_weights(model: nn.Module, workers: Workers = ALONE) -> dict[str, Tensor]:
+def gathered_weights(model: nn.Module, parts: Parts | None = None) -> dict[str, Tensor]:
     """A model's `own_tensors`, whole, on the CPU of the first worker; empty on the others. All
     workers must call this together."""
-    return on_first(((name, whole(own)) for name, own in own_tensors(model).items()), workers)
+    parts = parts or Parts()
+    whole = ((name, parts.whole(name, own)) for name, own in own_tensors(model).items())
+    return on_first(whole, parts.workers)
 
 
 def on_first(tensors: Iterable[tuple[str, Tensor]], workers: Workers) -> dict[str, Tensor]:

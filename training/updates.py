@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from errors import UserError
 from training.gradients import Gradients, SharedGradients
 from training.optimizer_state import create_state
-from training.sharded_tensors import local, on_first, sharded_like, slice_of, whole
-from training.workers import ALONE, Workers
+from training.sharded_tensors import Parts, gathered_slices, local, on_first, sharded_like, slice_of
+from training.workers import Workers
 
 
 class Updates:
@@ -35,13 +35,26 @@ class Updates:
         optimizer: What updates the parameters of `own`.
         own: The parameters that it updates, by the name of the model's.
         elsewhere: The names of those that only other workers update.
+
+    Args:
+        model: The model.
+        optimizer: Of its parameters; its groups are changed.
+        parts: What this worker holds of the model's tensors; None: it holds all.
+        partial: Names of parameters whose gradients are to be added up over the workers that share
+            the blocks' weights.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, workers: Workers = ALONE
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        parts: Parts | None = None,
+        partial: Collection[str] = (),
     ):
         self.optimizer = optimizer
-        self._workers = workers
+        self._parts = parts or Parts()
+        self._workers = self._parts.workers
+        self._partial = partial
         self._parameters = dict(model.named_parameters())
         self.own = self._own_parameters()
         self.elsewhere = self._parameters.keys() - self.own.keys()
@@ -74,6 +87,10 @@ class Updates:
 
     def take_gradients(self) -> None:
         """After the backward pass: hand the optimizer its gradients."""
+        for name in self._partial:
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                dist.all_reduce(local(gradient), group=self._workers.tensor_group)
 
     def give_parameters(self) -> None:
         """After the optimizer's step: hand the model its new parameters."""
@@ -81,7 +98,17 @@ class Updates:
     @property
     def gradients(self) -> Gradients:
         """The gradients of the whole model."""
-        return Gradients(self.own.values())
+        if self._workers.tensor == 1:
+            return Gradients(self.own.values())
+        return self._shared_gradients()
+
+    def _shared_gradients(self) -> Gradients:
+        copies = {own: self._copies(name) for name, own in self.own.items()}
+        return SharedGradients(copies, self._workers)
+
+    def _copies(self, name: str) -> int:
+        """How many workers update the same numbers of a parameter."""
+        return self._parts.copies(name, self._parameters[name])
 
     # What is kept from step to step
 
@@ -93,7 +120,15 @@ class Updates:
                 yield f"{name}.{key}", self._whole(name, value)
 
     def _whole(self, name: str, value: Tensor) -> Tensor:
-        return value
+        """Something kept of a parameter, as of the whole one."""
+        like = self._parameters[name]
+        if not self._is_of_each_number(name, value):
+            return value
+        own = sharded_like(value, like) if isinstance(like, DTensor) else value
+        return self._parts.whole(name, own)
+
+    def _is_of_each_number(self, name: str, value: Tensor) -> bool:
+        return value.shape == self.own[name].shape
 
     def gathered(self) -> dict[str, Tensor]:
         """What `kept` gives, on the CPU of the first worker; empty on the others."""
@@ -111,22 +146,25 @@ class Updates:
     def slots(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """What this worker's optimizer keeps, by parameter and key: dtype, and shape as a whole."""
         return {
-            f"{name}.{key}": (value.dtype, self._shape(name, value))
+            f"{name}.{key}": (value.dtype, self._whole_shape(name, value))
             for name, own in self.own.items()
             for key, value in self.optimizer.state.get(own, {}).items()
         }
 
-    def _shape(self, name: str, value: Tensor) -> tuple[int, ...]:
+    def _whole_shape(self, name: str, value: Tensor) -> tuple[int, ...]:
+        if self._is_of_each_number(name, value):
+            return self._parts.shape(name, self._parameters[name])
         return tuple(value.shape)
 
     def put(self, entry: str, value: Tensor) -> None:
         """Take up what was `kept` under a name."""
         name, _, key = entry.rpartition(".")
         slot = self.optimizer.state[self.own[name]][key]
-        slot.copy_(self._slice(name, slot, value))
+        slot.copy_(self._part(name, value) if self._is_of_each_number(name, slot) else value)
 
-    def _slice(self, name: str, slot: Tensor, value: Tensor) -> Tensor:
-        return value
+    def _part(self, name: str, value: Tensor) -> Tensor:
+        """What this worker's optimizer keeps of something of a whole parameter."""
+        return self._parts.part(name, value, self._parameters[name])
 
 
 class SlicedUpdates(Updates):
@@ -140,82 +178,56 @@ class SlicedUpdates(Updates):
 
     def take_gradients(self) -> None:
         average_replicated(self._parameters.values(), self._workers)
-        for name, p in self._sharded():
-            self.own[name].grad = None if p.grad is None else local(p.grad)
-            p.grad = None
-
-    def _sharded(self) -> Iterator[tuple[str, DTensor]]:
-        return ((name, p) for name, p in self._parameters.items() if isinstance(p, DTensor))
+        super().take_gradients()
+        for name, p in self._parameters.items():
+            if isinstance(p, DTensor):
+                self.own[name].grad = None if p.grad is None else local(p.grad)
+                p.grad = None
 
     @property
     def gradients(self) -> Gradients:
-        copies = {own: self._copies(name) for name, own in self.own.items()}
-        return SharedGradients(copies, self._workers)
-
-    def _copies(self, name: str) -> int:
-        """How many workers hold the same slice of a parameter."""
-        parameter = self._parameters[name]
-        if not isinstance(parameter, DTensor):
-            return self._workers.size
-        sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
-        slices = 1
-        for placement, size in sizes:
-            slices *= size if placement.is_shard() else 1
-        return self._workers.size // slices
-
-    def _whole(self, name: str, value: Tensor) -> Tensor:
-        like = self._parameters[name]
-        return whole(sharded_like(value, like)) if self._is_slice(name, value) else value
-
-    def _shape(self, name: str, value: Tensor) -> tuple[int, ...]:
-        sliced = self._is_slice(name, value)
-        return tuple(self._parameters[name].shape if sliced else value.shape)
-
-    def _slice(self, name: str, slot: Tensor, value: Tensor) -> Tensor:
-        return slice_of(value, self._parameters[name]) if self._is_slice(name, slot) else value
-
-    def _is_slice(self, name: str, value: Tensor) -> bool:
-        """Whether something kept is of each number of a sharded parameter."""
-        return value.ndim > 0 and isinstance(self._parameters[name], DTensor)
+        """See `Updates.gradients`."""
+        return self._shared_gradients()
 
 
 class OwnedUpdates(Updates):
-    """Every worker updates some of the parameters, as a whole.
+    """Every worker updates some of the parameters; if FSDP sharded them, it gathers these first.
 
     Raises:
         UserError: there are fewer parameters than workers.
     """
 
     def _own_parameters(self) -> dict[str, nn.Parameter]:
-        sizes = {name: p.numel() for name, p in self._parameters.items()}
-        if len(sizes) < self._workers.size:
+        workers, sizes = self._workers, {name: p.numel() for name, p in self._parameters.items()}
+        if len(sizes) < workers.data_size:
             raise UserError(
-                f"{len(sizes)} parameters cannot be divided among {self._workers.size} workers; "
+                f"{len(sizes)} parameters cannot be divided among {workers.data_size} workers; "
                 "use parallelism='ddp'."
             )
-        self._owners = owners_of(sizes, self._workers.size)
+        self._owners = owners_of(sizes, workers.data_size)
         return {
             name: nn.Parameter(torch.zeros(p.shape, device=p.device))
             if isinstance(p, DTensor)
             else p
             for name, p in self._parameters.items()
-            if self._owners[name] == self._workers.rank
+            if self._owners[name] == workers.data_rank
         }
 
     def _own_part(self, value: Tensor) -> Tensor:
-        return whole(value)
+        return gathered_slices(value)
 
     @torch.no_grad()
     def take_gradients(self) -> None:
         sharded = any(isinstance(p, DTensor) for p in self._parameters.values())
         if sharded:  # else they are averaged in the backward pass
             average_replicated(self._parameters.values(), self._workers)
+        super().take_gradients()
         for name, p in self._parameters.items():
             own = self.own.get(name)
             if own is p:
                 continue
             if isinstance(p, DTensor) and p.grad is not None:
-                gradient, values = whole(p.grad), whole(p)
+                gradient, values = gathered_slices(p.grad), gathered_slices(p)
                 if own is not None:
                     own.grad = gradient
                     own.copy_(values)
@@ -235,30 +247,48 @@ class OwnedUpdates(Updates):
         values = self.own.get(name, parameter).detach()
         if isinstance(values, DTensor):
             values = torch.empty(values.shape, device=values.device)
-        group, owner = self._workers.group, self._owners[name]
-        return dist.broadcast(values, owner, group, async_op=True), name, values
+        return self._broadcast(values, self._owners[name], wait=False), name, values
+
+    def _broadcast(self, tensor: Tensor, owner: int, *, wait: bool = True) -> dist.Work | None:
+        """To the workers that have the same share of the blocks, from one by its `data_rank`."""
+        group = self._workers.data_group
+        return dist.broadcast(tensor, group=group, group_src=owner, async_op=not wait)
 
     @property
     def gradients(self) -> Gradients:
-        return SharedGradients(dict.fromkeys(self.own.values(), 1), self._workers)
+        """See `Updates.gradients`."""
+        return self._shared_gradients()
+
+    def _copies(self, name: str) -> int:
+        return 1 if self._parts.are_of(name) else self._workers.tensor
 
     def kept(self) -> Iterator[tuple[str, Tensor]]:
         """See `Updates.kept`."""
         workers = self._workers
-        mine = {entry: (value.shape, value.dtype) for entry, value in super().kept()}
-        found: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{} for _ in range(workers.size)]
-        dist.all_gather_object(found, mine, workers.group)
+        mine = {
+            f"{name}.{key}": (value.shape, value.dtype)
+            for name, own in self.own.items()
+            for key, value in self.optimizer.state.get(own, {}).items()
+        }
+        found: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{}] * workers.data_size
+        dist.all_gather_object(found, mine, workers.data_group)
         device = next(iter(self.own.values())).device
         for owner, entries in enumerate(found):
             for entry, (shape, dtype) in entries.items():
-                if owner == workers.rank:
-                    name, _, key = entry.rpartition(".")
+                name, _, key = entry.rpartition(".")
+                if owner == workers.data_rank:
                     value = self.optimizer.state[self.own[name]][key]
                 else:
                     value = torch.empty(shape, dtype=dtype, device=device)
-                if owner:
-                    dist.broadcast(value, owner, workers.group)
-                yield entry, value
+                self._broadcast(value, owner)
+                of_each = shape == self._parameters[name].shape
+                yield entry, self._parts.whole(name, value) if of_each else value
+
+    def _whole(self, name: str, value: Tensor) -> Tensor:
+        raise NotImplementedError  # `kept` does without
+
+    def _part(self, name: str, value: Tensor) -> Tensor:
+        return self._parts.part(name, value, self.own[name])
 
 
 def owners_of(sizes: Mapping[str, int], workers: int) -> dict[str, int]:

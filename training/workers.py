@@ -55,6 +55,10 @@ class Workers:
         store: Where workers leave notes for each other; None for a single one.
         group: The process group for messages; None: the default one, with torch's timeout.
         timeout: How long its messages may take; None: torch's.
+        tensor: How many workers, of ranks that follow each other, share the weights of each block
+            and train on the same sequences.
+        tensor_group: Those of them that share with this one.
+        data_group: Those that have the same share of the weights as this one.
     """
 
     rank: int = 0
@@ -64,6 +68,9 @@ class Workers:
     store: dist.Store | None = None
     group: dist.ProcessGroup | None = None
     timeout: datetime.timedelta | None = None
+    tensor: int = 1
+    tensor_group: dist.ProcessGroup | None = None
+    data_group: dist.ProcessGroup | None = None
 
     @property
     def joined(self) -> bool:
@@ -83,25 +90,50 @@ class Workers:
         torch.cuda.set_device(own)
         return own
 
-    def with_timeout(self, seconds: float) -> Workers:
-        """The same workers, with messages that time out after so many seconds."""
+    @property
+    def data_rank(self) -> int:
+        """Which share of every batch this worker has."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """How many shares there are of every batch."""
+        return self.size // self.tensor
+
+    def arranged(self, timeout_seconds: float, tensor: int) -> Workers:
+        """The same workers, with groups whose messages time out after so many seconds.
+
+        Args:
+            timeout_seconds: As a run has them.
+            tensor: See `Workers`; what does not divide is for `preflight` to refuse.
+        """
         if not self.joined:
             return self
-        timeout = datetime.timedelta(seconds=seconds)
-        return dataclasses.replace(self, group=dist.new_group(timeout=timeout), timeout=timeout)
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        group = dist.new_group(timeout=timeout)
+        whole = dataclasses.replace(self, group=group, data_group=group, timeout=timeout)
+        if tensor == 1 or self.size % tensor:
+            return whole
+        grid = torch.arange(self.size).view(-1, tensor)
+        tensor_group, data_group = (whole._subgroup(ranks) for ranks in (grid, grid.T))
+        return dataclasses.replace(
+            whole, tensor=tensor, tensor_group=tensor_group, data_group=data_group
+        )
+
+    def _subgroup(self, ranks: Tensor) -> dist.ProcessGroup:
+        """That of the rows of ranks in which this worker is."""
+        return dist.new_subgroups_by_enumeration(ranks.tolist(), self.timeout)[0]
 
     def mesh(self, device: torch.device, copies: int = 1) -> DeviceMesh:
         """The workers as `fully_shard` takes them: those that hold the slices of a model, in a row;
         of several copies of the model, a row for each."""
         if copies == 1:
-            return DeviceMesh.from_group(self.group, device.type)
-        grid = torch.arange(self.size).view(copies, -1)
-        rows, columns = (
-            dist.new_subgroups_by_enumeration(ranks.tolist(), self.timeout)[0]
-            for ranks in (grid, grid.T)
-        )
-        names = ("replicate", "shard")
-        return DeviceMesh.from_group([columns, rows], device.type, grid, mesh_dim_names=names)
+            return DeviceMesh.from_group(self.data_group, device.type)
+        grid = torch.arange(self.size).view(copies, -1, self.tensor)  # tensor innermost
+        rows = self._subgroup(grid.transpose(1, 2).flatten(0, 1))
+        columns = self._subgroup(grid.flatten(1).T)
+        names, own = ("replicate", "shard"), grid[..., self.rank % self.tensor]
+        return DeviceMesh.from_group([columns, rows], device.type, own, mesh_dim_names=names)
 
     # Numbers
 
@@ -205,9 +237,10 @@ class Workers:
         raise error or UserError(f"worker {rank}: {message}")
 
     def separate_randomness(self, seed: int, step: int) -> None:
-        """Seed torch differently on each worker, as a function of seed, step and rank alone."""
+        """Seed torch differently for each share of a batch, as a function of seed, step and share
+        alone."""
         if self.size > 1:
-            sequence = np.random.SeedSequence(seed, spawn_key=(step, self.rank))
+            sequence = np.random.SeedSequence(seed, spawn_key=(step, self.data_rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     # Faults
@@ -258,18 +291,18 @@ class Workers:
     # Batches
 
     def share(self, items: Iterable[T]) -> Iterator[tuple[bool, T]]:
-        """This worker's share of the items: every size-th, starting at its rank.
+        """This worker's share of the items: every data_size-th, starting at its data_rank.
 
         All workers get as many, as a sharded model needs: it communicates at every call. What fills
-        up is the first item once more, marked False.
+        up is the first item once more, marked False; so is what a worker of a lower rank has too.
         """
         remaining = iter(items)
-        group = list(islice(remaining, self.size))
-        first = group[:1]
+        group = list(islice(remaining, self.data_size))
+        first, counts = group[:1], self.rank % self.tensor == 0
         while group:
-            mine = group[self.rank : self.rank + 1]
-            yield bool(mine), *(mine or first)
-            group = list(islice(remaining, self.size))
+            mine = group[self.data_rank : self.data_rank + 1]
+            yield bool(mine) and counts, *(mine or first)
+            group = list(islice(remaining, self.data_size))
 
 
 def _leave(status: int) -> NoReturn:

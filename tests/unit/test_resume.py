@@ -35,6 +35,7 @@ class TestKeys:
             "log_to",
             "parallelism",
             "shard_size",
+            "tensor_parallel",
         }
         assert not any(map(_is_fixed, of_the_command))
 
