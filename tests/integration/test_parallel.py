@@ -141,6 +141,57 @@ def test_any_optimizer_trains_on_two_workers_as_on_one(
     assert_trains_as_one(workshop, 2, flags, f"--parallelism={parallelism}")
 
 
+SPLIT = {
+    "gpt2": ("config/arch_gpt2.py", "--n_layer=2", "--n_head=4"),
+    "norms of heads": (*LLAMA, "--ffn_multiple_of=2", "--qk_norm=True", "--attention_bias=True"),
+    "norms of all heads": (
+        *LLAMA,
+        "--ffn_multiple_of=2",
+        "--qk_norm=True",
+        "--qk_norm_over=projection",
+    ),
+    "score bias": (*LLAMA, "--ffn_multiple_of=2", "--position_encoding=alibi"),
+    "values": (*LLAMA, "--ffn_multiple_of=2", "--value_residual=learned"),
+    "tied": (*LLAMA, "--ffn_multiple_of=2", "--weight_tying=True"),
+    "moe": (*MODELS["moe"], "--ffn_hidden=32"),
+    "hybrid": (*MODELS["hybrid"], "--ffn_multiple_of=2"),
+    "unet": (*LLAMA, "--ffn_multiple_of=2", "--residual=unet"),
+}
+
+
+def test_heads_and_hidden_units_split_over_workers_train_as_one(workshop: Workshop) -> None:
+    flags = (*LLAMA, "--ffn_multiple_of=2")
+    assert_trains_as_one(workshop, 2, flags, "--tensor_parallel=2")
+    log = log_of(workshop.out_dir / "many")
+    assert log["architecture"] == log_of(workshop.out_dir / "one")["architecture"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+@pytest.mark.parametrize("model", SPLIT)
+def test_any_model_can_be_split(workshop: Workshop, model: str, parallelism: str) -> None:
+    flags = ("--tensor_parallel=2", f"--parallelism={parallelism}")
+    assert_trains_as_one(workshop, 2, SPLIT[model], *flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "of_workers",
+    [
+        ("--parallelism=ddp",),
+        ("--parallelism=zero1",),
+        ("--parallelism=fsdp",),
+        ("--parallelism=hsdp", "--shard_size=1"),
+        ("--parallelism=fsdp", "--compile=True", "--activation_checkpointing=selective"),
+    ],
+)
+def test_a_split_model_is_spread_in_every_way(
+    workshop: Workshop, of_workers: tuple[str, ...]
+) -> None:
+    flags = SPLIT["norms of heads"]
+    assert_trains_as_one(workshop, 4, flags, "--tensor_parallel=2", *of_workers)
+
+
 def resume_with(workshop: Workshop, count: int, run: str, *flags: str) -> None:
     workers = workshop.start_workers(count, *flags, f"--resume={run}", run_name=run)
     assert finish(workers) == [0] * count, workers[0].errors
@@ -157,27 +208,34 @@ def test_a_run_goes_on_with_its_model_spread_in_another_way(workshop: Workshop) 
     assert_same_losses(workshop.out_dir / "moved", whole)
 
 
+WAYS = [
+    (2, "--parallelism=fsdp"),
+    (2, "--parallelism=zero1"),
+    (4, "--parallelism=hsdp --shard_size=2"),
+    (2, "--parallelism=ddp"),
+]
+SPLIT_WAYS = [(2, "--tensor_parallel=2"), (4, "--tensor_parallel=2 --parallelism=fsdp")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_goes_through_every_way_to_spread_it(workshop: Workshop, optimizer: str) -> None:
-    """And its checkpoint of one step is the same, whichever way it was saved."""
-    flags = (*LLAMA, f"--optimizer={optimizer}", "--lr_decay_iters=50")
+@pytest.mark.parametrize(
+    ("optimizer", "ways"), [("adamw", [*SPLIT_WAYS, *WAYS, *SPLIT_WAYS]), ("muon", WAYS)]
+)
+def test_a_run_goes_through_every_way_to_spread_it(
+    workshop: Workshop, optimizer: str, ways: list[tuple[int, str]]
+) -> None:
+    """Weights and moments are at the end what they are in one process."""
+    steps = 10 * len(ways) + 10
+    flags = (*LLAMA, f"--optimizer={optimizer}", f"--lr_decay_iters={steps}", "--ffn_multiple_of=2")
     flags += ("--muon_dtype=float32",) if optimizer == "muon" else ()
-    whole = workshop.train(*flags, *course(max_iters=50), run_name="whole")
+    whole = workshop.train(*flags, *course(max_iters=steps), run_name="whole")
     workshop.train(*flags, *course(max_iters=10), run_name="moved")
-    ways = [(2, "fsdp"), (2, "zero1"), (4, "hsdp"), (2, "ddp")]
-    for place, (count, parallelism) in enumerate(ways, start=2):
-        last = ("--shard_size=2",) if parallelism == "hsdp" else ()
-        resume_with(
-            workshop,
-            count,
-            "moved",
-            *(*flags, *course(max_iters=10 * place), f"--parallelism={parallelism}", *last),
-        )
+    for place, (count, way) in enumerate(ways, start=2):
+        resume_with(workshop, count, "moved", *flags, *course(max_iters=10 * place), *way.split())
     moved = workshop.out_dir / "moved"
     assert_same_losses(moved, whole)
     for tensors_at in (weights_at, moments_at):
-        ours, theirs = tensors_at(moved, 50), tensors_at(whole, 50)
+        ours, theirs = tensors_at(moved, steps), tensors_at(whole, steps)
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
@@ -189,6 +247,12 @@ def test_a_run_goes_through_every_way_to_spread_it(workshop: Workshop, optimizer
         (("--parallelism=none",), "but 2 were started"),
         (("--parallelism=hsdp", "--shard_size=3"), "does not divide 2 workers; use one of 1, 2"),
         (("--shard_size=2",), "shard_size=2 has no effect with parallelism='auto'"),
+        (("--tensor_parallel=3",), "tensor_parallel=3 does not divide 2 workers; use one of 1, 2"),
+        (("--tensor_parallel=2",), "does not divide ffn_hidden=85; use one of 1, 5, 17, 85"),
+        (
+            ("--tensor_parallel=2", "--optimizer=muon"),
+            "optimizer='muon' treats a matrix as a whole, which tensor_parallel=2 divides",
+        ),
     ],
 )
 def test_what_workers_cannot_do_is_refused(
