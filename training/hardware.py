@@ -152,10 +152,15 @@ def seed_everything(seed: int) -> None:
 # without tensor cores, "tf32" what torch uses for float32 where TF32 is allowed.
 # The pattern is the whole name that torch.cuda.get_device_name gives, less "NVIDIA", "Tesla" and
 # "GeForce": a laptop part or a slice of a card has another name, another peak, and no entry.
+# The float32 of AMD devices is that of their matrix cores, which compute in float32 throughout.
+# torch sees each of the two dies (GCDs) of an MI250X as a device, so its peaks are half the card's.
+# Some drivers name it "MI250X/MI250", which may be either card, so that name has no entry.
 # Sources: V100, T4, A100, A30, A40, A10, L4, L40, L40S, H100 and H200 data sheets; A10G data sheet
-# (AWS); GH200 data sheet; HGX B200 and GB200 NVL72 (per GPU) in the Blackwell data sheet; RTX 30
-# and A6000: GA102 white paper; RTX 40 and 6000 Ada: Ada white paper; RTX 50: RTX Blackwell white
-# paper; MI300X data sheet.
+# (AWS); GH200 data sheet; HGX B200 and GB200 NVL72 (per GPU) in the Blackwell data sheet; HGX B300
+# and GB300 NVL72 (per GPU) in the Blackwell Ultra data sheet; RTX 30 and A6000: GA102 white paper;
+# RTX A4000 and A5000 data sheets, TF32 at half the rate of half precision as in the GA102 white
+# paper; RTX 40 and 6000 Ada: Ada white paper; RTX 50: RTX Blackwell white paper; RTX PRO 6000: RTX
+# PRO Blackwell white paper; MI250X, MI300X, MI325X and MI355X data sheets.
 PEAK_TFLOPS: dict[str, dict[str, float]] = {
     r"V100-SXM[23]-\d+GB": {"float32": 15.7, "float16": 125.0},
     r"V100-PCIE-\d+GB": {"float32": 14.0, "float16": 112.0},
@@ -172,6 +177,8 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
     r"A10": {"float32": 31.2, "tf32": 62.5, "bfloat16": 125.0, "float16": 125.0},
     r"A10G": {"float32": 35.0, "tf32": 35.0, "bfloat16": 70.0, "float16": 70.0},
     r"RTX A6000": {"float32": 38.7, "tf32": 77.4, "bfloat16": 154.8, "float16": 154.8},
+    r"RTX A5000": {"float32": 27.8, "tf32": 55.5, "bfloat16": 111.1, "float16": 111.1},
+    r"RTX A4000": {"float32": 19.2, "tf32": 38.3, "bfloat16": 76.7, "float16": 76.7},
     r"RTX 3090": {"float32": 35.6, "tf32": 35.6, "bfloat16": 71.0, "float16": 71.0},
     r"L4": {"float32": 30.3, "tf32": 60.0, "bfloat16": 121.0, "float16": 121.0},
     r"L40": {"float32": 90.5, "tf32": 90.5, "bfloat16": 181.0, "float16": 181.0},
@@ -184,6 +191,12 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
     },
     r"RTX 4090": {"float32": 82.6, "tf32": 82.6, "bfloat16": 165.2, "float16": 165.2},
     r"RTX 5090": {"float32": 104.8, "tf32": 104.8, "bfloat16": 209.5, "float16": 209.5},
+    r"RTX PRO 6000 Blackwell Workstation Edition": {
+        "float32": 125.9,
+        "tf32": 251.9,
+        "bfloat16": 503.8,
+        "float16": 503.8,
+    },
     r"H100 PCIe": {"float32": 51.0, "tf32": 378.0, "bfloat16": 756.0, "float16": 756.0},
     r"H100 NVL|H200 NVL": {
         "float32": 60.0,
@@ -199,7 +212,11 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
     },
     r"B200": {"float32": 75.0, "tf32": 1100.0, "bfloat16": 2250.0, "float16": 2250.0},
     r"GB200": {"float32": 80.0, "tf32": 1250.0, "bfloat16": 2500.0, "float16": 2500.0},
-    r"AMD Instinct MI300X": {"float32": 163.4, "bfloat16": 1307.4, "float16": 1307.4},
+    r"B300 SXM6 AC": {"float32": 75.0, "tf32": 1125.0, "bfloat16": 2250.0, "float16": 2250.0},
+    r"GB300": {"float32": 80.0, "tf32": 1250.0, "bfloat16": 2500.0, "float16": 2500.0},
+    r"AMD Instinct MI250X": {"float32": 47.9, "bfloat16": 191.5, "float16": 191.5},
+    r"AMD Instinct (MI300X|MI325X)": {"float32": 163.4, "bfloat16": 1307.4, "float16": 1307.4},
+    r"AMD Instinct MI355(X| OAM)": {"float32": 157.3, "bfloat16": 2516.6, "float16": 2516.6},
 }
 
 

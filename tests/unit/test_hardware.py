@@ -205,6 +205,18 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         ("NVIDIA GeForce RTX 3090", BF16, 71),
         ("NVIDIA GeForce RTX 4090", BF16, 165.2),
         ("NVIDIA GeForce RTX 5090", BF16, 209.5),
+        ("NVIDIA RTX A4000", BF16, 76.7),
+        ("NVIDIA RTX A4000", FP32, 19.2),
+        ("NVIDIA RTX A5000", FP16, 111.1),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", BF16, 503.8),
+        ("NVIDIA B300 SXM6 AC", BF16, 2250),
+        ("NVIDIA GB300", BF16, 2500),
+        ("AMD Instinct MI250X", BF16, 191.5),
+        ("AMD Instinct MI250X", FP32, 47.9),
+        ("AMD Instinct MI300X", FP16, 1307.4),
+        ("AMD Instinct MI325X", BF16, 1307.4),
+        ("AMD Instinct MI355X", BF16, 2516.6),
+        ("AMD Instinct MI355 OAM", FP32, 157.3),
     ],
 )
 def test_peaks_of_known_devices(machine, name, dtype, tflops):
@@ -219,6 +231,14 @@ def test_peaks_of_known_devices(machine, name, dtype, tflops):
         ("NVIDIA GeForce RTX 4090 Laptop GPU", BF16),
         ("NVIDIA GeForce RTX 4090 D", BF16),
         ("NVIDIA A100X", BF16),
+        ("NVIDIA RTX A400", BF16),
+        ("NVIDIA RTX A4000 Laptop GPU", BF16),
+        ("NVIDIA RTX 4000 Ada Generation", BF16),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", BF16),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", BF16),
+        ("NVIDIA B300 MIG 1g.34gb", BF16),
+        ("AMD Instinct MI250X/MI250", BF16),  # either card
+        ("AMD Instinct MI300A", BF16),
         ("NVIDIA Z9000", BF16),
         ("Tesla T4", BF16),  # it cannot
         ("NVIDIA H200", torch.float64),
@@ -254,9 +274,45 @@ def test_the_table_is_plausible():
         assert peaks["float16"] < 3000, pattern
 
 
+def rate(cores: int, per_clock: int, gigahertz: float) -> float:
+    """TFLOP/s of `cores` that each do `per_clock` multiply-adds a clock."""
+    return 2 * cores * per_clock * gigahertz / 1e3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tflops"),
+    [  # cores: SMs x 128 for float32, tensor cores for the rest; CUs of the dies of a device
+        ("RTX A4000", "float32", rate(6144, 1, 1.560)),
+        ("RTX A4000", "tf32", rate(192, 64, 1.560)),
+        ("RTX A4000", "bfloat16", rate(192, 128, 1.560)),
+        ("RTX A5000", "float32", rate(8192, 1, 1.695)),
+        ("RTX A5000", "tf32", rate(256, 64, 1.695)),
+        ("RTX A5000", "bfloat16", rate(256, 128, 1.695)),
+        ("RTX A6000", "bfloat16", rate(336, 128, 1.800)),
+        ("RTX 3090", "bfloat16", rate(328, 64, 1.695)),
+        ("RTX PRO 6000 Blackwell Workstation Edition", "float32", rate(24064, 1, 2.617)),
+        ("RTX PRO 6000 Blackwell Workstation Edition", "tf32", rate(752, 64, 2.617)),
+        ("RTX PRO 6000 Blackwell Workstation Edition", "bfloat16", rate(752, 128, 2.617)),
+        ("RTX 5090", "bfloat16", rate(680, 64, 2.407)),
+        ("AMD Instinct MI250X", "float32", rate(110, 128, 1.7)),
+        ("AMD Instinct MI250X", "bfloat16", rate(110, 512, 1.7)),
+        ("AMD Instinct MI325X", "float32", rate(304, 128, 2.1)),
+        ("AMD Instinct MI325X", "bfloat16", rate(304, 1024, 2.1)),
+        ("AMD Instinct MI355X", "float32", rate(256, 128, 2.4)),
+        ("AMD Instinct MI355X", "bfloat16", rate(256, 2048, 2.4)),
+    ],
+)
+def test_peaks_are_cores_times_clock(name, kind, tflops):
+    """An independent way to the data sheets' numbers, which are rounded."""
+    [peaks] = [peaks for pattern, peaks in PEAK_TFLOPS.items() if re.fullmatch(pattern, name)]
+    assert peaks[kind] == pytest.approx(tflops, rel=3e-3)
+
+
 def test_no_device_name_matches_two_entries():
     names = ["A10", "A10G", "A100-SXM4-40GB", "L4", "L40", "L40S", "B200", "GB200", "H200"]
     names += ["GH200 480GB", "H100 NVL", "V100-PCIE-16GB", "V100S-PCIE-32GB"]
+    names += ["RTX A4000", "RTX A5000", "RTX A6000", "B300 SXM6 AC", "GB300"]
+    names += [f"AMD Instinct MI{card}" for card in ("250X", "300X", "325X", "355X", "355 OAM")]
     for name in names:
         assert sum(bool(re.fullmatch(pattern, name)) for pattern in PEAK_TFLOPS) == 1, name
 
