@@ -26,7 +26,10 @@ def prepare_module(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["fineweb_edu", "openwebtext", "python_stdlib", "shakespeare", "shakespeare_char", "text"],
+    [
+        *("fineweb", "fineweb_100b", "fineweb_edu", "openwebtext"),
+        *("python_stdlib", "shakespeare", "shakespeare_char", "text"),
+    ],
 )
 def test_help_says_what_the_script_makes_and_where_it_goes(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
@@ -195,13 +198,15 @@ def test_shakespeare_has_the_counts_of_nanogpt(shakespeare, gpt2, tmp_path):
     assert sum(meta["splits"][s]["bytes"] for s in ("train", "val")) == 1_115_394
 
 
-# data/openwebtext and data/fineweb_edu
+# data/openwebtext and data/fineweb*
 
 
 @pytest.mark.parametrize(
     ("dataset", "repository", "configuration"),
     [
         ("openwebtext", "Skylion007/openwebtext", None),
+        ("fineweb", "HuggingFaceFW/fineweb", "sample-10BT"),
+        ("fineweb_100b", "HuggingFaceFW/fineweb", "sample-100BT"),
         ("fineweb_edu", "HuggingFaceFW/fineweb-edu", "sample-10BT"),
     ],
 )
