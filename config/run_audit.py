@@ -10,6 +10,7 @@ n_layer = 2
 n_head = 4
 n_embd = 64
 block_size = 64
+sequence_length = 64
 dropout = 0.1
 
 batch_size = 8

@@ -10,6 +10,7 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 block_size = 64
+sequence_length = 64
 
 batch_size = 16
 max_iters = 600  # 0.6M tokens
