@@ -171,3 +171,12 @@ def test_sizes_are_as_the_comments_say():
     assert said("run_fineweb_1.3b.py", r"steps: (\d+) for each parameter") == [
         round(tokens / parameters)
     ]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_row_of_the_readme(name):
+    readme = (CONFIG.parent / "README.md").read_text(encoding="utf-8")
+    run = settings(name).training
+    parameters, _, tokens = flops_of(name)
+    numbers = f"{rounded(tokens)} | {run.tokens_per_step:,} |"
+    assert f"| `{name}` | {rounded(parameters)} | `{run.dataset}` | {numbers}" in readme
