@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +183,19 @@ def test_the_row_of_the_readme(name):
     parameters, _, tokens = flops_of(name)
     numbers = f"{rounded(tokens)} | {run.tokens_per_step:,} |"
     assert f"| `{name}` | {rounded(parameters)} | `{run.dataset}` | {numbers}" in readme
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (CONFIG.parent / "data/shakespeare_char/meta.json").exists(),
+    reason="data/shakespeare_char is not prepared",
+)
+@pytest.mark.parametrize("preset", ["llama", "gpt2"])
+def test_the_laptop_recipe_reaches_its_loss(preset, tmp_path):
+    """To the spread of seeds: another machine or dtype rounds differently."""
+    command = [sys.executable, "train.py", f"config/arch_{preset}.py", "config/run_laptop.py"]
+    flags = [f"--out_dir={tmp_path}", "--run_name=run", "--device=cpu"]
+    subprocess.run([*command, *flags], cwd=CONFIG.parent, check=True, capture_output=True)
+    run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    [loss] = said("run_laptop.py", rf"([\d.]+) as arch_{preset}\b")
+    assert run["eval_steps"][-1]["val_loss"] == pytest.approx(loss, abs=0.03)
