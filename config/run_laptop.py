@@ -9,7 +9,8 @@ Loss: measured with seed 1337, nats per character of the whole validation split:
 1.82 as arch_gpt2.
 Time: measured on one core of an AMD EPYC in bfloat16 (torch 2.13.0), start and validation included:
 2 min 20 s of CPU time as arch_llama, 2 min 7 s as arch_gpt2. The machine was shared, so the wall
-time was longer: 3 min 35 s and 4 min 46 s. On two cores, less busy, a step of arch_llama took 83 ms.
+time was longer: 3 min 35 s and 4 min 46 s. On two cores a step of arch_llama took 83 ms (over 100
+steps, on the same machine when it was less busy).
 """
 
 dataset = "shakespeare_char"
