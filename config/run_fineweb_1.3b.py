@@ -6,10 +6,11 @@ Tokens: 1,048,576 a step, 26.2B in 25,000 steps: 20 for each parameter, as Hoffm
 arXiv 2203.15556) advise.
 Schedule: warm-up over 500 steps, then a cosine from 4e-4 to 4e-5.
 Loss: about 2.73 nats per token is expected of a GPT-2, an extrapolation: Hoffmann's third fit,
-406.4 / parameters^0.34 + 410.7 / tokens^0.28, is 0.55 lower than for run_fineweb_124m. Not yet run.
+406.4 / parameters^0.34 + 410.7 / tokens^0.28, is 0.55 lower than for run_fineweb_124m. Not yet
+run here.
 Time and cost: not yet run. arch_gpt2 has 9,073,852,416 FLOPs per token; at 40 % of the 989 TFLOP/s
 of 8 H100, as run_fineweb_124m, that makes 20.9 hours, or $585 at $28 an hour (Lambda's price for
-eight, llm.c's discussion 677). llm.c, with more tokens, took 24 hours for 1.56B parameters.
+eight, llm.c's discussion 677). llm.c reports 24 hours and $672 for GPT-2's 1.56B.
 """
 
 dataset = "fineweb_100b"
