@@ -1,4 +1,5 @@
-"""Where the jobs of a sweep run: in processes of this machine, or on a Ray cluster."""
+"""Where the jobs of a sweep run: in processes of this machine, or on a Ray cluster; `slurm` has the
+engine for SLURM."""
 
 from __future__ import annotations
 
@@ -56,18 +57,42 @@ def visible_gpus() -> list[str]:
     return named[:count] if named else [str(index) for index in range(count)]
 
 
-def worker_environments(workers: int, device: str) -> list[dict[str, str]]:
-    """What each of a number of workers sets, so that they share the machine.
+def gpu_groups(size: int) -> list[str]:
+    """The CUDA devices of this machine in groups of so many; what fills no group is left out.
 
-    On CUDA a GPU each, in turn where there are fewer; elsewhere an equal part of the cores, unless
-    OMP_NUM_THREADS says how many each has. A single worker has all there is.
+    Raises:
+        UserError: there are fewer.
+    """
+    gpus = visible_gpus()
+    if size > len(gpus):
+        raise UserError(
+            f"--gpus_per_run={size}, but this machine has {len(gpus)} GPU{'s' * (len(gpus) != 1)}; "
+            f"use --gpus_per_run={len(gpus)} or less, or --device=cpu."
+        )
+    return [",".join(gpus[end - size : end]) for end in range(size, len(gpus) + 1, size)]
+
+
+def worker_environments(workers: int, device: str, processes: int = 1) -> list[dict[str, str]]:
+    """What the runs of each of a number of workers have set, so that they share the machine.
+
+    On CUDA a GPU for each process, in turn where there are fewer; elsewhere an equal part of the
+    cores, unless OMP_NUM_THREADS says how many each has. A single process has all there is.
+
+    Args:
+        workers: Runs at a time.
+        device: What they train on.
+        processes: Of each run.
+
+    Raises:
+        UserError: the machine has fewer GPUs than a run has processes.
     """
     if device == "cuda":
-        gpus = visible_gpus()
-        return [{GPUS: gpus[worker % len(gpus)]} for worker in range(workers)]
-    if workers == 1 or THREADS in os.environ:
+        groups = gpu_groups(processes)
+        return [{GPUS: groups[worker % len(groups)]} for worker in range(workers)]
+    everything = workers * processes
+    if everything == 1 or THREADS in os.environ:
         return [{} for _ in range(workers)]
-    return [{THREADS: str(max(1, available_cores() // workers))} for _ in range(workers)]
+    return [{THREADS: str(max(1, available_cores() // everything))} for _ in range(workers)]
 
 
 class LocalEngine:
@@ -75,10 +100,12 @@ class LocalEngine:
 
     Args:
         environments: Of each worker, the variables that its runs have set.
+        processes: That train a run together.
     """
 
-    def __init__(self, environments: Sequence[Mapping[str, str]]):
+    def __init__(self, environments: Sequence[Mapping[str, str]], processes: int = 1):
         self.workers = len(environments)
+        self._processes = processes
         self._free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
         for environment in environments:
             self._free.put(environment)
@@ -103,7 +130,7 @@ class LocalEngine:
             return None
         environment = self._free.get()
         try:
-            return run_job(job, environment, lambda: self._urgency)
+            return run_job(job, environment, lambda: self._urgency, self._processes)
         except OSError as error:  # a full disk, say: others may still save
             return Outcome(job, FAILED, 0.0, str(error))
         finally:
@@ -117,19 +144,20 @@ def _outcomes(done: set[Future[Outcome | None]]) -> Iterator[Outcome]:
 class RayEngine:
     """Tasks of a Ray cluster whose machines share this one's files and Python environment.
 
-    Each task asks for a GPU, or for its part of the cores. Joins the cluster that RAY_ADDRESS
-    names, else starts one on this machine, which ends with this process.
+    Each task asks for a GPU for each process of its run, or for its part of the cores. Joins the
+    cluster that RAY_ADDRESS names, else starts one on this machine, which ends with this process.
 
     Args:
         folder: The sweep's; a file in it tells the tasks to stop.
         workers: Tasks at a time; None: as many as the cluster has room for.
         device: The key of the runs: auto takes GPUs where the cluster has any.
+        processes: That train a run together, on one machine.
 
     Raises:
-        UserError: Ray is not installed, or the cluster has no room for a single task.
+        UserError: Ray is not installed, or no machine of the cluster has room for a task.
     """
 
-    def __init__(self, folder: Path, workers: int | None, device: str):
+    def __init__(self, folder: Path, workers: int | None, device: str, processes: int = 1):
         try:
             import ray
         except ImportError as error:
@@ -143,16 +171,26 @@ class RayEngine:
             log_to_driver=False,
             runtime_env={"env_vars": {"PYTHONPATH": path}},
         )
-        room = ray.cluster_resources()
-        on_gpus = device == "cuda" or (device == "auto" and room.get("GPU", 0) >= 1)
-        there = int(room.get("GPU" if on_gpus else "CPU", 0))
-        if there < 1:
-            raise UserError("the Ray cluster has no GPU; add a machine that has one.")
-        self.workers = min(workers or there, there)
-        largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-        threads = 1 if on_gpus else max(1, min(largest, there // self.workers))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        has_gpus = any(machine.get("GPU", 0) >= 1 for machine in machines)
+        on_gpus = device == "cuda" or (device == "auto" and has_gpus)
+        kind = "GPU" if on_gpus else "CPU"
+        units = [int(machine.get(kind, 0)) for machine in machines]
+        room = sum(count // processes for count in units)
+        if not any(units):
+            raise UserError(f"the Ray cluster has no {kind}; add a machine that has one.")
+        if not room:
+            raise UserError(
+                f"--gpus_per_run={processes}, but no machine of the Ray cluster has more than "
+                f"{max(units)} {kind}{'s' * (max(units) > 1)}; use --gpus_per_run={max(units)} or "
+                "less, or add a machine that has as many."
+            )
+        self.workers = min(workers or room, room)
+        self._processes = processes
+        of_each = min(max(units), sum(units) // self.workers) // processes
+        threads = 1 if on_gpus else max(1, of_each)
         self._environment = {} if on_gpus else {THREADS: os.environ.get(THREADS, str(threads))}
-        needs = {"num_cpus": threads, "num_gpus": 1 if on_gpus else 0}
+        needs = {"num_cpus": threads * processes, "num_gpus": processes if on_gpus else 0}
         self._task = ray.remote(max_retries=0, **needs)(_run_on_ray)
 
     def run(self, jobs: Sequence[Job], stops: Stops) -> Iterator[Outcome | None]:
@@ -163,7 +201,9 @@ class RayEngine:
                     self._stop_file.touch()
                     left = []
                 for job in left[: self.workers - len(running)]:
-                    task = self._task.remote(job, self._environment, self._stop_file)
+                    task = self._task.remote(
+                        job, self._environment, self._stop_file, self._processes
+                    )
                     running[task] = left.pop(0)
                 if running:
                     done, _ = self._ray.wait(list(running), timeout=POLL_SECONDS)
@@ -183,8 +223,10 @@ class RayEngine:
             return Outcome(job, FAILED, 0.0, f"Ray lost its task: {error}")
 
 
-def _run_on_ray(job: Job, environment: Mapping[str, str], stop_file: Path) -> Outcome:
+def _run_on_ray(
+    job: Job, environment: Mapping[str, str], stop_file: Path, processes: int
+) -> Outcome:
     """What a task does; it sees the file that the sweep leaves once it is to stop."""
     if stop_file.exists():
         return Outcome(job, INTERRUPTED, 0.0)
-    return run_job(job, environment, lambda: int(stop_file.exists()))
+    return run_job(job, environment, lambda: int(stop_file.exists()), processes)

@@ -1,11 +1,13 @@
-"""One run of train.py: its command, how far it is, and running it in a process of its own."""
+"""One run of train.py: its command, how far it is, and running it in processes of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from comparison.json_checks import list_of, nullable, number, read_checked, record, text
 from errors import UserError
@@ -82,6 +86,7 @@ class Job:
 
     @property
     def command(self) -> list[str]:
+        """What trains it in one process; see `launched`."""
         where = (f"--out_dir={self.folder.parent}", f"--run_name={self.folder.name}")
         return [sys.executable, str(TRAIN), *self.arguments, *where, "--resume=auto"]
 
@@ -123,6 +128,22 @@ class Job:
         return min(1.0, last[key] / end) if last else 0.0
 
 
+def launched(command: Sequence[str], processes: int) -> list[str]:
+    """The command that starts a Python command in so many processes, the workers of one run."""
+    if processes == 1:
+        return list(command)
+    python, *rest = command
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    return [python, *torchrun, *rest]
+
+
+def launch_environment() -> dict[str, str]:
+    """What a launched command has set: output that is never behind, and of torchrun (2.13 or later)
+    as long to save after a signal as without it."""
+    patience = str(round(PATIENCE_SECONDS))
+    return {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience}
+
+
 def output_file(run_folder: Path) -> Path:
     """The file that keeps what a run of a sweep prints."""
     return run_folder.parents[1] / "output" / f"{run_folder.name}.txt"
@@ -148,29 +169,31 @@ Urgency = Callable[[], int]
 """How a run is to stop: 0 not at all, 1 once its step is done and saved, 2 at once."""
 
 
-def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outcome:
-    """Train a job to its end in a process of its own, from where it is.
+def run_job(
+    job: Job, environment: Mapping[str, str], urgency: Urgency, processes: int = 1
+) -> Outcome:
+    """Train a job to its end in processes of its own, from where it is.
 
     Args:
         job: The run.
         environment: Variables set for it beside those of this process.
         urgency: Asked a few times a second.
+        processes: The workers that train it together; torchrun starts them if there are several.
     """
-    if job.changed_files:
-        return Outcome(job, FAILED, 0.0, _changed(job.changed_files))
-    other = process_in(job.folder)
-    if other is not None:
-        return Outcome(job, FAILED, 0.0, _orphaned(job, other))
+    refusal = refusal_of(job)
+    if refusal:
+        return Outcome(job, FAILED, 0.0, refusal)
     began = time.monotonic()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with job.output.open("a", encoding="utf-8") as output:
+        said_before = output.tell()
         process = subprocess.Popen(
-            job.command,
+            launched(job.command, processes),
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=job.directory,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            env={**os.environ, **launch_environment(), **environment},
             start_new_session=True,  # so that Ctrl-C reaches it once, through this process
         )
         stopped = _wait(process, urgency)
@@ -180,7 +203,9 @@ def run_job(job: Job, environment: Mapping[str, str], urgency: Urgency) -> Outco
         return Outcome(job, status, seconds)
     if stopped:
         return Outcome(job, INTERRUPTED, seconds)
-    return Outcome(job, FAILED, seconds, _last_lines(job.output, process.returncode))
+    told = last_lines(job.output, said_before)
+    message = f"exited with status {process.returncode}; {job.output} ends with:\n{told}"
+    return Outcome(job, FAILED, seconds, message)
 
 
 def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
@@ -194,14 +219,33 @@ def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
             except subprocess.TimeoutExpired:
                 pass
             while asked < urgency():
-                process.send_signal(signal.SIGTERM)  # train.py stops at once by the second
+                process.send_signal(signal.SIGTERM)  # train.py stops at once by the second;
+                # torchrun passes both on
                 asked, deadline = asked + 1, time.monotonic() + PATIENCE_SECONDS
             if time.monotonic() > deadline:
-                process.kill()
+                _kill(process)
     finally:
         if process.poll() is None:  # an error here; no run may go on without its sweep
-            process.kill()
+            _kill(process)
             process.wait()
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kill a process and those that it started: torchrun, killed alone, leaves its workers."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for worker in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def refusal_of(job: Job) -> str:
+    """Why a job must not be started now; empty if it may be."""
+    if job.changed_files:
+        return _changed(job.changed_files)
+    other = process_in(job.folder)
+    return "" if other is None else _orphaned(job, other)
 
 
 def _changed(files: Sequence[str]) -> str:
@@ -219,8 +263,23 @@ def _orphaned(job: Job, process: str) -> str:
     )
 
 
-def _last_lines(output: Path, status: int) -> str:
-    """What a failed run said last."""
-    said = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    told = "\n".join(line for line in said[-5:] if line.strip())
-    return f"exited with status {status}; {output} ends with:\n{told}"
+_REPORT_OF_TORCHRUN = re.compile(r"[EW]\d{4} .*/elastic/multiprocessing/api\.py:\d+\] (.*)")
+"""How the lines begin that torchrun prints once a worker has failed; a traceback of its own, which
+says nothing of the run, follows."""
+
+
+def last_lines(output: Path, start: int) -> str:
+    """What a failed run said last, and which of its workers failed where torchrun says so.
+
+    Args:
+        output: What it printed, beneath what earlier sessions of it did.
+        start: How many bytes those left.
+    """
+    with output.open("rb") as file:
+        file.seek(start)
+        said = file.read().decode("utf-8", errors="replace").splitlines()
+    reports = [_REPORT_OF_TORCHRUN.match(line) for line in said]
+    end = next((n for n, report in enumerate(reports) if report), len(said))
+    failures = [report[1] for report in reports if report and "exitcode" in report[1]]
+    own = [line for line in said[:end][-5:] if line.strip()]
+    return "\n".join([*own, *(f"torchrun: {failure}" for failure in failures)])

@@ -32,6 +32,7 @@ def overview(
     seconds: Mapping[str, float] | None = None,
     workers: int = 1,
     gpus: int | None = None,
+    processes: int = 1,
 ) -> str:
     """The plan in words and a table.
 
@@ -40,6 +41,7 @@ def overview(
         seconds: Of each arm, how long a run of it takes; None: time is not told.
         workers: Runs at a time.
         gpus: That they share; None: they are not on GPUs of this machine.
+        processes: That train a run together.
     """
     labels = _labels(plan)
     lines = [f"Sweep {plan.name}", f"  in {plan.folder}"]
@@ -47,7 +49,7 @@ def overview(
         if labels[arm.name] != arm.name:
             lines += wrapped(f"{labels[arm.name]}  {arm.name}")
     lines += aligned(*_table(plan, labels, seconds))
-    for sentence in _sentences(plan, seconds, workers, gpus):
+    for sentence in _sentences(plan, seconds, workers, gpus, processes):
         lines += wrapped(sentence)
     return "\n".join(lines)
 
@@ -88,10 +90,16 @@ def _more(own: float, first: float) -> str:
 
 
 def _sentences(
-    plan: Plan, seconds: Mapping[str, float] | None, workers: int, gpus: int | None
+    plan: Plan,
+    seconds: Mapping[str, float] | None,
+    workers: int,
+    gpus: int | None,
+    processes: int,
 ) -> Iterator[str]:
     yield from _equal(plan)
     yield from _runs(plan)
+    if processes > 1:
+        yield f"Each run trains in {processes} processes, which torchrun starts on one machine."
     yield detects(plan)
     if seconds:
         each = sum(seconds.values())
@@ -101,16 +109,17 @@ def _sentences(
             f"Time: about {format_duration(each * runs / workers)} for all runs with {workers} "
             f"worker{'s' * (workers > 1)}, {told}."
         )
-    if workers > (gpus or 1):
-        yield from _shared(workers, gpus, plan.is_timed)
+    if workers > (gpus // processes if gpus else 1):
+        yield from _shared(workers, gpus, processes, plan.is_timed)
 
 
-def _shared(workers: int, gpus: int | None, timed: bool) -> Iterator[str]:
+def _shared(workers: int, gpus: int | None, processes: int, timed: bool) -> Iterator[str]:
     """What several workers on one device mean for what their runs log."""
     if gpus:
+        each = f", of {processes} processes each," if processes > 1 else ""
         yield (
-            f"{workers} workers share {gpus} GPU{'s' * (gpus > 1)}: the speeds and the MFU that "
-            "runs log are not those of a GPU alone."
+            f"{workers} workers{each} share {gpus} GPU{'s' * (gpus > 1)}: the speeds and the MFU "
+            "that runs log are not those of a GPU alone."
         )
     if timed:
         yield (

@@ -321,6 +321,14 @@ ALONE = Workers()
 """A single worker."""
 
 
+def workers_to_start(count: int) -> Workers:
+    """The workers that torchrun would start on this machine, for checks before it does: they have
+    nobody to send a message to."""
+    if count == 1:
+        return ALONE
+    return Workers(size=count, local_size=count, store=dist.HashStore())
+
+
 @contextlib.contextmanager
 def join_workers() -> Iterator[Workers]:
     """The workers that torchrun started, connected; a single one without it.

@@ -8,61 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from experiment import engines, jobs
+from errors import UserError
+from experiment import engines
 from experiment.engines import LocalEngine, RayEngine, visible_gpus, worker_environments
 from experiment.jobs import COMPLETED, FAILED, INTERRUPTED, Job, Outcome, digest, run_job
 from training.run_directory import locked
 
-# What it does is said by its first argument; a run that ends leaves the log of one that completed.
-STAND_IN = """
-import json, os, pathlib, signal, sys, time
-
-deed, out_dir, run_name = sys.argv[1], sys.argv[2].split("=")[1], sys.argv[3].split("=")[1]
-folder = pathlib.Path(out_dir, run_name)
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "begun").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
-if deed == "fail":
-    print("a first line")
-    sys.exit("no luck")
-if deed == "hang":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped politely"))
-    time.sleep(60)
-if deed == "meet":  # ends only beside another
-    while len(list(folder.parent.glob("*/begun"))) < 2:
-        time.sleep(0.01)
-steps = [{"iter": 1, "val_loss": 2.5}]
-text = {"status": "completed", "eval_steps": steps, "summary": {"bad_steps": 0}}
-(folder / "run.json").write_text(json.dumps(text))
-"""
-
-
-@pytest.fixture(autouse=True)
-def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "stand_in.py"
-    script.write_text(STAND_IN)
-    monkeypatch.setattr(jobs, "TRAIN", script)
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(engines, "POLL_SECONDS", 0.02)
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Job]:
-    def job(deed: str, name: str = "a", **settings: object) -> Job:
-        own = {
-            "arm": name,
-            "title": name,
-            "folder": tmp_path / "sweep" / "runs" / name,
-            "arguments": (deed,),
-            "directory": tmp_path,
-            "files": {},
-            "cost": 1.0,
-            "length": ("iter", 1),
-        }
-        return Job(**{**own, **settings})
-
-    return job
+pytestmark = pytest.mark.usefixtures("_stand_in")
 
 
 def at_once() -> int:
@@ -141,6 +96,67 @@ def test_the_command(make: Callable[..., Job], tmp_path: Path) -> None:
         *(sys.executable, str(tmp_path / "stand_in.py"), "end"),
         *(f"--out_dir={job.folder.parent}", "--run_name=a", "--resume=auto"),
     ]
+
+
+# One job in two processes
+
+
+def pids(job: Job) -> list[int]:
+    return [int((job.folder / f"pid{rank}").read_text()) for rank in (0, 1)]
+
+
+def both_hang(job: Job) -> bool:
+    return all((job.folder / f"hangs{rank}").exists() for rank in (0, 1))
+
+
+def test_a_run_of_two_processes_on_gpus_of_its_own(make: Callable[..., Job]) -> None:
+    job = make("end")
+    [outcome] = outcomes(LocalEngine([{"CUDA_VISIBLE_DEVICES": "3,5"}], 2), [job], never)
+    assert (outcome.status, outcome.message) == (COMPLETED, "")
+    assert [(job.folder / f"begun{rank}").read_text() for rank in (0, 1)] == ["3,5"] * 2
+
+
+def test_a_process_that_fails_ends_the_run_and_is_named(make: Callable[..., Job]) -> None:
+    """What torchrun prints of itself is left out, and so is what an earlier session said."""
+    job = make("fail second")
+    job.output.parent.mkdir(parents=True)
+    job.output.write_text("said earlier\n")
+    outcome = run_job(job, {"OMP_NUM_THREADS": "1"}, at_once, processes=2)
+    assert outcome.status == FAILED
+    assert outcome.seconds < 25
+    first, *said, last = outcome.message.splitlines()
+    assert first == f"exited with status 1; {job.output} ends with:"
+    assert set(said) == {"a first line", "no luck for the second"}
+    assert last.startswith("torchrun: failed (exitcode: 1) local_rank: 1 (pid: ")
+
+
+def test_a_stop_reaches_all_processes_of_a_run(make: Callable[..., Job]) -> None:
+    job = make("hang")
+    outcome = run_job(job, {}, lambda: int(both_hang(job)), processes=2)
+    assert outcome.status == INTERRUPTED
+    assert job.output.read_text().count("stopped politely") == 2
+    assert not any(map(psutil.pid_exists, pids(job)))
+
+
+def test_no_process_of_a_run_outlives_its_sweep(make: Callable[..., Job]) -> None:
+    """Not even one that ignores signals."""
+    job = make("stubborn")
+
+    def break_down() -> int:
+        if both_hang(job):
+            raise RuntimeError("the sweep is broken")
+        return 0
+
+    with pytest.raises(RuntimeError):
+        run_job(job, {}, break_down, processes=2)
+    deadline = time.monotonic() + 10  # to be reaped by what adopted them
+    while any(map(alive, pids(job))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 # On this machine
@@ -227,6 +243,24 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: li
     one, other, third = worker_environments(3, "cuda")
     assert [one, other] == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in expected]
     assert third == one
+
+
+@pytest.mark.usefixtures("cores")
+def test_processes_of_runs_share_the_cores() -> None:
+    assert worker_environments(1, "cpu", 2) == [{"OMP_NUM_THREADS": "4"}]
+    assert worker_environments(2, "cpu", 2) == [{"OMP_NUM_THREADS": "2"}] * 2
+    assert worker_environments(2, "cpu", 8) == [{"OMP_NUM_THREADS": "1"}] * 2
+
+
+def test_runs_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,4,6,8")
+    assert engines.gpu_groups(2) == ["0,2", "4,6"]
+    assert engines.gpu_groups(5) == ["0,2,4,6,8"]
+    expected = [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in ("0,2", "4,6", "0,2")]
+    assert worker_environments(3, "cuda", 2) == expected
+    with pytest.raises(UserError, match="=6, but this machine has 5 GPUs; use --gpus_per_run=5 or"):
+        worker_environments(1, "cuda", 6)
 
 
 def test_there_are_cores() -> None:
