@@ -62,7 +62,7 @@ TAKEN_BACK = "default"
 ASKED = ("--help", "-h", "--print_config")
 _OF_SWEEP = (
     "vary arms design seeds until_sure max_seeds margin match budget tune tune_seeds "
-    "ladder baselines name workers engine dry_run"
+    "ladder baselines name workers gpus_per_run engine slurm_options dry_run"
 )
 _OF_AUDIT = "save compare"
 _OF_DRY_RUN = "device_name mfu price_per_hour"

@@ -33,6 +33,7 @@ from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
 from comparison.tables import wrapped
 from configurator import Arguments, split_arguments
+from data.batches import Shares
 from errors import ConfigError, Problem, UserError
 from experiment.arms import collect_problems
 from experiment.budgets import parse_budget
@@ -41,6 +42,7 @@ from experiment.engines import (
     Engine,
     LocalEngine,
     RayEngine,
+    gpu_groups,
     visible_gpus,
     worker_environments,
 )
@@ -59,6 +61,7 @@ from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.selection import select
 from experiment.series_file import BASELINES, LADDER, Member, Series, write_series
+from experiment.slurm import SlurmEngine, parse_slurm_options
 from experiment.timing import seconds_of_run, seconds_to_start
 from experiment.tuning import Tuned, allowances
 from inference.verdicts import MARGIN
@@ -68,14 +71,15 @@ from training.hardware import resolve_device, resolve_dtype
 from training.preflight import refuse_machine
 from training.run_directory import locked
 from training.signals import StopRequest
-from training.workers import started_as_worker
+from training.workers import started_as_worker, workers_to_start
 from user_files import collect, read_config_file
 
 SEEDS, MAX_SEEDS = 5, 20
 """Of every arm, unless the command says otherwise; and at most, with --until_sure."""
 
-ENGINES = ("local", "ray")
+ENGINES = ("local", "ray", "slurm")
 MOST_WORKERS = 1_000
+"""Runs at a time, and processes of a run."""
 
 
 # What is asked
@@ -176,13 +180,28 @@ def parser() -> argparse.ArgumentParser:
         "--workers",
         type=int,
         metavar="N",
-        help="runs at a time (default: one for each GPU, on a CPU one; on Ray what has room)",
+        help="runs at a time (default: as many as there are GPUs for, on a CPU one; on Ray and "
+        "SLURM as many as have room)",
+    )
+    flags.add_argument(
+        "--gpus_per_run",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that train each run together, started by torchrun on one machine; where "
+        "there are GPUs, each has one of its own (default %(default)s)",
     )
     flags.add_argument(
         "--engine",
         choices=ENGINES,
         default="local",
-        help="where the runs are: this machine, or a Ray cluster (default: %(default)s)",
+        help="where the runs are: this machine, a Ray cluster, or the tasks of SLURM arrays "
+        "(default: %(default)s)",
+    )
+    flags.add_argument(
+        "--slurm_options",
+        metavar="OPTIONS",
+        help='with --engine=slurm: options of sbatch, "--partition=gpu --time=4:00:00"',
     )
     flags.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     return flags
@@ -202,9 +221,13 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
     problems = [_meant_as_option(problem, vars(options)) for problem in problems]
     if arguments.print_config:
         problems.append(Problem((), "--print_config is train.py's; see --dry_run."))
-    if options.workers is not None and not 1 <= options.workers <= MOST_WORKERS:
-        message = f"--workers={told(options.workers)} must be from 1 to {MOST_WORKERS:,}."
-        problems.append(Problem((), message))
+    for name in ("workers", "gpus_per_run"):
+        count = getattr(options, name)
+        if count is not None and not 1 <= count <= MOST_WORKERS:
+            message = f"--{name}={told(count)} must be from 1 to {MOST_WORKERS:,}."
+            problems.append(Problem((), message))
+    with collect(problems):
+        slurm_lines(options)
     with collect(problems):
         request = make_request(options, arguments)
     if problems:
@@ -268,26 +291,58 @@ def _meant_as_option(problem: Problem, known: Iterable[str]) -> Problem:
     return Problem(problem.keys, f"there is no option --{key}; did you mean --{near[0]}?")
 
 
+def slurm_lines(options: argparse.Namespace) -> tuple[str, ...]:
+    """The options of sbatch that a command line gives; ConfigError where they cannot be."""
+    if options.slurm_options is None:
+        return ()
+    if options.engine != "slurm":
+        message = f"--slurm_options needs --engine=slurm, not {options.engine}; add it, or drop it."
+        raise ConfigError([Problem((), message)])
+    return parse_slurm_options(options.slurm_options, options.gpus_per_run)
+
+
 def make_engine(options: argparse.Namespace, plan: Plan) -> Engine:
     """What runs the jobs."""
     device = plan.baseline.settings.training.device
+    workers, processes = options.workers, options.gpus_per_run
     if options.engine == "ray":
-        return RayEngine(plan.folder, options.workers, device)
-    return LocalEngine(worker_environments(local_workers(options, plan), local_device(plan)))
+        return RayEngine(plan.folder, workers, device, processes)
+    if options.engine == "slurm":
+        return SlurmEngine(plan.folder, workers, device, processes, slurm_lines(options))
+    return LocalEngine(local_environments(options, plan), processes)
+
+
+def local_environments(options: argparse.Namespace, plan: Plan) -> list[dict[str, str]]:
+    """What the runs of each local worker have set."""
+    workers = runs_at_a_time(options, plan)
+    return worker_environments(workers, local_device(plan), options.gpus_per_run)
 
 
 def local_device(plan: Plan) -> str:
     return resolve_device(plan.baseline.settings.training.device).type
 
 
-def local_workers(options: argparse.Namespace, plan: Plan) -> int:
-    gpus = len(visible_gpus()) if local_device(plan) == "cuda" else 1
-    return options.workers or gpus
+def runs_at_a_time(options: argparse.Namespace, plan: Plan) -> int:
+    """How many runs this machine trains at a time, or a cluster as far as that is known.
+
+    Raises:
+        UserError: it has fewer GPUs than a run is to have.
+    """
+    if options.engine != "local" or local_device(plan) == "cpu":
+        return options.workers or 1
+    if local_device(plan) == "cuda":
+        return options.workers or len(gpu_groups(options.gpus_per_run))
+    if options.gpus_per_run > 1:
+        raise UserError(
+            f"--gpus_per_run={options.gpus_per_run}, but this machine has 1 GPU; use "
+            "--gpus_per_run=1, or --device=cpu."
+        )
+    return options.workers or 1
 
 
 def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:
     """The GPUs that local workers have among them; None where each task has its own or none."""
-    if options.engine == "ray" or local_device(plan) != "cuda":
+    if options.engine != "local" or local_device(plan) != "cuda":
         return None
     return len(visible_gpus())
 
@@ -352,11 +407,14 @@ def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Pl
 def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Show a plan and run it, unless --dry_run; 0 where every run ended, else 1."""
     plan = with_seeds_of_before(plan)
+    processes = options.gpus_per_run
+    refuse_uneven_shares(plan, processes)
+    workers, gpus = runs_at_a_time(options, plan), shared_gpus(options, plan)
     if options.engine == "local":
-        refuse_this_machine(plan)
+        refuse_this_machine(plan, processes)
     timed = options.dry_run and options.engine == "local"
     seconds = seconds_by_arm(plan, options) if timed else None
-    print(overview(plan, seconds, local_workers(options, plan), shared_gpus(options, plan)))
+    print(overview(plan, seconds, workers, gpus, processes))
     if not (plan.folder / SWEEP_FILE).exists():
         for note in begun_with_other_code(plan.folder, plan.identity):
             print("\n".join(wrapped(note)))
@@ -368,14 +426,29 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
             return run_sweep(plan, engine, stop, argv)
 
 
-def refuse_this_machine(plan: Plan) -> None:
-    """Raise ConfigError, with the problems of every arm, for what no run could do here."""
+def refuse_uneven_shares(plan: Plan, processes: int) -> None:
+    """Raise ConfigError for arms whose batches do not divide among the processes of a run."""
+    problems: list[Problem] = []
+    keys = ("gradient_accumulation_steps", "batch_size")
+    for arm in plan.arms:
+        training = arm.settings.training
+        shares = Shares(training.gradient_accumulation_steps, training.batch_size, processes)
+        with collect_problems(arm.name, problems):
+            if shares.problem:
+                raise ConfigError([Problem(keys, shares.problem)])
+    if problems:
+        raise ConfigError(problems)
+
+
+def refuse_this_machine(plan: Plan, processes: int = 1) -> None:
+    """Raise ConfigError, with the problems of every arm, for what no run of so many processes could
+    do here."""
     problems: list[Problem] = []
     for arm in plan.arms:
         device = resolve_device(arm.settings.training.device)
         dtype = resolve_dtype(arm.settings.training.dtype, device)
         with collect_problems(arm.name, problems):
-            refuse_machine(arm.settings, device, dtype)
+            refuse_machine(arm.settings, device, dtype, workers_to_start(processes))
     if problems:
         raise ConfigError(problems)
 
@@ -423,13 +496,15 @@ def refuse_other_choices(before: Sweep, plan: Plan) -> None:
 
 def seconds_by_arm(plan: Plan, options: argparse.Namespace) -> dict[str, float]:
     """Of each arm, about how many seconds a run takes with the workers that are asked for."""
-    start = seconds_to_start()
+    processes = options.gpus_per_run
+    start = seconds_to_start(processes)
     if plan.is_timed:
         return {arm.name: start + 60 * plan.request.budget.amount for arm in plan.arms}
     read = len(plan.dataset.val)
-    with threads_of(worker_environments(local_workers(options, plan), local_device(plan))[0]):
+    with threads_of(local_environments(options, plan)[0]):
         return {
-            arm.name: start + seconds_of_run(arm.settings, arm.settings.training.max_iters, read)
+            arm.name: start
+            + seconds_of_run(arm.settings, arm.settings.training.max_iters, read, processes)
             for arm in plan.arms
         }
 
