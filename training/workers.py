@@ -16,6 +16,7 @@ import datetime
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NoReturn, TypeVar
@@ -38,6 +39,9 @@ GRACE_SECONDS = 2.0
 same time, or for the first worker to print why the run ends."""
 
 _FIRST_IS_DONE = "first_is_done"
+
+POLL_SECONDS = 0.01
+"""Between two looks of the first worker at the calls of the others."""
 
 SETTLING_SECONDS = 0.05
 """How long the threads of a backend get to release the tensors of completed messages."""
@@ -358,17 +362,46 @@ def join_workers() -> Iterator[Workers]:
 
 
 def _store() -> dist.Store:
-    """The store for the rendezvous. torchrun's store outlives the workers, so each restart uses a
-    prefix of its own: the addresses of workers that died must not be found."""
+    """The store for the rendezvous. torchrun's store outlives the workers, so each start of them
+    uses a prefix of its own: the addresses of workers that died must not be found."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        int(os.environ["WORLD_SIZE"]),
-        is_master=not hosted and os.environ["RANK"] == "0",
+        size,
+        is_master=not hosted and rank == 0,
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"attempt_{attempt}", store)
+    return dist.PrefixStore(_name_of_start(store, rank, size), store)
+
+
+def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
+    """A new name that the workers of one start agree on, each time that they are started.
+
+    torchrun's count of restarts is no such name: every node counts the failures of its own workers.
+    What an earlier start left in the store is overwritten, or asks for nothing.
+
+    Raises:
+        RuntimeError: Some worker has not started within the timeout of the store.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"call_{rank}", own)
+        name = store.get(f"answer_{own}").decode()
+        store.set(f"{name}_{rank}", "")
+        return name
+    missing, deadline = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
+    while missing:
+        for other in missing:
+            if store.check([f"call_{other}"]):
+                store.set(f"answer_{store.get(f'call_{other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"{own}_{other}"])}
+        if missing and time.monotonic() > deadline:
+            raise RuntimeError(
+                f"Workers that did not start: {', '.join(map(str, sorted(missing)))}."
+            )
+        time.sleep(POLL_SECONDS)
+    return own
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import sweep
@@ -208,6 +210,48 @@ def test_a_kill_and_the_same_command_again(
     assert whole(*course) == 0
     for name, run in whole.runs.items():
         assert_same_course(sweeps.runs[name], run, 60)
+
+
+@pytest.mark.slow  # each process imports torch
+def test_runs_of_two_processes(
+    sweeps: Sweeps, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are the runs of one process: the losses agree, and the sweep takes them for done."""
+    course = (*ARMS, *COURSE, "--seeds=1", "--batch_size=4")
+    assert sweeps(*course, "--gpus_per_run=2") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Each run trains in 2 processes, which torchrun starts on one machine." in said
+    whole = Sweeps(dataset, tmp_path / "whole")
+    assert whole(*course) == 0
+    for name, run in whole.runs.items():
+        one, two = log_of(run), log_of(sweeps.runs[name])
+        assert (one["environment"]["device_count"], two["environment"]["device_count"]) == (1, 2)
+        expected = [step["val_loss"] for step in one["eval_steps"]]
+        assert [step["val_loss"] for step in two["eval_steps"]] == pytest.approx(expected, abs=1e-5)
+    capsys.readouterr()
+    assert sweeps(*course) == 0
+    assert "all of 2 runs are done already." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_stop_of_runs_of_two_processes(sweeps: Sweeps, tmp_path: Path) -> None:
+    """Their workers save and end; one process goes on with them."""
+    course = (*ARMS, "--max_iters=3000", "--eval_interval=3000", "--seeds=1")
+    child = Child("sweep.py", sweeps.argv(*course, "--gpus_per_run=2"), tmp_path / "child")
+    metrics = sweeps.folder / "runs" / "baseline-s1337" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert child.running, child.output + child.errors
+        time.sleep(0.02)
+    child.send(signal.SIGINT)
+    assert child.finish() == 1, child.errors
+    assert "SIGINT received: the sweep stopped; the same command continues it" in child.output
+    run = sweeps.runs["baseline-s1337"]
+    assert log_of(run)["status"] == "interrupted"
+    assert list((run / "checkpoints").glob("step_*"))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert str(run.parent) not in " ".join(process.cmdline())
+    assert len(sweeps.runs) == 1
 
 
 # Runs in this process
@@ -477,6 +521,15 @@ def test_the_plan_alone(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> N
     [
         ((*ARMS, "--seeds=0"), "--seeds=0 must be from 1 to 10,000."),
         ((*ARMS, "--workers=0"), "--workers=0 must be from 1 to 1,000."),
+        ((*ARMS, "--gpus_per_run=0"), "--gpus_per_run=0 must be from 1 to 1,000."),
+        (
+            (*ARMS, "--gpus_per_run=4"),
+            "batch_size=2 sequences does not divide among 4 workers; use batch_size=4, or",
+        ),
+        (
+            (*ARMS, "--gpus_per_run=2", "--parallelism=none"),
+            "but 2 were started; drop it",
+        ),
         ((*ARMS, "--tune_seeds=-1"), "--tune_seeds=-1 must be from 1 to 10,000."),
         ((*ARMS, "--dataset=nowhere"), "unknown dataset 'nowhere'."),
         (("--vary", "bias"), "cannot read --vary 'bias'; write --vary key=value,value"),

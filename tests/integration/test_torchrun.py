@@ -1,9 +1,11 @@
-"""Workers under the real torchrun: restarts after a crash, and no worker left without it."""
+"""Workers under the real torchrun: restarts after a crash, no worker left without it, and two nodes
+on one machine."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,15 +24,25 @@ FLAGS = ("config/arch_gpt2.py", "--max_iters=600", "--eval_interval=50", "--resu
 PATIENCE = 120.0  # seconds
 
 
-class Torchrun:
-    """torchrun with two workers of train.py; whatever is left of them is killed at the end."""
+TWO_WORKERS = ("--standalone", "--nproc_per_node=2")
 
-    def __init__(self, workshop: Workshop, *options: str):
+
+class Torchrun:
+    """torchrun with workers of train.py; whatever is left of them is killed at the end."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        *options: str,
+        nodes: tuple[str, ...] = TWO_WORKERS,
+        flags: tuple[str, ...] = FLAGS,
+        output: str = "torchrun.txt",
+    ):
         command = (
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node=2", *options, "train.py", *workshop.argv(*FLAGS)),
+            *(sys.executable, "-m", "torch.distributed.run", *nodes, *options),
+            *("train.py", *workshop.argv(*flags)),
         )
-        self._output = workshop.out_dir.parent / "torchrun.txt"
+        self._output = workshop.out_dir.parent / output
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=output, stderr=output, env={**os.environ}
@@ -97,3 +109,68 @@ def test_no_worker_outlives_torchrun(workshop: Workshop, started: list[Torchrun]
     gone, left = psutil.wait_procs(workers, timeout=PATIENCE)
     assert (len(gone), left) == (2, [])
     assert log_of(workshop.out_dir / "run")["status"] == "interrupted"
+
+
+LLAMA = ("config/arch_llama.py", "--n_layer=2", "--n_head=4", "--n_kv_head=2")
+COURSE = ("--max_iters=20", "--eval_interval=10", "--batch_size=4", "--eval_tokens=0")
+
+
+def nodes_of_this_machine() -> list[tuple[str, ...]]:
+    """What tells two torchruns that they are nodes of one worker each, on the loopback; the c10d
+    rendezvous numbers them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    shared = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test")
+    return [(*shared, f"--rdzv_endpoint={endpoint}")] * 2
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_nodes_train_as_one_process(
+    workshop: Workshop, started: list[Torchrun], parallelism: str
+) -> None:
+    """Each has one worker, the first of its machine; one of them logs and saves."""
+    flags = (*LLAMA, *COURSE, "--gradient_accumulation_steps=2")
+    for number, nodes in enumerate(nodes_of_this_machine()):
+        own = (*flags, f"--parallelism={parallelism}")
+        started.append(Torchrun(workshop, nodes=nodes, flags=own, output=f"node{number}.txt"))
+    ends = [node.process.wait(PATIENCE) for node in started]
+    assert ends == [0, 0], "".join(node.output for node in started)
+    said = [node.output for node in started]
+    assert sum("completed; the log is in" in text for text in said) == 1
+    log = log_of(workshop.out_dir / "run")
+    assert log["environment"]["device_count"] == 2
+    whole = log_of(workshop.train(*flags, run_name="whole"))
+    for kind, key in (("training_iterations", "loss"), ("eval_steps", "val_loss")):
+        expected = [record[key] for record in whole[kind]]
+        assert [record[key] for record in log[kind]] == pytest.approx(expected, abs=1e-5)
+        assert len(expected) > 1
+
+
+def test_a_node_whose_worker_is_killed_comes_back(
+    workshop: Workshop, started: list[Torchrun]
+) -> None:
+    """Both nodes restart from the last checkpoint."""
+    for number, nodes in enumerate(nodes_of_this_machine()):
+        started.append(Torchrun(workshop, "--max-restarts=3", nodes=nodes, output=f"n{number}.txt"))
+    logging = first_to_say("checkpoint of step 100 saved", started)
+    [other] = [node for node in started if node is not logging]
+    [worker] = other.workers
+    assert worker.environ()["LOCAL_WORLD_SIZE"] == "1"
+    worker.kill()
+    ends = [node.process.wait(PATIENCE) for node in started]
+    assert ends == [0, 0], "".join(node.output for node in started)
+    assert any("Resuming" in node.output for node in started)
+    log = log_of(workshop.out_dir / "run")
+    assert (log["status"], len(log["starts"])) == ("completed", 2)
+
+
+def first_to_say(text: str, nodes: list[Torchrun]) -> Torchrun:
+    """The one of the nodes that prints a text, once it has."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        for node in nodes:
+            if text in node.output:
+                return node
+        assert time.monotonic() < deadline, "".join(node.output for node in nodes)
+        time.sleep(0.1)
