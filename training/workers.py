@@ -390,17 +390,16 @@ def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
         name = store.get(f"answer_{own}").decode()
         store.set(f"{name}_{rank}", "")
         return name
-    missing, deadline = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
+    deadline = time.monotonic() + store.timeout.total_seconds()
+    missing = list(range(1, size))
     while missing:
         for other in missing:
             if store.check([f"call_{other}"]):
                 store.set(f"answer_{store.get(f'call_{other}').decode()}", own)
-        missing = {other for other in missing if not store.check([f"{own}_{other}"])}
-        if missing and time.monotonic() > deadline:
-            raise RuntimeError(
-                f"Workers that did not start: {', '.join(map(str, sorted(missing)))}."
-            )
         time.sleep(POLL_SECONDS)
+        missing = [other for other in missing if not store.check([f"{own}_{other}"])]
+        if missing and time.monotonic() > deadline:
+            raise RuntimeError(f"Workers that did not start: {', '.join(map(str, missing))}.")
     return own
 
 
