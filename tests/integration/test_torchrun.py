@@ -174,3 +174,50 @@ def first_to_say(text: str, nodes: list[Torchrun]) -> Torchrun:
                 return node
         assert time.monotonic() < deadline, "".join(node.output for node in nodes)
         time.sleep(0.1)
+
+
+# scripts/train.slurm
+
+SCONTROL = """#!/bin/sh
+[ "$*" = "show hostnames two" ] && echo localhost
+"""
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for node in $(seq "$SLURM_NNODES"); do "$@" & done
+status=0
+for node in $(jobs -p); do wait "$node" || status=$?; done
+exit $status
+"""
+"""Starts a command on every node of a job, which here are all this machine."""
+
+
+def batch_script(workshop: Workshop, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """What SLURM does with the script on two nodes, with the commands of a cluster as stand-ins."""
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    python = Path(sys.executable).parent
+    job = {"SLURM_JOB_NODELIST": "two", "SLURM_NNODES": "2", "SLURM_JOB_ID": "17"}
+    return subprocess.run(
+        ["bash", "scripts/train.slurm", *workshop.argv(*flags, run_name=None)],
+        cwd=ROOT,
+        env={**os.environ, **job, "PATH": f"{folder}:{python}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def test_the_batch_script(workshop: Workshop, tmp_path: Path) -> None:
+    flags = ("config/arch_gpt2.py", "--max_iters=4", "--gradient_accumulation_steps=2")
+    done = batch_script(workshop, tmp_path, *flags, "--run_name=run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = log_of(workshop.out_dir / "run")
+    assert (log["status"], log["environment"]["device_count"]) == ("completed", 2)
+
+
+def test_the_batch_script_needs_the_name_of_a_run(workshop: Workshop, tmp_path: Path) -> None:
+    done = batch_script(workshop, tmp_path, "config/arch_gpt2.py")
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.slurm needs --run_name=NAME")
