@@ -12,7 +12,7 @@ import sweep
 from experiment import engines
 from experiment.engines import RayEngine
 from experiment.jobs import COMPLETED, FAILED, INTERRUPTED, Job
-from tests.integration.runs import Workshop, assert_same_course
+from tests.integration.runs import Workshop, assert_same_course, log_of
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -82,6 +82,25 @@ def test_a_task_that_ray_loses_fails_alone(workshop: Workshop) -> None:
 def test_a_cluster_without_gpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the Ray cluster has no GPU; add a machine that has one"):
         RayEngine(tmp_path, None, "cuda")
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_run_of_two_processes(workshop: Workshop) -> None:
+    jobs = jobs_of(workshop, "--max_iters=2")
+    folder = jobs[0].folder.parents[1]
+    folder.mkdir(parents=True)
+    engine = RayEngine(folder, None, "cpu", 2)
+    assert engine.workers == 1  # of two cores
+    found = [outcome for outcome in engine.run(jobs[:1], lambda: False) if outcome]
+    assert [outcome.status for outcome in found] == [COMPLETED]
+    assert log_of(jobs[0].folder)["environment"]["device_count"] == 2
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_more_processes_than_a_machine_has_cores(tmp_path: Path) -> None:
+    message = "--gpus_per_run=3, but no machine of the Ray cluster has more than 2 CPUs; use"
+    with pytest.raises(ValueError, match=message):
+        RayEngine(tmp_path, None, "cpu", 3)
 
 
 @pytest.mark.usefixtures("_cluster")

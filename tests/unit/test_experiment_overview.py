@@ -195,6 +195,9 @@ def test_gpus_that_are_shared_are_told(plan: Callable[..., Plan]) -> None:
     assert "3 workers share 2 GPUs: the speeds" in overview(made, workers=3, gpus=2)
     assert "share" not in "".join(lines_of(made, workers=2, gpus=2)[:-2])
     assert "workers share" not in overview(made, workers=8)
+    each = "2 workers, of 2 processes each, share 3 GPUs: the speeds"
+    assert each in " ".join(overview(made, workers=2, gpus=3, processes=2).split())
+    assert "speeds" not in overview(made, workers=2, gpus=4, processes=2)
     timed = plan(budget=Budget("minutes", 1))
     for shared in ({"workers": 3, "gpus": 1}, {"workers": 2}):
         assert "minutes then buy unequal work" in " ".join(overview(timed, **shared).split())
