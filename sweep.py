@@ -323,21 +323,23 @@ def local_device(plan: Plan) -> str:
 
 
 def runs_at_a_time(options: argparse.Namespace, plan: Plan) -> int:
-    """How many runs this machine trains at a time, or a cluster as far as that is known.
+    """How many runs share this machine, or a Ray cluster as far as that is known; SLURM gives each
+    run devices of its own.
 
     Raises:
-        UserError: it has fewer GPUs than a run is to have.
+        UserError: this machine has fewer GPUs than a run is to have.
     """
-    if options.engine != "local" or local_device(plan) == "cpu":
-        return options.workers or 1
-    if local_device(plan) == "cuda":
-        return options.workers or len(gpu_groups(options.gpus_per_run))
-    if options.gpus_per_run > 1:
+    if options.engine == "slurm":
+        return 1
+    processes = options.gpus_per_run
+    device = local_device(plan) if options.engine == "local" else "cpu"
+    if device not in ("cpu", "cuda") and processes > 1:
         raise UserError(
-            f"--gpus_per_run={options.gpus_per_run}, but this machine has 1 GPU; use "
-            "--gpus_per_run=1, or --device=cpu."
+            f"--gpus_per_run={processes}, but this machine has 1 GPU; use --gpus_per_run=1, or "
+            "--device=cpu."
         )
-    return options.workers or 1
+    room = len(gpu_groups(processes)) if device == "cuda" else 1
+    return options.workers or room
 
 
 def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:

@@ -225,8 +225,8 @@ class SlurmEngine:
         missing = [command for command in COMMANDS if shutil.which(command) is None]
         if missing:
             raise UserError(
-                f"--engine=slurm needs {' and '.join(missing)}, which this machine does not have; "
-                "start the sweep on a login node of the cluster."
+                f"--engine=slurm needs {', '.join(COMMANDS)}, but PATH has no "
+                f"{', '.join(missing)}; start the sweep on a login node of the cluster."
             )
         self.workers = workers or MOST_TASKS
         self._folder = folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import sweep
 from errors import UserError
 from experiment import engines
 from experiment.engines import LocalEngine, RayEngine, visible_gpus, worker_environments
@@ -261,6 +263,30 @@ def test_runs_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_environments(3, "cuda", 2) == expected
     with pytest.raises(UserError, match="=6, but this machine has 5 GPUs; use --gpus_per_run=5 or"):
         worker_environments(1, "cuda", 6)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "workers", "expected"),
+    [
+        *(("cuda", 1, None, 5), ("cuda", 2, None, 2), ("cuda", 2, 7, 7), ("cuda", 6, 7, "has 5 G")),
+        *(("cpu", 6, None, 1), ("cpu", 6, 2, 2), ("mps", 1, None, 1), ("mps", 2, 1, "has 1 GPU;")),
+    ],
+)
+def test_runs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    processes: int,
+    workers: int | None,
+    expected: int | str,
+) -> None:
+    monkeypatch.setattr(engines.torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setattr(sweep, "local_device", lambda plan: device)
+    options = argparse.Namespace(engine="local", gpus_per_run=processes, workers=workers)
+    if isinstance(expected, int):
+        assert sweep.runs_at_a_time(options, None) == expected
+    else:
+        with pytest.raises(UserError, match=f"--gpus_per_run={processes}, but .* {expected}"):
+            sweep.runs_at_a_time(options, None)
 
 
 def test_there_are_cores() -> None:

@@ -339,5 +339,5 @@ def test_options_that_sbatch_refuses(
 def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "squeue").symlink_to(shutil.which("true"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="--engine=slurm needs sbatch and scancel, which this mach"):
+    with pytest.raises(UserError, match="scancel, but PATH has no sbatch, scancel; start"):
         SlurmEngine(tmp_path / "sweep", None, "cpu")
