@@ -353,6 +353,7 @@ def test_a_sweep_is_no_worker_of_torchrun(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
     with pytest.raises(UserError, match="start it without torchrun"):
         sweeps(*ARMS, *COURSE)
     assert not engine.jobs
