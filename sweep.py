@@ -434,7 +434,9 @@ def refuse_uneven_shares(plan: Plan, processes: int) -> None:
     keys = ("gradient_accumulation_steps", "batch_size")
     for arm in plan.arms:
         training = arm.settings.training
-        shares = Shares(training.gradient_accumulation_steps, training.batch_size, processes)
+        workers = workers_to_start(processes, training.tensor_parallel)
+        batch = (training.gradient_accumulation_steps, training.batch_size)
+        shares = Shares(*batch, workers.data_size)
         with collect_problems(arm.name, problems):
             if shares.problem:
                 raise ConfigError([Problem(keys, shares.problem)])
@@ -450,7 +452,8 @@ def refuse_this_machine(plan: Plan, processes: int = 1) -> None:
         device = resolve_device(arm.settings.training.device)
         dtype = resolve_dtype(arm.settings.training.dtype, device)
         with collect_problems(arm.name, problems):
-            refuse_machine(arm.settings, device, dtype, workers_to_start(processes))
+            workers = workers_to_start(processes, arm.settings.training.tensor_parallel)
+            refuse_machine(arm.settings, device, dtype, workers)
     if problems:
         raise ConfigError(problems)
 

@@ -148,7 +148,9 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
     """
     settings = _with_vocabulary(settings)
     training = settings.training
-    shares = Shares(training.gradient_accumulation_steps, training.batch_size, assumed.workers)
+    workers = _workers(training, assumed.workers)
+    batch = (training.gradient_accumulation_steps, training.batch_size)
+    shares = Shares(*batch, workers.data_size)
     if shares.problem:
         keys = ("gradient_accumulation_steps", "batch_size")
         raise ConfigError([Problem(keys, shares.problem)])
@@ -157,8 +159,8 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
         model = GPT(settings.model)
         optimizer_flops = make_optimizer(model, training).step_flops()
     cost = model.cost_report(training.sequence_length)
-    own = share_of(training, assumed.workers)
-    memory = Memory(settings.model, own, machine, assumed.workers)
+    own = share_of(training, workers.data_size)
+    memory = Memory(settings.model, own, machine, workers)
     return format_start_report(
         [
             (f"Dry run: {cost['name']}", _size_rows(cost, training)),
@@ -166,6 +168,16 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
             ("Time", list(_time_rows(cost, optimizer_flops, training, machine, assumed))),
         ]
     )
+
+
+def _workers(training: TrainingConfig, count: int) -> Workers:
+    tensor = training.tensor_parallel
+    if count % tensor:
+        message = (
+            f"tensor_parallel={tensor} does not divide --workers={count}; use a multiple of it."
+        )
+        raise ConfigError([Problem(("tensor_parallel",), message)])
+    return Workers(size=count, local_size=min(count, WORKERS_OF_A_MACHINE), tensor=tensor)
 
 
 def _of_workers(what: str, machine: Machine, assumed: Assumed) -> str:
@@ -224,7 +236,7 @@ class Memory:
         config: The architecture.
         training: The batch of one worker.
         machine: What it trains on.
-        workers: How many there are.
+        workers: All of them.
     """
 
     def __init__(
@@ -232,11 +244,11 @@ class Memory:
         config: ModelArchitectureConfig,
         training: TrainingConfig,
         machine: Machine,
-        workers: int,
+        workers: Workers,
     ):
         self._machine = machine
         self._training = training
-        self._workers = Workers(size=workers, local_size=min(workers, WORKERS_OF_A_MACHINE))
+        self._workers = workers
         self._config = config
         self._steps: dict[int, ExpectedMemory | None] = {}
         few = config.changed(vocab_size=min(SMALL_VOCABULARY, config.vocab_size))
@@ -266,9 +278,9 @@ class Memory:
     def _ways(self) -> list[str]:
         if self._workers.size == 1:
             return ["none"]
-        divides = self._workers.size % shards("hsdp", self._training, self._workers) == 0
-        several = shards("hsdp", self._training, self._workers) < self._workers.size
-        return ["ddp", "zero1", "fsdp", *(["hsdp"] if divides and several else [])]
+        size, group = self._workers.data_size, shards("hsdp", self._training, self._workers)
+        several = group < size and size % group == 0
+        return ["ddp", "zero1", "fsdp", *(["hsdp"] if several else [])]
 
     def _rows_of(self, parallelism: str) -> Iterator[tuple[str, str]]:
         own, logits = self._of_worker(parallelism, self._training.batch_size), self._logits()
@@ -287,7 +299,7 @@ class Memory:
 
     def _of_worker(self, parallelism: str, batch_size: int) -> ExpectedMemory:
         parts = shards(parallelism, self._training, self._workers)
-        return self._step(batch_size).of_worker(parallelism, parts, self._workers.size)
+        return self._step(batch_size).of_worker(parallelism, parts, self._workers.data_size)
 
     def _needed(self, memory: ExpectedMemory) -> int:
         """With the batches, where they are on the device."""

@@ -325,12 +325,18 @@ ALONE = Workers()
 """A single worker."""
 
 
-def workers_to_start(count: int) -> Workers:
+def workers_to_start(count: int, tensor: int = 1) -> Workers:
     """The workers that torchrun would start on this machine, for checks before it does: they have
-    nobody to send a message to."""
+    nobody to send a message to.
+
+    Args:
+        count: How many.
+        tensor: See `Workers`; what does not divide is for `preflight` to refuse.
+    """
     if count == 1:
         return ALONE
-    return Workers(size=count, local_size=count, store=dist.HashStore())
+    tensor = 1 if count % tensor else tensor
+    return Workers(size=count, local_size=count, store=dist.HashStore(), tensor=tensor)
 
 
 @contextlib.contextmanager

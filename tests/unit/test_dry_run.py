@@ -49,6 +49,10 @@ def test_memory_is_told_for_every_way_to_spread_the_model() -> None:
     shard = f"weights {weights / 8:.1f} MB, gradients {weights / 8:.1f} MB"
     assert f"{shard}, optimizer {2 * weights / 8:.1f} MB" in rows(text, "fsdp")
     assert "hsdp" not in text  # one machine
+    split = report("--gradient_accumulation_steps=8", "--tensor_parallel=4")
+    held = float(re.search(r"weights ([\d.]+) MB", rows(split, "ddp"))[1])
+    blocks = 12 * 12 * 768**2 * 4 / 1e6  # the matrices
+    assert weights - 0.75 * blocks == pytest.approx(held, rel=0.01)
     text = report("--gradient_accumulation_steps=8", "--shard_size=4", "--parallelism=hsdp")
     assert f"weights {weights / 4:.1f} MB" in rows(text, "hsdp")
 
@@ -99,6 +103,8 @@ def test_impossible_options_are_refused(argv: list[str], message: str) -> None:
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel=3 does not divide --workers=8"):
+        report("--tensor_parallel=3")
     with pytest.raises(ConfigError, match="does not divide among 8 workers"):
         report("--batch_size=3")
     with pytest.raises(ConfigError, match="its vocabulary is not known; prepare it, or give"):
