@@ -17,6 +17,7 @@ from torch import Tensor
 
 import configurator
 from cli import run_cli
+from configurator import Settings
 from data.batches import TrainingBatches
 from data.dataset import Dataset
 from data.dataset_lookup import prepare_if_missing
@@ -34,14 +35,15 @@ from training.dry_run import dry_run, split_dry_run
 from training.hardware import (
     autocast,
     memory_stats,
+    prepare_device,
     resolve_compile,
     resolve_device,
     resolve_dtype,
     seed_everything,
-    set_tf32,
 )
+from training.memory import ExpectedMemory
 from training.optim import clip_gradients, set_learning_rate
-from training.parallel import loss_scaler, new_placement
+from training.parallel import Replicated, loss_scaler, new_placement
 from training.preflight import fitting, refuse_machine
 from training.resume import Start, find_resumed, start_from
 from training.run import Run
@@ -99,7 +101,16 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
         lambda: prepare_if_missing(training.dataset, may_run=start.checkpoint is None)
     )
     with workers.together():
-        run = built(start, workers, folder, device, dtype)
+        dataset = Dataset.open(folder, training.sequence_length)
+        settings = start.settings.for_data(dataset.vocab_size)
+        compiles = resolve_compile(training.compile, device)
+        fits = fitting(settings, device, dtype, compiles, workers)
+    parallelism = workers.first_in_common(list(fits))
+    placement = new_placement(parallelism, training, workers, device, compiles)
+    with workers.together():
+        run = built(start, settings, dataset, placement, dtype, fits[parallelism])
+    # of parts of a user's own, a step may leave some out
+    run.model = placement.trained_form(run.network, some_unused=bool(settings.plugins))
     # made last: a failure leaves no empty folder
     run.folder = workers.only_first(
         lambda: (
@@ -111,52 +122,40 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
 
 
 def built(
-    start: Start, workers: Workers, folder: Path, device: torch.device, dtype: torch.dtype
+    start: Start,
+    settings: Settings,
+    dataset: Dataset,
+    placement: Replicated,
+    dtype: torch.dtype,
+    memory: ExpectedMemory | None,
 ) -> Run:
-    """The run with its model, on the data of a folder; it has no run directory yet."""
-    training = start.settings.training
-    dataset = Dataset.open(folder, training.sequence_length)
-    validation = ValidationWindows(
-        dataset.val,
-        dataset.token_bytes,
-        training.sequence_length,
-        training.batch_size,
-        training.eval_tokens,
-    )
-    settings = start.settings.for_data(dataset.vocab_size)
-    compiles = resolve_compile(training.compile, device)
-    parallelism, memory = fitting(settings, device, dtype, compiles, workers)
-
-    set_tf32(training.tf32)
+    """The run with its model; it has no run directory yet, and its gradients are not averaged."""
+    training, device = settings.training, placement.device
+    prepare_device(device, tf32=training.tf32)
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
-    placement = new_placement(parallelism, training, workers, device, compiles)
     network = placement.new_model(settings.model)
     if training.init_from != "none" and start.checkpoint is None:
-        load_weights(network, Path(training.init_from))
+        placement.load(network, lambda whole: load_weights(whole, Path(training.init_from)))
     optimizer = make_optimizer(network, training)
     optimizer_flops = optimizer.step_flops()
     updates = placement.updates(network, optimizer)
+    windows = (training.sequence_length, training.batch_size, training.eval_tokens)
     run = Run(
         settings=settings,
-        workers=workers,
         folder=Path(),
         dataset=dataset,
-        validation=validation,
-        device=device,
+        validation=ValidationWindows(dataset.val, dataset.token_bytes, *windows),
         dtype=dtype,
         memory=memory,
-        compiles=compiles,
-        parallelism=parallelism,
         placement=placement,
         network=network,
-        # of parts of a user's own, a step may leave some out
-        model=placement.trained_form(network, some_unused=bool(settings.plugins)),
+        model=network,
         objective=make_objective(training),
         optimizer=optimizer,
         optimizer_flops=optimizer_flops,
         updates=updates,
-        scaler=loss_scaler(device, dtype, workers),
+        scaler=loss_scaler(device, dtype, placement.workers),
         guard=StepGuard(optimizer, training.max_bad_steps, updates.gradients),
         watch=Stopwatch(device),
     )

@@ -16,6 +16,9 @@ IGNORED = -1
 CHUNK_BYTES = 256 * 2**20
 """float32 logits that are held at a time, unless that would make more than MOST_CHUNKS."""
 
+CPU_CHUNK_BYTES = 32 * 2**20
+"""The same on a CPU, which is as fast with small chunks."""
+
 MOST_CHUNKS = 16
 """torch.compile unrolls the loop over chunks."""
 
@@ -44,7 +47,7 @@ class LMHead(nn.Linear):
             z_coef: The weight of the z-loss.
         """
         x, targets = x.flatten(0, -2), targets.flatten()
-        chunk = tokens_at_a_time(len(targets), self.out_features)
+        chunk = tokens_at_a_time(len(targets), self.out_features, x.device.type)
         if chunk >= len(targets):
             return _whole_loss(self(x), targets, z_coef)
         given = (x, self.weight, self.bias, targets, self.softcap, z_coef, chunk)
@@ -61,7 +64,8 @@ class LMHead(nn.Linear):
             targets: Tokens (B, T), none of them IGNORED.
         """
         windows, length = targets.shape
-        chunk = max(tokens_at_a_time(targets.numel(), self.out_features) // length, 1)
+        most = tokens_at_a_time(targets.numel(), self.out_features, x.device.type)
+        chunk = max(most // length, 1)
         parts = zip(x.split(chunk), targets.split(chunk), strict=True)
         losses = [
             F.cross_entropy(_wide(self(own)).flatten(0, 1), wanted.flatten(), reduction="none")
@@ -87,9 +91,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(_wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
-def tokens_at_a_time(tokens: int, vocab_size: int) -> int:
-    """Tokens of a chunk: all of them if their logits fit."""
-    return max(CHUNK_BYTES // (4 * vocab_size), -(-tokens // MOST_CHUNKS), 1)
+def tokens_at_a_time(tokens: int, vocab_size: int, device: str) -> int:
+    """Tokens of a chunk on a type of device: all of them if their logits fit."""
+    size = CPU_CHUNK_BYTES if device == "cpu" else CHUNK_BYTES
+    return max(size // (4 * vocab_size), -(-tokens // MOST_CHUNKS), 1)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from experiment.jobs import PROJECT, launched
 from model_builder import GPT
 from recipe.objectives import make_objective
 from recipe.optimizers import make_optimizer
-from training.hardware import autocast, resolve_device, resolve_dtype, synchronize
+from training.hardware import autocast, prepare_device, resolve_device, resolve_dtype, synchronize
 
 STEPS = 3
 """Timed micro-batches, after one that warms up."""
@@ -50,6 +50,7 @@ def _seconds_of_micro_batch(settings: Settings, sequences: int) -> float:
     training = settings.training
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
+    prepare_device(device, tf32=training.tf32)
     network = GPT(settings.model).to(device)
     objective, optimizer = make_objective(training), make_optimizer(network, training)
     shape = (sequences, training.sequence_length)

@@ -20,6 +20,7 @@ import torch
 
 from errors import UserError
 from recipe.dtypes import DTYPES, BFloat16
+from training.allocator import keep_freed_memory
 from training.provenance import output_of, provenance
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -105,6 +106,14 @@ def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
 def has_tf32(device: torch.device) -> bool:
     """Whether a device can compute float32 matmuls in TF32: CUDA from capability 8.0."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def prepare_device(device: torch.device, *, tf32: bool = False) -> None:
+    """Set what all of a process is to train with: on a CPU, memory that is kept when it is freed;
+    on CUDA, whether float32 matmuls may use TF32."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    set_tf32(tf32)
 
 
 def set_tf32(allowed: bool) -> None:

@@ -45,19 +45,9 @@ beforehand: a compiled run is refused only where even this share of them does no
 WEIGHT_BYTES = 8
 """Per parameter in float32: the weight and its gradient."""
 
-HEAP_BLOCK = 32 * 2**20
-"""glibc takes blocks below this size from its heap, and keeps them there when they are freed; it
-returns larger ones to the system."""
-
-HEAP_SLACK = 1 / 3
-"""The gaps between the blocks of the heap, as a share of them; fitted to measurements. With it, the
-estimate was 0.84 to 1.10 of the resident memory of a CPU run for 9 shapes: gpt2 and llama, V = 256
-to 50304, float32 and emulated bfloat16, one and two micro-batches. The lowest, of 80 MB, had manual
-attention, two micro-batches and V = 8192."""
-
-HEAP_BLOCKS = 6
-"""Blocks' weights and gradients that a worker of FSDP holds beside its slices on a CPU, whose heap
-keeps what is freed; fitted to measurements (`scripts/memory.py`)."""
+HEAP_SLACK = 0.3
+"""The gaps between the blocks of a CPU's heap, as a share of all; fitted to measurements
+(`scripts/memory.py`)."""
 
 LAYER_BYTES = 20_000
 """What Python holds for the modules of a layer, at least, whatever their widths."""
@@ -79,7 +69,7 @@ class ExpectedMemory:
     ends: int = 0
     """Weights and gradients of what is in no block: embedding, LM head, final norm."""
     heap: bool = False
-    """Whether small blocks that are freed are kept, as on a CPU."""
+    """Whether it is in the heap of a CPU, which keeps what is freed."""
 
     @property
     def state(self) -> int:
@@ -96,15 +86,15 @@ class ExpectedMemory:
         """
         if workers == 1:
             return self
-        optimizer = self.optimizer
-        if shards == 1:
+        optimizer = self.optimizer // (workers if parallelism == "zero1" else shards)
+        if shards > 1:
+            # The ends, and two blocks' weights and one's gradients; each also as a message.
+            messages = 2 * self.ends + 3 * self.block
+            if self.heap:  # which keeps them apart; fitted to measurements
+                messages += self.ends + 3 * self.block
+        else:
             # DDP arranges gradients anew after the first step; the heap keeps the first buckets.
             messages = self.weights // 2 if self.heap else 0
-            optimizer = optimizer // workers if parallelism == "zero1" else optimizer
-        else:
-            # The weights of two blocks and the gradients of one, each also as a message.
-            messages = self.ends + (HEAP_BLOCKS if self.heap else 3) * self.block
-            optimizer //= shards
         return dataclasses.replace(
             self,
             weights=self.weights // shards,
@@ -183,13 +173,12 @@ def expected_memory(
     config = _traceable(config, device)
     # The shapes of a GPU's step can be traced where there is none.
     place = "cpu" if device == "cuda" and not torch.cuda.is_available() else device
-    heap_block = HEAP_BLOCK if device == "cpu" else 0
     traced = []
     try:
         for depth in _depths_to_trace(config):
             smaller = config.adapted(n_layer=depth)
             with FakeTensorMode(), torch.device(place):
-                traced.append(_trace(smaller, training, place, dtype, heap_block))
+                traced.append(_trace(smaller, training, place, dtype))
     except Exception:  # whatever a part of the user's own does that a fake tensor cannot
         return None
     return _extrapolated(traced, config.n_layer, heap=device == "cpu")
@@ -228,10 +217,8 @@ class _Trace:
     """Those of them in no block."""
     optimizer: int
     """Bytes that the optimizer keeps, during the whole step."""
-    returned: dict[str, int]
-    """In blocks that go back to the system when they are freed."""
-    kept: dict[str, int]
-    """In blocks of the heap, which are kept for later ones."""
+    peaks: dict[str, int]
+    """Of each phase."""
 
 
 def _extrapolated(traced: list[_Trace], layers: int, heap: bool) -> ExpectedMemory:
@@ -242,30 +229,21 @@ def _extrapolated(traced: list[_Trace], layers: int, heap: bool) -> ExpectedMemo
     def at_depth(shallow: int, deep: int) -> int:
         return deep + (deep - shallow) * (layers - last.layers) // gap
 
-    def most(shallow: dict[str, int], deep: dict[str, int]) -> int:
-        return max(at_depth(shallow[phase], deep[phase]) for phase in deep)
-
     optimizer = at_depth(first.optimizer, last.optimizer)
     weights = at_depth(first.weights, last.weights)
-    kept = most(first.kept, last.kept)
-    peak = most(first.returned, last.returned) + kept + int(HEAP_SLACK * kept)
+    peak = max(at_depth(first.peaks[phase], last.peaks[phase]) for phase in last.peaks)
+    peak += int(HEAP_SLACK * peak) if heap else 0
     activations = max(0, peak - weights)
     return ExpectedMemory(weights, optimizer, activations, last.block, last.ends, heap)
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages alive, and the most of them in each phase.
+    """Counts the bytes of the storages alive, and the most of them in each phase."""
 
-    Args:
-        heap_block: Storages below this size are counted apart: blocks of the heap.
-    """
-
-    def __init__(self, heap_block: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._heap_block = heap_block
-        self.returned: dict[str, int] = {}
-        self.kept: dict[str, int] = {}
-        self._live = {True: 0, False: 0}  # by whether it is in the heap
+        self.peaks: dict[str, int] = {}
+        self._live = 0
         self._known: dict[int, int] = {}
         self.enter("forward")
 
@@ -280,7 +258,7 @@ class _LiveStorages(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
             self._known[key] = size
-            self._live[size < self._heap_block] += size
+            self._live += size
             weakref.finalize(storage, self._release, key)
             self._note_peak()
 
@@ -289,12 +267,10 @@ class _LiveStorages(TorchDispatchMode):
         self._known[tensor.untyped_storage()._cdata] = 0
 
     def _release(self, key: int) -> None:
-        size = self._known.pop(key)
-        self._live[size < self._heap_block] -= size
+        self._live -= self._known.pop(key)
 
     def _note_peak(self) -> None:
-        for peaks, in_heap in ((self.returned, False), (self.kept, True)):
-            peaks[self._phase] = max(peaks.get(self._phase, 0), self._live[in_heap])
+        self.peaks[self._phase] = max(self.peaks.get(self._phase, 0), self._live)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -311,7 +287,6 @@ def _trace(
     training: TrainingConfig,
     device: str,
     dtype: torch.dtype,
-    heap_block: int,
 ) -> _Trace:
     """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
     model = GPT(config)
@@ -323,7 +298,7 @@ def _trace(
     optimizer = make_optimizer(model, training)
     create_state(optimizer)
     kept = [value for state in optimizer.state.values() for value in state.values()]
-    storages = _LiveStorages(heap_block)
+    storages = _LiveStorages()
     for tensor in kept:
         storages.leave_out(tensor)
     for tensor in (*parameters, *model.buffers()):
@@ -350,8 +325,7 @@ def _trace(
         block=max(blocks),
         ends=weights - sum(blocks),
         optimizer=sum(tensor.nbytes for tensor in kept),
-        returned=storages.returned,
-        kept=storages.kept,
+        peaks=storages.peaks,
     )
 
 

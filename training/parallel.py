@@ -15,7 +15,7 @@ None of them changes the mathematics: losses differ by rounding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,7 +30,7 @@ from components.tensor_split import Division, TensorSplit
 from model_builder import GPT
 from recipe.optimizers import UpdateRule
 from training.activation_checkpointing import checkpoint_block
-from training.sharded_tensors import Parts
+from training.sharded_tensors import Parts, own_tensors
 from training.updates import OwnedUpdates, SlicedUpdates, Updates
 from training.workers import Workers
 from training_config import TrainingConfig
@@ -47,11 +47,12 @@ def new_placement(
     compiles: bool = False,
 ) -> Replicated:
     """The placement that `parallelism`, which is not "auto", stands for."""
-    options = {"compiles": compiles, "checkpointing": training.activation_checkpointing}
+    checkpointing = training.activation_checkpointing
+    options = {"parallelism": parallelism, "compiles": compiles, "checkpointing": checkpointing}
     if parallelism in SHARDED:
         copies = workers.data_size // shards(parallelism, training, workers)
         return Sharded(workers, device, copies=copies, **options)
-    return Replicated(workers, device, split_optimizer=parallelism == "zero1", **options)
+    return Replicated(workers, device, **options)
 
 
 def shards(parallelism: str, training: TrainingConfig, workers: Workers) -> int:
@@ -79,7 +80,7 @@ class Replicated:
         device: This worker's.
         compiles: Whether to compile the model.
         checkpointing: Mode of activation checkpointing; see `checkpoint_block`.
-        split_optimizer: Divide among the workers what the optimizer keeps.
+        parallelism: "zero1" divides among the workers what the optimizer keeps.
     """
 
     def __init__(
@@ -89,13 +90,13 @@ class Replicated:
         *,
         compiles: bool = False,
         checkpointing: str = "none",
-        split_optimizer: bool = False,
+        parallelism: str = "none",
     ):
-        self._workers = workers
-        self._device = device
-        self._compiles = compiles
+        self.workers = workers
+        self.device = device
+        self.compiles = compiles
         self._checkpointing = checkpointing
-        self._split_optimizer = split_optimizer
+        self.parallelism = parallelism
         self._blocks = 0
         self._divided: dict[str, Division] = {}
         self._partial: list[str] = []
@@ -109,15 +110,15 @@ class Replicated:
         return network
 
     def _place_block(self, block: Block) -> None:
-        if self._workers.tensor > 1:
+        if self.workers.tensor > 1:
             self._split(block)
         self._blocks += 1
         checkpoint_block(block, self._checkpointing)
-        block.to(self._device)
+        block.to(self.device)
 
     def _split(self, block: Block) -> None:
         """Keep this worker's share of a block's weights."""
-        workers = self._workers
+        workers = self.workers
         over = TensorSplit(workers.rank % workers.tensor, workers.tensor, workers.tensor_group)
         self.whole_parts |= block.split(over)
         for name, parameter in block.named_parameters(prefix=f"blocks.{self._blocks}"):
@@ -129,10 +130,26 @@ class Replicated:
     @property
     def parts(self) -> Parts:
         """What this worker holds of the tensors of the model that was made."""
-        return Parts(self._workers, self._divided)
+        return Parts(self.workers, self._divided)
 
     def _place_rest(self, network: GPT) -> None:
-        network.to(self._device)
+        network.to(self.device)
+
+    def load(self, network: GPT, load: Callable[[GPT], None]) -> None:
+        """Take up the weights that `load` gives a whole model."""
+        if self.keeps_whole:
+            load(network)
+            return
+        whole = GPT(network.config)
+        load(whole)
+        loaded = own_tensors(whole)
+        for name, own in own_tensors(network).items():
+            self.parts.copy(name, loaded[name], own)
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether this worker has the whole model."""
+        return self.workers.tensor == 1
 
     def trained_form(self, network: GPT, some_unused: bool = False) -> nn.Module:
         """The model as the loop calls it: compiled if that was asked for, and with gradients
@@ -144,13 +161,13 @@ class Replicated:
                 find out.
         """
         # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
-        model = torch.compile(network, dynamic=False) if self._compiles else network
-        if self._workers.data_size == 1:
+        model = torch.compile(network, dynamic=False) if self.compiles else network
+        if self.workers.data_size == 1:
             return model
         return DistributedDataParallel(
             model,
-            process_group=self._workers.data_group,
-            device_ids=[self._device.index] if self._device.type == "cuda" else None,
+            process_group=self.workers.data_group,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
             find_unused_parameters=some_unused,
             forward_sync_buffers=False,  # they change alike on all workers: see `Workers.mean`
             gradient_as_bucket_view=True,
@@ -163,13 +180,13 @@ class Replicated:
             model: From `trained_form`.
             last: Whether it is the step's last micro-batch.
         """
-        if self._workers.data_size == 1 or last:
+        if self.workers.data_size == 1 or last:
             return contextlib.nullcontext()
         return model.no_sync()
 
     def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
         """How an optimizer of the model's parameters updates them; it changes its groups."""
-        kind = OwnedUpdates if self._split_optimizer else Updates
+        kind = OwnedUpdates if self.parallelism == "zero1" else Updates
         return kind(network, optimizer, self.parts, self._partial)
 
 
@@ -187,16 +204,20 @@ class Sharded(Replicated):
         super().__init__(workers, device, **options)
         self._mesh = workers.mesh(device, copies)
 
+    @property
+    def keeps_whole(self) -> bool:
+        return False
+
     def _place_block(self, block: Block) -> None:
         super()._place_block(block)
-        if self._compiles:  # without the hooks that gather and free its parameters
+        if self.compiles:  # without the hooks that gather and free its parameters
             block.forward = torch.compile(block.forward, dynamic=False)
         self._shard(block)
 
     def _place_rest(self, network: GPT) -> None:
         for child in network.children():
             if child is not network.blocks:
-                child.to(self._device)
+                child.to(self.device)
         self._shard(network)
 
     def _shard(self, module: nn.Module) -> None:

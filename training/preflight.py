@@ -202,9 +202,9 @@ def fitting(
     dtype: torch.dtype,
     compiled: bool,
     workers: Workers = ALONE,
-) -> tuple[str, ExpectedMemory | None]:
-    """The `parallelism` of a run, and what each worker will need of memory; None if that cannot be
-    told before it is tried.
+) -> dict[str, ExpectedMemory | None]:
+    """The ways to spread a run's model that fit, the fastest first, and what each worker will need
+    of memory; None if that cannot be told before it is tried.
 
     Raises:
         ConfigError: it is more than the device has, whatever else is in there.
@@ -217,13 +217,16 @@ def fitting(
     available = _available(device, workers)
     candidates = _candidates(training, workers)
     if whole is None or available is None:
-        return candidates[0], whole
+        return dict.fromkeys(candidates, whole)
     batches = batch_bytes(training) if device.type == "cpu" else 0
+    fits: dict[str, ExpectedMemory | None] = {}
     for parallelism in candidates:
         parts = shards(parallelism, training, workers)
         memory = whole.of_worker(parallelism, parts, workers.data_size)
         if memory.least(compiled) + batches <= available:
-            return parallelism, memory
+            fits[parallelism] = memory
+    if fits:
+        return fits
     each = f" for each of {workers.local_size} workers" if workers.local_size > 1 else ""
     message = (
         f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "

@@ -137,7 +137,7 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
         ("device", f"{device_name} ({device})"),
         ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
         *([("attention", _attention(model.attention_backend, backends))] if backends else []),
-        ("compiled", "yes" if run.compiles else "no"),
+        ("compiled", "yes" if run.placement.compiles else "no"),
         *_workers(run),
         ("memory", _memory(run.memory)),
     ]
@@ -150,7 +150,7 @@ def _workers(run: Run) -> Rows:
 
 def _spread(run: Run) -> str:
     """How the model is spread over the workers."""
-    words = f"{run.workers.size}, parallelism {run.parallelism}"
+    words = f"{run.workers.size}, parallelism {run.placement.parallelism}"
     if run.workers.tensor == 1:
         return words
     whole = ", ".join(sorted(run.placement.whole_parts))

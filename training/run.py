@@ -30,10 +30,7 @@ class Run:
     """What a run consists of, and how far it is.
 
     Attributes:
-        workers: Those that train it, of which this process is one.
         memory: What it is expected to need; None where that cannot be told.
-        compiles: Whether the model is compiled.
-        parallelism: Other than "auto".
         placement: What each worker has of the model.
         network: The model; `model` is the same as the loop calls it, see `Replicated.trained_form`.
         optimizer_flops: Matmul FLOPs of its step, over all workers.
@@ -49,15 +46,11 @@ class Run:
     """
 
     settings: Settings
-    workers: Workers
     folder: Path
     dataset: Dataset
     validation: ValidationWindows
-    device: torch.device
     dtype: torch.dtype
     memory: ExpectedMemory | None
-    compiles: bool
-    parallelism: str
     placement: Replicated
     network: GPT
     model: nn.Module
@@ -74,6 +67,16 @@ class Run:
     evaluated_at: int | None = None
     val_loss: float | None = None
     saved_at: int | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """Those that train it, of which this process is one."""
+        return self.placement.workers
+
+    @property
+    def device(self) -> torch.device:
+        """That of this worker."""
+        return self.placement.device
 
     @property
     def config(self) -> dict[str, Any]:

@@ -190,6 +190,14 @@ class Workers:
         dist.broadcast_object_list(box, group=self.group)
         return box[0]
 
+    def first_in_common(self, choices: list[str]) -> str:
+        """The first of this worker's choices that all workers have; they have one in common."""
+        if self.size == 1:
+            return choices[0]
+        found: list[list[str]] = [[]] * self.size
+        dist.all_gather_object(found, choices, self.group)
+        return next(choice for choice in choices if all(choice in own for own in found))
+
     def first_then_all(self, action: Callable[[], T]) -> T:
         """Run an action, which may take hours, on the first worker and then on the others, where
         its work is already done."""

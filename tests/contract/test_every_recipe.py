@@ -271,7 +271,7 @@ def changed_objective(name: str) -> Callable[..., Any]:
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the LM head compute its loss five tokens at a time, the last chunk being smaller."""
-    monkeypatch.setattr(head, "tokens_at_a_time", lambda tokens, vocab_size: 5)
+    monkeypatch.setattr(head, "tokens_at_a_time", lambda *sizes: 5)
 
 
 @every_option(OBJECTIVES)

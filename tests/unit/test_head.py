@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components import head as heads
-from components.head import CHUNK_BYTES, MOST_CHUNKS, LMHead, tokens_at_a_time
+from components.head import CHUNK_BYTES, CPU_CHUNK_BYTES, MOST_CHUNKS, LMHead, tokens_at_a_time
 from tests.measured import assert_close
 
 VOCABULARY = 13
@@ -100,9 +100,11 @@ def test_no_tensor_holds_all_logits(monkeypatch, trains):
 
 
 def test_chunks_are_as_large_as_memory_allows_and_not_too_many():
-    assert tokens_at_a_time(2048, 50304) == CHUNK_BYTES // (4 * 50304)
-    assert tokens_at_a_time(2**20, 50304) == 2**20 // MOST_CHUNKS
-    assert tokens_at_a_time(10, 2**40) == 1
+    assert tokens_at_a_time(2048, 50304, "cuda") == CHUNK_BYTES // (4 * 50304)
+    assert tokens_at_a_time(2048, 50304, "cpu") == CPU_CHUNK_BYTES // (4 * 50304)
+    for device in ("cuda", "cpu"):
+        assert tokens_at_a_time(2**20, 50304, device) == 2**20 // MOST_CHUNKS
+        assert tokens_at_a_time(10, 2**40, device) == 1
 
 
 def test_a_compiled_loss_in_chunks(monkeypatch):

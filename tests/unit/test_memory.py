@@ -135,17 +135,14 @@ class TestExpectedMemory:
         monkeypatch.setattr(memory, "_depths_to_trace", lambda config: [config.n_layer])
         assert expected(config, batch) == found
 
-    def test_blocks_of_the_heap_stay_when_they_are_freed(
+    def test_a_cpu_needs_more_for_the_gaps_between_blocks(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Logits are freed before the last gradient of the table is made, but not returned."""
-        config = tiny_config(vocab_size=5000, n_embd=128, weight_tying=False)
-        table, logits = 4 * 5000 * 128, 4 * 2 * 24 * 5000
-        found = {}
-        for block in (0, table):
-            monkeypatch.setattr(memory, "HEAP_BLOCK", block)
-            found[block] = expected(config, 2).total
-        assert found[table] - found[0] >= logits
+        tensors = expected(tiny_config(), 2).total
+        monkeypatch.setattr(memory, "HEAP_SLACK", 0.5)
+        found = expected(tiny_config(), 2)
+        assert found.total == pytest.approx(1.5 * tensors, rel=0.2)  # the optimizer's has none
+        assert found.state == expected(tiny_config(), 2).state
 
     def test_gradients_of_earlier_micro_batches_are_held(self) -> None:
         config = tiny_config(vocab_size=5000, weight_tying=False)

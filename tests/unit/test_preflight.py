@@ -11,7 +11,7 @@ import torch
 from configurator import load
 from errors import ConfigError
 from training import preflight
-from training.memory import HEAP_BLOCKS, ExpectedMemory, expected_memory
+from training.memory import ExpectedMemory, expected_memory
 from training.preflight import _memory_fix, fitting, refuse_machine
 from training.workers import Workers
 
@@ -24,7 +24,7 @@ class TestMemory:
     TINY = ("--n_layer=1", "--n_head=2", "--n_embd=32", "--vocab_size=256", "--sequence_length=32")
 
     def fitting(self, *argv: str, compiled: bool = False):
-        return fitting(load([*self.TINY, *argv]), CPU, torch.float32, compiled)[1]
+        return fitting(load([*self.TINY, *argv]), CPU, torch.float32, compiled)["none"]
 
     @pytest.fixture
     def has(self, monkeypatch: pytest.MonkeyPatch):
@@ -66,7 +66,7 @@ class TestMemory:
         assert each.total == alone.total + alone.weights // 2
         total = each.total + 5 * 16 * 2 * 32
         has(4 * total)
-        assert fitting(load(flags), CPU, torch.float32, False, workers) == ("ddp", each)
+        assert fitting(load(flags), CPU, torch.float32, False, workers)["ddp"] == each
         has(4 * total - 4)
         with pytest.raises(ConfigError, match="for each of 4 workers; lower batch_size"):
             fitting(load([*flags, "--parallelism=ddp"]), CPU, torch.float32, False, workers)
@@ -80,17 +80,19 @@ class TestMemory:
         )
         workers = Workers(size=4, local_size=4)
         has(10**9)
-        name, whole = fitting(load(flags), CPU, torch.float32, False, workers)
-        assert name == "ddp"
+        fits = fitting(load(flags), CPU, torch.float32, False, workers)
+        assert list(fits) == ["ddp", "fsdp"]
+        whole = fits["ddp"]
         has(4 * (whole.total - 1))
-        name, sharded = fitting(load(flags), CPU, torch.float32, False, workers)
-        assert name == "fsdp"
+        fits = fitting(load(flags), CPU, torch.float32, False, workers)
+        assert list(fits) == ["fsdp"]
+        sharded = fits["fsdp"]
         assert sharded.state == whole.weights // 4 + whole.optimizer // 4
-        messages = whole.ends + HEAP_BLOCKS * whole.block
+        messages = 3 * (whole.ends + 2 * whole.block)
         assert sharded.activations + whole.weights // 2 == whole.activations + messages
         assert whole.weights == whole.ends + 16 * whole.block
         alone = fitting(load([*flags, "--parallelism=zero1"]), CPU, torch.float32, False, workers)
-        assert alone[1].state == whole.weights + whole.optimizer // 4
+        assert alone["zero1"].state == whole.weights + whole.optimizer // 4
 
     def test_a_batch_of_one_must_be_shorter(self, has) -> None:
         has(self.fitting("--batch_size=1").total - 1)
@@ -157,7 +159,7 @@ class TestSizesThatNeverFit:
 
     def test_one_that_cannot_be_traced_starts(self, monkeypatch) -> None:
         monkeypatch.setattr(preflight, "expected_memory", lambda *args, **keys: None)
-        assert fitting(load([]), CPU, torch.float32, False) == ("none", None)
+        assert fitting(load([]), CPU, torch.float32, False) == {"none": None}
 
 
 class TestProblems:
