@@ -45,9 +45,9 @@ beforehand: a compiled run is refused only where even this share of them does no
 WEIGHT_BYTES = 8
 """Per parameter in float32: the weight and its gradient."""
 
-HEAP_SLACK = 0.3
-"""The gaps between the blocks of a CPU's heap, as a share of all; fitted to measurements
-(`scripts/memory.py`)."""
+HEAP_SLACK = {"none": 0.3, "block": 0.55, "selective": 0.55}
+"""The gaps between the blocks of a CPU's heap, as a share of all, by `activation_checkpointing`;
+fitted to measurements (`scripts/memory.py`)."""
 
 LAYER_BYTES = 20_000
 """What Python holds for the modules of a layer, at least, whatever their widths."""
@@ -181,7 +181,8 @@ def expected_memory(
                 traced.append(_trace(smaller, training, place, dtype))
     except Exception:  # whatever a part of the user's own does that a fake tensor cannot
         return None
-    return _extrapolated(traced, config.n_layer, heap=device == "cpu")
+    slack = HEAP_SLACK[training.activation_checkpointing] if device == "cpu" else 0.0
+    return _extrapolated(traced, config.n_layer, slack)
 
 
 def _traceable(config: ModelArchitectureConfig, device: str) -> ModelArchitectureConfig:
@@ -221,7 +222,7 @@ class _Trace:
     """Of each phase."""
 
 
-def _extrapolated(traced: list[_Trace], layers: int, heap: bool) -> ExpectedMemory:
+def _extrapolated(traced: list[_Trace], layers: int, slack: float) -> ExpectedMemory:
     """What the traces say of a model of `layers` layers: each phase's peak is linear in them."""
     first, last = traced[0], traced[-1]
     gap = max(last.layers - first.layers, 1)
@@ -232,9 +233,9 @@ def _extrapolated(traced: list[_Trace], layers: int, heap: bool) -> ExpectedMemo
     optimizer = at_depth(first.optimizer, last.optimizer)
     weights = at_depth(first.weights, last.weights)
     peak = max(at_depth(first.peaks[phase], last.peaks[phase]) for phase in last.peaks)
-    peak += int(HEAP_SLACK * peak) if heap else 0
+    peak += int(slack * peak)
     activations = max(0, peak - weights)
-    return ExpectedMemory(weights, optimizer, activations, last.block, last.ends, heap)
+    return ExpectedMemory(weights, optimizer, activations, last.block, last.ends, slack > 0)
 
 
 class _LiveStorages(TorchDispatchMode):

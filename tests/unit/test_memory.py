@@ -15,7 +15,7 @@ from model_config import ModelArchitectureConfig
 from recipe.optimizers import OPTIMIZERS, make_optimizer
 from tests.tiny import tiny_config
 from training import memory
-from training.activation_checkpointing import checkpoint_block
+from training.activation_checkpointing import MODES, checkpoint_block
 from training.memory import ExpectedMemory, expected_memory, least_parameters, least_state
 from training.optim import clip_gradients
 from training.step_guard import StepGuard
@@ -75,7 +75,7 @@ class TestExpectedMemory:
     @pytest.fixture(autouse=True)
     def no_slack(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tensors alone, which is what can be known exactly."""
-        monkeypatch.setattr(memory, "HEAP_SLACK", 0.0)
+        monkeypatch.setattr(memory, "HEAP_SLACK", dict.fromkeys(MODES, 0.0))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ class TestExpectedMemory:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tensors = expected(tiny_config(), 2).total
-        monkeypatch.setattr(memory, "HEAP_SLACK", 0.5)
+        monkeypatch.setattr(memory, "HEAP_SLACK", dict.fromkeys(MODES, 0.5))
         found = expected(tiny_config(), 2)
         assert found.total == pytest.approx(1.5 * tensors, rel=0.2)  # the optimizer's has none
         assert found.state == expected(tiny_config(), 2).state
