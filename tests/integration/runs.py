@@ -71,12 +71,15 @@ class Workshop:
         self, count: int, *arguments: str, run_name: str | None = "run"
     ) -> list[Child]:
         """train.py in so many processes, which train together as those of torchrun do."""
+        return self.start_workers_with(count, self.argv(*arguments, run_name=run_name))
+
+    def start_workers_with(self, count: int, argv: list[str]) -> list[Child]:
+        """`start_workers` with these very arguments."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         self._children += 1
         group = self.out_dir.parent / f"workers{self._children}"
-        argv = self.argv(*arguments, run_name=run_name)
         return [
             Child(
                 *("train.py", argv, group / str(rank)),

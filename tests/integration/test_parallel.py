@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from interop.huggingface import export
 from tests.integration.child import Child
 from tests.integration.runs import (
     Workshop,
@@ -190,6 +191,26 @@ def test_a_split_model_is_spread_in_every_way(
 ) -> None:
     flags = SPLIT["norms of heads"]
     assert_trains_as_one(workshop, 4, flags, "--tensor_parallel=2", *of_workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["--parallelism=fsdp", "--tensor_parallel=2"])
+def test_a_run_starts_from_the_weights_of_another_project(
+    workshop: Workshop, tmp_path: Path, way: str
+) -> None:
+    run = workshop.train(*LLAMA, "--ffn_multiple_of=2", *course(max_iters=5), run_name="before")
+    export(str(run), tmp_path / "model", workshop.out_dir, None, "")
+    sizes = {"--n_layer", "--n_head", "--n_embd"}
+    started = []
+    for name, count, flags in (("one", 1, ()), ("many", 2, (way,))):
+        argv = (f"--init_from={tmp_path / 'model'}", *course(), *flags)
+        argv = [a for a in workshop.argv(*argv, run_name=name) if a.split("=")[0] not in sizes]
+        started.append(workshop.start_workers_with(count, argv))
+        assert finish(started[-1]) == [0] * count, started[-1][0].errors
+    assert_same_losses(workshop.out_dir / "many", workshop.out_dir / "one")
+    assert losses_of(workshop.out_dir / "one", "eval_steps", "val_loss")[0] == pytest.approx(
+        losses_of(run, "eval_steps", "val_loss")[-1], abs=SAME
+    )
 
 
 def resume_with(workshop: Workshop, count: int, run: str, *flags: str) -> None:
