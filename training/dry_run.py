@@ -63,17 +63,22 @@ class Assumed:
     price: float | None
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the options of a dry run; the rest is left to `configurator`."""
+    flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    flags.add_argument("--dry_run", action="store_true")
+    for name in ("device_name", "workers", "mfu", "price_per_hour"):
+        flags.add_argument(f"--{name}")
+    return flags
+
+
 def split_dry_run(argv: Sequence[str]) -> tuple[Assumed | None, list[str]]:
     """What a command line says of a dry run, None if it asks for none; and the rest of it.
 
     Raises:
         ConfigError: an option has an impossible value, or no effect.
     """
-    flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False, argument_default=None)
-    flags.add_argument("--dry_run", action="store_true")
-    for name in ("device_name", "workers", "mfu", "price_per_hour"):
-        flags.add_argument(f"--{name}")
-    found, rest = flags.parse_known_args(list(argv))
+    found, rest = parser().parse_known_args(list(argv))
     given = {key: text for key, text in vars(found).items() if key != "dry_run" and text}
     if not found.dry_run:
         problems = [

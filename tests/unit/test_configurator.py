@@ -830,7 +830,7 @@ def test_help_lists_every_key_with_its_type_default_and_choices(capsys):
         assert ("; per layer;" in entries[name]) == key.per_layer, name
         for choice in key.choices or ():
             assert configurator.shown(choice) in entries[name], name
-    assert set(entries) == {*key_table(), "help", "print_config"}
+    assert set(entries) == {*key_table(), "help", "print_config", "dry_run"}
 
 
 def test_help_is_printed_by_its_short_name_too(capsys):

@@ -24,6 +24,7 @@ from options import (
     type_name,
 )
 from scripts import reproducibility_audit
+from training import dry_run
 
 NAMES = ["small", "large"]
 BIG = f"1{'0' * 37}...{'0' * 38} (401 characters)"
@@ -343,7 +344,7 @@ def test_a_key_of_every_run_cannot_be_a_part_s():
 
 def options_of_commands() -> set[str]:
     """Those of the commands that also take keys."""
-    parsers = (sweep.parser(), reproducibility_audit.parser())
+    parsers = (sweep.parser(), reproducibility_audit.parser(), dry_run.parser())
     flags = [flag for parser in parsers for a in parser._actions for flag in a.option_strings]
     return {flag.removeprefix("--") for flag in flags if flag.startswith("--")} | {"print_config"}
 
