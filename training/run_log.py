@@ -39,6 +39,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
     training = run.settings.training
     machine = environment(run.device)
     machine["device_count"] = run.workers.size
+    machine["parallelism"] = run.placement.parallelism  # what auto came to
     peak = peak_flops(run.device, run.dtype)
     console.say(start_report(run, machine["device"], peak))
     for note in (*start.settings.notes, *start.notes):
