@@ -83,6 +83,7 @@ def test_leaving_early_ends_the_thread_whatever_the_reader_raised():
         next(upcoming)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_arrive_on_the_device_as_they_were():
     order = batches()

@@ -65,6 +65,7 @@ def test_the_call_of_the_fused_kernel(sizes, monkeypatch):
     assert_same_map(sizes, torch.bfloat16, "cpu", 2e-2)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @sizes
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
