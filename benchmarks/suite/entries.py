@@ -25,10 +25,11 @@ TINY = (
 
 EXACT = 1e-3
 """Nats per token between two trainings of the same: on a GPU the order of sums may differ."""
-KERNELS = 0.02
-"""The same, between two attention kernels in bfloat16."""
-HALF = 0.05
-"""The same, between half precision and float32."""
+KERNELS = 5e-3
+"""The same, between two attention kernels in bfloat16: on a CPU at most 2e-4 between sdpa and
+manual, with a window and with ALiBi."""
+HALF = 0.01
+"""The same, between half precision and float32: on a CPU at most 3e-4 for bfloat16."""
 
 AT_ONCE = 4
 """Runs on one device at the same time."""
@@ -140,7 +141,9 @@ def _train(place: Place, run: Path, *flags: str, start: Command = (PYTHON,)) -> 
     own = (
         *(TINY if place.tiny else SMALL),
         *(f"--max_iters={STEPS}", f"--lr_decay_iters={STEPS}", "--warmup_iters=5"),
-        *("--learning_rate=3e-3", f"--eval_interval={STEPS}", "--log_interval=1"),
+        # higher at that size, the loss has a spike, which makes rounding errors large
+        f"--learning_rate={3e-3 if place.tiny else 3e-4}",
+        *(f"--eval_interval={STEPS}", "--log_interval=1"),
         f"--eval_tokens={256 if place.tiny else 4096}",
         *("--compile=False", f"--device={place.device}", f"--dataset={place.data}"),
         *(f"--out_dir={run.parent}", f"--run_name={run.name}"),
