@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -171,9 +172,7 @@ def _tests(name: str, place: Place, expected: float, *arguments: str) -> Entry:
     )
 
 
-def _same_kernels(
-    name: str, place: Place, backend: str, *flags: str, lacking: str = "", note: str = ""
-) -> Entry:
+def _same_kernels(name: str, place: Place, backend: str, *flags: str, lacking: str = "") -> Entry:
     """Trainings with an attention backend and with SDPA, in bfloat16."""
     reference, other = (_folder(place, name) / each for each in ("sdpa", backend))
     commands = [
@@ -188,7 +187,6 @@ def _same_kernels(
         functools.partial(readings.differences, reference, {backend: other}),
         (_agrees(KERNELS),),
         lacking,
-        note,
     )
 
 
@@ -203,7 +201,7 @@ def _flex(name: str, place: Place, flag: str) -> Entry:
     wanted = f"test_backends_agree and not gradients and {value if value.isalpha() else key}"
     entry = _tests(name, place, 20, "tests/contract/test_every_model.py", "-k", wanted)
     note = "on a CPU flex has no backward pass: tests of the forward pass, which is not compiled"
-    return Entry(**{**vars(entry), "note": note})
+    return dataclasses.replace(entry, note=note)
 
 
 def _fsdp(name: str, place: Place, workers: int, *, lacking: str = "") -> Entry:
