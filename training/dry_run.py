@@ -13,7 +13,7 @@ from configurator import Settings
 from data.batches import Shares
 from data.dataset_files import read_meta
 from data.dataset_lookup import prepared_folder
-from errors import ConfigError, Problem, nearest
+from errors import ConfigError, Problem, nearest, quoted
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from recipe.optimizers import make_optimizer
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     flags.add_argument("--dry_run", action="store_true")
     for name in ("device_name", "workers", "mfu", "price_per_hour"):
-        flags.add_argument(f"--{name}")
+        flags.add_argument(f"--{name}", nargs="?", const="")
     return flags
 
 
@@ -78,8 +78,12 @@ def split_dry_run(argv: Sequence[str]) -> tuple[Assumed | None, list[str]]:
     Raises:
         ConfigError: an option has an impossible value, or no effect.
     """
+    for argument in argv:
+        if argument.startswith("--dry_run="):
+            message = f"cannot read {quoted(argument)}; write --dry_run, and --device_name=GPU"
+            raise ConfigError([Problem(("dry_run",), message)])
     found, rest = parser().parse_known_args(list(argv))
-    given = {key: text for key, text in vars(found).items() if key != "dry_run" and text}
+    given = {key: v for key, v in vars(found).items() if key != "dry_run" and v is not None}
     if not found.dry_run:
         problems = [
             Problem(

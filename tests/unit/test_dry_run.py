@@ -95,6 +95,8 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--dry_run", "--workers=1.5"], "--workers=1.5 must be a whole number"),
         (["--dry_run", "--mfu=40"], "--mfu=40 must be a number above 0 and at most 1"),
         (["--dry_run", "--price_per_hour=x"], "--price_per_hour=x must be a number"),
+        (["--dry_run", "--mfu"], "--mfu= must be a number"),
+        (["--dry_run=H100"], "cannot read '--dry_run=H100'; write --dry_run"),
     ],
 )
 def test_impossible_options_are_refused(argv: list[str], message: str) -> None:
