@@ -61,19 +61,20 @@ from user_files import rerun_plugins
 
 def main(argv: list[str]) -> None:
     """Train as the command line says. Raises UserError for what the user can fix."""
-    assumed, argv = split_dry_run(argv)
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(join_workers())
         console = Console(silent=not workers.first)
         with workers.together():
+            assumed, argv = split_dry_run(argv)
             asked = configurator.read(argv)
         found = workers.only_first(lambda: find_resumed(asked))
         with workers.together():
             start = start_from(asked, found, new_settings)
         if asked.print_config or assumed:
-            if workers.first:
-                table = configurator.settings_table
-                print(dry_run(start.settings, assumed) if assumed else table(start.settings))
+            if workers.first and asked.print_config:
+                print(configurator.settings_table(start.settings))
+            if workers.first and assumed:
+                print(dry_run(start.settings, assumed))
             return
         training = start.settings.training
         workers = workers.arranged(training.hang_timeout, training.tensor_parallel)

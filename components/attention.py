@@ -209,9 +209,12 @@ class Attention(Mixer):
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, -1)))
 
     def split(self, over: TensorSplit) -> bool:
-        """By heads. A norm over the whole projection needs all of them."""
+        """By heads. A norm over the whole projection needs all of them, and so do values that other
+        layers read, which may be whole; dropout would draw the same numbers for each share."""
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         if any(norm.normalized_shape != (self.head_dim,) for norm in norms):
+            return False
+        if self.values_name or self.weight_dropout:
             return False
         over.share_of("n_kv_head", self.widths[1] // self.head_dim)
         heads = over.share_of("n_head", self.n_head)
@@ -221,8 +224,6 @@ class Attention(Mixer):
         self.n_head, self.widths = heads, tuple(width // over.size for width in self.widths)
         for norm in norms:
             over.add_gradients(norm.weight)
-        if isinstance(self.value_share, nn.Parameter):
-            over.add_gradients(self.value_share)
         return True
 
     def connect(self, given: Collection[str]) -> None:

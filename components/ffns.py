@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from components.activations import ACTIVATIONS
 from components.context import Context
 from components.layer_config import LayerConfig
-from components.registry import Registry
+from components.registry import Registry, is_users_own
 from components.sublayer import Sublayer
 from components.tensor_split import TensorSplit
 from errors import Problem
@@ -166,8 +166,9 @@ class GLU(FeedForward):
 
 def _split(network: StandardFFN | GLU, widen: nn.Linear, sections: int, over: TensorSplit) -> bool:
     """Split a network by its hidden units; see `Sublayer.split`."""
-    if list(network.activation.parameters()):
-        return False  # they may be of each unit, or of all
+    activation = network.activation
+    if list(activation.parameters()) or is_users_own(type(activation)):
+        return False  # it may look at all units
     width = network.down.in_features
     over.share_of("ffn_hidden", width)
     over.columns(widen, sections * (width,))

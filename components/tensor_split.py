@@ -71,10 +71,9 @@ class TensorSplit:
             ConfigError: the number does not divide; `key` is the config's.
         """
         if count % self.size:
-            fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-            message = (
-                f"tensor_parallel={self.size} does not divide {key}={count}; use one of {fitting}."
-            )
+            fitting = [str(n) for n in range(2, count + 1) if count % n == 0]
+            fix = f"use one of 1, {', '.join(fitting)}" if fitting else "drop tensor_parallel"
+            message = f"tensor_parallel={self.size} does not divide {key}={count}; {fix}."
             raise ConfigError([Problem(("tensor_parallel", key), message)])
         return count // self.size
 
@@ -158,12 +157,21 @@ def _added_up(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def split_of(part: Any) -> Any:
-    """A part's own `split`; None if it has none, or a subclass changed how it is made or computes
-    without saying how it is split."""
-    made = type(part).__mro__
-    owners = {
-        name: next(place for place, kind in enumerate(made) if name in vars(kind))
-        for name in ("split", "forward", "__init__")
-    }
-    own = owners["split"] <= min(owners["forward"], owners["__init__"])
-    return part.split if own else None
+    """A part's own `split`; None if a subclass of the class that has it computes anything else.
+
+    Class data, such as defaults, may differ.
+    """
+    for kind in type(part).__mro__:
+        if "split" in vars(kind):
+            return part.split
+        changed = {name for name, value in vars(kind).items() if not _is_data(name, value)}
+        if changed:
+            return None
+    raise AssertionError(f"{type(part).__name__} is no Sublayer")
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Whether a class attribute is no code: a plain value, or the class of its options."""
+    if name == "Options" or (name.startswith("__") and name.endswith("__") and name != "__init__"):
+        return True
+    return isinstance(value, bool | int | float | str | tuple | frozenset | None)

@@ -48,6 +48,11 @@ def cases(quick: bool) -> list[dict[str, Any]]:
             presets, (8192,) if quick else (256, 50304), ("ddp", "zero1", "fsdp")
         )
     ]
+    rows += [
+        {**row, "optimizer": "muon"}
+        for row in rows
+        if row["batch_size"] == 8 and row["vocab_size"] == 256 and row["arch_preset"] == "gpt2"
+    ]
     for mode in ("block", "selective"):
         rows.append({**rows[0], "batch_size": 24, "activation_checkpointing": mode})
     return rows
@@ -58,8 +63,8 @@ def measured(case: dict[str, Any]) -> tuple[int, int]:
     workers = WORKERS[case["parallelism"]]
     with TemporaryDirectory() as folder:
         flags = [f"--{key}={value}" for key, value in case.items()]
-        if workers > 1:  # each worker has the batch of the row
-            flags.append(f"--gradient_accumulation_steps={workers}")
+        if workers > 1:  # each worker has the batch of the row, twice
+            flags.append(f"--gradient_accumulation_steps={2 * workers}")
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
         command = [
             *(sys.executable, *(start if workers > 1 else [])),
@@ -99,14 +104,16 @@ def child(folder: Path, argv: list[str]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row for each run, printed as it is done, and the spread of the ratios."""
-    keys = ("arch_preset", "vocab_size", "batch_size", "parallelism", "activation_checkpointing")
-    print("| preset | vocabulary | batch | parallelism | checkpointing | estimated | measured | |")
-    print("|---|---|---|---|---|---|---|---|")
+    keys = ("arch_preset", "vocab_size", "batch_size", "parallelism", "optimizer")
+    keys += ("activation_checkpointing",)
+    print("| preset | vocabulary | batch | parallelism | optimizer | checkpointing |", end="")
+    print(" estimated | measured | |\n|---|---|---|---|---|---|---|---|---|")
     ratios = []
     for row in rows:
         expected, found = measured(row)
         ratios.append(expected / found)
-        cells = [str(row.get(key, "none")) for key in keys]
+        defaults = {"optimizer": "adamw", "activation_checkpointing": "none"}
+        cells = [str((defaults | row)[key]) for key in keys]
         cells += [f"{expected / 1e6:.0f} MB", f"{found / 1e6:.0f} MB", f"{ratios[-1]:.2f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     within = sum(0.85 <= ratio <= 1.15 for ratio in ratios)

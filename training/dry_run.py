@@ -16,7 +16,7 @@ from data.dataset_lookup import prepared_folder
 from errors import ConfigError, Problem, nearest, quoted
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from recipe.optimizers import make_optimizer
+from recipe.optimizers import OPTIMIZERS, make_optimizer
 from training.hardware import (
     KNOWN_GPUS,
     device_name,
@@ -28,8 +28,8 @@ from training.hardware import (
 )
 from training.memory import ExpectedMemory, batch_bytes, expected_memory
 from training.parallel import shards
-from training.preflight import share_of
-from training.workers import Workers
+from training.preflight import parallelism_problems, share_of
+from training.workers import Workers, workers_to_start
 from training_config import TrainingConfig
 from training_logger import format_bytes, format_count, format_flops, format_start_report
 
@@ -158,11 +158,6 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
     settings = _with_vocabulary(settings)
     training = settings.training
     workers = _workers(training, assumed.workers)
-    batch = (training.gradient_accumulation_steps, training.batch_size)
-    shares = Shares(*batch, workers.data_size)
-    if shares.problem:
-        keys = ("gradient_accumulation_steps", "batch_size")
-        raise ConfigError([Problem(keys, shares.problem)])
     machine = _machine(training, assumed)
     with torch.device("meta"):
         model = GPT(settings.model)
@@ -180,13 +175,18 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
 
 
 def _workers(training: TrainingConfig, count: int) -> Workers:
-    tensor = training.tensor_parallel
-    if count % tensor:
-        message = (
-            f"tensor_parallel={tensor} does not divide --workers={count}; use a multiple of it."
-        )
-        raise ConfigError([Problem(("tensor_parallel",), message)])
-    return Workers(size=count, local_size=min(count, WORKERS_OF_A_MACHINE), tensor=tensor)
+    """The workers that would train; ConfigError for what they could not do."""
+    workers = workers_to_start(count, training.tensor_parallel)
+    local = min(count, WORKERS_OF_A_MACHINE)
+    workers = dataclasses.replace(workers, local_size=local)
+    batch = (training.gradient_accumulation_steps, training.batch_size)
+    uneven = Shares(*batch, workers.data_size).problem
+    problems = list(parallelism_problems(training, workers))
+    if uneven:
+        problems.append(Problem(("gradient_accumulation_steps", "batch_size"), uneven))
+    if problems:
+        raise ConfigError(problems)
+    return workers
 
 
 def _of_workers(what: str, machine: Machine, assumed: Assumed) -> str:
@@ -219,7 +219,10 @@ def _machine(training: TrainingConfig, assumed: Assumed) -> Machine:
             device_name(device), device.type, dtype, available, peak_flops(device, dtype)
         )
     name, memory = KNOWN_GPUS[assumed.gpu]
-    dtype = torch.bfloat16 if training.dtype == "auto" else getattr(torch, training.dtype)
+    if training.dtype == "auto":  # as `resolve_dtype` on such a device
+        dtype = torch.bfloat16 if peak_of_gpu(name, torch.bfloat16) else torch.float32
+    else:
+        dtype = getattr(torch, training.dtype)
     return Machine(assumed.gpu, "cuda", dtype, memory, peak_of_gpu(name, dtype, training.tf32))
 
 
@@ -300,7 +303,7 @@ class Memory:
             "activations": own.activations - logits,
             "logits": logits,
         }
-        listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+        listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
         yield parallelism, f"{format_bytes(self._needed(own))}: {listed}"
         if self._machine.memory is not None:
             most = self._largest_batch(parallelism)
@@ -308,7 +311,9 @@ class Memory:
 
     def _of_worker(self, parallelism: str, batch_size: int) -> ExpectedMemory:
         parts = shards(parallelism, self._training, self._workers)
-        return self._step(batch_size).of_worker(parallelism, parts, self._workers.data_size)
+        gathers = not OPTIMIZERS[self._training.optimizer].elementwise
+        step = self._step(batch_size)
+        return step.of_worker(parallelism, parts, self._workers.data_size, gathers)
 
     def _needed(self, memory: ExpectedMemory) -> int:
         """With the batches, where they are on the device."""

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from components.registry import is_users_own
 from components.tensor_split import TensorSplit
 from data.prefetch import PREFETCH_DEPTH
+from errors import UserError
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
@@ -76,13 +77,16 @@ class ExpectedMemory:
         """Weights, gradients, and what the optimizer keeps of them."""
         return self.weights + self.optimizer
 
-    def of_worker(self, parallelism: str, shards: int, workers: int) -> ExpectedMemory:
+    def of_worker(
+        self, parallelism: str, shards: int, workers: int, gathers: bool = False
+    ) -> ExpectedMemory:
         """The memory of one of several workers, each of which has this batch.
 
         Args:
             parallelism: Other than "auto".
             shards: Workers that share a copy of the parameters.
             workers: All workers.
+            gathers: Whether a sharded parameter is gathered where the optimizer updates it.
         """
         if workers == 1:
             return self
@@ -92,6 +96,7 @@ class ExpectedMemory:
             messages = 2 * self.ends + 3 * self.block
             if self.heap:  # which keeps them apart; fitted to measurements
                 messages += self.ends + 3 * self.block
+            messages += self.weights // shards if gathers else 0
         else:
             # DDP arranges gradients anew after the first step; the heap keeps the first buckets.
             messages = self.weights // 2 if self.heap else 0
@@ -169,6 +174,9 @@ def expected_memory(
     Returns:
         The expectation; None if the model cannot be traced, as with a part whose shapes depend on
         the data.
+
+    Raises:
+        UserError: the model cannot be made.
     """
     config = _traceable(config, device)
     # The shapes of a GPU's step can be traced where there is none.
@@ -179,6 +187,8 @@ def expected_memory(
             smaller = config.adapted(n_layer=depth)
             with FakeTensorMode(), torch.device(place):
                 traced.append(_trace(smaller, training, place, dtype))
+    except UserError:
+        raise
     except Exception:  # whatever a part of the user's own does that a fake tensor cannot
         return None
     slack = HEAP_SLACK[training.activation_checkpointing] if device == "cpu" else 0.0

@@ -9,13 +9,14 @@
             parameters are gathered when it computes (Zhao et al. 2023, arXiv 2304.11277)
     hsdp    fsdp among the workers of a group, ddp between groups
 
-None of them changes the mathematics: losses differ by rounding.
+None of them changes the mathematics: losses differ by rounding, and by the numbers that dropout
+draws.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components.blocks import Block
 from components.tensor_split import Division, TensorSplit
+from errors import ConfigError, Problem
 from model_builder import GPT
 from recipe.optimizers import UpdateRule
 from training.activation_checkpointing import checkpoint_block
@@ -72,8 +74,20 @@ def loss_scaler(device: torch.device, dtype: torch.dtype, workers: Workers) -> t
     return ShardedGradScaler(device.type, enabled=enabled, process_group=workers.group)
 
 
+def _refuse_trained_positions(network: GPT) -> None:
+    """Raise ConfigError for a position encoding whose parameters split attention would train, each
+    worker by the gradients of its heads alone."""
+    for encoding in network.position_encodings:
+        if not encoding.of_whole_model and list(encoding.parameters()):
+            message = (
+                f"{type(encoding).__name__} has parameters that attention trains, which "
+                "tensor_parallel divides; use tensor_parallel=1, or another position_encoding."
+            )
+            raise ConfigError([Problem(("tensor_parallel", "position_encoding"), message)])
+
+
 class Replicated:
-    """Every worker has the whole model.
+    """Every worker has the whole model; what its optimizer keeps may be divided (zero1).
 
     Args:
         workers: The workers of the run.
@@ -106,6 +120,8 @@ class Replicated:
     def new_model(self, config: Any) -> GPT:
         """A model with its initial weights, on the device; its parameters are spread already."""
         network = GPT(config, ready=self._place_block)
+        if self.workers.tensor > 1:
+            _refuse_trained_positions(network)
         self._place_rest(network)
         return network
 
@@ -193,7 +209,8 @@ class Replicated:
 class Sharded(Replicated):
     """Every worker has a slice of each parameter, by torch's `fully_shard` (FSDP2).
 
-    Scalars, which FSDP2 cannot shard, are on every worker.
+    Scalars, which FSDP2 cannot shard, are on every worker. All workers must use the same parameters
+    in a step.
 
     Args:
         copies: Groups of workers that hold all slices each; 1: the slices are spread over all
@@ -228,11 +245,10 @@ class Sharded(Replicated):
         """See `Replicated.trained_form`: its parameters are sharded, its blocks compiled."""
         return network
 
-    @contextlib.contextmanager
-    def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """See `Replicated.accumulating`."""
-        model.set_requires_gradient_sync(last)
-        yield
+    def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """See `Replicated.accumulating`; here every micro-batch averages its gradients, so that
+        none is held whole until the next."""
+        return contextlib.nullcontext()
 
     def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
         """See `Replicated.updates`."""

@@ -40,7 +40,7 @@ def refuse_machine(
     uneven = _share_problems(settings.training, workers.data_size)
     problems = [
         *uneven,
-        *_parallelism_problems(settings.training, workers),
+        *parallelism_problems(settings.training, workers),
         *([] if uneven else _size_problems(settings, device, workers)),
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
@@ -61,7 +61,7 @@ def _share_problems(training: TrainingConfig, workers: int) -> list[Problem]:
     return [Problem(("gradient_accumulation_steps", "batch_size"), problem)] if problem else []
 
 
-def _parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator[Problem]:
+def parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator[Problem]:
     asked, size = training.parallelism, workers.size
     if asked == "none" and size > 1:
         yield Problem(
@@ -79,8 +79,12 @@ def _parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterato
     if tensor > 1 and size % tensor:
         yield Problem(
             ("tensor_parallel",),
-            f"tensor_parallel={tensor} does not divide {size} workers; "
-            + (f"use one of {_divisors(size)}." if size > 1 else "start more by torchrun."),
+            f"tensor_parallel={tensor} does not divide {size} workers; use one of "
+            f"{_divisors(size)}."
+            if size > 1
+            else f"tensor_parallel={tensor} needs {tensor} workers, but train.py was started by "
+            f"itself; start it with torchrun --standalone --nproc_per_node={tensor} train.py, or "
+            "drop it.",
         )
         return
     if tensor > 1 and not OPTIMIZERS[training.optimizer].elementwise:
@@ -148,7 +152,7 @@ def _size_problems(settings: Settings, device: torch.device, workers: Workers) -
     available = total_memory(device)
     if available is not None:
         vocab_size = settings.model.vocab_size if settings.fixes_vocabulary else 1
-        spread = 1 if training.parallelism == "ddp" else workers.size
+        spread = workers.tensor if training.parallelism == "ddp" else workers.size
         yield from _state_problems(settings, vocab_size, device, available, spread)
         yield from _logits_problems(training, vocab_size, device, available)
 
@@ -219,10 +223,11 @@ def fitting(
     if whole is None or available is None:
         return dict.fromkeys(candidates, whole)
     batches = batch_bytes(training) if device.type == "cpu" else 0
+    gathers = not OPTIMIZERS[training.optimizer].elementwise
     fits: dict[str, ExpectedMemory | None] = {}
     for parallelism in candidates:
         parts = shards(parallelism, training, workers)
-        memory = whole.of_worker(parallelism, parts, workers.data_size)
+        memory = whole.of_worker(parallelism, parts, workers.data_size, gathers)
         if memory.least(compiled) + batches <= available:
             fits[parallelism] = memory
     if fits:

@@ -8,6 +8,7 @@ optimizer if only what it keeps is to be divided (ZeRO-1).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
@@ -20,6 +21,9 @@ from training.gradients import Gradients, SharedGradients
 from training.optimizer_state import create_state
 from training.sharded_tensors import Parts, gathered_slices, local, on_first, sharded_like, slice_of
 from training.workers import Workers
+
+MOST_UNDER_WAY = 4
+"""Parameters that are broadcast at a time: each is whole meanwhile."""
 
 
 class Updates:
@@ -226,8 +230,9 @@ class OwnedUpdates(Updates):
             own = self.own.get(name)
             if own is p:
                 continue
-            if isinstance(p, DTensor) and p.grad is not None:
-                gradient, values = gathered_slices(p.grad), gathered_slices(p)
+            if isinstance(p, DTensor):
+                gradient, values = p.grad, gathered_slices(p)
+                gradient = None if gradient is None else gathered_slices(gradient)
                 if own is not None:
                     own.grad = gradient
                     own.copy_(values)
@@ -235,12 +240,19 @@ class OwnedUpdates(Updates):
 
     @torch.no_grad()
     def give_parameters(self) -> None:
-        sent = [self._send(name, p) for name, p in self._parameters.items()]
-        for message, name, values in sent:
-            message.wait()
-            p = self._parameters[name]
-            if isinstance(p, DTensor):
-                local(p).copy_(slice_of(values, p))
+        under_way: deque[tuple[dist.Work, str, Tensor]] = deque()
+        for name, p in self._parameters.items():
+            under_way.append(self._send(name, p))
+            if len(under_way) > MOST_UNDER_WAY:
+                self._receive(*under_way.popleft())
+        for sent in under_way:
+            self._receive(*sent)
+
+    def _receive(self, message: dist.Work, name: str, values: Tensor) -> None:
+        message.wait()
+        parameter = self._parameters[name]
+        if isinstance(parameter, DTensor):
+            local(parameter).copy_(slice_of(values, parameter))
 
     def _send(self, name: str, parameter: nn.Parameter) -> tuple[dist.Work, str, Tensor]:
         """Begin to broadcast a parameter from its owner."""

@@ -154,6 +154,10 @@ SPLIT = {
     ),
     "score bias": (*LLAMA, "--ffn_multiple_of=2", "--position_encoding=alibi"),
     "values": (*LLAMA, "--ffn_multiple_of=2", "--value_residual=learned"),
+    "values of some": (
+        *(*LLAMA, "--ffn_multiple_of=2", "--value_residual=fixed", "--qk_norm=True+False"),
+        "--qk_norm_over=projection+head",
+    ),
     "tied": (*LLAMA, "--ffn_multiple_of=2", "--weight_tying=True"),
     "moe": (*MODELS["moe"], "--ffn_hidden=32"),
     "hybrid": (*MODELS["hybrid"], "--ffn_multiple_of=2"),
@@ -458,6 +462,82 @@ def test_a_part_may_leave_parameters_out_of_a_step(workshop: Workshop, tmp_path:
     workers = workshop.start_workers(2, "config/arch_gpt2.py", "--n_layer=1", *flags)
     assert finish(workers) == [0, 0], workers[0].errors
     assert log_of(workshop.out_dir / "run")["status"] == "completed"
+
+
+LATE = """
+import os
+
+from torch import nn
+
+from components.ffns import FFNS, StandardFFN
+
+
+@FFNS.register("late", label="Late")
+class Late(StandardFFN):
+    '''Leaves a parameter out of its first two steps.'''
+
+    calls = 0
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, context):
+        y = super().forward(x, context)
+        Late.calls += self.training
+        late = Late.calls > 8 // int(os.environ.get("WORLD_SIZE", "1"))
+        return y + self.scale(x) if late or not self.training else y
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "zero1", "fsdp"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_parameter_without_a_gradient_stays_as_it_is(
+    workshop: Workshop, tmp_path: Path, optimizer: str, parallelism: str
+) -> None:
+    plugin = tmp_path / "late.py"
+    plugin.write_text(LATE)
+    flags = ("config/arch_gpt2.py", "--n_layer=1", "--ffn_type=late", f"--plugins={plugin}")
+    flags += (f"--optimizer={optimizer}",)
+    flags += ("--muon_dtype=float32",) if optimizer == "muon" else ()
+    for name, count, way in (("one", 1, ()), ("many", 2, (f"--parallelism={parallelism}",))):
+        workers = workshop.start_workers(count, *flags, *course(), *way, run_name=name)
+        assert finish(workers) == [0] * count, workers[0].errors
+    assert_same_losses(workshop.out_dir / "many", workshop.out_dir / "one")
+
+
+BIAS = """
+import torch
+from torch import nn
+
+from components.positions import POSITIONS, PositionEncoding
+
+
+@POSITIONS.register("table", label="Table")
+class Table(PositionEncoding):
+    '''A learned bias for each head.'''
+
+    biases_scores = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bias = nn.Parameter(torch.zeros(4, 1, 1))
+
+    def score_bias(self, start, length, keys):
+        return self.bias.expand(4, length, keys)
+"""
+
+
+def test_a_position_encoding_that_heads_train_is_not_split(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "table.py"
+    plugin.write_text(BIAS)
+    flags = ("--position_encoding=table", f"--plugins={plugin}", "--tensor_parallel=2")
+    first, second = workshop.start_workers(2, *LLAMA, "--ffn_multiple_of=2", *course(), *flags)
+    assert finish([first, second]) == [2, 2]
+    assert "Table has parameters that attention trains" in first.errors
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_all(workshop: Workshop, tmp_path: Path) -> None:

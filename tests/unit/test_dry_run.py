@@ -105,7 +105,7 @@ def test_impossible_options_are_refused(argv: list[str], message: str) -> None:
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel=3 does not divide --workers=8"):
+    with pytest.raises(ConfigError, match="tensor_parallel=3 does not divide 8 workers"):
         report("--tensor_parallel=3")
     with pytest.raises(ConfigError, match="does not divide among 8 workers"):
         report("--batch_size=3")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from components.attention import Attention
 from components.ffns import StandardFFN, SwiGLU
 from components.tensor_split import Division, TensorSplit, split_of
+from configurator import run_plugins
 from errors import ConfigError
 from model_builder import GPT
 from tests.tiny import tiny_config
@@ -45,6 +49,18 @@ def test_the_parts_of_a_split_block_add_up_to_the_whole() -> None:
     torch.testing.assert_close(total, whole, rtol=1e-4, atol=1e-6)
 
 
+OWN_ACTIVATION = """
+from components.activations import ACTIVATIONS, Activation
+
+@ACTIVATIONS.register("own", label="Own")
+class Own(Activation):
+    'Softmax over the units.'
+
+    def forward(self, x):
+        return x.softmax(-1)
+"""
+
+
 class Changed(StandardFFN):
     def forward(self, x, context):
         return 2 * super().forward(x, context)
@@ -56,21 +72,28 @@ class Widened(StandardFFN):
         self.extra = nn.Linear(1, 1)
 
 
+class Mixed(Attention):
+    def _heads(self, x):
+        return super()._heads(x.flip(-1))
+
+
 class Renamed(SwiGLU):
     """What it computes is SwiGLU's."""
+
+    default_multiplier = 4.0
 
 
 def test_a_subclass_that_computes_something_else_is_not_split() -> None:
     layer = tiny_config(ffn_type="swiglu", activation="silu").layers[0]
     assert split_of(Renamed(layer)) is not None
-    for kind in (Changed, Widened):
+    for kind in (Changed, Widened, Mixed):
         assert split_of(kind(layer)) is None
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"n_head": 4, "n_kv_head": 1}, "tensor_parallel=2 does not divide n_kv_head=1; use one"),
+        ({"n_head": 4, "n_kv_head": 1}, "does not divide n_kv_head=1; drop tensor_parallel"),
         ({"n_head": 4, "n_kv_head": 2, "ffn_hidden": 33}, "divide ffn_hidden=33; use one of 1, 3"),
     ],
 )
@@ -86,3 +109,17 @@ def test_what_cannot_be_split_stays_whole() -> None:
     before = sum(p.numel() for p in block.parameters())
     assert block.split(TensorSplit(0, 2)) == {"Attention", "MoE"}
     assert sum(p.numel() for p in block.parameters()) == before
+
+
+@pytest.mark.parametrize("keys", [{"value_residual": "fixed"}, {"dropout": 0.1}])
+def test_attention_that_needs_all_heads_stays_whole(keys: dict) -> None:
+    block = GPT(tiny_config(n_head=4, **keys)).blocks[0]
+    assert block.split(TensorSplit(0, 2)) == {"Attention"}
+
+
+def test_an_activation_of_a_users_own_may_look_at_all_units(tmp_path: Path) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(OWN_ACTIVATION)
+    run_plugins(str(plugin))
+    block = GPT(tiny_config(n_head=4, ffn_type="glu", activation="own")).blocks[0]
+    assert block.split(TensorSplit(0, 2)) == {"GLU"}
