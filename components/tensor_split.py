@@ -52,7 +52,7 @@ class TensorSplit:
     Args:
         rank: Which of the workers this is, from 0.
         size: How many workers share the part.
-        group: Their process group; None: messages do nothing, as in a trace of one worker.
+        group: Their process group; None: nothing is sent, to trace what one worker computes.
     """
 
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None = None):

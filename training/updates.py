@@ -117,8 +117,8 @@ class Updates:
     # What is kept from step to step
 
     def kept(self) -> Iterator[tuple[str, Tensor]]:
-        """All that the optimizers of all workers keep, whole, by parameter and key. All workers
-        iterate together, and only the first is given anything."""
+        """All that the optimizers of all workers keep, as whole tensors, by parameter and key. All
+        workers must iterate together, as each tensor is gathered from them."""
         for name, own in self.own.items():
             for key, value in self.optimizer.state.get(own, {}).items():
                 yield f"{name}.{key}", self._whole(name, value)

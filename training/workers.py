@@ -305,8 +305,12 @@ class Workers:
     def share(self, items: Iterable[T]) -> Iterator[tuple[bool, T]]:
         """This worker's share of the items: every data_size-th, starting at its data_rank.
 
-        All workers get as many, as a sharded model needs: it communicates at every call. What fills
-        up is the first item once more, marked False; so is what a worker of a lower rank has too.
+        All workers get the same number of items, since a sharded model communicates at every call:
+        a worker that has fewer gets the first item again.
+
+        Yields:
+            Whether this worker counts the item (not if it is padding, or if another worker of the
+            tensor group counts it), and the item.
         """
         remaining = iter(items)
         group = list(islice(remaining, self.data_size))
