@@ -259,8 +259,8 @@ MUTATIONS = (
     Mutation(
         "all layers start alike",
         model_builder.GPT,
-        "__init__",
-        "own_stream(self._stream_of(name))",
+        "_initialise",
+        "own_stream(self._stream_of(below))",
         'own_stream("")',
         (f"{START}test_weights_of_one_model_are_independent",),
     ),
