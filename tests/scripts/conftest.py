@@ -13,7 +13,8 @@ from tests.tiny_data import tiny_run_flags, write_tiny_dataset
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> list[str]:
     """Flags of a run of three steps, its dataset prepared."""
-    return tiny_run_flags(write_tiny_dataset(tmp_path_factory.mktemp("tiny_dataset")))
+    flags = tiny_run_flags(write_tiny_dataset(tmp_path_factory.mktemp("tiny_dataset")))
+    return [*flags, "--sequence_length=16"]  # recipes set both
 
 
 @pytest.fixture(scope="session")
