@@ -33,7 +33,6 @@ from comparison.json_checks import told
 from comparison.runs import RUN_FILE, SWEEP_FILE
 from comparison.tables import wrapped
 from configurator import Arguments, split_arguments
-from data.batches import Shares
 from errors import ConfigError, Problem, UserError
 from experiment.arms import collect_problems
 from experiment.budgets import parse_budget
@@ -68,7 +67,7 @@ from inference.verdicts import MARGIN
 from options import KEYS
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
-from training.preflight import refuse_machine
+from training.preflight import refuse_machine, share_problems
 from training.run_directory import locked
 from training.signals import StopRequest
 from training.workers import started_as_worker, workers_to_start
@@ -431,15 +430,13 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
 def refuse_uneven_shares(plan: Plan, processes: int) -> None:
     """Raise ConfigError for arms whose batches do not divide among the processes of a run."""
     problems: list[Problem] = []
-    keys = ("gradient_accumulation_steps", "batch_size")
     for arm in plan.arms:
         training = arm.settings.training
         workers = workers_to_start(processes, training.tensor_parallel)
-        batch = (training.gradient_accumulation_steps, training.batch_size)
-        shares = Shares(*batch, workers.data_size)
+        uneven = share_problems(training, workers.data_size)
         with collect_problems(arm.name, problems):
-            if shares.problem:
-                raise ConfigError([Problem(keys, shares.problem)])
+            if uneven:
+                raise ConfigError(uneven)
     if problems:
         raise ConfigError(problems)
 

@@ -34,7 +34,7 @@ _KEPT = {
 
 
 def checkpoint_block(block: nn.Module, mode: str) -> None:
-    """Let a block compute its activations anew in the backward pass; its modules keep their names.
+    """Recompute a block's activations in the backward pass. Its modules keep their names.
 
     Args:
         block: A block of a model.

@@ -10,13 +10,12 @@ from functools import cached_property
 import torch
 
 from configurator import Settings
-from data.batches import Shares
 from data.dataset_files import read_meta
 from data.dataset_lookup import prepared_folder
 from errors import ConfigError, Problem, nearest, quoted
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
-from recipe.optimizers import OPTIMIZERS, make_optimizer
+from recipe.optimizers import make_optimizer
 from training.hardware import (
     KNOWN_GPUS,
     device_name,
@@ -28,7 +27,7 @@ from training.hardware import (
 )
 from training.memory import ExpectedMemory, batch_bytes, expected_memory
 from training.parallel import shards
-from training.preflight import parallelism_problems, share_of
+from training.preflight import memory_of_worker, parallelism_problems, share_of, share_problems
 from training.workers import Workers, workers_to_start
 from training_config import TrainingConfig
 from training_logger import format_bytes, format_count, format_flops, format_start_report
@@ -43,12 +42,12 @@ LARGEST_BATCH = 2**16
 """Sequences of a micro-batch that a dry run looks at."""
 
 SMALL_VOCABULARY = 256
-"""What the memory of logits is told by: that of a step less that of one with so few tokens."""
+"""The memory of logits is the memory of a step less that of a step with this vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What a dry run is told of the machines.
+    """What a dry run assumes about the machines.
 
     Attributes:
         gpu: The GPU's name, as in `KNOWN_GPUS`; None: this machine's device.
@@ -73,14 +72,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[Assumed | None, list[str]]:
-    """What a command line says of a dry run, None if it asks for none; and the rest of it.
+    """Split the options of a dry run from a command line. Returns None for them without --dry_run,
+    and the remaining arguments.
 
     Raises:
         ConfigError: an option has an impossible value, or no effect.
     """
     for argument in argv:
         if argument.startswith("--dry_run="):
-            message = f"cannot read {quoted(argument)}; write --dry_run, and --device_name=GPU"
+            message = f"cannot read {quoted(argument)}; write --dry_run; --device_name names a GPU."
             raise ConfigError([Problem(("dry_run",), message)])
     found, rest = parser().parse_known_args(list(argv))
     given = {key: v for key, v in vars(found).items() if key != "dry_run" and v is not None}
@@ -179,11 +179,10 @@ def _workers(training: TrainingConfig, count: int) -> Workers:
     workers = workers_to_start(count, training.tensor_parallel)
     local = min(count, WORKERS_OF_A_MACHINE)
     workers = dataclasses.replace(workers, local_size=local)
-    batch = (training.gradient_accumulation_steps, training.batch_size)
-    uneven = Shares(*batch, workers.data_size).problem
-    problems = list(parallelism_problems(training, workers))
-    if uneven:
-        problems.append(Problem(("gradient_accumulation_steps", "batch_size"), uneven))
+    problems = [
+        *parallelism_problems(training, workers),
+        *share_problems(training, workers.data_size),
+    ]
     if problems:
         raise ConfigError(problems)
     return workers
@@ -310,10 +309,8 @@ class Memory:
             yield "", f"largest batch_size that fits: {most}" if most else "does not fit"
 
     def _of_worker(self, parallelism: str, batch_size: int) -> ExpectedMemory:
-        parts = shards(parallelism, self._training, self._workers)
-        gathers = not OPTIMIZERS[self._training.optimizer].elementwise
         step = self._step(batch_size)
-        return step.of_worker(parallelism, parts, self._workers.data_size, gathers)
+        return memory_of_worker(step, parallelism, self._training, self._workers)
 
     def _needed(self, memory: ExpectedMemory) -> int:
         """With the batches, where they are on the device."""
@@ -335,7 +332,7 @@ class Memory:
 
     @cached_property
     def _large_batch(self) -> int:
-        """A micro-batch of about the size that fits, alike for all ways: each size is a trace."""
+        """A micro-batch of about the size that fits. All ways share it, as each size is traced."""
         batch = 2 * self._training.batch_size
         for _ in range(2):
             batch = min(max(self._extrapolated(self._ways()[0], batch), 2), LARGEST_BATCH)

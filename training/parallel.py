@@ -135,7 +135,7 @@ class Replicated:
     def _split(self, block: Block) -> None:
         """Keep this worker's share of a block's weights."""
         workers = self.workers
-        over = TensorSplit(workers.rank % workers.tensor, workers.tensor, workers.tensor_group)
+        over = TensorSplit(workers.tensor_rank, workers.tensor, workers.tensor_group)
         self.whole_parts |= block.split(over)
         for name, parameter in block.named_parameters(prefix=f"blocks.{self._blocks}"):
             if parameter in over.divided:

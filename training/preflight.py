@@ -31,13 +31,13 @@ from training_logger import format_bytes
 def refuse_machine(
     settings: Settings, device: torch.device, dtype: torch.dtype, workers: Workers = ALONE
 ) -> None:
-    """Refuse what cannot be trained on a machine by some workers, whatever the data are.
+    """Refuse what these workers cannot train on this machine, whatever the data are.
 
     Raises:
         ConfigError: with every reason.
         UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
     """
-    uneven = _share_problems(settings.training, workers.data_size)
+    uneven = share_problems(settings.training, workers.data_size)
     problems = [
         *uneven,
         *parallelism_problems(settings.training, workers),
@@ -56,12 +56,14 @@ def refuse_machine(
     check_own_optimizer(settings, device, dtype)
 
 
-def _share_problems(training: TrainingConfig, workers: int) -> list[Problem]:
+def share_problems(training: TrainingConfig, workers: int) -> list[Problem]:
+    """Why a batch does not divide among so many workers, with the nearest values that do."""
     problem = Shares(training.gradient_accumulation_steps, training.batch_size, workers).problem
     return [Problem(("gradient_accumulation_steps", "batch_size"), problem)] if problem else []
 
 
 def parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator[Problem]:
+    """Why a model cannot be spread over these workers as its config says."""
     asked, size = training.parallelism, workers.size
     if asked == "none" and size > 1:
         yield Problem(
@@ -223,11 +225,9 @@ def fitting(
     if whole is None or available is None:
         return dict.fromkeys(candidates, whole)
     batches = batch_bytes(training) if device.type == "cpu" else 0
-    gathers = not OPTIMIZERS[training.optimizer].elementwise
     fits: dict[str, ExpectedMemory | None] = {}
     for parallelism in candidates:
-        parts = shards(parallelism, training, workers)
-        memory = whole.of_worker(parallelism, parts, workers.data_size, gathers)
+        memory = memory_of_worker(whole, parallelism, training, workers)
         if memory.least(compiled) + batches <= available:
             fits[parallelism] = memory
     if fits:
@@ -242,6 +242,16 @@ def fitting(
         f"{_memory_fix(memory, available, training)}."
     )
     raise ConfigError([Problem(("batch_size", "sequence_length", "n_embd"), message)])
+
+
+def memory_of_worker(
+    whole: ExpectedMemory, parallelism: str, training: TrainingConfig, workers: Workers
+) -> ExpectedMemory:
+    """The memory of a worker, given what the whole model needs with the worker's share of the
+    batch."""
+    parts = shards(parallelism, training, workers)
+    gathers = not OPTIMIZERS[training.optimizer].elementwise
+    return whole.of_worker(parallelism, parts, workers.data_size, gathers)
 
 
 def _available(device: torch.device, workers: Workers) -> int | None:

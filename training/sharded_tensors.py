@@ -52,8 +52,8 @@ class Parts:
     def part(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
         """What this worker has of a whole, the parameter being `like`; no messages."""
         if name in self._divided:
-            rank = self.workers.rank % self.workers.tensor
-            whole = self._divided[name].share(whole, rank, self.workers.tensor)
+            workers = self.workers
+            whole = self._divided[name].share(whole, workers.tensor_rank, workers.tensor)
         return slice_of(whole, like)
 
     def copy(self, name: str, whole: Tensor, into: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which parameters the optimizer of this worker updates, and how it gets their gradients.
+"""Which parameters the optimizer of this worker updates, and how it receives their gradients.
 
 An optimizer sees plain tensors only. If parameters are sharded and the update of a number depends
 on that number alone (`UpdateRule.elementwise`), each worker updates its slices. An optimizer that
@@ -295,9 +295,6 @@ class OwnedUpdates(Updates):
                 self._broadcast(value, owner)
                 of_each = shape == self._parameters[name].shape
                 yield entry, self._parts.whole(name, value) if of_each else value
-
-    def _whole(self, name: str, value: Tensor) -> Tensor:
-        raise NotImplementedError  # `kept` does without
 
     def _part(self, name: str, value: Tensor) -> Tensor:
         return self._parts.part(name, value, self.own[name])

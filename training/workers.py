@@ -104,6 +104,11 @@ class Workers:
         """How many shares there are of every batch."""
         return self.size // self.tensor
 
+    @property
+    def tensor_rank(self) -> int:
+        """Which share of the weights of each block this worker has."""
+        return self.rank % self.tensor
+
     def arranged(self, timeout_seconds: float, tensor: int) -> Workers:
         """The same workers, with groups whose messages time out after so many seconds.
 
@@ -136,7 +141,7 @@ class Workers:
         grid = torch.arange(self.size).view(copies, -1, self.tensor)  # tensor innermost
         rows = self._subgroup(grid.transpose(1, 2).flatten(0, 1))
         columns = self._subgroup(grid.flatten(1).T)
-        names, own = ("replicate", "shard"), grid[..., self.rank % self.tensor]
+        names, own = ("replicate", "shard"), grid[..., self.tensor_rank]
         return DeviceMesh.from_group([columns, rows], device.type, own, mesh_dim_names=names)
 
     # Numbers
@@ -314,7 +319,7 @@ class Workers:
         """
         remaining = iter(items)
         group = list(islice(remaining, self.data_size))
-        first, counts = group[:1], self.rank % self.tensor == 0
+        first, counts = group[:1], self.tensor_rank == 0
         while group:
             mine = group[self.data_rank : self.data_rank + 1]
             yield bool(mine) and counts, *(mine or first)
