@@ -42,6 +42,7 @@ _ADDED_FOR_WORKERS = {
     "shard_size": 0,
     "tensor_parallel": 1,
     "activation_checkpointing": "none",
+    "async_save": "auto",
 }
 """The same for training configs of a later version."""
 

@@ -28,7 +28,6 @@ from interop.starting_model import new_settings
 from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
 from recipe.schedules import learning_rate_at
-from training.checkpoint import save_checkpoint
 from training.clock import Stopwatch
 from training.console import Console
 from training.dry_run import dry_run, split_dry_run
@@ -49,7 +48,7 @@ from training.resume import Start, find_resumed, start_from
 from training.run import Run
 from training.run_directory import run_directory
 from training.run_log import open_log, own_folder
-from training.sharded_tensors import gathered_weights
+from training.saving import CheckpointSaver
 from training.signals import StopRequest
 from training.step_guard import StepGuard
 from training.step_means import StepMeans
@@ -181,7 +180,10 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
         run.workers.data_size,
     )
     last_save = time.monotonic()
-    with prefetch(batches, run.step, training.max_iters, run.device) as prefetched:
+    with (
+        prefetch(batches, run.step, training.max_iters, run.device) as prefetched,
+        CheckpointSaver(run, log) as saver,
+    ):
         while True:
             minutes = (time.monotonic() - last_save) / 60
             if evaluation_due(run):
@@ -189,19 +191,20 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
             else:
                 saves = run.workers.any(minutes >= training.checkpoint_minutes > 0)
             if saves:
-                save(run, log)
+                saver.save()
                 last_save = time.monotonic()
             run.workers.note(run.step)
-            stopped = run.workers.any(bool(stop.requested))
+            stopped = run.workers.any(bool(stop.requested) or saver.poll())
             if run.over or stopped:
                 break
             train_and_log(run, log, *next(prefetched))
-    if stopped and not run.finished:
-        log.interrupted()
-        if run.step and run.saved_at != run.step:
-            save(run, log)
-        signal = stop.requested or "a signal to another worker"
-        log.say(f"{signal} received: the run stopped after {run.step} steps.")
+        saver.finish()
+        if stopped and not run.finished:
+            log.interrupted()
+            if run.step and run.saved_at != run.step:
+                saver.save()
+            signal = stop.requested or "a signal to another worker"
+            log.say(f"{signal} received: the run stopped after {run.step} steps.")
 
 
 def evaluation_due(run: Run) -> bool:
@@ -273,7 +276,7 @@ def train_step(
     return means
 
 
-# Evaluating, saving
+# Evaluating
 
 
 def validate(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> bool:
@@ -314,35 +317,6 @@ def evaluation_losses(run: Run, stop: StopRequest) -> np.ndarray | None:
             part.copy_(output.terms["cross_entropy"])
     run.model.train()
     return None if stopped else run.workers.sum(losses).cpu().numpy()
-
-
-def save(run: Run, log: TrainingLogger | NoLog) -> None:
-    """Save a checkpoint that `--resume` goes on from; Diverged where there is no going on."""
-    run.watch.stop()
-    run.guard.stop_if_stuck(run.guard.read())
-    run.saved_at = run.step
-    weights, kept = gathered_weights(run.network, run.placement.parts), run.updates.gathered()
-    with run.workers.together():
-        if run.workers.first:
-            write_checkpoint(run, log, weights, kept)
-
-
-def write_checkpoint(
-    run: Run, log: TrainingLogger, weights: dict[str, Tensor], kept: dict[str, Tensor]
-) -> None:
-    """The part of saving that one worker does for all."""
-    log.sync()  # so that no checkpoint knows of records that a power cut may take
-    path = save_checkpoint(
-        run.folder / "checkpoints",
-        step=run.step,
-        weights=weights,
-        kept=kept,
-        state={"run_id": log.run_id, "log_records": log.records, **run.state()},
-        val_loss=run.val_loss if run.evaluated_at == run.step else None,
-        plugins={Path(path).name: text for path, text in run.settings.plugins.items()},
-        keep=run.settings.training.keep_checkpoints,
-    )
-    log.log_checkpoint(path, run.step)
 
 
 if __name__ == "__main__":

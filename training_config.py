@@ -161,6 +161,13 @@ class TrainingOptions:
         3, "number of newest checkpoints to keep, besides the best", at_least=1
     )
 
+    async_save: bool | str = _records.option(
+        "auto",
+        "write checkpoints while training goes on, from a copy in memory; auto: if device is not "
+        "cpu",
+        choices=("auto", True, False),
+    )
+
     device: str = _machine.option("auto", "where to train", choices=DEVICES)
     dtype: str = _machine.option(
         "auto",

@@ -78,6 +78,7 @@ def save_checkpoint(
     val_loss: float | None,
     plugins: dict[str, str],
     keep: int,
+    rng: dict[str, Any] | None = None,
 ) -> Path:
     """Save a checkpoint of a step and drop those that are no longer kept.
 
@@ -93,6 +94,7 @@ def save_checkpoint(
         val_loss: Validation loss of these very weights, None where it was not measured.
         plugins: File name to source of the user's own parts.
         keep: Newest checkpoints to keep, at least 1.
+        rng: States of the random generators, from `capture_rng`; None: as they are now.
 
     Returns:
         The folder of the checkpoint.
@@ -109,7 +111,7 @@ def save_checkpoint(
         with _draft_of(target) as draft:
             _save_tensors(draft / _MODEL, weights)
             _save_tensors(draft / _OPTIMIZER, kept)
-            _write_json(draft / _RNG, capture_rng())
+            _write_json(draft / _RNG, rng or capture_rng())
             _write_json(draft / _STATE, _full_state(step, val_loss, state))
             _write_plugins(draft / _PLUGINS, plugins)
             _write_json(draft / _MANIFEST, {"files": _fingerprints(draft)})

@@ -301,6 +301,7 @@ class Memory:
             "optimizer": own.optimizer,
             "activations": own.activations - logits,
             "logits": logits,
+            "copy for async_save": own.saved_copy,
         }
         listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
         yield parallelism, f"{format_bytes(self._needed(own))}: {listed}"

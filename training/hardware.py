@@ -103,6 +103,12 @@ def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
     return device.type == "cuda" if wanted == "auto" else bool(wanted)
 
 
+def resolve_async_save(wanted: bool | str, device: torch.device) -> bool:
+    """Whether to write checkpoints beside training for `auto | True | False`: auto does on an
+    accelerator, from which the state is copied in any case."""
+    return device.type != "cpu" if wanted == "auto" else bool(wanted)
+
+
 def has_tf32(device: torch.device) -> bool:
     """Whether a device can compute float32 matmuls in TF32: CUDA from capability 8.0."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

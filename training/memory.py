@@ -71,6 +71,8 @@ class ExpectedMemory:
     """Weights and gradients of what is in no block: embedding, LM head, final norm."""
     heap: bool = False
     """Whether it is in the heap of a CPU, which keeps what is freed."""
+    saved_copy: int = 0
+    """The copy of weights and optimizer state that checkpoints are written from (`async_save`)."""
 
     @property
     def state(self) -> int:
@@ -109,11 +111,12 @@ class ExpectedMemory:
 
     @property
     def total(self) -> int:
-        return self.state + self.activations
+        return self.state + self.activations + self.saved_copy
 
     def least(self, compiled: bool) -> float:
         """What cannot be done without, bytes."""
-        return self.state + self.activations * (COMPILED_SHARE if compiled else 1)
+        activations = self.activations * (COMPILED_SHARE if compiled else 1)
+        return self.state + activations + self.saved_copy
 
 
 # Bounds that need no trace

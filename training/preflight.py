@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,13 @@ from configurator import Settings
 from data.batches import Shares
 from errors import ConfigError, Problem
 from recipe.log_sinks import missing_packages
-from training.hardware import device_name, has_tf32, host_memory, total_memory
+from training.hardware import (
+    device_name,
+    has_tf32,
+    host_memory,
+    resolve_async_save,
+    total_memory,
+)
 from training.memory import (
     ExpectedMemory,
     batch_bytes,
@@ -247,11 +254,15 @@ def fitting(
 def memory_of_worker(
     whole: ExpectedMemory, parallelism: str, training: TrainingConfig, workers: Workers
 ) -> ExpectedMemory:
-    """The memory of a worker, given what the whole model needs with the worker's share of the
-    batch."""
+    """The memory of a worker, the first if they differ, given what the whole model needs with the
+    worker's share of the batch."""
     parts = shards(parallelism, training, workers)
     gathers = not OPTIMIZERS[training.optimizer].elementwise
-    return whole.of_worker(parallelism, parts, workers.data_size, gathers)
+    memory = whole.of_worker(parallelism, parts, workers.data_size, gathers)
+    if whole.heap and resolve_async_save(training.async_save, torch.device("cpu")):
+        copied = workers.tensor * (whole.weights // 2 + whole.optimizer)  # at most
+        memory = dataclasses.replace(memory, saved_copy=copied)
+    return memory
 
 
 def _available(device: torch.device, workers: Workers) -> int | None:

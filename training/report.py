@@ -165,10 +165,11 @@ def _attention(backend: str, doing_the_work: Sequence[str]) -> str:
 def _memory(memory: ExpectedMemory | None) -> str:
     if memory is None:
         return "unknown: a step cannot be traced before it runs"
+    copied = f", copy for async_save {format_bytes(memory.saved_copy)}" if memory.saved_copy else ""
     return (
         f"about {format_bytes(memory.total)}: weights, gradients and optimizer state "
         f"{format_bytes(memory.state)}, activations and other temporaries "
-        f"{format_bytes(memory.activations)}; not counting Python and torch themselves"
+        f"{format_bytes(memory.activations)}{copied}; not counting Python and torch themselves"
     )
 
 

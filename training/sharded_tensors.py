@@ -7,7 +7,7 @@ A parameter may be divided twice: a share of its sections by tensor parallelism,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -113,18 +113,31 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in first.values()}
 
 
-def gathered_weights(model: nn.Module, parts: Parts | None = None) -> dict[str, Tensor]:
+ToCpu = Callable[[str, Tensor], Tensor]
+"""Gives the CPU's form of a named tensor."""
+
+
+def on_cpu(name: str, tensor: Tensor) -> Tensor:
+    """A tensor on the CPU; itself, if it is there."""
+    return tensor.cpu()
+
+
+def gathered_weights(
+    model: nn.Module, parts: Parts | None = None, to_cpu: ToCpu = on_cpu
+) -> dict[str, Tensor]:
     """A model's `own_tensors`, whole, on the CPU of the first worker; empty on the others. All
     workers must call this together."""
     parts = parts or Parts()
     whole = ((name, parts.whole(name, own)) for name, own in own_tensors(model).items())
-    return on_first(whole, parts.workers)
+    return on_first(whole, parts.workers, to_cpu)
 
 
-def on_first(tensors: Iterable[tuple[str, Tensor]], workers: Workers) -> dict[str, Tensor]:
+def on_first(
+    tensors: Iterable[tuple[str, Tensor]], workers: Workers, to_cpu: ToCpu = on_cpu
+) -> dict[str, Tensor]:
     """Named tensors, one after the other, on the CPU of the first worker; empty on the others."""
     kept = {}
     for name, tensor in tensors:  # on all workers: to make a tensor whole takes all of them
         if workers.first:
-            kept[name] = tensor.cpu()
+            kept[name] = to_cpu(name, tensor)
     return kept

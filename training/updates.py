@@ -19,7 +19,16 @@ from torch.distributed.tensor import DTensor
 from errors import UserError
 from training.gradients import Gradients, SharedGradients
 from training.optimizer_state import create_state
-from training.sharded_tensors import Parts, gathered_slices, local, on_first, sharded_like, slice_of
+from training.sharded_tensors import (
+    Parts,
+    ToCpu,
+    gathered_slices,
+    local,
+    on_cpu,
+    on_first,
+    sharded_like,
+    slice_of,
+)
 from training.workers import Workers
 
 MOST_UNDER_WAY = 4
@@ -134,9 +143,9 @@ class Updates:
     def _is_of_each_number(self, name: str, value: Tensor) -> bool:
         return value.shape == self.own[name].shape
 
-    def gathered(self) -> dict[str, Tensor]:
+    def gathered(self, to_cpu: ToCpu = on_cpu) -> dict[str, Tensor]:
         """What `kept` gives, on the CPU of the first worker; empty on the others."""
-        return on_first(self.kept(), self._workers)
+        return on_first(self.kept(), self._workers, to_cpu)
 
     def create_state(self, names: Collection[str]) -> None:
         """Let the optimizer create what it keeps of some of the parameters, in place of what it

@@ -255,6 +255,7 @@ def test_a_run_goes_through_every_way_to_spread_it(
     flags = (*LLAMA, f"--optimizer={optimizer}", f"--lr_decay_iters={steps}", "--ffn_multiple_of=2")
     flags += ("--muon_dtype=float32",) if optimizer == "muon" else ()
     whole = workshop.train(*flags, *course(max_iters=steps), run_name="whole")
+    flags += ("--async_save=True",)
     workshop.train(*flags, *course(max_iters=10), run_name="moved")
     for place, (count, way) in enumerate(ways, start=2):
         resume_with(workshop, count, "moved", *flags, *course(max_iters=10 * place), *way.split())
@@ -540,8 +541,9 @@ def test_a_position_encoding_that_heads_train_is_not_split(
     assert "Table has parameters that attention trains" in first.errors
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_all(workshop: Workshop, tmp_path: Path) -> None:
-    flags = (*LLAMA, *course(max_iters=400, eval_interval=400))
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_checkpoint_that_cannot_be_written_ends_all(workshop: Workshop, async_save: bool) -> None:
+    flags = (*LLAMA, *course(max_iters=400, eval_interval=400), f"--async_save={async_save}")
     first, second = workshop.start_workers(2, *flags)
     first.wait_for("iter   5/400")
     shutil.rmtree(workshop.out_dir / "run")

@@ -481,9 +481,11 @@ class Slow(Activation):
 
 class TestKill:
     @pytest.mark.slow
-    def test_at_any_moment(self, workshop: Workshop) -> None:
+    @pytest.mark.parametrize("async_save", [False, True])
+    def test_at_any_moment(self, workshop: Workshop, async_save: bool) -> None:
         """Killed again and again, and resumed by the same command, a run ends the same."""
         command = ("--max_iters=60", "--eval_interval=2", "--dropout=0.1", "--eval_tokens=64")
+        command += (f"--async_save={async_save}",)
         whole = workshop.train(*command, run_name="whole")
         chance = random.Random(1)
         for _ in range(3):
