@@ -40,6 +40,7 @@ usage: python train.py [config.py ...] [--key=value ...]
 
 Precedence, lowest first: defaults, the preset, config files from left to right, flags.
 The defaults below are those of a run without arguments; a preset overrides some of them.
+A flag is --key=value or --key value; --key alone sets a boolean key to True.
 A config file is Python. Every top-level name is a key, unless it starts with '_', is imported, or
 is a class or function. A flag's value is parsed by the key's type; 'none' means None, and
 --key=default ignores the config files' value for that key.
@@ -344,7 +345,8 @@ class Arguments:
         files: The config files.
         flags: The text of each flag.
         repeated: The texts of each flag that is given more than once.
-        unread: The text of each argument that is no `--key=value`, with its key and its value.
+        bare: Each `--key` without a value, which sets a boolean key to True.
+        unread: The text of each argument that is no flag, with its key and its value.
         help: Whether help is asked for.
         print_config: Whether the settings are to be printed.
     """
@@ -352,6 +354,7 @@ class Arguments:
     files: tuple[str, ...]
     flags: Mapping[str, str]
     repeated: Mapping[str, list[str]]
+    bare: tuple[str, ...]
     unread: tuple[tuple[str, str, str], ...]
     help: bool
     print_config: bool
@@ -363,8 +366,16 @@ class Arguments:
                 KEYS[key].parse(text) if key in KEYS else text,
                 printable(f"--{key}"),
             )
-            for key, text in self.flags.items()
+            for key, text in self.texts().items()
         }
+
+    def texts(self) -> dict[str, str]:
+        """The text of each flag, those of booleans without a value included."""
+        return {**dict.fromkeys(filter(self._is_boolean, self.bare), "True"), **self.flags}
+
+    @staticmethod
+    def _is_boolean(key: str) -> bool:
+        return key in KEYS and KEYS[key].boolean
 
     def problems(self) -> Iterator[Problem]:
         """What cannot be read of it, told once plugins have brought their keys."""
@@ -372,7 +383,8 @@ class Arguments:
             listed = " and ".join(map(quoted, texts))
             message = f"--{key} is given more than once: {listed}; keep one."
             yield Problem((key,), message)
-        for argument, key, text in self.unread:
+        alone = [(f"--{key}", key, "VALUE") for key in self.bare if not self._is_boolean(key)]
+        for argument, key, text in (*alone, *self.unread):
             if f"--{key}" in ASKED:
                 yield Problem((key,), f"cannot read {quoted(argument)}; write --{key}")
             elif key not in KEYS:
@@ -386,6 +398,7 @@ def split_arguments(argv: Sequence[str]) -> Arguments:
     """Take a command line apart."""
     files: list[str] = []
     flags: dict[str, list[str]] = {}
+    bare: list[str] = []
     unread: list[tuple[str, str, str]] = []
     waiting = list(argv)
     while waiting:
@@ -393,33 +406,30 @@ def split_arguments(argv: Sequence[str]) -> Arguments:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument in ASKED:
             continue
-        if argument.startswith("--") and equals and f"--{key}" not in ASKED:
-            flags.setdefault(key, []).append(text)
+        if argument.startswith("--") and f"--{key}" not in ASKED:
+            if equals or _is_value(waiting):
+                flags.setdefault(key, []).append(text if equals else waiting.pop(0))
+            else:
+                bare.append(key)
         elif not argument.startswith("-") and (not equals or argument.endswith(".py")):
             files.append(argument)
         else:
-            unread.append(_unread(argument, waiting))
+            key, _, text = argument.lstrip("-").partition("=")
+            unread.append((argument, key, text))
     return Arguments(
         files=tuple(files),
         flags={key: texts[-1] for key, texts in flags.items()},
         repeated={key: texts for key, texts in flags.items() if len(texts) > 1},
+        bare=tuple(bare),
         unread=tuple(unread),
         help="--help" in argv or "-h" in argv,
         print_config="--print_config" in argv,
     )
 
 
-def _unread(argument: str, waiting: list[str]) -> tuple[str, str, str]:
-    """An argument that is no `--key=value`, with its key and its value.
-
-    A value that stands apart (`--key value`) is taken off `waiting`.
-    """
-    key, equals, text = argument.lstrip("-").partition("=")
-    if not equals and f"--{key}" not in ASKED:
-        apart = waiting and not waiting[0].startswith("--") and not waiting[0].endswith(".py")
-        text = waiting.pop(0) if apart else "VALUE"
-        argument = f"{argument} {text}" if apart else argument
-    return argument, key, text
+def _is_value(waiting: Sequence[str]) -> bool:
+    """Whether the next argument is the value of the flag before it (`--key value`)."""
+    return bool(waiting) and not waiting[0].startswith("--") and not waiting[0].endswith(".py")
 
 
 # From keys to settings

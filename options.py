@@ -191,6 +191,11 @@ class Key:
         return [name for name in map(str.strip, value.split(",")) if name]
 
     @property
+    def boolean(self) -> bool:
+        """Whether True is one of its values."""
+        return bool in _members(self.annotation)
+
+    @property
     def per_layer(self) -> bool:
         return self.metadata["per_layer"]
 

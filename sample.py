@@ -6,18 +6,17 @@ python sample.py --run=latest --prompt="def main" --max_new_tokens=300
 from __future__ import annotations
 
 import argparse
-import codecs
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from cli import run_cli
-from data.tokenizers import Tokenizer, is_unicode
+from data.tokenizers import is_unicode
 from errors import UserError, quoted
 from model_builder import check_sampling
 from training.hardware import autocast, resolve_device, resolve_dtype
+from training.samples import text_of
 from training.trained_model import load_trained
 from training_components import DTYPES
 from training_config import DEVICES
@@ -64,19 +63,6 @@ def read_prompt(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read --prompt_file={path}: {error}.") from error
-
-
-def text_of(tokens: Iterator[torch.Tensor], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of a stream of tokens (1, 1), up to an end-of-text token.
-
-    Characters of several tokens come when complete.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if int(token) == tokenizer.end_of_text:
-            break
-        yield decoder.decode(tokenizer.decode_bytes([int(token)]))
-    yield decoder.decode(b"", final=True)
 
 
 def main(argv: list[str]) -> None:

@@ -43,6 +43,10 @@ _ADDED_FOR_WORKERS = {
     "tensor_parallel": 1,
     "activation_checkpointing": "none",
     "async_save": "auto",
+    "sample_interval": 0,
+    "sample_tokens": 200,
+    "console": "full",
+    "verbose": False,
 }
 """The same for training configs of a later version."""
 

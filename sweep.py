@@ -250,7 +250,7 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
         raise ConfigError(problems)
     return Request(
         files=arguments.files,
-        flags=arguments.flags,
+        flags=arguments.texts(),
         vary=vary,
         arms=_arm_files(options),
         design=options.design,

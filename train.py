@@ -48,6 +48,7 @@ from training.resume import Start, find_resumed, start_from
 from training.run import Run
 from training.run_directory import run_directory
 from training.run_log import open_log, own_folder
+from training.samples import log_sample, sample_due
 from training.saving import CheckpointSaver
 from training.signals import StopRequest
 from training.step_guard import StepGuard
@@ -191,8 +192,11 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
             else:
                 saves = run.workers.any(minutes >= training.checkpoint_minutes > 0)
             if saves:
-                saver.save()
+                with log.pause("saving a checkpoint"):
+                    saver.save()
                 last_save = time.monotonic()
+            if sample_due(run):
+                log_sample(run, log)
             run.workers.note(run.step)
             stopped = run.workers.any(bool(stop.requested) or saver.poll())
             if run.over or stopped:
@@ -282,7 +286,8 @@ def train_step(
 def validate(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> bool:
     """Evaluate and log; False where the user asked to stop before it was through."""
     run.watch.stop()
-    losses = evaluation_losses(run, stop)
+    with log.pause(f"validating on {run.validation.tokens:,} tokens"):
+        losses = evaluation_losses(run, stop)
     if losses is None:
         return False
     run.evaluated_at, run.val_loss = run.step, math.fsum(losses) / len(losses)

@@ -147,6 +147,14 @@ class TrainingOptions:
         role=Role.DATA,
     )
     log_interval: int = _records.option(10, "steps between log lines", at_least=1)
+    sample_interval: int = _records.option(
+        0, "steps between samples of text; 0: only at the end", at_least=0
+    )
+    sample_tokens: int = _records.option(200, "tokens of a sample; 0: no samples", at_least=0)
+    console: str = _records.option(
+        "full", "log lines on the console; brief: one line each", choices=("full", "brief")
+    )
+    verbose: bool = _records.option(False, "print every setting before training")
     log_to: str = _records.option(
         "",
         "log sinks besides the JSON files, separated by commas",

@@ -8,11 +8,12 @@ public names are also available here.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import types
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -44,16 +45,20 @@ from training.log_files import (
     records_of,
     write_run,
 )
-from training.log_summary import RunSummary, summarize
+from training.log_summary import RunSummary, TimeLeft, summarize
 from training.log_text import (
     LINE_WIDTH,
     format_bytes,
     format_count,
+    format_duration,
     format_eval,
     format_flops,
     format_number,
+    format_rows,
+    format_sample,
     format_start_report,
     format_step,
+    format_step_briefly,
 )
 from training.machine_load import OtherLoad
 
@@ -69,6 +74,7 @@ __all__ = [
     "format_eval",
     "format_flops",
     "format_number",
+    "format_rows",
     "format_start_report",
     "format_step",
     "json_safe",
@@ -81,6 +87,10 @@ __all__ = [
     "set_aside_unfinished_log",
     "summarize",
 ]
+
+
+SILENT_SECONDS = 5.0
+"""How long the console may say nothing while a run does not train."""
 
 
 def _now() -> str:
@@ -99,6 +109,9 @@ class NoLog:
     def say(self, text: str) -> None:
         """See `TrainingLogger.say`, as for the others."""
 
+    def pause(self, work: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def advance(self, iter: int) -> None:
         pass
 
@@ -106,6 +119,9 @@ class NoLog:
         pass
 
     def log_eval(self, **record: Any) -> None:
+        pass
+
+    def log_sample(self, **record: Any) -> None:
         pass
 
     def interrupted(self) -> None:
@@ -138,6 +154,7 @@ class TrainingLogger:
             those steps are repeated. None starts a new log.
         sinks: Additional outputs for every record, names in `LOG_SINKS`.
         console: Prints the lines; None creates one.
+        brief: Whether to print a single line for each log step.
         one_of_several: Whether other processes of the same parent train the model with this one.
 
     Raises:
@@ -163,6 +180,7 @@ class TrainingLogger:
         resume: ResumePoint | None = None,
         sinks: Sequence[str] = (),
         console: Console | None = None,
+        brief: bool = False,
         one_of_several: bool = False,
     ):
         self._one_of_several = one_of_several
@@ -172,8 +190,11 @@ class TrainingLogger:
         self._resume = resume
         self._sink_names = sinks
         self._console = console or Console()
+        self._format_step = format_step_briefly if brief else format_step
+        self._time_left = TimeLeft(max_iters)
         self._earlier_seconds = 0.0  # wall time before this start
         self._interrupted = False
+        self._pauses: dict[str, float] = {}
         self._records = 0
         self._summary = RunSummary(architecture["flops_per_token"])
         start = {"step": resume.step if resume else 0, "time": _now()}
@@ -194,6 +215,7 @@ class TrainingLogger:
             "defaults": list(defaults),
             "training_iterations": [],
             "eval_steps": [],
+            "samples": [],
             "checkpoints": [],
         }
 
@@ -228,10 +250,23 @@ class TrainingLogger:
             status = "interrupted" if stopped or self._interrupted else "completed"
         problem = self._end(status)
         self._sinks.close(failed=status not in ("completed", "interrupted"))
-        self.say(problem or f"{status}; the log is in {self.run_dir / RUN_FILE}")
+        self.say(problem or self._closing_lines(status))
         self._console.close()
         if problem and exception_type is None:
             raise UserError(problem)
+
+    def _closing_lines(self, status: str) -> str:
+        """How the run ended, where its log is, and what can be done with it."""
+        took = format_duration(self._wall_seconds())
+        best = self._summary.best
+        loss = f", best val loss {best['val_loss']:.4f} (step {best['iter']})" if best else ""
+        lines = [f"{status} in {took}{loss}; the log is in {self.run_dir / RUN_FILE}"]
+        if status == "completed":
+            lines += [
+                f"  sample:   python sample.py --run={self.run_dir}",
+                f"  compare:  python compare_architectures.py {self.run_dir.parent}",
+            ]
+        return "\n".join(lines)
 
     def _end(self, status: str) -> str | None:
         """Write the whole run.json; returns what went wrong, or None."""
@@ -250,7 +285,7 @@ class TrainingLogger:
             run_name=self._run["run_name"],
             start_time=self._run["start_time"],
             config=self._run["config"],
-            lines=lines,
+            lines=[line for line in lines if line["kind"] != "sample"],
         )
 
     def _take_up_log(self, resume: ResumePoint) -> list[dict[str, Any]]:
@@ -294,6 +329,16 @@ class TrainingLogger:
     def say(self, text: str) -> None:
         """Print a line without disturbing the progress bar."""
         self._console.say(text)
+
+    @contextlib.contextmanager
+    def pause(self, work: str) -> Iterator[None]:
+        """A block of work between two steps. It is announced the first time, and each time after
+        one that took more than SILENT_SECONDS."""
+        if self._pauses.get(work, math.inf) > SILENT_SECONDS:
+            self.say(f"{work} ...")
+        began = time.perf_counter()
+        yield
+        self._pauses[work] = time.perf_counter() - began
 
     def advance(self, iter: int) -> None:
         """Move the progress bar to `iter` steps done; cheap enough for every step."""
@@ -349,7 +394,8 @@ class TrainingLogger:
         }
         self._append("train", record)
         self.advance(iter)
-        self.say(format_step(record, self._max_iters))
+        left = self._time_left.after(iter, self._wall_seconds(), time_ms / 1000)
+        self.say(self._format_step(record, self._max_iters, left))
 
     def log_eval(
         self,
@@ -380,6 +426,19 @@ class TrainingLogger:
         self._append("eval", record)
         self._update_run()
         self.say(format_eval(record, self._max_iters, self._summary.best))
+
+    def log_sample(self, *, iter: int, tokens_seen: int, prompt: str, text: str) -> None:
+        """Record and print text that the model wrote after `iter` steps.
+
+        Args:
+            iter: Optimizer steps done.
+            tokens_seen: Training tokens of all steps so far.
+            prompt: What it was given.
+            text: How it went on.
+        """
+        record = {"iter": iter, "tokens_seen": tokens_seen, "prompt": prompt, "text": text}
+        self._append("sample", record)
+        self.say(format_sample(record))
 
     def log_checkpoint(self, path: Path | str, step: int) -> None:
         """Record and print that the state after `step` steps was saved.
@@ -427,7 +486,8 @@ class TrainingLogger:
             self._metrics.append(line)
         self._records += 1
         self._summary.add(line)
-        self._sinks.record(line)
+        if kind != "sample":
+            self._sinks.record(line)
 
     def _update_run(self) -> None:
         with file_errors(f"write {self.run_dir / RUN_FILE}"):

@@ -12,7 +12,8 @@ from options import Role
 
 _BEFORE_ROLES_WERE_LOGGED = {
     Role.BOOKKEEPING: "arch_preset out_dir run_name resume plugins allow_changed_plugins "
-    "eval_interval log_interval log_to checkpoint_minutes keep_checkpoints async_save",
+    "eval_interval log_interval log_to checkpoint_minutes keep_checkpoints async_save "
+    "sample_interval sample_tokens console verbose",
     Role.DATA: "init_from dataset sequence_length batch_size gradient_accumulation_steps "
     "eval_tokens",
     Role.SEED: "seed data_seed",

@@ -272,6 +272,7 @@ _RUN = record(
 )
 _LINE = {"iter": _STEPS, "wall_seconds": _COUNT}
 _LINES: dict[str, Check] = {
+    "sample": record(_LINE),
     "eval": record(_LINE | _EVAL, _EVAL_OPTIONAL),
     "train": record(
         {

@@ -1,12 +1,13 @@
 """The two files of a run's log: how they are written and read.
 
 `<run_dir>/metrics.jsonl`: one JSON object per line, a record, written as it happens. `kind` is
-"train" or "eval", `wall_seconds` the time that the run has taken so far over all its starts.
+"train", "eval" or "sample", `wall_seconds` the time that the run has taken so far over all its
+starts.
 
 `<run_dir>/run.json`: the run as one object, replaced atomically, so that a reader never meets half
 a file. While the run lasts, its records are in metrics.jsonl alone, and run.json holds what stays
-small: its lists `training_iterations` and `eval_steps` are empty until the run ends, completed or
-not. `read_log` reads both files.
+small: its lists `training_iterations`, `eval_steps` and `samples` are empty until the run ends,
+completed or not. `read_log` reads both files.
 
 Units are SI. An `iter` is the number of optimizer steps done. Losses are nats per token. Times of
 day are UTC, ISO 8601. NaN and infinity, which JSON does not have, become null.
@@ -29,7 +30,7 @@ SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 
-LIST_OF_KIND = {"train": "training_iterations", "eval": "eval_steps"}
+LIST_OF_KIND = {"train": "training_iterations", "eval": "eval_steps", "sample": "samples"}
 """Where run.json keeps the records of each kind."""
 
 
@@ -185,7 +186,7 @@ def read_log(run_dir: Path) -> dict[str, Any]:
         ValueError: A file is damaged.
     """
     log = json.loads(_content(run_dir / RUN_FILE))
-    if not any(log[name] for name in LIST_OF_KIND.values()):
+    if not any(log.get(name) for name in LIST_OF_KIND.values()):
         lines = read_metrics(run_dir / METRICS_FILE)
         log |= {name: records_of(lines, kind) for kind, name in LIST_OF_KIND.items()}
     return log
@@ -200,7 +201,7 @@ def records_in_run_file(run_dir: Path) -> list[dict[str, Any]]:
     """The records that run.json holds; none where there is no such file or it is damaged."""
     try:
         log = json.loads(_content(run_dir / RUN_FILE))
-        records = [line for name in LIST_OF_KIND.values() for line in log[name]]
+        records = [line for name in LIST_OF_KIND.values() for line in log.get(name, [])]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [line for line in records if _parse_metrics_line(json.dumps(line))]

@@ -47,7 +47,9 @@ class RunSummary:
         self._mfu_percent = RunningMedian()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a record of metrics.jsonl."""
+        """Add a record of metrics.jsonl; samples add nothing."""
+        if line["kind"] == "sample":
+            return
         self._total_tokens = max(self._total_tokens, line["tokens_seen"])
         if line["kind"] == "eval":
             self._final = line
@@ -88,6 +90,35 @@ class RunSummary:
             "peak_memory_bytes": self._peak_memory,
             "bad_steps": self._last_interval.get("bad_steps", 0),
         }
+
+
+class TimeLeft:
+    """How long a run will still take, by its pace since the first log line of this start, which
+    includes validation and saving.
+
+    Args:
+        max_iters: Steps of the whole run; None if unknown.
+    """
+
+    def __init__(self, max_iters: int | None):
+        self._max_iters = max_iters
+        self._first: tuple[int, float] | None = None
+
+    def after(self, step: int, wall_seconds: float, step_seconds: float) -> float | None:
+        """Seconds left after a log line; None if that is not known.
+
+        Args:
+            step: Steps done.
+            wall_seconds: Wall time so far.
+            step_seconds: Of one step of the last log interval.
+        """
+        if self._max_iters is None:
+            return None
+        if self._first is None:
+            self._first = step, wall_seconds
+        steps, seconds = step - self._first[0], wall_seconds - self._first[1]
+        pace = seconds / steps if steps else step_seconds
+        return (self._max_iters - step) * pace
 
 
 def summarize(

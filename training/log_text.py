@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LINE_WIDTH = 100
+"""Columns of tables."""
+
+CONSOLE_WIDTH = 80
+"""Columns of what a run prints."""
 
 
 # Numbers, as people read them
@@ -63,42 +67,59 @@ def format_start_report(sections: Sequence[tuple[str, Sequence[tuple[str, str]]]
         sections: Of each block the title and its rows.
 
     Returns:
-        Lines of at most LINE_WIDTH columns.
+        Lines of at most CONSOLE_WIDTH columns.
     """
     names = [name for _, rows in sections for name, _ in rows]
     column = max(map(len, names), default=0) + 4  # 2 of indentation, 2 between the columns
+    blocks = [[title, *_rows(rows, column, indent="  ")] for title, rows in sections]
+    return "\n".join(line for block in blocks for line in block)
+
+
+def format_rows(rows: Sequence[tuple[str, str]]) -> str:
+    """`name  value` rows, values aligned and wrapped; lines of at most CONSOLE_WIDTH columns."""
+    return "\n".join(_rows(rows, max((len(name) for name, _ in rows), default=0) + 2))
+
+
+def _rows(rows: Sequence[tuple[str, str]], column: int, indent: str = "") -> list[str]:
     lines = []
-    for title, rows in sections:
-        lines.append(title)
-        for name, value in rows:
-            lines += textwrap.wrap(
-                value,
-                LINE_WIDTH,
-                initial_indent=f"  {name}".ljust(column),
-                subsequent_indent=" " * column,
-                break_on_hyphens=False,
-                break_long_words=False,  # a path stays one that can be copied
-            ) or [f"  {name}"]
-    return "\n".join(lines)
+    for name, value in rows:
+        lines += textwrap.wrap(
+            value,
+            CONSOLE_WIDTH,
+            initial_indent=f"{indent}{name}".ljust(column),
+            subsequent_indent=" " * column,
+            break_on_hyphens=False,
+            break_long_words=False,  # a path stays one that can be copied
+        ) or [f"{indent}{name}"]
+    return lines
 
 
-def _pack(fields: Sequence[str], indent: str = "") -> str:
-    """Fields two spaces apart, on as few lines as LINE_WIDTH allows; later lines are indented."""
-    lines = [indent + fields[0]]
+def format_duration(seconds: float) -> str:
+    """`2:48`, `1:02:48`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _pack(fields: Sequence[str]) -> str:
+    """Fields separated by bars, on as few lines as CONSOLE_WIDTH allows."""
+    lines = [fields[0]]
     for field in fields[1:]:
-        if len(lines[-1]) + 2 + len(field) <= LINE_WIDTH:
-            lines[-1] += "  " + field
+        if len(lines[-1]) + 3 + len(field) <= CONSOLE_WIDTH:
+            lines[-1] += " | " + field
         else:
-            lines.append("    " + field)
+            lines.append("  " + field)
     return "\n".join(lines)
 
 
 def _progress(iter: int, max_iters: int | None) -> str:
-    return f"{iter:>6}" if max_iters is None else f"{iter:>{len(str(max_iters))}}/{max_iters}"
+    if max_iters is None:
+        return f"step {iter:,}"
+    return f"step {iter:>{len(str(max_iters))}}/{max_iters}"
 
 
 def _memory_field(memory: Mapping[str, float | None]) -> str:
-    """`mem 11.2 peak 133 reserved 134 GB`; mem is what is allocated, on a CPU what is resident."""
+    """`mem 11.2 peak 133 reserved 134 GB`: first what is allocated, or resident on a CPU."""
     shown = {"allocated": "mem", "resident": "mem", "peak": "peak", "reserved": "reserved"}
     parts = [
         f"{label} {memory[key] / 1e9:.3g}"
@@ -113,43 +134,89 @@ def _tflops(value: float | None) -> str:
     return format_number(value, ".0f" if value is not None and value >= 100 else ".3g")
 
 
-def format_step(record: Mapping[str, Any], max_iters: int | None) -> str:
-    """A record of `training_iterations` as lines: what it learns and how fast, then the rest."""
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}%"
+
+
+def format_step(record: Mapping[str, Any], max_iters: int | None, eta: float | None = None) -> str:
+    """A record of `training_iterations` as lines: what it learns, how fast, then the rest.
+
+    Args:
+        record: The record.
+        max_iters: Steps of the whole run; None if unknown.
+        eta: Seconds that the run will still take; None if unknown.
+    """
     mfu, gradients = record["mfu"], record["gradients"]
-    percent = mfu["mfu_percent"]
-    fields = [
-        f"iter {_progress(record['iter'], max_iters)}",
-        f"loss {record['loss']:7.4f}",
-        f"{record['time_ms']:6.1f} ms",
+    progress = [
+        _progress(record["iter"], max_iters),
+        f"loss {record['loss']:.4f}",
         f"lr {record['lr']:.2e}",
-        f"MFU {'-' if percent is None else f'{percent:.1f}%':>5}",
-        f"{format_count(record['tokens_per_second']):>6} tok/s",
-        f"{_tflops(mfu['achieved_tflops'])}/{_tflops(mfu['peak_tflops'])} TFLOP/s",
+        f"{record['time_ms']:.1f} ms",
+        *_eta(eta),
     ]
-    details = [
+    speed = [
+        f"  MFU {_percent(mfu['mfu_percent'])}, {_tflops(mfu['achieved_tflops'])} of "
+        f"{_tflops(mfu['peak_tflops'])} TFLOP/s",
+        f"{format_count(record['tokens_per_second'])} tok/s",
         f"{format_flops(mfu['flops_per_token'])}/token",
-        _memory_field(record["memory"]),
-        f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], ' .1e')} "
+    ]
+    rest = [
+        f"  {_memory_field(record['memory'])}",
+        f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], '.0e')} "
         f"std {format_number(gradients['std'], '.1e')}",
     ]
     auxiliary = {k: v for k, v in record.get("terms", {}).items() if k != "cross_entropy"}
-    details += [f"{name} {value:.3g}" for name, value in auxiliary.items()]
+    rest += [f"{name} {value:.3g}" for name, value in auxiliary.items()]
     if record["bad_steps"]:
-        details.append(f"skipped steps {record['bad_steps']}")
-    return _pack(fields) + "\n" + _pack(details, indent="    ")
+        rest.append(f"skipped steps {record['bad_steps']}")
+    return "\n".join(map(_pack, (progress, speed, rest)))
+
+
+def format_step_briefly(
+    record: Mapping[str, Any], max_iters: int | None, eta: float | None = None
+) -> str:
+    """A record of `training_iterations` as one line; see `format_step`."""
+    percent = record["mfu"]["mfu_percent"]
+    fields = [
+        _progress(record["iter"], max_iters),
+        f"loss {record['loss']:.4f}",
+        f"lr {record['lr']:.1e}",
+        f"{format_count(record['tokens_per_second'])} tok/s",
+        *([] if percent is None else [f"MFU {percent:.0f}%"]),
+        *_eta(eta),
+    ]
+    return " | ".join(fields)
+
+
+def _eta(seconds: float | None) -> list[str]:
+    return [] if seconds is None else [f"ETA {format_duration(seconds)}"]
 
 
 def format_eval(
     record: Mapping[str, Any], max_iters: int | None, best: Mapping[str, Any] | None
 ) -> str:
     """A record of `eval_steps` as a line; `best` is the record of the lowest loss so far."""
-    best_text = "none finite" if best is None else f"{best['val_loss']:.4f} at {best['iter']}"
+    best_text = "none finite" if best is None else f"{best['val_loss']:.4f} (step {best['iter']})"
     fields = [
-        f"eval {_progress(record['iter'], max_iters)}",
+        _progress(record["iter"], max_iters),
         f"val loss {record['val_loss']:.4f}",
         f"{record['val_bits_per_byte']:.4f} bits/byte",
         f"best {best_text}",
-        f"{format_count(record['tokens_seen'])} tokens",
-        f"{record['seconds']:,.1f} s",
     ]
     return _pack(fields)
+
+
+def format_sample(record: Mapping[str, Any]) -> str:
+    """A record of `samples` as an indented block. Control characters are shown as dots."""
+    text = f"{record['prompt']}{record['text']}".strip("\n").expandtabs(4)
+    shown = "".join(c if c.isprintable() or c == "\n" else "." for c in text)
+    lines = [
+        part
+        for line in shown.split("\n")
+        for part in textwrap.wrap(line, CONSOLE_WIDTH - len(_BESIDE), **_AS_WRITTEN) or [""]
+    ]
+    return "\n".join([f"sample after step {record['iter']}:", *(_BESIDE + part for part in lines)])
+
+
+_BESIDE = "  | "
+_AS_WRITTEN = {"drop_whitespace": False, "replace_whitespace": False, "break_on_hyphens": False}

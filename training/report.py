@@ -2,50 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configurator import Settings, shown
-from options import KEYS
+from model_components import REGISTRIES
+from options import KEYS, Role
 from training.memory import ExpectedMemory
 from training.run import Run
-from training_components import OPTIMIZERS
 from training_config import TrainingConfig
 from training_logger import (
     format_bytes,
     format_count,
     format_flops,
     format_number,
+    format_rows,
     format_start_report,
 )
 
-
-def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
-    """The whole report, a block for each question that a reader of a run asks."""
-    return format_start_report(
-        [
-            ("Run", [("directory", str(run.folder))]),
-            (run.network.config.architecture_name, _architecture(run.settings)),
-            ("Cost", _cost(run)),
-            ("Data", _data(run)),
-            ("Training", _training(run.settings)),
-            ("Machine", _machine(run, device_name, peak_flops)),
-        ]
-    )
-
+ALWAYS_SHOWN = ("bias", "weight_tying", "dropout")
+"""Keys of the model that the report shows even at their defaults, besides its parts and sizes."""
 
 Rows = list[tuple[str, str]]
 
 
-def _architecture(settings: Settings) -> Rows:
-    """Every choice, several to a row; keys that the chosen parts have no use for left out."""
-    rows = [("preset", settings.arch_preset)]
-    if settings.training.init_from != "none":
-        rows = [("weights", f"from {settings.training.init_from}")]
+def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
+    """What a reader needs to know before the first step. At most 20 lines for common models."""
+    config = run.network.config
+    return format_rows(
+        [
+            ("run directory", str(run.folder)),
+            ("architecture", config.architecture_name),
+            ("components", _components(run.settings)),
+            ("sizes", _sizes(run.settings)),
+            *_cost(run),
+            ("data", _data(run)),
+            ("batch", _batch(run.settings.training)),
+            ("training", _training(run.settings.training)),
+            *_machine(run, device_name, peak_flops),
+        ]
+    )
+
+
+def all_settings(settings: Settings) -> str:
+    """Every key of a run and its value, by section."""
     sections: dict[str, list[str]] = {}
-    for key, value in settings.model.to_dict().items():
-        sections.setdefault(KEYS[key].section.lower(), []).append(f"{key} {shown(value)}")
-    return [*rows, *((heading, ", ".join(words)) for heading, words in sections.items())]
+    values = {"arch_preset": settings.arch_preset, **settings.model.to_dict()}
+    for key, value in {**values, **settings.training.to_dict()}.items():
+        sections.setdefault(KEYS[key].section, []).append(f"{key} {shown(value)}")
+    rows = [(heading, ", ".join(words)) for heading, words in sections.items()]
+    return format_start_report([("All settings", rows)])
+
+
+def _words(values: Mapping[str, Any], keys: Iterable[str]) -> str:
+    return ", ".join(f"{key} {shown(values[key])}" for key in keys)
+
+
+def _components(settings: Settings) -> str:
+    """The preset, the parts, and what else departs from the defaults."""
+    values = settings.model.to_dict()
+    parts = [key for key in values if _is_part(key) or key in ALWAYS_SHOWN]
+    given = values.keys() - {*parts, *_size_keys(settings), *settings.derived}
+    others = [key for key in values if key in given and values[key] != KEYS[key].default]
+    weights = settings.training.init_from
+    start = "" if weights == "none" else f", weights from {weights}"
+    return f"preset {settings.arch_preset}{start}; {_words(values, [*parts, *others])}"
+
+
+def _is_part(key: str) -> bool:
+    """Whether a key chooses a part; not that of backends, which compute the same."""
+    return key in REGISTRIES and KEYS[key].role is Role.ARCHITECTURE
+
+
+def _sizes(settings: Settings) -> str:
+    return _words(settings.model.to_dict(), _size_keys(settings))
+
+
+def _size_keys(settings: Settings) -> list[str]:
+    """Those of the section Sizes, and derived ones that are whole numbers."""
+    return [
+        key
+        for key, value in settings.model.to_dict().items()
+        if KEYS[key].section == "Sizes" or (key in settings.derived and type(value) is int)
+    ]
 
 
 def _cost(run: Run) -> Rows:
@@ -54,12 +93,14 @@ def _cost(run: Run) -> Rows:
     full, causal = cost["flops_per_token"], cost["flops_per_token_causal"]
     matrices = run.whole_network.num_parameters(embeddings=False)
     return [
-        ("parameters", f"{cost['parameters']:,} ({matrices:,} outside the embedding tables)"),
+        ("parameters", f"{cost['parameters']:,} ({matrices:,} without embeddings)"),
         *_active(cost),
-        ("FLOPs/token", f"{full:,} at {length} tokens, on which MFU is based"),
-        ("", f"{causal:,} if only what the causal mask leaves is counted"),
-        ("mixer/FFN", f"{cost['attention_ffn_ratio']:.3f} of forward FLOPs"),
-        ("decoding state", f"{format_bytes(cost['decoding_state_bytes'])} for {length} tokens"),
+        ("FLOPs/token", f"{full:,} at {length} tokens ({causal:,} causal)"),
+        (
+            "",
+            f"attention/FFN {cost['attention_ffn_ratio']:.3f}, decoding state "
+            f"{format_bytes(cost['decoding_state_bytes'])}",
+        ),
         *_optimizer_cost(run),
     ]
 
@@ -82,40 +123,27 @@ def _optimizer_cost(run: Run) -> Rows:
     return [("optimizer", f"{flops:,} FLOPs per step besides, {share} % of those of the model")]
 
 
-def _data(run: Run) -> Rows:
-    dataset, read = run.dataset, run.validation.tokens
-    return [
-        ("dataset", f"{run.settings.training.dataset}, fingerprint {dataset.fingerprint[:12]}"),
-        ("tokenizer", f"{dataset.meta['tokenizer']['name']}, vocabulary {dataset.vocab_size:,}"),
-        ("train", f"{len(dataset.train):,} tokens"),
-        ("validation", f"{read:,} of {len(dataset.val):,} tokens, the same each time"),
-    ]
+def _data(run: Run) -> str:
+    dataset = run.dataset
+    tokenizer = dataset.meta["tokenizer"]["name"]
+    return (
+        f"{run.settings.training.dataset}, tokenizer {tokenizer}, {len(dataset.train):,} training "
+        f"tokens; validation on {run.validation.tokens:,} of {len(dataset.val):,}"
+    )
 
 
-def _training(settings: Settings) -> Rows:
-    training = settings.training
-    return [
-        (
-            "batch",
-            f"{training.tokens_per_step:,} tokens a step: gradient_accumulation_steps "
-            f"{training.gradient_accumulation_steps} x batch_size {training.batch_size} x "
-            f"sequence_length {training.sequence_length}",
-        ),
-        ("length", _length(training)),
-        (
-            "learning rate",
-            f"{training.learning_rate:g}, {training.lr_schedule}, warm-up of "
-            f"{_steps(training.warmup_iters)}",
-        ),
-        ("optimizer", _optimizer(training)),
-        ("seeds", f"seed {training.seed}, data_seed {training.data_seed}"),
-    ]
+def _batch(training: TrainingConfig) -> str:
+    return (
+        f"{training.tokens_per_step:,} tokens per step = {training.gradient_accumulation_steps} "
+        f"x {training.batch_size} sequences x {training.sequence_length} tokens"
+    )
 
 
-def _optimizer(training: TrainingConfig) -> str:
-    options = OPTIMIZERS.entry(training.optimizer).keys
-    words = (f"{key} {shown(training.get(key))}" for key in options)
-    return f"{training.optimizer}: {', '.join(words)}"
+def _training(training: TrainingConfig) -> str:
+    return (
+        f"{_length(training)}; {training.optimizer}, learning rate {training.learning_rate:g}, "
+        f"{training.lr_schedule}, warm-up {_steps(training.warmup_iters)}; seed {training.seed}"
+    )
 
 
 def _length(training: TrainingConfig) -> str:
@@ -133,19 +161,16 @@ def _steps(count: int) -> str:
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
     model, device = run.settings.model, run.device.type
     backends = model.attention_backends_on(device)
-    return [
-        ("device", f"{device_name} ({device})"),
-        ("compute", f"{_compute_type(run)}, {_peak(device, peak_flops)}"),
-        *([("attention", _attention(model.attention_backend, backends))] if backends else []),
-        ("compiled", "yes" if run.placement.compiles else "no"),
-        *_workers(run),
-        ("memory", _memory(run.memory)),
+    compute = [
+        f"{device_name} ({device}), {_compute_type(run)}, {_peak(device, peak_flops)}",
+        *(
+            [f"attention_backend {model.attention_backend}: {' and '.join(backends)}"]
+            * bool(backends)
+        ),
+        "compiled" if run.placement.compiles else "not compiled",
     ]
-
-
-def _workers(run: Run) -> Rows:
-    size = run.workers.size
-    return [] if size == 1 else [("workers", _spread(run))]
+    workers = [("workers", _spread(run))] if run.workers.size > 1 else []
+    return [("hardware", "; ".join(compute)), *workers, ("memory", _memory(run.memory))]
 
 
 def _spread(run: Run) -> str:
@@ -158,18 +183,13 @@ def _spread(run: Run) -> str:
     return f"{words}, tensor_parallel {run.workers.tensor}{kept}"
 
 
-def _attention(backend: str, doing_the_work: Sequence[str]) -> str:
-    return f"attention_backend {backend}: {' and '.join(doing_the_work)}"
-
-
 def _memory(memory: ExpectedMemory | None) -> str:
     if memory is None:
         return "unknown: a step cannot be traced before it runs"
     copied = f", copy for async_save {format_bytes(memory.saved_copy)}" if memory.saved_copy else ""
     return (
-        f"about {format_bytes(memory.total)}: weights, gradients and optimizer state "
-        f"{format_bytes(memory.state)}, activations and other temporaries "
-        f"{format_bytes(memory.activations)}{copied}; not counting Python and torch themselves"
+        f"{format_bytes(memory.total)} expected: model and optimizer "
+        f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}{copied}"
     )
 
 
@@ -180,6 +200,6 @@ def _compute_type(run: Run) -> str:
 
 def _peak(device: str, peak_flops: float | None) -> str:
     if peak_flops is None:
-        return "peak unknown: MFU is left out"
-    source = "measured with a matmul" if device == "cpu" else "dense, by its data sheet"
-    return f"peak {format_flops(peak_flops)}/s, {source}"
+        return "peak unknown (no MFU)"
+    source = "measured" if device == "cpu" else "data sheet, dense"
+    return f"peak {format_flops(peak_flops).removesuffix('s')}/s ({source})"

@@ -43,6 +43,7 @@ class Run:
         evaluated_at: The step of the last validation, None before the first.
         val_loss: What that gave, in nats per token; None where it is not known.
         saved_at: The step of the last checkpoint, None before the first.
+        sampled_at: The step of the last sample, None before the first.
     """
 
     settings: Settings
@@ -67,6 +68,7 @@ class Run:
     evaluated_at: int | None = None
     val_loss: float | None = None
     saved_at: int | None = None
+    sampled_at: int | None = None
 
     @property
     def workers(self) -> Workers:
@@ -140,6 +142,7 @@ class Run:
             "data_fingerprint": self.dataset.fingerprint,
             "tokenizer": self.dataset.meta["tokenizer"],
             "evaluated_at": self.evaluated_at,
+            "sampled_at": self.sampled_at,
             "seconds": self.watch.total,
             "stepper": {**self.guard.state_dict(), "scaler": self.scaler.state_dict()},
         }
@@ -164,6 +167,7 @@ class Run:
         if start.state["stepper"]["scaler"]:  # empty unless float16 was trained in
             self.scaler.load_state_dict(start.state["stepper"]["scaler"])
         self.step = self.saved_at = self.logged_at = start.state["step"]
+        self.sampled_at = start.state.get("sampled_at")
         self.evaluated_at = start.state["evaluated_at"]
         self.val_loss = start.state["val_loss"]
         self.seconds = start.state["seconds"]

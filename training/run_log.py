@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from training.console import Console
 from training.hardware import environment, peak_flops
 from training.provenance import plugin_digests
-from training.report import start_report
+from training.report import all_settings, start_report
 from training.resume import Start
 from training.run import Run
 from training.run_directory import locked
@@ -42,6 +42,8 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
     machine["parallelism"] = run.placement.parallelism  # what auto came to
     peak = peak_flops(run.device, run.dtype)
     console.say(start_report(run, machine["device"], peak))
+    if training.verbose:
+        console.say(all_settings(run.settings))
     for note in (*start.settings.notes, *start.notes):
         console.say(note)
     return TrainingLogger(
@@ -67,5 +69,6 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
         resume=start.resume_point,
         sinks=training.log_sinks,
         console=console,
+        brief=training.console == "brief",
         one_of_several=run.workers.size > 1,
     )

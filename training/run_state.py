@@ -162,5 +162,6 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 _LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: value is None or _is_text(value),
     "log_records": lambda value: value is None or is_count(value),
+    "sampled_at": lambda value: value is None or is_count(value),
 }
 """Of keys that older checkpoints lack."""

@@ -20,6 +20,7 @@ from tests.integration.child import Child
 
 TINY = ("--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--eval_tokens=128")
 SHORT = ("--batch_size=2", "--log_interval=1", "--device=cpu", "--dtype=float32", "--compile=False")
+SHORT += ("--sample_tokens=0",)
 
 TIMES = {"time_ms", "tokens_per_second", "mfu", "memory", "wall_seconds", "seconds"}
 """What two runs of the same may differ in."""

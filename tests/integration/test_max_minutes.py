@@ -130,7 +130,7 @@ class TestByTheRealClock:
         shown = capsys.readouterr().out
         assert "0.02 minutes of training, but at most 1,000,000 steps" in shown
         assert re.search(r"iter +1  loss", shown)
-        assert re.search(r"eval +\d+  val loss", shown)
+        assert re.search(r"step \d+ \| val loss", shown)
         assert "/1000000" not in shown
 
     @pytest.mark.slow

@@ -318,7 +318,7 @@ def test_a_signal_to_one_worker_stops_all_and_one_process_goes_on(workshop: Work
     flags = (*LLAMA, *course(max_iters=60, eval_interval=60))
     whole = workshop.train(*flags, run_name="whole")
     first, second = workshop.start_workers(2, *flags, run_name="two")
-    first.wait_for("iter  5/60")
+    first.wait_for("step  5/60 | loss")
     second.send(signal.SIGTERM)
     assert finish([first, second]) == [0, 0], first.errors
     stopped = log_of(workshop.out_dir / "two")
@@ -545,7 +545,7 @@ def test_a_position_encoding_that_heads_train_is_not_split(
 def test_a_checkpoint_that_cannot_be_written_ends_all(workshop: Workshop, async_save: bool) -> None:
     flags = (*LLAMA, *course(max_iters=400, eval_interval=400), f"--async_save={async_save}")
     first, second = workshop.start_workers(2, *flags)
-    first.wait_for("iter   5/400")
+    first.wait_for("step   5/400 | loss")
     shutil.rmtree(workshop.out_dir / "run")
     first.send(signal.SIGTERM)
     assert finish([first, second]) == [1, 1]

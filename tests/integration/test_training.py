@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import configurator
 import train
 import training.preflight
 from configurator import load, read
@@ -17,6 +18,7 @@ from data.prepare_scripts import prepare_tiny_shakespeare
 from data.text_files import read_pieces
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
+from model_components import REGISTRIES
 from model_config import PRESETS
 from recipe.objectives import OBJECTIVES
 from tests.integration.child import ROOT
@@ -28,6 +30,7 @@ from tests.integration.runs import (
     make_dataset,
     metrics_of,
     moments_at,
+    untimed,
     weights_at,
 )
 from tests.other_values import others
@@ -194,6 +197,7 @@ class TestNoWaiting:
 
 
 TOP = {
+    "samples",
     *("schema_version", "run_name", "status", "start_time", "end_time", "config", "architecture"),
     *("environment", "data", "training_iterations", "eval_steps", "checkpoints", "summary"),
     *("run_id", "starts", "plugins", "roles", "defaults"),
@@ -304,14 +308,49 @@ class TestLog:
 
     def test_each_choice_is_in_the_start_report(self, workshop: Workshop, capsys) -> None:
         workshop.train("--max_iters=1", "--warmup_iters=1", "--output_softcap=30")
-        report = " ".join(capsys.readouterr().out.split())  # however the lines are broken
-        assert "1 step, 64 tokens" in report
-        assert "warm-up of 1 step" in report
-        for text in ("output_softcap 30", "FLOPs/token", "mixer/FFN", "fingerprint", "memory"):
+        lines = capsys.readouterr().out.partition("validating")[0].splitlines()
+        assert len(lines) <= 20
+        assert max(map(len, lines[1:])) <= 80  # the first has the path of the run directory
+        report = " ".join(" ".join(lines).split())
+        model = load(["--output_softcap=30"]).model.to_dict()
+        for key in model.keys() & {*REGISTRIES, "bias", "weight_tying", "dropout"}:
+            assert f"{key} {configurator.shown(model[key])}" in report
+        for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "causal", "expected"):
             assert text in report
-        assert "attention_softcap none" in report
-        assert "weight_tying true" in report
+        assert "1 step, 64 tokens" in report
+        assert "warm-up 1 step;" in report
+        assert "attention_softcap" not in report
         assert "None" not in report
+
+    def test_verbose_adds_every_key(self, workshop: Workshop, capsys) -> None:
+        run = workshop.train("--max_iters=1", "--verbose")
+        printed = " ".join(capsys.readouterr().out.split())
+        for key, value in log_of(run)["config"].items():
+            assert f"{key} {configurator.shown(value)}" in printed
+
+    def test_samples(self, workshop: Workshop, capsys) -> None:
+        """At the interval and at the end; training is the same as without."""
+        flags = ("--max_iters=5", "--dropout=0.2")
+        run = workshop.train(*flags, "--sample_interval=2", "--sample_tokens=7", run_name="one")
+        printed = capsys.readouterr().out
+        samples = log_of(run)["samples"]
+        assert [sample["iter"] for sample in samples] == [2, 4, 5]
+        assert all(len(sample["prompt"]) == 8 for sample in samples)
+        assert all(0 < len(sample["text"]) <= 7 for sample in samples)
+        assert printed.count("sample after step") == 3
+        without = workshop.train(*flags, run_name="other")
+        assert log_of(without)["samples"] == []
+        assert "sample after step" not in capsys.readouterr().out
+        assert_equal_tensors(weights_at(run, 5), weights_at(without, 5))
+
+    def test_samples_of_a_resumed_run(self, workshop: Workshop) -> None:
+        flags = ("--sample_interval=2", "--sample_tokens=7", "--lr_decay_iters=8")
+        whole = workshop.train("--max_iters=8", "--eval_interval=3", *flags, run_name="whole")
+        workshop.train("--max_iters=3", "--eval_interval=3", *flags, run_name="halves")
+        resumed = ("--max_iters=8", "--eval_interval=3", "--resume=halves")
+        halves = workshop.train(*resumed, *flags, run_name="halves")
+        assert untimed(log_of(halves)["samples"]) == untimed(log_of(whole)["samples"])
+        assert [sample["iter"] for sample in log_of(halves)["samples"]] == [2, 4, 6, 8]
 
 
 NAN_PART = '''

@@ -341,9 +341,9 @@ def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
     [
         (["n_layer=6"], "cannot read 'n_layer=6'; write --n_layer=6"),
         (["-n_layer=6"], "cannot read '-n_layer=6'; write --n_layer=6"),
-        (["--n_layer", "6"], "cannot read '--n_layer 6'; write --n_layer=6"),
         (["--n_layer"], "cannot read '--n_layer'; write --n_layer=VALUE"),
-        (["--compile", "--seed=1"], "cannot read '--compile'; write --compile=VALUE"),
+        (["--n_layer", "--seed=1"], "cannot read '--n_layer'; write --n_layer=VALUE"),
+        (["--n_layer", "abc"], "--n_layer: n_layer takes int, not 'abc' (str)."),
         (["--print_config=True"], "cannot read '--print_config=True'; write --print_config"),
         (["--n_layer="], "--n_layer: n_layer takes int, not '' (str)."),
         (["--foo"], "--foo: unknown key 'foo'. --help lists the keys."),
@@ -382,6 +382,17 @@ def test_an_argument_that_cannot_be_is_refused_with_the_fix(argv, message):
     assert problems(*argv) == [message]
 
 
+def test_a_value_may_stand_apart_from_its_flag():
+    asked = configurator.read(["--n_layer", "6", "--bias=False", "--dropout", "0.1"])
+    assert [asked.value(key) for key in ("n_layer", "bias", "dropout")] == [6, False, 0.1]
+
+
+def test_a_boolean_flag_without_a_value_is_true(write):
+    asked = configurator.read(["--qk_norm", "--compile", write("n_layer = 3"), "--tf32"])
+    assert [asked.value(key) for key in ("qk_norm", "compile", "tf32")] == [True, True, True]
+    assert asked.value("n_layer") == 3
+
+
 def test_a_flag_without_a_value_does_not_swallow_a_file(write):
     path = write("n_layer = 0")
     assert problems("--seed", path) == [
@@ -410,7 +421,7 @@ def test_the_replacements_of_nanogpt_keys_are_keys():
 def test_every_problem_of_every_source_is_in_one_error(write):
     first = write("n_layers = 6\nlr_schedule = 'cosin'\nbeta1 = True\n", "a.py")
     second = write("lr_schedule = 'linear'\nnormalization = 'rmsnrm'\n", "b.py")
-    found = problems(first, second, "--n_head=0", "--min_lr=1", "--seed", "5")
+    found = problems(first, second, "--n_head=0", "--min_lr=1", "--seed")
     assert [message.split(" ")[0] for message in found] == [
         "cannot",
         "a.py:2:",  # though b.py has the last word

@@ -6,14 +6,15 @@ import io
 import json
 import math
 import os
+import re
 import sys
 
 import pytest
 
 import training_logger
 from errors import UserError
+from training.log_text import CONSOLE_WIDTH
 from training_logger import (
-    LINE_WIDTH,
     ResumePoint,
     TrainingLogger,
     format_bytes,
@@ -33,7 +34,7 @@ ARCHITECTURE = {
 }
 RUN_FIELDS = {
     *("schema_version", "run_name", "status", "start_time", "end_time", "config"),
-    *("architecture", "environment", "data", "training_iterations", "eval_steps"),
+    *("architecture", "environment", "data", "training_iterations", "eval_steps", "samples"),
     *("checkpoints", "summary", "run_id", "starts", "plugins", "roles", "defaults"),
 }
 
@@ -163,7 +164,7 @@ def test_start_report_aligns_and_wraps():
     assert lines[3].startswith(" " * 16 + "choice_")
     assert lines[-4:-1] == ["Hardware", "  peak          989 TFLOP/s", " " * 16 + "dense"]
     assert lines[-1] == "  commit"
-    assert max(map(len, lines)) <= LINE_WIDTH
+    assert max(map(len, lines)) <= CONSOLE_WIDTH
     assert [word for line in lines[2:-4] for word in line.split()][2:] == long_value.split()
 
 
@@ -175,19 +176,52 @@ def test_plain_lines_tell_everything_that_was_measured(tmp_path, capsys):
         logger.say("a line of the loop's own")
     out = capsys.readouterr().out
     assert "\r" not in out
-    step, details, evaluation, checkpoint, own, end = out.splitlines()
+    step, speed, details, evaluation, checkpoint, own, end, *_ = out.splitlines()
+    assert step == "step  10/100 | loss 0.9091 | lr 1.00e-03 | 125.0 ms | ETA 0:11"  # 90 x 0.125
     # 71.3 tok/s x 854.654976 MFLOPs = 0.06094 TFLOP/s, of 0.1234: 49.4 %.
-    for text in ("iter  10/100", "loss  0.9091", "125.0 ms", "lr 1.00e-03", "MFU 49.4%"):
-        assert text in step
-    assert "0.0609/0.123 TFLOP/s" in step
-    assert "71.30 tok/s" in step
-    assert details.startswith("    854.7 MFLOPs/token  mem 0.612 peak 0.7 GB")
-    assert details.endswith("grad norm 1.23 mean -1.2e-08 std 3.4e-04")
-    assert evaluation.startswith("eval  10/100  val loss 0.7273  1.0492 bits/byte")
-    assert "best 0.7273 at 10  10.24K tokens  1.2 s" in evaluation
+    assert speed == "  MFU 49.4%, 0.0609 of 0.123 TFLOP/s | 71.30 tok/s | 854.7 MFLOPs/token"
+    assert details == "  mem 0.612 peak 0.7 GB | grad norm 1.23 mean -1e-08 std 3.4e-04"
+    assert evaluation == (
+        "step  10/100 | val loss 0.7273 | 1.0492 bits/byte | best 0.7273 (step 10)"
+    )
     assert checkpoint.startswith("checkpoint of step 10 saved in ")
     assert own == "a line of the loop's own"
-    assert end.startswith("completed; the log is in ")
+    assert re.match(r"completed in 0:0\d, best val loss 0.7273 \(step 10\); the log is in ", end)
+
+
+def test_brief_lines(tmp_path, capsys):
+    with make_logger(tmp_path / "run", brief=True) as logger:
+        log_step(logger, 10)
+    brief = capsys.readouterr().out.splitlines()[0]
+    assert brief == "step  10/100 | loss 0.9091 | lr 1.0e-03 | 71.30 tok/s | MFU 49% | ETA 0:11"
+    with make_logger(tmp_path / "other", brief=True, peak_flops=None, max_iters=None) as logger:
+        log_step(logger, 10)
+    brief = capsys.readouterr().out.splitlines()[0]
+    assert brief == "step 10 | loss 0.9091 | lr 1.0e-03 | 71.30 tok/s"
+
+
+def test_a_sample_is_shown_beside_a_bar(tmp_path, capsys):
+    with make_logger(tmp_path / "run") as logger:
+        text = "tab\there, bell\a\n\n" + "word " * 30
+        logger.log_sample(iter=10, tokens_seen=10_240, prompt="Once ", text=text)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["sample after step 10:", "  | Once tab    here, bell.", "  | "]
+    assert max(map(len, lines[:5])) <= CONSOLE_WIDTH
+    assert "".join(line.removeprefix("  | ") for line in lines[3:5]) == "word " * 30
+    [sample] = read_run(tmp_path / "run")["samples"]
+    assert (sample["prompt"], sample["text"]) == ("Once ", text)
+
+
+def test_long_work_is_announced(tmp_path, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(training_logger.time, "perf_counter", lambda: now)
+    with make_logger(tmp_path / "run") as logger:
+        for seconds in (1.0, 6.0, 7.0):
+            with logger.pause("validating"):
+                now += seconds
+            logger.say(f"{seconds:.0f} s")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == ["validating ...", "1 s", "6 s", "validating ...", "7 s"]
 
 
 def test_lines_keep_to_the_width_and_do_not_jump(tmp_path, capsys):
@@ -198,11 +232,11 @@ def test_lines_keep_to_the_width_and_do_not_jump(tmp_path, capsys):
         huge = {"norm": 1.23e30, "mean": -1e-30, "std": 1e30}
         log_step(logger, 600_000, loss=1e9, time_ms=9e9, gradients=huge, bad_steps=1234)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:-1])) <= LINE_WIDTH
-    assert "1055/2250 TFLOP/s" in lines[0]
-    assert "mem 11.2 peak 133 reserved 134 GB" in lines[1]
-    assert lines[2].startswith("iter 599990/600000")
-    assert lines[0].index("TFLOP/s") == lines[2].index("TFLOP/s")
+    assert max(map(len, lines[:-3])) <= CONSOLE_WIDTH
+    assert "1055 of 2250 TFLOP/s" in lines[1]
+    assert "mem 11.2 peak 133 reserved 134 GB" in lines[2]
+    assert lines[0].index("loss") == lines[3].index("loss")
+    assert lines[3].startswith("step 599990/600000 | loss 2.1000")
     assert any("skipped steps 1234" in line for line in lines)
 
 
@@ -211,10 +245,10 @@ def test_what_is_unknown_is_a_dash_on_the_console(tmp_path, capsys):
     with make_logger(tmp_path / "run", peak_flops=None) as logger:
         log_step(logger, 10, loss=math.nan, gradients=nan, memory={"resident": None})
         log_eval(logger, 10, val_loss=math.inf)
-    step, details, evaluation, _ = capsys.readouterr().out.splitlines()
-    assert "loss     nan" in step
-    assert "MFU     -" in step
-    assert "/- TFLOP/s" in step
+    step, speed, details, evaluation, *_ = capsys.readouterr().out.splitlines()
+    assert "loss nan" in step
+    assert "MFU -, " in speed
+    assert "of - TFLOP/s" in speed
     assert "mem -" in details
     assert "val loss inf" in evaluation
     assert "best none finite" in evaluation
@@ -236,8 +270,8 @@ def test_a_terminal_has_a_bar_beneath_whole_lines(tmp_path, monkeypatch):
     assert "40/100" in shown  # the bar starts where the run was taken up
     assert "50/100 [" in shown
     lines = [part for line in shown.split("\n") for part in line.split("\r")]
-    assert sum(part.startswith("iter  50/100  loss") for part in lines) == 1
-    assert sum(part.startswith("eval  50/100  val loss") for part in lines) == 1
+    assert sum(part.startswith("step  50/100 | loss") for part in lines) == 1
+    assert sum(part.startswith("step  50/100 | val loss") for part in lines) == 1
 
 
 # --- Files ---
