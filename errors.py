@@ -96,10 +96,39 @@ def quoted(value: Any, longest: int = 80) -> str:
     return f"{text[:half]}...{text[-half:]} ({len(text)} characters)"
 
 
+SYNONYMS = {
+    "gpu": "cuda",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "lr": "learning_rate",
+    "norm": "normalization",
+    "pos": "position_encoding",
+    "ffn": "ffn_type",
+    "mlp": "ffn_type",
+    "wd": "weight_decay",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "d_model": "n_embd",
+    "hidden_size": "n_embd",
+    "context_length": "block_size",
+    "max_seq_len": "block_size",
+    "seq_len": "sequence_length",
+    "max_steps": "max_iters",
+    "steps": "max_iters",
+}
+"""What other projects call something, and its name here."""
+
+
 def nearest(name: str, choices: Iterable[Any]) -> str:
     """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
     names = {str(choice).lower(): str(choice) for choice in choices}
-    matches = difflib.get_close_matches(str(name)[:100].lower(), names, n=1, cutoff=0.6)
+    text = str(name)[:100].lower()
+    meant = SYNONYMS.get(text)
+    if meant in names:
+        return f"; did you mean {meant!r}?"
+    matches = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
     return f"; did you mean {names[matches[0]]!r}?" if matches else "."
 
 

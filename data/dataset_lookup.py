@@ -41,6 +41,12 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
             "only in a new run, and only in a folder of data/ that is given by its plain name; "
             f"here run it first: python {script}"
         )
+    if os.path.isfile(dataset):
+        stem = Path(dataset).stem
+        raise UserError(
+            f"dataset={dataset!r} is a file; prepare it first: python data/text/prepare.py "
+            f"--name={stem} --input={dataset}; then use --dataset={stem}."
+        )
     if os.path.isdir(folder):
         raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")
     raise UserError(

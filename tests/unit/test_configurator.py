@@ -27,11 +27,13 @@ from configurator import (
     resolve,
     settings_from_dict,
 )
-from errors import ConfigError
+from errors import SYNONYMS, ConfigError, nearest
 from interop.starting_model import new_settings
 from model_config import PRESETS, ModelArchitectureConfig
 from model_keys import REPLACED, removed_key_message
 from options import KEYS, Role
+from training_components import DTYPES
+from training_config import DEVICES
 from user_files import CONFIG_FOLDER, run_plugins
 
 ROOT = CONFIG_FOLDER.parent
@@ -345,6 +347,14 @@ def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
         (["--n_layer", "--seed=1"], "cannot read '--n_layer'; write --n_layer=VALUE"),
         (["--n_layer", "abc"], "--n_layer: n_layer takes int, not 'abc' (str)."),
         (["--print_config=True"], "cannot read '--print_config=True'; write --print_config"),
+        (
+            ["--lr=1"],
+            "--lr: unknown key 'lr'; did you mean 'learning_rate'? --help lists the keys.",
+        ),
+        (
+            ["--device=gpu"],
+            "--device: unknown device 'gpu'; did you mean 'cuda'? Choices: auto, cpu, cuda, mps.",
+        ),
         (["--n_layer="], "--n_layer: n_layer takes int, not '' (str)."),
         (["--foo"], "--foo: unknown key 'foo'. --help lists the keys."),
         (["--foo=1"], "--foo: unknown key 'foo'. --help lists the keys."),
@@ -413,6 +423,14 @@ def test_the_replacements_of_nanogpt_keys_are_keys():
     advice = " ".join(NANOGPT_KEYS.values())
     named = set(re.findall(r"\b[a-z]+_[a-z]+\b", advice)) | {"resume"}
     assert named <= set(key_table()) | set(NANOGPT_KEYS)
+
+
+@pytest.mark.parametrize(("foreign", "own"), SYNONYMS.items())
+def test_a_name_of_other_projects_is_answered_with_ours(foreign, own):
+    assert foreign not in key_table()
+    choices = [*key_table(), *DEVICES, *DTYPES]
+    assert own in choices
+    assert nearest(foreign, choices) == f"; did you mean {own!r}?"
 
 
 # One error for everything

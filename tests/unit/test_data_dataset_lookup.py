@@ -64,6 +64,14 @@ def test_an_unknown_dataset_gets_the_nearest_and_the_choices(data_folder):
         prepare_if_missing("redy", may_run=True)
 
 
+def test_a_text_file_gets_the_command_that_prepares_it(data_folder, tmp_path):
+    file = tmp_path / "novel.txt"
+    file.write_text("once")
+    with pytest.raises(UserError) as refusal:
+        prepare_if_missing(str(file), may_run=True)
+    assert f"prepare.py --name=novel --input={file}; then use --dataset=novel" in str(refusal.value)
+
+
 def test_a_folder_that_is_no_dataset_is_refused(data_folder, tmp_path):
     for name in ("bare", str(tmp_path)):
         with pytest.raises(UserError, match=r"not a prepared dataset: it has no meta\.json"):
