@@ -61,6 +61,11 @@ from user_files import rerun_plugins
 
 def main(argv: list[str]) -> None:
     """Train as the command line says. Raises UserError for what the user can fix."""
+    train_run(argv)
+
+
+def train_run(argv: list[str]) -> Path | None:
+    """`main`, which returns the run directory; None if nothing is to be trained."""
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(join_workers())
         console = Console(silent=not workers.first)
@@ -75,7 +80,7 @@ def main(argv: list[str]) -> None:
                 print(configurator.settings_table(start.settings))
             if workers.first and assumed:
                 print(dry_run(start.settings, assumed))
-            return
+            return None
         training = start.settings.training
         workers = workers.arranged(training.hang_timeout, training.tensor_parallel)
         run = set_up(start, workers)
@@ -84,6 +89,7 @@ def main(argv: list[str]) -> None:
         log = stack.enter_context(open_log(run, start, console))
         with workers.naming_the_missing(), workers.ending_alike():
             fit(run, log, stop)
+        return run.folder
 
 
 # Setting up

@@ -136,11 +136,18 @@ def names_bound(source: str) -> tuple[dict[str, int], set[str]]:
 def read_source(path: str) -> str:
     """The text of a Python file; ConfigError where there is none."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return located(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError([Problem((), f"no file {path!r}{nearest_file(path)}")]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem((), f"cannot read {path!r}: {error}.")]) from None
+
+
+def located(path: str) -> Path:
+    """The file of a path; one in config/ is found from any working directory."""
+    ours = CONFIG_FOLDER.parent / path
+    elsewhere = not os.path.exists(path) and ours.parent == CONFIG_FOLDER and ours.is_file()
+    return ours if elsewhere else Path(path)
 
 
 def nearest_file(path: str) -> str:
@@ -158,7 +165,7 @@ def run_source(path: str, source: str) -> dict[str, Any]:
     any other exception of the file's own passes, with its traceback.
     """
     module = types.ModuleType(module_name(path))
-    module.__file__ = os.path.abspath(path)
+    module.__file__ = os.path.abspath(located(path))
     sys.modules[module.__name__] = module  # where dataclasses and inspect look for a class's module
     try:
         exec(compiled(source, path), vars(module))

@@ -1,0 +1,106 @@
+"""nanoarch in Python: train, read the logs of runs, compare them.
+
+    import nanoarch
+
+    run = nanoarch.train("config/arch_llama.py", max_iters=100)
+    table = pandas.DataFrame(nanoarch.load_runs("out"))
+    result = nanoarch.compare("out")
+    result["groups"][1]["verdict"]
+
+The commands `nanoarch train`, `sweep`, `compare`, `sample` and `export` are those of train.py,
+sweep.py, compare_architectures.py, sample.py and interop.huggingface.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["compare", "load_runs", "train"]
+
+
+def train(*config_files: str | Path, **keys: Any) -> Path:
+    """Train as `python train.py` does, in this process.
+
+    Args:
+        config_files: Config files, applied from left to right.
+        keys: Values of config keys, such as `max_iters=100`; they override the files.
+
+    Returns:
+        The run directory, with `run.json` and `checkpoints/`.
+
+    Raises:
+        UserError: the config is invalid, or the run failed for a reason that the user can fix.
+    """
+    from configurator import shown
+    from train import train_run
+
+    flags = [f"--{key}={shown(value)}" for key, value in keys.items()]
+    return train_run([*map(str, config_files), *flags])
+
+
+def load_runs(*paths: str | Path) -> list[dict[str, Any]]:
+    """Read the logs of runs as flat records, one for each run, ready for `pandas.DataFrame`.
+
+    Args:
+        paths: Run directories, run.json files, sweeps, folders that hold some, or globs.
+
+    Returns:
+        For each run `path`, `run_name`, `status`, `start_time`, every key of its config as
+        `config.KEY`, and the entries of `architecture` and `summary` as `architecture.NAME` and
+        `summary.NAME`.
+
+    Raises:
+        UserError: there is no such path, or a log is damaged.
+    """
+    return [
+        {
+            "path": str(run.path.parent),
+            "run_name": run.run_name,
+            "status": run.status,
+            "start_time": run.start_time,
+            **{f"config.{key}": value for key, value in run.config.items()},
+            **{f"architecture.{key}": value for key, value in run.architecture.items()},
+            **{f"summary.{key}": value for key, value in run.summary.items()},
+        }
+        for run in _selected(paths).runs
+    ]
+
+
+def compare(
+    *paths: str | Path, baseline: str | None = None, margin: float | None = None
+) -> dict[str, Any]:
+    """Compare runs as `python compare_architectures.py` does.
+
+    Args:
+        paths: As for `load_runs`.
+        baseline: The arm to compare with; None: that of the sweep, else the group of the oldest
+            run.
+        margin: Differences up to this many nats per token count as equal; None: 0.01, or as the
+            sweep declared.
+
+    Returns:
+        What `--format=json` prints.
+
+    Raises:
+        UserError: there is no such path, a log is damaged, or there is no such baseline.
+    """
+    from comparison.exports import document
+
+    chosen = _selected(paths, baseline_given=baseline is not None)
+    return document(chosen.findings(baseline, margin))
+
+
+def _selected(paths: tuple[str | Path, ...], *, baseline_given: bool = False) -> Any:
+    from errors import UserError
+    from experiment.selection import select
+
+    if not paths:
+        raise UserError("name at least one path, such as 'out'.")
+    words = [str(path) for path in paths]
+    chosen = select(words, None, Path("out"), baseline_given=baseline_given)
+    if chosen.problems:
+        raise UserError("\n".join(chosen.problems))
+    if not chosen.runs:
+        raise UserError(f"no run found in {', '.join(words)}.")
+    return chosen

@@ -1,0 +1,51 @@
+"""The command `nanoarch`: one name for the scripts of the project.
+
+nanoarch train config/arch_llama.py --max_iters=100
+nanoarch compare out
+nanoarch train --help
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from cli import run_cli
+from errors import UserError, nearest
+
+COMMANDS = {
+    "train": ("train", "train an architecture and log what it costs"),
+    "sweep": ("sweep", "train arms that may be compared, and judge them"),
+    "compare": ("compare_architectures", "say what runs show"),
+    "sample": ("sample", "write text with a trained model"),
+    "export": ("interop.huggingface", "save a trained model as a folder of transformers"),
+}
+"""By name the module whose `main` runs, and what it does."""
+
+
+def usage() -> str:
+    rows = [f"  {name:<9} {does}" for name, (_, does) in COMMANDS.items()]
+    return "\n".join(["usage: nanoarch COMMAND [arguments]; nanoarch COMMAND --help", "", *rows])
+
+
+def main(argv: list[str]) -> int | None:
+    """Run a command with the arguments after its name."""
+    if not argv or argv[0] in ("--help", "-h"):
+        print(usage())
+        return None
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}\n{usage()}")
+    sys.argv = [f"nanoarch {name}", *rest]  # which argparse names
+    if name == "export":
+        rest = ["export", *rest]
+    return importlib.import_module(COMMANDS[name][0]).main(rest)
+
+
+def run() -> None:
+    """The entry point of the installed command."""
+    run_cli(main)
+
+
+if __name__ == "__main__":
+    run()
