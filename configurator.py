@@ -80,7 +80,6 @@ NANOGPT_KEYS = {
     "eval_iters": "use eval_tokens, the number of validation tokens.",
     "eval_only": "use max_iters=0, which validates and stops.",
     "wandb_log": "use log_to='wandb' for wandb_log=True; for False drop it.",
-    "wandb_project": "drop it and set the environment variable WANDB_PROJECT; see log_to.",
     "wandb_run_name": "use run_name.",
 }
 

@@ -22,6 +22,7 @@ from inference.looks import Look, scheduled_looks
 from inference.verdicts import MARGIN
 from options import KEYS, Role
 from training.provenance import PROJECT, source_digest
+from training_components import LOG_SINKS
 
 RUNS_FOLDER = "runs"
 
@@ -187,6 +188,8 @@ class Plan:
         flags = {**arm.flags, "seed": seed, "data_seed": data_seed}
         flags = {key: value for key, value in flags.items() if key not in _WHERE}
         training = arm.settings.training
+        for sink in training.log_sinks:
+            flags = {**LOG_SINKS[sink].keys_in_sweep(self.folder.name), **flags}
         return Job(
             arm=name,
             title=f"{title}, seed {seed}",

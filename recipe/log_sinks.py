@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from components.registry import Registry
 from errors import UserError
-from options import Role
+from options import Role, option
 from safe_files import write_atomically
 
 CSV_FILE = "metrics.csv"
@@ -75,6 +75,11 @@ class Sink:
 
     package: ClassVar[str | None] = None
     """What `pip install` has to bring before it can be made."""
+
+    @classmethod
+    def keys_in_sweep(cls, sweep: str) -> dict[str, Any]:
+        """Keys of its own that the runs of a sweep of this name get, unless the user sets them."""
+        return {}
 
     def __init__(self, beginning: Beginning):
         """Open it. Whatever it raises ends the run before it starts."""
@@ -191,19 +196,33 @@ class TensorBoardSink(Sink):
 class WandbSink(Sink):
     """A run of Weights & Biases: the same curves, over `iter`, and the config.
 
-    The project is the environment variable WANDB_PROJECT, by default nanoarch. A resumed run
-    continues its own curves; steps that it repeats keep their first values, since Weights & Biases
-    accepts no step twice. Its files are in `wandb/` of the run's folder.
+    A resumed run continues its own curves; steps that it repeats keep their first values, since
+    Weights & Biases accepts no step twice. Its files are in `wandb/` of the run's folder.
     """
 
+    class Options:
+        wandb_project: str | None = option(
+            None, "W&B project; none: the environment variable WANDB_PROJECT, else nanoarch"
+        )
+        wandb_group: str | None = option(
+            None, "W&B group of the run; none: the name of its sweep, if it has one"
+        )
+
     package = "wandb"
+
+    @classmethod
+    def keys_in_sweep(cls, sweep: str) -> dict[str, Any]:
+        """See `Sink.keys_in_sweep`."""
+        return {"wandb_group": sweep}
 
     def __init__(self, beginning: Beginning):
         import wandb
 
         identity = f"{beginning.run_name} {beginning.start_time}"
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+            project=beginning.config.get("wandb_project")
+            or os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+            group=beginning.config.get("wandb_group"),
             name=beginning.run_name,
             id=hashlib.sha256(identity.encode()).hexdigest()[:16],
             resume="allow",

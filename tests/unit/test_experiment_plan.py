@@ -114,6 +114,16 @@ def test_a_folder_for_the_output_is_the_sweeps_alone(tiny_dataset: Path, tmp_pat
     assert sum(text.startswith("--out_dir=") for text in command) == 1
 
 
+def test_runs_are_grouped_in_a_tracker(tiny_dataset: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, flags={"log_to": "wandb"})
+    assert {flags_of(job)["wandb_group"] for job in plan.final_jobs(plan.tuned())} == {
+        plan.folder.name
+    }
+    own = {"log_to": "wandb", "wandb_group": "mine"}
+    plan = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, flags=own)
+    assert {flags_of(job)["wandb_group"] for job in plan.final_jobs(plan.tuned())} == {"mine"}
+
+
 def test_cost_and_length(plan: Plan, tiny_dataset: Path, tmp_path: Path) -> None:
     job = plan.final_jobs(plan.tuned())[0]
     assert job.cost == plan.baseline.flops

@@ -222,6 +222,10 @@ def test_wandb_gets_the_run_and_its_curves(tmp_path, wandb, monkeypatch):
     with make_logger(tmp_path / "other", sinks=["wandb"]):
         pass
     assert wandb.inits[1]["project"] == "thesis"
+    config = {"wandb_project": "paper", "wandb_group": "norms"}
+    with make_logger(tmp_path / "third", sinks=["wandb"], config=config):
+        pass
+    assert (wandb.inits[2]["project"], wandb.inits[2]["group"]) == ("paper", "norms")
     assert wandb.inits[1]["id"] != settings["id"]  # of another run, though its name is the same
 
 
@@ -287,7 +291,7 @@ def test_a_sink_that_fails_at_the_end_does_not_fail_the_run(tmp_path, wandb, mon
         log_step(logger, 5)
     out = capsys.readouterr().out
     assert "log_to='wandb' failed (RuntimeError: no) and is switched off." in out
-    assert out.splitlines()[-1].startswith("completed; ")
+    assert out.splitlines()[-3].startswith("completed in ")
 
 
 def test_a_sink_that_cannot_start_stops_the_run_before_it_has_a_log(tmp_path, wandb, monkeypatch):
