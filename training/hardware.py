@@ -303,7 +303,7 @@ _PEAK_SECONDS = 2.0
 _PEAK_STEADY = 20
 """Rounds over the shapes without a faster matmul, by over 1 %, after which measuring ends."""
 
-_PEAK_STEADY_IF_KNOWN = 5
+_PEAK_STEADY_IF_KNOWN = 2
 """The same, where an earlier process has measured: few rounds to see whether it was slowed down."""
 
 _PEAK_PAUSE = 0.02
