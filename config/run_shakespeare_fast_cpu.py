@@ -1,0 +1,43 @@
+"""Tiny Shakespeare by characters on a CPU, to the loss of nanoGPT's CPU recipe in a fraction of its time."""
+
+dataset = "shakespeare_char"
+eval_tokens = 0  # the whole validation split
+batch_size = 32
+gradient_accumulation_steps = 1
+
+# 0.4M parameters
+n_layer = 2
+n_head = 2
+n_embd = 128
+block_size = 64
+sequence_length = 64
+
+# Parts: the first layer sees the last characters, the second all of them
+mixer = "short_conv+attention"
+short_conv_kernel = 5
+position_encoding = "rope"
+qk_norm = True
+normalization = "rmsnorm"
+ffn_type = "swiglu"
+bias = False
+weight_tying = False
+init_std = 0.05
+
+max_iters = 72
+learning_rate = 0.03
+lr_schedule = "linear"
+min_lr = 0.0
+
+optimizer = "muon"
+muon_rate_scale = 0.5  # embedding and LM head learn at learning_rate, hidden matrices at half of it
+muon_momentum = 0.85  # averages over few steps: the run has few
+beta1 = 0.7
+
+device = "cpu"
+dtype = "bfloat16"
+attention_backend = "manual"  # SDPA's backward pass is slow in bfloat16 on a CPU
+compile = False  # takes longer than the run
+
+eval_interval = 0  # only at the end
+log_interval = 12
+keep_checkpoints = 1
