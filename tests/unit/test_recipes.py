@@ -86,10 +86,13 @@ def test_every_run_composes_with_every_architecture(name, architecture):
     assert {key: both.to_dict()[key] for key in asked} == asked
     assert both.arch_preset == parts.arch_preset
     assert both.training == run.training
-    kept = both.model.to_dict().keys() - asked.keys() - set(both.derived)
+    kept = parts.model.to_dict().keys() & both.model.to_dict().keys() - asked.keys()
+    kept -= set(both.derived)
     assert {key: both.model.to_dict()[key] for key in kept} == {
         key: parts.model.to_dict()[key] for key in kept
     }
+    others = both.model.to_dict().keys() ^ parts.model.to_dict().keys()
+    assert name == FAST or others <= asked.keys()  # of parts that were chosen instead
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != FAST])
@@ -189,8 +192,8 @@ def test_the_comment_of_the_fast_recipe_gives_tokens_and_sizes():
 
 
 def test_the_fast_recipe_reaches_the_loss_that_it_names():
-    """By what its comment and docs/fast-cpu.md say was measured, which is the same."""
-    [bar] = said(FAST, r"validation loss ([\d.]+)\.")
+    """By what its comment says was measured."""
+    [bar] = said(FAST, r"validation loss ([\d.]+)\. ")
     losses = said(FAST, r"([\d.]+), ([\d.]+) and ([\d.]+) with seeds 1337 to 1339")
     assert max(losses) <= bar
 
