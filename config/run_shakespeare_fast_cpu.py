@@ -9,8 +9,8 @@ Tokens: 2,048 a step, 147,456 in 72 steps.
 Loss: nanoGPT's recipe ends at a validation loss 1.898. This one, measured in nats per character of
 the whole validation split: 1.8624, 1.8842 and 1.8682 with seeds 1337 to 1339.
 Time: measured on one core of an AMD EPYC with AVX512-BF16 in bfloat16 (torch 2.13.0), from command
-to end, start and validation included: 8.7 s of CPU time; nanoGPT took 133 s. The machine was
-shared: 45 s and 553 s of wall time, one after the other.
+to end, start and validation included: 8.7 s of CPU time, nanoGPT 136 s (medians of three runs in
+turn). The machine was busy: the wall time was 45 s, and 653 s.
 """
 
 dataset = "shakespeare_char"
