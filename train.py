@@ -193,7 +193,7 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
     ):
         while True:
             minutes = (time.monotonic() - last_save) / 60
-            if evaluation_due(run):
+            if run.evaluation_due:
                 saves = validate(run, log, stop) and run.step > 0
             else:
                 saves = run.workers.any(minutes >= training.checkpoint_minutes > 0)
@@ -215,12 +215,6 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
                 saver.save()
             signal = stop.requested or "a signal to another worker"
             log.say(f"{signal} received: the run stopped after {run.step} steps.")
-
-
-def evaluation_due(run: Run) -> bool:
-    """Whether the weights as they are now are to be validated, and have not been."""
-    at_interval = run.step % run.settings.training.eval_interval == 0
-    return (at_interval or run.over) and run.evaluated_at != run.step
 
 
 def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets: Tensor) -> None:

@@ -139,7 +139,9 @@ class TrainingOptions:
         10, "consecutive non-finite steps (each is skipped) after which the run stops", at_least=1
     )
 
-    eval_interval: int = _records.option(250, "steps between validations", at_least=1)
+    eval_interval: int = _records.option(
+        250, "steps between validations; 0: only one, at the end", at_least=0
+    )
     eval_tokens: int = _records.option(
         32768,
         "validation tokens, spread evenly over the split; 0: all; fixed for a run",

@@ -7,8 +7,9 @@ Everything is measured in one process, interleaved: in each round every contende
 so that a machine that slows down slows all of them. The medians over the rounds are compared.
 A step is forward, backward, clipping and the optimizer, on random tokens. Our steps are those of
 train.py. nanoGPT's model.py is imported from a checkout of its repository, and trained as its
-train.py does, in float32, in bfloat16, and in bfloat16 compiled. On a CPU it gains from the
-allocator that train.py sets (`training/allocator.py`), as that is the whole process's.
+train.py does, in float32, in bfloat16, and in bfloat16 compiled. On a CPU it gains from what our
+train.py sets for the whole process: the allocator and the library of float32 matmuls
+(`training.hardware.prepare_device`).
 
 Exit status: 0 measured, 2 not.
 """

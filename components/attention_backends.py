@@ -43,6 +43,8 @@ class AttentionNeeds:
     bias: bool = False
     dropout: bool = False
     head_dim: int = 64
+    longest: int = 1024
+    """Tokens of the longest sequence."""
 
     def asked(self) -> dict[str, str]:
         """Each feature asked for, in words, by the name of the class attribute that offers it."""
@@ -121,6 +123,7 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         bias=POSITIONS[config.position_encoding].biases_scores,
         dropout=config.dropout > 0,
         head_dim=config.head_dim,
+        longest=config.block_size,
     )
 
 
@@ -405,6 +408,10 @@ def _make_flex_mask(
 _kept_flex_mask = functools.lru_cache(maxsize=64)(_make_flex_mask)
 
 
+MOST_MANUAL_ON_CPU = 256
+"""Tokens of the longest sequence up to which plain attention is the faster to train on a CPU."""
+
+
 @ATTENTION_BACKENDS.register("auto", label="auto")
 class AutoAttention(AttentionBackend):
     """The fastest that can do what the config asks on the device; the start report names it."""
@@ -439,10 +446,14 @@ class AutoAttention(AttentionBackend):
         On CUDA, flex skips the blocks that a window hides, and SDPA would leave its causal kernel
         for a masked one; a softcap SDPA cannot do. Not left to flex are a bias, which SDPA's masked
         kernel adds, and tokens after a cache, for whose changing lengths flex would compile anew.
+        On a CPU, the backward pass of SDPA takes small matmuls apart, which is slow for short
+        sequences.
         """
         masked = self.needs.window is not None or self.needs.softcap is not None
         flexes = masked and not self.needs.bias and self.needs.head_dim >= FLEX_LEAST_HEAD_DIM
         order = ("sdpa", "manual")
+        if device == "cpu" and whole and self.needs.longest <= MOST_MANUAL_ON_CPU:
+            return "manual"
         if device == "cuda" and whole and flexes:
             order = ("flex", *order)
         return next(n for n in order if not ATTENTION_BACKENDS[n].lacks(self.needs))

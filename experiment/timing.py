@@ -39,7 +39,8 @@ def seconds_of_run(settings: Settings, steps: int, val_tokens: int, processes: i
     share = Shares(training.gradient_accumulation_steps, training.batch_size, processes)
     micro_batch = _seconds_of_micro_batch(settings, share.sequences)
     tokens = share.sequences * training.sequence_length
-    evaluations = 1 + -(-steps // training.eval_interval)
+    interval = training.eval_interval
+    evaluations = 1 + -(-steps // interval) if interval else 1
     validated = evaluations * (training.eval_tokens or val_tokens) / processes / tokens
     trained = steps * share.micro_batches
     return micro_batch * (trained + FORWARD_SHARE * validated)

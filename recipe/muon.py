@@ -100,7 +100,7 @@ class Muon(PerParameter):
         average.lerp_(gradient, 1 - momentum)
         direction = gradient.lerp(average, momentum) if group["nesterov"] else average
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parts = (weight.split(group["rows"], dim=-2) for weight in (parameter, direction))
+        parts = (_matrices(weight, group["rows"]) for weight in (parameter, direction))
         for matrix, raw in zip(*parts, strict=True):
             step = orthogonalized(raw, group["steps"], getattr(torch, group["dtype"]))
             matrix.add_(step, alpha=-group["lr"] * _adjustment(matrix, group["adjust"]))
@@ -115,6 +115,14 @@ class Muon(PerParameter):
             for parameter in group["params"]
             for rows in group["rows"] or ()
         )
+
+
+def _matrices(weight: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Views of the matrices that a weight stacks: of one weight (A, B) whose matrices are all alike
+    one view (matrices, rows, B), which takes one batched matmul where they would take several."""
+    if weight.ndim == 2 and len(rows) > 1 and len(set(rows)) == 1:
+        return (weight.unflatten(0, (len(rows), rows[0])),)
+    return weight.split(rows, dim=-2)
 
 
 def orthogonalized(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:

@@ -130,6 +130,13 @@ class Run:
         return self.position >= self.settings.training.max_iters
 
     @property
+    def evaluation_due(self) -> bool:
+        """Whether the weights as they are now are to be validated, and have not been."""
+        interval = self.settings.training.eval_interval
+        at_interval = interval > 0 and self.step % interval == 0
+        return (at_interval or self.over) and self.evaluated_at != self.step
+
+    @property
     def finished(self) -> bool:
         """Whether it is over and validated."""
         return self.over and self.evaluated_at == self.step

@@ -249,6 +249,11 @@ class TestLog:
         assert [record["iter"] for record in log["eval_steps"]] == [0, 3, 6, 7]
         assert [saved["step"] for saved in log["checkpoints"]] == [3, 6, 7]
 
+    def test_without_an_interval_only_the_end_is_validated(self, workshop: Workshop) -> None:
+        log = log_of(workshop.train("--max_iters=3", "--eval_interval=0"))
+        assert [record["iter"] for record in log["eval_steps"]] == [3]
+        assert [saved["step"] for saved in log["checkpoints"]] == [3]
+
     def test_checkpoints_that_were_dropped_are_not_listed(self, workshop: Workshop) -> None:
         flags = ("--max_iters=5", "--eval_interval=1", "--keep_checkpoints=1")
         run = workshop.train(*flags)

@@ -120,13 +120,15 @@ def test_flex_says_that_a_cpu_cannot_train_with_it():
 
 
 def test_auto_takes_what_the_device_is_fastest_at():
-    plain = tiny_config(attention_backend="auto")
+    plain = tiny_config(attention_backend="auto", block_size=512)
     assert plain.attention_backends_on("cpu") == plain.attention_backends_on("cuda") == ["sdpa"]
     mixed = plain.changed(sliding_window="4+none", head_dim=16)
     assert mixed.attention_backends_on("cuda") == ["flex", "sdpa"]
     assert mixed.attention_backends_on("cpu") == ["sdpa"]
     assert mixed.changed(position_encoding="alibi").attention_backends_on("cuda") == ["sdpa"]
     assert mixed.changed(head_dim=8).attention_backends_on("cuda") == ["sdpa"]
+    assert plain.changed(block_size=256).attention_backends_on("cpu") == ["manual"]
+    assert plain.changed(block_size=256).attention_backends_on("cuda") == ["sdpa"]
     capped = plain.changed(attention_softcap=30.0)
     assert capped.changed(head_dim=16).attention_backends_on("cuda") == ["flex"]
     assert capped.attention_backends_on("cpu") == ["manual"]

@@ -24,6 +24,7 @@ from training.hardware import (
     host_memory,
     memory_stats,
     peak_flops,
+    prepare_device,
     resolve_device,
     resolve_dtype,
     seed_everything,
@@ -473,3 +474,34 @@ def test_the_environment_never_fails_for_want_of_a_program(monkeypatch):
 def test_the_driver_is_that_of_the_first_gpu(monkeypatch):
     monkeypatch.setattr(hardware, "output_of", lambda *command: "570.1\n570.1")
     assert hardware._driver_version() == "570.1"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "faster"),
+    [
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx2", False),
+        ("AuthenticAMD", "avx512f amx_bf16", False),
+        ("GenuineIntel", "avx512f", False),
+    ],
+)
+def test_float32_matmuls_are_left_to_onednn_where_it_is_faster_and_does_not_round(
+    vendor, flags, faster, tmp_path, monkeypatch
+):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(hardware, "_CPU_INFO", file)
+    assert hardware.onednn_multiplies_faster() == faster
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64), (768, 128, 512), (1024, 1024, 1024)])
+def test_float32_matmuls_on_a_cpu_are_of_full_precision(shape):
+    m, k, n = shape
+    precision = torch.get_float32_matmul_precision()
+    try:
+        prepare_device(CPU)
+        left, right = torch.randn(m, k), torch.randn(k, n)
+        error = (left @ right - left.double() @ right.double()).abs().max()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert error < 1e-6 * k  # with operands of 8 bits it would be about 1e-2 * sqrt(k)

@@ -30,6 +30,9 @@ RECIPES = [
 PLANNED = [name for name in RECIPES if name != "run_laptop.py"]
 """Recipes that were not run: their time follows from FLOPs, peak and MFU."""
 
+FAST = "run_shakespeare_fast_cpu.py"
+"""The one that chooses parts: those with which it is fast."""
+
 VOCABULARIES = {"shakespeare_char": 65, "openwebtext": 50257}
 VOCABULARIES |= dict.fromkeys(("fineweb", "fineweb_100b"), VOCABULARIES["openwebtext"])
 
@@ -83,13 +86,16 @@ def test_every_run_composes_with_every_architecture(name, architecture):
     assert {key: both.to_dict()[key] for key in asked} == asked
     assert both.arch_preset == parts.arch_preset
     assert both.training == run.training
-    kept = both.model.to_dict().keys() - asked.keys() - set(both.derived)
+    kept = parts.model.to_dict().keys() & both.model.to_dict().keys() - asked.keys()
+    kept -= set(both.derived)
     assert {key: both.model.to_dict()[key] for key in kept} == {
         key: parts.model.to_dict()[key] for key in kept
     }
+    others = both.model.to_dict().keys() ^ parts.model.to_dict().keys()
+    assert name == FAST or others <= asked.keys()  # of parts that were chosen instead
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name in RUNS if name != FAST])
 def test_runs_choose_no_parts(name):
     """Of the architecture, a run sets sizes, and dropout where the text is read many times."""
     asked = read_config_file(str(CONFIG / name), {})
@@ -99,7 +105,7 @@ def test_runs_choose_no_parts(name):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, FAST])
 def test_the_batch_divides_among_workers(name, workers):
     run = settings(name).training
     shares = Shares(run.gradient_accumulation_steps, run.batch_size, workers)
@@ -176,7 +182,23 @@ def test_sizes_are_as_the_comments_say():
     ]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_the_comment_of_the_fast_recipe_gives_tokens_and_sizes():
+    run = settings(FAST).for_data(VOCABULARIES["shakespeare_char"])
+    tokens, total, steps = said(FAST, r"Tokens: ([\d,]+) a step, ([\d,]+) in (\d+) steps")
+    assert tokens == run.training.tokens_per_step
+    assert (total, steps) == (run.training.max_iters * tokens, run.training.max_iters)
+    with torch.device("meta"):
+        assert said(FAST, r"Parameters: ([\d,]+)") == [GPT(run.model).num_parameters()]
+
+
+def test_the_fast_recipe_reaches_the_loss_that_it_names():
+    """By what its comment says was measured."""
+    [bar] = said(FAST, r"validation loss ([\d.]+)\. ")
+    losses = said(FAST, r"([\d.]+), ([\d.]+) and ([\d.]+) with seeds 1337 to 1339")
+    assert max(losses) <= bar
+
+
+@pytest.mark.parametrize("name", [*RECIPES, FAST])
 def test_the_row_of_the_readme(name):
     readme = (CONFIG.parent / "README.md").read_text(encoding="utf-8")
     run = settings(name).training
@@ -185,11 +207,14 @@ def test_the_row_of_the_readme(name):
     assert f"| `{name}` | {rounded(parameters)} | `{run.dataset}` | {numbers}" in readme
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_text = pytest.mark.skipif(
     not (CONFIG.parent / "data/shakespeare_char/meta.json").exists(),
     reason="data/shakespeare_char is not prepared",
 )
+
+
+@pytest.mark.slow
+@needs_text
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])
 def test_the_laptop_recipe_reaches_its_loss(preset, tmp_path):
     """To the spread of seeds: another machine or dtype rounds differently."""
@@ -199,3 +224,16 @@ def test_the_laptop_recipe_reaches_its_loss(preset, tmp_path):
     run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     [loss] = said("run_laptop.py", rf"([\d.]+) as arch_{preset}\b")
     assert run["eval_steps"][-1]["val_loss"] == pytest.approx(loss, abs=0.03)
+
+
+@pytest.mark.slow
+@needs_text
+@pytest.mark.parametrize("seed", [1337, 1338, 1339])
+def test_the_fast_recipe_reaches_its_loss(seed, tmp_path):
+    flags = [f"--out_dir={tmp_path}", "--run_name=run", f"--seed={seed}", f"--data_seed={seed}"]
+    command = [sys.executable, "train.py", f"config/{FAST}", *flags]
+    subprocess.run(command, cwd=CONFIG.parent, check=True, capture_output=True)
+    run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    [bar] = said(FAST, r"validation loss ([\d.]+)\.")
+    assert [record["iter"] for record in run["eval_steps"]] == [run["config"]["max_iters"]]
+    assert run["eval_steps"][0]["val_loss"] <= bar
