@@ -218,15 +218,21 @@ class ModelArchitectureConfig:
         """The kinds of layers that have an attention backend."""
         return [layer for layer in self.kinds if "attention_backend" in layer]
 
-    def attention_backends_on(self, device: str) -> list[str]:
-        """The backends that do the work on a device type, each once; more than one under auto."""
-        return list(dict.fromkeys(_backend_on(layer, device) for layer in self._attending))
+    def attention_backends_on(self, device: str, length: int | None = None) -> list[str]:
+        """The backends that do the work on a device type, each once; more than one under auto.
+
+        Args:
+            device: Device type.
+            length: Tokens of a sequence; None: block_size.
+        """
+        length = length or self.block_size
+        return list(dict.fromkeys(_backend_on(layer, device, length) for layer in self._attending))
 
     def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
         """Why its attention cannot be trained on a device type in a compute dtype."""
         refusals = []
         for layer in self._attending:
-            backend = ATTENTION_BACKENDS[_backend_on(layer, device)]
+            backend = ATTENTION_BACKENDS[_backend_on(layer, device, self.block_size)]
             refusals.append(backend.refusal(attention_needs(layer), device, dtype, training=True))
         return [refusal for refusal in dict.fromkeys(refusals) if refusal]
 
@@ -284,10 +290,11 @@ KEYS.reserve(name for kind in (ModelArchitectureConfig, LayerConfig) for name in
 KEYS.reserve(("index", "prefix", "period"))
 
 
-def _backend_on(layer: LayerConfig, device: str) -> str:
-    """The attention backend that does a layer's work on a device type."""
+def _backend_on(layer: LayerConfig, device: str, length: int) -> str:
+    """The attention backend that does a layer's work on a device type, for sequences of a length
+    in tokens."""
     backend = ATTENTION_BACKENDS[layer.attention_backend](attention_needs(layer))
-    return backend.name_on(device)
+    return backend.name_on(device, length)
 
 
 # Patterns

@@ -29,13 +29,13 @@ from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
 from recipe.schedules import learning_rate_at
 from training.clock import Stopwatch
+from training.compiling import compilation
 from training.console import Console
 from training.dry_run import dry_run, split_dry_run
 from training.hardware import (
     autocast,
     memory_stats,
     prepare_device,
-    resolve_compile,
     resolve_device,
     resolve_dtype,
     seed_everything,
@@ -110,12 +110,16 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
     with workers.together():
         dataset = Dataset.open(folder, training.sequence_length)
         settings = start.settings.for_data(dataset.vocab_size)
-        compiles = resolve_compile(training.compile, device)
-        fits = fitting(settings, device, dtype, compiles, workers)
+    compiled = workers.only_first(
+        lambda: compilation(settings, device, dtype, start.state.get("step", 0))
+    )
+    with workers.together():
+        fits = fitting(settings, device, dtype, compiled.compiles, workers)
     parallelism = workers.first_in_common(list(fits))
-    placement = new_placement(parallelism, training, workers, device, compiles)
+    placement = new_placement(parallelism, training, workers, device, compiled.compiles)
     with workers.together():
         run = built(start, settings, dataset, placement, dtype, fits[parallelism])
+    run.compilation = compiled
     # of parts of a user's own, a step may leave some out
     run.model = placement.trained_form(run.network, some_unused=bool(settings.plugins))
     # made last: a failure leaves no empty folder

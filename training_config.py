@@ -192,7 +192,9 @@ class TrainingOptions:
         role=Role.RECIPE,
     )
     compile: bool | str = _machine.option(
-        "auto", "torch.compile the model; auto: on CUDA", choices=("auto", True, False)
+        "auto",
+        "torch.compile the model; auto: on CUDA, and on a CPU if the run is long enough to gain",
+        choices=("auto", True, False),
     )
     parallelism: str = _machine.option(
         "auto",

@@ -43,8 +43,6 @@ class AttentionNeeds:
     bias: bool = False
     dropout: bool = False
     head_dim: int = 64
-    longest: int = 1024
-    """Tokens of the longest sequence."""
 
     def asked(self) -> dict[str, str]:
         """Each feature asked for, in words, by the name of the class attribute that offers it."""
@@ -91,8 +89,9 @@ class AttentionBackend:
         """Why it cannot run on a device type in a compute dtype, with the fix; or None."""
         return None
 
-    def name_on(self, device: str) -> str:
-        """The name of the backend that does the work on a device type."""
+    def name_on(self, device: str, length: int) -> str:
+        """The name of the backend that does the work on a device type, for sequences of a length
+        in tokens."""
         return next(n for n in ATTENTION_BACKENDS.names if ATTENTION_BACKENDS[n] is type(self))
 
     @classmethod
@@ -123,7 +122,6 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         bias=POSITIONS[config.position_encoding].biases_scores,
         dropout=config.dropout > 0,
         head_dim=config.head_dim,
-        longest=config.block_size,
     )
 
 
@@ -409,7 +407,7 @@ _kept_flex_mask = functools.lru_cache(maxsize=64)(_make_flex_mask)
 
 
 MOST_MANUAL_ON_CPU = 256
-"""Tokens of the longest sequence up to which plain attention is the faster to train on a CPU."""
+"""Tokens of a sequence up to which plain attention is the faster to train on a CPU."""
 
 
 @ATTENTION_BACKENDS.register("auto", label="auto")
@@ -430,17 +428,18 @@ class AutoAttention(AttentionBackend):
         start: Tensor | None = None,
     ) -> Tensor:
         whole = q.shape[2] == k.shape[2] and start is None
-        return self._made_of(self._name(q.device.type, whole))(q, k, v, bias, dropout, start)
+        name = self._name(q.device.type, q.shape[2], whole)
+        return self._made_of(name)(q, k, v, bias, dropout, start)
 
-    def name_on(self, device: str) -> str:
-        return self._name(device, whole=True)
+    def name_on(self, device: str, length: int) -> str:
+        return self._name(device, length, whole=True)
 
     def _made_of(self, name: str) -> AttentionBackend:
         if name not in self._made:
             self._made[name] = ATTENTION_BACKENDS[name](self.needs)
         return self._made[name]
 
-    def _name(self, device: str, whole: bool) -> str:
+    def _name(self, device: str, length: int, whole: bool) -> str:
         """The fastest backend on a device, for a whole sequence or for tokens that follow a cache.
 
         On CUDA, flex skips the blocks that a window hides, and SDPA would leave its causal kernel
@@ -452,7 +451,7 @@ class AutoAttention(AttentionBackend):
         masked = self.needs.window is not None or self.needs.softcap is not None
         flexes = masked and not self.needs.bias and self.needs.head_dim >= FLEX_LEAST_HEAD_DIM
         order = ("sdpa", "manual")
-        if device == "cpu" and whole and self.needs.longest <= MOST_MANUAL_ON_CPU:
+        if device == "cpu" and whole and length <= MOST_MANUAL_ON_CPU:
             return "manual"
         if device == "cuda" and whole and flexes:
             order = ("flex", *order)

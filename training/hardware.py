@@ -98,11 +98,6 @@ def _cpu_info(key: str) -> str:
     return found[1].strip() if found else ""
 
 
-def resolve_compile(wanted: bool | str, device: torch.device) -> bool:
-    """Whether to compile the model for `auto | True | False`: auto does on CUDA, where it pays."""
-    return device.type == "cuda" if wanted == "auto" else bool(wanted)
-
-
 def resolve_async_save(wanted: bool | str, device: torch.device) -> bool:
     """Whether to write checkpoints beside training for `auto | True | False`: auto does on an
     accelerator, from which the state is copied in any case."""

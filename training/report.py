@@ -160,14 +160,15 @@ def _steps(count: int) -> str:
 
 def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
     model, device = run.settings.model, run.device.type
-    backends = model.attention_backends_on(device)
+    length = run.settings.training.sequence_length
+    backends = model.attention_backends_on(device, length)
     compute = [
         f"{device_name} ({device}), {_compute_type(run)}, {_peak(device, peak_flops)}",
         *(
             [f"attention_backend {model.attention_backend}: {' and '.join(backends)}"]
             * bool(backends)
         ),
-        "compiled" if run.placement.compiles else "not compiled",
+        str(run.compilation),
     ]
     workers = [("workers", _spread(run))] if run.workers.size > 1 else []
     return [("hardware", "; ".join(compute)), *workers, ("memory", _memory(run.memory))]

@@ -17,6 +17,7 @@ from model_builder import GPT, Objective
 from recipe.optimizers import UpdateRule
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
+from training.compiling import Compilation
 from training.memory import ExpectedMemory
 from training.parallel import Replicated
 from training.resume import Start
@@ -44,6 +45,7 @@ class Run:
         val_loss: What that gave, in nats per token; None where it is not known.
         saved_at: The step of the last checkpoint, None before the first.
         sampled_at: The step of the last sample, None before the first.
+        compilation: Whether the model is compiled, and why.
     """
 
     settings: Settings
@@ -69,6 +71,7 @@ class Run:
     val_loss: float | None = None
     saved_at: int | None = None
     sampled_at: int | None = None
+    compilation: Compilation = dataclasses.field(default_factory=lambda: Compilation(False))
 
     @property
     def workers(self) -> Workers:

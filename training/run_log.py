@@ -40,6 +40,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
     machine = environment(run.device)
     machine["device_count"] = run.workers.size
     machine["parallelism"] = run.placement.parallelism  # what auto came to
+    machine["compiled"] = run.placement.compiles
     peak = peak_flops(run.device, run.dtype)
     console.say(start_report(run, machine["device"], peak))
     if training.verbose:

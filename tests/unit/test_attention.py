@@ -128,6 +128,8 @@ def test_auto_takes_what_the_device_is_fastest_at():
     assert mixed.changed(position_encoding="alibi").attention_backends_on("cuda") == ["sdpa"]
     assert mixed.changed(head_dim=8).attention_backends_on("cuda") == ["sdpa"]
     assert plain.changed(block_size=256).attention_backends_on("cpu") == ["manual"]
+    assert plain.attention_backends_on("cpu", length=256) == ["manual"]
+    assert plain.attention_backends_on("cpu", length=257) == ["sdpa"]
     assert plain.changed(block_size=256).attention_backends_on("cuda") == ["sdpa"]
     capped = plain.changed(attention_softcap=30.0)
     assert capped.changed(head_dim=16).attention_backends_on("cuda") == ["flex"]

@@ -1,0 +1,94 @@
+"""Whether `compile=auto` compiles the model: if the run is long enough to earn back the time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from configurator import Settings
+from model_builder import GPT
+from training.hardware import peak_flops
+
+SAVED_SHARE = 0.12
+"""Of the time of training on a CPU, what a compiled model saves: 15 % of GPT-2 124M in bfloat16 and
+18 % of a model of 0.8M parameters in float32, on an EPYC with AVX512-BF16."""
+
+EAGER_SHARE = 0.4
+"""Of a CPU's peak, what a model that is not compiled reaches: a run is rather longer than that."""
+
+SLOW_CPU = 20e9
+"""FLOP/s of a core, at least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """Whether a model is compiled, and why, in words for the start report."""
+
+    compiles: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        words = "compiled" if self.compiles else "not compiled"
+        return f"{words} ({self.reason})" if self.reason else words
+
+
+def compilation(
+    settings: Settings, device: torch.device, dtype: torch.dtype, done: int = 0
+) -> Compilation:
+    """What `compile` of a run comes to.
+
+    auto compiles on CUDA, and on a CPU if that saves more time than it takes. Parts of a user's own
+    may not compile, so a run with plugins is not compiled unless it is asked for.
+
+    Args:
+        settings: Those of the run, completed for its data.
+        device: Where it trains.
+        dtype: Compute type of the matmuls.
+        done: Steps done before, by the run that it resumes.
+    """
+    wanted = settings.training.compile
+    if wanted != "auto":
+        return Compilation(bool(wanted))
+    if device.type != "cpu":
+        return Compilation(device.type == "cuda")
+    if settings.plugins:
+        return Compilation(False, "plugins")
+    if not has_compiler():
+        return Compilation(False, "no C++ compiler")
+    seconds = training_seconds(settings, dtype, done)
+    takes, saves = compile_seconds(settings.model.n_layer), SAVED_SHARE * seconds
+    return Compilation(saves > takes, f"would save {saves:.0f} s and take {takes:.0f} s")
+
+
+def has_compiler() -> bool:
+    """Whether there is what torch.compile needs on a CPU: a C++ compiler and Python's headers."""
+    compilers = (os.environ.get("CXX"), "g++", "clang++")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.exists() and any(name and shutil.which(name) for name in compilers)
+
+
+def compile_seconds(layers: int) -> float:
+    """About how long it takes to compile a model of so many layers on a CPU."""
+    return 20 + 3 * layers
+
+
+def training_seconds(settings: Settings, dtype: torch.dtype, done: int = 0) -> float:
+    """About how long a run trains on a CPU if it is not compiled. If even on a slow CPU that is too
+    short to be worth compiling, the time on a slow CPU."""
+    training = settings.training
+    if training.max_minutes:
+        return 60 * training.max_minutes
+    with torch.device("meta"):
+        flops_per_token = GPT(settings.model).flops_per_token(training.sequence_length)
+    flops = flops_per_token * training.tokens_per_step * max(0, training.max_iters - done)
+    at_most = flops / (SLOW_CPU * torch.get_num_threads())
+    if SAVED_SHARE * at_most < compile_seconds(settings.model.n_layer):
+        return at_most
+    peak = peak_flops(torch.device("cpu"), dtype)
+    assert peak
+    return flops / (EAGER_SHARE * peak)
