@@ -82,6 +82,8 @@ def train_run(argv: list[str]) -> Path | None:
                 print(dry_run(start.settings, assumed))
             return None
         training = start.settings.training
+        precision = torch.get_float32_matmul_precision()  # which `prepare_device` sets
+        stack.callback(torch.set_float32_matmul_precision, precision)
         workers = workers.arranged(training.hang_timeout, training.tensor_parallel)
         run = set_up(start, workers)
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))

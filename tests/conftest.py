@@ -44,3 +44,11 @@ def _own_parts() -> Iterator[None]:
     """What a test registers is gone after it."""
     with own_parts.forgotten():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _matmul_precision() -> Iterator[None]:
+    """What a run sets for its process holds for no other test."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import nanoarch
 from errors import UserError
@@ -92,3 +93,12 @@ def test_an_installed_checkout_has_every_module() -> None:
     assert set(settings["py-modules"]) == {name for name in there if name not in packages} - {
         name for name in there if not (ROOT / f"{name}.py").exists() and name not in packages
     }
+
+
+def test_training_leaves_the_precision_of_matmuls_as_it_was(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.hardware.onednn_multiplies_faster", lambda: True)
+    keys = {"dataset": str(workshop.dataset), "out_dir": str(workshop.out_dir), "device": "cpu"}
+    nanoarch.train("config/arch_llama.py", **KEYS, **keys, max_iters=1, eval_tokens=64)
+    assert torch.get_float32_matmul_precision() == "highest"
