@@ -87,7 +87,7 @@ def test_two_workers_train_as_one(workshop: Workshop) -> None:
     assert log["environment"]["parallelism"] == "ddp"
     peaks = [log_of(run)["training_iterations"][0]["mfu"]["peak_tflops"] for run in (one, two)]
     assert peaks[1] > 1.2 * peaks[0]  # that of two devices, each measured
-    assert "completed; the log is in" in first.output
+    assert "completed in" in first.output
     assert (second.output, second.errors) == ("", "")
 
 
