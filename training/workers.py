@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import os
 import signal
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,9 @@ GRACE_SECONDS = 2.0
 same time, or for the first worker to print why the run ends."""
 
 _FIRST_IS_DONE = "first_is_done"
+
+REFUSAL_SECONDS = 5.0
+"""How long to wait for an answer from the address of torchrun's store."""
 
 POLL_SECONDS = 0.01
 """Between two looks of the first worker at the calls of the others."""
@@ -389,13 +393,23 @@ def _store() -> dist.Store:
     uses a prefix of its own: the addresses of workers that died must not be found."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        size,
-        is_master=not hosted and rank == 0,
-    )
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if hosted:
+        _refuse_closed(host, port)
+    store = dist.TCPStore(host, port, size, is_master=not hosted and rank == 0)
     return dist.PrefixStore(_name_of_start(store, rank, size), store)
+
+
+def _refuse_closed(host: str, port: int) -> None:
+    """Raise UserError if nothing listens at the address of torchrun's store, which is there before
+    the workers are: torchrun was killed, and TCPStore would try for minutes. After any other error
+    it is right to try again."""
+    try:
+        socket.create_connection((host, port), REFUSAL_SECONDS).close()
+    except ConnectionRefusedError:
+        raise UserError(f"torchrun has ended: nothing listens at {host}:{port}.") from None
+    except OSError:
+        pass
 
 
 def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
@@ -427,6 +441,7 @@ def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
 
 
 def _end_with_parent() -> None:
-    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers."""
+    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers. One
+    that was killed before this has no store any more, see `_store`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

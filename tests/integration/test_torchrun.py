@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,62 +16,11 @@ import pytest
 
 from tests.integration.child import ROOT
 from tests.integration.runs import Workshop, log_of
+from tests.integration.torchrun import PATIENCE, Torchrun
 
 pytestmark = pytest.mark.slow  # it imports torch in three processes
 
 FLAGS = ("config/arch_gpt2.py", "--max_iters=600", "--eval_interval=50", "--resume=auto")
-PATIENCE = 120.0  # seconds
-
-
-TWO_WORKERS = ("--standalone", "--nproc_per_node=2")
-
-
-class Torchrun:
-    """torchrun with workers of train.py; whatever is left of them is killed at the end."""
-
-    def __init__(
-        self,
-        workshop: Workshop,
-        *options: str,
-        nodes: tuple[str, ...] = TWO_WORKERS,
-        flags: tuple[str, ...] = FLAGS,
-        output: str = "torchrun.txt",
-    ):
-        command = (
-            *(sys.executable, "-m", "torch.distributed.run", *nodes, *options),
-            *("train.py", *workshop.argv(*flags)),
-        )
-        self._output = workshop.out_dir.parent / output
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=output, env={**os.environ}
-            )
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
-
-    @property
-    def workers(self) -> list[psutil.Process]:
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [own for own in found if "train.py" in own.cmdline()]
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while text not in self.output:
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.1)
-
-
-@pytest.fixture
-def started() -> Iterator[list[Torchrun]]:
-    runs: list[Torchrun] = []
-    yield runs
-    for own in runs:
-        if own.process.poll() is None:
-            left = [*own.workers, psutil.Process(own.process.pid)]
-            for process in left:
-                process.kill()
 
 
 def final_loss(run: Path) -> float:
@@ -84,11 +32,10 @@ def test_a_run_whose_worker_is_killed_comes_back(
     workshop: Workshop, started: list[Torchrun], rank: int
 ) -> None:
     """From its last checkpoint, and it ends as one process that was left alone."""
-    torchrun = Torchrun(workshop, "--max-restarts=1")
+    torchrun = Torchrun(workshop, "--max-restarts=1", flags=FLAGS)
     started.append(torchrun)
     torchrun.wait_for("checkpoint of step 100 saved")
-    [worker] = [own for own in torchrun.workers if own.environ()["RANK"] == str(rank)]
-    worker.kill()
+    torchrun.worker(rank).kill()
     assert torchrun.process.wait(PATIENCE) == 0, torchrun.output
     assert "Resuming" in torchrun.output
     log = log_of(workshop.out_dir / "run")
@@ -99,7 +46,7 @@ def test_a_run_whose_worker_is_killed_comes_back(
 
 def test_no_worker_outlives_torchrun(workshop: Workshop, started: list[Torchrun]) -> None:
     """They save and stop when it is killed."""
-    torchrun = Torchrun(workshop)
+    torchrun = Torchrun(workshop, flags=FLAGS)
     started.append(torchrun)
     torchrun.wait_for("checkpoint of step 50 saved")
     workers = torchrun.workers
@@ -109,6 +56,21 @@ def test_no_worker_outlives_torchrun(workshop: Workshop, started: list[Torchrun]
     gone, left = psutil.wait_procs(workers, timeout=PATIENCE)
     assert (len(gone), left) == (2, [])
     assert log_of(workshop.out_dir / "run")["status"] == "interrupted"
+
+
+def test_no_worker_outlives_a_torchrun_killed_early(
+    workshop: Workshop, started: list[Torchrun]
+) -> None:
+    """While a worker imports, the system does not tell it yet that its parent has gone."""
+    torchrun = Torchrun(workshop, flags=FLAGS)
+    started.append(torchrun)
+    workers = [torchrun.worker(rank) for rank in (0, 1)]
+    torchrun.process.send_signal(signal.SIGKILL)
+    torchrun.process.wait()
+    gone, left = psutil.wait_procs(workers, timeout=45)
+    for worker in left:
+        worker.kill()
+    assert (len(gone), left) == (2, [])
 
 
 LLAMA = ("config/arch_llama.py", "--n_layer=2", "--n_head=4", "--n_kv_head=2")
@@ -152,7 +114,8 @@ def test_a_node_whose_worker_is_killed_comes_back(
 ) -> None:
     """Both nodes restart from the last checkpoint."""
     for number, nodes in enumerate(nodes_of_this_machine()):
-        started.append(Torchrun(workshop, "--max-restarts=3", nodes=nodes, output=f"n{number}.txt"))
+        own = {"nodes": nodes, "flags": FLAGS, "output": f"n{number}.txt"}
+        started.append(Torchrun(workshop, "--max-restarts=3", **own))
     logging = first_to_say("checkpoint of step 100 saved", started)
     [other] = [node for node in started if node is not logging]
     [worker] = other.workers
