@@ -73,6 +73,60 @@ def test_no_worker_outlives_a_torchrun_killed_early(
     assert (len(gone), left) == (2, [])
 
 
+def test_a_refusal_is_printed_once_and_uses_up_no_restart(
+    workshop: Workshop, started: list[Torchrun]
+) -> None:
+    torchrun = Torchrun(workshop, "--max-restarts=3", flags=(*FLAGS, "--tensor_parallel=3"))
+    started.append(torchrun)
+    assert torchrun.process.wait(PATIENCE) == 1
+    assert torchrun.output.count("1 config error:") == 1, torchrun.output
+    assert not (workshop.out_dir / "run").exists()
+
+
+ONE_FAILS = """
+import os
+
+from components.ffns import FFNS, StandardFFN
+from errors import UserError
+
+
+@FFNS.register("failing", label="Failing")
+class Failing(StandardFFN):
+    '''Raises a UserError on one worker, in its seventh step.'''
+
+    calls = 0
+
+    def forward(self, x, context):
+        if self.training:
+            Failing.calls += 1
+            if Failing.calls == 7 and os.environ.get("RANK") == "THE_RANK":
+                raise UserError("the disk is full, say")
+        return super().forward(x, context)
+"""
+
+
+def one_fails(folder: Path, rank: int) -> tuple[str, ...]:
+    """Flags of a run of which one worker raises a UserError."""
+    plugin = folder / "failing.py"
+    plugin.write_text(ONE_FAILS.replace("THE_RANK", str(rank)))
+    own = ("--ffn_type=failing", f"--plugins={plugin}", "--gradient_accumulation_steps=2")
+    return (*FLAGS, *own)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_worker_cannot_do_ends_all(
+    workshop: Workshop, started: list[Torchrun], tmp_path: Path, rank: int
+) -> None:
+    """Its error is all that is said, and no restart is used up."""
+    torchrun = Torchrun(workshop, "--max-restarts=3", flags=one_fails(tmp_path, rank))
+    started.append(torchrun)
+    assert torchrun.process.wait(PATIENCE) == 1
+    assert torchrun.output.count("the disk is full, say") == 1, torchrun.output
+    assert "RuntimeError" not in torchrun.output, torchrun.output  # of the other, left alone
+    log = log_of(workshop.out_dir / "run")
+    assert (log["status"], len(log["starts"])) == ("failed", 1)
+
+
 LLAMA = ("config/arch_llama.py", "--n_layer=2", "--n_head=4", "--n_kv_head=2")
 COURSE = ("--max_iters=20", "--eval_interval=10", "--batch_size=4", "--eval_tokens=0")
 
@@ -126,6 +180,29 @@ def test_a_node_whose_worker_is_killed_comes_back(
     assert any("Resuming" in node.output for node in started)
     log = log_of(workshop.out_dir / "run")
     assert (log["status"], len(log["starts"])) == ("completed", 2)
+
+
+def on_both_nodes(started: list[Torchrun], workshop: Workshop, flags: tuple[str, ...]) -> str:
+    """What is said on two nodes that both fail."""
+    for number, nodes in enumerate(nodes_of_this_machine()):
+        own = {"nodes": nodes, "flags": flags, "output": f"node{number}.txt"}
+        started.append(Torchrun(workshop, "--max-restarts=3", **own))
+    assert [node.process.wait(PATIENCE) for node in started] == [1, 1]
+    return "".join(node.output for node in started)
+
+
+def test_a_refusal_ends_both_nodes(workshop: Workshop, started: list[Torchrun]) -> None:
+    said = on_both_nodes(started, workshop, (*FLAGS, "--tensor_parallel=3"))
+    assert said.count("1 config error:") == 1, said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_node_cannot_do_ends_both(
+    workshop: Workshop, started: list[Torchrun], tmp_path: Path, rank: int
+) -> None:
+    said = on_both_nodes(started, workshop, one_fails(tmp_path, rank))
+    assert said.count("the disk is full, say") == 1, said
+    assert len(log_of(workshop.out_dir / "run")["starts"]) == 1
 
 
 def first_to_say(text: str, nodes: list[Torchrun]) -> Torchrun:
