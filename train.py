@@ -85,12 +85,12 @@ def train_run(argv: list[str]) -> Path | None:
         precision = torch.get_float32_matmul_precision()  # which `prepare_device` sets
         stack.callback(torch.set_float32_matmul_precision, precision)
         workers = workers.arranged(training.hang_timeout, training.tensor_parallel)
+        stack.enter_context(workers.ending_together())
         run = set_up(start, workers)
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
         stop = stack.enter_context(StopRequest(silent=not workers.first))
         log = stack.enter_context(open_log(run, start, console))
-        with workers.naming_the_missing(), workers.ending_alike():
-            fit(run, log, stop)
+        fit(run, log, stop)
         return run.folder
 
 

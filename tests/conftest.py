@@ -16,6 +16,15 @@ from tests import own_parts
 from tests.prepared import SHARED
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--random_kills",
+        type=int,
+        default=1,
+        help="tries for each way to spread a model in tests/integration/test_random_kills.py",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Set one thread: tiny models are slower on several, and the order of sums depends on their
     number. Let Ctrl-C reach the tests of signals and the processes that they start."""

@@ -14,7 +14,9 @@ import ctypes
 import dataclasses
 import datetime
 import os
+import re
 import signal
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -36,12 +38,21 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 GRACE_SECONDS = 2.0
 """How long a failing worker waits for the others: for their timeouts, which expire at about the
-same time, or for the first worker to print why the run ends."""
+same time, or for one of them to print why the run ends."""
 
 _FIRST_IS_DONE = "first_is_done"
 
+_REPORTED = "reported"
+"""Key in the store: the exit status of a worker that reports a UserError."""
+
+REFUSAL_SECONDS = 5.0
+"""How long to wait for an answer from the address of torchrun's store."""
+
+_OF_COMMUNICATION = re.compile(r"gloo|nccl|pair closure|timed out|timeout", re.IGNORECASE)
+"""What the text of a RuntimeError has if workers could not exchange a message."""
+
 POLL_SECONDS = 0.01
-"""Between two looks of the first worker at the calls of the others."""
+"""Between two looks of a worker at what others left in the store."""
 
 SETTLING_SECONDS = 0.05
 """How long the threads of a backend get to release the tensors of completed messages."""
@@ -269,27 +280,42 @@ class Workers:
                 self.store.set(f"step_{self.rank}", str(step))
 
     @contextlib.contextmanager
-    def ending_alike(self) -> Iterator[None]:
-        """A block in which a UserError is raised on all workers at once; only the first reports
-        it."""
+    def ending_together(self) -> Iterator[None]:
+        """A block that all workers leave together. If several raise a UserError in it, the first
+        worker reports it, and the others exit silently."""
         try:
             yield
+            if self.size > 1:
+                dist.barrier(group=self.group)
         except UserError as error:
-            if self.first:
-                raise
-            _leave(error.exit_status)
+            if self.size > 1:
+                with contextlib.suppress(dist.DistError):  # as in `note`
+                    if not self.first:
+                        self._leave_if_reported()
+                    self.store.set(_REPORTED, str(error.exit_status))
+            raise
+
+    def _leave_if_reported(self) -> None:
+        """Exit silently if another worker reports a UserError within GRACE_SECONDS."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            if self.store.check([_REPORTED]):
+                _leave(int(self.store.get(_REPORTED)))
+            time.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager
     def naming_the_missing(self) -> Iterator[None]:
-        """Add to a communication error the workers that did not answer: those that do not fail
-        themselves at about the same time."""
+        """Add to a communication error the workers that did not answer: those that do not raise one
+        at about the same time. If a worker reports a UserError, exit silently instead."""
         try:
             yield
         except RuntimeError as error:
-            if self.size > 1:
+            if self.size > 1 and _is_of_communication(error):
+                # torchrun sends it as soon as one worker has ended; this one has yet to report
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 with contextlib.suppress(dist.DistError):  # as in `note`
                     self.store.set(f"waited_{self.rank}", "")
-                    time.sleep(GRACE_SECONDS)
+                    self._leave_if_reported()
                     error.add_note(self._missing())
             raise
 
@@ -326,11 +352,20 @@ class Workers:
             group = list(islice(remaining, self.data_size))
 
 
+class _Left(SystemExit):
+    """Ends a worker silently, since another one reports why."""
+
+
 def _leave(status: int) -> NoReturn:
     """Exit silently once the first worker has had time to report: torchrun stops all workers as
     soon as one exits with an error."""
     time.sleep(GRACE_SECONDS)
-    raise SystemExit(status) from None
+    raise _Left(status) from None
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """Whether an error means that another worker did not answer; gloo raises plain ones."""
+    return isinstance(error, dist.DistError) or bool(_OF_COMMUNICATION.search(str(error)))
 
 
 def started_as_worker() -> bool:
@@ -360,11 +395,13 @@ def workers_to_start(count: int, tensor: int = 1) -> Workers:
 def join_workers() -> Iterator[Workers]:
     """The workers that torchrun started, connected; a single one without it.
 
-    Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL.
+    Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL. A UserError uses up
+    no restarts: torchrun then stops all workers, since they would only raise it again.
     """
     if not started_as_worker():
         yield ALONE
         return
+    torchrun = os.getppid()
     _end_with_parent()
     store = _store()
     dist.init_process_group(
@@ -374,14 +411,23 @@ def join_workers() -> Iterator[Workers]:
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     place = (int(os.environ[key]) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    workers = Workers(dist.get_rank(), dist.get_world_size(), *place, store)
     # Gloo's threads need the GIL to release tensors, and its destructor holds the GIL while it
     # joins them (seen in torch 2.13), so they must be idle by then.
+    ends_torchrun = False
     try:
-        yield Workers(dist.get_rank(), dist.get_world_size(), *place, store)
-        dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
+        with workers.naming_the_missing():
+            yield workers
+            dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
+    except (UserError, _Left):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this worker may have yet to report
+        ends_torchrun = True
+        raise
     finally:
         time.sleep(SETTLING_SECONDS)
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # from which the others know
+        if ends_torchrun:
+            _forgo_restarts(torchrun, workers)
 
 
 def _store() -> dist.Store:
@@ -389,13 +435,23 @@ def _store() -> dist.Store:
     uses a prefix of its own: the addresses of workers that died must not be found."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        size,
-        is_master=not hosted and rank == 0,
-    )
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if hosted:
+        _refuse_closed(host, port)
+    store = dist.TCPStore(host, port, size, is_master=not hosted and rank == 0)
     return dist.PrefixStore(_name_of_start(store, rank, size), store)
+
+
+def _refuse_closed(host: str, port: int) -> None:
+    """Raise UserError if nothing listens at the address of torchrun's store, which is there before
+    the workers are: torchrun was killed, and TCPStore would try for minutes. After any other error
+    it is right to try again."""
+    try:
+        socket.create_connection((host, port), REFUSAL_SECONDS).close()
+    except ConnectionRefusedError:
+        raise UserError(f"torchrun has ended: nothing listens at {host}:{port}.") from None
+    except OSError:
+        pass
 
 
 def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
@@ -426,7 +482,32 @@ def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
     return own
 
 
+def _forgo_restarts(torchrun: int, workers: Workers) -> None:
+    """Have torchrun stop the workers of this node, if it would start them again instead. One of
+    them does it: a second signal would keep torchrun from waiting for them.
+
+    Args:
+        torchrun: The process that started this one.
+        workers: Of whom this is one.
+    """
+    done, allowed = (
+        int(os.environ.get(f"TORCHELASTIC_{key}", 0)) for key in ("RESTART_COUNT", "MAX_RESTARTS")
+    )
+    if done >= allowed or torchrun == 1 or torchrun != os.getppid():  # 1 if it was killed
+        return
+    if workers.size > workers.local_size:
+        time.sleep(GRACE_SECONDS)  # the store, which the others ask, may end with it
+    try:
+        first = workers.store.add(f"stopped_{os.environ.get('GROUP_RANK')}", 1) == 1
+    except dist.DistError:  # another node's torchrun took the store
+        first = workers.local_rank == 0
+    if first:
+        with contextlib.suppress(OSError):
+            os.kill(torchrun, signal.SIGTERM)
+
+
 def _end_with_parent() -> None:
-    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers."""
+    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers. One
+    that was killed before this has no store any more, see `_store`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

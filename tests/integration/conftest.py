@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data.tokenizers import ByteTokenizer
 from tests.integration.runs import Workshop, make_dataset
+from tests.integration.torchrun import Torchrun
 
 WORDS = ("the ", "cat ", "sat ", "on ", "a ", "mat.\n", "Öl ", "日本 ")
 
@@ -24,3 +26,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workshop(dataset: Path, tmp_path: Path) -> Workshop:
     return Workshop(dataset, tmp_path / "out")
+
+
+@pytest.fixture
+def started() -> Iterator[list[Torchrun]]:
+    """A list for what a test starts; whatever is left of it is killed at the end."""
+    runs: list[Torchrun] = []
+    yield runs
+    for own in runs:
+        own.kill()

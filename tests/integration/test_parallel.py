@@ -87,7 +87,7 @@ def test_two_workers_train_as_one(workshop: Workshop) -> None:
     assert log["environment"]["parallelism"] == "ddp"
     peaks = [log_of(run)["training_iterations"][0]["mfu"]["peak_tflops"] for run in (one, two)]
     assert peaks[1] > 1.2 * peaks[0]  # that of two devices, each measured
-    assert "completed; the log is in" in first.output
+    assert "completed in" in first.output
     assert (second.output, second.errors) == ("", "")
 
 
@@ -354,12 +354,17 @@ class Faulty(StandardFFN):
 """
 
 
+@pytest.mark.parametrize(
+    "parallelism",
+    ["ddp", *(pytest.param(own, marks=pytest.mark.slow) for own in ("zero1", "fsdp"))],
+)
 def test_a_step_that_is_not_finite_on_one_worker_is_skipped_on_all(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path, parallelism: str
 ) -> None:
     plugin = tmp_path / "faulty.py"
     plugin.write_text(FAULTY)
     flags = (*course(gradient_accumulation_steps=2), f"--plugins={plugin}")
+    flags += (f"--parallelism={parallelism}",)
     workers = workshop.start_workers(
         2, "config/arch_gpt2.py", "--n_layer=1", "--ffn_type=faulty", *flags
     )
@@ -405,6 +410,20 @@ def test_a_worker_that_hangs_is_named(workshop: Workshop, tmp_path: Path) -> Non
     assert second.finish() != 0
 
 
+def test_a_worker_that_hangs_before_the_first_step_is_named(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "stuck.py"
+    slow = "    def __init__(self, config):\n        super().__init__(config)\n"
+    slow += "        time.sleep(9 * (os.environ.get('RANK') == '1'))\n"
+    plugin.write_text(STUCK.replace("    calls = 0\n", f"    calls = 0\n\n{slow}"))
+    flags = (*course(), "--n_layer=1", f"--plugins={plugin}", "--hang_timeout=3")
+    first, second = workshop.start_workers(2, "config/arch_gpt2.py", "--ffn_type=stuck", *flags)
+    assert first.finish() == 1
+    assert "Workers that did not answer: 1 (in step 0)." in first.errors
+    assert second.finish() != 0
+
+
 def test_dropout_goes_on_where_it_was(workshop: Workshop) -> None:
     """A run on two workers that is resumed is the run that was not stopped, bit for bit."""
     flags = ("config/arch_gpt2.py", "--n_layer=1", "--dropout=0.2", *course(keep_checkpoints=3))
@@ -431,6 +450,20 @@ def test_what_ends_all_workers_is_said_once(workshop: Workshop, tmp_path: Path) 
     assert second.output == ""
     assert "in a row" not in second.errors
     assert log_of(workshop.out_dir / "run")["status"] == "diverged"
+
+
+def test_an_error_of_one_worker_alone_names_it(workshop: Workshop, tmp_path: Path) -> None:
+    """The other loses it, and did answer."""
+    plugin = tmp_path / "faulty.py"
+    raised = FAULTY.replace("y = y * torch.nan", 'raise RuntimeError("out of memory, say")')
+    plugin.write_text(raised)
+    flags = (*course(), "--n_layer=1", "--ffn_type=faulty", f"--plugins={plugin}")
+    first, second = workshop.start_workers(2, "config/arch_gpt2.py", *flags)
+    assert second.finish() == 1
+    assert "RuntimeError: out of memory, say" in second.errors
+    assert "did not answer" not in second.errors
+    assert first.finish() == 1
+    assert "Workers that did not answer: 1 (in step" in first.errors
 
 
 UNUSED = """

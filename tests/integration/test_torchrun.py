@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,62 +16,11 @@ import pytest
 
 from tests.integration.child import ROOT
 from tests.integration.runs import Workshop, log_of
+from tests.integration.torchrun import PATIENCE, Torchrun
 
 pytestmark = pytest.mark.slow  # it imports torch in three processes
 
 FLAGS = ("config/arch_gpt2.py", "--max_iters=600", "--eval_interval=50", "--resume=auto")
-PATIENCE = 120.0  # seconds
-
-
-TWO_WORKERS = ("--standalone", "--nproc_per_node=2")
-
-
-class Torchrun:
-    """torchrun with workers of train.py; whatever is left of them is killed at the end."""
-
-    def __init__(
-        self,
-        workshop: Workshop,
-        *options: str,
-        nodes: tuple[str, ...] = TWO_WORKERS,
-        flags: tuple[str, ...] = FLAGS,
-        output: str = "torchrun.txt",
-    ):
-        command = (
-            *(sys.executable, "-m", "torch.distributed.run", *nodes, *options),
-            *("train.py", *workshop.argv(*flags)),
-        )
-        self._output = workshop.out_dir.parent / output
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=output, env={**os.environ}
-            )
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
-
-    @property
-    def workers(self) -> list[psutil.Process]:
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [own for own in found if "train.py" in own.cmdline()]
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while text not in self.output:
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.1)
-
-
-@pytest.fixture
-def started() -> Iterator[list[Torchrun]]:
-    runs: list[Torchrun] = []
-    yield runs
-    for own in runs:
-        if own.process.poll() is None:
-            left = [*own.workers, psutil.Process(own.process.pid)]
-            for process in left:
-                process.kill()
 
 
 def final_loss(run: Path) -> float:
@@ -84,11 +32,10 @@ def test_a_run_whose_worker_is_killed_comes_back(
     workshop: Workshop, started: list[Torchrun], rank: int
 ) -> None:
     """From its last checkpoint, and it ends as one process that was left alone."""
-    torchrun = Torchrun(workshop, "--max-restarts=1")
+    torchrun = Torchrun(workshop, "--max-restarts=1", flags=FLAGS)
     started.append(torchrun)
     torchrun.wait_for("checkpoint of step 100 saved")
-    [worker] = [own for own in torchrun.workers if own.environ()["RANK"] == str(rank)]
-    worker.kill()
+    torchrun.worker(rank).kill()
     assert torchrun.process.wait(PATIENCE) == 0, torchrun.output
     assert "Resuming" in torchrun.output
     log = log_of(workshop.out_dir / "run")
@@ -99,7 +46,7 @@ def test_a_run_whose_worker_is_killed_comes_back(
 
 def test_no_worker_outlives_torchrun(workshop: Workshop, started: list[Torchrun]) -> None:
     """They save and stop when it is killed."""
-    torchrun = Torchrun(workshop)
+    torchrun = Torchrun(workshop, flags=FLAGS)
     started.append(torchrun)
     torchrun.wait_for("checkpoint of step 50 saved")
     workers = torchrun.workers
@@ -109,6 +56,75 @@ def test_no_worker_outlives_torchrun(workshop: Workshop, started: list[Torchrun]
     gone, left = psutil.wait_procs(workers, timeout=PATIENCE)
     assert (len(gone), left) == (2, [])
     assert log_of(workshop.out_dir / "run")["status"] == "interrupted"
+
+
+def test_no_worker_outlives_a_torchrun_killed_early(
+    workshop: Workshop, started: list[Torchrun]
+) -> None:
+    """While a worker imports, the system does not tell it yet that its parent has gone."""
+    torchrun = Torchrun(workshop, flags=FLAGS)
+    started.append(torchrun)
+    workers = [torchrun.worker(rank) for rank in (0, 1)]
+    torchrun.process.send_signal(signal.SIGKILL)
+    torchrun.process.wait()
+    gone, left = psutil.wait_procs(workers, timeout=45)
+    for worker in left:
+        worker.kill()
+    assert (len(gone), left) == (2, [])
+
+
+def test_a_refusal_is_printed_once_and_uses_up_no_restart(
+    workshop: Workshop, started: list[Torchrun]
+) -> None:
+    torchrun = Torchrun(workshop, "--max-restarts=3", flags=(*FLAGS, "--tensor_parallel=3"))
+    started.append(torchrun)
+    assert torchrun.process.wait(PATIENCE) == 1
+    assert torchrun.output.count("1 config error:") == 1, torchrun.output
+    assert not (workshop.out_dir / "run").exists()
+
+
+ONE_FAILS = """
+import os
+
+from components.ffns import FFNS, StandardFFN
+from errors import UserError
+
+
+@FFNS.register("failing", label="Failing")
+class Failing(StandardFFN):
+    '''Raises a UserError on one worker, in its seventh step.'''
+
+    calls = 0
+
+    def forward(self, x, context):
+        if self.training:
+            Failing.calls += 1
+            if Failing.calls == 7 and os.environ.get("RANK") == "THE_RANK":
+                raise UserError("the disk is full, say")
+        return super().forward(x, context)
+"""
+
+
+def one_fails(folder: Path, rank: int) -> tuple[str, ...]:
+    """Flags of a run of which one worker raises a UserError."""
+    plugin = folder / "failing.py"
+    plugin.write_text(ONE_FAILS.replace("THE_RANK", str(rank)))
+    own = ("--ffn_type=failing", f"--plugins={plugin}", "--gradient_accumulation_steps=2")
+    return (*FLAGS, *own)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_worker_cannot_do_ends_all(
+    workshop: Workshop, started: list[Torchrun], tmp_path: Path, rank: int
+) -> None:
+    """Its error is all that is said, and no restart is used up."""
+    torchrun = Torchrun(workshop, "--max-restarts=3", flags=one_fails(tmp_path, rank))
+    started.append(torchrun)
+    assert torchrun.process.wait(PATIENCE) == 1
+    assert torchrun.output.count("the disk is full, say") == 1, torchrun.output
+    assert "RuntimeError" not in torchrun.output, torchrun.output  # of the other, left alone
+    log = log_of(workshop.out_dir / "run")
+    assert (log["status"], len(log["starts"])) == ("failed", 1)
 
 
 LLAMA = ("config/arch_llama.py", "--n_layer=2", "--n_head=4", "--n_kv_head=2")
@@ -137,7 +153,7 @@ def test_two_nodes_train_as_one_process(
     ends = [node.process.wait(PATIENCE) for node in started]
     assert ends == [0, 0], "".join(node.output for node in started)
     said = [node.output for node in started]
-    assert sum("completed; the log is in" in text for text in said) == 1
+    assert sum("completed in" in text for text in said) == 1
     log = log_of(workshop.out_dir / "run")
     assert log["environment"]["device_count"] == 2
     whole = log_of(workshop.train(*flags, run_name="whole"))
@@ -152,7 +168,8 @@ def test_a_node_whose_worker_is_killed_comes_back(
 ) -> None:
     """Both nodes restart from the last checkpoint."""
     for number, nodes in enumerate(nodes_of_this_machine()):
-        started.append(Torchrun(workshop, "--max-restarts=3", nodes=nodes, output=f"n{number}.txt"))
+        own = {"nodes": nodes, "flags": FLAGS, "output": f"n{number}.txt"}
+        started.append(Torchrun(workshop, "--max-restarts=3", **own))
     logging = first_to_say("checkpoint of step 100 saved", started)
     [other] = [node for node in started if node is not logging]
     [worker] = other.workers
@@ -163,6 +180,29 @@ def test_a_node_whose_worker_is_killed_comes_back(
     assert any("Resuming" in node.output for node in started)
     log = log_of(workshop.out_dir / "run")
     assert (log["status"], len(log["starts"])) == ("completed", 2)
+
+
+def on_both_nodes(started: list[Torchrun], workshop: Workshop, flags: tuple[str, ...]) -> str:
+    """What is said on two nodes that both fail."""
+    for number, nodes in enumerate(nodes_of_this_machine()):
+        own = {"nodes": nodes, "flags": flags, "output": f"node{number}.txt"}
+        started.append(Torchrun(workshop, "--max-restarts=3", **own))
+    assert [node.process.wait(PATIENCE) for node in started] == [1, 1]
+    return "".join(node.output for node in started)
+
+
+def test_a_refusal_ends_both_nodes(workshop: Workshop, started: list[Torchrun]) -> None:
+    said = on_both_nodes(started, workshop, (*FLAGS, "--tensor_parallel=3"))
+    assert said.count("1 config error:") == 1, said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_node_cannot_do_ends_both(
+    workshop: Workshop, started: list[Torchrun], tmp_path: Path, rank: int
+) -> None:
+    said = on_both_nodes(started, workshop, one_fails(tmp_path, rank))
+    assert said.count("the disk is full, say") == 1, said
+    assert len(log_of(workshop.out_dir / "run")["starts"]) == 1
 
 
 def first_to_say(text: str, nodes: list[Torchrun]) -> Torchrun:
