@@ -1,0 +1,166 @@
+"""The pods of one deployment: the only place where a pod is created or removed.
+
+All of them have names that begin alike and with no other deployment's. So a pod whose creation got
+no reply is found by its name, and two deployments never remove each other's pods.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from cloud.budget import Budget
+from cloud.failures import CloudError, NoCapacity, Refused, Transient
+from cloud.runpod_api import Pod, PodSpec, RunPod
+from cloud.timekeeping import Clock
+
+TAG = "nanoarch-"
+"""Begins the name of every pod that any deployment creates."""
+
+SETTLE = (0.0, 3.0, 7.0, 20.0)
+"""Seconds between looks for a pod whose creation got no reply: it may show up late."""
+
+PATIENCE = 900.0
+"""Seconds for which removal is tried again."""
+
+
+class OwnPods:
+    """Creates the pods of a deployment, one at a time, and removes them.
+
+    Args:
+        api: RunPod.
+        deployment: The ID of the deployment, letters and digits.
+        budget: Counts each pod from before its creation until it is seen to be gone.
+        clock: The time.
+        say: Told what happens, in a line.
+    """
+
+    def __init__(
+        self,
+        api: RunPod,
+        deployment: str,
+        budget: Budget,
+        clock: Clock,
+        say: Callable[[str], None],
+    ):
+        self.prefix = f"{TAG}{deployment}-"
+        self._api = api
+        self._budget = budget
+        self._clock = clock
+        self._say = say
+        self._count = 0
+        self._no_reply = False
+        self._unconfirmed: dict[str, str] = {}
+        """ID -> name of every pod that was made and has not been seen to be gone."""
+
+    def next_name(self) -> str:
+        """The name of the pod to be created next."""
+        return f"{self.prefix}{self._count + 1}"
+
+    def create(self, spec: PodSpec) -> str:
+        """Create a pod after removing all others of the deployment; its ID.
+
+        Raises:
+            NoCapacity: There is no such GPU.
+            Transient: It is not known what became of it, or others could not be removed; a pod that
+                was created all the same has been removed, as far as that can be seen.
+            Refused: RunPod will not create it.
+        """
+        if not self.remove_all(patience=60):
+            raise Transient("a pod of before is not seen to be gone")
+        self._count += 1
+        self._budget.begin(spec.name, spec.offer.price)
+        self._no_reply = True
+        try:
+            pod_id = self._api.create(spec)
+        except (NoCapacity, Refused):
+            self._no_reply = False
+            self._budget.cancel(spec.name)
+            raise
+        except Transient:
+            self._remove_late(patience=60)
+            raise
+        self._unconfirmed[pod_id] = spec.name
+        self._no_reply = False
+        return pod_id
+
+    def close(self) -> bool:
+        """Remove every pod, also one whose creation got no reply yet; see `remove_all`."""
+        return self._remove_late(PATIENCE) if self._no_reply else self.remove_all()
+
+    def _remove_late(self, patience: float) -> bool:
+        """Remove a pod whose creation got no reply, if it shows up soon."""
+        none_left = False
+        for seconds in SETTLE:
+            self._clock.sleep(seconds)
+            none_left = self.remove_all(patience)
+            if not none_left:
+                break
+        self._no_reply = not none_left
+        return none_left
+
+    def others(self, pods: list[Pod], current: str) -> list[Pod]:
+        """Pods of this deployment besides the current one, which showed up late."""
+        return [pod for pod in pods if pod.name.startswith(self.prefix) and pod.id != current]
+
+    def gone(self, pod_id: str) -> bool:
+        """Whether a pod is gone: in no list, and not found by its ID. Transient if unknown."""
+        if any(pod.id == pod_id for pod in self._api.pods()) or self._api.exists(pod_id):
+            return False
+        self._budget.end(self._unconfirmed.pop(pod_id, ""))
+        return True
+
+    def terminate(self, pod_id: str) -> None:
+        """Ask for a pod's removal once; `remove_all` sees that it goes."""
+        self._api.terminate(pod_id)
+
+    def remove_all(self, patience: float = PATIENCE) -> bool:
+        """Remove every pod of this deployment and see that it is gone.
+
+        Args:
+            patience: Seconds after which to give up.
+
+        Returns:
+            Whether none is left: False also where that could not be seen.
+        """
+        begun, pause = self._clock.now(), 1.0
+        with self._api.uninterrupted():
+            while True:
+                try:
+                    if self._none_left():
+                        return True
+                except (CloudError, Refused) as error:
+                    self._say(f"removing pods: {error}")
+                if self._clock.now() - begun > patience:
+                    return False
+                self._clock.sleep(pause * random.uniform(0.8, 1.2))
+                pause = min(30.0, 2 * pause)
+
+    def _none_left(self) -> bool:
+        """Ask for the removal of what is left; True where nothing was. May raise CloudError."""
+        failure: CloudError | Refused | None = None
+        left = dict(self._unconfirmed)
+        try:
+            listed = self._api.pods()
+        except (CloudError, Refused) as error:  # what is known can be removed all the same
+            listed, failure = [], error
+        left |= {pod.id: pod.name for pod in listed if pod.name.startswith(self.prefix)}
+        rates = {pod.id: pod.cost_per_hour for pod in listed}
+        for pod_id, name in left.items():
+            if failure is None and pod_id not in rates and not self._api.exists(pod_id):
+                self._unconfirmed.pop(pod_id, None)
+                self._budget.end(name)
+                continue
+            self._unconfirmed[pod_id] = name
+            self._budget.found(name, rates.get(pod_id))
+            try:
+                self._api.terminate(pod_id)
+            except (CloudError, Refused) as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        if self._unconfirmed:
+            return False
+        for name in self._budget.open:
+            self._budget.end(name)
+        return True
