@@ -144,7 +144,7 @@ class Deployment:
         except ConfigError as error:
             return Ending(CONFIG, self.around.redact(error))
         except (UserError, CloudError) as error:
-            return Ending(FAILED, f"failed: {self.around.redact(error)}")
+            return Ending(FAILED, f"failed: {self.around.redact(error).removesuffix('.')}.")
         except BaseException as error:  # an error of our own must not keep a pod alive
             self.say(traceback.format_exc())
             return Ending(FAILED, f"failed: an error of this program ({type(error).__name__}).")

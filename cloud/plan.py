@@ -19,6 +19,8 @@ from training_logger import format_bytes, format_flops
 START_SECONDS = 600.0
 """That a pod is assumed to need before it trains: image, installation, smoke test."""
 
+UNKNOWN = "peak speed not known"
+
 SPARE_MEMORY = 0.9
 """The share of a GPU's memory that a run may be expected to need."""
 
@@ -50,7 +52,7 @@ class Estimates:
         dtype = dtype_on_gpu(training, name)
         peak = peak_of_gpu(name, dtype, training.tf32)
         if peak is None:
-            return "peak speed not known"
+            return UNKNOWN
         needs = self._needs_in(dtype)
         if needs.memory is not None and needs.memory > SPARE_MEMORY * offer.memory:
             return f"too small: {format_bytes(needs.memory)} of {format_bytes(offer.memory)}"
@@ -126,7 +128,7 @@ def refuse_if_none(choice: Choice, request: Request) -> None:
         asked = [f"--{name}" for name in ("gpus", "regions", "volumes") if getattr(request, name)]
         where = f" for {', '.join(asked)}" if asked else ""
         raise UserError(f"RunPod offers no GPU now{where}; try --wait, or ask for less.")
-    offer, reason = min(choice.left_out, key=lambda item: item[0].price)
+    offer, reason = min(choice.left_out, key=lambda item: (item[1] == UNKNOWN, item[0].price))
     raise UserError(
         f"no GPU on offer can do it: {len(choice.left_out)} left out, such as {offer.gpu} at "
         f"${offer.price:.2f}/h ({reason}); raise --max_cost or --max_hours, or train less."

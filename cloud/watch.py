@@ -294,11 +294,15 @@ class PodWatch:
                 steps=deployment.work.settings.training.max_iters,
                 val_loss=None if sweep else self._status.get("val_loss"),
                 runs=self._status.get("runs") if sweep else None,
-                trouble="; ".join(self._troubles.values()),
+                trouble="; ".join(self._shown_troubles()),
                 log=self._log[-1][:100] if self._log else "",
             )
         )
         deployment.costs.note(phase, self._projected())
+
+    def _shown_troubles(self) -> list[str]:
+        """What does not answer, apart from a pod that has not started yet."""
+        return [told for who, told in self._troubles.items() if who == "RunPod" or self._contact]
 
     def _projected(self) -> float:
         """Dollars at the end: what remains by the steps done so far, or by the estimate."""

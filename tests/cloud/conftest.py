@@ -92,10 +92,14 @@ class Cloud:
 
     def deploy(self, *flags: str) -> Ended:
         """Run the command."""
+        return self.command(*RUN, *flags)
+
+    def command(self, *argv: str) -> Ended:
+        """Run a command, as `run_cli` does."""
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             try:
-                status = runpod_deploy.main([*RUN, *flags], self.clock)
+                status = runpod_deploy.main(list(argv), self.clock)
             except Exception as error:
                 status = getattr(error, "exit_status", None)
                 if status is None:

@@ -44,10 +44,9 @@ class Fault:
 
     Attributes:
         operation: account, offers, pods, pod, create, terminate, agent; or "any".
-        kind: "401", "403", "429", "500", "malformed", "drop" (no reply, nothing done),
-            "done_no_reply" (no reply, done all the same), "none", "no_capacity",
-            "validation", "lie" (a reply that says done, and nothing is), "empty" (a list without the newest pod), "slow" (20 s), or
-            "echo" (an error that quotes the query).
+        kind: what happens, see `_Handler`. "drop" is no reply and nothing done, "done_no_reply" no
+            reply and done all the same, "lie" a reply that says done and nothing is, "empty" a list
+            without the newest pod, "echo" an error that quotes the query, "slow" takes 20 s.
         times: How many requests.
         skip: Requests of that operation before it begins.
     """
@@ -86,6 +85,8 @@ class World:
         self.capacity: Callable[[str, str | None], bool] = lambda gpu, region: True
         self.when: dict[str, Callable[[], None]] = {}
         """Called once when an operation is asked for: before:create, after:create, ..."""
+        self.hidden: dict[str, float] = {}
+        """Pods that nobody is told of until that time."""
         self.volumes: dict[str, dict[str, Any]] = {}
         self.deployer_dead: Callable[[], bool] = lambda: False
         self.advance: Callable[[float], None] = lambda seconds: None
@@ -124,10 +125,10 @@ class World:
             pod.ended, pod.removed_by = self.time_of(), by
             pod.inside.kill()
 
-    def fault(self, operation: str) -> str | None:
+    def fault(self, *operations: str) -> str | None:
         """The kind of fault that strikes a request, which counts as one of its times."""
         for fault in self.faults:
-            if fault.operation in (operation, "any") and fault.times > 0:
+            if fault.operation in operations and fault.times > 0:
                 if fault.skip > 0:
                     fault.skip -= 1
                     continue
@@ -214,8 +215,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.world.call_when(f"before:{operation}")
         with self.world.lock:
             self.world.requests.append(operation)
-            fault = self.world.fault(operation)
-            result = self._result(query, operation, fault)
+            fault = self.world.fault(operation, "any")
+        if fault == "hang":
+            time.sleep(1.0)
+        with self.world.lock:
+            result = None if fault == "hang" else self._result(query, operation, fault)
         self.world.call_when(f"after:{operation}")
         if result is None:
             self._drop()
@@ -283,12 +287,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pods = [shown(pod, self.world) for pod in self.world.alive]
         if fault == "empty":
             pods = pods[:-1]
+        pods = [pod for pod in pods if self._is_told(pod["id"])]
         return {"data": {"myself": {"pods": pods}}}
 
     def _pod(self, query: str, fault: str | None) -> Any:
         wanted = re.search(r'podId: "([^"]*)"', query)[1]
         found = [shown(pod, self.world) for pod in self.world.alive if pod.id == wanted]
+        found = found if self._is_told(wanted) else []
         return {"data": {"pod": found[0] if found and fault != "empty" else None}}
+
+    def _is_told(self, pod_id: str) -> bool:
+        return self.world.hidden.get(pod_id, 0.0) <= self.world.time_of()
 
     def _create(self, query: str, fault: str | None) -> Any:
         world = self.world
@@ -340,7 +349,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _proxy(self, body: bytes) -> None:
         _, _, pod_id, rest = self.path.split("/", 3)
         with self.world.lock:
-            fault = self.world.fault("agent")
+            fault = self.world.fault("agent", "agent:/" + rest.partition("?")[0])
             pod = next((pod for pod in self.world.alive if pod.id == pod_id), None)
         if fault in ("drop", "done_no_reply"):
             return self._drop()
@@ -348,10 +357,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._reply(200, b"<html>")
         if fault == "damaged" and rest.startswith("file?"):
             return self._reply(200, b"?")
-        if fault or pod is None or pod.state != "RUNNING":
-            return self._reply(502, b"Bad gateway")
         if fault == "slow":
             self.world.advance(20.0)
+            fault = None
+        if fault or pod is None or pod.state != "RUNNING":
+            return self._reply(502, b"Bad gateway")
         status, content = pod.inside.request(self.command, "/" + rest, dict(self.headers), body)
         return self._reply(status, content)
 
