@@ -6,6 +6,7 @@ no reply is found by its name, and two deployments never remove each other's pod
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -18,7 +19,13 @@ TAG = "nanoarch-"
 """Begins the name of every pod that any deployment creates."""
 
 SETTLE = (0.0, 3.0, 7.0, 20.0)
-"""Seconds between looks for a pod whose creation got no reply: it may show up late."""
+"""Seconds between looks for a pod whose creation got no reply, before another is created."""
+
+LATE_SECONDS = 180.0
+"""After a creation without a reply, within which its pod may show up: there is no end before."""
+
+ENOUGH_ASKED = 3
+"""Refusals to remove a pod that is in no list, after which there is none; or one reply."""
 
 PATIENCE = 900.0
 """Seconds for which removal is tried again."""
@@ -49,9 +56,12 @@ class OwnPods:
         self._clock = clock
         self._say = say
         self._count = 0
-        self._no_reply = False
+        self._doubt_until = -math.inf
         self._unconfirmed: dict[str, str] = {}
         """ID -> name of every pod that was made and has not been seen to be gone."""
+        self._asked: dict[str, int] = {}
+        """Of pods how often their removal was asked for: none counts as gone before, since one that
+        was just made may be in no list yet."""
 
     def next_name(self) -> str:
         """The name of the pod to be created next."""
@@ -69,34 +79,39 @@ class OwnPods:
         if not self.remove_all(patience=60):
             raise Transient("a pod of before is not seen to be gone")
         self._count += 1
+        doubt_before = self._doubt_until
         self._budget.begin(spec.name, spec.offer.price)
-        self._no_reply = True
+        self._doubt_until = self._clock.now() + LATE_SECONDS
         try:
-            pod_id = self._api.create(spec)
+            with self._api.uninterrupted():  # to know the pod is worth the wait
+                pod_id = self._api.create(spec)
         except (NoCapacity, Refused):
-            self._no_reply = False
+            self._doubt_until = doubt_before
             self._budget.cancel(spec.name)
             raise
         except Transient:
-            self._remove_late(patience=60)
+            self._settle()
             raise
         self._unconfirmed[pod_id] = spec.name
-        self._no_reply = False
+        self._doubt_until = doubt_before
         return pod_id
 
-    def close(self) -> bool:
-        """Remove every pod, also one whose creation got no reply yet; see `remove_all`."""
-        return self._remove_late(PATIENCE) if self._no_reply else self.remove_all()
-
-    def _remove_late(self, patience: float) -> bool:
+    def _settle(self) -> None:
         """Remove a pod whose creation got no reply, if it shows up soon."""
-        none_left = False
         for seconds in SETTLE:
             self._clock.sleep(seconds)
-            none_left = self.remove_all(patience)
-            if not none_left:
-                break
-        self._no_reply = not none_left
+            if not self.remove_all(patience=60):
+                return
+
+    def close(self) -> bool:
+        """Remove every pod, also one whose creation got no reply; whether none is left."""
+        none_left = self.remove_all()
+        left = self._doubt_until - self._clock.now()
+        if left > 0:
+            self._say(f"waiting {left:.0f} s for a pod whose creation got no reply")
+        while none_left and self._clock.now() < self._doubt_until:
+            self._clock.sleep(min(10.0, self._doubt_until - self._clock.now()))
+            none_left = self.remove_all()
         return none_left
 
     def others(self, pods: list[Pod], current: str) -> list[Pod]:
@@ -104,11 +119,8 @@ class OwnPods:
         return [pod for pod in pods if pod.name.startswith(self.prefix) and pod.id != current]
 
     def gone(self, pod_id: str) -> bool:
-        """Whether a pod is gone: in no list, and not found by its ID. Transient if unknown."""
-        if any(pod.id == pod_id for pod in self._api.pods()) or self._api.exists(pod_id):
-            return False
-        self._budget.end(self._unconfirmed.pop(pod_id, ""))
-        return True
+        """Whether a pod is in no list and not found by its ID. Transient if unknown."""
+        return all(pod.id != pod_id for pod in self._api.pods()) and not self._api.exists(pod_id)
 
     def terminate(self, pod_id: str) -> None:
         """Ask for a pod's removal once; `remove_all` sees that it goes."""
@@ -147,16 +159,18 @@ class OwnPods:
         left |= {pod.id: pod.name for pod in listed if pod.name.startswith(self.prefix)}
         rates = {pod.id: pod.cost_per_hour for pod in listed}
         for pod_id, name in left.items():
-            if failure is None and pod_id not in rates and not self._api.exists(pod_id):
-                self._unconfirmed.pop(pod_id, None)
+            is_gone = failure is None and pod_id not in rates and self._is_unknown(pod_id)
+            if is_gone and self._asked.get(pod_id, 0) >= ENOUGH_ASKED:
+                del self._unconfirmed[pod_id]
                 self._budget.end(name)
                 continue
             self._unconfirmed[pod_id] = name
-            self._budget.found(name, rates.get(pod_id))
+            if not is_gone:
+                self._budget.found(name, rates.get(pod_id))
             try:
-                self._api.terminate(pod_id)
+                self._ask_for_removal(pod_id)
             except (CloudError, Refused) as error:
-                failure = error
+                failure = error if not is_gone or isinstance(error, CloudError) else failure
         if failure is not None:
             raise failure
         if self._unconfirmed:
@@ -164,3 +178,18 @@ class OwnPods:
         for name in self._budget.open:
             self._budget.end(name)
         return True
+
+    def _ask_for_removal(self, pod_id: str) -> None:
+        try:
+            self._api.terminate(pod_id)
+        except Refused:  # as for a pod that there is not, or for a key that is not accepted now
+            self._asked[pod_id] = self._asked.get(pod_id, 0) + 1
+            raise
+        self._asked[pod_id] = ENOUGH_ASKED
+
+    def _is_unknown(self, pod_id: str) -> bool:
+        """Whether RunPod says that there is no such pod."""
+        try:
+            return not self._api.exists(pod_id)
+        except (CloudError, Refused):
+            return False

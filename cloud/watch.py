@@ -27,6 +27,9 @@ ACCOUNT_SECONDS = 120.0
 START_PATIENCE = 1200.0
 """Seconds that a pod may take until its server answers: the image is loaded first."""
 
+LISTED_WITHIN = 120.0
+"""Seconds after its creation within which a pod need not be in the list."""
+
 CONTACT_PATIENCE = 900.0
 """Seconds that the server of a pod may be silent while RunPod says that the pod runs."""
 
@@ -163,6 +166,8 @@ class PodWatch:
         """A pod counts as gone when it is in no list twice, and cannot be found by its ID."""
         self._absent += 1
         if self._absent < 2:
+            return None
+        if self._pod is None and self._now() - self._begun < LISTED_WITHIN:
             return None
         try:
             if not self._deployment.pods.gone(self.pod_id):

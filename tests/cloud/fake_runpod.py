@@ -87,6 +87,8 @@ class World:
         """Called once when an operation is asked for: before:create, after:create, ..."""
         self.hidden: dict[str, float] = {}
         """Pods that nobody is told of until that time."""
+        self.hidden_for: dict[str, float] = {}
+        """The same, in seconds from the creation of the pod."""
         self.volumes: dict[str, dict[str, Any]] = {}
         self.deployer_dead: Callable[[], bool] = lambda: False
         self.advance: Callable[[float], None] = lambda seconds: None
@@ -330,6 +332,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )
         pod.env |= {"RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": f"podkey-{pod.id}"}
         world.rented.append(pod)
+        if pod.id in world.hidden_for:
+            world.hidden[pod.id] = world.time_of() + world.hidden_for[pod.id]
         pod.inside = world._make_pod(world, pod)
         return {"data": {name: {"id": pod.id, "env": [], "machineId": "m", "imageName": "i"}}}
 
