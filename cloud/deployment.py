@@ -43,6 +43,9 @@ MOST_LOST_PODS = 10
 MOST_FAILED_CREATIONS = 8
 """In a row, without a reply that tells what became of them."""
 
+FETCH_PATIENCE = 1800.0
+"""Seconds for which fetching the results of a job that is done is tried again."""
+
 ROUND_SECONDS = 60.0
 """Between two rounds over all candidates, with --wait."""
 
@@ -113,6 +116,8 @@ class Deployment:
         self.kept_back = 0.0
         self._fetched = False
         self._limited = True
+        self._region: str | None = None
+        self._has_rented = False
         api.given_up = self._interrupted
 
     # To the end
@@ -128,7 +133,9 @@ class Deployment:
                 self.costs.note("ended", self.budget.spent())
         if not none_left:
             ending = Ending(PODS_LEFT, f"{ending.words}; {self._warning()}")
-        return Ending(ending.status, f"{ending.words} {self._account()}")
+        left = " No pod is left." if none_left else ""
+        hours, dollars = self.budget.elapsed() / 3600, self.budget.spent()
+        return Ending(ending.status, f"{ending.words} {hours:.2f} h, ${dollars:.2f}.{left}")
 
     def _guarded(self) -> Ending:
         """The deployment, every exception turned into an ending."""
@@ -168,10 +175,6 @@ class Deployment:
             f"cloud.runpod_deploy stop {self.work.name}, or RunPod's console."
         )
 
-    def _account(self) -> str:
-        left = "" if self.budget.open else " No pod is left."
-        return f"{self.budget.elapsed() / 3600:.2f} h, ${self.budget.spent():.2f}.{left}"
-
     def say(self, text: str) -> None:
         self.around.say(self.around.redact(text))
 
@@ -205,13 +208,15 @@ class Deployment:
             watch = self._place(package)
             outcome = self._watched(watch)
             if outcome.kind == DONE:
-                return self._bring_home(watch, outcome)
+                return self._bring_home(watch)
             self.say(f"pod {watch.pod_id}: {outcome.words}")
             bad, lost = bad + (outcome.kind == BAD), lost + (outcome.kind == LOST)
             if outcome.kind not in (BAD, LOST):
                 return self._failed(watch, outcome)
             if watch.trains and self._fetch_from_volume(watch):
-                return Ending(TRAINED, f"done{self._loss()}; results in {self.work.target}.")
+                return self._trained()
+            if watch.trains and self.request.volumes:  # what it saved is there alone
+                self._region = watch.candidate.offer.region
             if bad >= MOST_BAD_PODS or lost >= MOST_LOST_PODS:
                 raise CloudError(f"{bad + lost} pods in a row were of no use: {outcome.words}")
             if not self.pods.remove_all():
@@ -241,26 +246,45 @@ class Deployment:
             self.kept_back = 0.0
 
     def _save(self, watch: PodWatch) -> None:
-        """Have a pod save and bring that home, as far as time and a second signal allow."""
-        self.kept_back, self._signals_allowed = 0.0, self.around.signals.count or 1
-        with contextlib.suppress(CloudError, UserError):
-            if watch.trains:
+        """Have a pod save and bring that home, as far as time and a further signal allow."""
+        self.kept_back, self._signals_allowed = 0.0, self.around.signals.count
+        if watch.trains:
+            with contextlib.suppress(CloudError, UserError):
                 watch.stop(RESERVE_SECONDS)
+            with contextlib.suppress(CloudError, UserError):
                 self._fetch(watch.link, tries=2)
 
-    def _bring_home(self, watch: PodWatch, outcome: Outcome) -> Ending:
+    def _bring_home(self, watch: PodWatch) -> Ending:
         """Fetch the results of a job that is done."""
         try:
-            self._fetch(watch.link, tries=6)
-        except (Transient, LimitReached) as error:
+            self._fetch_patiently(watch)
+        except (Transient, UserError, LimitReached) as error:
             if not self._fetch_from_volume(watch):
-                raise type(error)(
-                    f"{error}: trained, but the results could not be fetched"
+                words = f"{error}: trained, but the results could not be fetched"
+                raise (LimitReached if isinstance(error, LimitReached) else CloudError)(
+                    words
                 ) from None
         else:
             with contextlib.suppress(CloudError):
                 watch.link.finish()
+        return self._trained()
+
+    def _trained(self) -> Ending:
         return Ending(TRAINED, f"done{self._loss()}; results in {self.work.target}.")
+
+    def _fetch_patiently(self, watch: PodWatch) -> None:
+        """Fetch what may be nowhere but in the pod, though the network or this disk fails for a
+        while; not if the pod is gone."""
+        end, attempt = self.around.clock.now() + FETCH_PATIENCE, 0
+        while True:
+            try:
+                return self._fetch(watch.link, tries=1)
+            except (Transient, UserError) as error:
+                attempt += 1
+                if self.around.clock.now() >= end or watch.is_gone():
+                    raise
+                self.say(f"the results cannot be fetched now: {error}")
+                self.pause(pause_before(attempt))
 
     def _fetch_from_volume(self, watch: PodWatch) -> bool:
         """Bring home the results of a job that is done from its volume, if there is one; the pod
@@ -373,13 +397,22 @@ class Deployment:
         choice = choose(offers, self.request, self._estimates)
         if not self.request.max_wait:
             refuse_if_none(choice, self.request)
-        yield from choice.candidates
+        fitting = [candidate for candidate in choice.candidates if self._fits(candidate)]
+        if choice.candidates and not fitting:
+            raise LimitReached(f"{self.budget.limit()}, within which no run would end any more")
+        yield from (c for c in fitting if self._region in (None, c.offer.region))
+
+    def _fits(self, candidate: Candidate) -> bool:
+        """Whether a run would end within what is left of the limits; one that has begun has less to
+        do than was estimated."""
+        left = self.budget.seconds_left(candidate.offer.price)
+        return left > (0 if self._has_rented else 3600 * candidate.hours)
 
     def _try(self, candidate: Candidate, package: Package, others: float | None) -> PodWatch:
         """Create a pod there, and return its watch."""
-        name = self.pods.next_name()
         self.say(f"{_where(candidate)}: renting at ${candidate.offer.price:.2f}/h")
-        pod_id = self.pods.create(self._spec(name, candidate))
+        pod_id, name = self.pods.create(lambda name: self._spec(name, candidate))
+        self._has_rented = True
         self.costs.note("starting", candidate.dollars)
         link = PodLink(pod_address(pod_id, PORT), self._token, bounded, self._interrupted)
         return PodWatch(self, pod_id, name, candidate, link, package, others)
@@ -394,6 +427,7 @@ class Deployment:
         return spending - sum(pod.cost_per_hour or 0.0 for pod in pods if pod.state == "RUNNING")
 
     def _spec(self, name: str, candidate: Candidate) -> PodSpec:
+        self.check()  # what came before may have taken long
         offer, clock = candidate.offer, self.around.clock
         seconds = self.budget.seconds_left(offer.price)
         environment = {

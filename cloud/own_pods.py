@@ -63,12 +63,12 @@ class OwnPods:
         """Of pods how often their removal was asked for: none counts as gone before, since one that
         was just made may be in no list yet."""
 
-    def next_name(self) -> str:
-        """The name of the pod to be created next."""
-        return f"{self.prefix}{self._count + 1}"
+    def create(self, make_spec: Callable[[str], PodSpec]) -> tuple[str, str]:
+        """Create a pod after removing all others of the deployment; its ID and its name.
 
-    def create(self, spec: PodSpec) -> str:
-        """Create a pod after removing all others of the deployment; its ID.
+        Args:
+            make_spec: The spec for a name. It is asked last, so that the pod's dead-man switch has
+                what is left of the limits then.
 
         Raises:
             NoCapacity: There is no such GPU.
@@ -79,6 +79,7 @@ class OwnPods:
         if not self.remove_all(patience=60):
             raise Transient("a pod of before is not seen to be gone")
         self._count += 1
+        spec = make_spec(f"{self.prefix}{self._count}")
         doubt_before = self._doubt_until
         self._budget.begin(spec.name, spec.offer.price)
         self._doubt_until = self._clock.now() + LATE_SECONDS
@@ -94,7 +95,7 @@ class OwnPods:
             raise
         self._unconfirmed[pod_id] = spec.name
         self._doubt_until = doubt_before
-        return pod_id
+        return pod_id, spec.name
 
     def _settle(self) -> None:
         """Remove a pod whose creation got no reply, if it shows up soon."""
@@ -105,6 +106,8 @@ class OwnPods:
 
     def close(self) -> bool:
         """Remove every pod, also one whose creation got no reply; whether none is left."""
+        if not self._count:
+            return True
         none_left = self.remove_all()
         left = self._doubt_until - self._clock.now()
         if left > 0:

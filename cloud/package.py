@@ -32,8 +32,8 @@ LARGEST_DATA = 2 * 10**9
 LEFT_OUT = (".env", ".pem", ".key")
 """How names end of files that may hold secrets; they are not sent."""
 
-LARGEST_CODE_FILE = 50 * 10**6
-"""Bytes; no source file is so large."""
+LARGEST_CODE = 2 * 10**8
+"""Bytes of all files beside the dataset and the run to go on with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +107,15 @@ def project_files(given: Iterable[Path], redact: Redactor) -> dict[PurePosixPath
         ):
             continue
         found[PurePosixPath(in_project(path).as_posix())] = path
+    sizes = {name: path.stat().st_size for name, path in found.items()}
+    if sum(sizes.values()) > LARGEST_CODE:
+        name = max(sizes, key=lambda name: sizes[name])
+        raise UserError(
+            f"the project's folder has {sum(sizes.values()):,} bytes to be sent, and at most "
+            f"{LARGEST_CODE:,} are; have git ignore what is no code, such as {name}."
+        )
     for name, path in found.items():
-        if path.stat().st_size <= LARGEST_CODE_FILE and redact.found_in(path.read_bytes()):
+        if redact.found_in(path.read_bytes()):
             raise UserError(f"{name} holds a secret; it would be sent to the pod. Take it out.")
     return found
 

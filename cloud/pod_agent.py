@@ -38,6 +38,9 @@ LOST_CONTACT = 3600.0
 LOG_PART = 1 << 16
 """Bytes of the log that one request returns at most."""
 
+READING_SECONDS = 20.0
+"""That a request waits for the digests of the results."""
+
 FILE_PART = 1 << 23
 """Bytes of a file that one request returns at most."""
 
@@ -208,6 +211,19 @@ def dead_man(place):
 # The job
 
 
+class Reading:
+    """A call that a thread makes; `result` is what it returns, None until then."""
+
+    def __init__(self, call):
+        self.result = None
+        self.call = call
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self):
+        self.result = self.call()
+
+
 class Job:
     """Unpack, set up, smoke test, train; and what `status.json` says of it."""
 
@@ -221,13 +237,17 @@ class Job:
         self.phase, self.exit_code, self.error = "waiting", None, ""
         self.done_at = None
         self.digests = {}
+        self.reading = None
         self.thread = None
         self._go_on()
 
     def _go_on(self):
         """Take up what was under way before the container started again."""
         done = read(os.path.join(self.place.home, "done.json"))
-        if isinstance(done, dict) and done.get("deployment") == self.place.deployment:
+        done = done if isinstance(done, dict) else {}
+        mine = done.get("deployment") == self.place.deployment
+        # on a volume, a pod that failed must not be the end of the one that takes its place
+        if mine and (done["phase"] == "done" or done.get("pod") == self.place.pod):
             self.exit_code, self.error = done["exit_code"], done.get("error", "")
             self._end(done["phase"])
         else:
@@ -320,6 +340,7 @@ class Job:
         """Keep what the job came to: on the volume, where there is room."""
         done = {
             "deployment": self.place.deployment,
+            "pod": self.place.pod,
             "phase": phase,
             "exit_code": self.exit_code,
             "error": self.error,
@@ -398,6 +419,19 @@ class Job:
                 with contextlib.suppress(OSError):  # gone meanwhile
                     files[os.path.relpath(path, self.place.results)] = self._digest(path)
         return {"files": files}
+
+    def manifest_soon(self):
+        """The manifest, or None while the files are read: a reply must not take too long."""
+        with self.lock:
+            if self.reading is None:
+                self.reading = Reading(self.manifest)
+            reading = self.reading
+        reading.thread.join(READING_SECONDS)
+        if reading.thread.is_alive():
+            return None
+        with self.lock:
+            self.reading = None
+        return reading.result
 
     def _digest(self, path):
         digest, size = hashlib.sha256(), 0
@@ -501,7 +535,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 200, b""
 
     def _files(self):
-        return 200, json.dumps(self.server.job.manifest()).encode()
+        found = self.server.job.manifest_soon()
+        return 200, json.dumps({"reading": True} if found is None else found).encode()
 
     def _file(self):
         root = os.path.realpath(self.server.place.results)

@@ -17,8 +17,8 @@ from errors import UserError
 REPLY_SECONDS = 60.0
 """How long one request may take; the proxy gives up after 100 s."""
 
-PART_BYTES = 2**23
-"""Of a file, in one request."""
+PART_BYTES = 2**22
+"""Of a package, in one request: a slow line must send it within REPLY_SECONDS."""
 
 LARGEST_REPLY = 2**26
 """Bytes of a reply that are read."""
@@ -53,8 +53,11 @@ class PodLink:
         return self._request("GET", f"/log?offset={offset}")
 
     def manifest(self) -> dict[str, Any]:
-        """Size and SHA-256 of every file of the results."""
-        return self._json("GET", "/files")
+        """Size and SHA-256 of every file of the results. Transient while the pod reads them."""
+        found = self._json("GET", "/files")
+        if found.get("reading"):
+            raise Transient("the pod is still reading its results")
+        return found
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """A part of a file of the results."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -29,10 +31,11 @@ class Redactor:
             self.add(secret)
 
     def add(self, secret: str) -> None:
-        """Hide one more value from here on."""
-        if len(secret) >= SHORTEST and secret not in self._secrets:
-            self._secrets.append(secret)
-            self._secrets.sort(key=len, reverse=True)
+        """Hide one more value from here on, also as JSON and addresses spell it."""
+        for text in {secret, json.dumps(secret)[1:-1], urllib.parse.quote(secret)}:
+            if len(text) >= SHORTEST and text not in self._secrets:
+                self._secrets.append(text)
+        self._secrets.sort(key=len, reverse=True)
 
     def __call__(self, text: object) -> str:
         shown = str(text)

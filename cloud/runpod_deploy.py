@@ -108,6 +108,7 @@ def check_plan(api: RunPod, request: Request, work: Work, clock: Clock) -> None:
     _print(
         f"Account: ${account.balance:.2f}, spending ${account.spend_per_hour:.2f}/h before this run"
     )
+    tell_of_orphans(api, clock)
     if not request.max_wait or request.dry_run:
         refuse_if_none(choice, request)
     least = min((candidate.dollars for candidate in choice.candidates), default=0.0)
@@ -144,6 +145,19 @@ def _print(line: str) -> None:
     """Print a line; a terminal that is closed ends nothing."""
     with contextlib.suppress(OSError, ValueError):
         print(line, flush=True)
+
+
+def tell_of_orphans(api: RunPod, clock: Clock) -> None:
+    """Print a line if pods of a command that does not run any more are still there."""
+    runs = {about["deployment"]: about for about in known_deployments()}
+    left = [
+        pod
+        for pod in own_pods(api, clock)
+        if deployment_of(pod) in runs and not is_live(runs[deployment_of(pod)])
+    ]
+    if left:
+        names = ", ".join(pod.name for pod in left)
+        _print(f"WARNING: nobody watches {names}; python -m cloud.runpod_deploy sweep-orphans")
 
 
 # The other commands

@@ -36,6 +36,9 @@ CONTACT_PATIENCE = 900.0
 FETCH_SECONDS = 600.0
 """Between two fetches of checkpoints that are nowhere but in the pod."""
 
+LONGEST_LINE = 10_000
+"""Bytes of a line of the log that is waited for."""
+
 LOG_PARTS = 16
 """Of the log, read at each look at most."""
 
@@ -94,6 +97,7 @@ class PodWatch:
         self._fetched_at = self._now()
         self._fetched_checkpoint: str | None = None
         self._log_offset = 0
+        self._log_rest = b""
         self._log: list[str] = []
         self._pod: Pod | None = None
         self._status: dict[str, Any] = {}
@@ -123,6 +127,13 @@ class PodWatch:
         end = self._now() + seconds
         while self._now() < end and not self.link.status().get("over"):
             self._deployment.pause(1)
+
+    def is_gone(self) -> bool:
+        """Whether RunPod says that there is no such pod; False if it says nothing."""
+        try:
+            return self._deployment.pods.gone(self.pod_id)
+        except (Transient, Refused):
+            return False
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The end of the log."""
@@ -169,10 +180,7 @@ class PodWatch:
             return None
         if self._pod is None and self._now() - self._begun < LISTED_WITHIN:
             return None
-        try:
-            if not self._deployment.pods.gone(self.pod_id):
-                return None
-        except (Transient, Refused):
+        if not self.is_gone():
             return None
         return Outcome(LOST, "gone; RunPod does not list it any more")
 
@@ -238,6 +246,7 @@ class PodWatch:
 
     def _send(self) -> None:
         self._deployment.say(f"pod {self.pod_id}: sending {self._package.size / 1e6:.1f} MB")
+        self._log_offset, self._log_rest = 0, b""
         self.link.send_package(self._package.path, self._deployment.pause)
         self.link.start(self._package.sha256, list(self._deployment.work.steps))
 
@@ -256,15 +265,20 @@ class PodWatch:
 
     def _read_log(self) -> None:
         """Keep the log here, and its last lines in memory."""
-        redact, lines = self._deployment.around.redact, []
+        redact = self._deployment.around.redact
         with contextlib.suppress(Transient):
             for _ in range(LOG_PARTS):
                 part = self.link.log(self._log_offset)
                 self._log_offset += len(part)
-                text = part.decode("utf-8", errors="replace").replace("\r", "\n")
-                lines += [redact(printable(line)) for line in text.splitlines() if line.strip()]
+                self._log_rest += part.replace(b"\r", b"\n")
                 if not part:
                     break
+        whole, _, rest = self._log_rest.rpartition(b"\n")
+        if len(rest) > LONGEST_LINE or self._status.get("over"):
+            whole, rest = self._log_rest, b""
+        self._log_rest = rest  # a secret may be cut in two there
+        text = redact(whole.decode("utf-8", errors="replace"))
+        lines = [printable(line) for line in text.splitlines() if line.strip()]
         self._log = [*self._log, *lines][-200:]
         path = self._deployment.around.folder / "pod.log"
         with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:

@@ -90,6 +90,11 @@ def test_sweep_orphans_leaves_what_others_may_watch(orphan, cloud: Cloud):
     assert [pod.name for pod in cloud.world.alive] == ["my own pod"]
 
 
+def test_a_new_deployment_tells_of_orphans(orphan, cloud: Cloud):
+    ended = cloud.deploy("--dry_run")
+    assert "WARNING: nobody watches nanoarch-aaaa-2; python -m cloud.runpod_deploy" in ended.text
+
+
 def test_sweep_orphans_leaves_what_is_watched(cloud: Cloud):
     ended = []
     cloud.after(600, lambda: ended.append(cloud.command("sweep-orphans")))
@@ -160,6 +165,12 @@ def test_every_problem_is_told_at_once(cloud: Cloud):
 
 
 # Secrets
+
+
+def test_secrets_are_hidden_as_json_and_addresses_spell_them():
+    redact = Redactor(['quo"ted/secret'])
+    for text in ('quo"ted/secret', 'quo\\"ted/secret', "quo%22ted/secret"):
+        assert redact(f"a {text} b") == "a [secret] b"
 
 
 @pytest.mark.parametrize("secret", ['a"b\\c{}#=', "pässwörd $HOME `x`", "'quoted'x"])
@@ -244,10 +255,15 @@ def test_the_package_has_the_commit_without_remotes_and_no_secret(tmp_path):
 
 
 def test_a_file_that_holds_a_secret_is_not_sent():
-    with pytest.raises(UserError, match=r"train.py holds a secret"):
-        project_files(
-            [], Redactor(["what is refused before" if False else "Train the architecture"])
-        )
+    secret = " ".join(("Train", "the architecture that config files"))
+    with pytest.raises(UserError, match=r"^train.py holds a secret"):
+        project_files([], Redactor([secret]))
+
+
+def test_a_folder_of_large_files_is_not_sent(monkeypatch):
+    monkeypatch.setattr("cloud.package.LARGEST_CODE", 1000)
+    with pytest.raises(UserError, match="bytes to be sent, and at most 1,000 are; have git ignore"):
+        project_files([], Redactor())
 
 
 def test_files_elsewhere_are_refused(tmp_path):

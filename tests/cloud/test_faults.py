@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cloud import deployment, runpod_deploy
+from cloud import deployment, results, runpod_deploy
 from cloud.cost_log import COLUMNS, CostLog
 from cloud.live_view import LiveView
 from cloud.work import Work
@@ -177,6 +178,14 @@ def test_waiting_ends(cloud: Cloud):
     assert 1800 <= cloud.clock.time - begun <= 1900
 
 
+def test_no_pod_is_rented_for_a_run_that_would_not_end(cloud: Cloud):
+    """The run needs 10 minutes, and the GPU comes 5 minutes before the limit."""
+    cloud.world.capacity = lambda gpu, region: cloud.clock.time > 1000 + 1500
+    ended = cloud.deploy("--wait", "--max_hours=0.5")
+    check(cloud, ended, LIMIT, "within which no run would end any more")
+    assert cloud.world.rented == []
+
+
 def test_gpus_and_regions_are_as_asked(cloud: Cloud):
     cloud.world.capacity = lambda gpu, region: region == "US-KS-2"
     check(cloud, cloud.deploy("--gpus=H100,A100", "--regions=CA-MTL-1,US-KS-2"), DONE, "done")
@@ -301,6 +310,14 @@ def test_on_a_volume_training_resumes_from_there(cloud: Cloud):
     assert {pod.region for pod in cloud.world.rented} == {"US-KS-2"}
 
 
+def test_a_run_goes_on_where_its_volume_is(cloud: Cloud):
+    """Not in the other data center, whose volume has nothing of it."""
+    cloud.world.capacity = lambda gpu, region: region == "US-KS-2" or cloud.clock.time > 1500
+    cloud.after(1000, cloud.reclaim)
+    check(cloud, cloud.deploy("--volumes=EU-RO-1=vol1,US-KS-2=vol2"), DONE, "done")
+    assert [pod.region for pod in cloud.world.rented] == ["US-KS-2", "US-KS-2"]
+
+
 def test_pods_that_go_for_ever_end_it(cloud: Cloud):
     for hour in range(1, 30):
         cloud.after(400 * hour, cloud.reclaim)
@@ -377,6 +394,38 @@ def test_results_come_from_the_volume_where_the_pod_is_gone(cloud: Cloud, monkey
     ended = cloud.deploy("--volumes=US-KS-2=vol1")
     check(cloud, ended, DONE, "done: validation loss 2.0000")
     assert len(cloud.world.rented) == 1
+
+
+def test_results_are_worth_waiting_for(cloud: Cloud):
+    """The proxy fails for ten minutes when training is done."""
+    cloud.world.when["phase:done"] = lambda: cloud.world.faults.append(
+        Fault("agent", "500", 30, skip=1)
+    )
+    ended = cloud.deploy()
+    check(cloud, ended, DONE, "done: validation loss 2.0000")
+    assert "the results cannot be fetched now" in ended.text
+
+
+def test_a_full_disk_here_is_waited_for(cloud: Cloud, monkeypatch):
+    copy, fails = results.shutil.copyfile, [True] * 5
+
+    def fail_at_first(*about: object) -> object:
+        if fails:
+            fails.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy(*about)
+
+    monkeypatch.setattr(results.shutil, "copyfile", fail_at_first)
+    ended = cloud.deploy()
+    check(cloud, ended, DONE, "done: validation loss 2.0000")
+    assert "cannot write the results in out/tried: No space left on device" in ended.text
+
+
+def test_results_that_never_come_end_it_after_half_an_hour(cloud: Cloud):
+    cloud.world.faults.append(Fault("agent:/files", "500", 9999))
+    begun = cloud.clock.time
+    check(cloud, cloud.deploy(), FAILED, "trained, but the results could not be fetched")
+    assert 1800 < cloud.clock.time - begun - 1380 < 2000
 
 
 @pytest.mark.parametrize(

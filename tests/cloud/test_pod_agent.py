@@ -92,6 +92,26 @@ def test_a_container_that_starts_again_goes_on_with_the_job(place, unpacked):
     assert again.phase == "done"
 
 
+def test_a_pod_that_failed_is_not_the_end_of_the_next_on_its_volume(place, unpacked):
+    job = Job(place)
+    job.start([("smoke", "exit 1")])
+    wait_for(job)
+    assert Job(place).phase == "failed"  # of this pod it is
+    Path(place.path("started.json")).unlink()
+    place.pod = "pod2"
+    assert Job(place).phase == "waiting"
+
+
+def test_the_digests_of_large_results_are_waited_for(place, monkeypatch):
+    monkeypatch.setattr(pod_agent, "READING_SECONDS", 0.0)
+    job, goes_on = Job(place), threading.Event()
+    monkeypatch.setattr(job, "manifest", lambda: goes_on.wait(10) and {"files": {}})
+    assert job.manifest_soon() is None
+    goes_on.set()
+    job.reading.thread.join()
+    assert job.manifest_soon() == {"files": {}}
+
+
 def test_the_done_marker_of_another_deployment_does_not_count(place, unpacked):
     Path(place.home, "done.json").write_text(
         json.dumps({"deployment": "other", "phase": "done", "exit_code": 0})
