@@ -421,7 +421,7 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
     processes = options.gpus_per_run
     refuse_uneven_shares(plan, processes)
     if options.json:
-        print(json.dumps(plan_as_data(plan)))
+        print(json.dumps(plan_as_data(plan, argv)))
         return 0
     workers, gpus = runs_at_a_time(options, plan), shared_gpus(options, plan)
     if options.engine == "local":
@@ -440,9 +440,10 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
             return run_sweep(plan, engine, stop, argv)
 
 
-def plan_as_data(plan: Plan) -> dict[str, Any]:
+def plan_as_data(plan: Plan, argv: Sequence[str]) -> dict[str, Any]:
     """What all runs of a plan come to: their number, FLOPs and, where minutes limit them, minutes;
-    with --until_sure at most."""
+    with --until_sure at most. Also the baseline's config, and of the command line what is not the
+    sweep's own."""
     runs = len(plan.seeds) + plan.trials_each * len(plan.tuning_seeds)
     timed = plan.is_timed
     return {
@@ -451,6 +452,8 @@ def plan_as_data(plan: Plan) -> dict[str, Any]:
         "runs": runs * len(plan.arms),
         "flops": None if timed else runs * sum(arm.flops for arm in plan.arms),
         "minutes": runs * len(plan.arms) * plan.request.budget.amount if timed else None,
+        "baseline": plan.baseline.settings.to_dict(),
+        "rest": parser().parse_known_args(argv)[1],
     }
 
 

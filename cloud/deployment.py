@@ -222,17 +222,14 @@ class Deployment:
             if not self.pods.remove_all():
                 raise CloudError(f"pod {watch.pod_id} is not seen to be gone")
             if self._carries():
-                contents = dataclasses.replace(self.work.contents, carried=self._carried())
+                contents = dataclasses.replace(
+                    self.work.contents, carried=self.work.fetched_parts()
+                )
                 package = make_package(contents, package.path)
 
     def _carries(self) -> bool:
         """Whether a new pod is sent what was fetched of the run."""
         return self._fetched and not self.request.volumes
-
-    def _carried(self) -> dict[str, Path]:
-        if self.request.sweep:
-            return {path.name: path for path in self.work.target.iterdir() if path.is_dir()}
-        return {"": self.work.target}
 
     def _watched(self, watch: PodWatch) -> Outcome:
         """What becomes of a pod; where it is time to stop, what can be saved is saved first."""

@@ -26,6 +26,9 @@ from training.provenance import PROJECT, provenance
 IMAGE_GB, INSTALLED_GB = 5, 15
 """Of the container disk, beside code, data and results: what is written of the image, torch."""
 
+FILE_OPTIONS = ("--arms", "--baselines", "--plugins")
+"""Options of a sweep that list files."""
+
 SMOKE_FLAGS = {"max_iters": "2", "eval_tokens": "2048", "log_to": "default"}
 """What the smoke test does instead of the run: two steps, and an evaluation before and after."""
 
@@ -38,6 +41,7 @@ class Work:
         name: Of the deployment's folder in the pod, and for people.
         results: Folder of the results, in out/ of the pod and in `out_dir` here.
         out_dir: Where results go here.
+        parts: Folders of the results that this work makes; "": the results themselves.
         settings: Of the run, or of a sweep's baseline.
         runs: How many runs.
         flops: Of all of them; None where minutes limit them.
@@ -50,6 +54,7 @@ class Work:
     name: str
     results: str
     out_dir: Path
+    parts: tuple[str, ...]
     settings: Settings
     runs: int
     flops: float | None
@@ -62,6 +67,11 @@ class Work:
     def target(self) -> Path:
         """Where the results go."""
         return self.out_dir / self.results
+
+    def fetched_parts(self) -> dict[str, Path]:
+        """What of the results is here, for another pod to go on with."""
+        folders = {part: self.target / part for part in self.parts}
+        return {part: folder for part, folder in folders.items() if folder.is_dir()}
 
 
 def make_work(request: Request, redact: Redactor) -> Work:
@@ -103,6 +113,7 @@ def _run_work(request: Request, redact: Redactor) -> Work:
         name=name,
         results=name,
         out_dir=Path(training.out_dir),
+        parts=("",),
         settings=settings,
         runs=1,
         flops=None,
@@ -119,19 +130,16 @@ def _run_work(request: Request, redact: Redactor) -> Work:
 
 def _sweep_work(request: Request, redact: Redactor) -> Work:
     plans = _plans_of_sweep(request.argv)
-    rest = [argument for argument in request.argv if not _is_sweep_option(argument)]
-    settings = configurator.load(rest)
-    arguments = configurator.split_arguments(request.argv)
-    given, moved = _sendable(arguments.files, arguments.flags.get("plugins", ""), settings)
-    for listed in (arguments.flags.get(key, "") for key in ("arms", "baselines")):
-        given += [Path(path) for path in listed.split(",") if path]
+    asked = configurator.read(plans[0]["rest"])  # so that the parts of plugins are known
+    settings = configurator.settings_from_dict(plans[0]["baseline"], asked.plugins)
+    given, moved = _sendable(asked.config_files, asked.value("plugins"), settings)
+    given += [Path(path) for path in _listed(request.argv, ("--arms", "--baselines"))]
     dataset = dataset_to_send(settings.training.dataset)
     changed = moved | _renamed(dataset, settings.training.dataset)
     if settings.training.out_dir != "out":
         changed["out_dir"] = "out"
     argv = [a for a in request.argv if a.partition("=")[0].removeprefix("--") not in changed]
     command = ["python", "sweep.py", *_relative(argv), *_spelled(changed)]
-    out_dir = Path(plans[0]["folder"]).parents[1]
     folders = [Path(plan["folder"]) for plan in plans]
     carried = {folder.name: folder for folder in folders if folder.is_dir()}
     flops = [plan["flops"] for plan in plans]
@@ -139,7 +147,8 @@ def _sweep_work(request: Request, redact: Redactor) -> Work:
     return Work(
         name=f"sweep-{plans[0]['name']}",
         results="sweeps",
-        out_dir=out_dir,
+        out_dir=folders[0].parents[1],
+        parts=tuple(folder.name for folder in folders),
         settings=settings,
         runs=sum(plan["runs"] for plan in plans),
         flops=None if None in flops else sum(flops),
@@ -166,11 +175,6 @@ def _plans_of_sweep(argv: Sequence[str]) -> list[dict]:
     if done.returncode:
         raise UserError(done.stderr.strip()[-4000:] or "sweep.py could not plan the sweep.")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-def _is_sweep_option(argument: str) -> bool:
-    name, equals, _ = argument.removeprefix("--").partition("=")
-    return argument.startswith("--") and name in configurator.COMMAND_OPTIONS
 
 
 def _refuse_resume(resume: str) -> None:
@@ -212,16 +216,23 @@ def _files(files: Sequence[str]) -> list[str]:
 
 def _relative(argv: Sequence[str]) -> list[str]:
     """A sweep's arguments with its files as seen from the project's folder."""
+    files = {*_listed(argv, FILE_OPTIONS), *(word for word in argv if word.endswith(".py"))}
+    places = {path: _in_pod(path) for path in files}
     found = []
     for argument in argv:
-        key, equals, text = argument.partition("=")
-        if not argument.startswith("-"):
-            found.append(_in_pod(argument))
-        elif key in ("--arms", "--baselines", "--plugins"):
-            found.append(f"{key}={','.join(_in_pod(path) for path in text.split(','))}")
-        else:
-            found.append(argument)
+        key, equals, text = (
+            argument.rpartition("=") if argument.startswith("-") else ("", "", argument)
+        )
+        words = [places.get(word, word) for word in text.split(",")]
+        found.append(f"{key}{equals}{','.join(words)}")
     return found
+
+
+def _listed(argv: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The files that options list, as `--arms=a.py,b.py` or `--arms a.py,b.py`."""
+    texts = [text for option, text in zip(argv, argv[1:], strict=False) if option in options]
+    texts += [a.partition("=")[2] for a in argv if a.partition("=")[0] in options]
+    return [path for text in texts for path in text.split(",") if path]
 
 
 def _spelled(flags: Mapping[str, str]) -> list[str]:
