@@ -33,7 +33,7 @@ LEFT_OUT = (".env", ".pem", ".key")
 """How names end of files that may hold secrets; they are not sent."""
 
 LARGEST_CODE = 2 * 10**8
-"""Bytes of all files beside the dataset and the run to go on with."""
+"""Bytes of the files that git tracks or would."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,7 @@ def project_files(given: Iterable[Path], redact: Redactor) -> dict[PurePosixPath
         ]
     else:
         paths = [PROJECT / name for name in names.split("\0") if name]
+    refuse_large(path for path in paths if path.is_file())
     for path in given:
         paths += [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     found: dict[PurePosixPath, Path] = {}
@@ -107,17 +108,21 @@ def project_files(given: Iterable[Path], redact: Redactor) -> dict[PurePosixPath
         ):
             continue
         found[PurePosixPath(in_project(path).as_posix())] = path
-    sizes = {name: path.stat().st_size for name, path in found.items()}
-    if sum(sizes.values()) > LARGEST_CODE:
-        name = max(sizes, key=lambda name: sizes[name])
-        raise UserError(
-            f"the project's folder has {sum(sizes.values()):,} bytes to be sent, and at most "
-            f"{LARGEST_CODE:,} are; have git ignore what is no code, such as {name}."
-        )
     for name, path in found.items():
         if redact.found_in(path.read_bytes()):
             raise UserError(f"{name} holds a secret; it would be sent to the pod. Take it out.")
     return found
+
+
+def refuse_large(paths: Iterable[Path]) -> None:
+    """Raise UserError where the project's own files are more than code can be."""
+    sizes = {path: path.stat().st_size for path in paths}
+    if sum(sizes.values()) > LARGEST_CODE:
+        largest = in_project(max(sizes, key=lambda path: sizes[path]))
+        raise UserError(
+            f"the project's folder has {sum(sizes.values()):,} bytes to be sent, and at most "
+            f"{LARGEST_CODE:,} are; have git ignore what is no code, such as {largest}."
+        )
 
 
 def in_project(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """What runs inside a pod: a dead-man switch, and a server that trains and hands out the results.
 
 The start command writes this one file into the pod and starts it twice, so it imports the standard
-library alone and runs on Python 3.8.
+library alone.
 
     python3 pod_agent.py dead_man    removes the pod when its time is up, whatever else happens
     python3 pod_agent.py serve       takes the code, trains, keeps status.json, serves the results
@@ -12,11 +12,15 @@ the pod began, that the job began, and that it is done (`done.json`, with the ex
 Every request needs the token of the environment variable NANOARCH_TOKEN as a bearer token.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import hmac
+import http.client
 import http.server
 import json
+import math
 import os
 import shutil
 import signal
@@ -28,9 +32,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
 
 STOP_BEFORE = 60.0
 """Seconds before the dead-man switch removes the pod, at most, when training is asked to save."""
+
+ASK_SECONDS = 30.0
+"""That a reply of RunPod's API is waited for."""
 
 LOST_CONTACT = 3600.0
 """Seconds that a pod whose job is done waits for somebody to fetch the results."""
@@ -48,7 +57,7 @@ LARGEST_REQUEST = 1 << 24
 """Bytes of a request's body; a proxy before the pod would refuse far more."""
 
 
-def seconds_awake():
+def seconds_awake() -> float:
     """A clock that no change of the date moves, and that goes on while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
@@ -60,7 +69,7 @@ class Place:
     the pod's own disk.
     """
 
-    def __init__(self, environment):
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self.run = environment["NANOARCH_RUN"]
         self.deployment = environment["NANOARCH_DEPLOYMENT"]
         self.token = environment["NANOARCH_TOKEN"]
@@ -79,11 +88,11 @@ class Place:
             with contextlib.suppress(OSError):  # a full volume: what can be done is done
                 os.makedirs(folder, exist_ok=True)
 
-    def path(self, name):
+    def path(self, name: str) -> str:
         return os.path.join(self.code, name)
 
 
-def write(path, content):
+def write(path: str, content: str) -> bool:
     """Replace a file; False where the disk does not take it."""
     try:
         with open(path + ".tmp", "w", encoding="utf-8") as file:
@@ -94,7 +103,7 @@ def write(path, content):
     return True
 
 
-def read(path):
+def read(path: str) -> Any:
     """A JSON file, None where there is none that can be read."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -103,11 +112,34 @@ def read(path):
         return None
 
 
+class Background:
+    """A call that a thread makes; `result` is what it returns, None until then or on an error."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self.call = call
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.result = self.call()
+
+
 # Removing the pod
 
 
-def ask(place, query):
-    """What the API answers to a query, with the key that RunPod gives a pod; None on an error."""
+def ask(place: Place, query: str) -> Any:
+    """What the API answers to a query, None on an error or after half a minute.
+
+    A reply may come byte by byte for ever, which no time limit of a socket ends.
+    """
+    asked = Background(lambda: _ask(place, query))
+    asked.thread.join(ASK_SECONDS)
+    return asked.result
+
+
+def _ask(place: Place, query: str) -> Any:
+    """The same without the limit, with the key that RunPod gives a pod."""
     request = urllib.request.Request(
         place.api + "/graphql",
         data=json.dumps({"query": query}).encode(),
@@ -120,12 +152,12 @@ def ask(place, query):
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
             answer = json.load(response)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     return answer if isinstance(answer, dict) and "errors" not in answer else None
 
 
-def remove_pod(place):
+def remove_pod(place: Place) -> None:
     """Remove this pod, again and again until that ends this process."""
     tries = 0
     while True:
@@ -158,34 +190,34 @@ class Remaining:
     case. A clock that is wrong ends the pod too early, never too late.
     """
 
-    def __init__(self, place):
+    def __init__(self, place: Place) -> None:
         self.place = place
         self.awake = seconds_awake()
         self.before = 0.0
         first = read(place.path("first-start.json"))
-        if isinstance(first, dict) and first.get("pod") == place.pod:
-            self.first = float(first["time"])
+        known = isinstance(first, dict) and first.get("pod") == place.pod
+        if known and isinstance(first.get("time"), float) and math.isfinite(first["time"]):
+            self.first = first["time"]
             self.before = max(0.0, time.time() - self.first)
         else:
             self.first = time.time()
-            write(
-                place.path("first-start.json"), json.dumps({"pod": place.pod, "time": self.first})
-            )
+            about = {"pod": place.pod, "time": self.first}
+            write(place.path("first-start.json"), json.dumps(about))
         self.limit = place.seconds
 
-    def elapsed(self):
+    def elapsed(self) -> float:
         return max(self.before + seconds_awake() - self.awake, time.time() - self.first)
 
-    def seconds(self):
+    def seconds(self) -> float:
         return min(self.limit - self.elapsed(), self.place.deadline - time.time())
 
-    def shorten_to_price(self, dollars_per_hour):
+    def shorten_to_price(self, dollars_per_hour: float) -> None:
         """End when the dollars are spent, where the pod costs more than was thought."""
         if dollars_per_hour > 0:
             self.limit = min(self.limit, 3600 * self.place.dollars / dollars_per_hour)
 
 
-def price_of_pod(place):
+def price_of_pod(place: Place) -> float | None:
     """Dollars per hour of this pod; None where the API does not say."""
     answer = ask(place, f'query {{ pod(input: {{ podId: "{place.pod}" }}) {{ costPerHr }} }}')
     try:
@@ -194,7 +226,7 @@ def price_of_pod(place):
         return None
 
 
-def dead_man(place):
+def dead_man(place: Place) -> None:
     """Wait until the time is up or the job is over, and remove the pod."""
     remaining = Remaining(place)
     ask_price_at, price = 0.0, None
@@ -211,23 +243,10 @@ def dead_man(place):
 # The job
 
 
-class Reading:
-    """A call that a thread makes; `result` is what it returns, None until then."""
-
-    def __init__(self, call):
-        self.result = None
-        self.call = call
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self):
-        self.result = self.call()
-
-
 class Job:
     """Unpack, set up, smoke test, train; and what `status.json` says of it."""
 
-    def __init__(self, place):
+    def __init__(self, place: Place) -> None:
         self.place = place
         self.remaining = Remaining(place)
         self.lock = threading.Lock()
@@ -241,7 +260,7 @@ class Job:
         self.thread = None
         self._go_on()
 
-    def _go_on(self):
+    def _go_on(self) -> None:
         """Take up what was under way before the container started again."""
         done = read(os.path.join(self.place.home, "done.json"))
         done = done if isinstance(done, dict) else {}
@@ -255,7 +274,7 @@ class Job:
             if isinstance(started, dict):
                 self.start(started["steps"])
 
-    def start(self, steps):
+    def start(self, steps: list) -> None:
         """Begin, once. Steps are (name, command): a list of arguments, or text for bash."""
         with self.lock:
             if self.thread is not None or self.phase != "waiting":
@@ -265,7 +284,7 @@ class Job:
         write(self.place.path("started.json"), json.dumps({"steps": steps}))
         self.thread.start()
 
-    def _run(self, steps):
+    def _run(self, steps: list) -> None:
         try:
             self._unpack()
             for name, command in steps:
@@ -283,7 +302,7 @@ class Job:
             self.error = f"{self.phase}: {type(error).__name__}: {error}"
         self._finish(phase)
 
-    def _unpack(self):
+    def _unpack(self) -> None:
         tree = self.place.path("tree")
         with tarfile.open(self.place.path("package.tar.gz")) as package:
             if hasattr(tarfile, "data_filter"):
@@ -298,7 +317,7 @@ class Job:
         if not os.path.islink(link):
             os.symlink(self.place.out, link)
 
-    def _execute(self, command):
+    def _execute(self, command: str | list[str]) -> int:
         """Run a step in the code's folder, its output added to the log; its exit status."""
         environment = dict(os.environ)
         for name in ("NANOARCH_TOKEN", "RUNPOD_API_KEY"):  # no business of the training
@@ -322,7 +341,7 @@ class Job:
                 )
             return self.process.wait()
 
-    def stop(self):
+    def stop(self) -> None:
         """Ask training to save and end."""
         with self.lock:
             if self.stopping:  # a second signal would end train.py before it has saved
@@ -336,7 +355,7 @@ class Job:
         if waiting:
             self._finish("stopped")
 
-    def _finish(self, phase):
+    def _finish(self, phase: str) -> None:
         """Keep what the job came to: on the volume, where there is room."""
         done = {
             "deployment": self.place.deployment,
@@ -350,15 +369,15 @@ class Job:
         write(os.path.join(self.place.home, "done.json"), json.dumps(done))
         self._end(phase)
 
-    def _end(self, phase):
+    def _end(self, phase: str) -> None:
         self.phase = phase
         self.done_at = seconds_awake()
 
     @property
-    def over(self):
+    def over(self) -> bool:
         return self.done_at is not None
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         """What is known of the job, for status.json and for whoever asks."""
         progress = self._progress()
         return {
@@ -373,7 +392,7 @@ class Job:
             **progress,
         }
 
-    def _progress(self):
+    def _progress(self) -> dict[str, Any]:
         """Steps done, the last validation loss, the newest checkpoint, runs that are complete."""
         found = {
             "iter": None,
@@ -399,7 +418,7 @@ class Job:
             found["checkpoint"] = max((n for n in names if not n.startswith(".")), default=None)
         return found
 
-    def _complete_runs(self):
+    def _complete_runs(self) -> int:
         """How many runs of a sweep are complete."""
         count = 0
         for folder, _, names in os.walk(self.place.results):
@@ -408,7 +427,7 @@ class Job:
                     count += read(os.path.join(folder, "run.json")).get("status") == "completed"
         return count
 
-    def manifest(self):
+    def manifest(self) -> dict[str, Any]:
         """The size and SHA-256 of every file of the results, by its path in them."""
         files = {}
         for folder, _, names in os.walk(self.place.results):
@@ -420,11 +439,11 @@ class Job:
                     files[os.path.relpath(path, self.place.results)] = self._digest(path)
         return {"files": files}
 
-    def manifest_soon(self):
+    def manifest_soon(self) -> dict[str, Any] | None:
         """The manifest, or None while the files are read: a reply must not take too long."""
         with self.lock:
             if self.reading is None:
-                self.reading = Reading(self.manifest)
+                self.reading = Background(self.manifest)
             reading = self.reading
         reading.thread.join(READING_SECONDS)
         if reading.thread.is_alive():
@@ -433,7 +452,7 @@ class Job:
             self.reading = None
         return reading.result
 
-    def _digest(self, path):
+    def _digest(self, path: str) -> dict[str, Any]:
         digest, size = hashlib.sha256(), 0
         about = os.stat(path)
         known = self.digests.get(path)
@@ -448,7 +467,7 @@ class Job:
             self.digests[path] = ((about.st_size, about.st_mtime_ns, about.st_ino), found)
         return found
 
-    def supervise(self):
+    def supervise(self) -> None:
         """Keep status.json, save before the time is up, and end when nobody fetches the results."""
         evaluated, phase = None, None
         while True:
@@ -464,7 +483,7 @@ class Job:
             time.sleep(1)
 
 
-def finish(place):
+def finish(place: Place) -> None:
     """Have the dead-man switch remove the pod now; by another process if it is not there."""
     if not write(place.path("finish"), "{}"):
         remove_pod(place)
@@ -479,21 +498,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def log_message(self, *arguments):
+    def log_message(self, *arguments: Any) -> None:
         pass
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self._answer(
             {"/status": self._status, "/log": self._log, "/files": self._files, "/file": self._file}
         )
 
-    def do_PUT(self):
+    def do_PUT(self) -> None:
         self._answer({"/package": self._package})
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         self._answer({"/start": self._start, "/stop": self._stop, "/finish": self._finish})
 
-    def _answer(self, actions):
+    def _answer(self, actions: dict[str, Callable[[], tuple[int, bytes]]]) -> None:
         address = urllib.parse.urlsplit(self.path)
         self.asked = dict(urllib.parse.parse_qsl(address.query))
         given = self.headers.get("Authorization", "")
@@ -516,17 +535,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             content = json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
         return self._reply(status, content)
 
-    def _reply(self, status, content):
+    def _reply(self, status: int, content: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Content-Type", "application/octet-stream")
         self.end_headers()
         self.wfile.write(content)
 
-    def _status(self):
+    def _status(self) -> tuple[int, bytes]:
         return 200, json.dumps(self.server.job.status()).encode()
 
-    def _log(self):
+    def _log(self) -> tuple[int, bytes]:
         try:
             with open(self.server.place.path("pod.log"), "rb") as file:
                 file.seek(int(self.asked.get("offset", 0)))
@@ -534,11 +553,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except FileNotFoundError:
             return 200, b""
 
-    def _files(self):
+    def _files(self) -> tuple[int, bytes]:
         found = self.server.job.manifest_soon()
         return 200, json.dumps({"reading": True} if found is None else found).encode()
 
-    def _file(self):
+    def _file(self) -> tuple[int, bytes]:
         root = os.path.realpath(self.server.place.results)
         path = os.path.realpath(os.path.join(root, self.asked["path"]))
         if os.path.commonpath((root, path)) != root:
@@ -550,7 +569,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError:
             return 404, b"{}"
 
-    def _package(self):
+    def _package(self) -> tuple[int, bytes]:
         with self.server.job.lock:
             if self.server.job.thread is not None:
                 return 409, b'{"error": "the job has begun"}'
@@ -561,7 +580,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 file.truncate()
         return 200, b"{}"
 
-    def _start(self):
+    def _start(self) -> tuple[int, bytes]:
         order = json.loads(self.body)
         if self.server.job.phase != "waiting":
             return 200, b"{}"
@@ -574,17 +593,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.job.start(order["steps"])
         return 200, b"{}"
 
-    def _stop(self):
+    def _stop(self) -> tuple[int, bytes]:
         self.server.job.stop()
         return 200, b"{}"
 
-    def _finish(self):
+    def _finish(self) -> tuple[int, bytes]:
         self.server.job.stop()
         finish(self.server.place)
         return 200, b"{}"
 
 
-def serve(place):
+def serve(place: Place) -> None:
     server = http.server.ThreadingHTTPServer(("0.0.0.0", place.port), Handler)
     server.daemon_threads = True
     server.place, server.job = place, Job(place)

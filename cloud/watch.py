@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
+from cloud.budget import Budget
+from cloud.cost_log import CostLog
 from cloud.failures import CloudError, Refused, Transient
-from cloud.live_view import Shown
+from cloud.live_view import LiveView, Shown
+from cloud.own_pods import OwnPods
 from cloud.package import Package
 from cloud.plan import Candidate
 from cloud.pod_link import PodLink
-from cloud.runpod_api import Pod
+from cloud.request import Request
+from cloud.runpod_api import Pod, RunPod
+from cloud.work import Work
 from errors import printable
 
 DONE, JOB_FAILED, BAD, LOST = "done", "failed", "bad", "lost"
@@ -60,6 +65,33 @@ class Outcome:
     words: str
 
 
+class Owner(Protocol):
+    """The deployment that a pod belongs to, see `deployment.Deployment`."""
+
+    identity: str
+    request: Request
+    work: Work
+    api: RunPod
+    pods: OwnPods
+    budget: Budget
+    costs: CostLog
+    view: LiveView
+    around: Any
+    kept_back: float
+
+    def say(self, text: str) -> None:
+        """Print a line without secrets."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Wait; raises Interrupted or LimitReached when it is time to stop."""
+        ...
+
+    def fetch_checkpoint(self, watch: PodWatch) -> None:
+        """Bring home what a new pod would go on with."""
+        ...
+
+
 class PodWatch:
     """Watches one pod.
 
@@ -75,7 +107,7 @@ class PodWatch:
 
     def __init__(
         self,
-        deployment: Any,
+        deployment: Owner,
         pod_id: str,
         name: str,
         candidate: Candidate,
@@ -95,7 +127,7 @@ class PodWatch:
         self._asked_account_at = -math.inf
         self._extra_rate = 0.0
         self._fetched_at = self._now()
-        self._fetched_checkpoint: str | None = None
+        self._fetched_checkpoint: str | int | None = None
         self._log_offset = 0
         self._log_rest = b""
         self._log: list[str] = []
@@ -286,7 +318,7 @@ class PodWatch:
 
     def _fetch_if_due(self) -> None:
         """Bring home checkpoints that are nowhere but in the pod."""
-        newest = self._status["checkpoint"]
+        newest = self._status["checkpoint"] or self._status["runs"]  # the latter of a sweep
         due = self._now() - self._fetched_at >= FETCH_SECONDS
         if self._deployment.request.volumes or newest == self._fetched_checkpoint or not due:
             return

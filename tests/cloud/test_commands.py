@@ -215,6 +215,11 @@ def test_no_key_is_an_error_that_says_how(cloud: Cloud, monkeypatch):
     assert cloud.deploy().last.startswith("there is no RunPod API key; set RUNPOD_API_KEY, or copy")
 
 
+def test_the_start_command_is_as_long_as_documented():
+    document = (REPOSITORY / "docs/cloud.md").read_text()
+    assert f"a start command of {round(len(start_command()), -3):,} characters" in document
+
+
 def test_the_start_command_is_the_same_for_all_and_needs_no_quoting(cloud: Cloud):
     cloud.deploy()
     command = cloud.world.rented[0].command

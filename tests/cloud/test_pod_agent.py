@@ -201,6 +201,19 @@ def test_the_deadline_holds_though_the_first_start_is_forgotten(tmp_path):
     assert Remaining(place).seconds() <= 50
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pod": "pod1"}', '{"pod": "pod1", "time": NaN}'])
+def test_a_damaged_record_of_the_first_start_does_not_stop_the_switch(text, tmp_path):
+    place = Place(environment(tmp_path))
+    Path(place.path("first-start.json")).write_text(text)
+    assert 990 < Remaining(place).seconds() <= 1000
+
+
+def test_the_switch_waits_for_no_reply(tmp_path, monkeypatch):
+    monkeypatch.setattr(pod_agent, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(pod_agent, "_ask", lambda place, query: time.sleep(60))
+    assert pod_agent.price_of_pod(Place(environment(tmp_path))) is None
+
+
 def test_a_pod_that_costs_more_ends_sooner(tmp_path):
     remaining = Remaining(Place(environment(tmp_path)))
     remaining.shorten_to_price(36.0)  # a dollar lasts 100 seconds
