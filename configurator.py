@@ -63,11 +63,15 @@ TAKEN_BACK = "default"
 ASKED = ("--help", "-h", "--print_config")
 _OF_SWEEP = (
     "vary arms design seeds until_sure max_seeds margin match budget tune tune_seeds "
-    "ladder baselines name workers gpus_per_run engine slurm_options dry_run"
+    "ladder baselines name workers gpus_per_run engine slurm_options dry_run json"
 )
 _OF_AUDIT = "save compare"
 _OF_DRY_RUN = "device_name mfu price_per_hour"
-COMMAND_OPTIONS = (*_OF_SWEEP.split(), *_OF_AUDIT.split(), *_OF_DRY_RUN.split())
+_OF_CLOUD = (
+    "sweep max_cost max_hours gpus gpu_count regions volumes community spot wait max_wait image "
+    "setup secrets"
+)
+COMMAND_OPTIONS = tuple(" ".join((_OF_SWEEP, _OF_AUDIT, _OF_DRY_RUN, _OF_CLOUD)).split())
 """Options that commands take besides `--key=value`; no key may have such a name."""
 
 KEYS.reserve((*(flag.lstrip("-") for flag in ASKED), *COMMAND_OPTIONS))

@@ -18,10 +18,12 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -203,6 +205,11 @@ def parser() -> argparse.ArgumentParser:
         help='with --engine=slurm: options of sbatch, "--partition=gpu --time=4:00:00"',
     )
     flags.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    flags.add_argument(
+        "--json",
+        action="store_true",
+        help="with --dry_run: print each plan as a line of JSON, for other programs",
+    )
     return flags
 
 
@@ -355,6 +362,8 @@ def main(argv: list[str]) -> int:
     """Run the sweep that a command line asks for; 0 where every run ended, else 1."""
     options, rest = parser().parse_known_args(argv)
     try:
+        if options.json and not options.dry_run:
+            raise UserError("--json has no effect without --dry_run; add it, or drop this.")
         if started_as_worker():
             raise UserError("sweep.py starts its runs itself; start it without torchrun.")
         request = read_request(options, rest)
@@ -383,7 +392,8 @@ def run_series(
         series = Series(kind, tuple(Member(label, plan.folder) for label, plan in plans))
         write_series(folder, series, shlex.join(["python", "sweep.py", *argv]))
     for number, (label, plan) in enumerate(plans, start=1):
-        print(f"\nSweep {number} of {len(plans)}: {label}")
+        if not options.json:
+            print(f"\nSweep {number} of {len(plans)}: {label}")
         if carry_out(plan, options, argv):
             return 1
     if not options.dry_run:
@@ -410,6 +420,9 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
     plan = with_seeds_of_before(plan)
     processes = options.gpus_per_run
     refuse_uneven_shares(plan, processes)
+    if options.json:
+        print(json.dumps(plan_as_data(plan, argv)))
+        return 0
     workers, gpus = runs_at_a_time(options, plan), shared_gpus(options, plan)
     if options.engine == "local":
         refuse_this_machine(plan, processes)
@@ -425,6 +438,23 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
         engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
         with StopRequest("letting the runs under way save") as stop:
             return run_sweep(plan, engine, stop, argv)
+
+
+def plan_as_data(plan: Plan, argv: Sequence[str]) -> dict[str, Any]:
+    """What all runs of a plan come to: their number, FLOPs and, where minutes limit them, minutes;
+    with --until_sure at most. Also the baseline's config, and of the command line what is not the
+    sweep's own."""
+    runs = len(plan.seeds) + plan.trials_each * len(plan.tuning_seeds)
+    timed = plan.is_timed
+    return {
+        "name": plan.name,
+        "folder": str(plan.folder),
+        "runs": runs * len(plan.arms),
+        "flops": None if timed else runs * sum(arm.flops for arm in plan.arms),
+        "minutes": runs * len(plan.arms) * plan.request.budget.amount if timed else None,
+        "baseline": plan.baseline.settings.to_dict(),
+        "rest": parser().parse_known_args(argv)[1],
+    }
 
 
 def refuse_uneven_shares(plan: Plan, processes: int) -> None:

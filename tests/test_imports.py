@@ -97,6 +97,21 @@ def test_imports_point_down():
     assert {module: found for module, found in up.items() if found} == {}
 
 
+def test_what_runs_in_a_pod_imports_nothing_of_the_project():
+    assert import_graph()["cloud.pod_agent"] == set()
+
+
+def test_the_cloud_runs_the_commands_and_imports_none():
+    commands = {"sweep", "train", "experiment", "comparison", "compare_architectures"}
+    found = {
+        (module, name)
+        for module, names in import_graph().items()
+        for name in names
+        if module.startswith("cloud.") and name.split(".")[0] in commands
+    }
+    assert found == set()
+
+
 def test_no_import_is_circular():
     try:
         TopologicalSorter(import_graph()).prepare()

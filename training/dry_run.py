@@ -159,19 +159,65 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
     training = settings.training
     workers = _workers(training, assumed.workers)
     machine = _machine(training, assumed)
-    with torch.device("meta"):
-        model = GPT(settings.model)
-        optimizer_flops = make_optimizer(model, training).step_flops()
-    cost = model.cost_report(training.sequence_length)
+    cost, flops = _cost_and_flops(settings)
     own = share_of(training, workers.data_size)
     memory = Memory(settings.model, own, machine, workers)
     return format_start_report(
         [
             (f"Dry run: {cost['name']}", _size_rows(cost, training)),
             (_of_workers("Memory", machine, assumed), memory.rows()),
-            ("Time", list(_time_rows(cost, optimizer_flops, training, machine, assumed))),
+            ("Time", list(_time_rows(flops, training, machine, assumed))),
         ]
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a run needs, on any GPU.
+
+    Attributes:
+        flops: Of all steps, the optimizer's included and validation not.
+        memory: Bytes of each worker, spread as `parallelism` says, or in the way that needs the
+            least if it is "auto"; None if that cannot be told before the run.
+    """
+
+    flops: float
+    memory: int | None
+
+    def hours(self, peak: float, workers: int, mfu: float) -> float:
+        """How long the steps take on devices of a peak in FLOP/s."""
+        return self.flops / (peak * workers * mfu) / 3600
+
+
+def needs_on_gpus(settings: Settings, workers: int, dtype: torch.dtype) -> Needs:
+    """What a run needs on several GPUs that compute in `dtype`.
+
+    Raises:
+        ConfigError: the batch does not divide among the workers, or the vocabulary is unknown.
+    """
+    settings = _with_vocabulary(settings)
+    group = _workers(settings.training, workers)
+    machine = Machine("GPU", "cuda", dtype, None, None)
+    memory = Memory(settings.model, share_of(settings.training, group.data_size), machine, group)
+    return Needs(_cost_and_flops(settings)[1], memory.least())
+
+
+def dtype_on_gpu(training: TrainingConfig, name: str) -> torch.dtype:
+    """What matmuls compute in on a GPU of this full name, as `resolve_dtype` decides there."""
+    if training.dtype != "auto":
+        return getattr(torch, training.dtype)
+    return torch.bfloat16 if peak_of_gpu(name, torch.bfloat16) else torch.float32
+
+
+def _cost_and_flops(settings: Settings) -> tuple[dict, float]:
+    """The cost report of a model, and the FLOPs of all steps of its training."""
+    training = settings.training
+    with torch.device("meta"):
+        model = GPT(settings.model)
+        optimizer_flops = make_optimizer(model, training).step_flops()
+    cost = model.cost_report(training.sequence_length)
+    tokens = training.max_iters * training.tokens_per_step
+    return cost, cost["flops_per_token"] * tokens + optimizer_flops * training.max_iters
 
 
 def _workers(training: TrainingConfig, count: int) -> Workers:
@@ -218,10 +264,7 @@ def _machine(training: TrainingConfig, assumed: Assumed) -> Machine:
             device_name(device), device.type, dtype, available, peak_flops(device, dtype)
         )
     name, memory = KNOWN_GPUS[assumed.gpu]
-    if training.dtype == "auto":  # as `resolve_dtype` on such a device
-        dtype = torch.bfloat16 if peak_of_gpu(name, torch.bfloat16) else torch.float32
-    else:
-        dtype = getattr(torch, training.dtype)
+    dtype = dtype_on_gpu(training, name)
     return Machine(assumed.gpu, "cuda", dtype, memory, peak_of_gpu(name, dtype, training.tf32))
 
 
@@ -286,6 +329,15 @@ class Memory:
             return [*head, ("memory", "unknown: a step cannot be traced before it runs")]
         return head + [row for name in self._ways() for row in self._rows_of(name)]
 
+    def least(self) -> int | None:
+        """Bytes of a worker, spread as the config says, else in the way that needs the least."""
+        if self._step(self._training.batch_size) is None:
+            return None
+        asked = self._training.parallelism
+        ways = self._ways() if asked == "auto" else [asked]
+        batch = self._training.batch_size
+        return min(self._needed(self._of_worker(way, batch)) for way in ways)
+
     def _ways(self) -> list[str]:
         if self._workers.size == 1:
             return ["none"]
@@ -348,20 +400,15 @@ class Memory:
 
 
 def _time_rows(
-    cost: dict,
-    optimizer_flops: int,
-    training: TrainingConfig,
-    machine: Machine,
-    assumed: Assumed,
+    flops: float, training: TrainingConfig, machine: Machine, assumed: Assumed
 ) -> Iterator[tuple[str, str]]:
     """How long the steps take, and what they cost; validation and start left out."""
     tokens = training.max_iters * training.tokens_per_step
-    flops = cost["flops_per_token"] * tokens + optimizer_flops * training.max_iters
     yield "steps", f"{training.max_iters:,}, {format_count(tokens)} tokens, {format_flops(flops)}"
     if machine.peak is None:
         yield "time", f"unknown: the peak of {machine.name} is not known"
         return
-    hours = flops / (machine.peak * assumed.workers * assumed.mfu) / 3600
+    hours = Needs(flops, None).hours(machine.peak, assumed.workers, assumed.mfu)
     dtype = str(machine.dtype).removeprefix("torch.")
     yield (
         "time",

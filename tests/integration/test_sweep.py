@@ -517,6 +517,19 @@ def test_the_plan_alone(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> N
     assert not sweeps.folder.exists()
 
 
+def test_the_plan_for_other_programs(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweeps(*ARMS, *COURSE, "--seeds=3", "--dry_run", "--json") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    plan = json.loads(line)
+    assert plan["runs"] % 3 == 0
+    assert plan["runs"] > 3
+    assert plan["flops"] > 0
+    assert plan["minutes"] is None
+    assert Path(plan["folder"]).name == plan["name"]
+    assert plan["baseline"]["n_embd"] > 0
+    assert not any("seeds" in argument for argument in plan["rest"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -534,6 +547,7 @@ def test_the_plan_alone(sweeps: Sweeps, capsys: pytest.CaptureFixture[str]) -> N
         ((*ARMS, "--tune_seeds=-1"), "--tune_seeds=-1 must be from 1 to 10,000."),
         ((*ARMS, "--dataset=nowhere"), "unknown dataset 'nowhere'."),
         (("--vary", "bias"), "cannot read --vary 'bias'; write --vary key=value,value"),
+        ((*ARMS, "--json"), "--json has no effect without --dry_run; add it, or drop this."),
         ((*ARMS, "--print_config"), "--print_config is train.py's; see --dry_run."),
         ((*ARMS, "--nlayer=3"), "unknown key 'nlayer'; did you mean 'n_layer'?"),
         ((*ARMS, "--dry-run"), "there is no option --dry-run; did you mean --dry_run?"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sweep
+from cloud import request
 from configurator import COMMAND_OPTIONS, key_table
 from errors import ConfigError, Problem, UserError, nearest, unknown_name
 from options import (
@@ -344,7 +345,10 @@ def test_a_key_of_every_run_cannot_be_a_part_s():
 
 def options_of_commands() -> set[str]:
     """Those of the commands that also take keys."""
-    parsers = (sweep.parser(), reproducibility_audit.parser(), dry_run.parser())
+    parsers = (
+        *(sweep.parser(), reproducibility_audit.parser(), dry_run.parser()),
+        request.parser(),
+    )
     flags = [flag for parser in parsers for a in parser._actions for flag in a.option_strings]
     return {flag.removeprefix("--") for flag in flags if flag.startswith("--")} | {"print_config"}
 

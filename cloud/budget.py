@@ -1,0 +1,116 @@
+"""What a deployment has spent and may still spend, in dollars and in hours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cloud.failures import LimitReached
+from cloud.timekeeping import Clock
+
+
+@dataclasses.dataclass
+class _Bill:
+    """What one pod costs: from before its creation until it was seen to be gone."""
+
+    begun: float
+    rate: float
+    ended: float | None = None
+
+
+class Budget:
+    """Counts every pod of a deployment by the clock of this machine, so that no failed query ever
+    lifts the cap.
+
+    Args:
+        dollars: The cap.
+        hours: The wall limit.
+        clock: The time.
+    """
+
+    def __init__(self, dollars: float, hours: float, clock: Clock):
+        self.cap = dollars
+        self._clock = clock
+        self._begun = clock.now()
+        self._seconds = 3600 * hours
+        self._bills: dict[str, _Bill] = {}
+
+    def begin(self, name: str, rate: float) -> None:
+        """Count a pod that is about to be created, at so many dollars per hour."""
+        self._bills[name] = _Bill(self._clock.now(), rate)
+
+    def cancel(self, name: str) -> None:
+        """Forget a pod that is known never to have existed."""
+        self._bills.pop(name, None)
+
+    def found(self, name: str, rate: float | None) -> None:
+        """Count a pod that is still there, also where it was thought to be gone."""
+        bill = self._bills.setdefault(name, _Bill(self._clock.now(), 0.0))
+        bill.ended = None
+        bill.rate = max(bill.rate, rate or 0.0)
+
+    def set_rate(self, name: str, rate: float) -> None:
+        """Count a pod at this rate, its time so far included."""
+        if name in self._bills:
+            self._bills[name].rate = rate
+
+    def set_uptime(self, name: str, seconds: float) -> None:
+        """Count a pod for so many seconds at least, as RunPod says that it has run."""
+        bill = self._bills.get(name)
+        if bill is not None and bill.ended is None:
+            bill.begun = min(bill.begun, self._clock.now() - seconds)
+
+    def end(self, name: str) -> None:
+        """Count a pod no further: it is gone."""
+        bill = self._bills.get(name)
+        if bill is not None and bill.ended is None:
+            bill.ended = self._clock.now()
+
+    @property
+    def open(self) -> list[str]:
+        """The pods that are counted still."""
+        return [name for name, bill in self._bills.items() if bill.ended is None]
+
+    def rate(self) -> float:
+        """Dollars per hour now."""
+        return sum(bill.rate for bill in self._bills.values() if bill.ended is None)
+
+    def spent(self) -> float:
+        """Dollars so far."""
+        now = self._clock.now()
+        return sum(
+            bill.rate * ((now if bill.ended is None else bill.ended) - bill.begun) / 3600
+            for bill in self._bills.values()
+        )
+
+    def elapsed(self) -> float:
+        """Seconds since the deployment began."""
+        return self._clock.now() - self._begun
+
+    def wall_seconds_left(self) -> float:
+        return self._seconds - self.elapsed()
+
+    def dollars_left(self) -> float:
+        return self.cap - self.spent()
+
+    def seconds_left(self, rate: float | None = None) -> float:
+        """Seconds until a limit is reached, at the present rate or another."""
+        rate = self.rate() if rate is None else rate
+        by_cost = 3600 * self.dollars_left() / rate if rate > 0 else float("inf")
+        if self.dollars_left() <= 0:
+            by_cost = 0.0
+        return min(self.wall_seconds_left(), by_cost)
+
+    def projected(self, seconds: float) -> float:
+        """Dollars spent if it goes on for so many seconds."""
+        return self.spent() + self.rate() * seconds / 3600
+
+    def limit(self) -> str:
+        """The limit that comes first, in words."""
+        if self.wall_seconds_left() <= self.seconds_left():
+            return f"the wall limit of {self._seconds / 3600:g} h"
+        return f"the cost cap of ${self.cap:.2f}"
+
+    def check(self) -> None:
+        """Raise LimitReached once a limit is."""
+        if self.seconds_left() <= 0:
+            raise LimitReached(self.limit())

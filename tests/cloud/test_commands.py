@@ -1,0 +1,304 @@
+"""The other commands; what is asked; secrets; what is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from cloud.package import Contents, in_project, make_package, project_files
+from cloud.redaction import Redactor, for_pod, read_secrets
+from cloud.request import Request, read_request
+from cloud.start_command import start_command, start_script
+from errors import ConfigError, UserError
+from tests.cloud.conftest import RUN, Cloud
+from tests.cloud.fake_runpod import KEY, Fault, Rented, script_of
+from tests.cloud.stub_pod import StubPod
+from tests.prepared import REPOSITORY
+
+
+def rent(cloud: Cloud, name: str) -> Rented:
+    """A pod that somebody left."""
+    env = {"NANOARCH_SECONDS": "9999999", "NANOARCH_DEADLINE": "9e99"}
+    pod = Rented(
+        id=f"left{len(cloud.world.rented)}",
+        name=name,
+        gpu="NVIDIA A100-SXM4-80GB",
+        region="EU-RO-1",
+        rate=1.74,
+        begun=cloud.clock.time - 300,
+        env=env,
+        command="",
+        disk_gb=20,
+        volume=None,
+        spot=False,
+    )
+    pod.inside = StubPod(cloud.world, pod)
+    cloud.world.rented.append(pod)
+    return pod
+
+
+def leave_deployment(cloud: Cloud, identity: str, run: str) -> None:
+    """What a deployer that was killed leaves here."""
+    folder = cloud.folder / "out/.cloud" / identity
+    folder.mkdir(parents=True)
+    about = {"deployment": identity, "run": run, "process": 1, "begun": "2026-01-01T00:00:00"}
+    (folder / "deployment.json").write_text(json.dumps(about))
+
+
+@pytest.fixture
+def orphan(cloud: Cloud) -> Rented:
+    """A pod of a deployer of this folder that was killed, beside others."""
+    leave_deployment(cloud, "aaaa", "tried")
+    rent(cloud, "my own pod")
+    rent(cloud, "nanoarch-bbbb-1")
+    return rent(cloud, "nanoarch-aaaa-2")
+
+
+def test_status_lists_pods_and_the_account(orphan, cloud: Cloud):
+    lines = cloud.command("status").lines
+    assert [line.split()[1] for line in lines[:-1]] == ["nanoarch-bbbb-1", "nanoarch-aaaa-2"]
+    assert "tried  RUNNING  NVIDIA A100-SXM4-80GB  $1.74/h  up 0:05:00  NOT WATCHED" in lines[1]
+    assert "not begun in this folder" in lines[0]
+    assert lines[-1].startswith("account: $99.")
+
+
+def test_stop_removes_the_pods_of_a_run_and_no_others(orphan, cloud: Cloud):
+    cloud.world.faults += [Fault("terminate", "lie"), Fault("pods", "500", 2)]
+    ended = cloud.command("stop", "tried")
+    assert (ended.status, ended.last) == (0, "removed 2 pods; none is left")
+    assert [pod.name for pod in cloud.world.alive] == ["my own pod", "nanoarch-bbbb-1"]
+
+
+def test_stop_of_an_unknown_run_names_those_that_there_are(orphan, cloud: Cloud):
+    ended = cloud.command("stop", "tired")
+    assert ended.status == 1
+    assert ended.last == "there is no deployment 'tired' here; there are: tried."
+
+
+def test_sweep_orphans_leaves_what_others_may_watch(orphan, cloud: Cloud):
+    ended = cloud.command("sweep-orphans")
+    assert ended.status == 0
+    assert "nanoarch-bbbb-1: not begun in this folder; --all removes it, too" in ended.text
+    assert [pod.name for pod in cloud.world.alive] == ["my own pod", "nanoarch-bbbb-1"]
+    assert cloud.command("sweep-orphans", "--all").status == 0
+    assert [pod.name for pod in cloud.world.alive] == ["my own pod"]
+
+
+def test_a_new_deployment_tells_of_orphans(orphan, cloud: Cloud):
+    ended = cloud.deploy("--dry_run")
+    assert "WARNING: nobody watches nanoarch-aaaa-2; python -m cloud.runpod_deploy" in ended.text
+
+
+def test_sweep_orphans_leaves_what_is_watched(cloud: Cloud):
+    ended = []
+    cloud.after(600, lambda: ended.append(cloud.command("sweep-orphans")))
+    assert cloud.deploy().status == 0
+    assert ended[0].last == "removed 0 pods; none is left"
+    assert len(cloud.world.rented) == 1
+
+
+def test_pods_that_cannot_be_removed_are_told(orphan, cloud: Cloud):
+    cloud.world.faults.append(Fault("terminate", "lie", 999))
+    ended = cloud.command("stop", "tried")
+    assert (ended.status, ended.last) == (
+        4,
+        "1 pods are still there; remove them in RunPod's console",
+    )
+
+
+def test_cost_sums_the_deployments(cloud: Cloud):
+    assert cloud.command("cost").last == "0 deployments, $0.00"
+    cloud.deploy()
+    cloud.deploy("--max_cost=5")
+    ended = cloud.command("cost")
+    assert len(ended.lines) == 3
+    assert ended.last == f"2 deployments, ${cloud.world.spent():.2f}"
+
+
+def test_help_needs_no_key(cloud: Cloud, monkeypatch):
+    monkeypatch.delenv("RUNPOD_API_KEY")
+    assert "--max_cost" in cloud.command("--help").text
+
+
+# What is asked
+
+
+def test_options_of_the_cloud_are_told_from_those_of_training():
+    request = read_request(["a.py", "--max_cost=5", "--n_layer=3", "--volumes=A-1=v1,B-2=v2"])
+    assert request.argv == ("a.py", "--n_layer=3")
+    assert (request.max_cost, request.volume("B-2"), request.volume("C-3")) == (5.0, "v2", None)
+    assert Request(argv=()) == read_request([])
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (["--max_cost=0"], "must be a number above 0 and at most 100,000"),
+        (["--max_cost=nan"], "must be a number above 0"),
+        (["--max_cost=inf"], "must be a number above 0"),
+        (["--max_hours=-1"], "must be a number above 0 and at most 10,000"),
+        (["--gpu_count=1.5"], "must be a whole number above 0 and at most 8"),
+        (["--mfu=2"], "must be a number above 0 and at most 1"),
+        (["--volumes=EU-RO-1"], "must be DATA_CENTRE=ID, separated by commas"),
+        (["--regions=EU RO"], "must be names of data centres"),
+        (['--image=a"b'], "must be the name of a container image"),
+        (["--max_wait=3"], "has no effect without --wait"),
+        (["--community", "--volumes=A=b"], "cannot be with --community"),
+        (["--community", "--regions=A"], "cannot be with --community"),
+        (["--regions=A,C", "--volumes=A=b"], "has no volume in C"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(flag, said):
+    with pytest.raises(ConfigError, match=said):
+        read_request(flag)
+
+
+def test_every_problem_is_told_at_once(cloud: Cloud):
+    ended = cloud.deploy("--max_cost=x", "--max_hours=y")
+    assert (ended.status, ended.lines[0]) == (2, "2 config errors:")
+
+
+# Secrets
+
+
+def test_secrets_are_hidden_as_json_and_addresses_spell_them():
+    redact = Redactor(['quo"ted/secret'])
+    for text in ('quo"ted/secret', 'quo\\"ted/secret', "quo%22ted/secret"):
+        assert redact(f"a {text} b") == "a [secret] b"
+
+
+@pytest.mark.parametrize("secret", ['a"b\\c{}#=', "pässwörd $HOME `x`", "'quoted'x"])
+def test_secrets_reach_the_pod_as_they_are(secret, cloud: Cloud):
+    (cloud.folder / "secrets.env").write_text(f"MY_TOKEN={secret}\n")
+    ended = cloud.deploy()
+    assert ended.status == 0
+    assert cloud.world.rented[0].env["MY_TOKEN"] == secret
+    assert secret not in ended.text
+    assert KEY not in cloud.world.rented[0].env.values()
+
+
+def test_a_file_of_secrets_that_others_may_read_is_refused(cloud: Cloud):
+    (cloud.folder / "secrets.env").chmod(0o644)
+    ended = cloud.deploy()
+    assert (ended.status, ended.last) == (
+        1,
+        "others may read secrets.env, which holds secrets; chmod 600 secrets.env",
+    )
+
+
+def test_a_line_that_cannot_be_read_is_told_without_its_value(tmp_path):
+    path = tmp_path / "secrets.env"
+    path.write_text("# fine\nFINE=1234567\nhidden-value\n")
+    path.chmod(0o600)
+    with pytest.raises(UserError, match="line 3 is not NAME=value") as error:
+        read_secrets(path, {})
+    assert "hidden" not in str(error.value)
+
+
+def test_the_environment_wins_and_runpods_own_stay_here(tmp_path):
+    path = tmp_path / "secrets.env"
+    path.write_text("RUNPOD_API_KEY=from-file\nexport WANDB_API_KEY='quoted value'\nEMPTY=\n")
+    path.chmod(0o600)
+    secrets = read_secrets(path, {"RUNPOD_API_KEY": "from-environment", "OTHER": "x"})
+    assert secrets == {"RUNPOD_API_KEY": "from-environment", "WANDB_API_KEY": "quoted value"}
+    assert for_pod(secrets) == {"WANDB_API_KEY": "quoted value"}
+
+
+def test_no_key_is_an_error_that_says_how(cloud: Cloud, monkeypatch):
+    monkeypatch.delenv("RUNPOD_API_KEY")
+    assert cloud.deploy().last.startswith("there is no RunPod API key; set RUNPOD_API_KEY, or copy")
+
+
+def test_the_start_command_is_as_long_as_documented():
+    document = (REPOSITORY / "docs/cloud.md").read_text()
+    assert f"a start command of {round(len(start_command()), -3):,} characters" in document
+
+
+def test_the_start_command_is_the_same_for_all_and_needs_no_quoting(cloud: Cloud):
+    cloud.deploy()
+    command = cloud.world.rented[0].command
+    assert command == start_command()
+    assert not set(command.removeprefix("bash -c '").removesuffix("'")) & set("'\"\\$`\n")
+    assert script_of(command) == start_script()
+
+
+def test_the_pods_log_is_shown_without_secrets(cloud: Cloud, monkeypatch):
+    monkeypatch.setattr(
+        StubPod, "_log", lambda self, asked, body: (200, f"key {KEY}\n".encode() * 3)
+    )
+    ended = cloud.deploy()
+    assert "key [secret]" in ended.text
+    assert KEY not in ended.text
+
+
+# What is sent
+
+
+def test_the_package_has_the_commit_without_remotes_and_no_secret(tmp_path):
+    files = project_files([], Redactor())
+    package = make_package(Contents(files, None, {}), tmp_path / "package.tar.gz")
+    with tarfile.open(package.path) as archive:
+        archive.extractall(tmp_path / "tree", filter="data")
+    code = tmp_path / "tree/code"
+    assert (code / "train.py").read_bytes() == (REPOSITORY / "train.py").read_bytes()
+
+    def git(folder: Path, *arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert git(code, "rev-parse", "HEAD") == git(REPOSITORY, "rev-parse", "HEAD")
+    changed = ("status", "--porcelain", "--untracked-files=no")
+    assert git(code, *changed) == git(REPOSITORY, *changed)
+    assert git(code, "remote") == ""
+    assert not [name for name in files if name.name.endswith(".env")]
+
+
+def test_a_file_that_holds_a_secret_is_not_sent():
+    secret = " ".join(("Train", "the architecture that config files"))
+    with pytest.raises(UserError, match=r"^train.py holds a secret"):
+        project_files([], Redactor([secret]))
+
+
+def test_a_folder_of_large_files_is_not_sent(monkeypatch):
+    monkeypatch.setattr("cloud.package.LARGEST_CODE", 1000)
+    with pytest.raises(UserError, match="bytes to be sent, and at most 1,000 are; have git ignore"):
+        project_files([], Redactor())
+
+
+def test_files_elsewhere_are_refused(tmp_path):
+    with pytest.raises(UserError, match="only what is there is sent"):
+        in_project(tmp_path / "a.py")
+
+
+def test_the_sdk_is_imported_when_it_is_needed():
+    code = "import sys, cloud.runpod_deploy; sys.exit('runpod' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+def test_only_one_module_knows_the_sdk():
+    importing = [
+        path.name
+        for path in (REPOSITORY / "cloud").glob("*.py")
+        if "import runpod\n" in path.read_text() or "from runpod" in path.read_text()
+    ]
+    assert importing == ["runpod_api.py"]
+
+
+def test_an_sdk_of_another_version_is_refused(monkeypatch, cloud: Cloud):
+    monkeypatch.setattr("runpod.__version__", "2.0.1")
+    assert cloud.deploy().last.startswith("runpod 2.0.1 is installed, whose functions have other")
+
+
+def test_the_run_is_as_train_py_would_have_it(work):
+    name, train = work.steps[-1]
+    assert name == "train"
+    assert train[:4] == ["python", "train.py", "config/arch_llama.py", "config/run_shakespeare.py"]
+    assert {"--run_name=tried", "--resume=auto", "--out_dir=out", "--max_iters=60"} <= set(train)
+    assert RUN[0].endswith("config/arch_llama.py")
