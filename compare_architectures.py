@@ -143,7 +143,7 @@ def write_html(findings: Findings, path: Path) -> int:
     except OSError as error:
         say(f"--html={path} cannot be written: {error.strerror}.")
         return 1
-    say(f"The page is {path}")
+    say(f"report written to {path}")
     return 0
 
 

@@ -65,17 +65,19 @@ def read_json(path: Path, *, follow_links: bool = False) -> Any:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def write_atomically(path: Path, parts: Iterable[str | bytes]) -> None:
+def write_atomically(path: Path, parts: Iterable[str | bytes], *, durable: bool = True) -> None:
     """Replace the file by these parts, one after the other; text is encoded as UTF-8.
 
     A kill at any moment leaves the old file or the new one, whole; an error leaves the old one.
+    A power cut does so, too, if the file is `durable`, which takes a wait for the disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.writelines(own.encode() if isinstance(own, str) else own for own in parts)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

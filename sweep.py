@@ -8,8 +8,8 @@
 Config files and --key=value are those of train.py, whose --help lists the keys, and hold for every
 arm. The baseline is the config as given. Every run is a train.py of its own; what is done is kept,
 so that the same command goes on after an interruption, retries what failed, and with more --seeds
-adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>. docs/sweeps.md
-explains the options.
+adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>, also as a page
+for a browser, report.html in that folder. docs/sweeps.md explains the options.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import configurator
 from cli import run_cli
 from comparison.formatting import assignments
 from comparison.json_checks import told
+from comparison.report.page import write_page
 from comparison.runs import RUN_FILE, SWEEP_FILE
 from comparison.tables import wrapped
 from configurator import Arguments, split_arguments
@@ -67,6 +68,7 @@ from experiment.timing import seconds_of_run, seconds_to_start
 from experiment.tuning import Tuned, allowances
 from inference.verdicts import MARGIN
 from options import KEYS
+from pages.rendering import PAGE_FILE
 from training.console import Console
 from training.hardware import resolve_device, resolve_dtype
 from training.preflight import refuse_machine, share_problems
@@ -576,8 +578,20 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
         console.say(f"{stop.requested} received: the sweep stopped; the same command continues it.")
         return 1
     console.say("")
-    compare_architectures.main([str(plan.folder)])
+    if compare_architectures.main([str(plan.folder)]) == 0:
+        write_report(plan.folder, console)
     return 1 if failed or left or len(tuned) < len(plan.arms) else 0
+
+
+def write_report(folder: Path, console: Console) -> None:
+    """Write the comparison as a page into the folder of a sweep, and say where it is."""
+    path = folder / PAGE_FILE
+    try:
+        write_page(select([str(folder)], None, folder).findings(), path)
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror}.", file=sys.stderr)
+    else:
+        console.say(f"Report: {path}")
 
 
 def stages(

@@ -61,6 +61,7 @@ from training.log_text import (
     format_step_briefly,
 )
 from training.machine_load import OtherLoad
+from training.run_page.page import RunPage
 
 __all__ = [
     "LINE_WIDTH",
@@ -196,6 +197,7 @@ class TrainingLogger:
         self._interrupted = False
         self._pauses: dict[str, float] = {}
         self._records = 0
+        self._page = RunPage(self.run_dir, self.say)
         self._summary = RunSummary(architecture["flops_per_token"])
         start = {"step": resume.step if resume else 0, "time": _now()}
         self._run: dict[str, Any] = {
@@ -233,6 +235,7 @@ class TrainingLogger:
         with file_errors(f"write the log in {self.run_dir}"):
             self._write_run()
             self._metrics = MetricsFile(self.run_dir / METRICS_FILE)
+        self._refresh_page()
         done = self._resume.step if self._resume else 0
         self._console.open_bar(done, self._max_iters, unit=" steps")
         return self
@@ -263,6 +266,7 @@ class TrainingLogger:
         lines = [f"{status} in {took}{loss}; the log is in {self.run_dir / RUN_FILE}"]
         if status == "completed":
             lines += [
+                f"  report:   {self._page.path}",
                 f"  sample:   python sample.py --run={self.run_dir}",
                 f"  compare:  python compare_architectures.py {self.run_dir.parent}",
             ]
@@ -272,7 +276,9 @@ class TrainingLogger:
         """Write the whole run.json; returns what went wrong, or None."""
         try:
             self._metrics.close()
-            self._write_run(status=status, end_time=_now(), records=True)
+            ended = {"status": status, "end_time": _now()}
+            self._refresh_page(**ended)
+            self._write_run(**ended, records=True)
         except OSError as error:
             with contextlib.suppress(OSError):  # the status at least, which takes less space
                 self._write_run(status="failed", end_time=_now())
@@ -300,6 +306,7 @@ class TrainingLogger:
             write_atomically(self.run_dir / METRICS_FILE, map(metrics_line, lines))
         for line in lines:
             self._summary.add(line)
+            self._page.add(line)
         self._records = len(lines)
         self._earlier_seconds = lines[-1]["wall_seconds"] if lines else 0.0
         if earlier:
@@ -488,6 +495,12 @@ class TrainingLogger:
         self._summary.add(line)
         if kind != "sample":
             self._sinks.record(line)
+        self._page.add(line)
+        self._refresh_page()
+
+    def _refresh_page(self, **changes: Any) -> None:
+        run = {**self._run, **changes, "summary": self.summary}
+        self._page.refresh(run, self._max_iters)
 
     def _update_run(self) -> None:
         with file_errors(f"write {self.run_dir / RUN_FILE}"):

@@ -4,7 +4,8 @@ intervals, and what they are called."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from comparison.bands import Band, band
 from comparison.curves import AXES, common_budget
@@ -12,6 +13,7 @@ from comparison.findings import Findings, GroupResult
 from comparison.groups import Group
 from comparison.labels import Label, labels
 from comparison.new_text import NewText
+from comparison.training_bands import training_bands
 from inference.contrasts import Contrast
 from inference.samples import shared_seeds
 from inference.verdicts import BETTER, INCONCLUSIVE, WORSE, Verdict
@@ -47,7 +49,9 @@ class ArmFigure:
     Attributes:
         seeds: How many runs count.
         loss: Mean final validation loss, nats per token.
-        bands: Its curve over each unit of budget in which it has one.
+        bands: Its validation curve over each unit of budget in which it has one.
+        training_bands: Called with the most points that a curve may have, the same of its training
+            loss; it reads the logs of the runs.
         verdict: On the final loss.
         terms: In what it is equal to the baseline; see `groups.terms`.
         new_text: Whether its verdict holds on new text, where that is known.
@@ -59,6 +63,7 @@ class ArmFigure:
     seeds: int
     loss: float | None
     bands: Mapping[str, Band]
+    training_bands: Callable[[int], Mapping[str, Band]]
     verdict: Verdict
     terms: str
     new_text: NewText | None
@@ -129,6 +134,7 @@ def _arm(label: Label, row: GroupResult, baseline: Group) -> ArmFigure:
         seeds=row.group.n,
         loss=row.group.loss,
         bands={unit: found for unit, found in bands.items() if found},
+        training_bands=partial(training_bands, row.group),
         verdict=row.verdict,
         terms=row.terms,
         new_text=row.new_text,

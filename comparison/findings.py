@@ -63,12 +63,6 @@ class GroupResult:
     speedups: Mapping[str, Estimate | None]
     pareto: bool | None
 
-    @property
-    def unnamed_changes(self) -> dict[str, Any]:
-        """The changes that the group's name does not say already."""
-        named = self.group.name.split(", ")
-        return {k: value for k, value in self.changes.items() if f"{k}={value}" not in named}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:

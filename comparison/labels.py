@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import assignments
+from comparison.groups import Group, changes
 from comparison.judging import BASELINE
+
+LONGEST_NAME = 60
+"""Characters of changes that still make a name; what is longer is called by its architecture."""
+
+_NO_PRESETS = (None, "none", "custom")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,13 +23,13 @@ class Label:
 
     Attributes:
         number: Its place in `Findings.rows`, from 1; the baseline is 1.
-        in_sweep: Whether the name is that of an arm of a sweep, not that of an architecture.
+        name: What was asked for: an arm of a sweep, a preset, what was changed of one or of the
+            baseline; the name of the architecture where that is not known or long.
+        in_sweep: Whether the name is that of an arm of a sweep.
         set_apart: Whether it is not comparable with the baseline.
         unfinished: The statuses of counted runs that are not completed.
-        changes: How it differs from the baseline, `normalization=rmsnorm, bias=False`; empty for
-            the baseline.
-        details: Of the changes those that the name does not say; for the baseline of a sweep its
-            architecture.
+        details: The architecture and the changes from the baseline, as far as the name does not
+            say them.
     """
 
     number: int
@@ -30,26 +38,52 @@ class Label:
     in_sweep: bool
     set_apart: bool
     unfinished: tuple[str, ...]
-    changes: str
     details: str
 
 
 def labels(findings: Findings) -> list[Label]:
     """The labels of the rows, in order."""
-    return [_label(number, row) for number, row in enumerate(findings.rows, start=1)]
+    names = list(_names(findings.rows))
+    seen = Counter(names)
+    return [
+        _label(number, row, name if seen[name] == 1 else row.group.name)
+        for number, (row, name) in enumerate(zip(findings.rows, names, strict=True), start=1)
+    ]
 
 
-def _label(number: int, row: GroupResult) -> Label:
+def _names(rows: Sequence[GroupResult]) -> Iterator[str]:
+    """What was asked for of each row; two rows may share it."""
+    first: dict[str, Group] = {}
+    for row in rows:
+        group, preset = row.group, row.group.config.get("arch_preset")
+        if group.arm:
+            yield group.name
+        elif preset in _NO_PRESETS:
+            yield _short(assignments(row.changes)) or group.name
+        else:
+            base = first.setdefault(preset, group)
+            changed = assignments(changes(group, base))
+            yield f"{preset}, {changed}" if _short(changed) else group.name if changed else preset
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else ""
+
+
+def _label(number: int, row: GroupResult, name: str) -> Label:
     group = row.group
-    is_baseline, in_sweep = row.verdict.word == BASELINE, bool(group.arm)
-    architecture = group.architecture["name"] if in_sweep else ""
+    architecture = group.architecture["name"]
+    is_baseline = row.verdict.word == BASELINE
+    named = name.split(", ")
+    unnamed = {k: value for k, value in row.changes.items() if f"{k}={value}" not in named}
+    details = [] if architecture in name or (group.arm and not is_baseline) else [architecture]
+    details += [] if is_baseline else [assignments(unnamed)]
     return Label(
         number=number,
-        name=group.name,
+        name=name,
         is_baseline=is_baseline,
-        in_sweep=in_sweep,
+        in_sweep=bool(group.arm),
         set_apart=bool(row.set_apart),
         unfinished=tuple(sorted({run.status for run in group.counted} - {"completed"})),
-        changes=assignments(row.changes),
-        details=architecture if is_baseline else assignments(row.unnamed_changes),
+        details="; ".join(filter(None, details)),
     )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comparison.ladder_findings import LadderFindings
-from comparison.plot import COLOURS, styled_figure, write_figure
+from comparison.plot import styled_figure, write_figure
 from errors import UserError
+from pages.palette import COLOURS
 from training_logger import format_flops
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from comparison.judging import BASELINE
 from comparison.labels import Label
 from comparison.verdict_lines import verdict_line
 from errors import UserError
+from pages.palette import COLOURS, colour_of, dashes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
 FILE_TYPES = (".png", ".svg", ".pdf")
 
-# Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too pale for a line,
-# and its black, which is the baseline's. Six colours and five dashes tell thirty arms apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (9, 2)))
 _NEUTRAL = {"color": "black", "linestyle": "-", "linewidth": 1.8, "zorder": 3}
 _STYLE = {
     "font.size": 8,
@@ -53,9 +50,21 @@ _AXIS_HEIGHT, _CHARACTER_WIDTH = 0.55, 0.068  # inches
 _LEFT, _LABELS_LEFT, _VERDICTS_LEFT = 0.01, 0.06, 0.86  # shares of the width
 _LABEL_WIDTH, _LABEL_LINES, _NOTE_WIDTH = 60, 2, 170  # characters, lines, characters
 _SMALL = 6.5  # points
+_PANEL_GAP = 0.1  # inches around a panel, so that the ticks of two do not meet
+_ZERO_WIDTH = 0.2  # decades that the axis takes from zero to the first evaluation
+_TICK_GAP = 1 / 5  # of a panel's width, between two ticks at least
+_FINEST_TICK = 1000  # shares of the longest budget; a smaller one would meet that at zero
+_TRAINING_POINTS = 200
 _FIRST_SHOWN, _FIRST_SPANNED = 1 / 6, 1 / 4
 """Shares of the longest budget: where the curves begin, and from where on the loss axis spans them.
 With the losses of an untrained model their ends could not be told apart."""
+
+_FROM_ZERO = 1 / 20
+"""Curves begin at step 0 if the first evaluation after it comes no sooner, as a share of the
+longest budget: zero then takes little room on an axis that is logarithmic from there on."""
+
+_FEWEST_SPANNED = 3
+"""Points that the loss axis spans at least, where a curve has as many."""
 
 _FARTHEST = 4
 """What reaches so many times farther than the median arm leaves the picture, which else would show
@@ -94,19 +103,15 @@ class PlottedArm:
         """How many its label has."""
         return self.label.count("\n") + 1
 
-    def trained(self, unit: str) -> Band | None:
-        """Its curve after step 0, for which a logarithmic axis has no place."""
+    def band(self, unit: str) -> Band | None:
+        """Its curve; None unless it goes beyond step 0."""
         whole = self.figure.bands.get(unit)
-        return whole and whole.trained
+        return whole if whole and whole.trained else None
 
 
 def _name(label: Label) -> str:
-    """The name in a sweep; else what differs from the baseline where that is short, else the
-    architecture."""
-    if label.is_baseline and label.name != BASELINE:
-        return f"baseline: {label.name}"
-    short = 0 < len(label.changes) <= _LABEL_WIDTH * _LABEL_LINES
-    return label.changes if short and not label.in_sweep else label.name
+    named = label.is_baseline and label.name != BASELINE
+    return f"baseline: {label.name}" if named else label.name
 
 
 def arms_of(figures: Figures) -> list[PlottedArm]:
@@ -117,9 +122,9 @@ def arms_of(figures: Figures) -> list[PlottedArm]:
 def _line(label: Label) -> dict[str, Any]:
     if label.is_baseline:
         return _NEUTRAL
-    index = label.number - 2
-    colour, dashes = COLOURS[index % len(COLOURS)], _DASHES[index % len(_DASHES)]
-    return {"color": colour, "linestyle": dashes, "linewidth": 1.3}
+    dashes = dashes_of(label.number)
+    line = (0, dashes) if dashes else "-"
+    return {"color": colour_of(label.number), "linestyle": line, "linewidth": 1.3}
 
 
 # The figure and its file
@@ -173,29 +178,40 @@ def draw(findings: Findings) -> Figure:
     if not panels:
         raise UserError("nothing to plot: no run has a finite validation loss after step 0")
     titles = {axis.unit: axis.title for axis in figures.axes}
+    alone = arms[0].figure.training_bands(_TRAINING_POINTS) if len(arms) == 1 else {}
     limits = _loss_limits([found for bands in panels.values() for found in bands.values()])
+    if len(arms) == 1:  # there is nothing to tell it apart from
+        limits = _whole_limits([*next(iter(panels.values())).values(), *alone.values()])
     drawn = {number for bands in panels.values() for number in bands}
     notes = textwrap.wrap(" ".join(_notes(figures, arms, drawn, limits)), _NOTE_WIDTH)
-    key_height = _LINE_HEIGHT * sum(arm.lines for arm in arms)
+    key_height = _LINE_HEIGHT * sum(arm.lines for arm in arms if len(arms) > 1)
     judged = any(arm.figure.difference for arm in arms)
     below = judged * _AXIS_HEIGHT + _NOTE_HEIGHT * (len(notes) + 1)
     heights = (_CURVES_HEIGHT, key_height + below)
     figure = styled_figure((_WIDTH, sum(heights)))
     curves, key = figure.subfigures(2, 1, height_ratios=heights)
+    curves.get_layout_engine().set(w_pad=_PANEL_GAP)
     curves.suptitle(_title(arms), x=_LEFT, ha="left", fontsize="medium")
     for column, (unit, bands) in enumerate(panels.items(), start=1):
         panel = curves.add_subplot(1, len(panels), column)
         curved = [(arm, bands[arm.number]) for arm in arms if arm.number in bands]
         _draw_curves(panel, curved, limits)
+        if unit in alone:
+            _draw_training(panel, alone[unit])
         _label_budgets(panel, unit, titles[unit])
         panel.tick_params(labelleft=column == 1)
-    curves.axes[0].set_ylabel("validation loss (nats per token)")
+    curves.axes[0].set_ylabel(f"{'' if alone else 'validation '}loss (nats per token)")
     _draw_key(key, (below / heights[1], 1), arms, figures.margin)
     key.text(_LEFT, 0.01, "\n".join(notes), fontsize=_SMALL, verticalalignment="bottom")
     return figure
 
 
 def _title(arms: Sequence[PlottedArm]) -> str:
+    """What the curves are."""
+    if len(arms) == 1:
+        training = " and training (blue)" if arms[0].figure.training_bands(2) else ""
+        seeds = f", mean of {arms[0].figure.seeds} seeds" if arms[0].figure.seeds > 1 else ""
+        return f"{arms[0].figure.label.name}: validation loss (black){training}{seeds}"
     counts = sorted({arm.figure.seeds for arm in arms if arm.figure.seeds})
     if counts == [1]:
         return "Validation loss of one seed"
@@ -235,17 +251,30 @@ def _panels(figures: Figures, arms: Sequence[PlottedArm]) -> Iterator[tuple[str,
     """Each unit of budget that can be compared, and by number the bands of the arms over it."""
     for axis in figures.axes:
         if axis.comparable:
-            bands = {arm.number: arm.trained(axis.unit) for arm in arms}
+            bands = {arm.number: arm.band(axis.unit) for arm in arms}
             yield axis.unit, {number: found for number, found in bands.items() if found}
 
 
 def _loss_limits(bands: Sequence[Band]) -> tuple[float, float]:
-    """The losses to show: those of the last three quarters, but of arms that reach much farther up
-    than most."""
-    ends = [band.since(_FIRST_SPANNED * band.budgets[-1]) for band in bands]
+    """The losses to show: those of the last three quarters, or of the last few evaluations, but of
+    arms that reach much farther up than most."""
+    ends = [_end(band) for band in bands]
     low = min(min(end.low) for end in ends)
     reach = _usual([max(end.high) - low for end in ends]) or 0.01 * abs(low)
     return low - 0.05 * reach, low + 1.05 * reach
+
+
+def _end(band: Band) -> Band:
+    """What the loss axis spans of a band."""
+    least = _FIRST_SPANNED * band.budgets[-1]
+    return band.since(min(least, band.budgets[-_FEWEST_SPANNED:][0]))
+
+
+def _whole_limits(bands: Sequence[Band]) -> tuple[float, float]:
+    """All losses of some bands."""
+    low, high = min(min(band.low) for band in bands), max(max(band.high) for band in bands)
+    room = 0.05 * (high - low) or 0.01 * abs(low)
+    return low - room, high + room
 
 
 def _usual(reaches: Sequence[float]) -> float:
@@ -258,25 +287,61 @@ def _draw_curves(
 ) -> None:
     for arm, found in drawn:
         marker = "o" if len(found.budgets) == 1 else None  # a line needs two points
-        panel.plot(found.budgets, found.mean, marker=marker, gid=arm.number, **arm.line)
+        dot = {"marker": marker, "markersize": 4, "clip_on": marker is None}
+        panel.plot(found.budgets, found.mean, gid=arm.number, **dot, **arm.line)
         panel.fill_between(found.budgets, found.low, found.high, color=arm.colour, alpha=0.15, lw=0)
-    last = max(found.budgets[-1] for _, found in drawn)
-    first = max(min(found.budgets[0] for _, found in drawn), _FIRST_SHOWN * last)
-    panel.set_xscale("log")
-    panel.set_xlim(first if first < last else last / 2, last)
+    _span_budgets(panel, [found for _, found in drawn])
     panel.set_ylim(*limits)
     panel.grid(alpha=0.25, linewidth=0.5)
-    _number_ends(panel, drawn, limits)
+    if len(drawn) > 1:
+        _number_ends(panel, drawn, limits)
+
+
+def _span_budgets(panel: Axes, bands: Sequence[Band]) -> None:
+    """A logarithmic axis over the end of the curves, or from step 0 on if they have few points."""
+    last = max(band.budgets[-1] for band in bands)
+    first = min(band.trained.budgets[0] for band in bands)
+    if any(band.budgets[0] == 0 for band in bands) and first >= _FROM_ZERO * last:
+        panel.set_xscale("symlog", linthresh=first, linscale=_ZERO_WIDTH)
+        panel.set_xlim(0, last)
+        return
+    panel.set_xscale("log")
+    start = max(first, _FIRST_SHOWN * last)
+    panel.set_xlim(start if start < last else last / 2, last)
+
+
+def _draw_training(panel: Axes, found: Band) -> None:
+    """The training loss of the only arm, behind its validation loss, and all of both in sight."""
+    panel.set_xscale("linear")
+    panel.set_xlim(0, max(found.budgets[-1], panel.get_xlim()[1]))
+    panel.plot(found.budgets, found.mean, color=COLOURS[0], linewidth=0.8, zorder=1)
+    panel.fill_between(found.budgets, found.low, found.high, color=COLOURS[0], alpha=0.2, lw=0)
 
 
 def _label_budgets(panel: Axes, unit: str, title: str) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
     symbol = "s" if unit == "seconds" else ""
     panel.set_xlabel(title)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_locator(FixedLocator(_budget_ticks(panel)))
+    panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(EngFormatter(symbol, sep=" " if symbol else ""))
-    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _budget_ticks(panel: Axes) -> list[float]:
+    """Round numbers with room for their text, the roundest first, and zero if the axis has it."""
+    low, high = panel.get_xlim()
+    place = panel.xaxis.get_transform().transform
+    start, width = place([low])[0], place([high])[0] - place([low])[0]
+    least = math.floor(math.log10(low or high / _FINEST_TICK))
+    chosen = [0.0] if low == 0 else []
+    for factor in (1, 2, 5, 3, 1.5, 7):
+        for power in range(least, math.floor(math.log10(high)) + 1):
+            tick = factor * 10.0**power
+            at = [(place([own])[0] - start) / width for own in (tick, *chosen)]
+            if low <= tick <= high and all(abs(at[0] - own) >= _TICK_GAP for own in at[1:]):
+                chosen.append(tick)
+    return sorted(chosen)
 
 
 def _number_ends(
@@ -293,7 +358,12 @@ def _number_ends(
             xy=(found.budgets[-1], found.mean[-1]),
             xytext=(1.03, height),
             textcoords=panel.get_yaxis_transform(),
-            arrowprops={"arrowstyle": "-", "color": arm.colour, "linewidth": 0.5, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": arm.colour,
+                "linewidth": 0.5,
+                "shrinkB": 3 if len(found.budgets) == 1 else 0,  # not into the dot
+            },
             color=arm.colour,
             fontsize=_SMALL,
             verticalalignment="center",
@@ -324,13 +394,16 @@ def _placed(cluster: Sequence[float], gap: float) -> list[float]:
 def _draw_key(
     key: SubFigure, span: tuple[float, float], arms: Sequence[PlottedArm], margin: float
 ) -> None:
-    """A row for each arm: its line, its label, its difference and its verdict.
+    """A row for each arm: its line, its label, its difference and its verdict. The only arm needs
+    none: the title names it.
 
     Args:
         span: Where the rows begin and end, as shares of the height.
     """
     from matplotlib.transforms import blended_transform_factory
 
+    if len(arms) == 1:
+        return
     ends = list(accumulate(arm.lines for arm in arms))
     rows = [(arm, end - arm.lines / 2) for arm, end in zip(arms, ends, strict=True)]
     longest = max(len(line) for arm in arms for line in arm.label.split("\n"))
@@ -374,6 +447,9 @@ def _draw_differences(
     label = "difference in final loss from the baseline, simultaneous 95 % interval"
     panel.axvspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
     panel.set_xlabel(f"{label}; shaded: equal (±{margin:.2g})")
+    first = min(height for _, height in judged)
+    for words, side in (("← better  ", "right"), ("  worse →", "left")):  # in the baseline's row
+        panel.text(0, first - 1, words, horizontalalignment=side, verticalalignment="center")
     panel.grid(axis="x", alpha=0.25, linewidth=0.5)
     for (arm, height), found in zip(judged, differences, strict=True):
         interval = (max(found.low, low), min(found.high, high))

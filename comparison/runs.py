@@ -120,6 +120,35 @@ class LoggedRun:
         except UserError:
             return None
 
+    @property
+    def training_losses(self) -> np.ndarray:
+        """Of each log interval with a finite loss: tokens seen, seconds of training, and the loss
+        in nats per token; shape (intervals, 3). Read from the log each time; empty where it has
+        none that can be read."""
+        points, seconds, before = [], 0.0, 0
+        for line in self._records("train", _TRAINING):
+            seconds += line["time_ms"] / 1000 * max(0, line["iter"] - before)
+            before = line["iter"]
+            if line["loss"] is not None:
+                points.append((line["tokens_seen"], seconds, line["loss"]))
+        return np.array(points, dtype=float).reshape(-1, 3)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The records of what it wrote while it trained, `iter`, `prompt` and `text`: read from the
+        log each time; empty where it has none that can be read."""
+        return self._records("sample", _SAMPLES)
+
+    def _records(self, kind: str, check: Check) -> list[dict[str, Any]]:
+        """The records of a kind that its log has, empty where they do not pass a check."""
+        path = self.path.with_name(METRICS_FILE)
+        try:
+            lines = read_checked(path, read_metrics, _EVERY_LINE, "the log of a run")
+            found = records_of(lines, kind)
+        except UserError:
+            return []
+        return [] if check(found) else found
+
     def having(self, *roles: Role) -> dict[str, Any]:
         """Its keys of some roles, with their values."""
         return {k: value for k, value in self.config.items() if role_of(k, self.roles) in roles}
@@ -285,6 +314,25 @@ _LINES: dict[str, Check] = {
         }
     ),
 }
+
+
+_TRAINING = list_of(
+    record(
+        {
+            "iter": number(0, 1e18),
+            "tokens_seen": _COUNT,
+            "time_ms": _COUNT,
+            "loss": nullable(number(-1e30, 1e30)),
+        },
+        others=plain,
+    ),
+    most=_MOST_RECORDS,
+)
+_SAMPLES = list_of(
+    record({"iter": number(0, 1e18, whole=True), "prompt": text(), "text": text()}),
+    most=_MOST_RECORDS,
+)
+_EVERY_LINE = list_of(record({}), most=_MOST_RECORDS)
 
 
 def _check_run(document: Any) -> Sequence[str]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from comparison.design import TuningCurve
-from comparison.plot import COLOURS, styled_figure, write_figure
+from comparison.plot import styled_figure, write_figure
 from errors import UserError
 from inference.tuning import CONFIDENCE, Fit, Noise, at_grid, fit, noise_of
+from pages.palette import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,7 +32,7 @@ def after_word(verdict: Verdict, terms: str = "", new_text: NewText | None = Non
     if verdict.difference is not None:
         notes = [_numbers(verdict, terms), *notes]
     if new_text is not None:
-        notes.append(_on_new_text(new_text))
+        notes.append(new_text_note(new_text))
     return f": {'; '.join(notes)}" if notes else ""
 
 
@@ -47,7 +47,8 @@ def _numbers(verdict: Verdict, terms: str) -> str:
     return f"{effect(verdict, terms)}, p{_p(verdict.p_adjusted)}"
 
 
-def _on_new_text(found: NewText) -> str:
+def new_text_note(found: NewText) -> str:
+    """`holds on new text [-0.0501, -0.0139]`"""
     held = "holds" if found.holds else "not shown"
     return f"{held} on new text {format_interval(found.interval)}"
 

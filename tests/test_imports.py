@@ -21,6 +21,7 @@ LAYERS = (
     ("experiment", "comparison"),
     ("inference", "interop", "cloud", "evaluation"),
     ("training_logger", "training"),
+    ("pages",),
     ("data",),
     ("configurator",),
     ("training_config", "user_files"),

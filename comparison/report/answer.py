@@ -7,32 +7,17 @@ from collections.abc import Sequence
 
 from comparison.figures import ArmFigure, Figures
 from comparison.formatting import format_loss
+from comparison.judging import BASELINE
 from comparison.labels import Label
 from comparison.report.document_numbers import DocumentNumbers, ShownNumber
-from comparison.verdict_lines import after_word, effect
 from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE
 
-_MOST_LISTED = 6  # arms of one verdict; the table has the others
 _PHRASES = {
     BETTER: ("is better", "are better"),
     WORSE: ("is worse", "are worse"),
     EQUAL: ("is equal", "are equal"),
     INCONCLUSIVE: ("is inconclusive", "are inconclusive"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgedArms:
-    """The arms of one verdict.
-
-    Attributes:
-        listed: The label of each, and what its verdict says besides the word.
-        more: How many there are beyond those.
-    """
-
-    verdict: str
-    listed: Sequence[tuple[Label, str]]
-    more: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,49 +39,56 @@ class Answer:
     loss: ShownNumber | None
     noise_floor: ShownNumber | None
     margin: ShownNumber | None
-    verdicts: Sequence[JudgedArms]
 
 
 def answer(numbers: DocumentNumbers, figures: Figures) -> Answer:
     baseline, *arms = figures.compared
-    by_verdict = {
-        verdict: [arm for arm in arms if arm.verdict.word == verdict] for verdict in _PHRASES
-    }
-    by_verdict = {verdict: found for verdict, found in by_verdict.items() if found}
-    counts = {verdict: len(found) for verdict, found in by_verdict.items()}
+    words = [arm.verdict.word for arm in arms]
+    counts = {verdict: words.count(verdict) for verdict in _PHRASES if verdict in words}
     return Answer(
-        headline=_clearest(arms),
-        count=_headline(counts, len(figures.arms) - len(figures.compared)),
+        headline=_clearest(arms, baseline),
+        count=_count(counts, len(figures.arms) - len(figures.compared)),
         baseline=baseline.label,
         n=baseline.seeds,
         seeds=numbers.show(str, "groups", 0, "n"),
         loss=numbers.show(format_loss, "groups", 0, "loss"),
         noise_floor=numbers.show(format_loss, "noise_floor"),
         margin=numbers.show(format_loss, "margin"),
-        verdicts=[_judged(verdict, found) for verdict, found in by_verdict.items()],
     )
 
 
-def _clearest(arms: Sequence[ArmFigure]) -> str:
-    """`position_encoding=rope: -0.0504 [-0.0683, -0.0325] nats at equal parameters and tokens,
-    n=10`"""
+def _clearest(arms: Sequence[ArmFigure], baseline: ArmFigure) -> str:
+    """`position_encoding=rope is better than the baseline by 0.0504 nats per token (95 % interval:
+    0.0325 to 0.0683) at equal parameters and tokens, n=10.`"""
     judged = [arm for arm in arms if arm.verdict.word in (BETTER, WORSE)]
     if not judged:
         return ""
     arm = min(judged, key=lambda own: (own.verdict.word == WORSE, -abs(own.difference.value)))
-    return f"{arm.label.name}: {effect(arm.verdict, arm.terms)}"
+    found = arm.difference
+    low, high = sorted((found.low, found.high), key=abs)
+    called = baseline.label.name
+    than = f"the {called}" if called == BASELINE else f"the baseline, {called},"
+    at = f" {arm.terms}" if arm.terms else ""
+    return (
+        f"{arm.label.name} is {arm.verdict.word} than {than} by {abs(found.value):.4f} nats per "
+        f"token (95\N{NO-BREAK SPACE}% interval: {abs(low):.4f} to {abs(high):.4f}){at}, "
+        f"n={arm.verdict.difference.n}."
+    )
 
 
-def _headline(counts: dict[str, int], apart: int) -> str:
-    """The number of arms of each verdict, and of those set apart, in words."""
-    other = f" {apart} arm{'s' * (apart != 1)} set apart: not comparable." if apart else ""
+def _count(counts: dict[str, int], apart: int) -> str:
+    """The number of arms of each verdict, and of those that are not comparable, in words."""
+    other = f" {apart} arm{'s' * (apart != 1)} cannot be compared with it." if apart else ""
     total = sum(counts.values())
     if not total:
-        nothing = "No arm is comparable with it" if apart else "There is one arm only"
+        nothing = "No arm is comparable with the baseline" if apart else "There is one arm only"
         return f"{nothing}, so there is nothing to compare.{other}"
     if total == 1:
         (verdict,) = counts
         return f"The one arm beside the baseline {_PHRASES[verdict][0]}.{other}"
+    if len(counts) == 1:
+        (verdict,) = counts
+        return f"All {total} arms beside the baseline {_PHRASES[verdict][1]}.{other}"
     phrases = [f"{count} {_PHRASES[verdict][count > 1]}" for verdict, count in counts.items()]
     return f"Of {total} arms beside the baseline, {_and(phrases)}.{other}"
 
@@ -104,11 +96,3 @@ def _headline(counts: dict[str, int], apart: int) -> str:
 def _and(phrases: Sequence[str]) -> str:
     *first, last = phrases
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _judged(verdict: str, arms: Sequence[ArmFigure]) -> JudgedArms:
-    listed = [
-        (arm.label, after_word(arm.verdict, arm.terms, arm.new_text).lstrip(": "))
-        for arm in arms[:_MOST_LISTED]
-    ]
-    return JudgedArms(verdict, listed, len(arms) - len(listed))

@@ -1,4 +1,4 @@
-"""What script.js draws: for each arm and unit of budget, the mean loss and its band over seeds."""
+"""What curves.js draws: for each arm and unit of budget, the mean loss and its band over seeds."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from typing import Any
 
 from comparison.bands import Band
 from comparison.figures import ArmFigure, BudgetAxis, Figures
-from comparison.formatting import format_budget
+from pages.palette import dashes_of, hue
 
 FIRST_SHOWN = 8
 """Arms whose curves are shown at first; a reader adds others."""
 
-HUES = 6
-"""Colours of the palette in style.css; arms share them, so the number tells them apart."""
-
-_UNITS = {
-    "tokens": ("", "K", "M", "B", "T"),
-    "flops": ("", "k", "M", "G", "T", "P", "E", "Z"),
-    "seconds": ("",),
+_LINE_WIDTH = 2  # pixels, as in style.css
+_AXES = {
+    "tokens": {
+        "short": "tokens",
+        "units": ("", "K", "M", "B", "T"),
+        "decimals": 2,
+        "words": "{number}{unit} tokens",
+    },
+    "flops": {
+        "short": "FLOPs",
+        "units": ("", "k", "M", "G", "T", "P", "E", "Z"),
+        "decimals": 1,
+        "words": "{number} {unit}FLOPs",
+    },
+    "seconds": {"short": "time", "units": ("",), "decimals": 1, "words": "{number} seconds"},
 }
 _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 200, 30, 6_000
 
@@ -30,14 +38,14 @@ def curve_data(figures: Figures) -> dict[str, Any]:
     many evaluations is thinned, the sooner the more arms there are, so that the page stays small;
     `thinned` tells.
     """
-    most = min(_MOST_POINTS, max(_FEWEST_POINTS, _ALL_POINTS // len(figures.arms)))
+    most = most_points(figures)
     shown = shown_at_first(figures)
     bands = [found for arm in figures.arms for found in arm.bands.values()]
     return {
         "axes": {
             axis.unit: {
+                **_AXES[axis.unit],
                 "title": axis.title + (" (s)" if axis.unit == "seconds" else ""),
-                "units": _UNITS[axis.unit],
                 "caution": _caution(figures, axis),
             }
             for axis in figures.axes
@@ -47,10 +55,18 @@ def curve_data(figures: Figures) -> dict[str, Any]:
                 "number": arm.label.number,
                 "name": arm.label.name,
                 "hue": hue(arm.label.number),
+                "dash": " ".join(f"{_LINE_WIDTH * own:g}" for own in dashes_of(arm.label.number))
+                or "none",
                 "shown": arm.label.number in shown,
-                "seeds": arm.seeds,
                 "bands": {
-                    unit: _points(found.thinned(most), unit) for unit, found in arm.bands.items()
+                    "validation": {
+                        unit: _points(found.thinned(most)) for unit, found in arm.bands.items()
+                    },
+                    "training": {
+                        unit: _points(found)
+                        for unit, found in arm.training_bands(most).items()
+                        if unit in arm.bands
+                    },
                 },
             }
             for arm in figures.arms
@@ -59,9 +75,9 @@ def curve_data(figures: Figures) -> dict[str, Any]:
     }
 
 
-def hue(number: int) -> str:
-    """The class that colours what belongs to an arm."""
-    return f"hue-{(number - 1) % HUES + 1}"
+def most_points(figures: Figures) -> int:
+    """Points that a curve may have so that the page stays small."""
+    return min(_MOST_POINTS, max(_FEWEST_POINTS, _ALL_POINTS // len(figures.arms)))
 
 
 def _caution(figures: Figures, axis: BudgetAxis) -> str:
@@ -82,14 +98,9 @@ def shown_at_first(figures: Figures) -> Collection[int]:
     return {arm.label.number for arm in (first, *best)}
 
 
-def _points(points: Band, unit: str) -> dict[str, Any]:
+def _points(points: Band) -> dict[str, Any]:
     mean, low, high = (
         [round(loss, 4) for loss in column] for column in (points.mean, points.low, points.high)
     )
     spread = {} if low == high else {"low": low, "high": high}
-    return {
-        "spent": [float(f"{budget:.6g}") for budget in points.budgets],
-        "told": [format_budget(unit, budget) for budget in points.budgets],
-        "mean": mean,
-        **spread,
-    }
+    return {"spent": [float(f"{budget:.6g}") for budget in points.budgets], "mean": mean, **spread}

@@ -14,6 +14,10 @@ _MARGIN = 4.0  # percent of the width on either side, so that an end is never cu
 _REACH = 3.0  # an interval is drawn as far as this many times the largest difference or noise
 
 
+_TICKS = 3.5  # steps between ticks at most: there is room for four numbers on the narrowest strip
+_LEAST_SIDE = 1 / 3  # of the longer side of zero: room for the words that say which is better
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """What a strip shows, in nats per token, from its left to its right end.
@@ -41,7 +45,7 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Zero and its round neighbours."""
-        step = round_step((self.high - self.low) / 5)
+        step = round_step((self.high - self.low) / _TICKS)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [k * step for k in range(first, last + 1)]
 
@@ -71,7 +75,8 @@ def scale_of(differences: Iterable[Difference | None], floor: float | None) -> S
     high = max(0.0, floor or 0.0, *(found.high for found in known))
     if low == high:  # nothing differs from zero
         return Scale(-size, size, floor)
-    return Scale(max(low, -_REACH * size), min(high, _REACH * size), floor)
+    low, high = max(low, -_REACH * size), min(high, _REACH * size)
+    return Scale(min(low, -_LEAST_SIDE * high), max(high, -_LEAST_SIDE * low), floor)
 
 
 def round_step(least: float) -> float:
@@ -102,6 +107,7 @@ class Strip:
     """A row of a forest plot.
 
     Attributes:
+        hue: The class that colours its mark; empty: by the verdict.
         zero: Where zero is.
         floor: The left end and the width of the noise floor; None where it is not known.
         mark: None where there is no difference to draw.
@@ -110,13 +116,19 @@ class Strip:
     zero: str
     floor: tuple[str, str] | None
     mark: Mark | None
+    hue: str = ""
 
 
-def strips(differences: Sequence[Difference | None], scale: Scale) -> list[Strip]:
-    """The strip of each difference."""
+def strips(
+    differences: Sequence[Difference | None], scale: Scale, hues: Sequence[str] = ()
+) -> list[Strip]:
+    """The strip of each difference, in these colours, or by its verdict if none are given."""
     floor = scale.floor
     shaded = (scale.at(-floor), scale.width(-floor, floor)) if floor else None
-    return [Strip(scale.at(0), shaded, found and _mark(found, scale)) for found in differences]
+    return [
+        Strip(scale.at(0), shaded, found and _mark(found, scale), hues[i] if hues else "")
+        for i, found in enumerate(differences)
+    ]
 
 
 def _mark(found: Difference, scale: Scale) -> Mark:

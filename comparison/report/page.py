@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from comparison.exports import document
 from comparison.figures import Figures, figures_of
@@ -19,10 +13,13 @@ from comparison.findings import Findings
 from comparison.methods import methods
 from comparison.report.answer import answer
 from comparison.report.configs import config_table, shared_facts
-from comparison.report.curve_data import curve_data, hue
+from comparison.report.curve_data import curve_data
 from comparison.report.document_numbers import DocumentNumbers
+from comparison.report.heading import heading
 from comparison.report.pareto import pareto_scatter
 from comparison.report.result_tables import ResultTables
+from comparison.report.run_list import run_list, samples_by_arm
+from pages.rendering import render
 
 _HERE = Path(__file__).parent
 
@@ -34,61 +31,35 @@ def write_page(findings: Findings, path: Path) -> None:
         OSError: It cannot be written there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_html(findings), encoding="utf-8")
+    path.write_text(to_html(findings, path), encoding="utf-8", errors="backslashreplace")
 
 
-def to_html(findings: Findings) -> str:
-    """The page as text. It asks nothing of any network: style and script are in it, and its policy
-    allows those two, by their hashes, and nothing else."""
+def to_html(findings: Findings, path: Path | None = None) -> str:
+    """The page as text.
+
+    Args:
+        findings: What it shows.
+        path: The file that it is for, from which the pages of runs are linked; None: no links.
+    """
     exported, figures = document(findings), figures_of(findings)
     numbers = DocumentNumbers(exported)
-    style, script = (_asset(name) for name in ("style.css", "script.js"))
-    return (
-        _templates()
-        .get_template("page.html")
-        .render(
-            title=_title(figures),
-            policy=f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-            f"style-src {_source(style)}; script-src {_source(script)}",
-            style=style,
-            script=script,
-            answer=answer(numbers, figures),
-            sections=list(_sections(ResultTables(numbers, findings, figures), findings, figures)),
-            document=exported,
-            curves=curve_data(figures),
-        )
+    tables = ResultTables(numbers, findings, figures)
+    title = heading(findings, figures)
+    sections = list(_sections(tables, findings, figures, path))
+    return render(
+        _HERE,
+        "page.html",
+        ["curves.js"],
+        title=title.title,
+        name=title.name,
+        heading=title,
+        answer=answer(numbers, figures),
+        verdicts=tables.verdicts(),
+        sections=sections,
+        links=[("verdicts", "Verdicts"), *((section.name, section.title) for section in sections)],
+        document=exported,
+        curves=curve_data(figures),
     )
-
-
-@cache
-def _templates() -> Environment:
-    """The templates, compiled once; text is escaped, and a name that is not known is an error."""
-    templates = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["hue"] = hue
-    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return templates
-
-
-def _asset(name: str) -> Markup:
-    """A file of ours that goes into the page as it is."""
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
-
-
-def _source(text: str) -> str:
-    """How a Content-Security-Policy names a text that may be part of the page."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _title(figures: Figures) -> str:
-    others = len(figures.arms) - 1
-    return f"{figures.arms[0].label.name} and {others} other{'s' * (others != 1)}, compared"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +77,17 @@ class PageSection:
     content: Any
 
 
-def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Iterator[PageSection]:
-    """Those that there is something for."""
-    yield PageSection("verdicts", "Verdicts", "table.html", tables.verdicts())
-    yield PageSection("methods", "Methods", "methods.html", list(methods(findings)))
-    yield PageSection("results", "Results and cost", "table.html", tables.results())
+def _sections(
+    tables: ResultTables, findings: Findings, figures: Figures, path: Path | None
+) -> Iterator[PageSection]:
+    """Those that there is something for, after the verdicts."""
     yield PageSection("curves", "Curves", "curves.html", figures.axes)
+    yield PageSection("results", "Results and cost", "table.html", tables.results())
+    if findings.notes:
+        yield PageSection("notes", "Notes", "notes.html", findings.notes)
+    if samples := samples_by_arm(findings):
+        yield PageSection("samples", "Samples", "samples.html", samples)
+    yield PageSection("methods", "Methods", "methods.html", list(methods(findings)))
     if findings.axes:
         yield PageSection(
             "budgets", "At equal budgets (exploratory)", "budgets.html", tables.at_equal()
@@ -125,8 +101,7 @@ def _sections(tables: ResultTables, findings: Findings, figures: Figures) -> Ite
     scatter = pareto_scatter(figures, findings)
     yield PageSection("pareto", "Pareto set", "pareto.html", (scatter, tables.pareto()))
     if apart := tables.set_apart():
-        yield PageSection("apart", "Set apart", "table.html", apart)
-    if findings.notes:
-        yield PageSection("notes", "Notes", "notes.html", findings.notes)
+        yield PageSection("apart", "Not comparable", "table.html", apart)
+    yield PageSection("runs", "Runs", "runs.html", run_list(findings, path))
     yield PageSection("configs", "Configs", "configs.html", config_table(findings))
     yield PageSection("environment", "Environment", "environment.html", shared_facts(findings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from comparison.exports import costs
@@ -23,8 +23,9 @@ from comparison.formatting import (
 from comparison.judging import BASELINE
 from comparison.labels import Label
 from comparison.report.document_numbers import DocumentNumbers, Format, Place
-from comparison.report.intervals import scale_of, strips
-from comparison.verdict_lines import reading_verdict, verdict_notes
+from comparison.report.intervals import Scale, scale_of, strips
+from comparison.verdict_lines import new_text_note, reading_verdict, verdict_notes
+from pages.palette import hue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Column:
         kind: What the cells are, by which a template shows them: `number` (ShownNumber), `interval`
             (two of them), `factor` (a number and an interval), `strip` (intervals.Strip), `mark`
             (a word), `verdict` (the verdict and what else there is to say), `list` (sentences).
-        ticks: Of a column of strips the place and the text of each tick.
+        axis: Of a column of strips the scale.
     """
 
     label: str
     cells: Sequence[Any]
     kind: str = "number"
-    ticks: Sequence[tuple[str, str]] = ()
+    axis: Scale | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,11 @@ class ResultTables:
             caption="These were trained or validated under other conditions than the baseline.",
             labels=labels,
             columns=[
-                Column("unlike the baseline in", [row.set_apart for _, row in self._apart], "list"),
+                Column(
+                    "differs from the baseline in",
+                    [row.set_apart for _, row in self._apart],
+                    "list",
+                ),
                 self._column("n", str, _places(labels), "n"),
                 *self._quantities(labels, REACHED),
             ],
@@ -144,16 +149,15 @@ class ResultTables:
     def verdicts(self) -> Table:
         rows = self._compared
         verdicts = [
-            (row.verdict.word, "; ".join([*verdict_notes(row.verdict), *row.caveats]))
-            for _, row in rows
+            (row.verdict.word, "; ".join([*_reasons(row), *row.caveats])) for _, row in rows
         ]
         return self._judged(
             rows,
             [],
             [final_difference(row, self._findings.baseline.group) for _, row in rows],
             verdicts,
-            "difference: from the final validation loss of the baseline, over shared seeds; small "
-            "dots: the pairs of seeds",
+            "difference: from the final validation loss of the baseline, over shared seeds; large "
+            "dots: the means, small dots: the pairs of seeds",
         )
 
     def at_equal(self) -> list[BudgetReading]:
@@ -194,10 +198,10 @@ class ResultTables:
             caption=f"{caption}, nats per token; left of zero is better.{shaded}",
             labels=labels,
             columns=[
-                self._column("n", str, places, "n"),
+                *self._estimates("difference", places, differences, labels),
                 self._column("val loss", format_loss, places, "loss"),
                 self._column("sd", format_loss, places, "sd"),
-                *self._estimates("difference", places, differences),
+                self._column("n", str, places, "n"),
                 Column("verdict", verdicts, "verdict"),
             ],
         )
@@ -256,9 +260,14 @@ class ResultTables:
         ]
 
     def _estimates(
-        self, key: str, places: Sequence[Place], differences: Sequence[Difference | None]
+        self,
+        key: str,
+        places: Sequence[Place],
+        differences: Sequence[Difference | None],
+        arms: Sequence[Label] = (),
     ) -> list[Column]:
-        """Estimates: drawn where any is known, in numbers, and their p values."""
+        """Estimates: drawn where any is known, in the colours of the arms whose they are; in
+        numbers; and their p values."""
         intervals = [
             self._numbers.interval(format_difference, *place, "interval") for place in places
         ]
@@ -270,8 +279,17 @@ class ResultTables:
         scale = scale_of(differences, self._numbers.at("noise_floor"))
         if scale is None:
             return columns
-        drawn = strips(differences, scale)
-        return [Column("95 % interval, drawn", drawn, "strip", scale.tick_labels()), *columns]
+        drawn = strips(differences, scale, [hue(label.number) for label in arms])
+        return [Column("", drawn, "strip", scale), *columns]
+
+
+def _reasons(row: GroupResult) -> Iterator[str]:
+    """What there is to say of a verdict beside its numbers."""
+    if row.verdict.difference is not None and row.terms:
+        yield row.terms
+    yield from verdict_notes(row.verdict)
+    if row.new_text is not None:
+        yield new_text_note(row.new_text)
 
 
 def _labels(rows: Sequence[tuple[Label, GroupResult]]) -> list[Label]:

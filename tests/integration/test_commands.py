@@ -193,9 +193,11 @@ class TestComparison:
             workshop.train("--max_iters=1", f"--attention_bias={bias}", run_name=name)
         capsys.readouterr()
         assert main(["--latest", "2", f"--out_dir={workshop.out_dir}"]) == 0
-        table = capsys.readouterr().out
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-AttnBias-NoBias: the baseline" in table
-        assert "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32-NoBias: attention_bias=False" in table
+        table = " ".join(capsys.readouterr().out.split())
+        code = "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32"
+        assert f"1 legacy: the baseline, {code}-AttnBias-NoBias" in table
+        changed = "attention_bias=False, attention_out_bias=False"
+        assert f"2 legacy, {changed}: {code}-NoBias" in table
         assert "seeds of" not in table  # the older run like the baseline is not among them
 
 

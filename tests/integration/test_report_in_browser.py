@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import csv
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from comparison.findings import compare
 from comparison.formatting import (
     ACTIVE,
     QUANTITIES,
@@ -17,34 +19,19 @@ from comparison.formatting import (
     format_p,
 )
 from comparison.report.page import write_page
-from tests.study import study
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
+from comparison.runs import find, load_runs
+from tests.integration.chromium import (
+    DESKTOP,
+    PHONE,
+    browser,  # noqa: F401
+    least_contrast,
+    texts_that_meet,
+    visits,
 )
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+from tests.study import HOSTILE, study
+from tests.unit.test_compare_architectures import make_arm
 
-
-def runs(path: str | None) -> bool:
-    """Whether there is a browser; what is installed by that name may only say how to get one."""
-    if path is None:
-        return False
-    return subprocess.run([path, "--version"], capture_output=True).returncode == 0
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Started once, with a profile of its own."""
-    path = next(filter(runs, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield started
-        started.close()
+PAGES = Path(__file__).resolve().parents[2] / "pages"
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +42,10 @@ def url(tmp_path_factory):
 
 
 @pytest.fixture
-def visit(browser, url):
+def visit(browser, url):  # noqa: F811
     """Opens the page; no test may leave a message on the console or ask for anything else."""
-    contexts, complaints = [], []
-
-    def opened(viewport=DESKTOP, scheme="light"):
-        contexts.append(
-            browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
-        )
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on(
-            "request",
-            lambda asked: (
-                None if asked.url.startswith(("data:,", url)) else complaints.append(asked.url)
-            ),
-        )
-        page.goto(url)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
+    with visits(browser, url) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -104,8 +70,9 @@ def test_the_mouse_reads_the_nearest_evaluation(page):
     middle = page.locator("#chart").bounding_box()["width"] / 2
     page.hover("#chart", position={"x": middle, "y": 100})  # of what is shown, 50K to 100K
     assert where(page) == "At 75.00K tokens"
-    plain = page.inner_text("#readout li[data-arm='1']").split()
-    assert plain == ["1", "3.2535", "3.2450", "to", "3.2620"]  # a quarter above the end
+    plain = page.inner_text("#readout li[data-key='1']").split()
+    # a quarter above the end
+    assert plain == ["1", "3.2535", "3.2450", "to", "3.2620", "arch-plain"]
     assert page.locator("#chart .cursor circle").count() == 4
     page.mouse.move(0, 0)
     assert where(page) == "At 100.0K tokens, the end"
@@ -129,11 +96,11 @@ def test_the_arrow_keys_move_from_evaluation_to_evaluation(page):
 
 
 def test_an_arm_comes_and_goes_with_its_box(page):
-    curve = page.locator("#chart .curve[data-arm='2']")
+    curve = page.locator("#chart .curve[data-key='2']")
     box = page.locator("#arms input[value='2']")
     assert curve.count() == 1
     box.uncheck()
-    assert curve.count() == page.locator("#readout li[data-arm='2']").count() == 0
+    assert curve.count() == page.locator("#readout li[data-key='2']").count() == 0
     assert page.locator("#chart .end").count() == 3
     box.check()
     assert curve.count() == 1
@@ -161,7 +128,12 @@ def test_the_axes_can_be_changed(page):
     assert ticks(page, "x")[0] == "0"
     assert ticks(page, "y") != losses
     page.check("#logarithmic")
-    assert float(ticks(page, "x")[0].removesuffix("K")) > 0
+    zero, *others = ticks(page, "x")
+    assert zero == "0"
+    assert all(float(tick.removesuffix("K")) > 0 for tick in others)
+    page.focus("#chart")
+    page.keyboard.press("Home")
+    assert where(page) == "At 0 tokens"  # step 0 is there, though a logarithm has no place for it
 
 
 def test_curves_differ_in_more_than_colour(page):
@@ -171,7 +143,7 @@ def test_curves_differ_in_more_than_colour(page):
     shapes = page.locator("#chart .curve").evaluate_all(
         "curves => curves.map(curve => curve.querySelector('.marker').getAttribute('d'))"
     )
-    assert len(set(dashes)) == len(set(shapes)) == 4
+    assert len(set(zip(dashes, shapes, strict=True))) == len(set(shapes)) == 4
 
 
 # --- Numbers ---
@@ -305,19 +277,19 @@ def test_tables_are_still_tables_where_they_are_cards(visit):
 
 def test_the_tab_key_reaches_everything(page):
     reached = set()
-    for _ in range(80):
+    for _ in range(250):
         page.keyboard.press("Tab")
         name = page.evaluate(
             """() => {
                 const at = document.activeElement;
-                return at.id || at.getAttribute("href") || at.value || at.className;
+                return at.id || at.getAttribute("href") || at.value || at.className || at.tagName;
             }"""
         )
         reached.add(name)
         if name == "all-keys":
             break
     wanted = page.locator("button:visible, input:enabled:visible, nav a").evaluate_all(
-        "all => all.map(one => one.id || one.getAttribute('href') || one.value)"
+        "all => all.map(one => one.id || one.getAttribute('href') || one.value || one.className)"
     )
     radios = {"tokens", "flops", "seconds"}  # one stop; the arrow keys go on from there
     assert set(wanted) - radios <= reached
@@ -333,37 +305,11 @@ def test_focus_can_be_seen(page):
     assert page.evaluate(outline) == "solid"
 
 
-LEAST_CONTRAST = """() => {
-    const luminance = (rgb) => {
-        const [r, g, b] = rgb.map((v) => v / 255)
-            .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const parts = (color) => color.match(/[\\d.]+/g).map(Number);
-    const ground = (element) => {
-        const [r, g, b, alpha = 1] = parts(getComputedStyle(element).backgroundColor);
-        return alpha ? [r, g, b] : ground(element.parentElement);
-    };
-    const ratio = (element) => {
-        const style = getComputedStyle(element);
-        const ink = parts(element instanceof SVGElement ? style.fill : style.color).slice(0, 3);
-        const box = element instanceof SVGElement ? element.closest("div, th") : element;
-        const [low, high] = [luminance(ink), luminance(ground(box))].sort((a, b) => a - b);
-        return [(high + 0.05) / (low + 0.05), element.textContent.slice(0, 30)];
-    };
-    const told = [...document.querySelectorAll("body *")].filter((element) =>
-        element.checkVisibility() && !element.closest("script, style") &&
-        [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
-    return told.map(ratio).sort(([one], [other]) => one - other)[0];
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_contrast(visit, scheme):
     page = visit(scheme=scheme)
     page.click("#show-all")
-    ratio, text = page.evaluate(LEAST_CONTRAST)
-    assert ratio >= 4.5, text
+    assert least_contrast(page)[0] >= 4.5, least_contrast(page)
 
 
 def test_the_theme_is_that_of_the_system_until_it_is_changed(visit):
@@ -377,3 +323,180 @@ def test_the_theme_is_that_of_the_system_until_it_is_changed(visit):
     assert light.get_attribute("#theme", "aria-pressed") == "true"
     light.click("#theme")
     assert light.evaluate(ground) == paper
+
+
+# --- The first screen ---
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_answer_and_a_chart_are_on_the_first_screen(visit, viewport, scheme):
+    page = visit(viewport, scheme)
+    for part in (".headline", "#verdicts .axis", "#verdicts tbody tr:nth-child(2) .strip"):
+        box = page.locator(part).first.bounding_box()
+        assert box["y"] + box["height"] <= viewport["height"], part
+        assert box["width"] > 100, part
+    assert page.locator("#verdicts .side").all_text_contents() == ["← better", "worse →"]
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1025, 1280])
+def test_no_ticks_meet(visit, width):
+    page = visit({"width": width, "height": 800})
+    assert texts_that_meet(page, ".axis text, .tick, .scatter text") == []
+    page.uncheck("#second-half")
+    page.check("#logarithmic")
+    assert texts_that_meet(page, "#chart .tick") == []
+
+
+# --- Tables ---
+
+
+def column(page, number: int) -> list[str]:
+    cells = page.locator(f"#results tbody tr td:nth-child({number})")
+    return [text.strip() for text in cells.all_text_contents()]
+
+
+def test_a_table_is_sorted_by_its_heads(page):
+    given = column(page, 3)
+    head = page.locator("#results thead th:nth-child(3)")
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    known = [float(text) for text in given if text != "–"]
+    assert column(page, 3) == [*(f"{loss:.4f}" for loss in sorted(known)), "–"]
+    head.locator("button").click()
+    assert column(page, 3) == [*(f"{loss:.4f}" for loss in sorted(known, reverse=True)), "–"]
+    head.locator("button").click()
+    assert column(page, 3) == given
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_a_phone_sorts_by_a_list(visit):
+    page = visit(PHONE)
+    page.locator("#results select").select_option(label="val loss")
+    losses = [float(text) for text in column(page, 3) if text != "–"]
+    assert losses == sorted(losses)
+
+
+# --- What can be taken away ---
+
+
+def saved(page, selector: str) -> tuple[str, str]:
+    """The name and the text of the file that a button saves."""
+    with page.expect_download() as download:
+        page.click(selector)
+    return download.value.suggested_filename, download.value.path().read_text(encoding="utf-8")
+
+
+def test_a_table_is_saved_unrounded(page):
+    name, text = saved(page, "#verdicts .tool:text-is('CSV')")
+    rows = list(csv.DictReader(text.splitlines()))
+    told = page.evaluate("JSON.parse(document.getElementById('document').textContent)")
+    assert name == "6_arms_compared-verdicts.csv"
+    for row, group in zip(rows, told["groups"], strict=False):
+        assert float(row["val loss"]) == group["loss"]
+    second = told["groups"][1]
+    assert float(rows[1]["difference"]) == second["difference"]
+    assert [float(rows[1][f"95 % interval {end}"]) for end in ("low", "high")] == second["interval"]
+    assert rows[0]["difference"] == ""
+
+
+@pytest.fixture(scope="module")
+def scripts(browser):  # noqa: F811
+    """An empty page with the functions of the shared scripts."""
+    page = browser.new_page()
+    for name in ("page.js", "chart.js"):
+        page.add_script_tag(path=PAGES / name)
+    return page
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula(scripts):
+    cells = ["=1+1", "+a", "@a", "-a", "-1.5", "1e-3", 'a,"b"', HOSTILE]
+    assert [scripts.evaluate("cell => csvCell(cell)", cell) for cell in cells] == [
+        *("'=1+1", "'+a", "'@a", "'-a", "-1.5", "1e-3", '"a,""b"""'),
+        '"' + HOSTILE.replace('"', '""') + '"',
+    ]
+
+
+@pytest.mark.parametrize("section", ["verdicts", "curves", "pareto"])
+def test_a_chart_is_saved_as_a_drawing_of_its_own(page, browser, section):  # noqa: F811
+    name, text = saved(page, f"#{section} .tool:text-is('SVG')")
+    assert name.endswith(".svg")
+    drawing = ElementTree.fromstring(text)
+    tag = "{http://www.w3.org/2000/svg}"
+    assert drawing.tag == f"{tag}svg"
+    texts = "".join(drawing.itertext())
+    assert {"verdicts": "worse →", "curves": "validation loss", "pareto": "95 %"}[section] in texts
+    assert not [own for own in drawing.iter() if own.get("class")]  # it needs no style sheet
+    strokes = {own.get("stroke") for own in drawing.iter()}
+    assert "rgb(213, 94, 0)" in strokes  # of arm 3
+
+
+# --- Links to a view ---
+
+
+def test_the_address_keeps_the_view(visit):
+    page = visit()
+    page.check("input[value='flops']")
+    page.uncheck("#second-half")
+    page.uncheck("#arms input[value='3']")
+    page.locator("#results thead th:nth-child(3) button").click()
+    page.check("#all-keys")
+    page.click("nav a[href='#curves']")
+    place = page.evaluate("location.hash")
+    assert place.startswith("#curves&")
+    again = visit(place=place)
+    assert ticks(again, "x") == ticks(page, "x")
+    assert again.locator("#chart .curve[data-key='3']").count() == 0
+    assert column(again, 3) == column(page, 3)
+    assert again.is_checked("#all-keys")
+    top = again.locator("#curves").bounding_box()["y"]
+    assert -5 <= top <= 200
+    assert visit().is_checked("#second-half")
+
+
+def test_every_section_can_be_linked_to(page):
+    page.focus("#results .permalink")
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#results"
+
+
+# --- Training curves of runs that were logged ---
+
+
+@pytest.fixture
+def logged(browser, tmp_path):  # noqa: F811
+    for arm, start in (("plain", "2025-01-01"), ("fast", "2025-01-02")):
+        make_arm(tmp_path / "out", arm, [2.5, 2.6], start=start, last=100)
+    page = tmp_path / "page.html"
+    write_page(compare(load_runs(find([str(tmp_path / "out")]))[0]), page)
+    with visits(browser, page.as_uri()) as opened:
+        yield opened
+
+
+def test_training_loss_is_a_switch_away(logged):
+    page = logged()
+    assert page.locator("#losses label").all_text_contents() == ["validation", "training"]
+    page.check("input[value='training']")
+    assert page.text_content("#chart .title.y") == "training loss (nats per token)"
+    assert page.locator("#chart .curve").count() == 2
+    assert page.is_visible("#about-training")
+    assert not page.is_visible("#about-validation")
+    assert page.evaluate("location.hash") == "#&loss=training"
+    again = logged(place="#&loss=training")
+    assert again.is_checked("input[value='training']")
+
+
+def test_a_run_is_a_link_to_its_page(logged):
+    page = logged()
+    assert page.locator("#runs tbody a").count() == 4
+    target = page.locator("#runs tbody a").first.evaluate("link => link.href")
+    assert target.endswith("/out/plain-1/report.html")
+
+
+def test_budgets_are_told_as_in_the_text(scripts, page):
+    amounts = [0, 7, 999.94, 999.96, 1234, 99_994, 99_996, 123_456, 5.5e6, 7.26e9, 3e12]
+    axes = page.evaluate("JSON.parse(document.getElementById('curves-data').textContent).axes")
+    for unit, axis in axes.items():
+        for amount in amounts:
+            said = scripts.evaluate("([amount, axis]) => told(amount, axis)", [amount, axis])
+            assert said == format_budget(unit, amount)

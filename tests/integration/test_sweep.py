@@ -111,6 +111,11 @@ def test_a_sweep_and_the_same_again(
     assert (arm.changes, arm.set_apart) == ({"normalization": "rmsnorm"}, ())
     assert arm.verdict.difference.paired
     assert "the baseline" in said.out  # the comparison
+    page = sweeps.folder / "report.html"
+    assert said.out.splitlines()[-1] == f"Report: {page}"
+    shown = page.read_text(encoding="utf-8")
+    for run in sweeps.runs:
+        assert f'href="./runs/{run}/report.html"' in shown
     assert json.loads((sweeps.folder / "sweep.json").read_text())["command"].startswith("python sw")
 
     engine = InThisProcess()

@@ -24,8 +24,9 @@ def test_labels_number_the_rows_and_say_what_names_do_not(findings):
     assert [label.number for label in found] == [1, 2, 3, 4, 5, 6]
     assert [label.is_baseline for label in found] == [True] + 5 * [False]
     assert [label.set_apart for label in found] == 4 * [False] + 2 * [True]
-    assert found[0].details == found[0].changes == ""
-    assert found[3].details == found[3].changes == "normalization=rmsnorm, ffn_type=swiglu"
+    assert (found[0].name, found[0].details) == ("arch-plain", "")
+    assert found[3].name == "normalization=rmsnorm, ffn_type=swiglu"
+    assert found[3].details == "arch-both"
 
 
 def test_a_label_tells_the_statuses_of_runs_that_are_not_completed():

@@ -93,15 +93,21 @@ def test_looks_are_told():
 @pytest.mark.parametrize(
     ("shifts", "leads"),
     [
-        ({"bad": 0.3, "good": -0.02, "better": -0.05}, "arch-better: -0.0500 ["),
-        ({"bad": 0.03, "worse": 0.3}, "arch-worse: +0.3000 ["),
+        (
+            {"bad": 0.3, "good": -0.02, "better": -0.05},
+            "arm=better is better than the baseline, arch-base, by 0.0500 nats",
+        ),
+        (
+            {"bad": 0.03, "worse": 0.3},
+            "arm=worse is worse than the baseline, arch-base, by 0.3000 nats",
+        ),
     ],
 )
 def test_the_headline_is_the_largest_gain_or_else_loss(shifts, leads):
     findings = compare(runs_of(**shifts))
     found = answer(DocumentNumbers(document(findings)), figures_of(findings))
     assert found.headline.startswith(leads)
-    assert found.headline.endswith("] nats at equal parameters, tokens and FLOPs, n=5")
+    assert found.headline.endswith(") at equal parameters, tokens and FLOPs, n=5.")
 
 
 def test_without_a_verdict_the_count_leads():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
+import json
 import math
 from pathlib import Path
 
@@ -13,7 +16,9 @@ from comparison.design import Design
 from comparison.figures import figures_of
 from comparison.findings import compare
 from comparison.plot import arms_of, draw, plot_problem, spread, write_plot
+from comparison.runs import load_run
 from tests.simulated import simulated_arm, simulated_run
+from tests.unit.test_compare_architectures import make_run
 
 pytest.importorskip("matplotlib", reason="see requirements-dev.txt")
 
@@ -66,12 +71,12 @@ def test_lines_and_bands_are_those_of_the_groups():
             lines.items(), findings.rows, panel.collections, strict=True
         ):
             found = band(row.group, axis)
-            assert list(line.get_xdata()) == found.budgets[1:], number  # without step 0
-            assert list(line.get_ydata()) == found.mean[1:]
+            assert list(line.get_xdata()) == found.budgets, number
+            assert list(line.get_ydata()) == found.mean
             corners = {tuple(corner) for corner in filled.get_paths()[0].vertices}
             assert corners == {
-                *zip(found.budgets[1:], found.low[1:], strict=True),
-                *zip(found.budgets[1:], found.high[1:], strict=True),
+                *zip(found.budgets, found.low, strict=True),
+                *zip(found.budgets, found.high, strict=True),
             }
 
 
@@ -122,12 +127,77 @@ def test_an_arm_far_above_the_others_is_named_and_leaves_room_for_them():
     assert {text.get_text() for text in curves[0].texts} == {"1", "2", "4"}
 
 
-def test_one_evaluation_is_a_point():
-    runs = [simulated_run(seed=seed, curve=[(0, 9.0), (100, 3.0)]) for seed in (1, 2)]
+def test_one_evaluation_is_a_whole_dot_that_no_line_enters():
+    runs = arms(FAST) + simulated_arm("dot", [3.2, 3.3], model={"n_head": 9}, start="2025-02-01")
+    runs = [
+        dataclasses.replace(run, eval_steps=run.eval_steps[-1:])
+        if run.run_name.startswith("dot")
+        else run
+        for run in runs
+    ]
+    figure = draw(compare(runs))
+    panel = panels_of(figure)[0][0]
+    by_marker = {line.get_marker(): line for line in lines_of(panel).values()}
+    dot = by_marker["o"]
+    assert not dot.get_clip_on()
+    leader = next(t for t in panel.texts if t.get_text() == dot.get_gid()).arrow_patch
+    assert leader.shrinkB >= dot.get_markersize() / 2
+
+
+def test_few_evaluations_are_drawn_from_step_0_on():
+    curves, _ = panels_of(draw(compare(arms(FAST))))
+    for panel in curves:
+        assert panel.get_xlim()[0] == 0
+        assert panel.get_xticks()[0] == 0
+
+
+def test_two_evaluations_make_a_line_that_is_in_sight():
+    runs = [
+        simulated_run(arm, seed, model={"arm": arm}, curve=[(0, 4.2), (100, 3 + seed / 10)])
+        for arm in ("a", "b")
+        for seed in (1, 2)
+    ]
     curves, _ = panels_of(draw(compare(runs)))
-    assert lines_of(curves[0])["1"].get_marker() == "o"
     low, high = curves[0].get_ylim()
-    assert low < 3.0 < high < 4.0
+    assert low < 3.1 < 4.2 < high
+
+
+@pytest.mark.parametrize("last", [3, 17, 100, 999, 2_000, 1_000_000])
+@pytest.mark.parametrize("first", [0.01, 0.1, 0.3, 0.9])
+def test_ticks_never_meet(last, first):
+    steps = [0, *(max(1, round(last * share)) for share in (first, 0.95)), last]
+    curve = [(step, 4 - step / last) for step in dict.fromkeys(steps)]
+    runs = [simulated_run(arm, 1, model={"arm": arm}, curve=curve) for arm in "ab"]
+    figure = draw(compare(runs))
+    figure.draw_without_rendering()
+    renderer = figure._get_renderer()
+    boxes = [
+        label.get_window_extent(renderer)
+        for panel in panels_of(figure)[0]
+        for label in panel.get_xticklabels()
+        if label.get_text()
+        and panel.get_xlim()[0] <= label.get_position()[0] <= panel.get_xlim()[1]
+    ]
+    boxes.sort(key=lambda box: box.x0)
+    assert len(boxes) >= 3
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+def test_the_only_run_is_drawn_whole_with_its_training_loss(tmp_path):
+    metrics = make_run(tmp_path / "run") / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    spiking = next(line for line in lines if line["kind"] == "train" and line["iter"] == 20)
+    spiking["loss"] = 30.5
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = draw(compare([load_run(tmp_path / "run")]))
+    curves, key = figure.subfigs
+    assert key.axes == []  # its title says what it is
+    validation, training = curves.axes[0].lines
+    assert list(training.get_ydata())[1] == 30.5
+    assert curves.axes[0].get_ylim()[1] > 30.5
+    assert curves.axes[0].get_xlim()[0] == 0
+    assert curves.axes[0].get_ylabel() == "loss (nats per token)"
+    assert "validation loss (black) and training (blue)" in " ".join(texts_of(figure))
 
 
 # --- The key ---

@@ -45,7 +45,11 @@ def test_a_line_is_flattened_and_has_no_curve_for_what_is_not_finite():
 def test_without_sinks_there_are_no_further_files(tmp_path):
     with make_logger(tmp_path) as logger:
         log_step(logger, 5)
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "run.json",
+        "metrics.jsonl",
+        "report.html",
+    }
 
 
 # --- CSV ---
@@ -291,7 +295,7 @@ def test_a_sink_that_fails_at_the_end_does_not_fail_the_run(tmp_path, wandb, mon
         log_step(logger, 5)
     out = capsys.readouterr().out
     assert "log_to='wandb' failed (RuntimeError: no) and is switched off." in out
-    assert out.splitlines()[-3].startswith("completed in ")
+    assert out.splitlines()[-4].startswith("completed in ")
 
 
 def test_a_sink_that_cannot_start_stops_the_run_before_it_has_a_log(tmp_path, wandb, monkeypatch):
