@@ -95,7 +95,7 @@ class TestOutputThatCannotBeWritten:
 @posix
 def test_ctrl_c_is_acknowledged_at_once_and_saves_before_it_speaks(workshop: Workshop) -> None:
     process = workshop.start(*ENDLESS)
-    process.wait_for("iter ")
+    process.wait_for("| loss ")
     process.send(signal.SIGINT)
     assert process.finish() == 0
     assert process.errors == "\nSIGINT: finishing this step; press Ctrl-C again to quit now\n"
@@ -127,7 +127,7 @@ class TestDirectoryThatFails:
     @posix
     def test_a_run_directory_that_vanishes(self, workshop: Workshop) -> None:
         process = workshop.start(*ENDLESS)
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         shutil.rmtree(workshop.out_dir / "run")
         process.send(signal.SIGTERM)
         assert process.finish() == 1
@@ -146,7 +146,7 @@ class TestDirectoryThatFails:
 class TestLostCheckpoints:
     def test_auto_renames_the_log_of_a_run_that_lost_them(self, workshop: Workshop, capsys) -> None:
         process = workshop.start(*ENDLESS)
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         process.send(signal.SIGTERM)
         process.finish()
         run = workshop.out_dir / "run"

@@ -232,7 +232,7 @@ class TestTerminal:
         shown = self.in_a_terminal(workshop, "--max_iters=200", "--log_interval=100")
         assert "/200 [" in shown
         assert "\r" in shown
-        assert "iter 200/200" in shown
+        assert "step 200/200" in shown
 
     def test_plain_lines_elsewhere(self, workshop: Workshop, capfd) -> None:
         workshop.train("--max_iters=3")

@@ -129,14 +129,14 @@ class TestByTheRealClock:
         self.check_end(run, seconds=1.2)
         shown = capsys.readouterr().out
         assert "0.02 minutes of training, but at most 1,000,000 steps" in shown
-        assert re.search(r"iter +1  loss", shown)
+        assert re.search(r"step 1 \| loss", shown)
         assert re.search(r"step \d+ \| val loss", shown)
         assert "/1000000" not in shown
 
     @pytest.mark.slow
     def test_an_interruption_takes_no_time_away(self, workshop: Workshop) -> None:
         process = workshop.start("--max_minutes=0.05", *self.ENDLESS)
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         process.send(signal.SIGTERM)
         assert process.finish() == 0
         stopped = log_of(workshop.out_dir / "run")

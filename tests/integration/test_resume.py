@@ -217,7 +217,7 @@ class TestAuto:
         """The loop of a job on machines that may vanish: the same command until it is done."""
         command = ("--resume=auto", "--max_iters=100000", "--eval_interval=50000")
         process = workshop.start(*command)
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         process.send(signal.SIGKILL)
         assert process.finish() == -signal.SIGKILL
         assert log_of(workshop.out_dir / "run")["status"] == "running"
@@ -237,7 +237,7 @@ class TestOneAtATime:
 
     def test_a_run_before_its_first_checkpoint(self, workshop: Workshop) -> None:
         process = workshop.start(*self.ENDLESS)
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         message = workshop.refused("--resume=auto", "--max_iters=2")
         assert "run is being trained by process" in message
         assert "already holds a run" in workshop.refused("--max_iters=2")
@@ -250,7 +250,7 @@ class TestOneAtATime:
     def test_a_run_with_checkpoints(self, workshop: Workshop, capsys) -> None:
         run = workshop.train("--max_iters=1")
         process = workshop.start("--resume=auto", *self.ENDLESS)
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         said = "run is being trained by process "
         assert said in workshop.refused(f"--resume={run}", run_name=None)
         assert said in workshop.refused("--resume=auto")
@@ -411,7 +411,7 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_stopping_and_going_on(self, workshop: Workshop, number: signal.Signals) -> None:
         process = workshop.start(*self.LONG, "--dropout=0.1", "--log_interval=5")
-        process.wait_for("iter ")
+        process.wait_for("| loss ")
         process.send(number)
         again = {"SIGINT": "press Ctrl-C again", "SIGTERM": "send another signal"}[number.name]
         acknowledged = f"\n{number.name}: finishing this step; {again} to quit now\n"
