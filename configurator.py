@@ -95,7 +95,7 @@ class PresetChoice:
     """The key that chooses the base of the architecture."""
 
     arch_preset: str = _architecture.option(
-        "legacy", "preset that the architecture starts from", choices=PRESETS, varies=True
+        "legacy", "architecture preset", choices=PRESETS, varies=True
     )
 
 

@@ -120,7 +120,11 @@ class RotaryPosition(PositionEncoding):
 
     class Options:
         rope_theta: float = option(
-            10000.0, "RoPE: base of the wavelengths", above=1, per_layer=True, tag="Theta{}"
+            10000.0,
+            "RoPE: base of the rotation frequencies",
+            above=1,
+            per_layer=True,
+            tag="Theta{}",
         )
         rope_fraction: float = option(
             1.0,
@@ -131,7 +135,10 @@ class RotaryPosition(PositionEncoding):
             tag="Rot{}",
         )
         rope_scaling: str = option(
-            "none", "RoPE: scaling to longer sequences", choices=ROPE_SCALINGS, per_layer=True
+            "none",
+            "RoPE: scaling method for longer sequences",
+            choices=ROPE_SCALINGS,
+            per_layer=True,
         )
 
     def __init__(self, config: LayerConfig):

@@ -125,7 +125,7 @@ class HyperConnections(Residual):
         )
         hyper_dynamic: bool = option(
             True,
-            "hyper-connections: mixtures depend on the token, not on the layer alone",
+            "hyper-connections: mixing weights depend on the token, not only on the layer",
             tag=("StaticHyper", "DynamicHyper"),
         )
 
