@@ -523,7 +523,7 @@ def convert(value: Any, annotation: Any) -> Any:
             try:
                 return float(value)
             except OverflowError:
-                raise UserError(f"takes float, and {quoted(value)} is too large for one") from None
+                raise UserError(f"takes float, but {quoted(value)} is too large for one") from None
     kind = type(value).__name__
     raise UserError(f"takes {type_name(annotation)}, not {quoted(value)} ({kind})")
 

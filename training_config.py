@@ -29,14 +29,14 @@ def folder_name_refusal(name: str) -> str | None:
     What only Windows refuses is refused everywhere, so that folders can be copied.
     """
     if name in ("", ".", "..") or set(name) & set("/\\"):
-        return "must be one folder's name; out_dir says where it is."
+        return "must be a single folder name; set its location with out_dir."
     if name != name.strip():
         return "starts or ends with a space; remove it."
     if _RESERVED.fullmatch(name) or name.endswith("."):
-        return "is no folder's name on Windows; choose another."
+        return "is not a valid folder name on Windows; choose another."
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > LONGEST_FOLDER_NAME:
-        return f"is {size} bytes long, and the longest is {LONGEST_FOLDER_NAME}; shorten it."
+        return f"is {size} bytes long, but at most {LONGEST_FOLDER_NAME} are allowed; shorten it."
     return None
 
 
@@ -367,18 +367,21 @@ class TrainingConfig:
                 yield Problem(
                     (key,),
                     f"{key}={quoted(self._given[key])} belongs to {KEYS.owned_by(key)}, which is "
-                    "not chosen; drop it, or choose that part.",
+                    "not selected; drop it, or select that component.",
                 )
 
     def _out_dir_problems(self) -> Iterator[Problem]:
         if not self.out_dir.strip():
-            message = f"out_dir={self.out_dir!r} names no folder; drop it, or use '.' for this one."
+            message = (
+                f"out_dir={self.out_dir!r} does not name a folder; drop it, or use '.' for the "
+                "current one."
+            )
             yield Problem(("out_dir",), message)
         longest = max(len(part.encode()) for part in re.split(r"[/\\]", self.out_dir))
         if longest > LONGEST_PATH_PART:
             message = (
-                f"out_dir={quoted(self.out_dir)} has a name of {longest} bytes, and the longest is "
-                f"{LONGEST_PATH_PART}; shorten it."
+                f"out_dir={quoted(self.out_dir)} contains a name of {longest} bytes, but at most "
+                f"{LONGEST_PATH_PART} are allowed; shorten it."
             )
             yield Problem(("out_dir",), message)
 

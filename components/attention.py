@@ -159,7 +159,7 @@ class Attention(Mixer):
             yield Problem(
                 ("n_kv_head", "n_head"),
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
-                "key head serves the same number of query heads.",
+                "key head must serve the same number of query heads.",
             )
 
     @classmethod

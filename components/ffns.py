@@ -91,8 +91,8 @@ class FeedForward(Sublayer):
             yield Problem(
                 ("activation", "ffn_type"),
                 f"activation={config.activation!r} cannot be combined with "
-                f"ffn_type={config.ffn_type!r}, whose gate is {' or '.join(cls.activations)}; drop "
-                "activation, or use ffn_type='glu', which gates by any activation, or "
+                f"ffn_type={config.ffn_type!r}, whose gate is {' or '.join(cls.activations)}; "
+                "drop activation, or use ffn_type='glu', which gates with any activation, or "
                 "ffn_type='standard'.",
             )
         if config.ffn_hidden % config.ffn_multiple_of:

@@ -108,8 +108,8 @@ class GatedDeltaNet(Mixer):
             yield Problem(
                 ("gdn_n_value_head", "gdn_n_head"),
                 f"gdn_n_value_head={config.gdn_n_value_head} is not a multiple of "
-                f"gdn_n_head={config.gdn_n_head}; each query and key head serves the same number "
-                "of value heads.",
+                f"gdn_n_head={config.gdn_n_head}; each query and key head must serve the same "
+                "number of value heads.",
             )
 
     def init_parameters(self, config: LayerConfig) -> None:

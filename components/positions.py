@@ -156,7 +156,8 @@ class RotaryPosition(PositionEncoding):
             yield Problem(
                 ("rope_fraction", "head_dim", "n_head", "n_embd"),
                 f"rope_fraction={config.rope_fraction:g} of head_dim={config.head_dim} rotates "
-                f"{rotated} dimensions; RoPE turns them in pairs and needs an even number above 0.",
+                f"{rotated} dimensions; RoPE rotates them in pairs and needs an even number above "
+                "0.",
             )
 
     def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:

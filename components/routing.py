@@ -192,14 +192,14 @@ def routing_problems(config: LayerConfig) -> Iterator[Problem]:
     if used == 1 and config.router_renormalize:
         yield Problem(
             ("router_renormalize", "n_experts_per_token"),
-            "router_renormalize=True makes every weight 1 with n_experts_per_token=1, so that the "
+            "router_renormalize=True makes every weight 1 with n_experts_per_token=1, so the "
             "router cannot learn; drop it, or raise n_experts_per_token.",
         )
     if experts % groups:
         yield Problem(
             ("n_expert_groups", "n_experts"),
-            f"n_experts={experts} is not a multiple of n_expert_groups={groups}; every group has "
-            "the same number of experts.",
+            f"n_experts={experts} is not a multiple of n_expert_groups={groups}; every group must "
+            "have the same number of experts.",
         )
     elif used_groups > groups:
         yield Problem(

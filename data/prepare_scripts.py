@@ -47,7 +47,7 @@ def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentPar
         type=positive,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="threads that tokenize (default: one per CPU); they do not change the result",
+        help="number of tokenizer threads (default: one per CPU); does not change the result",
     )
     return parser
 
@@ -59,7 +59,7 @@ def add_val_fraction(parser: argparse.ArgumentParser, default: float, of_what: s
         type=fraction,
         default=default,
         metavar="F",
-        help=f"share of {of_what} that goes to validation (default: %(default)s)",
+        help=f"validation share of {of_what} (default: %(default)s)",
     )
 
 
@@ -88,7 +88,7 @@ def prepare_tiny_shakespeare(
     """Prepare Tiny Shakespeare as the dataset `name`; the tokenizer is made from its file."""
     folder = DATA_FOLDER / name
     parser = prepare_parser(f"{description}\n{TINY_SHAKESPEARE}", folder)
-    parser.add_argument("--input", type=Path, metavar="FILE", help="your copy of the text")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="local copy of the text")
     args = parser.parse_args(argv)
     path = tiny_shakespeare(args.input, folder)
     write_dataset(

@@ -111,7 +111,7 @@ def make_optimizer(model: nn.Module, config: Any) -> UpdateRule:
     updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     left_out = [name for parameter, name in trainable.items() if parameter not in updated]
     if left_out or len(updated) > len(trainable):
-        which = f"leaves out {', '.join(left_out[:3])}" if left_out else "has others besides"
+        which = f"leaves out {', '.join(left_out[:3])}" if left_out else "includes others"
         raise UserError(
             f"optimizer={quoted(config.optimizer)} updates {len(updated)} parameters, but the "
             f"model has {len(trainable)} that require a gradient; it {which}."

@@ -40,7 +40,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer",
         default="gpt2",
-        help="bytes, chars (those that occur), gpt2 or another of tiktoken (default: %(default)s)",
+        help=(
+            "bytes, chars (those in the text), gpt2 or another tiktoken encoding (default: "
+            "%(default)s)"
+        ),
     )
     parser.add_argument(
         "--text_field",

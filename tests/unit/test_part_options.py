@@ -236,9 +236,9 @@ def test_where_they_are_given_is_told(plugin, tmp_path):
     (tmp_path / "run.py").write_text("n_layer = 2\nwave_length = 7\n")
     assert problems(plugin, "run.py", "--norm_power=3") == [
         "run.py:2: wave_length=7 belongs to position_encoding=wave, which no layer uses; drop "
-        "it, or choose that part.",
+        "it, or select that component.",
         "--norm_power: norm_power=3 belongs to normalization=power, which no layer uses; drop "
-        "it, or choose that part.",
+        "it, or select that component.",
     ]
 
 
