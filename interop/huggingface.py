@@ -1,11 +1,12 @@
-"""Models from and to the folders of Hugging Face transformers.
+"""Import and export Hugging Face transformers model folders.
 
     python -m interop.huggingface export RUN OUT_DIR
 
 writes the weights, config and tokenizer of a run as a folder that transformers loads;
 `train.py --init_from=FOLDER` starts a run from such a folder.
 
-Reads and writes safetensors and JSON alone: nothing is unpickled, no code of a folder is run.
+Only safetensors and JSON are read and written: nothing is unpickled, and no code from a folder is
+run.
 """
 
 from __future__ import annotations

@@ -255,12 +255,12 @@ def test_comparing_files(tmp_path, capsys):
     left = written(tmp_path / "a.json", report())
     right = written(tmp_path / "b.json", report(torch=value("y")))
     assert main(["--compare", left, left]) == PASSED
-    assert "PASSED: nothing that matters differs" in capsys.readouterr().out
+    assert "PASSED: no relevant differences" in capsys.readouterr().out
     assert main(["--compare", left, right]) == FAILED
-    assert "FAILED: not the same: torch" in capsys.readouterr().out
+    assert "FAILED: different: torch" in capsys.readouterr().out
     unknown = written(tmp_path / "c.json", report(driver=error("?")))
     assert main(["--compare", left, unknown]) == UNDECIDED
-    assert "UNDECIDED: not known: driver" in capsys.readouterr().out
+    assert "UNDECIDED: unknown: driver" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '"schema_version"'])
@@ -308,4 +308,4 @@ def test_trainings_that_end_apart_fail(tmp_path, monkeypatch, capsys):
     assert audit.audit([], tmp_path)["facts"]["bit_identical"] == value(False)
     seeds = iter((1, 2))
     assert main([]) == FAILED
-    assert "FAILED: not the same: bit_identical" in capsys.readouterr().out
+    assert "FAILED: different: bit_identical" in capsys.readouterr().out
