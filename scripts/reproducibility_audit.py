@@ -275,10 +275,12 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         version, _, _ = (report[key] for key in ("schema_version", "facts", "config"))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no audit report ({error!r}); make one with --save.") from error
+        raise UserError(
+            f"{path} is not an audit report ({error!r}); make one with --save."
+        ) from error
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} is an audit report of version {version}, but this version reads "
+            f"{path} is an audit report of version {version}, but this code reads "
             f"{SCHEMA_VERSION}; make it again with --save."
         )
     return report

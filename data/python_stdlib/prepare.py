@@ -2,8 +2,8 @@
 
 Whole files go to training or validation (about 5 % of them), by the hash of their path. Tests,
 installed packages, files that differ between machines with the same Python, and files that are not
-UTF-8 are excluded. An end-of-text token ends each file. The library depends on the Python version: compare
-runs only if their data fingerprints match.
+UTF-8 are excluded. An end-of-text token ends each file. The library depends on the Python
+version: compare runs only if their data fingerprints match.
 """
 
 from __future__ import annotations

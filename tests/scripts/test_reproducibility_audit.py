@@ -267,16 +267,16 @@ def test_comparing_files(tmp_path, capsys):
 def test_a_file_that_is_no_report_is_an_error(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="is no audit report"):
+    with pytest.raises(ValueError, match="is not an audit report"):
         main(["--compare", str(path), str(path)])
 
 
 def test_a_report_of_another_version_or_not_whole_is_an_error(tmp_path):
     newer, torn = report() | {"schema_version": 99}, copy.deepcopy(report())
     del torn["facts"]
-    with pytest.raises(ValueError, match=f"version 99, this code reads {SCHEMA_VERSION}"):
+    with pytest.raises(ValueError, match=f"version 99, but this code reads {SCHEMA_VERSION}"):
         main(["--compare", *[written(tmp_path / "a.json", newer)] * 2])
-    with pytest.raises(ValueError, match="is no audit report"):
+    with pytest.raises(ValueError, match="is not an audit report"):
         main(["--compare", *[written(tmp_path / "b.json", torn)] * 2])
 
 
