@@ -195,7 +195,9 @@ class TrainingOptions:
         role=Role.RECIPE,
     )
     compile: bool | str = _machine.option(
-        "auto", "compile the model with torch.compile; auto: on CUDA", choices=("auto", True, False)
+        "auto",
+        "compile the model with torch.compile; auto: on CUDA, and on a CPU for long runs",
+        choices=("auto", True, False),
     )
     parallelism: str = _machine.option(
         "auto",
