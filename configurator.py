@@ -464,7 +464,7 @@ def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str
             steps = kept_share(item.value, planned, asked.value)
             flags[key] = Given(steps, f"{item.origin}, scaled to {asked.origin}")
             notes.append(
-                f"{key}={steps}: {item.value} of {planned} steps in {item.origin}, scaled to "
+                f"{key}: {item.value} -> {steps}, scaled from {planned} steps ({item.origin}) to "
                 f"{asked.origin}={asked.value}."
             )
     return tuple(notes)

@@ -616,7 +616,7 @@ def test_a_file_s_warm_up_that_max_iters_leaves_no_room_for_is_scaled(write):
     assert settings.training.warmup_iters == 1
     assert settings.origins["warmup_iters"] == "x.py:2, scaled to --max_iters"
     assert settings.notes == (
-        "warmup_iters=1: 30 of 600 steps in x.py:2, scaled to --max_iters=20.",
+        "warmup_iters: 30 -> 1, scaled from 600 steps (x.py:2) to --max_iters=20.",
     )
 
 
