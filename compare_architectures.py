@@ -167,7 +167,7 @@ def plot(findings: Findings, path: Path) -> int:
         return 1
     apart = [row.group.name for row in findings.rows if row.set_apart]
     if apart:
-        say(f"not in the plot, since set apart: {'; '.join(apart)}")
+        say(f"excluded from the plot: {'; '.join(apart)}")
     say(f"plot written to {path}")
     return 0
 

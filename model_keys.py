@@ -82,7 +82,7 @@ REPLACED = {
     "rope_pattern": "write the pattern in position_encoding: position_encoding='rope*3+none' "
     "repeats three layers with RoPE and one without",
     "rope_local_theta": "write a pattern for rope_theta, and for rope_scaling if it is set: "
-    "rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
+    "rope_theta='1e4*5+1e6' with sliding_window='512*5+none'",
 }
 """Keys of earlier versions, and what to write instead."""
 

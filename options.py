@@ -401,7 +401,7 @@ def _unfit_tag(tag: Any, choices: Iterable[Any] | None, annotation: Any) -> str 
     try:
         tag.format("")
     except (LookupError, ValueError) as error:
-        return f"has the tag {tag!r}, which is no format such as 'Theta{{}}' ({error})"
+        return f"has the tag {tag!r}, which is not a format such as 'Theta{{}}' ({error})"
     return None
 
 

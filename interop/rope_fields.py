@@ -91,7 +91,7 @@ def _common_parameters(given: Fields) -> Fields:
     by_layer = [name for name, value in parameters.items() if isinstance(value, dict)]
     if by_layer:
         raise UserError(
-            f"rope_parameters has an entry of its own for {by_layer[0]}, but every layer of this "
+            f"rope_parameters has a separate entry for {by_layer[0]}, but every layer of this "
             "model_type has the same RoPE; give its parameters without layer types."
         )
     if _ORIGINAL in given and _ORIGINAL in _SCALINGS.get(_rope_type(parameters), {}).values():

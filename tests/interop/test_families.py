@@ -254,7 +254,7 @@ REFUSED = {
     "rope_type='yarn' has attention_factor=0.7": {
         "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "attention_factor": 0.7}
     },
-    "rope_parameters has an entry of its own for full_attention, but every layer": {
+    "rope_parameters has a separate entry for full_attention, but every layer": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
     },
     "partial_rotary_factor=0.5 with rope_type='linear' cannot be expressed": {
