@@ -227,7 +227,7 @@ def test_a_seed_given_twice_is_refused(capsys):
         seeds("1,2,1")
     with pytest.raises(SystemExit):
         main(["--seeds=1,1"])
-    assert "give each once" in capsys.readouterr().err
+    assert "list each once" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def test_a_sink_that_fails_is_given_up_once_and_the_run_goes_on(tmp_path, wandb,
         log_step(logger, 5)
         wandb.failure = OSError("the network is away")
         train(logger, 10, 20)
-    told = [line for line in capsys.readouterr().out.splitlines() if "switched off" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "disabled" in line]
     assert told == ["log_to='wandb' failed (OSError: the network is away) and is disabled."]
     assert [step for step, _ in wandb.logged] == [5]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
