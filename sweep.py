@@ -386,7 +386,7 @@ def main(argv: list[str]) -> int:
         if options.json and not options.dry_run:
             raise UserError("--json has no effect without --dry_run; add it, or drop this.")
         if started_as_worker():
-            raise UserError("sweep.py starts its own processes; run it without torchrun.")
+            raise UserError("sweep.py starts its own processes; start it without torchrun.")
         request = read_request(options, rest)
         if options.ladder and options.baselines:
             raise UserError("--ladder and --baselines are for different sweeps; drop one.")
