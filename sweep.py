@@ -8,8 +8,8 @@
 Config files and --key=value are those of train.py (see its --help) and apply to every arm. The
 baseline is the given config. Every run is a separate train.py process. Finished runs are kept: the
 same command continues after an interruption, retries failed runs, and adds runs for more --seeds.
-At the end it prints the comparison of out/sweeps/<name>, as compare_architectures.py does.
-docs/sweeps.md explains the options.
+At the end it prints the comparison of out/sweeps/<name>, as compare_architectures.py does, and
+writes it to report.html in that folder. docs/sweeps.md explains the options.
 """
 
 from __future__ import annotations
