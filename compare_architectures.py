@@ -1,16 +1,17 @@
-"""Says what runs show: which architecture is better, by how much, at what cost, and how surely.
+"""Compare runs: which architecture is better, by how much, at what cost, and how sure are we.
 
     python compare_architectures.py --latest 3               the newest runs under out/
-    python compare_architectures.py out/a 'out/b-*'          these; folders of runs work too
+    python compare_architectures.py out/a 'out/b-*'          specific runs; folders work too
     python compare_architectures.py out --baseline=gpt2 --format=json
     python compare_architectures.py out/sweeps/NAME          a sweep with its own baseline, or all
                                                              sweeps of --ladder or --baselines
     python compare_architectures.py out --plot=curves.png    also .svg, .pdf; needs matplotlib
-    python compare_architectures.py out --html=report.html   all of it as one page for a browser
+    python compare_architectures.py out --html=report.html   an interactive HTML page
 
-Runs that differ only by seed are one arm. An arm is called better or worse only if the simultaneous
-95 % interval of its difference from the baseline excludes 0, and is compared only with runs of the
-same recipe on the same data. docs/fairness.md explains verdicts, docs/statistics.md each number.
+Runs that differ only by seed form one arm. An arm is called better or worse only if the
+simultaneous 95 % interval of its difference from the baseline excludes 0. It is compared only with
+runs of the same recipe on the same data. docs/fairness.md explains verdicts, docs/statistics.md the
+formulas.
 """
 
 from __future__ import annotations
@@ -47,14 +48,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "runs",
         nargs="*",
-        help=f"folders of runs, of sweeps, or that hold some; {RUN_FILE}, {METRICS_FILE}, globs",
+        help=(
+            f"run directories, sweeps, folders that contain them, {RUN_FILE} or {METRICS_FILE} "
+            "files, or globs"
+        ),
     )
     parser.add_argument(
         "--latest",
         type=int,
         metavar="N",
-        help="the newest N runs that are in no sweep; to compare a sweep, name it "
-        f"(default {DEFAULT_LATEST}, where no runs are named)",
+        help=(
+            "the newest N runs outside sweeps; to compare a sweep, pass its folder (default "
+            f"{DEFAULT_LATEST} if no runs are given)"
+        ),
     )
     parser.add_argument(
         "--out_dir", default="out", help="folder searched for the newest runs (default: out)"
@@ -62,45 +68,50 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline",
         metavar="NAME",
-        help="what to compare with: a group, an arm of a sweep (position_encoding=rope), an "
-        "architecture, or the start of a run's name "
-        "(default: the first arm of a sweep, else the group of the oldest run)",
+        help=(
+            "baseline of the comparison: a group, an arm of a sweep (position_encoding=rope), an "
+            "architecture, or a prefix of a run name (default: the first arm of a sweep, else "
+            "the group of the oldest run)"
+        ),
     )
     parser.add_argument(
         "--margin",
         type=float,
         metavar="NATS",
-        help=f"differences up to this count as equal (default: {MARGIN:g}, or as the sweep "
-        "declared)",
+        help=f"largest difference that counts as equal (default: {MARGIN:g}, or the sweep's)",
     )
     parser.add_argument(
         "--tuned",
         default="",
         metavar="KEYS",
-        help="comma-separated keys that every arm had the same trials to choose, "
-        "so that they may differ between arms",
+        help=(
+            "comma-separated keys that were tuned with the same trials for every arm, so they "
+            "may differ between arms"
+        ),
     )
     parser.add_argument(
         "--ratio", action="store_true", help="also show quality against memory and speed"
     )
-    parser.add_argument("--format", choices=FORMATS, default="text", help="(default: text)")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="output format (default: text)"
+    )
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="also draw the curves and the differences: a .png, .svg or .pdf (needs matplotlib)",
+        help="also plot the curves and the differences: a .png, .svg or .pdf (needs matplotlib)",
     )
     parser.add_argument(
         "--plot_tuning",
         type=Path,
         metavar="FILE",
-        help="also draw the curves by which a sweep tuned its arms (needs matplotlib)",
+        help="also plot the tuning curves of a sweep (needs matplotlib)",
     )
     parser.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
-        help="also write it as a page for a browser: tables, plots and curves in one file",
+        help="also write an HTML page: tables, plots and curves in one file",
     )
     arguments = parser.parse_args(argv)
     arguments.tuned = [key for key in arguments.tuned.split(",") if key]
@@ -156,7 +167,7 @@ def plot(findings: Findings, path: Path) -> int:
         return 1
     apart = [row.group.name for row in findings.rows if row.set_apart]
     if apart:
-        say(f"not in the plot, since set apart: {'; '.join(apart)}")
+        say(f"excluded from the plot: {'; '.join(apart)}")
     say(f"plot written to {path}")
     return 0
 

@@ -46,7 +46,7 @@ is a class or function. A flag's value is parsed by the key's type; 'none' means
 --key=default ignores the config files' value for that key.
 A per-layer key also takes a pattern, quoted for the shell: 'a*3+b' repeats over the layers;
 'a+b*' uses a for the first and b for all others.
-A key that belongs to a part ('for position_encoding=rope') is an error if no layer uses that part.
+A key that belongs to a component ('for position_encoding=rope') is an error if no layer uses it.
 
   --help          print this message and exit
   --dry_run       print parameters, memory, time and cost of the run, and exit; takes
@@ -78,8 +78,8 @@ KEYS.reserve((*(flag.lstrip("-") for flag in ASKED), *COMMAND_OPTIONS))
 
 # Keys of a nanoGPT config that have another name here, or no meaning: key -> what to do.
 NANOGPT_KEYS = {
-    "always_save_checkpoint": "drop it: every validation saves; see keep_checkpoints.",
-    "backend": "drop it: there is nothing to choose.",
+    "always_save_checkpoint": "drop it: every validation saves a checkpoint; see keep_checkpoints.",
+    "backend": "drop it: the backend is selected automatically.",
     "decay_lr": "use lr_schedule='constant' for decay_lr=False; for True drop it.",
     "eval_iters": "use eval_tokens, the number of validation tokens.",
     "eval_only": "use max_iters=0, which validates and stops.",
@@ -95,7 +95,7 @@ class PresetChoice:
     """The key that chooses the base of the architecture."""
 
     arch_preset: str = _architecture.option(
-        "legacy", "preset that the architecture starts from", choices=PRESETS, varies=True
+        "legacy", "architecture preset", choices=PRESETS, varies=True
     )
 
 
@@ -311,7 +311,9 @@ def unknown_key(key: str, origin: str) -> Problem:
     if key in NANOGPT_KEYS:
         message = f"there is no key {key!r}: {NANOGPT_KEYS[key]}"
     elif message is None:
-        helper = "" if origin.startswith("--") else " A name of the file's own starts with '_'."
+        helper = (
+            "" if origin.startswith("--") else " Start the names of your own variables with '_'."
+        )
         message = f"unknown key {quoted(key)}{KEYS.nearest(key)} --help lists the keys.{helper}"
     return Problem((key,), f"{origin}: {message}")
 
@@ -462,7 +464,7 @@ def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str
             steps = kept_share(item.value, planned, asked.value)
             flags[key] = Given(steps, f"{item.origin}, scaled to {asked.origin}")
             notes.append(
-                f"{key}={steps}: {item.value} of {planned} steps in {item.origin}, scaled to "
+                f"{key}: {item.value} -> {steps}, scaled from {planned} steps ({item.origin}) to "
                 f"{asked.origin}={asked.value}."
             )
     return tuple(notes)

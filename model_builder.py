@@ -259,8 +259,8 @@ class GPT(Part):
             )
         if state is not None and start + length > state.capacity and not self.unbounded:
             raise UserError(
-                f"{start + length} tokens do not fit a state for {state.capacity}; make one with a "
-                "larger capacity."
+                f"{start + length} tokens do not fit in a decoding state for {state.capacity}; "
+                "create one with a larger capacity."
             )
         return start + length
 
@@ -362,7 +362,9 @@ class GPT(Part):
                 once a token is asked for.
         """
         if idx.ndim != 2 or idx.shape[1] == 0:
-            raise UserError(f"the prompt must be (B, T) with T >= 1, not {tuple(idx.shape)}.")
+            raise UserError(
+                f"the prompt must have the shape (B, T) with T >= 1, not {tuple(idx.shape)}."
+            )
         check_sampling(max_new_tokens, temperature, top_k, top_p)
         compiled = self._compiled_call_impl is not None
         state = self.new_state(idx.shape[0], static=compiled) if use_cache else None
@@ -473,7 +475,7 @@ def check_sampling(
 def _check_draw(temperature: float, top_k: int | None, top_p: float | None) -> None:
     if not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf):
         raise UserError(
-            f"temperature={temperature} must be 0 (the likeliest token), or finite and at least "
+            f"temperature={temperature} must be 0 (greedy decoding), or finite and at least "
             f"{MIN_TEMPERATURE:g}."
         )
     if top_k is not None and top_k < 1:

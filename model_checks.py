@@ -111,7 +111,7 @@ class Combination:
                     idle[layer.index][key].message
                     if key in layer
                     else f"{key}={value} has no effect: no layer with this value uses "
-                    f"{KEYS.owned_by(key)}; remove it, or choose that part there."
+                    f"{KEYS.owned_by(key)}; remove it, or select that component there."
                 )
                 yield Problem((key,), self._where((key,), layer) + message)
             known.add(value)
@@ -122,7 +122,7 @@ class Combination:
                 yield Problem(
                     (key,),
                     f"{key}={quoted(self.given[key])} belongs to {KEYS.owned_by(key)}, which no "
-                    "layer uses; drop it, or choose that part.",
+                    "layer uses; drop it, or select that component.",
                 )
 
     def _position_problems(self) -> Iterator[Problem]:
@@ -144,7 +144,7 @@ class Combination:
                         (key, "position_encoding"),
                         f"{key}={self._asked(key)} differs from layer to layer, but "
                         f"position_encoding={name!r} acts on the embedding, once for all layers; "
-                        f"give {key} one value.",
+                        f"set {key} to a single value.",
                     )
 
     def _window_problems(self) -> Iterator[Problem]:

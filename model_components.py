@@ -1,8 +1,9 @@
-"""The catalogue of parts: every registry, by the config key that chooses from it.
+"""The catalog of components: every registry and its config key.
 
     python model_components.py
 
-prints, per key, each name with its label, one line and source. To add a part, see CONTRIBUTING.md.
+prints each name per key, with its label, a one-line description and its source. To add a component,
+see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _section(registry: Registry, width: int) -> str:
 def main(argv: list[str] | None = None, registries: Mapping[str, Registry] = REGISTRIES) -> int:
     """Print the catalogue; returns the exit status."""
     if sys.argv[1:] if argv is None else argv:
-        print("The catalogue takes no arguments; it is printed whole.", file=sys.stderr)
+        print("the catalog takes no arguments.", file=sys.stderr)
         return 2
     print(catalogue(registries))
     return 0

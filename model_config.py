@@ -375,14 +375,14 @@ _LLAMA = {
 PRESETS: dict[str, Preset] = {
     "gpt2": Preset("GPT-2: learned positions, LayerNorm before each sublayer, GELU, tied", _GPT2),
     "llama": Preset("LLaMA: RoPE, RMSNorm, SwiGLU, no biases, untied", _LLAMA),
-    "team": Preset("model_v1: the parts of llama", _LLAMA),
+    "team": Preset("model_v1: the components of llama", _LLAMA),
     "hybrid": Preset(
-        "RoPE and LayerNorm without bias around GPT-2's GELU network, tied",
+        "RoPE, LayerNorm without bias and GPT-2's GELU FFN, tied",
         {**_GPT2, "position_encoding": "rope", "normalization": "layernorm_nobias", "bias": False},
     ),
-    "custom": Preset("every key at its default, to be changed one by one", {}),
+    "custom": Preset("a template: every key at its default", {}),
     "legacy": Preset(
-        "nanoGPT's flat keys: GPT-2's parts, `bias` deciding for the norms too",
+        "nanoGPT's flat keys: the components of GPT-2, with `bias` also controlling the norms",
         {**_GPT2, "normalization": "auto", "bias": False},
     ),
 }

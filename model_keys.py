@@ -20,24 +20,26 @@ class ModelOptions:
 
     n_layer: int = _sizes.option(12, "number of blocks", at_least=1, tag=None)
     n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
-    block_size: int = _sizes.option(1024, "longest sequence, in tokens", at_least=1, tag="T{}")
+    block_size: int = _sizes.option(
+        1024, "maximum sequence length, in tokens", at_least=1, tag="T{}"
+    )
     vocab_size: int = _sizes.option(
         50304,
-        "vocabulary size; train.py takes it from the dataset unless it is set",
+        "vocabulary size; train.py uses that of the dataset unless this is set",
         at_least=1,
         tag=None,
     )
 
     mixer: str = _parts.option(
         "attention",
-        "how positions exchange information",
+        "sequence mixer",
         choices=MIXERS,
         per_layer=True,
         tag=None,
     )
     normalization: str = _parts.option(
         "layernorm",
-        "norm of the residual stream; auto: LayerNorm, its bias following bias",
+        "norm layer; auto: LayerNorm, with a bias if bias is True",
         choices=NORMS.plus("auto"),
         per_layer=True,
         tag=None,
@@ -50,20 +52,22 @@ class ModelOptions:
     )
     residual: str = _parts.option(
         "plain",
-        "how sublayers join the residual stream",
+        "how sublayers are added to the residual stream",
         choices=RESIDUALS,
     )
 
     bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
     head_bias: bool = _whole.option(False, "bias in the LM head", tag=("NoHeadBias", "HeadBias"))
     weight_tying: bool = _whole.option(
-        True, "the LM head shares the token embedding", tag=("Untied", "Tied")
+        True, "share the weights of the token embedding and the LM head", tag=("Untied", "Tied")
     )
     dropout: float = _whole.option(0.0, "dropout probability", at_least=0, below=1, tag="Drop{}")
     output_softcap: float | None = _whole.option(
-        None, "c in logits = c tanh(logits/c); none: no cap", above=0, tag="Cap{}"
+        None, "soft cap c: logits = c tanh(logits/c); none: no cap", above=0, tag="Cap{}"
     )
-    embedding_scale: float = _whole.option(1.0, "factor on token embeddings", above=0, tag="Emb{}")
+    embedding_scale: float = _whole.option(
+        1.0, "scale of the token embeddings", above=0, tag="Emb{}"
+    )
     init_std: float = _whole.option(
         0.02, "standard deviation of initial weights", above=0, tag="Init{}"
     )
@@ -78,7 +82,7 @@ REPLACED = {
     "rope_pattern": "write the pattern in position_encoding: position_encoding='rope*3+none' "
     "repeats three layers with RoPE and one without",
     "rope_local_theta": "write a pattern for rope_theta, and for rope_scaling if it is set: "
-    "rope_theta='1e4*5+1e6' beside sliding_window='512*5+none'",
+    "rope_theta='1e4*5+1e6' with sliding_window='512*5+none'",
 }
 """Keys of earlier versions, and what to write instead."""
 

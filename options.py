@@ -401,7 +401,7 @@ def _unfit_tag(tag: Any, choices: Iterable[Any] | None, annotation: Any) -> str 
     try:
         tag.format("")
     except (LookupError, ValueError) as error:
-        return f"has the tag {tag!r}, which is no format such as 'Theta{{}}' ({error})"
+        return f"has the tag {tag!r}, which is not a format such as 'Theta{{}}' ({error})"
     return None
 
 
@@ -523,7 +523,7 @@ def convert(value: Any, annotation: Any) -> Any:
             try:
                 return float(value)
             except OverflowError:
-                raise UserError(f"takes float, and {quoted(value)} is too large for one") from None
+                raise UserError(f"takes float, but {quoted(value)} is too large for one") from None
     kind = type(value).__name__
     raise UserError(f"takes {type_name(annotation)}, not {quoted(value)} ({kind})")
 

@@ -1,4 +1,4 @@
-"""Text from a trained model, token by token as it is made.
+"""Generate text with a trained model.
 
 python sample.py --run=latest --prompt="def main" --max_new_tokens=300
 """
@@ -24,30 +24,36 @@ from user_files import run_plugins
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; `--key=value` as train.py has them."""
+    """The flags."""
     flags = argparse.ArgumentParser(
-        description="Text from a trained model, token by token as it is made.",
+        description="Generate text with a trained model; tokens are printed as they are generated.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     flags.add_argument(
-        "--run", default="latest", help="latest, a run's name or folder, or a checkpoint's folder"
+        "--run",
+        default="latest",
+        help="latest, a run name, a run directory or a checkpoint directory",
     )
-    flags.add_argument("--out_dir", default="out", help="folder that holds the runs")
+    flags.add_argument("--out_dir", default="out", help="directory of all runs")
     prompt = flags.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="\n", help="text to go on from")
-    prompt.add_argument("--prompt_file", type=Path, help="file with the text to go on from")
-    flags.add_argument("--max_new_tokens", type=int, default=500, help="tokens to make, at most")
-    flags.add_argument("--num_samples", type=int, default=1, help="texts to make")
-    flags.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest")
-    flags.add_argument("--top_k", type=int, help="sample among the k likeliest tokens")
+    prompt.add_argument("--prompt", default="\n", help="prompt")
+    prompt.add_argument("--prompt_file", type=Path, help="file that contains the prompt")
     flags.add_argument(
-        "--top_p", type=float, help="sample among the likeliest that add up to probability p"
+        "--max_new_tokens", type=int, default=500, help="maximum number of tokens to generate"
     )
-    flags.add_argument("--seed", type=int, default=1337, help="the same seed, the same text")
-    flags.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
-    flags.add_argument("--dtype", choices=[*DTYPES, "auto"], default="auto", help="compute type")
+    flags.add_argument("--num_samples", type=int, default=1, help="number of samples")
     flags.add_argument(
-        "--plugins", default="", help="comma-separated .py files with parts of your own"
+        "--temperature", type=float, default=0.8, help="sampling temperature; 0: greedy decoding"
+    )
+    flags.add_argument("--top_k", type=int, help="sample from the k most likely tokens")
+    flags.add_argument(
+        "--top_p", type=float, help="sample from the most likely tokens with total probability p"
+    )
+    flags.add_argument("--seed", type=int, default=1337, help="random seed")
+    flags.add_argument("--device", choices=DEVICES, default="auto", help="device")
+    flags.add_argument("--dtype", choices=[*DTYPES, "auto"], default="auto", help="compute dtype")
+    flags.add_argument(
+        "--plugins", default="", help="comma-separated .py files that register custom components"
     )
     flags.add_argument(
         "--download",
@@ -69,7 +75,7 @@ def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     if not prompt:
-        raise UserError("the prompt is empty; give at least one character to go on from.")
+        raise UserError("the prompt is empty; pass at least one character.")
     if not is_unicode(prompt):
         raise UserError(f"the prompt {prompt!r} is not valid UTF-8; give it by --prompt_file.")
     check_sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p)

@@ -1,15 +1,15 @@
-"""Plans and runs a fair experiment: which architecture is better, at equal budgets, over seeds.
+"""Plan and run a fair experiment: which architecture is better, at equal budgets, over seeds.
 
     python sweep.py config/arch_gpt2.py --vary normalization=layernorm,rmsnorm \\
         --vary ffn_type=standard,swiglu --seeds=3
     python sweep.py --arms config/arch_gpt2.py,config/arch_llama.py --budget tokens=20M --dry_run
     python sweep.py config/arch_gpt2.py --vary bias=False --tune learning_rate=3e-4,1e-3,3e-3
 
-Config files and --key=value are those of train.py, whose --help lists the keys, and hold for every
-arm. The baseline is the config as given. Every run is a train.py of its own; what is done is kept,
-so that the same command goes on after an interruption, retries what failed, and with more --seeds
-adds to them. It ends with what compare_architectures.py says of out/sweeps/<name>, also as a page
-for a browser, report.html in that folder. docs/sweeps.md explains the options.
+Config files and --key=value are those of train.py (see its --help) and apply to every arm. The
+baseline is the given config. Every run is a separate train.py process. Finished runs are kept: the
+same command continues after an interruption, retries failed runs, and adds runs for more --seeds.
+At the end it prints the comparison of out/sweeps/<name>, as compare_architectures.py does, and
+writes it to report.html in that folder. docs/sweeps.md explains the options.
 """
 
 from __future__ import annotations
@@ -100,14 +100,16 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=A,B",
-        help="a key whose values make arms; may be repeated",
+        help="a key and its values, each of which adds an arm; may be repeated",
     )
     flags.add_argument(
         "--arms",
         default="",
         metavar="FILES",
-        help="comma-separated config files, an arm each; the first is the baseline unless the "
-        "config as given names an arch_preset, or keys are varied",
+        help=(
+            "comma-separated config files, one arm each; the first is the baseline unless the "
+            "given config sets an arch_preset or keys are varied"
+        ),
     )
     flags.add_argument(
         "--design",
@@ -119,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "--seeds",
         type=int,
         metavar="N",
-        help=f"of every arm (default {SEEDS}); a sweep has at most {MOST_RUNS:,} runs",
+        help=f"number of seeds per arm (default {SEEDS}); a sweep has at most {MOST_RUNS:,} runs",
     )
     flags.add_argument(
         "--until_sure",
@@ -131,80 +133,97 @@ def parser() -> argparse.ArgumentParser:
         "--max_seeds",
         type=int,
         metavar="N",
-        help=f"with --until_sure: the most seeds of an arm (default {MAX_SEEDS})",
+        help=f"with --until_sure: maximum number of seeds per arm (default {MAX_SEEDS})",
     )
     flags.add_argument(
         "--margin",
         type=float,
         default=MARGIN,
         metavar="NATS",
-        help="differences up to this count as equal (default %(default)s)",
+        help="largest difference that counts as equal (default %(default)s)",
     )
     flags.add_argument(
         "--match",
         choices=MATCHES,
         default="active_params",
-        help="what every arm has as much of as the baseline, within 0.5 %%, by the width of its "
-        "feed-forward network, or n_embd: the parameters that a token uses, all of them (they "
-        "differ for a mixture of experts), or FLOPs per token (default: %(default)s)",
+        help=(
+            "count to match with the baseline, within 0.5 %%, by changing the FFN width or "
+            "n_embd: parameters used per token, all parameters (these differ for a mixture of "
+            "experts), or FLOPs per token (default: %(default)s)"
+        ),
     )
     flags.add_argument(
         "--budget",
         metavar="UNIT=AMOUNT",
-        help="where every run stops: tokens=20M, flops=1e15 or minutes=10 (default: the tokens of "
-        "the config's max_iters)",
+        help=(
+            "budget of every run: tokens=20M, flops=1e15 or minutes=10 (default: the tokens of "
+            "the config's max_iters)"
+        ),
     )
     flags.add_argument(
         "--baselines",
         metavar="FILES",
-        help="comma-separated config files: repeat the sweep on each as its baseline, and tell "
-        "whether the changes do the same on all",
+        help=(
+            "comma-separated config files: repeat the sweep on each of these baselines, and "
+            "report whether the changes have the same effect"
+        ),
     )
     flags.add_argument(
         "--ladder",
         metavar="UNIT=A,B,C",
-        help="repeat the sweep at rising sizes or budgets, each tuned by itself, and tell whether "
-        "each difference grows: params=1M,2M,4M,8M (by n_embd, with tokens in proportion to "
-        "parameters), tokens=... or flops=...",
+        help=(
+            "repeat the sweep at increasing sizes or budgets, each tuned separately, and report "
+            "whether the gains grow: params=1M,2M,4M,8M (by n_embd, with tokens in proportion to "
+            "parameters), tokens=... or flops=..."
+        ),
     )
     flags.add_argument(
         "--tune",
         action="append",
         default=[],
         metavar="KEY=A,B",
-        help="a key of the recipe, or of a part, whose values the arms that have it try first, on "
-        "seeds of their own; every arm must get as many trials",
+        help=(
+            "a key of the recipe or of a component to tune: every arm that has the key tries "
+            "these values on separate seeds; all arms must get the same number of trials"
+        ),
     )
     flags.add_argument(
-        "--tune_seeds", type=int, default=1, metavar="N", help="of every trial (default 1)"
+        "--tune_seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of seeds per trial (default 1)",
     )
     flags.add_argument("--name", help="folder under out_dir/sweeps (default: made from the plan)")
     flags.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="runs at a time (default: as many as there are GPUs for, on a CPU one; on Ray and "
-        "SLURM as many as have room)",
+        help=(
+            "number of concurrent runs (default: as many as the GPUs allow, one on a CPU; on Ray "
+            "and SLURM as many as fit)"
+        ),
     )
     flags.add_argument(
         "--gpus_per_run",
         type=int,
         default=1,
         metavar="N",
-        help="processes that train each run together, started by torchrun on one machine; where "
-        "there are GPUs, each has one of its own (default %(default)s)",
+        help=(
+            "number of processes per run, started by torchrun on one machine; each has its own "
+            "GPU if there are GPUs (default %(default)s)"
+        ),
     )
     flags.add_argument(
         "--engine",
         choices=ENGINES,
         default="local",
-        help="where the runs are: this machine, a Ray cluster, or the tasks of SLURM arrays "
-        "(default: %(default)s)",
+        help="where to run: this machine, a Ray cluster, or SLURM arrays (default: %(default)s)",
     )
     flags.add_argument(
         "--slurm_options",
         metavar="OPTIONS",
-        help='with --engine=slurm: options of sbatch, "--partition=gpu --time=4:00:00"',
+        help='with --engine=slurm: options for sbatch, "--partition=gpu --time=4:00:00"',
     )
     flags.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     flags.add_argument(
@@ -367,7 +386,7 @@ def main(argv: list[str]) -> int:
         if options.json and not options.dry_run:
             raise UserError("--json has no effect without --dry_run; add it, or drop this.")
         if started_as_worker():
-            raise UserError("sweep.py starts its runs itself; start it without torchrun.")
+            raise UserError("sweep.py starts its own processes; start it without torchrun.")
         request = read_request(options, rest)
         if options.ladder and options.baselines:
             raise UserError("--ladder and --baselines are for different sweeps; drop one.")
@@ -407,7 +426,7 @@ def run_series(
 def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Plan]]:
     """The name and the plan of a sweep on each of several baselines, config files."""
     if len(files) < 2 or len({Path(file).stem for file in files}) < len(files):
-        raise UserError("--baselines needs two or more config files of different names.")
+        raise UserError("--baselines needs at least two config files with different names.")
     plans = []
     for file in files:
         label = Path(file).stem

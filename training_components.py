@@ -1,8 +1,8 @@
-"""The catalogue of training: every registry of its parts, by the config key that chooses from it.
+"""The catalog of training components: every registry and its config key.
 
     python training_components.py
 
-prints them as `model_components.py` does those of models.
+prints them as `model_components.py` prints those of models.
 """
 
 from __future__ import annotations

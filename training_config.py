@@ -29,14 +29,14 @@ def folder_name_refusal(name: str) -> str | None:
     What only Windows refuses is refused everywhere, so that folders can be copied.
     """
     if name in ("", ".", "..") or set(name) & set("/\\"):
-        return "must be one folder's name; out_dir says where it is."
+        return "must be a single folder name; set its location with out_dir."
     if name != name.strip():
         return "starts or ends with a space; remove it."
     if _RESERVED.fullmatch(name) or name.endswith("."):
-        return "is no folder's name on Windows; choose another."
+        return "is not a valid folder name on Windows; choose another."
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > LONGEST_FOLDER_NAME:
-        return f"is {size} bytes long, and the longest is {LONGEST_FOLDER_NAME}; shorten it."
+        return f"is {size} bytes long, but at most {LONGEST_FOLDER_NAME} are allowed; shorten it."
     return None
 
 
@@ -50,10 +50,10 @@ def kept_share(steps: int, of: int, new: int) -> int:
 
 _places = Section("Files and directories", Role.BOOKKEEPING)
 _data = Section("Data", Role.DATA)
-_schedule = Section("Length, learning rate", Role.RECIPE)
+_schedule = Section("Length and learning rate", Role.RECIPE)
 _objective = Section("Objective", Role.RECIPE)
 _optimizer = Section("Optimizer", Role.RECIPE)
-_records = Section("Validation, log, checkpoints", Role.BOOKKEEPING)
+_records = Section("Validation, logging, checkpoints", Role.BOOKKEEPING)
 _machine = Section("Machine", Role.EXECUTION)
 
 
@@ -71,32 +71,34 @@ class TrainingOptions:
     a checkpoint, which may be somebody else's, does not decide them.
     """
 
-    out_dir: str = _places.option("out", "directory that holds the runs", restored=False)
+    out_dir: str = _places.option("out", "directory of all runs", restored=False)
     run_name: str = _places.option(
-        "auto", "directory of this run in out_dir; auto: preset, date and time", restored=False
+        "auto", "name of the run directory in out_dir; auto: preset, date and time", restored=False
     )
     resume: str = _places.option(
-        "none", "none | auto (the newest matching run) | a run or checkpoint", restored=False
+        "none",
+        "run to resume: none, auto (the newest matching run), or a run or checkpoint",
+        restored=False,
     )
     init_from: str = _places.option(
         "none",
-        "none | a folder of a Hugging Face model whose weights the run starts from",
+        "folder of a Hugging Face model to start from, or none",
         role=Role.DATA,
     )
     plugins: str = _places.option(
-        "", "comma-separated .py files that register custom parts", restored=False
+        "", "comma-separated .py files that register custom components", restored=False
     )
     allow_changed_plugins: bool = _places.option(
-        False, "resume with plugins that differ from those the run was trained with", restored=False
+        False, "resume even if the plugins have changed since the run was trained", restored=False
     )
 
     dataset: str = _data.option(
         "python_stdlib",
-        "a folder of data/, or a path to a prepared dataset",
+        "name of a folder of data/, or path to a prepared dataset",
     )
     sequence_length: int | None = _data.option(
         None,
-        "tokens per training sequence; none: block_size if you set it, else at most 256",
+        "tokens per training sequence; none: block_size if set, otherwise at most 256",
         at_least=1,
     )
     batch_size: int = _data.option(4, "sequences per micro-batch", at_least=1, varies=True)
@@ -104,21 +106,22 @@ class TrainingOptions:
         1, "micro-batches per step", at_least=1, varies=True
     )
     data_seed: int = _data.option(
-        1337, "seed of the order of the training data", at_least=0, role=Role.SEED
+        1337, "seed for the order of the training data", at_least=0, role=Role.SEED
     )
 
     max_iters: int = _schedule.option(2000, "optimizer steps", at_least=0, role=Role.LENGTH)
     max_minutes: float = _schedule.option(
         0.0,
-        "stop after this many minutes of training, the learning rate decayed by then; 0: no limit",
+        "stop after this many minutes of training, with the schedule scaled to finish in that "
+        "time; 0: no limit",
         at_least=0,
         role=Role.LENGTH,
     )
     learning_rate: float = _schedule.option(1e-3, "peak learning rate", above=0)
     warmup_iters: int | None = _schedule.option(
         None,
-        "steps of linear warm-up; none: 5 % of the schedule, at most 2000 unless max_minutes is "
-        "set; a config file's value that does not fit in --max_iters is scaled with it",
+        "linear warm-up steps; none: 5 % of the schedule, at most 2000 unless max_minutes is "
+        "set; a config file's value that does not fit in --max_iters is scaled down with it",
         at_least=0,
         role=Role.LENGTH,
         derive=_warmup,
@@ -127,16 +130,16 @@ class TrainingOptions:
         "cosine", "learning-rate schedule after warm-up", choices=LR_SCHEDULES
     )
 
-    objective: str = _objective.option(
-        "cross_entropy", "loss that training minimises", choices=OBJECTIVES
-    )
+    objective: str = _objective.option("cross_entropy", "training loss", choices=OBJECTIVES)
 
     optimizer: str = _optimizer.option(
-        "adamw", "how parameters are updated; fixed for a run", choices=OPTIMIZERS, fixed=True
+        "adamw", "optimizer; cannot change on resume", choices=OPTIMIZERS, fixed=True
     )
-    grad_clip: float = _optimizer.option(1.0, "maximum gradient norm; 0: no clipping", at_least=0)
+    grad_clip: float = _optimizer.option(
+        1.0, "maximum norm for gradient clipping; 0: no clipping", at_least=0
+    )
     max_bad_steps: int = _optimizer.option(
-        10, "consecutive non-finite steps (each is skipped) after which the run stops", at_least=1
+        10, "stop after this many consecutive non-finite steps (each is skipped)", at_least=1
     )
 
     eval_interval: int = _records.option(
@@ -144,91 +147,92 @@ class TrainingOptions:
     )
     eval_tokens: int = _records.option(
         32768,
-        "validation tokens, spread evenly over the split; 0: all; fixed for a run",
+        "validation tokens, spread evenly over the split; 0: all; cannot change on resume",
         at_least=0,
         role=Role.DATA,
     )
     log_interval: int = _records.option(10, "steps between log lines", at_least=1)
     sample_interval: int = _records.option(
-        0, "steps between samples of text; 0: only at the end", at_least=0
+        0, "steps between text samples; 0: only at the end", at_least=0
     )
-    sample_tokens: int = _records.option(200, "tokens of a sample; 0: no samples", at_least=0)
+    sample_tokens: int = _records.option(200, "tokens per text sample; 0: no samples", at_least=0)
     console: str = _records.option(
-        "full", "log lines on the console; brief: one line each", choices=("full", "brief")
+        "full", "console log format; brief: one line per log step", choices=("full", "brief")
     )
     verbose: bool = _records.option(False, "print every setting before training")
     log_to: str = _records.option(
         "",
-        "log sinks besides the JSON files, separated by commas",
+        "comma-separated log sinks in addition to the JSON files",
         choices=LOG_SINKS,
         several=True,
         restored=False,
     )
     checkpoint_minutes: float = _records.option(
-        30.0, "minutes between extra checkpoints; 0: only at validations", at_least=0
+        30.0, "minutes between additional checkpoints; 0: only at validations", at_least=0
     )
     keep_checkpoints: int = _records.option(
-        3, "number of newest checkpoints to keep, besides the best", at_least=1
+        3, "number of recent checkpoints to keep, in addition to the best", at_least=1
     )
 
     async_save: bool | str = _records.option(
         "auto",
-        "write checkpoints while training goes on, from a copy in memory; auto: if device is not "
-        "cpu",
+        "write checkpoints in the background, from a copy in memory; auto: if device is not cpu",
         choices=("auto", True, False),
     )
 
-    device: str = _machine.option("auto", "where to train", choices=DEVICES)
+    device: str = _machine.option("auto", "training device", choices=DEVICES)
     dtype: str = _machine.option(
         "auto",
-        "compute dtype of the matmuls",
+        "compute dtype of matmuls",
         choices=DTYPES.plus("auto"),
         role=Role.RECIPE,
         varies=False,
     )
     tf32: bool = _machine.option(
         False,
-        "float32 matmuls on CUDA may round their inputs to TF32: faster, 10 bits of mantissa",
+        "allow TF32 for float32 matmuls on CUDA: faster, but inputs are rounded to 10 bits of "
+        "mantissa",
         role=Role.RECIPE,
     )
     compile: bool | str = _machine.option(
         "auto",
-        "torch.compile the model; auto: on CUDA, and on a CPU if the run is long enough to gain",
+        "compile the model with torch.compile; auto: on CUDA, and on a CPU for long runs",
         choices=("auto", True, False),
     )
     parallelism: str = _machine.option(
         "auto",
-        "how the model is spread over workers; auto: ddp if it fits, else fsdp",
+        "how the model is distributed across workers; auto: ddp if it fits in memory, otherwise "
+        "fsdp",
         choices=("auto", "none", "ddp", "zero1", "fsdp", "hsdp"),
         restored=False,
     )
     tensor_parallel: int = _machine.option(
         1,
-        "workers that share the heads and hidden units of each block (tensor parallelism)",
+        "tensor parallelism: number of workers that split the heads and hidden units of each block",
         at_least=1,
         restored=False,
     )
     shard_size: int = _machine.option(
         0,
-        "hsdp: number of workers that hold one copy of the model; 0: those of one machine",
+        "hsdp: number of workers per copy of the model; 0: the workers of one machine",
         at_least=0,
         restored=False,
     )
     activation_checkpointing: str = _machine.option(
         "none",
-        "activations recomputed in the backward pass: of a block all, or (selective) all but those "
-        "of matmuls and attention",
+        "activations to recompute in the backward pass; block: all of a block; selective: all "
+        "except outputs of matmuls and attention",
         choices=("none", "block", "selective"),
     )
     hang_timeout: float = _machine.option(
         600.0,
-        "seconds that workers wait for one that does not answer, before the run fails",
+        "seconds to wait for an unresponsive worker before the run fails",
         above=0,
         at_most=10**7,
         role=Role.BOOKKEEPING,
     )
     seed: int = _machine.option(
-        1337, "seed of Python, NumPy and torch", at_least=0, below=2**32, role=Role.SEED
+        1337, "seed for Python, NumPy and PyTorch", at_least=0, below=2**32, role=Role.SEED
     )
 
 
@@ -365,18 +369,21 @@ class TrainingConfig:
                 yield Problem(
                     (key,),
                     f"{key}={quoted(self._given[key])} belongs to {KEYS.owned_by(key)}, which is "
-                    "not chosen; drop it, or choose that part.",
+                    "not selected; drop it, or select that component.",
                 )
 
     def _out_dir_problems(self) -> Iterator[Problem]:
         if not self.out_dir.strip():
-            message = f"out_dir={self.out_dir!r} names no folder; drop it, or use '.' for this one."
+            message = (
+                f"out_dir={self.out_dir!r} does not name a folder; drop it, or use '.' for the "
+                "current one."
+            )
             yield Problem(("out_dir",), message)
         longest = max(len(part.encode()) for part in re.split(r"[/\\]", self.out_dir))
         if longest > LONGEST_PATH_PART:
             message = (
-                f"out_dir={quoted(self.out_dir)} has a name of {longest} bytes, and the longest is "
-                f"{LONGEST_PATH_PART}; shorten it."
+                f"out_dir={quoted(self.out_dir)} contains a name of {longest} bytes, but at most "
+                f"{LONGEST_PATH_PART} are allowed; shorten it."
             )
             yield Problem(("out_dir",), message)
 

@@ -55,7 +55,7 @@ class Attention(Mixer):
     class Options(HeadOptions, PositionOptions, NormOptions):
         attention_backend: str = _attention.option(
             "auto",
-            "attention implementation; all compute the same",
+            "attention implementation; does not change the result",
             choices=ATTENTION_BACKENDS,
             role=Role.EXECUTION,
             tag=None,
@@ -70,7 +70,7 @@ class Attention(Mixer):
         )
         head_dim: int | None = _attention.option(
             None,
-            "width of a head; none: n_embd/n_head",
+            "dimension of a head; none: n_embd/n_head",
             at_least=1,
             per_layer=True,
             derive=lambda config: max(config.n_embd // config.n_head, 1),
@@ -81,14 +81,14 @@ class Attention(Mixer):
         )
         qk_norm_over: str = _attention.option(
             "head",
-            "whether qk_norm normalises each head or the whole projection",
+            "what qk_norm normalizes: each head or the whole projection",
             choices=("head", "projection"),
             per_layer=True,
             tag={"head": "HeadQK", "projection": "WholeQK"},
         )
         attention_scale: float | None = _attention.option(
             None,
-            "factor on query-key products; none: 1/sqrt(head_dim)",
+            "scale of query-key products; none: 1/sqrt(head_dim)",
             above=0,
             per_layer=True,
             derive=lambda config: config.head_dim**-0.5,
@@ -96,14 +96,14 @@ class Attention(Mixer):
         )
         sliding_window: int | None = _attention.option(
             None,
-            "tokens that a query attends to, including its own; none: all",
+            "number of tokens that a query attends to, including its own; none: all",
             at_least=1,
             per_layer=True,
             tag="SWA{}",
         )
         attention_softcap: float | None = _attention.option(
             None,
-            "c in scores = c tanh(scores/c); none: no cap",
+            "soft cap c: scores = c tanh(scores/c); none: no cap",
             above=0,
             per_layer=True,
             tag="AttnCap{}",
@@ -124,7 +124,8 @@ class Attention(Mixer):
         )
         value_residual: str = _attention.option(
             "none",
-            "mix in the values of the first layer: half and half, or by a learned share",
+            "mix in the values of the first layer; fixed: half and half; learned: by a learned "
+            "weight",
             choices=("none", "fixed", "learned"),
             per_layer=True,
             tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
@@ -158,7 +159,7 @@ class Attention(Mixer):
             yield Problem(
                 ("n_kv_head", "n_head"),
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
-                "key head serves the same number of query heads.",
+                "key head must serve the same number of query heads.",
             )
 
     @classmethod

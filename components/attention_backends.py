@@ -101,8 +101,8 @@ class AttentionBackend:
         if lacking:
             yield Problem(
                 ("attention_backend",),
-                f"attention_backend={config.attention_backend!r} cannot do "
-                f"{' or '.join(lacking)}, which the other keys ask for; use "
+                f"attention_backend={config.attention_backend!r} does not support "
+                f"{' or '.join(lacking)}, which the other keys require; use "
                 f"attention_backend='auto' or one of: {', '.join(_able(needs))}.",
             )
 
@@ -260,8 +260,8 @@ class FlashAttention(AttentionBackend):
             raise UserError(why_not)
         if start is not None:
             raise UserError(
-                "attention_backend='flash' cannot decode with a static state, as a compiled model "
-                "does; use attention_backend='auto'."
+                "attention_backend='flash' does not support decoding with a static state, which "
+                "compiled models use; use attention_backend='auto'."
             )
         from flash_attn import flash_attn_func
 

@@ -50,7 +50,7 @@ class FeedForward(Sublayer):
     class Options:
         activation: str | None = option(
             None,
-            "nonlinearity or gate; none: the default of ffn_type",
+            "activation function; none: the default of ffn_type",
             choices=ACTIVATIONS,
             per_layer=True,
             derive=lambda config: FFNS[config.ffn_type].default_activation,
@@ -58,7 +58,7 @@ class FeedForward(Sublayer):
         )
         ffn_multiplier: float | None = option(
             None,
-            "hidden width over n_embd; none: 4, or 8/3 if gated",
+            "hidden width as a multiple of n_embd; none: 4, or 8/3 if gated",
             above=0,
             at_most=10_000,
             per_layer=True,
@@ -75,7 +75,7 @@ class FeedForward(Sublayer):
         )
         ffn_hidden: int | None = option(
             None,
-            "hidden width, of each expert in moe; none: ffn_multiplier x n_embd",
+            "hidden width (per expert in moe); none: ffn_multiplier x n_embd",
             at_least=1,
             per_layer=True,
             derive=_width,
@@ -91,8 +91,8 @@ class FeedForward(Sublayer):
             yield Problem(
                 ("activation", "ffn_type"),
                 f"activation={config.activation!r} cannot be combined with "
-                f"ffn_type={config.ffn_type!r}, whose gate is {' or '.join(cls.activations)}; drop "
-                "activation, or use ffn_type='glu', which gates by any activation, or "
+                f"ffn_type={config.ffn_type!r}, whose gate is {' or '.join(cls.activations)}; "
+                "drop activation, or use ffn_type='glu', which gates with any activation, or "
                 "ffn_type='standard'.",
             )
         if config.ffn_hidden % config.ffn_multiple_of:

@@ -52,7 +52,7 @@ class GatedDeltaNet(Mixer):
         )
         gdn_key_dim: int | None = _gdn.option(
             None,
-            "width of a query and key head; none: n_embd/gdn_n_head",
+            "dimension of a query and key head; none: n_embd/gdn_n_head",
             at_least=1,
             per_layer=True,
             derive=lambda config: max(config.n_embd // config.gdn_n_head, 1),
@@ -60,18 +60,18 @@ class GatedDeltaNet(Mixer):
         )
         gdn_value_dim: int | None = _gdn.option(
             None,
-            "width of a value head; none: gdn_key_dim",
+            "dimension of a value head; none: gdn_key_dim",
             at_least=1,
             per_layer=True,
             derive=lambda config: config.gdn_key_dim,
             tag="GDNValue{}",
         )
         gdn_kernel: int = _gdn.option(
-            4, "positions that the convolution covers", at_least=1, per_layer=True, tag="GDNConv{}"
+            4, "kernel size of the convolution", at_least=1, per_layer=True, tag="GDNConv{}"
         )
         gdn_chunk: int = _gdn.option(
             64,
-            "tokens that are computed at a time; all compute the same",
+            "chunk size in tokens; does not change the result",
             at_least=1,
             role=Role.EXECUTION,
             tag=None,
@@ -108,8 +108,8 @@ class GatedDeltaNet(Mixer):
             yield Problem(
                 ("gdn_n_value_head", "gdn_n_head"),
                 f"gdn_n_value_head={config.gdn_n_value_head} is not a multiple of "
-                f"gdn_n_head={config.gdn_n_head}; each query and key head serves the same number "
-                "of value heads.",
+                f"gdn_n_head={config.gdn_n_head}; each query and key head must serve the same "
+                "number of value heads.",
             )
 
     def init_parameters(self, config: LayerConfig) -> None:

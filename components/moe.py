@@ -45,11 +45,15 @@ class MoE(FeedForward):
 
     class Options(RoutingOptions):
         n_shared_experts: int = _experts.option(
-            0, "number of experts that all tokens use", at_least=0, per_layer=True, tag="{}Shared"
+            0,
+            "number of shared experts, used by every token",
+            at_least=0,
+            per_layer=True,
+            tag="{}Shared",
         )
         shared_expert_gate: bool = _experts.option(
             False,
-            "multiply the shared experts by a sigmoid per token",
+            "multiply the output of the shared experts by a sigmoid per token",
             per_layer=True,
             tag=("UngatedShared", "GatedShared"),
         )

@@ -120,7 +120,11 @@ class RotaryPosition(PositionEncoding):
 
     class Options:
         rope_theta: float = option(
-            10000.0, "RoPE: base of the wavelengths", above=1, per_layer=True, tag="Theta{}"
+            10000.0,
+            "RoPE: base of the rotation frequencies",
+            above=1,
+            per_layer=True,
+            tag="Theta{}",
         )
         rope_fraction: float = option(
             1.0,
@@ -131,7 +135,10 @@ class RotaryPosition(PositionEncoding):
             tag="Rot{}",
         )
         rope_scaling: str = option(
-            "none", "RoPE: scaling to longer sequences", choices=ROPE_SCALINGS, per_layer=True
+            "none",
+            "RoPE: scaling method for longer sequences",
+            choices=ROPE_SCALINGS,
+            per_layer=True,
         )
 
     def __init__(self, config: LayerConfig):
@@ -149,7 +156,8 @@ class RotaryPosition(PositionEncoding):
             yield Problem(
                 ("rope_fraction", "head_dim", "n_head", "n_embd"),
                 f"rope_fraction={config.rope_fraction:g} of head_dim={config.head_dim} rotates "
-                f"{rotated} dimensions; RoPE turns them in pairs and needs an even number above 0.",
+                f"{rotated} dimensions; RoPE rotates them in pairs and needs an even number above "
+                "0.",
             )
 
     def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ class UNetResidual(PlainResidual):
             yield Problem(
                 ("residual", "n_layer"),
                 f"residual='unet' has no effect with n_layer={config.n_layer}: there is no second "
-                "half to add the first to; raise n_layer, or use residual='plain'.",
+                "half to connect to the first; raise n_layer, or use residual='plain'.",
             )
 
     def enter(self, stream: Tensor, context: Context) -> Tensor:
@@ -125,7 +125,7 @@ class HyperConnections(Residual):
         )
         hyper_dynamic: bool = option(
             True,
-            "hyper-connections: mixtures depend on the token, not on the layer alone",
+            "hyper-connections: mixing weights depend on the token, not only on the layer",
             tag=("StaticHyper", "DynamicHyper"),
         )
 

@@ -129,14 +129,14 @@ class YaRN(Stretched):
     class Options(OriginalLength):
         rope_beta_fast: float = option(
             32.0,
-            "YaRN: dimensions with more turns are unchanged",
+            "YaRN: dimensions with more rotations are unchanged",
             above=0,
             per_layer=True,
             tag="BetaFast{}",
         )
         rope_beta_slow: float = option(
             1.0,
-            "YaRN: dimensions with fewer turns are interpolated",
+            "YaRN: dimensions with fewer rotations are interpolated",
             above=0,
             per_layer=True,
             tag="BetaSlow{}",
@@ -177,14 +177,14 @@ class Llama3Scaling(Stretched):
     class Options(OriginalLength):
         rope_low_freq_factor: float = option(
             1.0,
-            "llama3 scaling: dimensions with fewer turns are interpolated",
+            "llama3 scaling: dimensions with fewer rotations are interpolated",
             above=0,
             per_layer=True,
             tag="LowFreq{}",
         )
         rope_high_freq_factor: float = option(
             4.0,
-            "llama3 scaling: dimensions with more turns are unchanged",
+            "llama3 scaling: dimensions with more rotations are unchanged",
             above=0,
             per_layer=True,
             tag="HighFreq{}",

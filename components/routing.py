@@ -26,42 +26,42 @@ class RoutingOptions:
 
     n_experts: int = _experts.option(
         8,
-        "number of experts that tokens are routed to",
+        "number of routed experts",
         at_least=2,
         at_most=MOST_EXPERTS,
         per_layer=True,
         tag="{}Experts",
     )
     n_experts_per_token: int = _experts.option(
-        2, "number of experts that a token is routed to", at_least=1, per_layer=True, tag="Top{}"
+        2, "number of routed experts per token", at_least=1, per_layer=True, tag="Top{}"
     )
     router_score: str = _experts.option(
         "softmax",
-        "how logits become scores, which weight the experts",
+        "function that turns router logits into expert weights",
         choices=("softmax", "sigmoid"),
         per_layer=True,
         tag={"softmax": "SoftmaxRouter", "sigmoid": "SigmoidRouter"},
     )
     router_renormalize: bool | None = _experts.option(
         None,
-        "divide the weights of a token's experts by their sum; none: if there are several",
+        "normalize the weights of a token's experts to sum to 1; none: if a token uses several",
         per_layer=True,
         derive=lambda config: config.n_experts_per_token > 1,
         tag=("RawRouter", "RenormRouter"),
     )
     router_scale: float = _experts.option(
-        1.0, "factor on the weights of the experts", above=0, per_layer=True, tag="RouterScale{}"
+        1.0, "scale of the expert weights", above=0, per_layer=True, tag="RouterScale{}"
     )
     n_expert_groups: int = _experts.option(
         1,
-        "number of groups of experts, of which a token uses only some",
+        "number of expert groups; a token is routed to some of them",
         at_least=1,
         per_layer=True,
         tag="{}ExpertGroups",
     )
     n_groups_per_token: int | None = _experts.option(
         None,
-        "number of groups that a token's experts are from; none: all",
+        "number of expert groups per token; none: all",
         at_least=1,
         per_layer=True,
         derive=lambda config: config.n_expert_groups,
@@ -69,21 +69,22 @@ class RoutingOptions:
     )
     router_bias_rate: float = _experts.option(
         0.0,
-        "step by which biases that only choose experts balance their load, such as 0.001; 0: none",
+        "update rate of load-balancing biases, which only affect the selection of experts, such "
+        "as 0.001; 0: none",
         at_least=0,
         per_layer=True,
         tag="RouterBias{}",
     )
     balance_loss_coef: float = _experts.option(
         0.01,
-        "weight of the loss that balances the experts' load; 0: none",
+        "weight of the load-balancing loss; 0: none",
         at_least=0,
         per_layer=True,
         tag="Balance{}",
     )
     router_z_loss_coef: float = _experts.option(
         0.0,
-        "weight of the mean squared log-partition of the router's logits; 0: none",
+        "weight of the router z-loss, the mean squared log-partition of its logits; 0: none",
         at_least=0,
         per_layer=True,
         tag="RouterZ{}",
@@ -191,14 +192,14 @@ def routing_problems(config: LayerConfig) -> Iterator[Problem]:
     if used == 1 and config.router_renormalize:
         yield Problem(
             ("router_renormalize", "n_experts_per_token"),
-            "router_renormalize=True makes every weight 1 with n_experts_per_token=1, so that the "
+            "router_renormalize=True makes every weight 1 with n_experts_per_token=1, so the "
             "router cannot learn; drop it, or raise n_experts_per_token.",
         )
     if experts % groups:
         yield Problem(
             ("n_expert_groups", "n_experts"),
-            f"n_experts={experts} is not a multiple of n_expert_groups={groups}; every group has "
-            "the same number of experts.",
+            f"n_experts={experts} is not a multiple of n_expert_groups={groups}; every group must "
+            "have the same number of experts.",
         )
     elif used_groups > groups:
         yield Problem(

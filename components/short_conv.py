@@ -23,7 +23,7 @@ class ShortConv(Mixer):
     class Options:
         short_conv_kernel: int = _conv.option(
             3,
-            "positions that a filter covers",
+            "kernel size of the convolution",
             at_least=1,
             per_layer=True,
             tag="Conv{}",

@@ -93,11 +93,12 @@ def _open_split(folder: Path, meta: dict[str, Any], split: str, sequence_length:
     if size != expected["tokens"] * dtype.itemsize:
         raise UserError(
             f"{path} has {size} bytes, but {META_FILE} says {expected['tokens']} tokens of "
-            f"{dtype.itemsize} bytes: it is truncated or of another dataset; prepare it again."
+            f"{dtype.itemsize} bytes: it is truncated or belongs to another dataset; prepare it "
+            "again."
         )
     if expected["tokens"] < sequence_length + 1:
         raise UserError(
-            f"{path} has {expected['tokens']} tokens, but one sequence and its targets take "
+            f"{path} has {expected['tokens']} tokens, but one sequence and its targets need "
             f"sequence_length + 1 = {sequence_length + 1}; lower sequence_length to at most "
             f"{expected['tokens'] - 1}, or prepare more text."
         )
@@ -119,7 +120,7 @@ def _check_tokens(tokens: np.ndarray, path: Path, vocab_size: int, sha256: str) 
         if chunk.max() >= vocab_size:
             position = start + int(np.argmax(chunk >= vocab_size))
             raise UserError(
-                f"{path} holds token {tokens[position]} at position {position}, outside the "
+                f"{path} contains token {tokens[position]} at position {position}, outside the "
                 f"vocabulary of {vocab_size}; prepare the dataset again."
             )
         digest.update(chunk)
@@ -135,9 +136,9 @@ def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     token_bytes = _load_array(path)
     if token_bytes.shape != (meta["vocab_size"],) or token_bytes.dtype != np.uint16:
         raise UserError(
-            f"{path} holds {token_bytes.dtype} of the shape {token_bytes.shape}, but the "
-            f"vocabulary has {meta['vocab_size']} tokens, a uint16 for each; prepare the dataset "
-            "again."
+            f"{path} contains {token_bytes.dtype} of shape {token_bytes.shape}, but the "
+            f"vocabulary needs a uint16 for each of its {meta['vocab_size']} tokens; prepare the "
+            "dataset again."
         )
     own = _own_token_bytes(meta)
     if own is None:
@@ -146,7 +147,7 @@ def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
         same = np.array_equal(token_bytes, own)
     if not same:
         raise UserError(
-            f"{path} has changed since it was prepared: it does not hold the bytes per token of "
+            f"{path} has changed since it was prepared: it does not match the bytes per token of "
             f"the tokenizer {meta['tokenizer']['name']!r}; prepare the dataset again."
         )
     return token_bytes

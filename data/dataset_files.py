@@ -57,17 +57,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = read_json(path, follow_links=True)
     except OSError as error:
         raise UserError(
-            f"{folder} is not a prepared dataset: it has no {META_FILE} that can be read "
+            f"{folder} is not a prepared dataset: its {META_FILE} cannot be read "
             f"({error.strerror})."
         ) from error
     version = meta.get("schema_version") if isinstance(meta, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema_version {version}, this code reads {SCHEMA_VERSION}; prepare the "
-            "dataset again."
+            f"{path} has schema_version {version}, but this version reads {SCHEMA_VERSION}; "
+            "prepare the dataset again."
         )
     if not _is_complete(meta):
-        raise UserError(f"{path} is damaged (not all keys are sound); prepare the dataset again.")
+        raise UserError(f"{path} is damaged (some keys are invalid); prepare the dataset again.")
     fingerprint = fingerprint_of(meta["tokenizer"], meta["splits"])
     if meta["fingerprint"] != fingerprint:
         raise UserError(

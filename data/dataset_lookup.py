@@ -37,9 +37,9 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
         return folder
     if os.path.isfile(script):
         raise UserError(
-            f"{folder} is not a prepared dataset: it has no {META_FILE}. Its script runs by itself "
-            "only in a new run, and only in a folder of data/ that is given by its plain name; "
-            f"here run it first: python {script}"
+            f"{folder} is not a prepared dataset: it has no {META_FILE}. Its script runs "
+            "automatically only for a new run on a folder of data/ given by its plain name; run "
+            f"it first: python {script}"
         )
     if os.path.isfile(dataset):
         stem = Path(dataset).stem
@@ -50,8 +50,8 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
     if os.path.isdir(folder):
         raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")
     raise UserError(
-        f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared folder also "
-        "serves; data/text/prepare.py prepares text of your own."
+        f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared dataset also "
+        "works; data/text/prepare.py prepares your own text."
     )
 
 
@@ -90,6 +90,6 @@ def _run_prepare(dataset: str, script: Path) -> None:
         module.main([])
     except SystemExit as stop:  # argparse: the script cannot do without arguments
         raise UserError(
-            f"dataset {dataset!r} cannot prepare itself without arguments; see "
-            f"python {script} --help, then give the name of what it prepared as dataset."
+            f"dataset {dataset!r} cannot be prepared without arguments; see python {script} "
+            "--help, then set dataset to the name of the result."
         ) from stop

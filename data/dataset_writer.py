@@ -227,6 +227,6 @@ def _check_not_empty(splits: dict[str, dict[str, Any]]) -> None:
     for split in SPLITS:
         if splits[split]["tokens"] == 0:
             raise UserError(
-                f"the {split} split got no text out of {documents} documents; give more "
-                "documents, or another share to validation."
+                f"the {split} split has no text after {documents} documents; provide more "
+                "documents, or change the validation share."
             )

@@ -36,7 +36,9 @@ def hub_documents(
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{repository} is streamed by datasets: pip install datasets") from error
+        raise UserError(
+            f"{repository} is streamed with the datasets package: pip install datasets"
+        ) from error
     try:
         rows = datasets.load_dataset(repository, name=configuration, split="train", streaming=True)
         for row in itertools.islice(rows, max_documents):
@@ -44,8 +46,8 @@ def hub_documents(
             yield Document(split_by_hash(text, val_fraction), (text,))
     except OSError as error:  # what the hub's client and its network layer raise derives from it
         raise UserError(
-            f"the hub did not deliver {repository} ({error}). Try again with a network, or give "
-            "files you have to data/text/prepare.py."
+            f"cannot load {repository} from the Hugging Face Hub ({error}). Check the network and "
+            "try again, or prepare local files with data/text/prepare.py."
         ) from error
 
 
@@ -64,8 +66,8 @@ def tiny_shakespeare(given: Path | None, folder: Path) -> Path:
     if found != TINY_SHAKESPEARE_SHA256:
         raise UserError(
             f"{path} is not Tiny Shakespeare: its sha256 is {found}, not "
-            f"{TINY_SHAKESPEARE_SHA256}. Give the file unchanged, or remove {folder / 'input.txt'} "
-            "and drop --input to download it; data/text/prepare.py takes text of your own."
+            f"{TINY_SHAKESPEARE_SHA256}. Use the unchanged file, or remove {folder / 'input.txt'} "
+            "and drop --input to download it; data/text/prepare.py prepares your own text."
         )
     return path
 
@@ -82,13 +84,13 @@ def _download(url: str, path: Path, sha256: str) -> None:
             content = response.read()
     except OSError as error:
         raise UserError(
-            f"cannot download {url} ({error}). Without a network, get that file on another "
-            f"machine and name it with --input, or copy it to {path}."
+            f"cannot download {url} ({error}). Without a network, download that file on another "
+            f"machine and pass it with --input, or copy it to {path}."
         ) from error
     if _sha256(content) != sha256:
         raise UserError(
-            f"{url} delivered a file whose sha256 is {_sha256(content)}, not {sha256}; nothing "
-            "was kept. Try again, or name a good copy with --input."
+            f"{url} returned a file with the sha256 {_sha256(content)}, not {sha256}; nothing was "
+            "saved. Try again, or pass a good copy with --input."
         )
     draft = path.with_name(path.name + ".partial")
     draft.write_bytes(content)

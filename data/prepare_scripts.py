@@ -1,4 +1,4 @@
-"""What the scripts data/*/prepare.py share: their flags, and the two kinds that come in pairs."""
+"""Shared code of the scripts data/*/prepare.py: flags, Tiny Shakespeare, and streamed datasets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from data.text_files import split_by_position
 from data.tokenizers import TiktokenTokenizer, Tokenizer
 
 TINY_SHAKESPEARE = """
-The first 90 % of the text are for training, the last 10 % for validation, as in nanoGPT. The text
-is the file given by --input, else input.txt beside the script, else it is downloaded to there; in
-any case its sha256 is checked.
+The first 90 % of the text is for training, the last 10 % for validation, as in nanoGPT. The text is
+read from --input, or from input.txt next to the script; otherwise it is downloaded to that file.
+Its sha256 is always checked.
 """
 FROM_HUB = """
 It is streamed from the Hugging Face hub (pip install datasets) and tokenized with GPT-2's byte pair
-encoding; an end-of-text token ends each document. --max_documents takes the first part of it, which
-is enough for small models.
+encoding; an end-of-text token ends each document. --max_documents uses only the first documents,
+which is enough for small models.
 """
 
 
@@ -47,7 +47,7 @@ def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentPar
         type=positive,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="threads that tokenize (default: one per CPU); they do not change the result",
+        help="number of tokenizer threads (default: one per CPU); does not change the result",
     )
     return parser
 
@@ -59,7 +59,7 @@ def add_val_fraction(parser: argparse.ArgumentParser, default: float, of_what: s
         type=fraction,
         default=default,
         metavar="F",
-        help=f"share of {of_what} that goes to validation (default: %(default)s)",
+        help=f"validation share of {of_what} (default: %(default)s)",
     )
 
 
@@ -88,7 +88,7 @@ def prepare_tiny_shakespeare(
     """Prepare Tiny Shakespeare as the dataset `name`; the tokenizer is made from its file."""
     folder = DATA_FOLDER / name
     parser = prepare_parser(f"{description}\n{TINY_SHAKESPEARE}", folder)
-    parser.add_argument("--input", type=Path, metavar="FILE", help="your copy of the text")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="local copy of the text")
     args = parser.parse_args(argv)
     path = tiny_shakespeare(args.input, folder)
     write_dataset(

@@ -87,7 +87,7 @@ def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
                 row = json.loads(line)
             except ValueError as error:
                 raise UserError(
-                    f"{place} is not JSON ({error}); .jsonl has one per line."
+                    f"{place} is not JSON ({error}); a .jsonl file has one JSON object per line."
                 ) from error
             if not isinstance(row, dict):
                 raise UserError(f"{place} is not an object with a field {text_field!r}.")
@@ -121,7 +121,7 @@ def _text_of(row: dict, text_field: str, place: str) -> str:
 def _no_text(place: str, text_field: str, fields: Iterable[str]) -> str:
     return (
         f"{place} has no text in the field {text_field!r} (its fields: {', '.join(fields)}); "
-        "name another with --text_field."
+        "select another with --text_field."
     )
 
 

@@ -167,7 +167,7 @@ class CharTokenizer(Tokenizer):
         if not characters:
             raise UserError("the tokenizer 'chars' needs at least one character; found no text.")
         if not is_unicode(characters):
-            raise UserError("the characters of the tokenizer 'chars' have half a surrogate pair.")
+            raise UserError("the characters of the tokenizer 'chars' contain a lone surrogate.")
         self.characters = "".join(sorted(set(characters)))
         self.vocab_size = len(self.characters)
         self._code_points = self._to_code_points(self.characters)
@@ -189,7 +189,7 @@ class CharTokenizer(Tokenizer):
             position = int(np.argmin(known))
             raise UserError(
                 f"character {text[position]!r} (U+{wanted[position]:04X}) at position {position} "
-                f"is none of the {self.vocab_size} characters of this dataset; leave it out, or "
+                f"is not one of the {self.vocab_size} characters of this dataset; remove it, or "
                 "use a dataset with the tokenizer 'bytes'."
             )
         return ids.astype(token_dtype(self.vocab_size))
@@ -236,8 +236,8 @@ class TiktokenTokenizer(Tokenizer):
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the vocabulary of the tokenizer {name!r} is not cached and could not be "
-                f"downloaded ({error}). Run once with a network, or copy tiktoken's cache from a "
-                "machine that has it and set TIKTOKEN_CACHE_DIR to that folder."
+                f"downloaded ({error}). Run once with network access, or copy tiktoken's cache "
+                "from a machine that has it and set TIKTOKEN_CACHE_DIR to that folder."
             ) from error
         self.name = name
         self.vocab_size = self._encoding.n_vocab

@@ -29,7 +29,7 @@ def _activation(given: Fields, field: str) -> Keys:
     name = given[field]
     if name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise UserError(f"{field}={name!r} is no activation known here; known are {known}.")
+        raise UserError(f"{field}={name!r} is not a supported activation; supported: {known}.")
     return {"activation": _ACTIVATIONS[name], **_THEIR_SLOPE}
 
 

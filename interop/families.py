@@ -50,7 +50,7 @@ def read_fields(folder: Path) -> Fields:
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}.") from error
     if not isinstance(fields, dict):
-        raise UserError(f"{file} holds no fields: {quoted(fields)}.")
+        raise UserError(f"{file} has no fields: {quoted(fields)}.")
     return fields
 
 

@@ -108,7 +108,7 @@ class Family:
         except KeyError as error:
             raise UserError(f"config.json of a {self.model_type} has no {error}.") from error
         except (TypeError, AttributeError, ArithmeticError) as error:
-            message = f"config.json of a {self.model_type} has a value of the wrong kind: {error}."
+            message = f"config.json of a {self.model_type} has a value of the wrong type: {error}."
             raise UserError(message) from error
         return keys
 

@@ -88,7 +88,7 @@ def _head_dim_of_whole_heads(config: ModelArchitectureConfig) -> Fields:
     if config.n_embd % config.n_head:
         raise UserError(
             f"n_embd={config.n_embd} is not a multiple of n_head={config.n_head}, as transformers "
-            "wants it, whatever head_dim is."
+            "requires, regardless of head_dim."
         )
     return HEAD_DIM.write(config)
 
@@ -112,7 +112,7 @@ def _refuse_wide_heads(config: ModelArchitectureConfig) -> Fields:
         if layer.head_dim * config.n_head != config.n_embd:
             raise UserError(
                 f"head_dim={layer.head_dim} of n_head={config.n_head} heads does not make "
-                f"n_embd={config.n_embd}, and this family has no head_dim of its own."
+                f"n_embd={config.n_embd}, and this family has no separate head_dim."
             )
     return {}
 

@@ -1,11 +1,12 @@
-"""Models from and to the folders of Hugging Face transformers.
+"""Import and export Hugging Face transformers model folders.
 
     python -m interop.huggingface export RUN OUT_DIR
 
 writes the weights, config and tokenizer of a run as a folder that transformers loads;
 `train.py --init_from=FOLDER` starts a run from such a folder.
 
-Reads and writes safetensors and JSON alone: nothing is unpickled, no code of a folder is run.
+Only safetensors and JSON are read and written: nothing is unpickled, and no code from a folder is
+run.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder} has no {', '.join(missing)}; only safetensors are read. Save the model "
-            "anew with transformers' save_pretrained, which writes them."
+            f"{folder} has no {', '.join(missing)}; only safetensors are supported. Save the "
+            "model again with transformers' save_pretrained, which writes them."
         )
     tensors: dict[str, Tensor] = {}
     for name in files:
@@ -99,7 +100,9 @@ def _weight_files(folder: Path) -> list[str]:
     except (KeyError, TypeError, AttributeError):
         names, plain = [], False
     if not names or not plain:
-        raise UserError(f"{folder / INDEX} is damaged: its weight_map must name files beside it.")
+        raise UserError(
+            f"{folder / INDEX} is damaged: its weight_map must name files in the same folder."
+        )
     return names
 
 
@@ -177,22 +180,28 @@ def export(
     written = sorted(file.name for file in folder.iterdir())
     notes = [*trained.notes, f"{trained.checkpoint} -> {folder}: {', '.join(written)}"]
     if not tokenizer_files(tokenizer, model.config.block_size):
-        notes.append(f"No tokenizer is written: transformers has none like {tokenizer.name!r}.")
+        notes.append(
+            f"No tokenizer is written: transformers has no equivalent of {tokenizer.name!r}."
+        )
     return notes
 
 
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="interop.huggingface", description=__doc__.splitlines()[0])
     commands = flags.add_subparsers(required=True)
-    command = commands.add_parser("export", help="write a run as a folder of transformers")
-    command.add_argument("run", help="latest, a run's name or folder, or a checkpoint's folder")
-    command.add_argument("folder", type=Path, help="where to write; a new or empty folder")
-    command.add_argument("--out_dir", type=Path, default=Path("out"), help="folder of the runs")
-    command.add_argument(
-        "--family", help=f"one of {', '.join(FAMILIES)}; default: the first to fit"
+    command = commands.add_parser(
+        "export", help="export a run as a Hugging Face transformers folder"
     )
     command.add_argument(
-        "--plugins", default="", help="comma-separated .py files of your own parts"
+        "run", help="latest, a run name, a run directory or a checkpoint directory"
+    )
+    command.add_argument("folder", type=Path, help="output folder; must be new or empty")
+    command.add_argument("--out_dir", type=Path, default=Path("out"), help="directory of all runs")
+    command.add_argument(
+        "--family", help=f"one of {', '.join(FAMILIES)}; default: the first that fits"
+    )
+    command.add_argument(
+        "--plugins", default="", help="comma-separated .py files that register custom components"
     )
     command.add_argument(
         "--download",

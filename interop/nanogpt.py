@@ -56,11 +56,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # a damaged file can raise anything
         reason = f"{error!r:.200}"
-        raise UserError(f"{path} is no file of tensors and plain values: {reason}") from error
+        raise UserError(f"{path} is not a file of tensors and plain values: {reason}") from error
     found = checkpoint if isinstance(checkpoint, dict) else {}
     arguments = found.get("model_args") or {}
     missing = [name for name in ("model", "model_args") if name not in found]
     missing += [f"model_args[{key!r}]" for key in _SIZES if arguments and key not in arguments]
     if missing:
-        raise UserError(f"{path} is no checkpoint of nanoGPT: it has no {', '.join(missing)}.")
+        raise UserError(f"{path} is not a nanoGPT checkpoint: it has no {', '.join(missing)}.")
     return found

@@ -55,7 +55,7 @@ def scaling_keys(parameters: Fields, longest: int) -> Keys:
     kind = _rope_type(parameters)
     if kind not in _SCALINGS:
         known = ", ".join(_SCALINGS)
-        raise UserError(f"rope_type={kind!r} is no RoPE scaling known here; known are {known}.")
+        raise UserError(f"rope_type={kind!r} is not a supported RoPE scaling; supported: {known}.")
     said = {_ORIGINAL: longest, "beta_fast": 32.0, "beta_slow": 1.0}
     said |= {name: value for name, value in parameters.items() if value is not None}
     lost = set(parameters).intersection(said) - set(_NOT_SCALING) - set(_SCALINGS[kind].values())
@@ -91,7 +91,7 @@ def _common_parameters(given: Fields) -> Fields:
     by_layer = [name for name, value in parameters.items() if isinstance(value, dict)]
     if by_layer:
         raise UserError(
-            f"rope_parameters has an entry of its own for {by_layer[0]}, but every layer of this "
+            f"rope_parameters has a separate entry for {by_layer[0]}, but every layer of this "
             "model_type has the same RoPE; give its parameters without layer types."
         )
     if _ORIGINAL in given and _ORIGINAL in _SCALINGS.get(_rope_type(parameters), {}).values():
@@ -154,8 +154,8 @@ def rope(
         keys |= scaling_keys(parameters, given["max_position_embeddings"])
         if not scales and _rope_type(parameters) != "default":
             raise UserError(
-                f"rope_type={_rope_type(parameters)!r} cannot be expressed here: transformers does "
-                "not scale the RoPE of this model_type so."
+                f"rope_type={_rope_type(parameters)!r} cannot be expressed here: transformers "
+                "does not support this scaling for this model_type."
             )
         if fraction_field is None:
             refuse_partly_rotated(given, parameters)

@@ -40,8 +40,8 @@ def starting_base(asked: Asked) -> tuple[Base | None, list[Problem]]:
         model = ModelArchitectureConfig.from_dict(family_of(fields).read(fields))
     except UserError as error:
         message = (
-            f"{item.origin}: {error} init_from takes a folder that transformers' save_pretrained "
-            "wrote; to go on with a run, use resume."
+            f"{item.origin}: {error} init_from takes a folder written by transformers' "
+            "save_pretrained; to continue a run, use resume."
         )
         return None, [Problem(("init_from",), message)]
     keys = {key: value for key, value in model.to_dict().items() if key not in OF_A_RUN}
@@ -62,7 +62,7 @@ def _contradictions(asked: Asked, model: ModelArchitectureConfig, folder: str) -
         yield Problem(
             ("arch_preset", "init_from"),
             f"{asked.given['arch_preset'].origin}: arch_preset has no effect with "
-            f"init_from={folder!r}, which says what the architecture is; drop one.",
+            f"init_from={folder!r}, which determines the architecture; drop one.",
         )
 
 

@@ -61,9 +61,11 @@ def _expected(
 
 def _refuse_misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:
     problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is not of this family" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)}, the architecture makes it {tuple(shape)}"
+        f"{name} does not belong to this family" for name in tensors if name not in expected
+    ]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, the architecture needs {tuple(shape)}"
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]

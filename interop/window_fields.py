@@ -38,7 +38,7 @@ def layer_types(given: Fields, default: DefaultTypes) -> LayerTypes:
         return default(given)
     unknown = set(types) - {SLIDING, FULL}
     if unknown:
-        raise UserError(f"layer_types has {unknown.pop()!r}, which is not known here.")
+        raise UserError(f"layer_types has {unknown.pop()!r}, which is not supported.")
     if len(types) != len(layers):
         raise UserError(
             f"layer_types has {len(types)} entries, num_hidden_layers is {len(layers)}; they must "

@@ -15,10 +15,10 @@ from errors import UserError, nearest
 
 COMMANDS = {
     "train": ("train", "train an architecture and log what it costs"),
-    "sweep": ("sweep", "train arms that may be compared, and judge them"),
-    "compare": ("compare_architectures", "say what runs show"),
-    "sample": ("sample", "write text with a trained model"),
-    "export": ("interop.huggingface", "save a trained model as a folder of transformers"),
+    "sweep": ("sweep", "train comparable arms and report verdicts"),
+    "compare": ("compare_architectures", "compare runs"),
+    "sample": ("sample", "generate text with a trained model"),
+    "export": ("interop.huggingface", "export a trained model to Hugging Face transformers"),
 }
 """By name the module whose `main` runs, and what it does."""
 

@@ -33,10 +33,10 @@ class Adafactor(PerParameter):
             0.8, "c in beta2 = 1 - step^-c, the decay rate of the second moment", above=0
         )
         adafactor_clip: float = _adafactor.option(
-            1.0, "root mean square to which the update of a parameter is clipped", above=0
+            1.0, "maximum root mean square of the update of a parameter", above=0
         )
         adafactor_relative: bool = _adafactor.option(
-            True, "multiply the update by the root mean square of the parameter"
+            True, "scale the update by the root mean square of the parameter"
         )
 
     def __init__(self, model: nn.Module, config: Any):

@@ -20,10 +20,10 @@ class Lion(PerParameter):
 
     class Options:
         lion_beta1: float = _lion.option(
-            0.9, "share of the average in the direction of a step", at_least=0, below=1
+            0.9, "weight of the gradient average in the update direction", at_least=0, below=1
         )
         lion_beta2: float = _lion.option(
-            0.99, "decay rate of the average of gradients", at_least=0, below=1
+            0.99, "decay rate of the gradient average", at_least=0, below=1
         )
 
     least_bytes = 4

@@ -251,7 +251,7 @@ class OpenSinks:
     Args:
         names: Names in LOG_SINKS.
         beginning: What they are made from.
-        say: Prints a message, for a sink that is switched off.
+        say: Prints a message, for a sink that is disabled.
 
     Raises:
         UserError: one cannot be opened.
@@ -284,7 +284,7 @@ class OpenSinks:
                 act(sink)
             except Exception as error:  # no failure of a tracker is worth a run
                 del self._open[name]
-                self._say(f"log_to={name!r} failed ({_told(error)}) and is switched off.")
+                self._say(f"log_to={name!r} failed ({_told(error)}) and is disabled.")
 
 
 def _told(error: Exception) -> str:

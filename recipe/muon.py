@@ -33,11 +33,11 @@ class Muon(PerParameter):
 
     class Options(Moments):
         muon_momentum: float = _muon.option(
-            0.95, "decay rate of the average of gradients", at_least=0, below=1
+            0.95, "decay rate of the gradient average", at_least=0, below=1
         )
-        muon_nesterov: bool = _muon.option(True, "mix the gradient into its average once more")
+        muon_nesterov: bool = _muon.option(True, "use Nesterov momentum")
         muon_steps: int = _muon.option(
-            5, "number of Newton-Schulz iterations, which orthogonalise", at_least=1, at_most=99
+            5, "number of Newton-Schulz iterations for orthogonalization", at_least=1, at_most=99
         )
         muon_dtype: str = _muon.option(
             "bfloat16",
@@ -46,12 +46,12 @@ class Muon(PerParameter):
         )
         muon_adjust: str = _muon.option(
             "match_rms_adamw",
-            "factor for an (A, B) matrix: 0.2 sqrt(max(A, B)), for learning rates of AdamW (Liu et "
-            "al. 2025, arXiv 2502.16982); original: sqrt(max(1, A/B))",
+            "update scale of an (A, B) matrix: 0.2 sqrt(max(A, B)), to reuse AdamW's learning "
+            "rates (Liu et al. 2025, arXiv 2502.16982); original: sqrt(max(1, A/B))",
             choices=("match_rms_adamw", "original"),
         )
         muon_rate_scale: float = _muon.option(
-            1.0, "learning rate of hidden matrices over that of the rest", above=0
+            1.0, "learning rate of hidden matrices relative to that of other parameters", above=0
         )
 
     least_bytes = 4

@@ -111,7 +111,7 @@ def make_optimizer(model: nn.Module, config: Any) -> UpdateRule:
     updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     left_out = [name for parameter, name in trainable.items() if parameter not in updated]
     if left_out or len(updated) > len(trainable):
-        which = f"leaves out {', '.join(left_out[:3])}" if left_out else "has others besides"
+        which = f"leaves out {', '.join(left_out[:3])}" if left_out else "includes others"
         raise UserError(
             f"optimizer={quoted(config.optimizer)} updates {len(updated)} parameters, but the "
             f"model has {len(trainable)} that require a gradient; it {which}."
@@ -124,7 +124,7 @@ class Moments:
 
     beta1: float = _optimizer.option(0.9, "decay rate of the first moment", at_least=0, below=1)
     beta2: float = _optimizer.option(0.95, "decay rate of the second moment", at_least=0, below=1)
-    adam_eps: float = _optimizer.option(1e-8, "added to the denominator", above=0)
+    adam_eps: float = _optimizer.option(1e-8, "epsilon added to the denominator", above=0)
 
 
 def adamw_update(
@@ -171,12 +171,8 @@ class SGD(UpdateRule, torch.optim.SGD):
     """Gradient descent with momentum; weight decay is added to the gradient."""
 
     class Options:
-        sgd_momentum: float = _optimizer.option(
-            0.9, "share of the last step's velocity that is kept", at_least=0, below=1
-        )
-        sgd_nesterov: bool = _optimizer.option(
-            False, "take the gradient as if after the next step of the velocity"
-        )
+        sgd_momentum: float = _optimizer.option(0.9, "momentum factor", at_least=0, below=1)
+        sgd_nesterov: bool = _optimizer.option(False, "use Nesterov momentum")
 
     elementwise = True
 

@@ -11,7 +11,7 @@ from components.registry import Registry
 from errors import Problem
 from options import Role, Section
 
-_schedule = Section("Length, learning rate", Role.RECIPE)
+_schedule = Section("Length and learning rate", Role.RECIPE)
 
 
 class Schedule:
@@ -45,14 +45,14 @@ class Decay(Schedule):
     class Options:
         lr_decay_iters: int | None = _schedule.option(
             None,
-            "step at which the decay ends; none: max_iters",
+            "step at which the learning-rate decay ends; none: max_iters",
             at_least=1,
             role=Role.LENGTH,
             derive=lambda config: max(config.max_iters, 1),
         )
         min_lr: float | None = _schedule.option(
             None,
-            "learning rate after the decay; none: learning_rate/10",
+            "final learning rate; none: learning_rate/10",
             at_least=0,
             derive=lambda config: config.learning_rate / 10,
         )
@@ -106,7 +106,7 @@ class WarmupStableDecay(Linear):
     class Options:
         wsd_decay_fraction: float = _schedule.option(
             0.2,
-            "fraction of lr_decay_iters over which the rate decays",
+            "fraction of lr_decay_iters over which the learning rate decays",
             above=0,
             at_most=1,
         )

@@ -1,12 +1,11 @@
-"""Does a known recipe still reach its known loss? Train the clean control and check the bar.
+"""Check that a known recipe still reaches its known loss: train the control, check the bar.
 
 python scripts/baseline.py --cpu --seeds=1337,1338
 python scripts/baseline.py
 
 Trains config/baseline_shakespeare.py, or with --cpu config/baseline_shakespeare_cpu.py, once per
-seed (of the weights and of the data's order). Each best validation loss must be at or below the
-bar, and any two must differ by less than 1 % of their mean. Every run adds a row to
-metrics/baseline.csv.
+seed (of the weights and of the data order). Each best validation loss must be at most the bar, and
+any two must differ by less than 1 % of their mean. Every run appends a row to metrics/baseline.csv.
 
 Exit status: 0 passed, 1 a bar was missed, 2 a run failed.
 """
@@ -164,7 +163,7 @@ def seeds(text: str) -> list[int]:
     """`1337,1338` as numbers, for argparse; each once."""
     numbers = [int(part) for part in text.split(",")]
     if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{text} names a seed twice; give each once")
+        raise argparse.ArgumentTypeError(f"{text} lists a seed twice; list each once")
     return numbers
 
 
@@ -172,12 +171,14 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("--cpu", action="store_true", help="the small recipe for a CPU")
+    flags.add_argument("--cpu", action="store_true", help="use the small CPU recipe")
     flags.add_argument("--seeds", type=seeds, default="1337,1338", help="default: %(default)s")
     flags.add_argument(
         "--out_dir", type=Path, default=Path("out/baseline"), help="default: %(default)s"
     )
-    flags.add_argument("--metrics", type=Path, default=METRICS, help="the table to add rows to")
+    flags.add_argument(
+        "--metrics", type=Path, default=METRICS, help="CSV file to append results to"
+    )
     return flags
 
 

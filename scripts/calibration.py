@@ -1,10 +1,10 @@
-"""How often verdicts are wrong, and how often they find what is there; writes docs/calibration.md.
+"""Error rates and power of the verdicts, from simulations; writes docs/calibration.md.
 
 python scripts/calibration.py
 python scripts/calibration.py --trials=200 --report=/tmp/page.md
 
-Simulates experiments whose truth is known and judges them by the functions that judge real runs.
-Every number on the page comes from these simulations; none is typed.
+Simulates experiments with known true differences and evaluates them with the same functions as
+real runs. Every number on the page comes from these simulations.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def skewed(rng: np.random.Generator, size: object) -> np.ndarray:
 
 
 def contaminated(rng: np.random.Generator, size: object) -> np.ndarray:
-    """One run in twenty scatters ten times as far."""
+    """One run in twenty has ten times the noise."""
     return rng.normal(size=size) * np.where(rng.random(size) < 0.05, 10.0, 1.0)
 
 
@@ -158,10 +158,10 @@ CASES = (
     Case("Student's t, 4 df", with_noise(student(4))),
     Case("Student's t, 3 df", with_noise(student(3))),
     Case("skewed (exponential)", with_noise(skewed)),
-    Case("one run in 20 scatters tenfold", with_noise(contaminated)),
+    Case("one run in 20 with 10 times the noise", with_noise(contaminated)),
     Case("losses rounded to one sd", rounded),
     Case("a third of the runs missing", normal(), unequal=True),
-    Case("unlucky runs fail", normal(), failing=True),
+    Case("high-loss runs fail", normal(), failing=True),
 )
 
 
@@ -489,7 +489,7 @@ def claim_rows(trials: int) -> Iterator[Sequence[str]]:
 
 
 def peek_rows(trials: int) -> Iterator[Sequence[str]]:
-    for rule, name in ((ConfidenceSequence(1), "now"), (DeclaredSeeds(1), "if not detected")):
+    for rule, name in ((ConfidenceSequence(1), "now"), (DeclaredSeeds(1), "without the safeguard")):
         yield (name, *(f"{peeked(1, rule, trials, most):.3f}" for most in PEEKS))
 
 
@@ -498,65 +498,68 @@ def peek_rows(trials: int) -> Iterator[Sequence[str]]:
 PAGE = """\
 # Calibration
 
-How often verdicts are wrong, from simulated experiments whose truth is known, judged by the code
-that judges real runs. `python scripts/calibration.py` writes this page. {trials:,} trials per cell:
+Error rates of the verdicts in simulated experiments with known true differences, using the same
+code as for real runs. `python scripts/calibration.py` writes this page. {trials:,} trials per cell:
 a rate of 0.05 has a standard error of {error:.3f}. [statistics.md](statistics.md) describes the
 procedure.
 
 ## Declared seeds
 
-Error: the probability that some arm is called better or worse although none differs; at most 0.05
-is promised. Power: the probability that an arm that is worse by two standard deviations of an
-ordinary run is called worse. Each cell is error / power. With 3 seeds a comparison is a screening.
+Error: the probability that at least one arm is called better or worse although none differs; the
+target is at most 0.05. Power: the probability that an arm that is worse by two standard deviations
+of a typical run is called worse. Each cell is error / power. Comparisons with 3 seeds are labeled
+"screening".
 
 {errors}
 
-## Comparisons that used to mislead
+## Comparisons with known pitfalls
 
-How often a difference is claimed, `better` or `worse`, where the architectures do not differ: runs
-as their logs tell them, judged by the comparison as it judges real ones, final losses and losses at
-equal budgets (`scripts/claims.py`). Claims that name an edit of the code as a difference between
-the arms are not counted.
+The rate of false verdicts (`better` or `worse`) when the architectures do not differ: simulated
+logs of runs, compared as real logs are, on final losses and on losses at equal budgets
+(`scripts/claims.py`). Verdicts that name an edit of the code as a difference between the arms are
+excluded.
 
 {claims}
 
-One arm that is looked at after each seed, from 3 on, with seeds added as long as nothing is shown:
+One arm evaluated after each seed, from 3 on, with seeds added until there is a verdict:
 
 {peeks}
 
 ## Looks
 
-Error of looking until sure (5, 10, 20 seeds), of the confidence sequence if the arms are judged
-after each seed from 3 to 20, and of intervals for a declared number of seeds misused in that way.
+Error of `--until_sure` (5, 10, 20 seeds), of the confidence sequence if the arms are evaluated
+after each seed from 3 to 20, and of intervals for a declared number of seeds if they are misused in
+the same way.
 
 {looks}
 
-Mean seeds at which an arm of 8 stops, by its true difference in standard deviations of a difference
-({few:,} trials): {seeds}.
+Mean number of seeds at which one of 8 arms stops, by its true difference in standard deviations of
+a difference ({few:,} trials): {seeds}.
 
 ## Tuning
 
-8 arms and the baseline, each tuned on 5 rates with one seed and trained anew at the fitted optimum.
-Error without / with the allowance. Curves rise by so many standard deviations of a run per squared
-grid step.
+8 arms and the baseline, each tuned on 5 learning rates with one seed and retrained at the fitted
+optimum. Error without / with the allowance. The curvature is in standard deviations of a run per
+squared grid step.
 
 {tuning}
 
 ## New text
 
-How often the 95 % interval for new seeds and new text covers the true difference, if neighbouring
-blocks correlate by so much ({many:,} trials per cell). Each cell has three rates: the variance of
-the mean is 0.5 / 2 / 10 times as large from text as from seeds. "Independent": what an interval
-that takes blocks as independent would cover if neighbours correlate by 0.5. "Width": that of the
-interval as a multiple of the width of such an interval, if blocks are independent.
+Coverage of the 95 % interval for new seeds and new text, by the correlation of neighboring blocks
+({many:,} trials per cell). Each cell has three rates: the variance of the mean is 0.5 / 2 / 10
+times as large from text as from seeds. "Independent": coverage of an interval that assumes
+independent blocks if neighbors have a correlation of 0.5. "Width": the width of our interval as a
+multiple of the width of such an interval if blocks are independent.
 
 {text}
 
 ## Ladders
 
-A multiplier m that is the same at every rung; runs of one standard deviation, 0.01 nats. Error: the
-probability that m is said to grow or fade, for some arm if there are several. Coverage: the share
-of the multipliers of single rungs that lie in their 95 % intervals. Each cell is error / coverage.
+The true multiplier m is the same at every rung; all runs have a standard deviation of 0.01 nats.
+Error: the probability that m is reported to grow or fade, for at least one arm if there are
+several. Coverage: the fraction of multipliers of single rungs that lie in their 95 % intervals.
+Each cell is error / coverage.
 
 {ladders}
 """

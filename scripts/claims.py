@@ -1,7 +1,7 @@
-"""Comparisons without a true difference that used to end in false claims, judged from logs on.
+"""Comparisons without a true difference that are prone to false verdicts, simulated from logs on.
 
-Each case makes the runs of an experiment as their logs would tell them, and counts how often the
-comparison claims a difference: `better` or `worse`, in the table of final losses or of losses at an
+Each case simulates the logs of an experiment's runs and counts how often the comparison reports a
+difference: `better` or `worse`, in the table of final losses or of losses at an
 equal budget. `calibration` writes the rates to docs/calibration.md.
 """
 
@@ -143,10 +143,10 @@ def _lucks(rng: np.random.Generator, n: int) -> list[float]:
 
 
 CASES: dict[str, Case] = {
-    "max_iters 2000 against 4000, read at equal tokens": two_lengths,
-    "eval_interval 250 against 500, beside a short arm": two_intervals,
+    "max_iters 2000 vs. 4000, at equal tokens": two_lengths,
+    "eval_interval 250 vs. 500, with a short arm": two_intervals,
     "half of the seeds on edited code": edited_code,
-    "a sweep that tuned its rate against a foreign run": foreign_sweep,
+    "a sweep with a tuned learning rate vs. a run from outside": foreign_sweep,
     "one config under two names": one_config_twice,
 }
 

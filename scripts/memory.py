@@ -1,10 +1,11 @@
-"""How well the memory of a run is estimated: `train.py --dry_run` beside what runs really take.
+"""Compare the memory estimate of `train.py --dry_run` with measured peaks.
 
     python -m scripts.memory            prints the table
     python -m scripts.memory --quick    a few rows
 
-Each row is a run of a few steps in processes of its own. Measured is the peak of resident memory
-less what was resident before the model was made, of the worker that has most. Linux only.
+Each row is a run of a few steps in separate processes. The measured value is the peak resident
+memory minus the resident memory before the model was built, of the worker with the largest value.
+Linux only.
 """
 
 from __future__ import annotations

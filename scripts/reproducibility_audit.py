@@ -1,15 +1,15 @@
-"""Does this machine give the same numbers twice, and would another machine or day give them?
+"""Check that training is reproducible: on this machine, and between machines or dates.
 
 python scripts/reproducibility_audit.py --save A.json
 python scripts/reproducibility_audit.py config/arch_llama.py --compile=True
 python scripts/reproducibility_audit.py --compare A.json B.json
 
-The first two train config/run_audit.py, with config files and flags of train.py after it, twice
-with one seed, and say whether the weights are the same bit for bit, and all that they depend on:
-versions, hardware, flags, git, and checksums of code, data, config and weights. The third compares
-two such reports.
+The first two train config/run_audit.py, followed by the given config files and flags of train.py,
+twice with one seed. They report whether the weights match bit for bit, and everything that the
+weights depend on: versions, hardware, flags, git, and checksums of code, data, config and weights.
+The third compares two such reports.
 
-Exit status: 0 all the same, 1 something that matters differs, 2 a fact could not be told.
+Exit status: 0 no differences, 1 a relevant difference, 2 a value could not be determined.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def recorded(key: str, run: Trained, _: Trained) -> Any:
 def driver(run: Trained, _: Trained) -> str | None:
     version = run.log["environment"]["driver"]
     if version is None and torch.version.cuda and torch.cuda.is_available():
-        raise UserError("nvidia-smi does not tell the version, though there is a CUDA device.")
+        raise UserError("nvidia-smi does not report a version, although there is a CUDA device.")
     return version
 
 
@@ -259,10 +259,10 @@ def conclusion(found: Sequence[Row]) -> tuple[int, str]:
     """The exit status that the rows make, and a sentence that says why."""
     named = {v: ", ".join(row.name for row in found if row.verdict == v) for v in (DIFFERS, ERROR)}
     if named[DIFFERS]:
-        return FAILED, f"FAILED: not the same: {named[DIFFERS]}"
+        return FAILED, f"FAILED: different: {named[DIFFERS]}"
     if named[ERROR]:
-        return UNDECIDED, f"UNDECIDED: not known: {named[ERROR]}"
-    return PASSED, "PASSED: nothing that matters differs"
+        return UNDECIDED, f"UNDECIDED: unknown: {named[ERROR]}"
+    return PASSED, "PASSED: no relevant differences"
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -275,11 +275,13 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         version, _, _ = (report[key] for key in ("schema_version", "facts", "config"))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no audit report ({error!r}); make one with --save.") from error
+        raise UserError(
+            f"{path} is not an audit report ({error!r}); make one with --save."
+        ) from error
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} is an audit report of version {version}, this code reads {SCHEMA_VERSION}; "
-            "make it again with --save."
+            f"{path} is an audit report of version {version}, but this code reads "
+            f"{SCHEMA_VERSION}; make it again with --save."
         )
     return report
 
@@ -294,7 +296,7 @@ def parser() -> argparse.ArgumentParser:
     what = flags.add_mutually_exclusive_group()
     what.add_argument("--save", type=Path, metavar="FILE", help="write the report there, as JSON")
     what.add_argument(
-        "--compare", type=Path, nargs=2, metavar="FILE", help="compare two reports, train nothing"
+        "--compare", type=Path, nargs=2, metavar="FILE", help="compare two reports without training"
     )
     return flags
 

@@ -1,12 +1,12 @@
-"""Does this machine train? Overfit one batch of 256 tokens, within 100 steps and about a minute.
+"""Check that training works on this machine: overfit one batch of 256 tokens within 100 steps.
 
 python scripts/smoke_test.py
 python scripts/smoke_test.py config/arch_llama.py --device=cuda
 
-The tokens are drawn at random, so a model can only learn them by heart. That it does shows that
-data, forward pass, backward pass, optimizer and log work together here; it does not show that the
-architecture is any good. Config files and flags are those of train.py, after
-config/run_smoke_test.py.
+Takes about a minute. The tokens are random, so the model can only memorize them. Success shows that
+data, forward pass, backward pass, optimizer and logging work together on this machine; it says
+nothing about the quality of the architecture. Config files and flags are those of train.py, applied
+after config/run_smoke_test.py.
 
 Exit status: 0 passed, 1 the loss stayed above 0.05, 2 the run failed.
 """

@@ -3,10 +3,10 @@
 python scripts/study_cpu.py
 python scripts/study_cpu.py --workers=8 --out_dir=/tmp/study
 
-Trains what is not trained yet with sweep.py (an hour and a half on 2 cores), then writes the report
-and its plots from the runs. Every number and every verdict in it is computed; none is typed.
+Trains the missing runs with sweep.py (an hour and a half on 2 cores), then writes the report and
+its plots from the runs. Every number and every verdict in it is computed.
 
-Exit status: 0 written, 2 not all runs ended.
+Exit status: 0 written, 2 some runs did not finish.
 """
 
 from __future__ import annotations
@@ -51,38 +51,37 @@ ARGUMENTS = (
     *("--tune", "learning_rate=1.4e-3,2e-3,2.8e-3,4e-3,5.6e-3,8e-3,1.13e-2,1.6e-2"),
     *("--until_sure", "--max_seeds=10", f"--name={NAME}"),
 )
-"""Of sweep.py: six steps from GPT-2 towards LLaMA, each by itself, and LLaMA whole."""
+"""Arguments of sweep.py: six changes from GPT-2 to LLaMA, one at a time, and LLaMA itself."""
 
 INTRODUCTION = """\
 # From GPT-2 to LLaMA, one change at a time
 
-Which of the changes that made LLaMA out of GPT-2 help, when each is made by itself, at equal
-parameters and equal training tokens, with a learning rate chosen anew for each, over several
-seeds? `python scripts/study_cpu.py` asks that of the smallest model that says anything, on a CPU,
-and writes this page: every number, every verdict and the plot come from the runs.
+Which of the changes from GPT-2 to LLaMA help, made one at a time, at equal parameters and training
+tokens, each with its own tuned learning rate, over several seeds? `python scripts/study_cpu.py`
+answers this for a very small model on a CPU and writes this page: every number, every verdict and
+the plots come from the runs.
 """
 
 LIMITS = """\
-## What cannot be told here
+## Limitations
 
 - **Size.** {parameters} parameters, {tokens} training tokens of one text, {context} characters of
   context. Which change helps depends on all three: a position encoding matters more with a longer
-  context, a gated network or a norm without a mean may matter at depths where this model is not,
-  and what helps early in training need not last. None of the verdicts above is a claim about
-  models of a useful size; they are about this one, and about how such a claim is to be made.
+  context, a gated FFN or RMSNorm may matter only in deeper models, and gains early in training may
+  not last. None of the verdicts above is a claim about models of a useful size; they are about this
+  model, and demonstrate how to make such a claim.
 - **Small differences.** With at most {seeds} seeds and intervals that hold together for {arms}
   arms, the minimum detectable effect is {detectable} nats at 80 % power (median over the arms),
   before the allowances for tuning. A smaller difference is likely to be reported as inconclusive,
-  which does not mean that there is none.
+  which does not mean that there is no difference.
 - **Tuning.** Every arm tried {trials} learning rates on one seed and was trained at the fitted
-  optimum. How far that may be from the best rate is part of each interval, as an allowance of
-  {smallest} to {largest} nats; where it is more than the margin, the grid is too coarse to call
-  arms equal. Warm-up, decay, betas and initialisation are GPT-2's for all.
-- **Text.** "Holds on new text" means text of the same kind, Shakespeare's plays: the blocks of the
-  validation set say nothing of other kinds.
-- **Speed.** Seconds and tokens per second were taken while runs shared the machine with each other
-  and with whatever else it did, in float32: the tables at equal seconds, and the speed-ups in
-  seconds, say nothing of the architectures.
+  optimum. Each interval includes an allowance of {smallest} to {largest} nats for the error of this
+  optimum; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
+  GPT-2's warm-up, decay, betas and initialization.
+- **Text.** "Holds on new text" refers to text of the same kind, Shakespeare's plays. The blocks of
+  the validation set give no information about other kinds of text.
+- **Speed.** Seconds and tokens per second were measured in float32 while the runs shared the
+  machine with each other and with other processes. They say nothing about the architectures.
 """
 
 
@@ -90,10 +89,10 @@ def report(findings: Findings, manifest: dict[str, Any], hours: float, plot: str
     """The page.
 
     Args:
-        findings: What the runs of the verdict show.
-        manifest: That of the sweep.
-        hours: What all runs took, those of tuning included, added up.
-        plot: The names of the figures beside the page begin with this.
+        findings: Results of the final runs.
+        manifest: Manifest of the sweep.
+        hours: Total time of all runs, including tuning.
+        plot: Prefix of the names of the figures next to the page.
     """
     return "\n".join(
         [
@@ -101,9 +100,9 @@ def report(findings: Findings, manifest: dict[str, Any], hours: float, plot: str
             *_what_was_run(findings, manifest, hours),
             *_answer(findings, manifest),
             f"![Validation loss against budgets, and differences]({plot}.png)\n",
-            "The learning rate of each arm, with its fitted parabola:\n",
+            "The learning-rate trials of each arm, with the fitted parabola:\n",
             f"![Loss of each trial against the learning rate]({plot}-tuning.png)\n",
-            "## The tables\n",
+            "## Tables\n",
             to_markdown(findings) + "\n",
             _limits(findings, manifest),
         ]
@@ -113,24 +112,24 @@ def report(findings: Findings, manifest: dict[str, Any], hours: float, plot: str
 def _what_was_run(findings: Findings, manifest: dict[str, Any], hours: float) -> Iterator[str]:
     run = findings.baseline.group.counted[0]
     machine, training = run.environment, run.config
-    yield "## What was run\n"
+    yield "## Setup\n"
     yield f"    {manifest['command']}\n"
     yield (
         f"{len(manifest['arms'])} arms of up to {len(manifest['seeds'])} seeds each, added until "
-        "their verdicts are decided or unlikely to be, and before those "
-        f"{len(manifest['tuning']['trials'])} trials of the learning rate for every arm on a seed "
-        f"of their own: {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
+        "their verdicts are decided or unlikely to be; before that, "
+        f"{len(manifest['tuning']['trials'])} learning-rate trials per arm on a separate "
+        f"seed. In total {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
         f"({training['max_iters']} steps of {run.tokens // training['max_iters']:,}) of "
         f"`{training['dataset']}`. Seed k gives every arm the same batches in the same order and, "
-        "where shapes agree, the same initial numbers.\n"
+        "where shapes match, the same initial weights.\n"
     )
-    header = ("arm", "changed to equal its size", "parameters", "FLOPs/token", "fitted rate")
+    header = ("arm", "changed to match size", "parameters", "FLOPs/token", "fitted learning rate")
     yield from markdown_table(header, [_arm_row(arm) for arm in manifest["arms"]])
     yield (
         f"\nMeasured with Python {machine['python']}, torch {machine['torch']}, "
-        f"{machine['threads']} thread a run, on {machine['cpu_count']} cores "
+        f"{machine['threads']} thread per run, on {machine['cpu_count']} cores "
         f"({machine['device']}), at commit {str(machine['commit'])[:12]}; the runs took "
-        f"{hours:.1f} hours in all, added up.\n"
+        f"{hours:.1f} hours in total.\n"
     )
 
 
@@ -150,10 +149,10 @@ def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
     order = {BETTER: 0, WORSE: 1, EQUAL: 2}
     rows = sorted(findings.rows[1:], key=lambda row: order.get(row.verdict.word, 3))
     baseline = findings.baseline.group
-    yield "## What it shows\n"
+    yield "## Results\n"
     yield (
         f"GPT-2 ends at {baseline.loss:.4f} nats per character (sd {baseline.deviation:.4f} over "
-        f"{baseline.n} seeds). Beside it, with 95 % intervals:\n"
+        f"{baseline.n} seeds). Differences from GPT-2, with 95 % intervals:\n"
     )
     for row in rows:
         yield f"- **{names[row.group.name]}**: {verdict_line(row.verdict, row.terms, row.new_text)}"

@@ -1,9 +1,9 @@
-"""What is proven, by which test, to what tolerance: run the proofs and write docs/verification.md.
+"""Run the tests that verify the project and write docs/verification.md.
 
 python scripts/verification.py
 
-Takes some minutes. Exit status: 0 all hold and the page is written, 1 one does not, and the page is
-left as it was.
+Takes some minutes. Exit status: 0 all passed and the page is written, 1 a test failed and the page
+is unchanged.
 """
 
 from __future__ import annotations
@@ -30,31 +30,33 @@ PAGE = PROJECT / "docs" / "verification.md"
 
 @dataclasses.dataclass(frozen=True)
 class VerificationSection:
-    """A heading of the page and the test files below it."""
+    """A section of the page and its test files."""
 
     title: str
     text: str
     files: tuple[str, ...]
 
 
+MUTATIONS_TITLE = "Mutation tests"
+
 SECTIONS = (
     VerificationSection(
-        "Laws of every model",
-        "Swept over every registered part, every preset, and options and combinations that go "
-        "wrong easily. A part that is added is swept too.",
+        "Properties of every model",
+        "Tested on every registered component, every preset, and on error-prone options and "
+        "combinations. New components are included automatically.",
         ("tests/contract/test_every_model.py",),
     ),
     VerificationSection(
         "Random combinations",
-        "200 configs drawn key by key from their own declaration, the same ones every time; every "
-        "run of the tests draws 25 of its own, and `pytest -m slow` the 200. Each obeys the laws "
-        "(in double precision), or is refused with a message that names what to drop, and obeys "
-        "them without it.",
+        "200 configs drawn key by key from the declarations of the keys, always the same ones; "
+        "every run of the tests draws 25 of its own, and `pytest -m slow` tests all 200. Each "
+        "has the properties above (in double precision), or raises an error that names the key "
+        "to drop, and has them without that key.",
         ("tests/contract/test_random_combinations.py",),
     ),
     VerificationSection(
         "Formulas",
-        "Each part against its formula, written out in the test.",
+        "Each component against its formula, written out in the test.",
         (
             "tests/unit/test_formulas.py",
             "tests/unit/test_attention.py",
@@ -63,40 +65,41 @@ SECTIONS = (
     ),
     VerificationSection(
         "Gradients",
-        "Against finite differences in double precision (`torch.autograd.gradcheck`, step 1e-6, "
-        "1e-8 absolute, 1e-6 relative) by each parameter and input on its own; of every model "
-        "also in a random direction, moving all parameters at once.",
+        "Against finite differences in double precision (`torch.autograd.gradcheck`, step 1e-6,"
+        " 1e-8 absolute, 1e-6 relative) with respect to each parameter and input; for every "
+        "model also in a random direction, changing all parameters at once.",
         ("tests/unit/test_gradients.py",),
     ),
     VerificationSection(
-        "Behaviour",
-        "What a token may see, dropout, initial weights, and learning.",
+        "Behavior",
+        "Causality, dropout, initial weights, and learning.",
         ("tests/unit/test_behavioral.py",),
     ),
     VerificationSection(
         "Sizes and cost",
-        "Parameters against closed forms and FLOPs against torch's counter and figures worked out "
-        "by hand: equal to the last digit.",
+        "Parameter counts against closed forms, and FLOPs against PyTorch's counter and hand "
+        "calculations: exactly equal.",
         ("tests/unit/test_model_shapes.py", "tests/unit/test_flops.py"),
     ),
     VerificationSection(
-        "Known families",
-        "Models made by Hugging Face transformers with random weights, loaded here from their "
-        "config alone, and the way back.",
+        "Hugging Face model families",
+        "Hugging Face transformers models with random weights, loaded here from their config "
+        "alone, and exported back.",
         ("tests/interop/test_parity.py",),
     ),
     VerificationSection(
         "nanoGPT's training trajectory",
-        "The `legacy` preset beside a GPT-2 in plain PyTorch that the test brings along: same "
-        "initial weights, same batches, AdamW's groups, clipping, warm-up and cosine. The learning "
-        "rate of each of 50 steps may differ by 1e-12, the loss by 1e-4 nats, the norm of the "
-        "gradient by 1e-3 of it, the weights at the end by 1e-2 of the largest.",
+        "The `legacy` preset compared with a GPT-2 in plain PyTorch, included in the test, with"
+        " the same initial weights, batches, AdamW parameter groups, clipping, warm-up and "
+        "cosine schedule. The tolerances for each of 50 steps are 1e-12 for the learning rate, "
+        "1e-4 nats for the loss and a relative 1e-3 for the gradient norm; for the final "
+        "weights, 1e-2 relative to the largest.",
         ("tests/integration/test_nanogpt_trajectory.py",),
     ),
     VerificationSection(
-        "Broken on purpose",
-        "Each line below is put into the code, and the tests beside it fail by an assertion of "
-        "their own. Without it they pass.",
+        MUTATIONS_TITLE,
+        "Each mutation below is applied to the code, and the listed tests fail with an "
+        "assertion of their own. Without it they pass.",
         ("tests/contract/test_mutations.py",),
     ),
 )
@@ -104,14 +107,14 @@ SECTIONS = (
 
 @dataclasses.dataclass
 class Proof:
-    """A test function and what became of its cases."""
+    """A test function and the results of its cases."""
 
     file: str
     name: str
     doc: str
     cases: int = 0
     largest: dict[float, float] = dataclasses.field(default_factory=dict)
-    """The largest difference, by what was allowed."""
+    """The largest difference, by tolerance."""
 
     @property
     def claim(self) -> str:
@@ -122,14 +125,14 @@ class Proof:
 
     @property
     def differences(self) -> str:
-        """Each largest difference, and what was allowed."""
+        """The largest difference for each tolerance."""
         return "<br>".join(
             f"{error:.1e} of {allowed:.0e}" for allowed, error in sorted(self.largest.items())
         )
 
 
 class Recorder:
-    """A pytest plugin that gathers what passes and what is measured."""
+    """A pytest plugin that collects passed tests and their measurements."""
 
     def __init__(self) -> None:
         self.proofs: dict[str, Proof] = {}
@@ -148,7 +151,7 @@ class Recorder:
         return result
 
     def of(self, section: VerificationSection) -> list[Proof]:
-        """The proofs below a heading, in the order of its files."""
+        """The proofs of a section, in the order of its files."""
         return [p for file in section.files for p in self.proofs.values() if p.file == file]
 
 
@@ -157,23 +160,23 @@ def page(recorder: Recorder) -> str:
     cases = sum(proof.cases for proof in recorder.proofs.values())
     head = (
         "# Verification\n\n"
-        "What is proven, by which test, and how close it came. Written by "
-        "`python scripts/verification.py` from a run of the tests; not edited by hand.\n\n"
+        "What the tests verify, and the largest difference that each measured. Written by "
+        "`python scripts/verification.py` from a run of the tests; do not edit.\n\n"
         f"{cases} cases passed, with torch {torch.__version__} on Python "
-        f"{platform.python_version()} and a CPU ({platform.machine()}), in float32 where nothing "
-        "else is said. A difference is relative to the largest magnitude expected, unless the test "
-        "says otherwise; where none is given, equality is exact or there is nothing to measure.\n"
+        f"{platform.python_version()} and a CPU ({platform.machine()}), in float32 unless noted. "
+        "Differences are relative to the largest expected magnitude unless the test states "
+        "otherwise. Rows without a difference are exact or do not measure one.\n"
     )
     sections = (_section(section, recorder.of(section)) for section in SECTIONS)
     return "\n".join([head, *sections])
 
 
 def _section(section: VerificationSection, proofs: list[Proof]) -> str:
-    if section.title == "Broken on purpose":
+    if section.title == MUTATIONS_TITLE:
         table = _mutations()
     else:
         rows = [(p.claim, f"`{p.name}`", p.cases, p.differences) for p in proofs]
-        table = _table(("What holds", "Test", "Cases", "Largest difference"), rows)
+        table = _table(("Property", "Test", "Cases", "Largest difference"), rows)
     files = ", ".join(f"`{file}`" for file in section.files)
     return f"## {section.title}\n\n{section.text}\n\nIn {files}.\n\n{table}\n"
 
@@ -190,7 +193,7 @@ def _mutations() -> str:
         )
         for mutation in MUTATIONS
     ]
-    return _table(("Broken", "Instead of", "There is", "Noticed by"), rows)
+    return _table(("Mutation", "Original", "Mutated", "Detected by"), rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -206,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     options = ["--rootdir", str(PROJECT), "-o", "addopts=", "-q", "-W", "ignore"]
     status = pytest.main([*options, *files], plugins=[recorder])
     if status != pytest.ExitCode.OK:
-        print(f"not all of it holds; {PAGE.name} is left as it was.", file=sys.stderr)
+        print(f"a test failed; {PAGE.name} is unchanged.", file=sys.stderr)
         return 1
     PAGE.write_text(page(recorder), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(PROJECT)}")

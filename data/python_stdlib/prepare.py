@@ -1,9 +1,9 @@
 """Prepare the source code of this Python's standard library, byte by byte. No download.
 
-Whole files go to training or validation (about 5 % of them), by the hash of their path. Left out
-are tests, installed packages, files that differ between machines with the same Python, and files
-that are not UTF-8. An end-of-text token ends each file. Another version of Python has another
-library: compare runs only where the data fingerprint is the same.
+Whole files go to training or validation (about 5 % of them), by the hash of their path. Tests,
+installed packages, files that differ between machines with the same Python, and files that are not
+UTF-8 are excluded. An end-of-text token ends each file. The library depends on the Python
+version: compare runs only if their data fingerprints match.
 """
 
 from __future__ import annotations

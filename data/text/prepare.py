@@ -1,11 +1,11 @@
-"""Prepare text of your own as a dataset; then train on it with --dataset=NAME.
+"""Prepare your own text as a dataset; train on it with --dataset=NAME.
 
     python data/text/prepare.py --name novel --input novel.txt --tokenizer chars
     python data/text/prepare.py --name mails --input *.jsonl --text_field body
 
 A .txt file is one document, and so is each line of a .jsonl file and each row of a .parquet file
 (pip install pyarrow). Whole documents go to training or validation: a .txt file by the hash of its
-name, others by the hash of their text. A .txt file given alone is split by position: its end is for
+name, others by the hash of their text. A single .txt file is split by position: its end is for
 validation. An end-of-text token ends each document; with chars, nothing separates them.
 
 Files are streamed, so they may be larger than memory. With chars they are read twice.
@@ -40,7 +40,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer",
         default="gpt2",
-        help="bytes, chars (those that occur), gpt2 or another of tiktoken (default: %(default)s)",
+        help=(
+            "bytes, chars (those in the text), gpt2 or another tiktoken encoding (default: "
+            "%(default)s)"
+        ),
     )
     parser.add_argument(
         "--text_field",

@@ -100,7 +100,8 @@ every_use_of_backends = pytest.mark.parametrize(
 @every_attention
 @pytest.mark.parametrize("length", [T, SIZES["block_size"]])
 def test_cost_equals_the_counter(keys, length):
-    """3 x forward, forward and backward counted, to the last digit. The counter sees no window."""
+    """A training step is 3 x forward, which equals the count of forward and backward exactly. The
+    counter ignores windows."""
     model = GPT(tiny_config(**keys)).train()
     idx = tokens(length, batch=3)
     with FlopCounterMode(display=False) as counter:
@@ -111,7 +112,7 @@ def test_cost_equals_the_counter(keys, length):
 
 @every_attention
 def test_cost_of_a_window_and_of_causality(keys):
-    """Against a count of the pairs that the mask leaves, one by one."""
+    """Against an explicit count of the unmasked pairs."""
     config = tiny_config(**keys)
     model = GPT(config)
     widths = [config.n_head * layer.head_dim for layer in config.layers]
@@ -138,7 +139,7 @@ def test_cache_equals_no_cache(keys):
 
 @every_variant
 def test_generation_with_and_without_cache(keys):
-    """Beyond block_size too, where the window of tokens slides."""
+    """Also beyond block_size, where the context window slides."""
     model, prompt = tiny_model(**keys), tokens(SIZES["block_size"] - 6)
     cached = model.generate(prompt, 10, temperature=0)
     plain = model.generate(prompt, 10, temperature=0, use_cache=False)
@@ -203,7 +204,8 @@ OWN_LAWS = ("value_share", "A_log", "dt_bias")
 
 @every_variant
 def test_initialised_as_documented(keys):
-    """N(0, init_std), residual projections over sqrt(2 n_layer), biases 0, norms as made."""
+    """N(0, init_std), residual projections divided by sqrt(2 n_layer), biases 0, norms at their
+    defaults."""
     sizes = {**SIZES, "n_embd": 144, "n_head": 4, "init_std": 0.05, "vocab_size": 997}
     torch.manual_seed(0)
     config = ModelArchitectureConfig.make(sizes, {**keys, "n_embd": 144})

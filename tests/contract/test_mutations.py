@@ -71,7 +71,7 @@ LLAMA = "[preset llama]"
 
 MUTATIONS = (
     Mutation(
-        "a token sees the next one",
+        "a token attends to the next token",
         attention_backends,
         "visible",
         "causal = k <= q",
@@ -131,7 +131,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "attention's weights are dropped in evaluation too",
+        "attention dropout is active in evaluation",
         attention.Attention,
         "forward",
         "self.weight_dropout if self.training else 0.0",
@@ -139,7 +139,7 @@ MUTATIONS = (
         (f"{BEHAVIOR}test_dropout_is_off_in_evaluation{GPT2}",),
     ),
     Mutation(
-        "attention's weights are never dropped",
+        "attention dropout is never active",
         attention.Attention,
         "forward",
         "self.weight_dropout if self.training else 0.0",
@@ -147,7 +147,7 @@ MUTATIONS = (
         (f"{BEHAVIOR}test_attention_drops_weights_in_training_alone",),
     ),
     Mutation(
-        "decoded tokens do not move positions on",
+        "decoding does not advance positions",
         attention.Attention,
         "forward",
         "rotate(q, k, context.start)",
@@ -155,7 +155,7 @@ MUTATIONS = (
         (f"{EVERY_MODEL}test_cache_equals_no_cache{LLAMA}",),
     ),
     Mutation(
-        "keys are not normed",
+        "keys are not normalized",
         attention.Attention,
         "forward",
         "_normed(k, self.k_norm)",
@@ -163,7 +163,7 @@ MUTATIONS = (
         (f"{EVERY_MODEL}test_every_parameter_learns[qk_norm]",),
     ),
     Mutation(
-        "RoPE turns one dimension of a pair the wrong way",
+        "RoPE rotates one dimension of a pair in the wrong direction",
         encodings.RotaryPosition,
         "_turn",
         "second * cos + first * sin",
@@ -171,7 +171,7 @@ MUTATIONS = (
         (f"{POSITIONS}test_rope_turns_pairs_by_position_times_frequency",),
     ),
     Mutation(
-        "YaRN leaves the temperature as it is",
+        "YaRN does not change the temperature",
         rope_scalings.YaRN,
         "apply",
         "0.1 * math.log(factor) + 1.0",
@@ -179,7 +179,7 @@ MUTATIONS = (
         (f"{POSITIONS}test_yarn_interpolates_what_turns_rarely_and_scales_the_rotation",),
     ),
     Mutation(
-        "ALiBi favours distant tokens",
+        "ALiBi favors distant tokens",
         encodings.ALiBi,
         "score_bias",
         "-self.slopes",
@@ -187,7 +187,7 @@ MUTATIONS = (
         (f"{POSITIONS}test_alibi_bias_is_slope_times_distance",),
     ),
     Mutation(
-        "learned positions begin anew in decoding",
+        "learned positions restart at 0 in decoding",
         encodings.LearnedPosition,
         "embed",
         "start, x.shape[1]",
@@ -211,7 +211,7 @@ MUTATIONS = (
         (f"{FORMULAS}test_activations[relu2]",),
     ),
     Mutation(
-        "gate and value change places",
+        "gate and value are swapped",
         ffns.GLU,
         "forward",
         "gate, up =",
@@ -249,7 +249,7 @@ MUTATIONS = (
         (f"{EVERY_MODEL}test_initialised_as_documented{GPT2}",),
     ),
     Mutation(
-        "nobody initialises embeddings",
+        "embeddings are not initialized",
         part.Part,
         "init_parameters",
         "isinstance(child, nn.Linear | nn.Embedding)",
@@ -257,7 +257,7 @@ MUTATIONS = (
         (f"{BEHAVIOR}test_every_matrix_is_initialised_by_its_owner{LLAMA}",),
     ),
     Mutation(
-        "all layers start alike",
+        "all layers have the same initial weights",
         model_builder.GPT,
         "_initialise",
         "own_stream(self._stream_of(below))",
@@ -265,7 +265,7 @@ MUTATIONS = (
         (f"{START}test_weights_of_one_model_are_independent",),
     ),
     Mutation(
-        "a part's weights draw from one stream",
+        "the weights of a component share one random stream",
         part.Part,
         "init_parameters",
         "own_stream(name)",
@@ -273,7 +273,7 @@ MUTATIONS = (
         (f"{START}TestPairs::test_what_two_architectures_share_starts_alike[n_kv_head=2]",),
     ),
     Mutation(
-        "attention's scores are charged half",
+        "attention scores are counted half",
         attention.Attention,
         "forward_flops",
         "4 * self.n_head",
@@ -281,7 +281,7 @@ MUTATIONS = (
         (f"{EVERY_MODEL}test_cost_equals_the_counter{GPT2.replace('[', '[16-')}",),
     ),
     Mutation(
-        "a causal square is charged without its diagonal",
+        "the causal square is counted without its diagonal",
         attention,
         "attended_pairs",
         "reach * (reach + 1) // 2",
@@ -292,7 +292,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "tied weights are equal, not one",
+        "tied weights are copied, not shared",
         model_builder.GPT,
         "__init__",
         "self.head.weight = self.embedding.weight",
@@ -308,7 +308,7 @@ MUTATIONS = (
         (f"{CONFIG}test_no_key_is_ignored[embedding_scale]",),
     ),
     Mutation(
-        "attention is charged without its window",
+        "the cost of attention ignores the window",
         attention.Attention,
         "__init__",
         "self.window = window_of(config)",
@@ -316,7 +316,7 @@ MUTATIONS = (
         (f"{EVERY_MODEL}test_cost_of_a_window_and_of_causality[sliding_window=5+none]",),
     ),
     Mutation(
-        "every layer is made as the first",
+        "every layer has the config of the first",
         model_config.ModelArchitectureConfig,
         "_layer",
         "return LayerConfig(self._resolved[place], layer)",
@@ -335,7 +335,7 @@ MUTATIONS = (
         (f"{OLD}test_the_logits_are_those_of_the_version_that_saved_it[rope_pattern]",),
     ),
     Mutation(
-        "a pattern that repeats begins in the middle",
+        "a repeating pattern starts at its second value",
         patterns.Pattern,
         "at",
         "layer % self.length if",
@@ -343,7 +343,7 @@ MUTATIONS = (
         (f"{PATTERNS}test_what_each_layer_has[kind-rope*2+none-expected1]",),
     ),
     Mutation(
-        "a pattern is shortened to a period that leaves a part over",
+        "a pattern is shortened to a period that does not divide it",
         patterns.Pattern,
         "simplified",
         "values if len(values) % period else values[:period]",
@@ -354,7 +354,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "a key without its part is taken and ignored",
+        "a key without its component is silently ignored",
         model_checks.Combination,
         "_unused_problems",
         "if key not in self.keys:",
@@ -362,7 +362,7 @@ MUTATIONS = (
         (f"{PART_OPTIONS}test_where_they_are_given_is_told",),
     ),
     Mutation(
-        "a value of a pattern that no layer uses is taken and ignored",
+        "an unused value of a pattern is silently ignored",
         model_checks.Combination,
         "_idle_values",
         "if value not in known:",
@@ -370,7 +370,7 @@ MUTATIONS = (
         (f"{CONFIG}test_a_pattern_of_a_base_may_have_values_without_effect",),
     ),
     Mutation(
-        "a run goes on with another architecture",
+        "a run resumes with another architecture",
         resume,
         "_is_fixed",
         "KEYS[key].role in FIXED_ROLES",
@@ -381,7 +381,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "the loss counts targets that are to be left out",
+        "the loss includes targets that should be ignored",
         head,
         "cross_entropy",
         "flatten(0, -2), targets.flatten()",
@@ -389,7 +389,7 @@ MUTATIONS = (
         (f"{EVERY_MODEL}test_shapes_and_loss{GPT2}",),
     ),
     Mutation(
-        "vectors decay",
+        "vectors are decayed",
         parameters,
         "decay_groups",
         '"weight_decay": 0.0',
@@ -411,7 +411,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "the schedule erases the rates of groups",
+        "the schedule overwrites the learning rates of groups",
         optim,
         "set_learning_rate",
         'learning_rate * group.get("rate_scale", 1.0)',
@@ -419,7 +419,7 @@ MUTATIONS = (
         (f"{OPTIMIZER}test_the_learning_rate_is_scaled_by_each_group",),
     ),
     Mutation(
-        "stacked matrices are orthogonalised as one",
+        "stacked matrices are orthogonalized as one",
         muon.Muon,
         "update",
         'weight.split(group["rows"], dim=-2)',
@@ -480,7 +480,7 @@ MUTATIONS = (
         ("unit/test_routing.py::TestAuxiliaryLosses::test_validation_leaves_them_out",),
     ),
     Mutation(
-        "a bad step leaves a trace in the weights",
+        "a skipped step changes the weights",
         snapshot.Snapshot,
         "restore_if",
         "where(bad, before, parameter, out",

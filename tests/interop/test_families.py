@@ -240,8 +240,8 @@ REFUSED = {
     "model_type='llama4' is not supported. Choices: gpt2, llama": {"model_type": "llama4"},
     "model_type=None is not supported": {"model_type": None},
     "model_type=['llama'] is not supported": {"model_type": ["llama"]},
-    "hidden_act='mish' is no activation known here": {"hidden_act": "mish"},
-    "rope_type='longrope' is no RoPE scaling known here": {
+    "hidden_act='mish' is not a supported activation": {"hidden_act": "mish"},
+    "rope_type='longrope' is not a supported RoPE scaling": {
         "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
     },
     "rope_type='yarn' has attention_factor=0.7, which cannot be expressed": {
@@ -254,7 +254,7 @@ REFUSED = {
     "rope_type='yarn' has attention_factor=0.7": {
         "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "attention_factor": 0.7}
     },
-    "rope_parameters has an entry of its own for full_attention, but every layer": {
+    "rope_parameters has a separate entry for full_attention, but every layer": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
     },
     "partial_rotary_factor=0.5 with rope_type='linear' cannot be expressed": {
@@ -276,7 +276,7 @@ def test_what_a_file_may_not_say(message, fields):
 @pytest.mark.parametrize(
     ("model", "fields", "message"),
     [
-        ("GPT-J 6B", {"rotary_dim": None}, "config.json of a gptj has a value of the wrong kind"),
+        ("GPT-J 6B", {"rotary_dim": None}, "config.json of a gptj has a value of the wrong type"),
         ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "only False can"),
         ("StableLM 3B 4E1T", {"qk_layernorm": True}, "qk_layernorm=True cannot be expressed"),
         ("Gemma 2B", {"use_bidirectional_attention": True}, "only None or False can"),
@@ -289,7 +289,7 @@ def test_what_a_file_may_not_say(message, fields):
         ("Gemma 3 1B", {"attn_logit_softcapping": 50.0}, "only None can"),
         ("Gemma 3 1B", {"num_hidden_layers": 10**9}, "must be from 1 to 10,000 in a"),
         ("SmolLM3 3B", {"num_hidden_layers": 0}, "num_hidden_layers=0 must be from 1 to"),
-        ("Gemma 3 1B", {"sliding_window_pattern": 0}, "has a value of the wrong kind"),
+        ("Gemma 3 1B", {"sliding_window_pattern": 0}, "has a value of the wrong type"),
         ("Gemma 2 2B", {"sliding_window": None}, "need a sliding_window; config.json has none"),
         ("Gemma 2 2B", {"layer_types": ["full_attention"]}, "1 entries, num_hidden_layers is 26"),
         (
@@ -298,7 +298,11 @@ def test_what_a_file_may_not_say(message, fields):
             "but use_sliding_window is false",
         ),
         ("SmolLM3 3B", {"no_rope_layers": [1, 0]}, "has 2 entries, num_hidden_layers is 36"),
-        ("Phi-3 mini 4k", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "not scale"),
+        (
+            "Phi-3 mini 4k",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "not support this scaling",
+        ),
         ("Pythia 160M", {"head_dim": 32}, "head_dim=32 cannot be expressed here"),
     ],
 )
@@ -321,7 +325,7 @@ def test_a_missing_or_broken_config(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_fields(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config\.json holds no fields: \[1\]"):
+    with pytest.raises(ValueError, match=r"config\.json has no fields: \[1\]"):
         read_fields(tmp_path)
 
 
@@ -337,7 +341,7 @@ class TestForeignFolders:
     def test_an_index_cannot_name_files_elsewhere(self, tmp_path, name):
         index = {"weight_map": {"wte.weight": name}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(UserError, match="weight_map must name files beside it"):
+        with pytest.raises(UserError, match="weight_map must name files in the same folder"):
             read_tensors(tmp_path)
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

@@ -63,7 +63,7 @@ def test_weights_in_several_files(tmp_path):
     (path / "model.safetensors").unlink()
     assert torch.equal(load(path)(tokens(20)), expected)
     (path / "b.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no b\.safetensors; only safetensors are read"):
+    with pytest.raises(ValueError, match=r"has no b\.safetensors; only safetensors are"):
         load(path)
 
 
@@ -86,7 +86,9 @@ def test_files_of_the_model_without_its_head_and_with_old_tables(tmp_path):
 def test_a_pickled_model_is_not_read(tmp_path):
     path = folder_of(tmp_path / "model")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"has no model\.safetensors; only safetensors are read"):
+    with pytest.raises(
+        ValueError, match=r"has no model\.safetensors; only safetensors are supported"
+    ):
         load(path)
 
 
@@ -112,8 +114,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         load(path)
     for said in (
         "transformer.ln_f.bias is missing",
-        "transformer.h.7.ln_1.weight is not of this family",
-        "transformer.wte.weight is (3, 32), the architecture makes it (300, 32)",
+        "transformer.h.7.ln_1.weight does not belong to this family",
+        "transformer.wte.weight has shape (3, 32), the architecture needs (300, 32)",
     ):
         assert said in str(raised.value)
 
@@ -188,7 +190,7 @@ def test_export_says_where_no_tokenizer_is_written(tmp_path, capsys):
     out = trained(tmp_path, CharTokenizer(TEXT))
     huggingface.main(["export", "latest", str(tmp_path / "model"), f"--out_dir={out}"])
     said = capsys.readouterr().out
-    assert "No tokenizer is written: transformers has none like 'chars'." in said
+    assert "No tokenizer is written: transformers has no equivalent of 'chars'." in said
     held = sorted(file.name for file in (tmp_path / "model").iterdir())
     assert held == ["config.json", "model.safetensors"]
 
@@ -268,8 +270,8 @@ def test_what_contradicts_the_folder_is_refused(tmp_path):
     assert said == [
         f"--n_layer: n_layer=3, but the model of init_from={str(model)!r} has n_layer=2; drop it, "
         "or train another model without init_from.",
-        f"--arch_preset: arch_preset has no effect with init_from={str(model)!r}, which says what "
-        "the architecture is; drop one.",
+        f"--arch_preset: arch_preset has no effect with init_from={str(model)!r}, which "
+        "determines the architecture; drop one.",
     ]
 
 
@@ -296,7 +298,9 @@ def test_keys_that_the_folder_has_no_use_for_are_refused(tmp_path):
 
 @pytest.mark.parametrize("where", ["nowhere", "resume", "gpt2"])
 def test_no_such_folder(where):
-    with pytest.raises(ConfigError, match="init_from takes a folder that transformers'") as raised:
+    with pytest.raises(
+        ConfigError, match="init_from takes a folder written by transformers'"
+    ) as raised:
         settings_of([f"--init_from={where}"])
     assert f"--init_from: {where}/config.json cannot be read" in str(raised.value)
 

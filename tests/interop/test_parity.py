@@ -65,7 +65,7 @@ def test_gradients(name):
 
 @every_reference
 def test_greedy_text(name):
-    """32 tokens, reaching over the window: with and without cache, here and there."""
+    """32 tokens, more than the window: with and without cache, in both libraries."""
     theirs, prompt = reference(name), tokens(5)
     ours = load(theirs)
     expected = theirs.generate(

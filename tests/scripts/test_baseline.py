@@ -223,11 +223,11 @@ def test_without_cpu_it_is_the_recipe_for_a_gpu(trained, tmp_path):
 
 
 def test_a_seed_given_twice_is_refused(capsys):
-    with pytest.raises(argparse.ArgumentTypeError, match="names a seed twice"):
+    with pytest.raises(argparse.ArgumentTypeError, match="lists a seed twice"):
         seeds("1,2,1")
     with pytest.raises(SystemExit):
         main(["--seeds=1,1"])
-    assert "give each once" in capsys.readouterr().err
+    assert "list each once" in capsys.readouterr().err
 
 
 @pytest.mark.slow

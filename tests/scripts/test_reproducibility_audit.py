@@ -255,28 +255,28 @@ def test_comparing_files(tmp_path, capsys):
     left = written(tmp_path / "a.json", report())
     right = written(tmp_path / "b.json", report(torch=value("y")))
     assert main(["--compare", left, left]) == PASSED
-    assert "PASSED: nothing that matters differs" in capsys.readouterr().out
+    assert "PASSED: no relevant differences" in capsys.readouterr().out
     assert main(["--compare", left, right]) == FAILED
-    assert "FAILED: not the same: torch" in capsys.readouterr().out
+    assert "FAILED: different: torch" in capsys.readouterr().out
     unknown = written(tmp_path / "c.json", report(driver=error("?")))
     assert main(["--compare", left, unknown]) == UNDECIDED
-    assert "UNDECIDED: not known: driver" in capsys.readouterr().out
+    assert "UNDECIDED: unknown: driver" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '"schema_version"'])
 def test_a_file_that_is_no_report_is_an_error(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="is no audit report"):
+    with pytest.raises(ValueError, match="is not an audit report"):
         main(["--compare", str(path), str(path)])
 
 
 def test_a_report_of_another_version_or_not_whole_is_an_error(tmp_path):
     newer, torn = report() | {"schema_version": 99}, copy.deepcopy(report())
     del torn["facts"]
-    with pytest.raises(ValueError, match=f"version 99, this code reads {SCHEMA_VERSION}"):
+    with pytest.raises(ValueError, match=f"version 99, but this code reads {SCHEMA_VERSION}"):
         main(["--compare", *[written(tmp_path / "a.json", newer)] * 2])
-    with pytest.raises(ValueError, match="is no audit report"):
+    with pytest.raises(ValueError, match="is not an audit report"):
         main(["--compare", *[written(tmp_path / "b.json", torn)] * 2])
 
 
@@ -308,4 +308,4 @@ def test_trainings_that_end_apart_fail(tmp_path, monkeypatch, capsys):
     assert audit.audit([], tmp_path)["facts"]["bit_identical"] == value(False)
     seeds = iter((1, 2))
     assert main([]) == FAILED
-    assert "FAILED: not the same: bit_identical" in capsys.readouterr().out
+    assert "FAILED: different: bit_identical" in capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_every_verdict_is_told_by_the_arms_name_the_clearest_first(page):
 
 def test_what_it_took_is_told(page):
     assert "9 runs of 100.0K tokens (100 steps of 1,000) of `tiny`" in page
-    assert "at commit c0ffee; the runs took 1.2 hours in all" in page.replace("\n", " ")
+    assert "at commit c0ffee; the runs took 1.2 hours in total" in page.replace("\n", " ")
     assert "![Validation loss against budgets, and differences](figure.png)" in page
     assert "![Loss of each trial against the learning rate](figure-tuning.png)" in page
     assert "an allowance of 0.0030 to 0.0030 nats" in " ".join(page.split())

@@ -29,7 +29,7 @@ def qkv(heads: int = 4, kv_heads: int = 2, length: int = 7, dim: int = 8):
 
 
 def test_manual_attention_by_hand():
-    """Every output as a sum over the positions that a query may look at."""
+    """Every output as a sum over the positions that a query attends to."""
     q, k, v = qkv()
     bias = torch.randn(4, 7, 7)
     backend = ATTENTION_BACKENDS["manual"](AttentionNeeds(window=3, softcap=2.0, bias=True))
@@ -70,7 +70,7 @@ def test_attended_pairs_are_those_visible(window):
 
 
 def test_a_window_hides_what_lies_before_it():
-    """In one layer token t sees t - window + 1; not the one before that."""
+    """In one layer, token t attends to t - window + 1 but not to the token before."""
     model, idx = tiny_model(n_layer=1, sliding_window=4), tokens(12)
     changed = idx.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 61

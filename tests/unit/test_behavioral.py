@@ -74,7 +74,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(keys):
 
 @every_variant
 def test_dropout_is_off_in_evaluation(keys):
-    """Bitwise: as if there were none, in a model with the same weights."""
+    """Bitwise equal to a model with the same weights and no dropout."""
     idx = tokens(contract.T)
     model, without = (tiny_model(**{**keys, "dropout": p}) for p in (0.5, 0.0))
     assert torch.equal(model(idx), without(idx))
@@ -97,7 +97,7 @@ def test_dropout_of_zero_is_none(keys):
 
 @pytest.mark.parametrize("ffn_type", FFNS.names)
 def test_the_places_of_dropout(ffn_type):
-    """After the embedding, on attention's weights and output, and after the network."""
+    """After the embedding, on the attention weights and output, and after the FFN."""
     model = tiny_model(dropout=0.25, ffn_type=ffn_type, n_layer=1).train()
     places = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
     assert sorted(places) == ["blocks.0.ffn.dropout", "blocks.0.mixer.dropout", "dropout"]
@@ -118,7 +118,7 @@ def test_dropout_of_the_weights_drops_its_share(backend):
 
 
 def test_attention_drops_weights_in_training_alone():
-    """With every other place of dropout taken out."""
+    """With dropout disabled everywhere else."""
     model, idx = tiny_model(dropout=0.5), tokens(8)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -133,7 +133,7 @@ def test_attention_drops_weights_in_training_alone():
 
 @every_variant
 def test_every_matrix_is_initialised_by_its_owner(keys, monkeypatch):
-    """Nothing is left of what torch puts into matrices and tables by itself."""
+    """No default values of PyTorch remain in matrices and tables."""
 
     def spoil(module: nn.Module) -> None:
         for parameter in module.parameters(recurse=False):
@@ -169,7 +169,7 @@ def _new_weights(seed: int, keys: dict) -> torch.Tensor:
 
 
 def test_residual_variance_does_not_grow_with_depth():
-    """The stream of a new deep model leaves its blocks about as it entered them."""
+    """In a new deep model, the blocks keep the variance of the stream about the same."""
     torch.manual_seed(0)
     deviations = []
     for n_layer in (2, 32):
@@ -200,7 +200,7 @@ def test_it_learns_a_text_by_heart(keys):
 @pytest.mark.slow
 @every_preset
 def test_it_learns_to_look_back(keys):
-    """A random text, then the same again: only attention can tell how it goes on.
+    """A random text, then the same again: only attention can predict the repetition.
 
     Batches are new at every step, so there is nothing to learn by heart.
     """

@@ -331,7 +331,7 @@ def test_a_plot_is_written_beside_the_tables(two_arms, compare):
     assert code == 0
     assert json.loads(out) == json.loads(compare(two_arms, "--format=json")[1])
     assert err.splitlines() == [
-        f"not in the plot, since set apart: {ARCHITECTURE['name']}-slow",
+        f"excluded from the plot: {ARCHITECTURE['name']}-slow",
         f"plot written to {path}",
     ]
     assert "<svg" in path.read_text()

@@ -449,7 +449,7 @@ def test_every_problem_of_every_source_is_in_one_error(write):
         "--n_head:",
         "min_lr=1",
     ]
-    assert "A name of the file's own starts with '_'." in found[2]
+    assert "Start the names of your own variables with '_'." in found[2]
     assert "did you mean 'rmsnorm'? Choices: layernorm, " in found[4]
 
 
@@ -474,7 +474,7 @@ def test_an_option_that_nothing_would_use_is_refused_where_it_was_set():
     [message] = problems("--arch_preset=gpt2", "--rope_theta=500000")
     assert message == (
         "--rope_theta: rope_theta=500000 belongs to position_encoding=rope, which no layer uses; "
-        "drop it, or choose that part."
+        "drop it, or select that component."
     )
 
 
@@ -616,7 +616,7 @@ def test_a_file_s_warm_up_that_max_iters_leaves_no_room_for_is_scaled(write):
     assert settings.training.warmup_iters == 1
     assert settings.origins["warmup_iters"] == "x.py:2, scaled to --max_iters"
     assert settings.notes == (
-        "warmup_iters=1: 30 of 600 steps in x.py:2, scaled to --max_iters=20.",
+        "warmup_iters: 30 -> 1, scaled from 600 steps (x.py:2) to --max_iters=20.",
     )
 
 
@@ -814,7 +814,7 @@ def test_a_value_that_cannot_be_shown_is_refused(write, monkeypatch, key):
         ("--dropout=1j", r"--dropout: dropout takes float, not 1j \(complex\)"),
         ("--learning_rate=1e999", r"--learning_rate: learning_rate=inf must be finite"),
         ("--run_name=a\x1b[2J", r"--run_name: run_name='a\\x1b\[2J' has characters that cannot"),
-        ("--out_dir=", r"--out_dir: out_dir='' names no folder"),
+        ("--out_dir=", r"--out_dir: out_dir='' does not name a folder"),
         ("--k\x1b\n=1", r"--k\\x1b\\n: unknown key 'k\\x1b\\n'"),
     ],
 )

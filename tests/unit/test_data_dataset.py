@@ -75,7 +75,7 @@ def refused(folder, message):
 
 def test_missing_meta_data_are_refused(folder):
     (folder / "meta.json").unlink()
-    refused(folder, r"fox is not a prepared dataset: it has no meta\.json")
+    refused(folder, r"fox is not a prepared dataset: its meta\.json cannot be read")
 
 
 def test_files_that_are_not_regular_are_refused_without_waiting(folder):
@@ -94,7 +94,7 @@ def test_damaged_meta_data_are_refused(folder, content):
 
 def test_meta_data_of_another_version_are_refused(folder):
     change_meta(folder, schema_version=99)
-    refused(folder, "has schema_version 99, this code reads 1")
+    refused(folder, "has schema_version 99, but this version reads 1")
     (folder / "meta.json").write_text("[]")
     refused(folder, "has schema_version None")
 
@@ -113,7 +113,7 @@ def test_meta_data_of_another_version_are_refused(folder):
 )
 def test_unsound_meta_data_are_refused(folder, changes):
     change_meta(folder, **changes)
-    refused(folder, r"meta\.json is damaged \(not all keys are sound\)")
+    refused(folder, r"meta\.json is damaged \(some keys are invalid\)")
 
 
 def test_a_truncated_or_missing_file_is_refused(folder):
@@ -135,7 +135,7 @@ def overwrite(path, position, token):
 
 def test_a_token_outside_the_vocabulary_is_refused(folder):
     overwrite(folder / "val.bin", 448, 257)
-    refused(folder, r"val\.bin holds token 257 at position 448, outside the vocabulary of 257")
+    refused(folder, r"val\.bin contains token 257 at position 448, outside the vocabulary of 257")
 
 
 def test_a_changed_token_is_refused(folder):
@@ -155,7 +155,7 @@ def test_a_large_split_is_checked_in_places_to_its_very_end(folder, monkeypatch)
 def test_wrong_token_bytes_are_refused(folder):
     path = folder / "token_bytes.npy"
     np.save(path, np.ones(7, dtype=np.uint16))
-    refused(folder, r"token_bytes\.npy holds uint16 of the shape \(7,\), but .* has 257 tokens")
+    refused(folder, r"token_bytes\.npy contains uint16 of shape \(7,\), but .* of its 257 tokens")
     np.save(path, np.full(257, 7, dtype=np.uint16))
     refused(folder, r"token_bytes\.npy has changed .* of the tokenizer 'bytes'")
     np.save(path, np.array([{}] * 257, dtype=object), allow_pickle=True)

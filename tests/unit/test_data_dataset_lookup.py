@@ -54,7 +54,7 @@ def test_a_path_to_a_prepared_folder_serves(tiny_dataset, data_folder, monkeypat
 
 
 def test_a_dataset_that_needs_arguments_says_so(data_folder):
-    with pytest.raises(ValueError, match=r"'asks' cannot prepare itself.*prepare\.py --help"):
+    with pytest.raises(ValueError, match=r"'asks' cannot be prepared .*prepare\.py --help"):
         prepare_if_missing("asks", may_run=True)
 
 

@@ -130,7 +130,7 @@ def test_tasks_are_drawn_only_as_fast_as_they_are_done():
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_an_empty_split_is_refused_and_nothing_is_left(tmp_path, split):
     other = {"train": "val", "val": "train"}[split]
-    with pytest.raises(ValueError, match=f"the {split} split got no text out of 2 documents"):
+    with pytest.raises(ValueError, match=f"the {split} split has no text after 2 documents"):
         write(tmp_path, [Document(other, ("a",)), Document(other, ("b",))])
     assert list(tmp_path.iterdir()) == []
 

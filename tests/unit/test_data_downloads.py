@@ -43,7 +43,7 @@ def test_another_file_is_refused_wherever_it_comes_from(stand_in, tmp_path):
 
 def test_a_wrong_download_is_not_kept(stand_in, tmp_path):
     stand_in.write_text("something else")
-    with pytest.raises(ValueError, match="delivered a file whose sha256 is"):
+    with pytest.raises(ValueError, match="returned a file with the sha256"):
         downloads.tiny_shakespeare(None, tmp_path)
     assert not (tmp_path / "input.txt").exists()
 

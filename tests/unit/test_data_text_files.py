@@ -83,7 +83,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         ("{oops", "line 2 is not JSON"),
         ("[1]", "line 2 is not an object with a field 'text'"),
         ('{"body": "b", "n": 1}', r"line 2 has no text in the field 'text' \(its fields: body, n"),
-        ('{"text": 5}', "line 2 has no text.*name another with --text_field"),
+        ('{"text": 5}', "line 2 has no text.*select another with --text_field"),
     ],
 )
 def test_a_bad_line_of_jsonl_is_named(tmp_path, line, message):

@@ -109,7 +109,7 @@ def test_chars_are_numbered_in_code_point_order():
 @pytest.mark.parametrize(("text", "position"), [("abé", 2), ("Zab", 0), ("a🎭b", 1)])
 def test_an_unknown_character_is_named_with_its_place(text, position):
     with pytest.raises(
-        ValueError, match=f"{text[position]!r}.*at position {position} is none"
+        ValueError, match=f"{text[position]!r}.*at position {position} is not one of"
     ) as e:
         CharTokenizer("acb").encode(text)
     assert f"U+{ord(text[position]):04X}" in str(e.value)

@@ -17,7 +17,7 @@ def build_without_memory(name: str, **keys) -> GPT:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_the_check_figure(name):
-    """12L/768, V 50304, T 1024; 6 x matmul weights + 12 L C T, worked out by hand."""
+    """12L/768, V 50304, T 1024; 6 x matmul weights + 12 L C T, computed by hand."""
     model = build_without_memory(name)
     weights = 12 * 12 * 768**2 + 768 * 50304
     assert 6 * weights + 12 * 12 * 768 * 1024 == 854_654_976

@@ -86,7 +86,7 @@ PARTS_AND_PRESETS = [
 
 @pytest.mark.parametrize("keys", PARTS_AND_PRESETS)
 def test_the_loss_by_every_single_parameter(keys):
-    """Three tokens; each parameter moved on its own."""
+    """Three tokens; each parameter is changed separately."""
     sizes = {key: size for key, size in SMALLEST.items() if key in tiny_config(**keys)}
     if keys.get("residual") == "unet":
         sizes["n_layer"] = 2
@@ -96,7 +96,7 @@ def test_the_loss_by_every_single_parameter(keys):
 
 @pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 def test_the_loss_in_a_random_direction(keys):
-    """Two layers, and more tokens than a window has: all parameters moved at once."""
+    """Two layers and more tokens than a window; all parameters are changed at once."""
     model, x, y = model_and_text(8, **keys)
     parameters = list(model.parameters())
     directions = [torch.randn_like(parameter) for parameter in parameters]
@@ -169,7 +169,7 @@ def test_position_encodings(name):
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("name", ATTENTION_BACKENDS.names)
 def test_attention_backends(name, softcap, window):
-    """Two query heads of one key head, by queries, keys, values and the bias on the scores."""
+    """Two query heads per key head; with respect to queries, keys, values and the score bias."""
     needs = AttentionNeeds(window=window, softcap=softcap, bias=True)
     backend = ATTENTION_BACKENDS[name]
     if backend.lacks(needs) or backend.refusal(needs, "cpu", torch.float64, True):

@@ -279,8 +279,8 @@ def test_a_sink_that_fails_is_given_up_once_and_the_run_goes_on(tmp_path, wandb,
         log_step(logger, 5)
         wandb.failure = OSError("the network is away")
         train(logger, 10, 20)
-    told = [line for line in capsys.readouterr().out.splitlines() if "switched off" in line]
-    assert told == ["log_to='wandb' failed (OSError: the network is away) and is switched off."]
+    told = [line for line in capsys.readouterr().out.splitlines() if "disabled" in line]
+    assert told == ["log_to='wandb' failed (OSError: the network is away) and is disabled."]
     assert [step for step, _ in wandb.logged] == [5]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
     assert csv_lines(tmp_path) == as_text(metrics_lines(tmp_path))
@@ -294,7 +294,7 @@ def test_a_sink_that_fails_at_the_end_does_not_fail_the_run(tmp_path, wandb, mon
         monkeypatch.setattr(wandb, "exit_codes", SimpleNamespace(append=refuse))
         log_step(logger, 5)
     out = capsys.readouterr().out
-    assert "log_to='wandb' failed (RuntimeError: no) and is switched off." in out
+    assert "log_to='wandb' failed (RuntimeError: no) and is disabled." in out
     assert out.splitlines()[-4].startswith("completed in ")
 
 

@@ -214,7 +214,7 @@ def test_a_state_takes_as_many_tokens_as_it_was_made_for():
     model, idx = model_of(), tokens(6)
     state = model.new_state(2, capacity=5)
     model(idx[:, :5], state=state)
-    with pytest.raises(UserError, match="6 tokens do not fit a state for 5"):
+    with pytest.raises(UserError, match="6 tokens do not fit in a decoding state for 5"):
         model(idx[:, 5:], state=state)
 
 

@@ -503,8 +503,8 @@ REFUSED = {
     "n_kv_head='2+3', layer 1: n_head=4 is not a multiple of n_kv_head=3": {"n_kv_head": "2+3"},
     "ffn_type='standard+swiglu', layer 1: activation='relu' cannot be combined with "
     "ffn_type='swiglu'": {"ffn_type": "standard+swiglu", "activation": "relu"},
-    "rope_theta='50+1e6', layer 1: rope_theta=1000000 has no effect: no layer with this value uses "
-    "position_encoding=rope; remove it, or choose that part there.": {
+    "rope_theta='50+1e6', layer 1: rope_theta=1000000 has no effect: no layer with this value "
+    "uses position_encoding=rope; remove it, or select that component there.": {
         "position_encoding": "rope+none",
         "rope_theta": "50+1e6",
     },
@@ -522,8 +522,8 @@ REFUSED = {
     "n_embd takes int, not '32+48' (str)": {"n_embd": "32+48"},
     "unknown ffn_type 'mlp2'. Choices": {"ffn_type": "standard+mlp2"},
     "sliding_window=0 must be at least 1": {"sliding_window": "5+0"},
-    "rope_theta=500.0 belongs to position_encoding=rope, which no layer uses; drop it, or choose "
-    "that part.": {"rope_theta": 500.0},
+    "rope_theta=500.0 belongs to position_encoding=rope, which no layer uses; drop it, or select "
+    "that component.": {"rope_theta": 500.0},
     "rope_theta=10000.0 belongs to position_encoding=rope": {"rope_theta": 10000.0},
     "rope_fraction=0.5 belongs to position_encoding=rope": {"rope_fraction": 0.5},
     "leaky_relu_slope=0.2 belongs to activation=leaky_relu": {"leaky_relu_slope": 0.2},
@@ -551,22 +551,28 @@ REFUSED = {
     "needs more than 2 rotated dimensions": {**ROPE, "rope_scaling": "ntk", "rope_fraction": 0.25},
     "rope_beta_slow=40 must be below": {**_YARN, "rope_beta_slow": 40.0},
     "rope_low_freq_factor=5 must be below": {**_LLAMA3, "rope_low_freq_factor": 5.0},
-    "cannot do an attention softcap": {"attention_backend": "sdpa", "attention_softcap": 5.0},
+    "does not support an attention softcap": {
+        "attention_backend": "sdpa",
+        "attention_softcap": 5.0,
+    },
     "rope_scaling='linear' has no effect with rope_scaling_factor=1": {
         **ROPE,
         "rope_scaling": "linear",
     },
-    "cannot do an attention softcap together with dropout": {
+    "does not support an attention softcap together with dropout": {
         "attention_backend": "flash",
         "attention_softcap": 5.0,
         "dropout": 0.1,
     },
-    "cannot do a head_dim above 256": {"attention_backend": "flash", "head_dim": 264},
-    "cannot do a bias on the scores": {
+    "does not support a head_dim above 256": {"attention_backend": "flash", "head_dim": 264},
+    "does not support a bias on the scores": {
         "attention_backend": "flash",
         "position_encoding": "alibi",
     },
-    "cannot do dropout on the attention weights": {"attention_backend": "flex", "dropout": 0.1},
+    "does not support dropout on the attention weights": {
+        "attention_backend": "flex",
+        "dropout": 0.1,
+    },
     "dropout=1.0 must be below 1": {"dropout": 1.0},
     "n_layer=0 must be at least 1": {"n_layer": 0},
     "n_layer takes int, not True": {"n_layer": True},

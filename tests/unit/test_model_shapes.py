@@ -162,7 +162,7 @@ def test_parameter_counts(keys):
 def test_parameter_counts_of_parts_together(
     ffn_type, norm_position, normalization, position_encoding
 ):
-    """Every network in every block with every norm and position encoding."""
+    """Every FFN in every block with every norm and position encoding."""
     config = tiny_config(
         ffn_type=ffn_type,
         norm_position=norm_position,
@@ -190,7 +190,7 @@ HEAD_DIMS = (None, 2, 6, 16)
 @pytest.mark.parametrize(("n_head", "n_kv_head"), HEADS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_sizes(n_layer, n_head, n_kv_head, head_dim):
-    """Logits, weights and cache have the shapes that the sizes say; the count is exact."""
+    """Logits, weights and cache have the expected shapes; the parameter count is exact."""
     sizes = {"n_layer": n_layer, "n_head": n_head, "n_kv_head": n_kv_head, "head_dim": head_dim}
     model = tiny_model(**sizes, n_embd=24, position_encoding="rope")
     D = head_dim or 24 // n_head

@@ -114,7 +114,7 @@ def test_an_optimizer_of_frozen_parameters_is_refused():
     model.layers[0].bias.requires_grad_(False)
     with forgotten():
         OPTIMIZERS.register("whole", label="Whole")(Whole)
-        with pytest.raises(UserError, match="updates 6 parameters, .* has 5 .* has others besides"):
+        with pytest.raises(UserError, match="updates 6 parameters, .* has 5 .* includes others"):
             make_optimizer(model, settings("whole"))
 
 

@@ -154,7 +154,7 @@ def test_sound_values_have_no_problem():
         ({"size": 9}, "size=9 must be at most 8."),
         ({"size": 10**400}, f"size={BIG} must be at most 8."),
         ({"size": 10**5000}, "size=<int that has no repr> must be at most 8."),
-        ({"share": 10**400}, f"share takes float, and {BIG} is too large for one."),
+        ({"share": 10**400}, f"share takes float, but {BIG} is too large for one."),
         ({"size": {1}}, "size takes int, not {1} (set)."),
         ({"size": b"1"}, "size takes int, not b'1' (bytes)."),
         ({"share": 1j}, "share takes float, not 1j (complex)."),

@@ -236,9 +236,9 @@ def test_where_they_are_given_is_told(plugin, tmp_path):
     (tmp_path / "run.py").write_text("n_layer = 2\nwave_length = 7\n")
     assert problems(plugin, "run.py", "--norm_power=3") == [
         "run.py:2: wave_length=7 belongs to position_encoding=wave, which no layer uses; drop "
-        "it, or choose that part.",
+        "it, or select that component.",
         "--norm_power: norm_power=3 belongs to normalization=power, which no layer uses; drop "
-        "it, or choose that part.",
+        "it, or select that component.",
     ]
 
 
@@ -286,8 +286,11 @@ def test_a_file_that_is_run_twice_has_the_keys_of_the_last_time(plugin, tmp_path
             "the role 'lenght'; Choices: arch",
         ),
         ("a: int = option(1, 'x', choices=iter((1, 2)))", "choices that can be read once only"),
-        ("a: int = option(1, 'x', tag='A{b}')", "Options.a has the tag 'A{b}', which is no format"),
-        ("a: int = option(1, 'x', tag='A{')", "Options.a has the tag 'A{', which is no format"),
+        (
+            "a: int = option(1, 'x', tag='A{b}')",
+            "Options.a has the tag 'A{b}', which is not a format",
+        ),
+        ("a: int = option(1, 'x', tag='A{')", "Options.a has the tag 'A{', which is not a format"),
         ("a: int = option(1, 'x', tag=('N', 'Y'))", "two words are those of a bool"),
         (
             "a: str = option('b', 'x', choices=('b', 'c'), tag={'b': 'B'})",

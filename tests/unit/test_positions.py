@@ -113,7 +113,7 @@ def test_sinusoidal_table():
 
 
 def test_alibi_slopes():
-    """Those of the paper for 8 heads, and of its code for 12."""
+    """As in the paper for 8 heads, and as in its code for 12."""
     assert alibi_slopes(8) == [2.0**-i for i in range(1, 9)]
     assert alibi_slopes(12) == [2.0**-i for i in range(1, 9)] + [
         2.0**-0.5,
@@ -134,7 +134,7 @@ def test_alibi_bias_is_slope_times_distance():
 
 @pytest.mark.parametrize("scheme", ["learned", "sinusoidal", "rope", "alibi"])
 def test_order_matters_with_an_encoding(scheme):
-    """The last token's logits when two earlier ones change places."""
+    """The last token's logits change when two earlier tokens are swapped."""
     model = tiny_model(position_encoding=scheme, n_layer=1)
     idx = tokens(8, batch=1)
     swapped = idx.clone()
@@ -163,7 +163,7 @@ def test_layers_without_rotation():
 
 
 def test_windowed_layers_with_wavelengths_of_their_own():
-    """Those of a RoPE of that base, not stretched; others' are."""
+    """Those of an unscaled RoPE with that base; only other layers are scaled."""
     stretched = {"rope_scaling": "linear", "rope_scaling_factor": 4.0}
     encodings = encoding_of_each_layer(
         **ROPE,
@@ -179,13 +179,13 @@ def test_windowed_layers_with_wavelengths_of_their_own():
 
 
 def test_layers_that_agree_share_an_encoding():
-    """Its tables are as large as the longest sequence; kept once, however many layers there are."""
+    """Its tables have the length of the longest sequence and exist once for all layers."""
     model = GPT(tiny_config(**ROPE, n_layer=6, rope_theta="50*2+1e4", sliding_window="5+none"))
     assert len(model.position_encodings) == 2
     assert model._position_of_layer == [0, 0, 1, 0, 0, 1]
 
 
 def test_a_share_that_floating_point_falls_short_of():
-    """44 x (30/44) is a hair below 30."""
+    """44 x (30/44) is slightly below 30 in floating point."""
     config = tiny_layer(position_encoding="rope", head_dim=44, rope_fraction=30 / 44)
     assert rotated_dimensions(config) == 30

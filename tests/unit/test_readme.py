@@ -76,3 +76,14 @@ def test_links_lead_somewhere(document):
     local = [link for link in links if not link.startswith("http")]
     missing = [link for link in local if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_verdicts_are_those_of_the_study():
+    """Loss difference, interval, seeds and verdict of each row, by the name of its arm."""
+    study = (ROOT / "docs" / "study-cpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| [^|]*\(`([\w=]+)`\) \| (\S+) \| (\[.+?\]) \| (\d+) \| (\w+) \|", README)
+    assert len(rows) == 5
+    for arm, difference, interval, seeds, verdict in rows:
+        line = re.search(rf"^- \*\*{arm}\*\*: .*$", study, re.MULTILINE)[0]
+        assert f": {verdict}: {difference} {interval} nats" in line
+        assert f"n={seeds}, " in line

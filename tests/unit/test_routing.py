@@ -140,7 +140,7 @@ class TestLoad:
 
 REFUSED = {
     "n_experts_per_token=9 is more than n_experts=8": {"n_experts_per_token": 9},
-    "so that the router cannot learn": {"n_experts_per_token": 1, "router_renormalize": True},
+    "so the router cannot learn": {"n_experts_per_token": 1, "router_renormalize": True},
     "n_experts=8 is not a multiple of n_expert_groups=3": {"n_expert_groups": 3},
     "n_groups_per_token=5 is more than n_expert_groups=4": {
         "n_expert_groups": 4,

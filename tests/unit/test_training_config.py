@@ -39,22 +39,22 @@ def derived(**values) -> TrainingConfig:
         ),
         (
             {"min_lr": 0.0001, "lr_schedule": "constant"},
-            "min_lr=0.0001 belongs to lr_schedule=cosine or linear or wsd, which is not chosen; "
-            "drop it, or choose that part.",
+            "min_lr=0.0001 belongs to lr_schedule=cosine or linear or wsd, which is not "
+            "selected; drop it, or select that component.",
         ),
         (
             {"lr_decay_iters": 500, "lr_schedule": "constant"},
             "lr_decay_iters=500 belongs to lr_schedule=cosine or linear or wsd, which is not "
-            "chosen; drop it, or choose that part.",
+            "selected; drop it, or select that component.",
         ),
         (
             {"wsd_decay_fraction": 0.5},
-            "wsd_decay_fraction=0.5 belongs to lr_schedule=wsd, which is not chosen; drop it, or "
-            "choose that part.",
+            "wsd_decay_fraction=0.5 belongs to lr_schedule=wsd, which is not selected; drop it, "
+            "or select that component.",
         ),
         (
             {"run_name": "a/b"},
-            "run_name='a/b' must be one folder's name; out_dir says where it is.",
+            "run_name='a/b' must be a single folder name; set its location with out_dir.",
         ),
         (
             {"log_to": "csv,tensorbord"},
@@ -66,20 +66,29 @@ def derived(**values) -> TrainingConfig:
         ({"run_name": "mine "}, "run_name='mine ' starts or ends with a space; remove it."),
         (
             {"run_name": "nul.txt"},
-            "run_name='nul.txt' is no folder's name on Windows; choose another.",
+            "run_name='nul.txt' is not a valid folder name on Windows; choose another.",
         ),
-        ({"run_name": "a."}, "run_name='a.' is no folder's name on Windows; choose another."),
+        (
+            {"run_name": "a."},
+            "run_name='a.' is not a valid folder name on Windows; choose another.",
+        ),
         (
             {"run_name": "é" * 101},
-            f"run_name='{'é' * 37}...{'é' * 37}' (103 characters) is 202 bytes long, and the "
-            "longest is 200; shorten it.",
+            f"run_name='{'é' * 37}...{'é' * 37}' (103 characters) is 202 bytes long, but at "
+            "most 200 are allowed; shorten it.",
         ),
-        ({"out_dir": ""}, "out_dir='' names no folder; drop it, or use '.' for this one."),
-        ({"out_dir": " "}, "out_dir=' ' names no folder; drop it, or use '.' for this one."),
+        (
+            {"out_dir": ""},
+            "out_dir='' does not name a folder; drop it, or use '.' for the current one.",
+        ),
+        (
+            {"out_dir": " "},
+            "out_dir=' ' does not name a folder; drop it, or use '.' for the current one.",
+        ),
         (
             {"out_dir": "a/" + 300 * "b"},
-            f"out_dir='a/{'b' * 35}...{'b' * 37}' (304 characters) has a name of 300 bytes, and "
-            "the longest is 255; shorten it.",
+            f"out_dir='a/{'b' * 35}...{'b' * 37}' (304 characters) contains a name of 300 bytes, "
+            "but at most 255 are allowed; shorten it.",
         ),
         ({"run_name": "a\tb"}, r"run_name='a\tb' has characters that cannot be printed."),
         ({"dataset": "a\udcff"}, r"dataset='a\udcff' has characters that cannot be printed."),
@@ -91,8 +100,14 @@ def derived(**values) -> TrainingConfig:
             {"batch_size": 2**63},
             "batch_size=9223372036854775808 must be at most 9223372036854775807.",
         ),
-        ({"run_name": ".."}, "run_name='..' must be one folder's name; out_dir says where it is."),
-        ({"run_name": ""}, "run_name='' must be one folder's name; out_dir says where it is."),
+        (
+            {"run_name": ".."},
+            "run_name='..' must be a single folder name; set its location with out_dir.",
+        ),
+        (
+            {"run_name": ""},
+            "run_name='' must be a single folder name; set its location with out_dir.",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(values, message):

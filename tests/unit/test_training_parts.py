@@ -150,19 +150,19 @@ def test_settings_have_the_keys_of_what_is_chosen_and_no_others(plugin, register
     [
         (
             ["--signum_momentum=0.5"],
-            "signum_momentum=0.5 belongs to optimizer=signum, which is not chosen; drop it, or",
+            "signum_momentum=0.5 belongs to optimizer=signum, which is not selected; drop it, or",
         ),
         (
             ["--optimizer=signum", "--beta1=0.5"],
-            "beta1=0.5 belongs to optimizer=adamw or muon, which is not chosen; drop it, or",
+            "beta1=0.5 belongs to optimizer=adamw or muon, which is not selected; drop it, or",
         ),
         (
             ["--lr_schedule=halving", "--wsd_decay_fraction=0.5"],
-            "wsd_decay_fraction=0.5 belongs to lr_schedule=wsd, which is not chosen; drop it",
+            "wsd_decay_fraction=0.5 belongs to lr_schedule=wsd, which is not selected; drop it",
         ),
         (
             ["--log_to=csv", "--lines_file=a"],
-            "lines_file='a' belongs to log_to=lines, which is not chosen; drop it, or choose",
+            "lines_file='a' belongs to log_to=lines, which is not selected; drop it, or select",
         ),
         (["--optimizer=signum", "--signum_momentum=1"], "signum_momentum=1.0 must be below 1."),
         (["--log_to=lines,lime"], "unknown log_to 'lime'; did you mean 'lines'? Choices: csv,"),
