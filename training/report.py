@@ -10,6 +10,7 @@ from model_components import REGISTRIES
 from options import KEYS, Role
 from training.memory import ExpectedMemory
 from training.run import Run
+from training_components import OPTIMIZERS
 from training_config import TrainingConfig
 from training_logger import (
     format_bytes,
@@ -141,9 +142,17 @@ def _batch(training: TrainingConfig) -> str:
 
 def _training(training: TrainingConfig) -> str:
     return (
-        f"{_length(training)}; {training.optimizer}, learning rate {training.learning_rate:g}, "
+        f"{_length(training)}; {_optimizer(training)}, learning rate {training.learning_rate:g}, "
         f"{training.lr_schedule}, warm-up {_steps(training.warmup_iters)}; seed {training.seed}"
     )
+
+
+def _optimizer(training: TrainingConfig) -> str:
+    """Its name, and its options that are not at their defaults."""
+    values = training.to_dict()
+    own = OPTIMIZERS.entry(training.optimizer).keys
+    changed = [key for key in own if values[key] != KEYS[key].default]
+    return training.optimizer + (f" ({_words(values, changed)})" if changed else "")
 
 
 def _length(training: TrainingConfig) -> str:

@@ -252,7 +252,13 @@ def test_without_the_plugin_it_is_told_where_the_optimizer_is(plugin, tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_a_run_of_each_optimizer_logs_its_options_and_the_cost_of_its_step(tmp_path, name, capsys):
     flags = tiny_run_flags(write_tiny_dataset(tmp_path / "data"))
-    train.main([f"--out_dir={tmp_path}", "--run_name=run", *flags, f"--optimizer={name}"])
+    flags += [
+        f"--out_dir={tmp_path}",
+        "--run_name=run",
+        f"--optimizer={name}",
+        "--weight_decay=0.2",
+    ]
+    train.main(flags)
     log = run_of(tmp_path / "run")
     own = OPTIMIZERS.entry(name).keys
     assert own.keys() <= log["config"].keys()
@@ -261,7 +267,7 @@ def test_a_run_of_each_optimizer_logs_its_options_and_the_cost_of_its_step(tmp_p
     flops = log["architecture"]["optimizer_flops_per_step"]
     assert (flops > 0) == (name == "muon")
     report = " ".join(capsys.readouterr().out.split())
-    assert f"optimizer {name}: weight_decay 0.1" in report
+    assert f"; {name} (weight_decay 0.2), learning rate 0.001" in report
     assert (f"optimizer {flops:,} FLOPs per step besides" in report) == (name == "muon")
     losses = [record["loss"] for record in log["training_iterations"]]
     assert all(torch.isfinite(torch.tensor(losses)))
