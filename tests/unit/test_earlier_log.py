@@ -123,7 +123,7 @@ class TestSetAside:
                 logger.interrupted()
             assert set_aside_unfinished_log(tmp_path) == f"run.before-{number}.json"
         assert sorted(path.name for path in tmp_path.iterdir()) == [
-            *("metrics.before-1.jsonl", "metrics.before-2.jsonl"),
+            *("metrics.before-1.jsonl", "metrics.before-2.jsonl", "report.html"),
             *("run.before-1.json", "run.before-2.json"),
         ]
         assert '"iter": 2' in (tmp_path / "metrics.before-2.jsonl").read_text()

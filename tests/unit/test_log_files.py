@@ -66,7 +66,8 @@ class TestDiskErrors:
         log = read_log(tmp_path)
         assert log["status"] == "failed"
         assert len(log["training_iterations"]) == 19
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.json"]
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == ["metrics.jsonl", "report.html", "run.json"]
 
 
 def test_a_running_log_costs_the_same_however_long_it_is(tmp_path: Path, monkeypatch) -> None:
