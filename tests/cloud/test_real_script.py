@@ -109,6 +109,7 @@ runpod_deploy.main({arguments})
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_real_dead_man_switch_removes_the_pod(world, surroundings):
     """Also where the server in the pod is gone: nothing but the switch is needed."""
     seconds = 10

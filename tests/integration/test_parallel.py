@@ -410,6 +410,7 @@ def test_a_worker_that_hangs_is_named(workshop: Workshop, tmp_path: Path) -> Non
     assert second.finish() != 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_before_the_first_step_is_named(
     workshop: Workshop, tmp_path: Path
 ) -> None:
