@@ -97,7 +97,7 @@ def test_a_sweep_on_each_baseline(tiny_dataset, tmp_path, monkeypatch):
 @pytest.mark.parametrize("files", [["a.py"], ["a.py", "a.py"], ["a.py", "b/a.py"]])
 def test_it_takes_two_different_baselines(tiny_dataset, files):
     request = tiny_request(tiny_dataset, vary={"bias": ("False",)})
-    with pytest.raises(UserError, match="two or more config files of different names"):
+    with pytest.raises(UserError, match="at least two config files with different names"):
         sweep.baseline_plans(request, list(map(str, map(Path, files))))
 
 
