@@ -422,11 +422,11 @@ MUTATIONS = (
         "stacked matrices are orthogonalized as one",
         muon.Muon,
         "update",
-        'weight.split(group["rows"], dim=-2)',
+        '_matrices(weight, group["rows"])',
         "(weight,)",
         (
             "unit/test_optimizers.py::"
-            "test_stacked_matrices_are_updated_as_if_they_were_apart[original]",
+            "test_stacked_matrices_are_updated_as_if_they_were_apart[rows0-original]",
         ),
     ),
     Mutation(

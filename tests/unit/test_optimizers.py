@@ -375,8 +375,8 @@ def stepped(model: nn.Module, gradients: list[Tensor], **keys: Any) -> list[Tens
 
 
 @pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
-def test_stacked_matrices_are_updated_as_if_they_were_apart(adjust):
-    rows = (6, 2, 2)
+@pytest.mark.parametrize("rows", [(6, 2, 2), (5, 5)])
+def test_stacked_matrices_are_updated_as_if_they_were_apart(rows, adjust):
     model = Stacked(rows)
     apart = nn.ModuleList(nn.Linear(4, height, bias=False) for height in rows)
     with torch.no_grad():
