@@ -412,7 +412,7 @@ def split_arguments(argv: Sequence[str]) -> Arguments:
         if argument in ASKED:
             continue
         if argument.startswith("--") and f"--{key}" not in ASKED:
-            if equals or _is_value(waiting):
+            if equals or _is_value(key, waiting):
                 flags.setdefault(key, []).append(text if equals else waiting.pop(0))
             else:
                 bare.append(key)
@@ -421,10 +421,12 @@ def split_arguments(argv: Sequence[str]) -> Arguments:
         else:
             key, _, text = argument.lstrip("-").partition("=")
             unread.append((argument, key, text))
+    every = {key: [*flags.get(key, []), *["True"] * bare.count(key)] for key in (*flags, *bare)}
+    repeated = {key: texts for key, texts in every.items() if len(texts) > 1}
     return Arguments(
         files=tuple(files),
         flags={key: texts[-1] for key, texts in flags.items()},
-        repeated={key: texts for key, texts in flags.items() if len(texts) > 1},
+        repeated=repeated,
         bare=tuple(bare),
         unread=tuple(unread),
         help="--help" in argv or "-h" in argv,
@@ -432,9 +434,14 @@ def split_arguments(argv: Sequence[str]) -> Arguments:
     )
 
 
-def _is_value(waiting: Sequence[str]) -> bool:
-    """Whether the next argument is the value of the flag before it (`--key value`)."""
-    return bool(waiting) and not waiting[0].startswith("--") and not waiting[0].endswith(".py")
+def _is_value(key: str, waiting: Sequence[str]) -> bool:
+    """Whether the next argument is the value of the flag before it (`--key value`).
+
+    A name that ends in .py is a config file, unless it is the value of a key that takes text.
+    """
+    if not waiting or waiting[0].startswith("--"):
+        return False
+    return not waiting[0].endswith(".py") or (key in KEYS and KEYS[key].takes_text)
 
 
 # From keys to settings

@@ -196,6 +196,11 @@ class Key:
         return bool in _members(self.annotation)
 
     @property
+    def takes_text(self) -> bool:
+        """Whether any text may be its value."""
+        return str in _members(self.annotation) and not self.boolean and self.choices is None
+
+    @property
     def per_layer(self) -> bool:
         return self.metadata["per_layer"]
 

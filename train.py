@@ -112,9 +112,8 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
     with workers.together():
         dataset = Dataset.open(folder, training.sequence_length)
         settings = start.settings.for_data(dataset.vocab_size)
-    compiled = workers.only_first(
-        lambda: compilation(settings, device, dtype, start.state.get("step", 0))
-    )
+    prepare_device(device, tf32=training.tf32)
+    compiled = workers.only_first(lambda: compilation(settings, device, dtype, workers.size))
     with workers.together():
         fits = fitting(settings, device, dtype, compiled.compiles, workers)
     parallelism = workers.first_in_common(list(fits))
@@ -144,7 +143,6 @@ def built(
 ) -> Run:
     """The run with its model; it has no run directory yet, and its gradients are not averaged."""
     training, device = settings.training, placement.device
-    prepare_device(device, tf32=training.tf32)
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
     network = placement.new_model(settings.model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import time
 import types
 import uuid
@@ -265,11 +266,11 @@ class TrainingLogger:
         loss = f", best val loss {best['val_loss']:.4f} (step {best['iter']})" if best else ""
         lines = [f"{status} in {took}{loss}; the log is in {self.run_dir / RUN_FILE}"]
         if status == "completed":
-            lines += [
-                f"  report:   {self._page.path}",
-                f"  sample:   python sample.py --run={self.run_dir}",
-                f"  compare:  python compare_architectures.py {self.run_dir.parent}",
-            ]
+            folder, runs = (shlex.quote(str(path)) for path in (self.run_dir, self.run_dir.parent))
+            lines.append(f"  report:   {self._page.path}")
+            if self._run["checkpoints"]:
+                lines.append(f"  sample:   python sample.py --run={folder}")
+            lines.append(f"  compare:  python compare_architectures.py {runs}")
         return "\n".join(lines)
 
     def _end(self, status: str) -> str | None:

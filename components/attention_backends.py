@@ -406,6 +406,9 @@ def _make_flex_mask(
 _kept_flex_mask = functools.lru_cache(maxsize=64)(_make_flex_mask)
 
 
+_AUTOMATIC = ("flex", "sdpa", "manual")
+"""What `auto` chooses from."""
+
 MOST_MANUAL_ON_CPU = 256
 """Tokens of a sequence up to which plain attention is the faster to train on a CPU."""
 
@@ -416,7 +419,8 @@ class AutoAttention(AttentionBackend):
 
     def __init__(self, needs: AttentionNeeds):
         super().__init__(needs)
-        self._made: dict[str, AttentionBackend] = {}
+        able = (n for n in _AUTOMATIC if not ATTENTION_BACKENDS[n].lacks(needs))
+        self._made = {name: ATTENTION_BACKENDS[name](needs) for name in able}
 
     def __call__(
         self,
@@ -429,15 +433,10 @@ class AutoAttention(AttentionBackend):
     ) -> Tensor:
         whole = q.shape[2] == k.shape[2] and start is None
         name = self._name(q.device.type, q.shape[2], whole)
-        return self._made_of(name)(q, k, v, bias, dropout, start)
+        return self._made[name](q, k, v, bias, dropout, start)
 
     def name_on(self, device: str, length: int) -> str:
         return self._name(device, length, whole=True)
-
-    def _made_of(self, name: str) -> AttentionBackend:
-        if name not in self._made:
-            self._made[name] = ATTENTION_BACKENDS[name](self.needs)
-        return self._made[name]
 
     def _name(self, device: str, length: int, whole: bool) -> str:
         """The fastest backend on a device, for a whole sequence or for tokens that follow a cache.
@@ -455,4 +454,4 @@ class AutoAttention(AttentionBackend):
             return "manual"
         if device == "cuda" and whole and flexes:
             order = ("flex", *order)
-        return next(n for n in order if not ATTENTION_BACKENDS[n].lacks(self.needs))
+        return next(name for name in order if name in self._made)

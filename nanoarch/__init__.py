@@ -13,10 +13,13 @@ sweep.py, compare_architectures.py, sample.py and interop.huggingface.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 __all__ = ["compare", "load_runs", "train"]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def train(*config_files: str | Path, **keys: Any) -> Path:
@@ -32,11 +35,33 @@ def train(*config_files: str | Path, **keys: Any) -> Path:
     Raises:
         UserError: the config is invalid, or the run failed for a reason that the user can fix.
     """
-    from configurator import shown
-    from train import train_run
-
-    flags = [f"--{key}={shown(value)}" for key, value in keys.items()]
+    train_run = own_module("train").train_run
+    flags = [f"--{key}={_text(key, value)}" for key, value in keys.items()]
     return train_run([*map(str, config_files), *flags])
+
+
+def own_module(name: str) -> Any:
+    """A module of the project, which has its own files only at the top of the checkout.
+
+    Raises:
+        ImportError: a file of the same name, such as the user's train.py, is found before it.
+    """
+    spec = importlib.util.find_spec(name)
+    origin = Path(spec.origin if spec and spec.origin else "").resolve()
+    if ROOT not in origin.parents:
+        raise ImportError(f"{origin} hides nanoarch's module {name!r}; rename that file.")
+    return importlib.import_module(name)
+
+
+def _text(key: str, value: Any) -> str:
+    """A value as a flag spells it; a list is a pattern over the layers, or several choices."""
+    from options import KEYS
+    from patterns import spelled
+
+    if isinstance(value, list | tuple):
+        separator = "+" if key in KEYS and KEYS[key].per_layer else ","
+        return separator.join(map(spelled, value))
+    return spelled(value)
 
 
 def load_runs(*paths: str | Path) -> list[dict[str, Any]]:

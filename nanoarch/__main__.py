@@ -7,11 +7,11 @@ nanoarch train --help
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 from cli import run_cli
 from errors import UserError, nearest
+from nanoarch import own_module
 
 COMMANDS = {
     "train": ("train", "train an architecture and log what it costs"),
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int | None:
     sys.argv = [f"nanoarch {name}", *rest]  # which argparse names
     if name == "export":
         rest = ["export", *rest]
-    return importlib.import_module(COMMANDS[name][0]).main(rest)
+    return own_module(COMMANDS[name][0]).main(rest)
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import sysconfig
@@ -39,18 +40,19 @@ class Compilation:
 
 
 def compilation(
-    settings: Settings, device: torch.device, dtype: torch.dtype, done: int = 0
+    settings: Settings, device: torch.device, dtype: torch.dtype, workers: int = 1
 ) -> Compilation:
     """What `compile` of a run comes to.
 
-    auto compiles on CUDA, and on a CPU if that saves more time than it takes. Parts of a user's own
-    may not compile, so a run with plugins is not compiled unless it is asked for.
+    auto compiles on CUDA, and on a CPU if that saves more time than it takes: in the whole run, so
+    that a run that is resumed is compiled as before. Parts of a user's own may not compile, so a
+    run with plugins is not compiled unless it is asked for.
 
     Args:
         settings: Those of the run, completed for its data.
         device: Where it trains.
         dtype: Compute type of the matmuls.
-        done: Steps done before, by the run that it resumes.
+        workers: How many train together.
     """
     wanted = settings.training.compile
     if wanted != "auto":
@@ -61,7 +63,7 @@ def compilation(
         return Compilation(False, "plugins")
     if not has_compiler():
         return Compilation(False, "no C++ compiler")
-    seconds = training_seconds(settings, dtype, done)
+    seconds = training_seconds(settings, dtype, workers)
     takes, saves = compile_seconds(settings.model.n_layer), SAVED_SHARE * seconds
     return Compilation(saves > takes, f"would save {saves:.0f} s and take {takes:.0f} s")
 
@@ -78,18 +80,17 @@ def compile_seconds(layers: int) -> float:
     return 20 + 3 * layers
 
 
-def training_seconds(settings: Settings, dtype: torch.dtype, done: int = 0) -> float:
-    """About how long a run trains on a CPU if it is not compiled. If even on a slow CPU that is too
-    short to be worth compiling, the time on a slow CPU."""
+def training_seconds(settings: Settings, dtype: torch.dtype, workers: int = 1) -> float:
+    """About how long a run trains on CPUs if it is not compiled. If even on slow CPUs that is too
+    short to be worth compiling, the time on slow CPUs."""
     training = settings.training
-    if training.max_minutes:
-        return 60 * training.max_minutes
+    limit = 60 * training.max_minutes or math.inf
     with torch.device("meta"):
         flops_per_token = GPT(settings.model).flops_per_token(training.sequence_length)
-    flops = flops_per_token * training.tokens_per_step * max(0, training.max_iters - done)
-    at_most = flops / (SLOW_CPU * torch.get_num_threads())
+    flops = flops_per_token * training.tokens_per_step * training.max_iters / workers
+    at_most = min(limit, flops / (SLOW_CPU * torch.get_num_threads()))
     if SAVED_SHARE * at_most < compile_seconds(settings.model.n_layer):
         return at_most
     peak = peak_flops(torch.device("cpu"), dtype)
     assert peak
-    return flops / (EAGER_SHARE * peak)
+    return min(limit, flops / (EAGER_SHARE * peak))

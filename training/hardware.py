@@ -251,7 +251,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     A CPU's is that of the fastest of many matmuls, in this process and earlier ones.
     """
     if device.type == "cpu":
-        return _measured_cpu_peak(dtype, torch.get_num_threads())
+        precision = torch.get_float32_matmul_precision()
+        return _measured_cpu_peak(dtype, torch.get_num_threads(), precision)
     if device.type != "cuda":
         return None
     return peak_of_gpu(torch.cuda.get_device_name(device), dtype, _uses_tf32())
@@ -324,13 +325,14 @@ is likely to be interrupted, and on a machine that slow a smaller one keeps all 
 
 
 @functools.cache
-def _measured_cpu_peak(dtype: torch.dtype, threads: int) -> float:
-    """FLOP/s of the fastest matmul that this machine is known to do with `threads` threads.
+def _measured_cpu_peak(dtype: torch.dtype, threads: int, precision: str) -> float:
+    """FLOP/s of the fastest matmul that this machine is known to do with `threads` threads, and
+    with the library of float32 matmuls that torch's `precision` stands for.
 
     What else a machine does only ever slows a matmul down, often for seconds on a shared one. So
     the best of earlier processes counts too; it is kept in `_cpu_peaks_file`.
     """
-    machine = (device_name(torch.device("cpu")), threads, dtype, torch.__version__)
+    machine = (device_name(torch.device("cpu")), threads, dtype, torch.__version__, precision)
     key = " | ".join(map(str, machine))
     fastest = _fastest_matmul(dtype, _known_cpu_peaks().get(key, 0.0))
     _remember_cpu_peak(key, fastest)

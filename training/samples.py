@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Iterator
 
 import torch
 
-from data.tokenizers import NotCached, Tokenizer, tokenizer_from_meta
+from data.tokenizers import Tokenizer, tokenizer_from_meta
+from errors import UserError
 from training.hardware import autocast
 from training.run import Run
 from training_logger import NoLog, TrainingLogger
@@ -43,33 +45,39 @@ def sample_due(run: Run) -> bool:
 def log_sample(run: Run, log: TrainingLogger | NoLog) -> None:
     """Log and print text that the model writes. Training goes on as if it had not been.
 
-    Only the first worker samples, if it has the whole model; else there is no sample.
+    The first worker samples, if it has the whole model. If there is no sample, it says why.
     """
     run.watch.stop()
     run.sampled_at = run.step
-    if not (run.workers.first and run.placement.keeps_whole):
+    if not run.workers.first:
+        return
+    if not run.placement.keeps_whole:
+        log.say("no sample: the model is distributed; use sample.py on a checkpoint.")
         return
     try:
-        tokenizer = tokenizer_from_meta(run.dataset.meta["tokenizer"])
-    except NotCached as error:
+        prompt, text = _continued(run)
+    except UserError as error:
         log.say(f"no sample: {error}")
         return
-    prompt, text = _continued(run, tokenizer)
     log.log_sample(iter=run.step, tokens_seen=run.tokens_seen, prompt=prompt, text=text)
 
 
-def _continued(run: Run, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The start of the validation text, and how the model goes on."""
+def _continued(run: Run) -> tuple[str, str]:
+    """The start of the validation text, and how the model continues it.
+
+    Raises:
+        UserError: the vocabulary is not cached, or the logits are not finite.
+    """
+    tokenizer = tokenizer_from_meta(run.dataset.meta["tokenizer"])
     start = torch.as_tensor(run.dataset.val[:PROMPT_TOKENS].astype("int64"), device=run.device)
-    run.network.eval()
-    with torch.no_grad(), autocast(run.device, run.dtype):
-        tokens = run.network.stream(
-            start[None],
-            run.settings.training.sample_tokens,
-            TEMPERATURE,
-            generator=torch.Generator(run.device).manual_seed(run.settings.training.seed),
-            vocab_size=tokenizer.vocab_size,  # the model's may be padded
-        )
+    tokens = run.network.stream(
+        start[None],
+        run.settings.training.sample_tokens,
+        TEMPERATURE,
+        generator=torch.Generator(run.device).manual_seed(run.settings.training.seed),
+        vocab_size=tokenizer.vocab_size,  # the model's may be padded
+    )
+    # closed, the stream leaves the model in training mode again
+    with autocast(run.device, run.dtype), contextlib.closing(tokens):
         text = "".join(text_of(tokens, tokenizer))
-    run.network.train()
     return tokenizer.decode(start.tolist()), text

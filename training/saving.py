@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import capture_rng, save_checkpoint
-from training.hardware import resolve_async_save
+from training.hardware import resolve_async_save, synchronize
 from training.run import Run
 from training.sharded_tensors import gathered_weights, on_cpu
 from training_logger import NoLog, TrainingLogger
@@ -57,6 +57,13 @@ class CheckpointSaver:
             self.finish()
         elif self._writing and not isinstance(error, KeyboardInterrupt):
             self._writing.wait()
+            if self._writing.error:  # which is not to hide why the run ends
+                self._log.say(
+                    f"the checkpoint of step {self._writing.step} was not written: "
+                    f"{self._writing.error}"
+                )
+            else:
+                self._log_written()
 
     def save(self) -> None:
         """Save a checkpoint that `--resume` continues from. All workers must call this together.
@@ -98,8 +105,7 @@ class CheckpointSaver:
         if not self._asynchronous:
             self._log.log_checkpoint(write(), self._run.step)
             return
-        if self._run.device.type == "cuda":
-            torch.cuda.synchronize(self._run.device)  # until the buffers are filled
+        synchronize(self._run.device)  # until the buffers are filled
         self._writing = _Writing(write, self._run.step)
 
     def poll(self) -> bool:

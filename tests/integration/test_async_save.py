@@ -133,7 +133,32 @@ def test_a_run_that_fails_leaves_the_checkpoint_under_way_whole(
     before_writing(monkeypatch, lambda: failed.wait(LONGEST_WAIT))
     with pytest.raises(ZeroDivisionError):
         workshop.train(*COURSE, BESIDE)
-    checkpoint.verify(checkpoint_at(workshop.out_dir / "run", 6))
+    run = workshop.out_dir / "run"
+    checkpoint.verify(checkpoint_at(run, 6))
+    assert [saved["step"] for saved in log_of(run)["checkpoints"]] == [6]
+
+
+def test_a_run_that_fails_says_that_its_checkpoint_failed_too(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = threading.Event()
+
+    def refuse() -> None:
+        failed.wait(LONGEST_WAIT)
+        raise OSError(28, "No space left on device")
+
+    def fail(run: Run, *arguments: Any, **keys: Any) -> Any:
+        if run.step == 6:
+            failed.set()
+            raise ZeroDivisionError
+        return step(run, *arguments, **keys)
+
+    step = train.train_step
+    monkeypatch.setattr(train, "train_step", fail)
+    before_writing(monkeypatch, refuse)
+    with pytest.raises(ZeroDivisionError):
+        workshop.train(*COURSE, BESIDE)
+    assert "the checkpoint of step 6 was not written: cannot save" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

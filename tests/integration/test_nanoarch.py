@@ -48,6 +48,30 @@ def test_train_load_and_compare(workshop: Workshop, runs: list[Path]) -> None:
     assert [record["run_name"] for record in nanoarch.load_runs(runs[1])] == ["b"]
 
 
+def test_values_of_keys(tmp_path: Path) -> None:
+    spellings = {
+        ("plugins", ""): "",
+        ("out_dir", "a b"): "a b",
+        ("ffn_type", ("swiglu", "glu")): "swiglu+glu",
+        ("log_to", ("csv", "tensorboard")): "csv,tensorboard",
+        ("sliding_window", None): "none",
+        ("qk_norm", True): "true",
+    }
+    assert {pair: nanoarch._text(*pair) for pair in spellings} == spellings
+
+
+def test_a_script_of_the_same_name_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("import nanoarch\nnanoarch.train()\n")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert f"ImportError: {script} hides nanoarch's module 'train'; rename" in done.stderr
+
+
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     for function in (nanoarch.load_runs, nanoarch.compare):
         with pytest.raises(UserError, match="name at least one path"):

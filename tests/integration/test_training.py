@@ -348,6 +348,27 @@ class TestLog:
         assert "sample after step" not in capsys.readouterr().out
         assert_equal_tensors(weights_at(run, 5), weights_at(without, 5))
 
+    def test_a_sample_that_ends_early_leaves_dropout_on(
+        self, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The end-of-text token ends the text, and the model is in training mode again."""
+        monkeypatch.setattr(
+            "training.samples.text_of", lambda tokens, tokenizer: [str(next(tokens))]
+        )
+        flags = ("--max_iters=6", "--dropout=0.3", "--eval_interval=0")
+        run = workshop.train(*flags, "--sample_interval=2", "--sample_tokens=7", run_name="one")
+        assert [sample["iter"] for sample in log_of(run)["samples"]] == [2, 4, 6]
+        without = workshop.train(*flags, run_name="other")
+        assert_equal_tensors(weights_at(run, 6), weights_at(without, 6))
+
+    def test_a_sample_that_fails_does_not_fail_the_run(
+        self, workshop: Workshop, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = ("--learning_rate=1e30", "--warmup_iters=0", "--grad_clip=0", "--eval_interval=0")
+        run = workshop.train("--max_iters=5", *flags, "--sample_tokens=5")
+        assert "no sample: the model's logits are not finite" in capsys.readouterr().out
+        assert log_of(run)["status"] == "completed"
+
     def test_samples_of_a_resumed_run(self, workshop: Workshop) -> None:
         flags = ("--sample_interval=2", "--sample_tokens=7", "--lr_decay_iters=8")
         whole = workshop.train("--max_iters=8", "--eval_interval=3", *flags, run_name="whole")

@@ -28,8 +28,8 @@ def settings(*flags: str) -> Settings:
     return load([*SIZES, "--batch_size=8", *flags])
 
 
-def asked(device: str, *flags: str, done: int = 0) -> Compilation:
-    return compilation(settings(*flags), torch.device(device), torch.float32, done)
+def asked(device: str, *flags: str, workers: int = 1) -> Compilation:
+    return compilation(settings(*flags), torch.device(device), torch.float32, workers)
 
 
 def steps_that_pay() -> int:
@@ -45,14 +45,16 @@ def test_a_cpu_compiles_what_trains_long_enough() -> None:
     found = asked("cpu", f"--max_iters={int(0.99 * enough)}")
     assert not found.compiles
     assert str(found) == "not compiled (would save 26 s and take 26 s)"
-    assert not asked("cpu", f"--max_iters={2 * enough}", done=enough + enough // 50).compiles
-    assert asked("cpu", f"--max_iters={2 * enough}", done=enough - enough // 50).compiles
+    assert not asked("cpu", f"--max_iters={int(1.99 * enough)}", workers=2).compiles
+    assert asked("cpu", f"--max_iters={int(2.01 * enough)}", workers=2).compiles
 
 
 def test_a_limit_of_minutes_is_the_time_of_the_run() -> None:
     minutes = compile_seconds(2) / compiling.SAVED_SHARE / 60
-    assert asked("cpu", f"--max_minutes={1.01 * minutes}").compiles
-    assert not asked("cpu", f"--max_minutes={0.99 * minutes}").compiles
+    many = f"--max_iters={10 * steps_that_pay()}"
+    assert asked("cpu", many, f"--max_minutes={1.01 * minutes}").compiles
+    assert not asked("cpu", many, f"--max_minutes={0.99 * minutes}").compiles
+    assert not asked("cpu", "--max_iters=10", f"--max_minutes={2 * minutes}").compiles
 
 
 def test_a_short_run_does_not_measure_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,6 +345,11 @@ def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
         (["-n_layer=6"], "cannot read '-n_layer=6'; write --n_layer=6"),
         (["--n_layer"], "cannot read '--n_layer'; write --n_layer=VALUE"),
         (["--n_layer", "--seed=1"], "cannot read '--n_layer'; write --n_layer=VALUE"),
+        (
+            ["--qk_norm", "--qk_norm=False"],
+            "--qk_norm is given more than once: 'False' and 'True'; keep one.",
+        ),
+        (["--plugins", "none.py"], "no file 'none.py'."),
         (["--n_layer", "abc"], "--n_layer: n_layer takes int, not 'abc' (str)."),
         (["--print_config=True"], "cannot read '--print_config=True'; write --print_config"),
         (
