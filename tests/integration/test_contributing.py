@@ -99,7 +99,7 @@ def test_an_option_without_its_part_is_refused(folder) -> None:
 def test_help_and_print_config_list_the_options(folder) -> None:
     shown = run(folder, "python train.py --plugins=my_parts.py --help").stdout
     assert "--kerple_form" in shown
-    assert "first r1 of kerple" in shown
+    assert "initial r1" in shown
     table = run(folder, "python train.py my_config.py --print_config").stdout
     assert re.search(r"kerple_scale +0.5 +my_config.py:6", table)
     assert re.search(r"kerple_form +log +default", table)

@@ -63,7 +63,7 @@ class Torchrun:
         while True:
             for own in self.workers:
                 with contextlib.suppress(psutil.Error):
-                    if own.environ()["RANK"] == str(rank):
+                    if own.environ().get("RANK") == str(rank):
                         return own
             assert time.monotonic() < deadline, self.output
             time.sleep(0.02)

@@ -66,7 +66,8 @@ def test_a_model_that_learns_its_batch_passes(capfd):
     assert main(SMALL) == PASSED
     lines = capfd.readouterr().out.splitlines()
     assert lines[-1].startswith("PASSED: loss 0.0")
-    assert sum(line.startswith("iter ") for line in lines) == 5  # one per 10 iterations
+    steps = [line for line in lines if line.startswith("step ") and "| loss " in line]
+    assert len(steps) == 5  # one per 10 iterations
 
 
 def test_a_model_that_does_not_learn_fails(monkeypatch, capsys):
