@@ -173,12 +173,10 @@ def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
     backends = model.attention_backends_on(device, length)
     compute = [
         f"{device_name} ({device}), {_compute_type(run)}, {_peak(device, peak_flops)}",
-        *(
-            [f"attention_backend {model.attention_backend}: {' and '.join(backends)}"]
-            * bool(backends)
-        ),
         str(run.compilation),
     ]
+    if backends:
+        compute.append(f"attention_backend {model.attention_backend}: {' and '.join(backends)}")
     workers = [("workers", _spread(run))] if run.workers.size > 1 else []
     return [("hardware", "; ".join(compute)), *workers, ("memory", _memory(run.memory))]
 

@@ -327,6 +327,11 @@ class TestLog:
         assert "attention_softcap" not in report
         assert "None" not in report
 
+    def test_a_model_without_attention_has_a_report(self, workshop: Workshop, capsys) -> None:
+        flags = [flag for flag in workshop.argv() if not flag.startswith("--n_head")]
+        train.main([*flags, "--max_iters=1", "--mixer=short_conv"])
+        assert "attention_backend" not in capsys.readouterr().out
+
     def test_verbose_adds_every_key(self, workshop: Workshop, capsys) -> None:
         run = workshop.train("--max_iters=1", "--verbose")
         printed = " ".join(capsys.readouterr().out.split())

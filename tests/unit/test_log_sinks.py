@@ -295,7 +295,7 @@ def test_a_sink_that_fails_at_the_end_does_not_fail_the_run(tmp_path, wandb, mon
         log_step(logger, 5)
     out = capsys.readouterr().out
     assert "log_to='wandb' failed (RuntimeError: no) and is disabled." in out
-    assert out.splitlines()[-4].startswith("completed in ")
+    assert any(line.startswith("completed in ") for line in out.splitlines())
 
 
 def test_a_sink_that_cannot_start_stops_the_run_before_it_has_a_log(tmp_path, wandb, monkeypatch):
