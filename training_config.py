@@ -354,6 +354,12 @@ class TrainingConfig:
                 f"warmup_iters={self.warmup_iters} is longer than the schedule of {decay_ends} "
                 "steps (lr_decay_iters, or max_iters); make it shorter.",
             )
+        if self.sample_interval and not self.sample_tokens:
+            yield Problem(
+                ("sample_interval", "sample_tokens"),
+                f"sample_interval={self.sample_interval} has no effect with sample_tokens=0; drop "
+                "it, or set sample_tokens to at least 1.",
+            )
         if self.shard_size and self.parallelism != "hsdp":
             yield Problem(
                 ("shard_size", "parallelism"),

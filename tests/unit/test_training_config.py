@@ -53,6 +53,11 @@ def derived(**values) -> TrainingConfig:
             "or select that component.",
         ),
         (
+            {"sample_interval": 5, "sample_tokens": 0},
+            "sample_interval=5 has no effect with sample_tokens=0; drop it, or set sample_tokens "
+            "to at least 1.",
+        ),
+        (
             {"run_name": "a/b"},
             "run_name='a/b' must be a single folder name; set its location with out_dir.",
         ),
