@@ -57,15 +57,19 @@ def before_writing(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -
     monkeypatch.setattr(checkpoint, "_save_tensors", act_and_save)
 
 
+@pytest.fixture
+def whole(workshop: Workshop) -> Path:
+    """A run that waits for its checkpoints."""
+    return workshop.train(*COURSE, run_name="whole")
+
+
 def test_training_goes_on_while_a_checkpoint_of_its_step_is_written(
     workshop: Workshop,
     monkeypatch: pytest.MonkeyPatch,
+    whole: Path,
     step_reached: dict[int, threading.Event],
 ) -> None:
     """The first checkpoint is written after step 9, and is that of step 6 all the same."""
-    whole = workshop.train(*COURSE, run_name="whole")
-    for event in step_reached.values():
-        event.clear()
     went_on: list[bool] = []
     before_writing(
         monkeypatch, lambda: went_on or went_on.append(step_reached[9].wait(LONGEST_WAIT))
@@ -81,12 +85,10 @@ def test_training_goes_on_while_a_checkpoint_of_its_step_is_written(
 def test_a_run_goes_on_from_a_checkpoint_that_was_written_late(
     workshop: Workshop,
     monkeypatch: pytest.MonkeyPatch,
+    whole: Path,
     step_reached: dict[int, threading.Event],
 ) -> None:
     """The states of the random generators and the length of the log are those of its step."""
-    whole = workshop.train(*COURSE, run_name="whole")
-    for event in step_reached.values():
-        event.clear()
     before_writing(monkeypatch, lambda: step_reached[9].wait(LONGEST_WAIT))
     workshop.train(*COURSE, BESIDE, run_name="late")
     saved = checkpoint_at(workshop.out_dir / "late", 6)

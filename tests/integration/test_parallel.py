@@ -467,39 +467,7 @@ def test_an_error_of_one_worker_alone_names_it(workshop: Workshop, tmp_path: Pat
     assert "Workers that did not answer: 1 (in step" in first.errors
 
 
-UNUSED = """
-from torch import nn
-
-from components.ffns import FFNS, StandardFFN
-
-
-@FFNS.register("unused", label="Unused")
-class Unused(StandardFFN):
-    '''Leaves a parameter out of every third call.'''
-
-    calls = 0
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.scale = nn.Linear(config.n_embd, config.n_embd)
-
-    def forward(self, x, context):
-        y = super().forward(x, context)
-        Unused.calls += self.training
-        return y if Unused.calls % 3 == 0 else self.scale(y)
-"""
-
-
-def test_a_part_may_leave_parameters_out_of_a_step(workshop: Workshop, tmp_path: Path) -> None:
-    plugin = tmp_path / "unused.py"
-    plugin.write_text(UNUSED)
-    flags = (*course(gradient_accumulation_steps=2), f"--plugins={plugin}", "--ffn_type=unused")
-    workers = workshop.start_workers(2, "config/arch_gpt2.py", "--n_layer=1", *flags)
-    assert finish(workers) == [0, 0], workers[0].errors
-    assert log_of(workshop.out_dir / "run")["status"] == "completed"
-
-
-LATE = """
+SCALING = """
 import os
 
 from torch import nn
@@ -507,9 +475,9 @@ from torch import nn
 from components.ffns import FFNS, StandardFFN
 
 
-@FFNS.register("late", label="Late")
-class Late(StandardFFN):
-    '''Leaves a parameter out of its first two steps.'''
+@FFNS.register("scaling", label="Scaling")
+class Scaling(StandardFFN):
+    '''Uses a further layer, `scale`, in some of its calls only.'''
 
     calls = 0
 
@@ -519,10 +487,25 @@ class Late(StandardFFN):
 
     def forward(self, x, context):
         y = super().forward(x, context)
-        Late.calls += self.training
-        late = Late.calls > 8 // int(os.environ.get("WORLD_SIZE", "1"))
-        return y + self.scale(x) if late or not self.training else y
+        Scaling.calls += self.training
+        return THE_OUTPUT
 """
+
+
+def scaling(folder: Path, output: str) -> tuple[str, str]:
+    """Flags of a run with the FFN `Scaling`, whose output is this expression of x and y."""
+    plugin = folder / "scaling.py"
+    plugin.write_text(SCALING.replace("THE_OUTPUT", output))
+    return f"--plugins={plugin}", "--ffn_type=scaling"
+
+
+def test_a_part_may_leave_parameters_out_of_a_step(workshop: Workshop, tmp_path: Path) -> None:
+    """Those of `scale`, in every third call."""
+    own = scaling(tmp_path, "y if Scaling.calls % 3 == 0 else self.scale(y)")
+    flags = (*course(gradient_accumulation_steps=2), *own)
+    workers = workshop.start_workers(2, "config/arch_gpt2.py", "--n_layer=1", *flags)
+    assert finish(workers) == [0, 0], workers[0].errors
+    assert log_of(workshop.out_dir / "run")["status"] == "completed"
 
 
 @pytest.mark.slow
@@ -531,9 +514,10 @@ class Late(StandardFFN):
 def test_a_parameter_without_a_gradient_stays_as_it_is(
     workshop: Workshop, tmp_path: Path, optimizer: str, parallelism: str
 ) -> None:
-    plugin = tmp_path / "late.py"
-    plugin.write_text(LATE)
-    flags = ("config/arch_gpt2.py", "--n_layer=1", "--ffn_type=late", f"--plugins={plugin}")
+    """That of `scale`, in the first two steps."""
+    early = 'self.training and Scaling.calls <= 8 // int(os.environ.get("WORLD_SIZE", "1"))'
+    own = scaling(tmp_path, f"y if {early} else y + self.scale(x)")
+    flags = ("config/arch_gpt2.py", "--n_layer=1", *own)
     flags += (f"--optimizer={optimizer}",)
     flags += ("--muon_dtype=float32",) if optimizer == "muon" else ()
     for name, count, way in (("one", 1, ()), ("many", 2, (f"--parallelism={parallelism}",))):
