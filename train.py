@@ -212,8 +212,8 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
             if run.over or stopped:
                 break
             train_and_log(run, log, *next(prefetched))
-        saver.finish()
         if stopped and not run.finished:
+            saver.finish()  # raises if it is why the run stops
             log.interrupted()
             if run.step and run.saved_at != run.step:
                 saver.save()

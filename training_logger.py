@@ -50,8 +50,8 @@ from training.log_summary import RunSummary, TimeLeft, summarize
 from training.log_text import (
     LINE_WIDTH,
     format_bytes,
+    format_clock,
     format_count,
-    format_duration,
     format_eval,
     format_flops,
     format_number,
@@ -261,7 +261,7 @@ class TrainingLogger:
 
     def _closing_lines(self, status: str) -> str:
         """How the run ended, where its log is, and what can be done with it."""
-        took = format_duration(self._wall_seconds())
+        took = format_clock(self._wall_seconds())
         best = self._summary.best
         loss = f", best val loss {best['val_loss']:.4f} (step {best['iter']})" if best else ""
         lines = [f"{status} in {took}{loss}; the log is in {self.run_dir / RUN_FILE}"]

@@ -1,4 +1,4 @@
-"""nanoarch in Python: train, read the logs of runs, compare them.
+"""The Python API of nanoarch: train models, load the logs of runs, compare runs.
 
     import nanoarch
 
@@ -41,15 +41,15 @@ def train(*config_files: str | Path, **keys: Any) -> Path:
 
 
 def own_module(name: str) -> Any:
-    """A module of the project, which has its own files only at the top of the checkout.
+    """Import a top-level module of the project.
 
     Raises:
-        ImportError: a file of the same name, such as the user's train.py, is found before it.
+        ImportError: another file of the same name, such as the user's train.py, shadows it.
     """
     spec = importlib.util.find_spec(name)
     origin = Path(spec.origin if spec and spec.origin else "").resolve()
     if ROOT not in origin.parents:
-        raise ImportError(f"{origin} hides nanoarch's module {name!r}; rename that file.")
+        raise ImportError(f"{origin} shadows nanoarch's module {name!r}; rename that file.")
     return importlib.import_module(name)
 
 

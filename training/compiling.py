@@ -1,4 +1,4 @@
-"""Whether `compile=auto` compiles the model: if the run is long enough to earn back the time."""
+"""Whether `compile=auto` compiles the model: if the run is long enough to amortize the time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from model_builder import GPT
 from training.hardware import peak_flops
 
 SAVED_SHARE = 0.05
-"""Of the time of training on a CPU, what a compiled model saves, with caution. Measured on an EPYC
-with AVX512-BF16: of the CPU time of one thread, 7 % of GPT-2 124M in bfloat16 and 18 % of a model
-of 0.8M parameters in float32; of the wall time of two threads, nothing of the former."""
+"""Fraction of the training time on a CPU that compilation saves, a conservative estimate. Measured
+on an EPYC with AVX512-BF16: in CPU time of one thread, 7 % for GPT-2 124M in bfloat16 and 18 % for
+a 0.8M-parameter model in float32; in wall time of two threads, nothing for the former."""
 
 EAGER_SHARE = 0.4
-"""Of a CPU's peak, what a model that is not compiled reaches: a run is rather longer than that."""
+"""Fraction of a CPU's peak that an uncompiled model reaches, used to estimate the run's time."""
 
 SLOW_CPU = 20e9
-"""FLOP/s of a core, at least."""
+"""FLOP/s that every core reaches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Compilation:
 def compilation(
     settings: Settings, device: torch.device, dtype: torch.dtype, workers: int = 1
 ) -> Compilation:
-    """What `compile` of a run comes to.
+    """Decide whether to compile the model of a run.
 
-    auto compiles on CUDA, and on a CPU if that saves more time than it takes: in the whole run, so
-    that a run that is resumed is compiled as before. Parts of a user's own may not compile, so a
-    run with plugins is not compiled unless it is asked for.
+    auto compiles on CUDA, and on a CPU if compilation saves more time than it takes. It counts the
+    whole run, so that a resumed run gets the same answer. Custom components may not compile, so
+    auto does not compile runs with plugins on a CPU.
 
     Args:
-        settings: Those of the run, completed for its data.
-        device: Where it trains.
-        dtype: Compute type of the matmuls.
-        workers: How many train together.
+        settings: The settings of the run, completed for its dataset.
+        device: The device that trains.
+        dtype: Compute dtype of the matmuls.
+        workers: Number of workers.
     """
     wanted = settings.training.compile
     if wanted != "auto":
@@ -69,20 +69,20 @@ def compilation(
 
 
 def has_compiler() -> bool:
-    """Whether there is what torch.compile needs on a CPU: a C++ compiler and Python's headers."""
+    """Whether the C++ compiler and the Python headers that torch.compile needs are installed."""
     compilers = (os.environ.get("CXX"), "g++", "clang++")
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return headers.exists() and any(name and shutil.which(name) for name in compilers)
 
 
 def compile_seconds(layers: int) -> float:
-    """About how long it takes to compile a model of so many layers on a CPU."""
+    """Estimated seconds to compile a model with this many layers on a CPU."""
     return 20 + 3 * layers
 
 
 def training_seconds(settings: Settings, dtype: torch.dtype, workers: int = 1) -> float:
-    """About how long a run trains on CPUs if it is not compiled. If even on slow CPUs that is too
-    short to be worth compiling, the time on slow CPUs."""
+    """Estimated seconds that an uncompiled run trains on CPUs. The peak is measured only if the run
+    would be worth compiling on slow CPUs; otherwise this is the time on slow CPUs."""
     training = settings.training
     limit = 60 * training.max_minutes or math.inf
     with torch.device("meta"):

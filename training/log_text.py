@@ -94,7 +94,7 @@ def _rows(rows: Sequence[tuple[str, str]], column: int, indent: str = "") -> lis
     return lines
 
 
-def format_duration(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """`2:48`, `1:02:48`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -189,7 +189,7 @@ def format_step_briefly(
 
 
 def _eta(seconds: float | None) -> list[str]:
-    return [] if seconds is None else [f"ETA {format_duration(seconds)}"]
+    return [] if seconds is None else [f"ETA {format_clock(seconds)}"]
 
 
 def format_eval(

@@ -1,4 +1,4 @@
-"""Saving the checkpoints of a run: before training goes on, or beside it (`async_save`)."""
+"""Saving the checkpoints of a run, synchronously or in the background (`async_save`)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from training_logger import NoLog, TrainingLogger
 class CheckpointSaver:
     """Saves the state of a run, on the first worker, one checkpoint at a time.
 
-    If it does so beside training, it copies the state to buffers on the CPU, which it keeps for the
-    next checkpoint, and a thread writes them. No messages pass between workers meanwhile.
+    In the background, the state is copied to CPU buffers, which are reused for the next checkpoint,
+    and a thread writes them. Workers exchange no messages in the meantime.
 
         with CheckpointSaver(run, log) as saver:
             for step in ...:
@@ -31,7 +31,7 @@ class CheckpointSaver:
                 if workers.any(saver.poll()):
                     break
 
-    Leaving the block waits for the checkpoint under way, but not after a KeyboardInterrupt.
+    Leaving the block waits for the checkpoint in progress, except after a KeyboardInterrupt.
 
     Args:
         run: The run.
@@ -109,8 +109,8 @@ class CheckpointSaver:
         self._writing = _Writing(write, self._run.step)
 
     def poll(self) -> bool:
-        """List the checkpoint under way in the log if it is finished; whether it failed, for
-        `finish` to raise. Takes no time and sends no message."""
+        """Log the checkpoint in progress if it is finished. Returns whether it failed, in which
+        case `finish` raises the error. Does not block or communicate."""
         if self._writing is None or not self._writing.done:
             return False
         if self._writing.error:
@@ -119,7 +119,7 @@ class CheckpointSaver:
         return False
 
     def finish(self) -> None:
-        """Wait for the checkpoint under way. All workers must call this together.
+        """Wait for the checkpoint in progress. All workers must call this together.
 
         Raises:
             UserError: it could not be written.

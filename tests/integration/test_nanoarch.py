@@ -69,7 +69,7 @@ def test_a_script_of_the_same_name_is_told(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert f"ImportError: {script} hides nanoarch's module 'train'; rename" in done.stderr
+    assert f"ImportError: {script} shadows nanoarch's module 'train'; rename" in done.stderr
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
