@@ -251,6 +251,7 @@ def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets
         memory=run.workers.largest(memory_stats(run.device)) if logs else memory_stats(run.device),
         gradients=report.gradients,
         bad_steps=report.bad_steps,
+        share_done=run.share_done,
     )
     run.guard.stop_if_stuck(report)
 

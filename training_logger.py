@@ -49,9 +49,11 @@ from training.log_files import (
 from training.log_summary import RunSummary, TimeLeft, summarize
 from training.log_text import (
     LINE_WIDTH,
+    UNBROKEN_SPACE,
     format_bytes,
     format_clock,
     format_count,
+    format_duration,
     format_eval,
     format_flops,
     format_number,
@@ -70,9 +72,11 @@ __all__ = [
     "RUN_FILE",
     "SCHEMA_VERSION",
     "ResumePoint",
+    "UNBROKEN_SPACE",
     "TrainingLogger",
     "format_bytes",
     "format_count",
+    "format_duration",
     "format_eval",
     "format_flops",
     "format_number",
@@ -193,7 +197,7 @@ class TrainingLogger:
         self._sink_names = sinks
         self._console = console or Console()
         self._format_step = format_step_briefly if brief else format_step
-        self._time_left = TimeLeft(max_iters)
+        self._time_left = TimeLeft()
         self._earlier_seconds = 0.0  # wall time before this start
         self._interrupted = False
         self._pauses: dict[str, float] = {}
@@ -366,6 +370,7 @@ class TrainingLogger:
         memory: Mapping[str, float | None],
         gradients: Mapping[str, float],
         bad_steps: int,
+        share_done: float,
     ) -> None:
         """Record and print a log interval that ends with `iter` steps done.
 
@@ -383,6 +388,7 @@ class TrainingLogger:
             memory: Bytes: `allocated, peak, reserved`, or `resident, peak`; None where unknown.
             gradients: `norm` of the gradient, and `mean, std` where they were measured.
             bad_steps: Steps skipped so far, for a loss or gradient that was not finite.
+            share_done: Share of the run that is done, by its limit of steps or of minutes.
         """
         plain = set(terms) <= {"cross_entropy"}
         several = {} if plain else {"objective": loss, "terms": dict(terms)}
@@ -400,10 +406,10 @@ class TrainingLogger:
             "gradients": dict.fromkeys(("norm", "mean", "std")) | dict(gradients),
             "bad_steps": bad_steps,
         }
+        self._time_left.update(share_done, self._wall_seconds(), iter * time_ms / 1000)
         self._append("train", record)
         self.advance(iter)
-        left = self._time_left.after(iter, self._wall_seconds(), time_ms / 1000)
-        self.say(self._format_step(record, self._max_iters, left))
+        self.say(self._format_step(record, self._max_iters, self._time_left.seconds))
 
     def log_eval(
         self,
@@ -501,7 +507,7 @@ class TrainingLogger:
 
     def _refresh_page(self, **changes: Any) -> None:
         run = {**self._run, **changes, "summary": self.summary}
-        self._page.refresh(run, self._max_iters)
+        self._page.refresh(run, self._max_iters, self._time_left.seconds)
 
     def _update_run(self) -> None:
         with file_errors(f"write {self.run_dir / RUN_FILE}"):

@@ -17,7 +17,7 @@ from inference.planning import POWER
 from inference.planning import Plan as SeedPlan
 from inference.rules import DeclaredSeeds
 from inference.samples import deviation
-from training_logger import format_count, format_flops
+from training_logger import format_count, format_duration, format_flops
 
 LONGEST_LABEL = 45
 """Characters; arms of longer names are numbered in the table, so that its columns stay together."""
@@ -227,11 +227,3 @@ def detects(plan: Plan) -> str:
         f"Minimum detectable effect ({100 * POWER:.0f} % power): {times:.1f} seed SDs{measured}; "
         "less if paired seeds are positively correlated."
     )
-
-
-def format_duration(seconds: float) -> str:
-    """`45 s`, `3.2 min`, `1.5 h`"""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60, 1)
-    return f"{minutes:.1f} min" if minutes < 60 else f"{seconds / 3600:.1f} h"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from experiment.engines import Engine
 from experiment.jobs import COMPLETED, ENDED, FAILED, Job, Outcome
-from experiment.overview import format_duration
 from training.console import Console
 from training.signals import StopRequest
+from training_logger import format_duration
 
 
 def run_jobs(

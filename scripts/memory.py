@@ -38,7 +38,7 @@ WORKERS = {"none": 1, "ddp": 2, "zero1": 2, "fsdp": 2}
 def cases(quick: bool) -> list[dict[str, Any]]:
     """The runs of the table."""
     presets = ["gpt2", "llama"]
-    shapes = [(4, 8192)] if quick else list(product((2, 8, 24), (256, 8192, 50304)))
+    shapes = [(4, 8192)] if quick else list(product((2, 8, 24), (512, 8192, 50304)))
     rows = [
         {"arch_preset": preset, "batch_size": batch, "vocab_size": vocab, "parallelism": "none"}
         for preset, (batch, vocab) in product(presets, shapes)
@@ -46,13 +46,13 @@ def cases(quick: bool) -> list[dict[str, Any]]:
     rows += [
         {"arch_preset": preset, "batch_size": 8, "vocab_size": vocab, "parallelism": parallelism}
         for preset, vocab, parallelism in product(
-            presets, (8192,) if quick else (256, 50304), ("ddp", "zero1", "fsdp")
+            presets, (8192,) if quick else (512, 50304), ("ddp", "zero1", "fsdp")
         )
     ]
     rows += [
         {**row, "optimizer": "muon"}
         for row in rows
-        if row["batch_size"] == 8 and row["vocab_size"] == 256 and row["arch_preset"] == "gpt2"
+        if row["batch_size"] == 8 and row["vocab_size"] == 512 and row["arch_preset"] == "gpt2"
     ]
     for mode in ("block", "selective"):
         rows.append({**rows[0], "batch_size": 24, "activation_checkpointing": mode})

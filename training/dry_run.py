@@ -30,7 +30,13 @@ from training.parallel import shards
 from training.preflight import memory_of_worker, parallelism_problems, share_of, share_problems
 from training.workers import Workers, workers_to_start
 from training_config import TrainingConfig
-from training_logger import format_bytes, format_count, format_flops, format_start_report
+from training_logger import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_flops,
+    format_start_report,
+)
 
 MFU = 0.4
 """Model FLOPs utilization that a run is assumed to have, unless the command says otherwise."""
@@ -412,7 +418,7 @@ def _time_rows(
     dtype = str(machine.dtype).removeprefix("torch.")
     yield (
         "time",
-        f"{_duration(hours)} at {100 * assumed.mfu:g} % MFU of {assumed.workers} x "
+        f"{format_duration(3600 * hours)} at {100 * assumed.mfu:g} % MFU of {assumed.workers} x "
         f"{format_flops(machine.peak)}/s ({dtype}); validation and start-up excluded",
     )
     if training.max_minutes:
@@ -420,11 +426,3 @@ def _time_rows(
     if assumed.price is not None:
         total = hours * assumed.workers * assumed.price
         yield "cost", f"${total:,.2f} at ${assumed.price:.2f} per device and hour"
-
-
-def _duration(hours: float) -> str:
-    if hours >= 48:
-        return f"{hours / 24:.1f} days"
-    if hours >= 1:
-        return f"{hours:.1f} hours"
-    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"

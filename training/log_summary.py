@@ -96,29 +96,26 @@ class TimeLeft:
     """How long a run will still take, by its pace since the first log line of this start, which
     includes validation and saving.
 
-    Args:
-        max_iters: Steps of the whole run; None if unknown.
+    Attributes:
+        seconds: After the last log line; None before the first.
     """
 
-    def __init__(self, max_iters: int | None):
-        self._max_iters = max_iters
-        self._first: tuple[int, float] | None = None
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._first: tuple[float, float] | None = None
 
-    def after(self, step: int, wall_seconds: float, step_seconds: float) -> float | None:
-        """Seconds left after a log line; None if that is not known.
+    def update(self, done: float, wall_seconds: float, training_seconds: float) -> None:
+        """Take a log line.
 
         Args:
-            step: Steps done.
+            done: Share of the run that is done.
             wall_seconds: Wall time so far.
-            step_seconds: Of one step of the last log interval.
+            training_seconds: Estimated training time so far, for the pace at the first log line.
         """
-        if self._max_iters is None:
-            return None
         if self._first is None:
-            self._first = step, wall_seconds
-        steps, seconds = step - self._first[0], wall_seconds - self._first[1]
-        pace = seconds / steps if steps else step_seconds
-        return (self._max_iters - step) * pace
+            self._first = done, wall_seconds
+        share, seconds = done - self._first[0], wall_seconds - self._first[1]
+        self.seconds = (1 - done) * (seconds / share if share else training_seconds / done)
 
 
 def summarize(

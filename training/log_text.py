@@ -16,6 +16,9 @@ LINE_WIDTH = 100
 CONSOLE_WIDTH = 80
 """Columns of what a run prints."""
 
+UNBROKEN_SPACE = "\N{NO-BREAK SPACE}"
+"""In the value of a row: a space at which the line is not wrapped."""
+
 
 # Numbers, as people read them
 
@@ -81,7 +84,7 @@ def format_rows(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _rows(rows: Sequence[tuple[str, str]], column: int, indent: str = "") -> list[str]:
-    lines = []
+    lines: list[str] = []
     for name, value in rows:
         lines += textwrap.wrap(
             value,
@@ -91,7 +94,7 @@ def _rows(rows: Sequence[tuple[str, str]], column: int, indent: str = "") -> lis
             break_on_hyphens=False,
             break_long_words=False,  # a path stays one that can be copied
         ) or [f"{indent}{name}"]
-    return lines
+    return [line.replace(UNBROKEN_SPACE, " ") for line in lines]
 
 
 def format_clock(seconds: float) -> str:
@@ -99,6 +102,16 @@ def format_clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `3.2 min`, `1.5 h`, `2.5 days`."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    if round(seconds / 60, 1) < 60:
+        return f"{seconds / 60:.1f} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def _pack(fields: Sequence[str]) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 from configurator import Settings, shown
 from model_components import REGISTRIES
 from options import KEYS, Role
+from training.dry_run import MFU
 from training.memory import ExpectedMemory
 from training.run import Run
 from training_components import OPTIMIZERS
 from training_config import TrainingConfig
 from training_logger import (
+    UNBROKEN_SPACE,
     format_bytes,
     format_count,
+    format_duration,
     format_flops,
     format_number,
     format_rows,
@@ -23,6 +26,9 @@ from training_logger import (
 
 ALWAYS_SHOWN = ("bias", "weight_tying", "dropout")
 """Keys of the model that the report shows even at their defaults, besides its parts and sizes."""
+
+LONG_SECONDS = 3600.0
+"""A run that is expected to take longer says so."""
 
 Rows = list[tuple[str, str]]
 
@@ -40,6 +46,7 @@ def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
             ("data", _data(run)),
             ("batch", _batch(run.settings.training)),
             ("training", _training(run.settings.training)),
+            *_long(run, peak_flops),
             *_machine(run, device_name, peak_flops),
         ]
     )
@@ -56,7 +63,7 @@ def all_settings(settings: Settings) -> str:
 
 
 def _words(values: Mapping[str, Any], keys: Iterable[str]) -> str:
-    return ", ".join(f"{key} {shown(values[key])}" for key in keys)
+    return ", ".join(f"{key}{UNBROKEN_SPACE}{shown(values[key])}" for key in keys)
 
 
 def _components(settings: Settings) -> str:
@@ -161,6 +168,20 @@ def _length(training: TrainingConfig) -> str:
     if training.max_minutes == 0:
         return steps
     return f"{training.max_minutes:g} minutes of training, but at most {steps}"
+
+
+def _long(run: Run, peak_flops: float | None) -> Rows:
+    """A warning, if the run is expected to take over an hour."""
+    training = run.settings.training
+    tokens = (training.max_iters - run.step) * training.tokens_per_step
+    flops = tokens * run.cost["flops_per_token"]
+    seconds = flops / (MFU * peak_flops * run.workers.size) if peak_flops else 0.0
+    if training.max_minutes:
+        seconds = min(seconds, 60 * training.max_minutes - run.seconds)
+    if seconds <= LONG_SECONDS:
+        return []
+    about = f"about {format_duration(seconds)} at {100 * MFU:g} % MFU, without validation"
+    return [("time", f"{about}; --max_minutes=60 limits it to an hour")]
 
 
 def _steps(count: int) -> str:

@@ -128,6 +128,11 @@ class Run:
         return max(self.step, share * training.max_iters)
 
     @property
+    def share_done(self) -> float:
+        """Share of its steps or minutes that are done, whichever is larger."""
+        return min(1.0, self.position / self.settings.training.max_iters)
+
+    @property
     def over(self) -> bool:
         """Whether its steps are done, or its minutes spent."""
         return self.position >= self.settings.training.max_iters

@@ -13,12 +13,12 @@ import pytest
 from experiment import progress
 from experiment.budgets import Budget
 from experiment.jobs import COMPLETED, FAILED, Job, Outcome
-from experiment.overview import detects, format_duration, overview
+from experiment.overview import detects, overview
 from experiment.plan import Plan
 from experiment.progress import Progress, run_jobs
 from tests.tiny_sweep import config_file, tiny_plan
 from training.console import Console
-from training_logger import format_count, format_flops
+from training_logger import format_count, format_duration, format_flops
 
 NORMS = {"normalization": ("rmsnorm",)}
 MANY = {"n_kv_head": ("1",), "ffn_type": ("swiglu",), "normalization": ("rmsnorm",)}
@@ -235,6 +235,7 @@ def test_what_it_detects_in_nats_once_runs_are_done(plan: Callable[..., Plan]) -
         (90, "1.5 min"),
         (3599, "1.0 h"),
         (9000, "2.5 h"),
+        (50 * 3600, "2.1 days"),
     ],
 )
 def test_durations(seconds: float, told: str) -> None:

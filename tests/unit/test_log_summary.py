@@ -16,7 +16,7 @@ from tests.unit.test_training_logger import (
     read_run,
     train,
 )
-from training.log_summary import RunningMedian, summarize
+from training.log_summary import RunningMedian, TimeLeft, summarize
 
 
 def test_summary_of_a_run(tmp_path):
@@ -76,3 +76,14 @@ def test_a_summary_is_the_same_at_once_or_line_by_line(tmp_path: Path) -> None:
     flops = run["architecture"]["flops_per_token"]
     lines = metrics_lines(tmp_path)
     assert summarize(lines, flops_per_token=flops, wall_seconds=wall) == run["summary"]
+
+
+def test_time_left_follows_the_pace_since_the_first_line():
+    left = TimeLeft()
+    assert left.seconds is None
+    left.update(0.1, wall_seconds=100.0, training_seconds=2.0)  # a slow start does not count
+    assert left.seconds == pytest.approx(18.0)
+    left.update(0.3, wall_seconds=120.0, training_seconds=6.0)  # 20 s for 0.2, validation included
+    assert left.seconds == pytest.approx(70.0)
+    left.update(1.0, wall_seconds=190.0, training_seconds=20.0)
+    assert left.seconds == 0.0

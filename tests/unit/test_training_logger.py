@@ -62,6 +62,7 @@ def log_step(logger, iter, **changes) -> None:
         "memory": {"resident": 612_000_000, "peak": 700_000_000 + iter},
         "gradients": {"norm": 1.234, "mean": -1.2e-8, "std": 3.4e-4},
         "bad_steps": 0,
+        "share_done": iter / 100,
     }
     logger.log_step(**(record | changes))
 
@@ -197,7 +198,7 @@ def test_brief_lines(tmp_path, capsys):
     with make_logger(tmp_path / "other", brief=True, peak_flops=None, max_iters=None) as logger:
         log_step(logger, 10)
     brief = capsys.readouterr().out.splitlines()[0]
-    assert brief == "step 10 | loss 0.9091 | lr 1.0e-03 | 71.30 tok/s"
+    assert brief == "step 10 | loss 0.9091 | lr 1.0e-03 | 71.30 tok/s | ETA 0:11"
 
 
 def test_a_sample_is_shown_beside_a_bar(tmp_path, capsys):

@@ -13,7 +13,13 @@ from options import Role
 from pages.rendering import PAGE_FILE, render
 from safe_files import write_atomically
 from training.log_files import METRICS_FILE, RUN_FILE
-from training.log_text import format_bytes, format_count, format_flops, format_number
+from training.log_text import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_flops,
+    format_number,
+)
 from training.run_page.series import PANELS, Panels
 
 LEAST_SECONDS = 2.0
@@ -66,20 +72,23 @@ class RunPage:
         if record["kind"] == "sample":
             self._samples.insert(0, record)
 
-    def refresh(self, run: Mapping[str, Any], max_iters: int | None) -> None:
+    def refresh(
+        self, run: Mapping[str, Any], max_iters: int | None, seconds_left: float | None = None
+    ) -> None:
         """Write the page unless it was written just now; the last version, of a run that is no
         longer running, is always written.
 
         Args:
             run: The object of run.json, with its summary; its lists of records are not used.
             max_iters: Steps of the whole run; None if a time limit may end it earlier.
+            seconds_left: Until the run ends; None if unknown.
         """
         start = self._clock()
         is_first, early = self._due is None, start < (self._due or 0.0)
         if self._failed or (run["status"] == RUNNING and early and not is_first):
             return
         try:
-            text = self._text(run, max_iters)
+            text = self._text(run, max_iters, seconds_left)
             page = text.encode("utf-8", "backslashreplace")
             write_atomically(self.path, [page], durable=False)
         except Exception as error:  # a page is not worth a run
@@ -90,7 +99,9 @@ class RunPage:
         taken = 0.0 if is_first else now - start  # the first is written before training begins
         self._due = now + max(LEAST_SECONDS, taken / MOST_SHARE)
 
-    def _text(self, run: Mapping[str, Any], max_iters: int | None) -> str:
+    def _text(
+        self, run: Mapping[str, Any], max_iters: int | None, seconds_left: float | None
+    ) -> str:
         running = run["status"] == RUNNING
         return render(
             _HERE,
@@ -104,7 +115,7 @@ class RunPage:
             facts=_facts(run),
             done=_share_done(self._last, max_iters),
             written=datetime.now(UTC).isoformat(timespec="seconds"),
-            tiles=list(_tiles(run, self._last, max_iters)),
+            tiles=list(_tiles(run, self._last, max_iters, seconds_left)),
             panels=PANELS,
             samples=self._samples,
             blocks=list(_blocks(run)),
@@ -139,7 +150,10 @@ class Tile:
 
 
 def _tiles(
-    run: Mapping[str, Any], last: Mapping[str, Mapping[str, Any]], max_iters: int | None
+    run: Mapping[str, Any],
+    last: Mapping[str, Mapping[str, Any]],
+    max_iters: int | None,
+    seconds_left: float | None,
 ) -> Iterator[Tile]:
     summary, train = run["summary"], last.get("train", {})
     best = format_number(summary["best_val_loss"], ".4f")
@@ -157,24 +171,11 @@ def _tiles(
     detail = f"tokens/s, {mfu:.1f} % MFU" if mfu is not None else "tokens/s"
     yield Tile("Throughput", format_count(speed), detail)
     yield Tile("Peak memory", format_bytes(summary["peak_memory_bytes"]), "1 GB = 1e9 bytes")
-    yield Tile("Time", _duration(summary["wall_seconds"]), _time_left(run, steps, max_iters))
+    known = run["status"] == RUNNING and seconds_left is not None
+    left = f"about {format_duration(seconds_left)} left" if known else "wall-clock"
+    yield Tile("Time", format_duration(summary["wall_seconds"]), left)
     if summary["bad_steps"]:
         yield Tile("Skipped steps", f"{summary['bad_steps']:,}", "loss or gradient not finite")
-
-
-def _time_left(run: Mapping[str, Any], steps: int, max_iters: int | None) -> str:
-    """`about 2 min left`, by the median speed."""
-    speed, tokens = (run["summary"][key] for key in ("median_tokens_per_second", "total_tokens"))
-    if run["status"] != RUNNING or not (speed and tokens and steps and max_iters):
-        return "wall-clock"
-    return f"about {_duration((max_iters - steps) * tokens / steps / speed)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclasses.dataclass(frozen=True)
