@@ -60,6 +60,7 @@ def log(logger, iter: int, loss: float) -> None:
         memory={"peak": 3_210_000_000},
         gradients={"norm": 1.0, "mean": 0.0, "std": 1.0},
         bad_steps=0,
+        share_done=iter / 40,
     )
     if iter % 20 == 0:
         logger.log_eval(
