@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
 from components.context import Context, State
@@ -46,6 +47,13 @@ class Attention(Mixer):
     `value_residual` mixes the values of the first layer into those of later ones (ResFormer, Zhou
     et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first, the share being 1/2, or one
     learned number per layer that starts there.
+
+    `attention_sinks` adds a learned logit per head to the softmax's denominator, so that a query
+    may attend to nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention` removes
+    the component of a head's output o_t along the token's own value v_t: o - c (o.u) u with
+    u = v/|v| (XSA, Zhai 2026, arXiv 2603.09078), c being 1, or tanh of one learned number per head
+    that starts at 0. `attention_gate` multiplies what remains by sigmoid(W x), with one gate per
+    channel or per head (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
 
     Decoding keeps the keys and values of `capacity` tokens.
     """
@@ -130,6 +138,27 @@ class Attention(Mixer):
             per_layer=True,
             tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
         )
+        attention_sinks: bool = _attention.option(
+            False,
+            "a learned logit per head in the denominator of the softmax",
+            per_layer=True,
+            tag=("NoSinks", "Sinks"),
+        )
+        exclusive_attention: str = _attention.option(
+            "none",
+            "remove the component of a head's output along the token's own value; full: all of "
+            "it; learned: a learned share per head",
+            choices=("none", "full", "learned"),
+            per_layer=True,
+            tag={"none": "NoXSA", "full": "XSA", "learned": "LearnedXSA"},
+        )
+        attention_gate: str = _attention.option(
+            "none",
+            "sigmoid gate on the attention output: one per channel or per head",
+            choices=("none", "channel", "head"),
+            per_layer=True,
+            tag={"none": "NoAttnGate", "channel": "AttnGate", "head": "HeadGate"},
+        )
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -145,6 +174,10 @@ class Attention(Mixer):
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
         self.value_share = nn.Parameter(torch.tensor(0.5)) if learned else 0.5
+        self.sinks = nn.Parameter(torch.zeros(self.n_head)) if config.attention_sinks else None
+        self.exclusion = _exclusion(config)
+        gates = {"none": 0, "channel": self.widths[0], "head": self.n_head}[config.attention_gate]
+        self.gate = nn.Linear(config.n_embd, gates, bias=config.attention_bias) if gates else None
         self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
@@ -201,13 +234,19 @@ class Attention(Mixer):
             v = self._with_first_values(v, context)
         q, k = context.positions.rotate(q, k, context.start)
         q, k = q.to(v.dtype), k.to(v.dtype)
+        own_v = v
         if context.state is not None:
             k, v = appended(context.state, k, v, context.start)
         dropout = self.weight_dropout if self.training else 0.0
         static_start = context.start if isinstance(context.start, Tensor) else None
         bias = None if context.score_bias is None else context.score_bias[self.own_heads]
-        y = self.backend(q, k, v, bias, dropout, static_start)
-        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, -1)))
+        y = self.backend(q, k, v, bias, dropout, static_start, self.sinks)
+        if self.exclusion is not None:
+            y = _without_own_value(y, own_v, self.exclusion)
+        y = y.transpose(1, 2)
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid().view(B, T, self.n_head, -1)
+        return self.dropout(self.out(y.reshape(B, T, -1)))
 
     def split(self, over: TensorSplit) -> bool:
         """By heads. A norm over the whole projection needs all of them, and so do values that other
@@ -221,6 +260,11 @@ class Attention(Mixer):
         heads = over.share_of("n_head", self.n_head)
         over.columns(self.qkv, self.widths)
         over.rows(self.out)
+        if self.gate is not None:
+            over.columns(self.gate, (self.gate.out_features,))
+        for name in ("sinks", "exclusion"):
+            if isinstance(getattr(self, name), nn.Parameter):
+                over.heads(self, name)
         self.own_heads = slice(over.rank * heads, (over.rank + 1) * heads)
         self.n_head, self.widths = heads, tuple(width // over.size for width in self.widths)
         for norm in norms:
@@ -298,6 +342,24 @@ def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
     if norm is None:
         return x
     return norm(x.unflatten(-1, (-1, *norm.normalized_shape))).flatten(2)
+
+
+def _exclusion(config: LayerConfig) -> nn.Parameter | float | None:
+    """The share of the own value that is removed from each head's output, before tanh if learned;
+    None: nothing is removed."""
+    if config.exclusive_attention == "learned":
+        return nn.Parameter(torch.zeros(config.n_head))
+    return 1.0 if config.exclusive_attention == "full" else None
+
+
+def _without_own_value(y: Tensor, v: Tensor, exclusion: nn.Parameter | float) -> Tensor:
+    """y (B, H, T, D) without a share of its component along v (B, H_kv, T, D)."""
+    own = F.normalize(v, dim=-1).unsqueeze(2)  # (B, H_kv, 1, T, D), for all heads it serves
+    grouped = y.unflatten(1, (v.shape[1], -1))
+    along = ((grouped * own).sum(-1, keepdim=True) * own).flatten(1, 2)
+    if isinstance(exclusion, float):
+        return y - along
+    return y - exclusion.tanh()[:, None, None].to(y.dtype) * along
 
 
 def attended_pairs(seq_len: int, window: int | None, causal: bool) -> int:

@@ -1,12 +1,13 @@
 """How softmax attention is computed: `attention_backend`. All give the same values.
 
 A backend is made once per layer with what the layer asks of it (`AttentionNeeds`), and called as
-`backend(q, k, v, bias, dropout, start)`:
+`backend(q, k, v, bias, dropout, start, sinks)`:
 
     q     (B, H, T_q, D)      queries: the last T_q of the T_k positions
     k, v  (B, H_kv, T_k, D)   H a multiple of H_kv; each key head serves H/H_kv query heads
     bias  (H, T_q, T_k) or None, added to the scores after their softcap
     start ()                  or None: the first query's position, if the keys go on beyond the last
+    sinks (H,) or None: the logit of a further key of value 0 that every query attends to
     out   (B, H, T_q, D)
 
 Position t sees positions t - window + 1 .. t.
@@ -42,6 +43,7 @@ class AttentionNeeds:
     softcap: float | None = None
     bias: bool = False
     dropout: bool = False
+    sinks: bool = False
     head_dim: int = 64
 
     def asked(self) -> dict[str, str]:
@@ -51,6 +53,7 @@ class AttentionNeeds:
             "takes_softcap": ("an attention softcap", self.softcap is not None),
             "takes_bias": ("a bias on the scores (ALiBi)", self.bias),
             "takes_dropout": ("dropout on the attention weights", self.dropout),
+            "takes_sinks": ("attention sinks", self.sinks),
         }
         return {attribute: words for attribute, (words, asked) in features.items() if asked}
 
@@ -62,6 +65,7 @@ class AttentionBackend:
     takes_softcap: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = True
     takes_dropout: ClassVar[bool] = True
+    takes_sinks: ClassVar[bool] = True
 
     def __init__(self, needs: AttentionNeeds):
         self.needs = needs
@@ -74,6 +78,7 @@ class AttentionBackend:
         bias: Tensor | None = None,
         dropout: float = 0.0,
         start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         raise NotImplementedError
 
@@ -121,6 +126,7 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         softcap=config.attention_softcap,
         bias=POSITIONS[config.position_encoding].biases_scores,
         dropout=config.dropout > 0,
+        sinks=config.attention_sinks,
         head_dim=config.head_dim,
     )
 
@@ -170,13 +176,20 @@ class ManualAttention(AttentionBackend):
         bias: Tensor | None = None,
         dropout: float = 0.0,
         start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        return F.dropout(self.weights(q, k, bias, start), dropout) @ _repeat_heads(v, q.shape[1])
+        weights = self.weights(q, k, bias, start, sinks)
+        return F.dropout(weights, dropout) @ _repeat_heads(v, q.shape[1])
 
     def weights(
-        self, q: Tensor, k: Tensor, bias: Tensor | None = None, start: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        bias: Tensor | None = None,
+        start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """The attention weights: (B, H, T_q, T_k), each row summing to 1."""
+        """The attention weights: (B, H, T_q, T_k), each row summing to 1, or less with sinks."""
         scale = self.needs.scale or 1 / math.sqrt(q.shape[-1])
         scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
         if self.needs.softcap is not None:
@@ -185,7 +198,11 @@ class ManualAttention(AttentionBackend):
             scores = scores + bias
         seen = visible(q.shape[2], k.shape[2], self.needs.window, q.device, start)
         scores = scores.masked_fill(~seen, float("-inf"))
-        return scores.softmax(dim=-1, dtype=_softmax_dtype(scores)).to(q.dtype)
+        if sinks is not None:
+            logits = sinks[:, None, None].expand(*scores.shape[:-1], 1).to(scores.dtype)
+            scores = torch.cat((scores, logits), dim=-1)
+        weights = scores.softmax(dim=-1, dtype=_softmax_dtype(scores)).to(q.dtype)
+        return weights if sinks is None else weights[..., :-1]
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:
@@ -196,6 +213,10 @@ def _softmax_dtype(scores: Tensor) -> torch.dtype:
 def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
     """(B, H_kv, T, D) to (B, H, T, D): neighbouring query heads share a key head."""
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
+
+
+SINK_DIMS = 8
+"""Dimensions that a sink adds to a head: one would do, but kernels want multiples of 8."""
 
 
 @ATTENTION_BACKENDS.register("sdpa", label="sdpa", paper="Dao et al. 2022, arXiv 2205.14135")
@@ -212,8 +233,22 @@ class SDPA(AttentionBackend):
         bias: Tensor | None = None,
         dropout: float = 0.0,
         start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         mask = self._mask(q, k, bias, start)
+        if sinks is not None:
+            return self._with_sinks(q, k, v, mask, dropout, sinks)
+        return self._attend(q, k, v, mask, dropout, self.needs.scale)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        dropout: float,
+        scale: float | None,
+    ) -> Tensor:
         return F.scaled_dot_product_attention(
             q,
             k,
@@ -221,9 +256,32 @@ class SDPA(AttentionBackend):
             attn_mask=mask,
             dropout_p=dropout,
             is_causal=mask is None and bool(q.shape[2] > 1),
-            scale=self.needs.scale,
+            scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+
+    def _with_sinks(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, sinks: Tensor
+    ) -> Tensor:
+        """Attention to one more key, before all others, whose value is 0.
+
+        One more dimension makes the sink's logit its product with every query and does not change
+        the other products. So the causal kernel needs no mask: an extra first query, which is
+        dropped, shifts the diagonal by the extra key.
+        """
+        queries, dim = q.shape[2:]
+        scale = self.needs.scale or dim**-0.5
+        logits = (sinks / scale).to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)
+        q = F.pad(torch.cat((q, logits), dim=-1), (0, SINK_DIMS - 1))
+        sink = F.pad(k.new_ones(1), (dim, SINK_DIMS - 1)).expand(*k.shape[:2], 1, -1)
+        k = torch.cat((sink, F.pad(k, (0, SINK_DIMS))), dim=2)
+        v = F.pad(v, (0, SINK_DIMS, 1, 0))
+        if mask is None:
+            q = q if queries == 1 else F.pad(q, (0, 0, 1, 0))
+        else:
+            mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
+        y = self._attend(q, k, v, mask, dropout, scale)
+        return y[:, :, y.shape[2] - queries :, :dim]
 
     def _mask(
         self, q: Tensor, k: Tensor, bias: Tensor | None, start: Tensor | None
@@ -245,6 +303,7 @@ class FlashAttention(AttentionBackend):
     """The flash-attn package: CUDA and half precision only."""
 
     takes_bias = False
+    takes_sinks = False
 
     def __call__(
         self,
@@ -254,6 +313,7 @@ class FlashAttention(AttentionBackend):
         bias: Tensor | None = None,
         dropout: float = 0.0,
         start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         why_not = self.refusal(self.needs, q.device.type, q.dtype, training=torch.is_grad_enabled())
         if why_not:
@@ -319,13 +379,14 @@ class FlexAttention(AttentionBackend):
         bias: Tensor | None = None,
         dropout: float = 0.0,
         start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         training = torch.is_grad_enabled() and q.requires_grad
         why_not = self.refusal(self.needs, q.device.type, q.dtype, training)
         if why_not:
             raise UserError(why_not)
         attend = _flex_attention(q.device.type)
-        return attend(
+        y, aux = attend(
             q,
             k,
             v,
@@ -333,7 +394,11 @@ class FlexAttention(AttentionBackend):
             block_mask=self._mask(q, k, start),
             scale=self.needs.scale,
             enable_gqa=q.shape[1] != k.shape[1],
+            return_aux=_aux_request(lse=sinks is not None),
         )
+        if sinks is None:
+            return y
+        return y * (aux.lse - sinks[:, None]).sigmoid().unsqueeze(-1).to(y.dtype)
 
     def _mask(self, q: Tensor, k: Tensor, start: Tensor | None) -> Any:
         """The block mask: made once per shape, or, inside a graph, as part of it."""
@@ -374,6 +439,13 @@ class FlexAttention(AttentionBackend):
                 "attention_backend='auto'."
             )
         return None
+
+
+def _aux_request(lse: bool) -> Any:
+    """Which further results flex returns: the log-sum-exp of each query's scores."""
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    return AuxRequest(lse=lse)
 
 
 def _flex_attention(device: str) -> Any:
@@ -430,10 +502,11 @@ class AutoAttention(AttentionBackend):
         bias: Tensor | None = None,
         dropout: float = 0.0,
         start: Tensor | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         whole = q.shape[2] == k.shape[2] and start is None
         name = self._name(q.device.type, q.shape[2], whole)
-        return self._made[name](q, k, v, bias, dropout, start)
+        return self._made[name](q, k, v, bias, dropout, start, sinks)
 
     def name_on(self, device: str, length: int) -> str:
         return self._name(device, length, whole=True)

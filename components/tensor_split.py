@@ -93,6 +93,10 @@ class TensorSplit:
         linear.__class__ = RowLinear
         linear.group = self._group
 
+    def heads(self, part: nn.Module, name: str) -> None:
+        """Use a share of a part's own parameter, which has one element per head."""
+        self._divide(part, name, Division(0, (getattr(part, name).numel(),)))
+
     def add_gradients(self, parameter: nn.Parameter) -> None:
         """Of a parameter that each worker uses for its share alone, such as a norm of all heads."""
         self.partial.append(parameter)

@@ -70,6 +70,9 @@ attention_softcap = None  # e.g. 50.0
 attention_bias = None  # None: same as bias
 attention_out_bias = None  # None: same as attention_bias
 value_residual = "none"  # none | fixed | learned: mix in the values of the first layer
+attention_sinks = False  # a learned logit per head in the denominator of the softmax
+exclusive_attention = "none"  # none | full | learned: remove the token's own value from the output
+attention_gate = "none"  # none | channel | head: sigmoid gate on the attention output
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto
 
 # Positions

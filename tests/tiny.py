@@ -65,6 +65,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "geglu of gelu_tanh": {"ffn_type": "geglu", "activation": "gelu_tanh"},
     "value_residual=fixed": {"value_residual": "fixed", "n_kv_head": 2},
     "value_residual=learned": {"value_residual": "learned", "n_layer": 3},
+    "attention_sinks": {"attention_sinks": True, "n_kv_head": 2},
+    "attention_sinks, window": {"attention_sinks": True, "sliding_window": 5, **ROPE},
+    "attention_sinks, alibi": {"attention_sinks": True, "position_encoding": "alibi"},
+    "attention_gate=channel": {"attention_gate": "channel", "n_kv_head": 2},
+    "attention_gate=head": {"attention_gate": "head", "head_dim": 16},
+    "exclusive_attention=full": {"exclusive_attention": "full", "n_kv_head": 2},
+    "exclusive_attention=learned": {"exclusive_attention": "learned", "attention_gate": "head"},
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,
@@ -126,6 +133,12 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "qk_norm_over=head+projection": {"qk_norm": True, "qk_norm_over": "head+projection"},
     "attention_scale=0.1+none": {"attention_scale": "0.1+none"},
     "attention_bias=true+false": {"attention_bias": "true+false"},
+    "gate, sinks, exclusion by layer": {
+        "attention_gate": "channel+none+head",
+        "attention_sinks": "true+false",
+        "exclusive_attention": "none+full+learned",
+        "n_layer": 3,
+    },
     "mixer=gated_deltanet+attention": {
         "mixer": "gated_deltanet+attention",
         "gdn_n_head": 4,

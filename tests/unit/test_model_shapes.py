@@ -48,7 +48,11 @@ def attention(c: LayerConfig) -> int:
     matrices = C * H * D + 2 * C * G * D + H * D * C
     biases = (H * D + 2 * G * D) * c.attention_bias + C * c.attention_out_bias
     normed = {"head": 2 * D, "projection": H * D + G * D}[c.qk_norm_over]
-    return matrices + biases + normed * c.qk_norm + (c.value_residual == "learned" and c.index > 0)
+    gates = {"none": 0, "channel": H * D, "head": H}[c.attention_gate]
+    gated = gates * (C + c.attention_bias)
+    per_head = H * c.attention_sinks + H * (c.exclusive_attention == "learned")
+    shared = c.value_residual == "learned" and c.index > 0
+    return matrices + biases + normed * c.qk_norm + gated + per_head + shared
 
 
 def plain_network(c: LayerConfig) -> int:
