@@ -51,7 +51,7 @@ class Combination:
         """Heads that do not divide n_embd, where their size follows from it."""
         head_dim = self.meant.get("head_dim")
         derived = None in (head_dim.values if isinstance(head_dim, Pattern) else [head_dim])
-        layer = next((layer for layer in self.kinds if "n_head" in layer), None)
+        layer = next((layer for layer in self.kinds if "head_dim" in layer), None)
         if derived and layer is not None and layer.n_embd % layer.n_head:
             yield Problem(
                 ("n_embd", "n_head"),

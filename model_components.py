@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import components.attention
 import components.gated_deltanet
+import components.latent_attention
 import components.moe
 import components.short_conv  # noqa: F401  (they register themselves)
 from components.activations import ACTIVATIONS

@@ -27,7 +27,7 @@ from options import KEYS, Key
 from part_keys import chosen_through
 from patterns import MOST_LAYERS_TO_DIFFER, Pattern, spelled, with_rest
 
-HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim")
+HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim", "qk_rope_head_dim")
 """Keys that a position encoding in attention sees, besides its own and those of every model."""
 
 

@@ -9,31 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.attention_options import (
+    ATTENTION_SECTION,
+    BiasOptions,
+    HeadOptions,
+    KeyHeadOptions,
+    PositionOptions,
+    ScoreOptions,
+)
 from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
-from components.positions import POSITIONS
 from components.tensor_split import TensorSplit
 from errors import Problem
-from options import Role, Section
-
-_sizes = Section("Sizes", Role.ARCHITECTURE)
-_attention = Section("Attention", Role.ARCHITECTURE)
-
-
-class HeadOptions:
-    """The number of heads, for mixers that have it."""
-
-    n_head: int = _sizes.option(12, "number of query heads", at_least=1, tag=None)
-
-
-class PositionOptions:
-    """The position encoding, for mixers that use one."""
-
-    position_encoding: str = _attention.option(
-        "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
-    )
 
 
 @MIXERS.register("attention", label="Attn", paper="Vaswani et al. 2017, arXiv 1706.03762")
@@ -60,77 +49,10 @@ class Attention(Mixer):
 
     residual_projections = ("out",)
 
-    class Options(HeadOptions, PositionOptions, NormOptions):
-        attention_backend: str = _attention.option(
-            "auto",
-            "attention implementation; does not change the result",
-            choices=ATTENTION_BACKENDS,
-            role=Role.EXECUTION,
-            tag=None,
-        )
-        n_kv_head: int | None = _attention.option(
-            None,
-            "number of key and value heads; none: n_head; 1: multi-query attention",
-            at_least=1,
-            per_layer=True,
-            derive=lambda config: config.n_head,
-            tag="{}KV",
-        )
-        head_dim: int | None = _attention.option(
-            None,
-            "dimension of a head; none: n_embd/n_head",
-            at_least=1,
-            per_layer=True,
-            derive=lambda config: max(config.n_embd // config.n_head, 1),
-            tag="HD{}",
-        )
-        qk_norm: bool = _attention.option(
-            False, "RMSNorm on queries and keys", per_layer=True, tag=("NoQKNorm", "QKNorm")
-        )
-        qk_norm_over: str = _attention.option(
-            "head",
-            "what qk_norm normalizes: each head or the whole projection",
-            choices=("head", "projection"),
-            per_layer=True,
-            tag={"head": "HeadQK", "projection": "WholeQK"},
-        )
-        attention_scale: float | None = _attention.option(
-            None,
-            "scale of query-key products; none: 1/sqrt(head_dim)",
-            above=0,
-            per_layer=True,
-            derive=lambda config: config.head_dim**-0.5,
-            tag="AttnScale{}",
-        )
-        sliding_window: int | None = _attention.option(
-            None,
-            "number of tokens that a query attends to, including its own; none: all",
-            at_least=1,
-            per_layer=True,
-            tag="SWA{}",
-        )
-        attention_softcap: float | None = _attention.option(
-            None,
-            "soft cap c: scores = c tanh(scores/c); none: no cap",
-            above=0,
-            per_layer=True,
-            tag="AttnCap{}",
-        )
-        attention_bias: bool | None = _attention.option(
-            None,
-            "biases in the attention projections; none: same as bias",
-            per_layer=True,
-            derive=lambda config: config.bias,
-            tag=("NoAttnBias", "AttnBias"),
-        )
-        attention_out_bias: bool | None = _attention.option(
-            None,
-            "bias in the attention output projection; none: same as attention_bias",
-            per_layer=True,
-            derive=lambda config: config.attention_bias,
-            tag=("NoAttnOutBias", "AttnOutBias"),
-        )
-        value_residual: str = _attention.option(
+    class Options(
+        BiasOptions, ScoreOptions, KeyHeadOptions, HeadOptions, PositionOptions, NormOptions
+    ):
+        value_residual: str = ATTENTION_SECTION.option(
             "none",
             "mix in the values of the first layer; fixed: half and half; learned: by a learned "
             "weight",
@@ -138,13 +60,7 @@ class Attention(Mixer):
             per_layer=True,
             tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
         )
-        attention_sinks: bool = _attention.option(
-            False,
-            "a learned logit per head in the denominator of the softmax",
-            per_layer=True,
-            tag=("NoSinks", "Sinks"),
-        )
-        exclusive_attention: str = _attention.option(
+        exclusive_attention: str = ATTENTION_SECTION.option(
             "none",
             "remove the component of a head's output along the token's own value; full: all of "
             "it; learned: a learned share per head",
@@ -152,7 +68,7 @@ class Attention(Mixer):
             per_layer=True,
             tag={"none": "NoXSA", "full": "XSA", "learned": "LearnedXSA"},
         )
-        attention_gate: str = _attention.option(
+        attention_gate: str = ATTENTION_SECTION.option(
             "none",
             "sigmoid gate on the attention output: one per channel or per head",
             choices=("none", "channel", "head"),
@@ -236,7 +152,7 @@ class Attention(Mixer):
         q, k = q.to(v.dtype), k.to(v.dtype)
         own_v = v
         if context.state is not None:
-            k, v = appended(context.state, k, v, context.start)
+            k, v = appended(context.state, context.start, k=k, v=v)
         dropout = self.weight_dropout if self.training else 0.0
         static_start = context.start if isinstance(context.start, Tensor) else None
         bias = None if context.score_bias is None else context.score_bias[self.own_heads]
@@ -299,21 +215,23 @@ class Attention(Mixer):
         return super().forward_flops(seq_len, causal) + 4 * self.n_head * self.head_dim * pairs
 
 
-def appended(state: State, k: Tensor, v: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Keep keys and values (B, H_kv, T, D) from position `start` on, and give those so far.
+def appended(state: State, start: int | Tensor, **new: Tensor) -> list[Tensor]:
+    """Write entries (B, H_kv, T, D) of the state from position `start` on; return each so far.
 
-    If start is a tensor, what comes back has the state's whole capacity, so that its shape never
-    changes; positions that were not reached yet are zero.
+    If start is a tensor, the results have the state's whole capacity, so that their shapes never
+    change; positions that were not reached yet are zero.
     """
-    length = k.shape[2]
-    for name, new in (("k", k), ("v", v)):
-        if isinstance(start, int):
-            state[name][:, :, start : start + length] = new
-        else:
-            where = start + torch.arange(length, device=new.device)
-            state[name].index_copy_(2, where, new.to(state[name].dtype))
-    end = start + length if isinstance(start, int) else state["k"].shape[2]
-    return state["k"][:, :, :end].to(k.dtype), state["v"][:, :, :end].to(v.dtype)
+    return [_appended(state[name], start, values) for name, values in new.items()]
+
+
+def _appended(kept: Tensor, start: int | Tensor, new: Tensor) -> Tensor:
+    length = new.shape[2]
+    if isinstance(start, int):
+        kept[:, :, start : start + length] = new
+        return kept[:, :, : start + length].to(new.dtype)
+    positions = start + torch.arange(length, device=new.device)
+    kept.index_copy_(2, positions, new.to(kept.dtype))
+    return kept.to(new.dtype)
 
 
 def _values_name(config: LayerConfig) -> str | None:

@@ -45,6 +45,8 @@ class AttentionNeeds:
     dropout: bool = False
     sinks: bool = False
     head_dim: int = 64
+    value_dim: int | None = None
+    """Dimension of a value; None: head_dim."""
 
     def asked(self) -> dict[str, str]:
         """Each feature asked for, in words, by the name of the class attribute that offers it."""
@@ -127,8 +129,16 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         bias=POSITIONS[config.position_encoding].biases_scores,
         dropout=config.dropout > 0,
         sinks=config.attention_sinks,
-        head_dim=config.head_dim,
+        head_dim=query_key_dim(config),
+        value_dim=config.get("v_head_dim"),
     )
+
+
+def query_key_dim(config: Any) -> int:
+    """Dimension of a layer's queries and keys."""
+    if "qk_rope_head_dim" in config:
+        return config.qk_nope_head_dim + config.qk_rope_head_dim
+    return config.head_dim
 
 
 def _able(needs: AttentionNeeds) -> list[str]:
@@ -269,7 +279,7 @@ class SDPA(AttentionBackend):
         the other products. So the causal kernel needs no mask: an extra first query, which is
         dropped, shifts the diagonal by the extra key.
         """
-        queries, dim = q.shape[2:]
+        queries, dim, width = *q.shape[2:], v.shape[-1]
         scale = self.needs.scale or dim**-0.5
         logits = (sinks / scale).to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)
         q = F.pad(torch.cat((q, logits), dim=-1), (0, SINK_DIMS - 1))
@@ -281,7 +291,7 @@ class SDPA(AttentionBackend):
         else:
             mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
         y = self._attend(q, k, v, mask, dropout, scale)
-        return y[:, :, y.shape[2] - queries :, :dim]
+        return y[:, :, y.shape[2] - queries :, :width]
 
     def _mask(
         self, q: Tensor, k: Tensor, bias: Tensor | None, start: Tensor | None
@@ -342,6 +352,8 @@ class FlashAttention(AttentionBackend):
             lacking.append("an attention softcap together with dropout")
         if needs.head_dim > 256:
             lacking.append("a head_dim above 256")
+        if needs.value_dim not in (None, needs.head_dim):
+            lacking.append("values of another dimension than keys")
         return lacking
 
     @classmethod

@@ -15,9 +15,10 @@ from options import option
 
 
 def rotated_dimensions(config: LayerConfig) -> int:
-    """Dimensions of each head that RoPE turns."""
-    # A share such as 30/44 stands for 30 dimensions, though their product falls short of it.
-    return int(config.head_dim * config.rope_fraction + 1e-6)
+    """Dimensions of each head that RoPE rotates."""
+    dim = config.get("qk_rope_head_dim") or config.head_dim
+    # A fraction such as 30/44 stands for 30 dimensions, although the product is slightly less.
+    return int(dim * config.rope_fraction + 1e-6)
 
 
 def rope_frequencies(dim: int, theta: float) -> Tensor:

@@ -44,9 +44,13 @@ ffn_hidden = None  # hidden width; None: from ffn_multiplier
 # router_z_loss_coef = 0.0
 
 # Mixer
-mixer = (
-    "attention"  # attention | gated_deltanet | short_conv; "gated_deltanet*3+attention": per layer
-)
+mixer = "attention"  # attention | mla | gated_deltanet | short_conv; "mla*3+attention": per layer
+# mixer = "mla":
+# q_lora_rank = None  # latent of the queries; None: queries from the input itself
+# kv_lora_rank = None  # latent of keys and values; None: 4 * qk_nope_head_dim
+# qk_nope_head_dim = None  # part of queries and keys that is not rotated; None: n_embd / n_head
+# qk_rope_head_dim = None  # rotated part, shared by all heads; None: half of qk_nope_head_dim
+# v_head_dim = None  # None: qk_nope_head_dim
 # mixer = "gated_deltanet":
 # gdn_n_head = None  # query and key heads; None: n_embd / 64
 # gdn_n_value_head = None  # None: gdn_n_head

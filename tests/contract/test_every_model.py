@@ -83,9 +83,9 @@ def attending(config: ModelArchitectureConfig) -> list[LayerConfig]:
 
 def asks_of_backends(keys: dict) -> tuple:
     """What the layers' backends are asked for and called with; empty without attention."""
-    shape = ("index", "n_head", "n_kv_head", "head_dim", "position_encoding", "qk_norm")
+    shape = ("n_head", "n_kv_head", "head_dim", "position_encoding", "qk_norm")
     return tuple(
-        (attention_needs(layer), *(getattr(layer, key) for key in shape))
+        (attention_needs(layer), layer.index, *(layer.get(key) for key in shape))
         for layer in attending(tiny_config(**keys))
     )
 

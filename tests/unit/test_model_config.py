@@ -128,6 +128,11 @@ CHANGES = {
     "attention_backend": {"attention_backend": "sdpa"},
     "mixer": {"mixer": "short_conv"},
     "short_conv_kernel": {"short_conv_kernel": 2},
+    "q_lora_rank": {"q_lora_rank": 8},
+    "kv_lora_rank": {"kv_lora_rank": 8},
+    "qk_nope_head_dim": {"qk_nope_head_dim": 6},
+    "qk_rope_head_dim": {"qk_rope_head_dim": 6},
+    "v_head_dim": {"v_head_dim": 6},
     "gdn_n_head": {"gdn_n_head": 2},
     "gdn_n_value_head": {"gdn_n_value_head": 8},
     "gdn_key_dim": {"gdn_key_dim": 5},
@@ -189,6 +194,10 @@ BEFORE = {
         for key in CHANGES
         if key.startswith(("n_experts", "n_shared", "router", "balance"))
     },
+    **dict.fromkeys(
+        ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+        {**ROPE, "mixer": "mla"},
+    ),
     "n_expert_groups": _GROUPS,
     "n_groups_per_token": _GROUPS,
     "shared_expert_gate": {**_MOE, "n_shared_experts": 1},

@@ -55,6 +55,15 @@ def attention(c: LayerConfig) -> int:
     return matrices + biases + normed * c.qk_norm + gated + per_head + shared
 
 
+def mla(c: LayerConfig) -> int:
+    C, H, R, Q = c.n_embd, c.n_head, c.kv_lora_rank, c.q_lora_rank
+    D, P, V = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
+    queries = H * (D + P) * (Q or C) + (C * Q + Q if Q else 0)
+    keys = C * (R + P) + R + R * H * (D + V)
+    biases = (R + P + (Q or 0)) * c.attention_bias + C * c.attention_out_bias
+    return queries + keys + H * V * C + biases + H * c.attention_sinks
+
+
 def plain_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
     return 2 * C * F + (F + C) * c.bias
@@ -98,6 +107,7 @@ MIXERS_OF_A_BLOCK = {
     "attention": attention,
     "short_conv": short_conv,
     "gated_deltanet": gated_deltanet,
+    "mla": mla,
 }
 NORMS_OF_A_BLOCK = {
     "pre": 2,
