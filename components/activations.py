@@ -40,6 +40,16 @@ class GELUTanh(Activation):
         return F.gelu(x, approximate="tanh")
 
 
+@ACTIVATIONS.register(
+    "quick_gelu", label="QuickGELU", paper="Hendrycks and Gimpel 2016, arXiv 1606.08415"
+)
+class QuickGELU(Activation):
+    """GELU approximated by the logistic function: x sigmoid(1.702 x), as in CLIP and gpt-oss."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 @ACTIVATIONS.register("silu", label="SiLU", paper="Elfwing et al. 2017, arXiv 1702.03118")
 class SiLU(Activation):
     """x times the logistic function of x (also called swish)."""
@@ -92,3 +102,26 @@ class Sigmoid(Activation):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x)
+
+
+@ACTIVATIONS.register("xielu", label="xIELU", paper="Huang and Schlag 2024, arXiv 2411.13010")
+class XIELU(Activation):
+    """a x^2 + x/2 where x is positive, else b (e^x - 1 - x) + x/2, as in Apertus.
+
+    a = softplus(alpha_p) > 0 and b = 1/2 + softplus(alpha_n) > 1/2 are learned, one of each per
+    network; both start at 0.8.
+    """
+
+    BETA = 0.5
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config)
+        self.alpha_p = nn.Parameter(torch.tensor([0.8]).expm1().log())
+        self.alpha_n = nn.Parameter(torch.tensor([0.8 - self.BETA]).expm1().log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.softplus(self.alpha_p).to(x.dtype)
+        b = (self.BETA + F.softplus(self.alpha_n)).to(x.dtype)
+        negative = x.clamp(max=0)  # keeps the branch that is not taken finite
+        curve = torch.where(x > 0, a * x * x, b * (negative.expm1() - x))
+        return curve + self.BETA * x

@@ -184,7 +184,8 @@ class Attention(Mixer):
         self.own_heads = slice(over.rank * heads, (over.rank + 1) * heads)
         self.n_head, self.widths = heads, tuple(width // over.size for width in self.widths)
         for norm in norms:
-            over.add_gradients(norm.weight)
+            for parameter in norm.parameters():
+                over.add_gradients(parameter)
         return True
 
     def connect(self, given: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from components.registry import Registry
 from components.residuals import RESIDUALS
 from components.sublayer import Sublayer
 from components.tensor_split import TensorSplit, split_of
+from options import option
 
 
 class Block(Part):
@@ -106,13 +107,36 @@ BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Bloc
 
 @BLOCKS.register("pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, 2002.04745")
 class PreNormBlock(Block):
-    """Normalise what each sublayer reads: x + f(norm(x))."""
+    """Normalise what each sublayer reads: x + f(norm(x)).
+
+    `layer_norm_scaling` divides the norms of layer l = 1, 2, ... by sqrt(l), so that the variance
+    of the stream grows less with depth (Sun et al. 2025, arXiv 2502.05795).
+    """
 
     norm_names = ("mixer_norm", "ffn_norm")
 
+    class Options:
+        layer_norm_scaling: bool = option(
+            False,
+            "divide the norms of layer l = 1, 2, ... by sqrt(l)",
+            tag=("NoLNS", "LNS"),
+        )
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config)
+        self.norm_scale = (config.index + 1) ** -0.5 if config.layer_norm_scaling else 1.0
+
     def joined(self, stream: Tensor, context: Context) -> Tensor:
-        stream = self.residual.join(stream, 0, lambda x: self.mix(self.mixer_norm(x), context))
-        return self.residual.join(stream, 1, lambda x: self.feed(self.ffn_norm(x), context))
+        def mix(x: Tensor) -> Tensor:
+            return self.mix(self._scaled(self.mixer_norm(x)), context)
+
+        def feed(x: Tensor) -> Tensor:
+            return self.feed(self._scaled(self.ffn_norm(x)), context)
+
+        return self.residual.join(self.residual.join(stream, 0, mix), 1, feed)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.norm_scale == 1 else x * self.norm_scale
 
 
 @BLOCKS.register("post", label="PostNorm", paper="Vaswani et al. 2017, arXiv 1706.03762")

@@ -136,12 +136,45 @@ class StandardFFN(FeedForward):
         return _split(self, self.up, 1, over)
 
 
+class GatedOptions:
+    """Options of gated networks, experts among them."""
+
+    glu_limit: float | None = option(
+        None,
+        "gated networks: clamp the gate to at most this and the other factor to within it; none: "
+        "no clamp",
+        above=0,
+        per_layer=True,
+        tag="GLUMax{}",
+    )
+    glu_shift: float = option(
+        0.0,
+        "gated networks: number added to the factor that is not the gate",
+        per_layer=True,
+        tag="GLUShift{}",
+    )
+
+
+class Gating:
+    """act(gate) * up, with the clamp and the shift of gpt-oss (OpenAI 2025, arXiv 2508.10925):
+    act(min(gate, limit)) * (clamp(up, -limit, limit) + shift)."""
+
+    def __init__(self, config: LayerConfig):
+        self._limit, self._shift = config.glu_limit, config.glu_shift
+
+    def __call__(self, activation: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
+        if self._limit is not None:
+            gate, up = gate.clamp(max=self._limit), up.clamp(-self._limit, self._limit)
+        return activation(gate) * (up + self._shift if self._shift else up)
+
+
 @FFNS.register("glu", label="GLU", paper="Dauphin et al. 2016, arXiv 1612.08083")
 class GLU(FeedForward):
     """Gated: down(act(gate(x)) * up(x)); a sigmoid gate unless `activation` says otherwise."""
 
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost what the standard two do at 4x
+    Options = GatedOptions
 
     def __init__(self, config: LayerConfig, width: int | None = None):
         super().__init__()
@@ -149,6 +182,7 @@ class GLU(FeedForward):
         # One matmul makes both halves: gate first, then up.
         self.gate_up = nn.Linear(config.n_embd, 2 * width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation](config)
+        self.gating = Gating(config)
         self.down = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -158,7 +192,7 @@ class GLU(FeedForward):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.dropout(self.down(self.activation(gate) * up))
+        return self.dropout(self.down(self.gating(self.activation, gate, up)))
 
     def split(self, over: TensorSplit) -> bool:
         return _split(self, self.gate_up, 2, over)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from components.activations import ACTIVATIONS
 from components.context import Context
-from components.ffns import FFNS, GLU, FeedForward
+from components.ffns import FFNS, GLU, FeedForward, GatedOptions, Gating
 from components.grouped_linear import grouped_linear
 from components.layer_config import LayerConfig
 from components.part import Part, own_stream
@@ -43,7 +43,7 @@ class MoE(FeedForward):
     default_activation = "silu"
     default_multiplier = 8 / 3
 
-    class Options(RoutingOptions):
+    class Options(GatedOptions, RoutingOptions):
         n_shared_experts: int = _experts.option(
             0,
             "number of shared experts, used by every token",
@@ -139,6 +139,7 @@ class Experts(Part):
         C, F = config.n_embd, config.ffn_hidden
         self.gate_up = nn.Parameter(torch.zeros(self.count, 2 * F, C))  # gate first, then up
         self.activation = ACTIVATIONS[config.activation](config)
+        self.gating = Gating(config)
         self.down = nn.Parameter(torch.zeros(self.count, C, F))
         biases = (torch.zeros(self.count * width) for width in (2 * F, C))
         self.gate_up_bias, self.down_bias = (
@@ -169,7 +170,8 @@ class Experts(Part):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         hidden = _affine(x, self.gate_up, self.gate_up_bias, experts, ends)
         gate, up = hidden.chunk(2, dim=-1)
-        return _affine(self.activation(gate) * up, self.down, self.down_bias, experts, ends)
+        made = self.gating(self.activation, gate, up)
+        return _affine(made, self.down, self.down_bias, experts, ends)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """2 x the weights of the experts that a token is routed to, whichever they are."""

@@ -76,6 +76,74 @@ class UnitOffsetRMSNorm(RMSNorm):
         return self._normed(x, 1 + self.offset)
 
 
+@NORMS.register(
+    "layernorm_nogain", label="LN-NG", paper="Groeneveld et al. 2024 (OLMo), arXiv 2402.00838"
+)
+class LayerNormWithoutGain(nn.LayerNorm):
+    """LayerNorm without learned parameters."""
+
+    Options = NormOptions
+
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, eps=config.norm_eps, elementwise_affine=False)
+
+
+@NORMS.register("rmsnorm_nogain", label="RMS-NG", paper="Zhang and Sennrich 2019, 1910.07467")
+class RMSNormWithoutGain(RMSNorm):
+    """RMSNorm without a learned scale, as in nanochat and modded-nanogpt."""
+
+    def __init__(self, dim: int, config: LayerConfig):
+        nn.RMSNorm.__init__(self, dim, eps=config.norm_eps, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(precise), self.normalized_shape, None, self.eps)
+
+
+class PointwiseOptions:
+    """The option of functions that take the place of a norm."""
+
+    norm_alpha: float = _norms.option(
+        0.5,
+        "initial value of the scale inside dyt and derf",
+        above=0,
+        per_layer=True,
+        tag="Alpha{}",
+    )
+
+
+@NORMS.register("dyt", label="DyT", paper="Zhu et al. 2025, arXiv 2503.10622")
+class DyT(nn.Module):
+    """tanh(a x) with a learned scalar a, then a learned scale and shift: no statistics of x."""
+
+    Options = PointwiseOptions
+
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(config.norm_alpha))
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.squashed(x.to(self.weight.dtype)) * self.weight + self.bias
+
+    def squashed(self, x: Tensor) -> Tensor:
+        """x in the range (-1, 1)."""
+        return torch.tanh(self.alpha * x)
+
+
+@NORMS.register("derf", label="Derf", paper="Chen et al. 2025, arXiv 2512.10938")
+class Derf(DyT):
+    """As DyT, with erf(a x + s) and a learned scalar shift s that starts at 0."""
+
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, config)
+        self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def squashed(self, x: Tensor) -> Tensor:
+        return torch.erf(self.alpha * x + self.shift)
+
+
 @NORMS.register("none", label="NoNorm")
 class NoNorm(nn.Module):
     """Leave the residual stream as it is."""

@@ -17,18 +17,27 @@ sequence_length = 256  # training sequence length; remove it to use block_size
 # vocab_size is taken from the dataset; set it only to make it larger
 
 # Normalization
-normalization = "layernorm"  # layernorm | layernorm_nobias | rmsnorm | rmsnorm_unit_offset | none
+# layernorm | layernorm_nobias | layernorm_nogain | rmsnorm | rmsnorm_unit_offset |
+# rmsnorm_nogain | dyt | derf | none
+normalization = "layernorm"
 norm_position = "pre"  # pre | post | res_post | sandwich | parallel | parallel_shared
 norm_eps = 1e-5
+layer_norm_scaling = False  # divide the norms of layer l = 1, 2, ... by sqrt(l)
+# normalization = "dyt":
+# norm_alpha = 0.5  # initial scale inside dyt and derf
 
 # Feed-forward network
 ffn_type = "standard"  # standard | glu | swiglu | geglu | reglu | moe; "swiglu+moe*": per layer
-activation = "gelu"  # gelu | gelu_tanh | silu | relu | relu2 | leaky_relu; None: ffn_type's own
+# gelu | gelu_tanh | quick_gelu | silu | relu | relu2 | leaky_relu | xielu; None: ffn_type's own
+activation = "gelu"
 ffn_multiplier = None  # hidden width / n_embd; None: 4, or 8/3 if gated
 ffn_multiple_of = 1  # round the hidden width up to a multiple
 ffn_hidden = None  # hidden width; None: from ffn_multiplier
 # activation = "leaky_relu":
 # leaky_relu_slope = 0.01
+# ffn_type = "swiglu":
+# glu_limit = None  # clamp the gate and the other factor, e.g. 7.0
+# glu_shift = 0.0  # added to the factor that is not the gate
 # ffn_type = "moe":
 # n_experts = 8  # each of width ffn_hidden
 # n_experts_per_token = 2

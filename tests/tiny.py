@@ -86,6 +86,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "bias": False,
     },
     "mla, alibi": {"mixer": "mla", "position_encoding": "alibi", "attention_softcap": 0.5},
+    "layer_norm_scaling": {"layer_norm_scaling": True, "n_layer": 3},
+    "norm_alpha of derf": {"normalization": "derf", "norm_alpha": 1.5},
+    "swiglu as in gpt-oss": {
+        "ffn_type": "glu",
+        "activation": "quick_gelu",
+        "glu_limit": 0.3,
+        "glu_shift": 1.0,
+    },
+    "experts as in gpt-oss": {
+        "ffn_type": "moe",
+        "activation": "quick_gelu",
+        "glu_limit": 0.3,
+        "glu_shift": 1.0,
+    },
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,

@@ -21,12 +21,17 @@ VECTORS_OF_A_NORM = {
     "layernorm_nobias": 1,
     "rmsnorm": 1,
     "rmsnorm_unit_offset": 1,
+    "layernorm_nogain": 0,
+    "rmsnorm_nogain": 0,
+    "dyt": 2,
+    "derf": 2,
     "none": 0,
 }
 
 
 def norm(c: LayerConfig) -> int:
-    return VECTORS_OF_A_NORM[c.normalization] * c.n_embd
+    scalars = {"dyt": 1, "derf": 2}.get(c.normalization, 0)
+    return VECTORS_OF_A_NORM[c.normalization] * c.n_embd + scalars
 
 
 def short_conv(c: LayerConfig) -> int:
@@ -52,7 +57,8 @@ def attention(c: LayerConfig) -> int:
     gated = gates * (C + c.attention_bias)
     per_head = H * c.attention_sinks + H * (c.exclusive_attention == "learned")
     shared = c.value_residual == "learned" and c.index > 0
-    return matrices + biases + normed * c.qk_norm + gated + per_head + shared
+    normed *= c.qk_norm and c.normalization != "rmsnorm_nogain"
+    return matrices + biases + normed + gated + per_head + shared
 
 
 def mla(c: LayerConfig) -> int:
@@ -64,14 +70,18 @@ def mla(c: LayerConfig) -> int:
     return queries + keys + H * V * C + biases + H * c.attention_sinks
 
 
+def activation(c: LayerConfig) -> int:
+    return 2 * (c.activation == "xielu")
+
+
 def plain_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
-    return 2 * C * F + (F + C) * c.bias
+    return 2 * C * F + (F + C) * c.bias + activation(c)
 
 
 def gated_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
-    return 3 * C * F + (2 * F + C) * c.bias
+    return 3 * C * F + (2 * F + C) * c.bias + activation(c)
 
 
 def mixture(c: LayerConfig) -> int:
