@@ -1,0 +1,215 @@
+"""Write docs/catalogue.md: every registered component, its cost, and what it was checked against.
+
+    python -m scripts.catalogue            writes the page
+    python -m scripts.catalogue --check    exits with 1 if the page is not up to date
+
+The cost of each component is its difference from the llama preset, on the meta device.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cli import run_cli
+from components.registry import Entry, Registry
+from errors import UserError
+from model_builder import GPT
+from model_components import ATTENTION_BACKENDS, REGISTRIES
+from model_config import ModelArchitectureConfig
+from options import Key, Role
+from training_logger import format_bytes, format_count
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "catalogue.md"
+BASELINE = {"vocab_size": 50_304}
+TOKENS = 1024
+
+COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
+    **{
+        ("rope_scaling", name): {"rope_scaling_factor": 4.0}
+        for name in ("linear", "ntk", "yarn", "llama3")
+    },
+    **{("activation", name): {"ffn_type": "glu"} for name in REGISTRIES["activation"].names},
+}
+"""Keys that a component needs beside it, or that most choices of it need."""
+
+
+class Reference(NamedTuple):
+    """An independent implementation and the test that compares a component with it."""
+
+    name: str
+    test: str
+
+
+_PARITY = "interop/test_parity.py"
+
+REFERENCES: dict[tuple[str, str], Reference] = {
+    ("mixer", "attention"): Reference("every family of docs/interop.md", _PARITY),
+    ("mixer", "mla"): Reference("DeepseekV3Attention", "unit/test_latent_attention.py"),
+    ("mixer", "gated_deltanet"): Reference("Qwen3NextGatedDeltaNet", "unit/test_mixers.py"),
+    ("mixer", "short_conv"): Reference("Lfm2ShortConv", "unit/test_mixers.py"),
+    ("ffn_type", "moe"): Reference("MixtralSparseMoeBlock, DeepseekV3MoE", "unit/test_moe.py"),
+    ("activation", "xielu"): Reference("XIELUActivation", "unit/test_pointwise_parts.py"),
+    ("activation", "quick_gelu"): Reference("ACT2FN", "unit/test_pointwise_parts.py"),
+    ("normalization", "rmsnorm_unit_offset"): Reference("Gemma 2 and 3", _PARITY),
+}
+"""Components that are compared with transformers; all others are compared with their formula,
+written out in a test."""
+
+OPTION_REFERENCES: dict[str, Reference] = {
+    "attention_sinks": Reference("GptOssAttention", "unit/test_attention_variants.py"),
+    "attention_gate": Reference("Qwen3NextAttention", "unit/test_attention_variants.py"),
+    "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
+    "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
+}
+
+
+INTRODUCTION = """# Catalogue
+
+Every component that a config can name, written by `python -m scripts.catalogue`.
+`python model_components.py` prints the list.
+
+Parameters, FLOPs per token and bytes of decoding state are differences from the `llama` preset with
+one key changed: {parameters} parameters, {flops:,} FLOPs per token for sequences of {tokens:,}
+tokens, {state} of decoding state for one of them in bfloat16. Activations are compared in a `glu`
+network.
+
+**Reference**: what the tests compare the component with, outputs and gradients, from the same
+random weights: a class of `transformers`; or its formula, written out in a test.
+[verification.md](verification.md) has the measured differences."""
+
+
+def page() -> str:
+    """The whole page."""
+    cost = _model({}).cost_report(TOKENS)
+    introduction = INTRODUCTION.format(
+        parameters=format_count(cost["parameters"]),
+        flops=cost["flops_per_token"],
+        tokens=TOKENS,
+        state=format_bytes(cost["decoding_state_bytes"]),
+    )
+    sections = [_section(registry, cost) for registry in REGISTRIES.values() if _is_shown(registry)]
+    return "\n\n".join([introduction, *sections]) + "\n"
+
+
+def _is_shown(registry: Registry) -> bool:
+    """Attention backends are not: they do not change the architecture."""
+    return registry is not ATTENTION_BACKENDS
+
+
+def _model(keys: dict[str, Any]) -> GPT:
+    with torch.device("meta"):
+        return GPT(ModelArchitectureConfig.from_preset("llama", **BASELINE, **keys))
+
+
+def _section(registry: Registry, baseline: dict[str, Any]) -> str:
+    rows = [_row(registry, registry.entry(name), baseline) for name in registry.names]
+    lines = [f"## {registry.title} (`{registry.key}`)", "", *_table(COLUMNS, rows)]
+    options = list(_options(registry))
+    if options:
+        lines += ["", *_table(OPTION_COLUMNS, options)]
+    return "\n".join(lines)
+
+
+COLUMNS = ("value", "in names", "what", "paper", "parameters", "FLOPs", "state", "reference")
+OPTION_COLUMNS = ("option", "default", "what", "of", "reference")
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    rule = ["---:" if name in ("parameters", "FLOPs", "state") else "---" for name in columns]
+    return [_line(columns), f"|{'|'.join(rule)}|", *map(_line, rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _row(registry: Registry, entry: Entry, baseline: dict[str, Any]) -> list[str]:
+    name = entry.name
+    reference = REFERENCES.get((registry.key, name))
+    return [
+        f"`{name}`",
+        entry.label,
+        entry.summary.rstrip("."),
+        entry.paper or "-",
+        *_costs(registry.key, name, baseline),
+        reference.name if reference else "formula",
+    ]
+
+
+def _costs(key: str, name: str, baseline: dict[str, Any]) -> tuple[str, str, str]:
+    """Differences in parameters, FLOPs per token and bytes of decoding state."""
+    keys = COMPANIONS.get((key, name), {})
+    if keys:
+        baseline = _model({k: v for k, v in keys.items() if k == "ffn_type"}).cost_report(TOKENS)
+    try:
+        cost = _model({**keys, key: name}).cost_report(TOKENS)
+    except UserError as error:
+        raise UserError(f"{key}={name} cannot be added to llama: {error}") from None
+    return (
+        _difference(cost["parameters"] - baseline["parameters"], format_count),
+        _difference(cost["flops_per_token"] - baseline["flops_per_token"], format_count),
+        _difference(cost["decoding_state_bytes"] - baseline["decoding_state_bytes"], format_bytes),
+    )
+
+
+def _difference(value: float, spelled: Any) -> str:
+    if value == 0:
+        return "0"
+    return f"{'+' if value > 0 else '-'}{spelled(abs(value))}"
+
+
+def _options(registry: Registry) -> Iterator[list[str]]:
+    """A row for each option of the registry's components."""
+    for key, owners in _owned(registry):
+        default = "none" if key.default is None else str(key.default)
+        reference = OPTION_REFERENCES.get(key.name)
+        if len(owners) == 1:
+            reference = reference or REFERENCES.get((registry.key, owners[0]))
+        yield [
+            f"`{key.name}`",
+            default,
+            key.help,
+            ", ".join(f"`{owner}`" for owner in owners),
+            reference.name if reference else "formula",
+        ]
+
+
+def _owned(registry: Registry) -> list[tuple[Key, list[str]]]:
+    """Options of the architecture, other than those that choose components, and their owners."""
+    owned: dict[str, tuple[Key, list[str]]] = {}
+    for name in registry.names:
+        for key in registry.entry(name).keys.values():
+            if key.name not in REGISTRIES and key.role == Role.ARCHITECTURE:
+                owned.setdefault(key.name, (key, []))[1].append(name)
+    return list(owned.values())
+
+
+def references() -> Iterable[Reference]:
+    """Every reference of the page."""
+    return [*REFERENCES.values(), *OPTION_REFERENCES.values()]
+
+
+def main(argv: list[str]) -> int:
+    """Write or check the page; returns the exit status."""
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("--check", action="store_true", help="exit with 1 if it is outdated")
+    text = page()
+    if flags.parse_args(argv).check:
+        current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        if current != text:
+            print(f"{PAGE} is outdated; run python -m scripts.catalogue.")
+            return 1
+        return 0
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
