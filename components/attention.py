@@ -22,6 +22,7 @@ from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
 from components.tensor_split import TensorSplit
+from components.value_embeddings import ValueEmbedding
 from errors import Problem
 
 
@@ -35,7 +36,8 @@ class Attention(Mixer):
     arXiv 2010.04245): `qk_norm_over` each head's own (Qwen3), or the whole projection (OLMo 2).
     `value_residual` mixes the values of the first layer into those of later ones (ResFormer, Zhou
     et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first, the share being 1/2, or one
-    learned number per layer that starts there.
+    learned number per layer that starts there. `value_embedding` adds an embedding of the token to
+    its value (`ValueEmbedding`).
 
     `attention_sinks` adds a learned logit per head to the softmax's denominator, so that a query
     may attend to nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention` removes
@@ -59,6 +61,14 @@ class Attention(Mixer):
             choices=("none", "fixed", "learned"),
             per_layer=True,
             tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
+        )
+        value_embedding: str = ATTENTION_SECTION.option(
+            "none",
+            "an embedding of the token in the values; mixed: with learned weights; gated: by a "
+            "gate per key head",
+            choices=("none", "mixed", "gated"),
+            per_layer=True,
+            tag={"none": "NoValueEmb", "mixed": "ValueEmb", "gated": "GatedValueEmb"},
         )
         exclusive_attention: str = ATTENTION_SECTION.option(
             "none",
@@ -91,6 +101,8 @@ class Attention(Mixer):
         learned = config.value_residual == "learned"
         self.value_share = nn.Parameter(torch.tensor(0.5)) if learned else 0.5
         self.sinks = nn.Parameter(torch.zeros(self.n_head)) if config.attention_sinks else None
+        embeds = config.value_embedding != "none"
+        self.value_embedding = ValueEmbedding(config) if embeds else None
         self.exclusion = _exclusion(config)
         gates = {"none": 0, "channel": self.widths[0], "head": self.n_head}[config.attention_gate]
         self.gate = nn.Linear(config.n_embd, gates, bias=config.attention_bias) if gates else None
@@ -148,6 +160,8 @@ class Attention(Mixer):
         q, k, v = (self._heads(part) for part in (q, k, v))
         if self.values_name:
             v = self._with_first_values(v, context)
+        if self.value_embedding is not None:
+            v = self.value_embedding(v, x, context.tokens)
         q, k = context.positions.rotate(q, k, context.start)
         q, k = q.to(v.dtype), k.to(v.dtype)
         own_v = v
@@ -170,7 +184,7 @@ class Attention(Mixer):
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         if any(norm.normalized_shape != (self.head_dim,) for norm in norms):
             return False
-        if self.values_name or self.weight_dropout:
+        if self.values_name or self.value_embedding is not None or self.weight_dropout:
             return False
         over.share_of("n_kv_head", self.widths[1] // self.head_dim)
         heads = over.share_of("n_head", self.n_head)

@@ -83,6 +83,7 @@ attention_softcap = None  # e.g. 50.0
 attention_bias = None  # None: same as bias
 attention_out_bias = None  # None: same as attention_bias
 value_residual = "none"  # none | fixed | learned: mix in the values of the first layer
+value_embedding = "none"  # none | mixed | gated: an embedding of the token in the values
 attention_sinks = False  # a learned logit per head in the denominator of the softmax
 exclusive_attention = "none"  # none | full | learned: remove the token's own value from the output
 attention_gate = "none"  # none | channel | head: sigmoid gate on the attention output

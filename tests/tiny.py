@@ -100,6 +100,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "glu_limit": 0.3,
         "glu_shift": 1.0,
     },
+    "value_embedding=mixed": {"value_embedding": "mixed", "n_kv_head": 2},
+    "value_embedding=gated": {"value_embedding": "gated", "value_residual": "fixed"},
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,

@@ -22,6 +22,7 @@ VARIANT = {
     "exclusive_attention": "learned",
     "attention_gate": "channel",
 }
+"""Options that can be split over workers."""
 
 
 def layer(**keys: Any) -> Attention:
@@ -164,6 +165,33 @@ def test_by_the_formulas(gate, exclusive, sinks):
             out = out * torch.sigmoid(made.gate(x[b, t])[h * D : (h + 1) * D])
         y[b, t, h] = out
     assert_close(made(x, context(x)), made.out(y.flatten(2)), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "gated"])
+@torch.no_grad()
+def test_value_embeddings_by_the_formulas(kind):
+    """As attention to values that were added up by hand."""
+    made = layer(n_kv_head=G, value_embedding=kind)
+    embedding, x = made.value_embedding, inputs().detach()
+    about = context(x)
+    q, k, v = heads(x, made)
+    for b, t, g in torch.cartesian_prod(torch.arange(B), torch.arange(T), torch.arange(G)):
+        row = embedding.table.weight[about.tokens[b, t], g * D : (g + 1) * D]
+        if kind == "mixed":
+            v[b, g, t] = embedding.shares[0] * v[b, g, t] + embedding.shares[1] * row
+        else:
+            v[b, g, t] += 2 * torch.sigmoid(embedding.gate.weight[g] @ x[b, t, :32]) * row
+    y = made.backend(q, k, v).transpose(1, 2).flatten(2)
+    assert_close(made(x, about), made.out(y), rtol=1e-9, atol=1e-10)
+
+
+def test_a_gated_value_embedding_starts_open():
+    made = Attention(tiny_layer(value_embedding="gated"))
+    made.value_embedding.init_parameters(tiny_layer(value_embedding="gated"))
+    v, x = torch.zeros(1, H, 3, D), torch.randn(1, 3, C)
+    tokens = torch.tensor([[5, 0, 5]])
+    expected = made.value_embedding.table(tokens).unflatten(-1, (H, D)).transpose(1, 2)
+    assert_close(made.value_embedding(v, x, tokens), expected)
 
 
 def test_gradients():

@@ -144,6 +144,7 @@ CHANGES = {
     "gdn_kernel": {"gdn_kernel": 2},
     "gdn_chunk": {"gdn_chunk": 5},
     "value_residual": {"value_residual": "fixed"},
+    "value_embedding": {"value_embedding": "mixed"},
     "attention_sinks": {"attention_sinks": True},
     "exclusive_attention": {"exclusive_attention": "full"},
     "attention_gate": {"attention_gate": "head"},

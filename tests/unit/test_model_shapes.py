@@ -58,6 +58,10 @@ def attention(c: LayerConfig) -> int:
     per_head = H * c.attention_sinks + H * (c.exclusive_attention == "learned")
     shared = c.value_residual == "learned" and c.index > 0
     normed *= c.qk_norm and c.normalization != "rmsnorm_nogain"
+    embedding = c.vocab_size * G * D + {"mixed": 2, "gated": G * min(C, 32)}.get(
+        c.value_embedding, 0
+    )
+    per_head += embedding * (c.value_embedding != "none")
     return matrices + biases + normed + gated + per_head + shared
 
 
