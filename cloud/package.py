@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from cloud.redaction import Redactor
-from data.dataset_files import META_FILE, SPLITS, TOKEN_BYTES_FILE, bin_file
+from data.dataset_files import SPLITS, bin_file, dataset_files
 from data.dataset_lookup import DATA_FOLDER, PREPARE_FILE, prepared_folder
 from errors import UserError, file_errors
 from training.provenance import PROJECT
@@ -72,9 +72,10 @@ class Contents:
 
     def data_files(self) -> Iterator[Path]:
         if self.dataset is not None:
-            for name in (*map(bin_file, SPLITS), TOKEN_BYTES_FILE, META_FILE):
-                if (self.dataset[0] / name).is_file():
-                    yield self.dataset[0] / name
+            folder = self.dataset[0]
+            for name in dataset_files(folder):
+                if (folder / name).is_file():
+                    yield folder / name
 
 
 def project_files(given: Iterable[Path], redact: Redactor) -> dict[PurePosixPath, Path]:

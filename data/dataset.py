@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +40,7 @@ class Dataset:
         train, val: Token ids of the splits, read-only memory maps, shape (tokens,), uint16 or
             uint32.
         token_bytes: UTF-8 length of each token id, shape (vocab_size,), uint16.
+        tokenizer_files: What the tokenizer needs besides its entry in `meta`, by file name.
     """
 
     folder: Path
@@ -45,6 +48,7 @@ class Dataset:
     train: np.ndarray
     val: np.ndarray
     token_bytes: np.ndarray
+    tokenizer_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path | str, sequence_length: int) -> Dataset:
@@ -64,7 +68,10 @@ class Dataset:
         folder = Path(folder)
         meta = read_meta(folder)
         splits = {split: _open_split(folder, meta, split, sequence_length) for split in SPLITS}
-        return cls(folder, meta, splits["train"], splits["val"], _open_token_bytes(folder, meta))
+        tokenizer = _tokenizer_at_hand(folder, meta)
+        token_bytes = _open_token_bytes(folder, meta, tokenizer)
+        files = tokenizer.files() if tokenizer else {}
+        return cls(folder, meta, splits["train"], splits["val"], token_bytes, files)
 
     @property
     def name(self) -> str:
@@ -82,7 +89,7 @@ class Dataset:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Made at first use: training itself does not need it."""
-        return tokenizer_from_meta(self.meta["tokenizer"])
+        return tokenizer_from_meta(self.meta["tokenizer"], self.folder)
 
 
 def _open_split(folder: Path, meta: dict[str, Any], split: str, sequence_length: int) -> np.ndarray:
@@ -131,7 +138,9 @@ def _check_tokens(tokens: np.ndarray, path: Path, vocab_size: int, sha256: str) 
         )
 
 
-def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
+def _open_token_bytes(
+    folder: Path, meta: dict[str, Any], tokenizer: Tokenizer | None
+) -> np.ndarray:
     path = folder / TOKEN_BYTES_FILE
     token_bytes = _load_array(path)
     if token_bytes.shape != (meta["vocab_size"],) or token_bytes.dtype != np.uint16:
@@ -140,11 +149,10 @@ def _open_token_bytes(folder: Path, meta: dict[str, Any]) -> np.ndarray:
             f"vocabulary needs a uint16 for each of its {meta['vocab_size']} tokens; prepare the "
             "dataset again."
         )
-    own = _own_token_bytes(meta)
-    if own is None:
+    if tokenizer is None:
         same = sha256_of(token_bytes) == meta.get("token_bytes_sha256", sha256_of(token_bytes))
     else:
-        same = np.array_equal(token_bytes, own)
+        same = np.array_equal(token_bytes, tokenizer.token_bytes())
     if not same:
         raise UserError(
             f"{path} has changed since it was prepared: it does not match the bytes per token of "
@@ -163,10 +171,9 @@ def _load_array(path: Path) -> np.ndarray:
         raise UserError(f"cannot read {path} ({error}); prepare the dataset again.") from error
 
 
-def _own_token_bytes(meta: dict[str, Any]) -> np.ndarray | None:
-    """The bytes per token of a dataset's tokenizer; None where it would have to be downloaded."""
+def _tokenizer_at_hand(folder: Path, meta: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a dataset; None where it would have to be downloaded."""
     try:
-        tokenizer = tokenizer_from_meta(meta["tokenizer"])
+        return tokenizer_from_meta(meta["tokenizer"], folder)
     except NotCached:
         return None
-    return tokenizer.token_bytes()

@@ -2,6 +2,7 @@
 
 train.bin, val.bin   token ids one after the other, little-endian uint16 or uint32
 token_bytes.npy      UTF-8 length of each token id, uint16; 0 for special tokens
+tokenizer.json       copy of the tokenizer, where it is one of Hugging Face tokenizers
 meta.json            what the files hold; written last, so that it vouches for the others
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data.tokenizer_json import TOKENIZER_FILE
 from data.tokenizers import token_dtype
 from errors import UserError
 from safe_files import read_json
@@ -27,6 +29,12 @@ TOKEN_BYTES_FILE = "token_bytes.npy"
 def bin_file(split: str) -> str:
     """Name of the file that holds the tokens of a split."""
     return f"{split}.bin"
+
+
+def dataset_files(folder: Path) -> list[str]:
+    """Names of the files that a prepared dataset consists of, meta.json last."""
+    own = [TOKENIZER_FILE] if (folder / TOKENIZER_FILE).is_file() else []
+    return [*map(bin_file, SPLITS), TOKEN_BYTES_FILE, *own, META_FILE]
 
 
 def sha256_of(array: np.ndarray) -> str:

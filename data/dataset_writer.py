@@ -27,9 +27,11 @@ from data.dataset_files import (
     SPLITS,
     TOKEN_BYTES_FILE,
     bin_file,
+    dataset_files,
     fingerprint_of,
     sha256_of,
 )
+from data.tokenizer_json import TOKENIZER_FILE
 from data.tokenizers import Tokenizer, token_dtype
 from errors import UserError
 
@@ -115,6 +117,8 @@ def write_dataset(
             "splits": splits,
             "fingerprint": fingerprint_of(tokenizer.to_meta(), splits),
         }
+        for file, content in tokenizer.files().items():
+            (draft / file).write_bytes(content)
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _publish(draft, folder)
     print(f"{name}: {_in_words(splits)} in {folder}")
@@ -128,7 +132,8 @@ def _in_words(splits: dict[str, dict[str, Any]]) -> str:
 def _publish(draft: Path, folder: Path) -> None:
     """Move the finished files into place; at no moment does meta.json vouch for other files."""
     (folder / META_FILE).unlink(missing_ok=True)
-    for file in (*map(bin_file, SPLITS), TOKEN_BYTES_FILE, META_FILE):
+    (folder / TOKENIZER_FILE).unlink(missing_ok=True)
+    for file in dataset_files(draft):
         os.replace(draft / file, folder / file)
 
 

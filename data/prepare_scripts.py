@@ -11,7 +11,7 @@ from data.dataset_lookup import DATA_FOLDER
 from data.dataset_writer import write_dataset
 from data.downloads import TINY_SHAKESPEARE_URL, hub_documents, tiny_shakespeare
 from data.text_files import split_by_position
-from data.tokenizers import TiktokenTokenizer, Tokenizer
+from data.tokenizers import Tokenizer, tokenizer_called
 
 TINY_SHAKESPEARE = """
 The first 90 % of the text is for training, the last 10 % for validation, as in nanoGPT. The text is
@@ -20,8 +20,8 @@ Its sha256 is always checked.
 """
 FROM_HUB = """
 It is streamed from the Hugging Face hub (pip install datasets) and tokenized with GPT-2's byte pair
-encoding; an end-of-text token ends each document. --max_documents uses only the first documents,
-which is enough for small models.
+encoding, or with --tokenizer; an end-of-text token ends each document. --max_documents uses only
+the first documents, which is enough for small models.
 """
 
 
@@ -50,6 +50,20 @@ def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentPar
         help="number of tokenizer threads (default: one per CPU); does not change the result",
     )
     return parser
+
+
+def add_tokenizer(parser: argparse.ArgumentParser, others: str = "bytes") -> None:
+    """The flag --tokenizer, GPT-2's by default; `others` says which there are besides."""
+    parser.add_argument(
+        "--tokenizer",
+        default="gpt2",
+        metavar="NAME",
+        help=(
+            f"{others}, gpt2 or another tiktoken encoding, or the folder of a Hugging Face "
+            "tokenizer: byte-level BPE, or SentencePiece BPE with byte fallback; needs pip "
+            "install tokenizers (default: %(default)s)"
+        ),
+    )
 
 
 def add_val_fraction(parser: argparse.ArgumentParser, default: float, of_what: str) -> None:
@@ -110,8 +124,9 @@ def prepare_from_hub(
     repository: str,
     configuration: str | None = None,
 ) -> None:
-    """Prepare the dataset `name` from the Hugging Face hub, with GPT-2's tokenizer."""
+    """Prepare the dataset `name` from the Hugging Face hub."""
     parser = prepare_parser(f"{description}\n{FROM_HUB}", DATA_FOLDER / name)
+    add_tokenizer(parser)
     add_val_fraction(parser, 0.0005, "the documents")
     parser.add_argument(
         "--max_documents", type=positive, metavar="N", help="stop after N documents (default: all)"
@@ -121,7 +136,7 @@ def prepare_from_hub(
         hub_documents(
             repository, args.val_fraction, configuration, max_documents=args.max_documents
         ),
-        TiktokenTokenizer("gpt2", download=True),
+        tokenizer_called(args.tokenizer),
         args.out,
         name=name,
         source=" ".join(filter(None, ["hf.co/datasets/" + repository, configuration])),

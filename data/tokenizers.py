@@ -1,4 +1,5 @@
-"""Text to token ids and back: bytes, characters, and byte pair encodings by tiktoken.
+"""Text to token ids and back: bytes, characters, and byte pair encodings by tiktoken and by
+Hugging Face tokenizers.
 
 A tokenizer is lossless: the bytes of its tokens, joined, are the UTF-8 bytes of the text. That is
 what makes bits per byte exact, and comparable between tokenizers.
@@ -8,16 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import os
 import threading
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tiktoken
 import tiktoken.load
 
+from data.tokenizer_json import TOKENIZER_FILE, TokenizerFile, end_of_text_of
 from errors import UserError, unknown_name
 
 END_OF_TEXT = "<|endoftext|>"
@@ -89,9 +96,25 @@ class Tokenizer(ABC):
         """The byte pair encoding that this is, for another project; None where it is none."""
         return None
 
+    def huggingface(self) -> dict[str, Any] | None:
+        """The content of its tokenizer.json; None where it was made from none."""
+        return None
+
     def to_meta(self) -> dict[str, Any]:
         """What `tokenizer_from_meta` needs to make this tokenizer again, as JSON holds it."""
         return {"name": self.name}
+
+    def files(self) -> dict[str, bytes]:
+        """What `tokenizer_from_meta` needs besides, by file name."""
+        return {}
+
+    def vocabulary_sha256(self) -> str:
+        """SHA-256 of the text of each id, the same for equal vocabularies of whatever kind."""
+        digest = hashlib.sha256()
+        for token in np.arange(self.vocab_size):
+            spelled = self._bytes_of(token[None])
+            digest.update(len(spelled).to_bytes(4, "little") + spelled)
+        return digest.hexdigest()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of `ids`; they may end inside a character.
@@ -289,17 +312,133 @@ def _without_network() -> Iterator[None]:
         tiktoken.load.read_file = download
 
 
-def tokenizer_from_meta(meta: dict[str, Any], *, download: bool = False) -> Tokenizer:
+class HuggingFaceTokenizer(Tokenizer):
+    """A byte pair encoding in a tokenizer.json of Hugging Face tokenizers.
+
+    The tokens are those of the text alone: no beginning-of-text token, and no space that some
+    tokenizers add before a text. A text is first brought into Unicode's normal form C if the
+    tokenizer does so, and U+2581 becomes a space if the tokenizer cannot tell them apart: bits per
+    byte count the bytes of that text. Only `encode` needs the `tokenizers` library.
+
+    Args:
+        file: The tokenizer.json.
+        end_of_text: Id of the token that separates documents, if there is one.
+    """
+
+    name = "huggingface"
+
+    def __init__(self, file: TokenizerFile, end_of_text: int | None) -> None:
+        self._file = file
+        self.end_of_text = end_of_text
+        self.vocab_size = file.vocab_size
+
+    @classmethod
+    def from_path(cls, path: Path) -> HuggingFaceTokenizer:
+        """The tokenizer of a model folder, or of a tokenizer.json.
+
+        Its end-of-text token is the `eos_token` of the tokenizer_config.json in the same folder.
+
+        Raises:
+            UserError: there is none, it is damaged, or of a kind that is not supported.
+        """
+        path = path / TOKENIZER_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(
+                f"{path.parent} has no {TOKENIZER_FILE}; write it with transformers: "
+                f"AutoTokenizer.from_pretrained(MODEL).save_pretrained({str(path.parent)!r})."
+            )
+        file = TokenizerFile.read(path)
+        return cls(file, end_of_text_of(path.parent, file.special))
+
+    @cached_property
+    def _library(self) -> Any:
+        try:
+            from tokenizers import Tokenizer as Library
+        except ImportError as error:
+            raise UserError(
+                "encoding text with a tokenizer.json needs Hugging Face tokenizers: pip install "
+                "tokenizers"
+            ) from error
+        library = Library.from_str(json.dumps(self._file.plain()))
+        library.encode_special_tokens = True  # their text is ordinary text
+        return library
+
+    def _normalized(self, text: str) -> str:
+        """The text that is encoded."""
+        text = unicodedata.normalize("NFC", text) if self._file.normalizes else text
+        return text.replace("\u2581", " ") if self._file.spells_spaces else text
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`.
+
+        Raises:
+            UserError: the `tokenizers` library is missing, or the tokens do not spell out the text.
+        """
+        text = self._normalized(text)
+        # Threads encode side by side: of the library's calls, this one lets go of the interpreter
+        # lock.
+        [encoding] = self._library.encode_batch_fast([text], add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=token_dtype(self.vocab_size))
+        spelled, wanted = self._bytes_of(ids), text.encode()
+        if spelled != wanted:
+            at = len(os.path.commonprefix([spelled, wanted]))
+            raise UserError(
+                f"the tokenizer turns {wanted[at : at + 20]!r} into {spelled[at : at + 20]!r}, so "
+                "bits per byte would be wrong; use another tokenizer, or remove that text."
+            )
+        return ids
+
+    def _bytes_of(self, ids: np.ndarray) -> bytes:
+        return b"".join(map(self._file.bytes_by_id.__getitem__, ids.tolist()))
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(token) for token in self._file.bytes_by_id], dtype=np.uint16)
+
+    def huggingface(self) -> dict[str, Any]:
+        return self._file.plain()
+
+    def to_meta(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self._file.sha256, "end_of_text": self.end_of_text}
+
+    def files(self) -> dict[str, bytes]:
+        return {TOKENIZER_FILE: self._file.content}
+
+
+def tokenizer_called(name: str) -> Tokenizer:
+    """The tokenizer that a user means by a name or a path; a vocabulary is downloaded if need be.
+
+    Args:
+        name: bytes, a name of tiktoken's, or the path of a tokenizer.json or of its folder.
+
+    Raises:
+        UserError: there is no such tokenizer, or its vocabulary is not to be had.
+    """
+    known = (ByteTokenizer.name, CharTokenizer.name, *tiktoken.list_encoding_names())
+    if name not in known and (os.path.exists(name) or name.endswith(".json")):
+        return HuggingFaceTokenizer.from_path(Path(name))
+    if name not in known:
+        raise UserError(
+            f"{unknown_name('tokenizer', name, known)} The folder of a Hugging Face tokenizer also "
+            "works."
+        )
+    return tokenizer_from_meta({"name": name, "end_of_text": True}, download=True)
+
+
+def tokenizer_from_meta(
+    meta: dict[str, Any], folder: Path | None = None, *, download: bool = False
+) -> Tokenizer:
     """The tokenizer that `Tokenizer.to_meta` described.
 
     Args:
-        meta: `name`: bytes, chars or a name of tiktoken's; with bytes `end_of_text`, True where the
-            vocabulary has that token; with chars `characters`.
+        meta: `name`: bytes, chars, huggingface or a name of tiktoken's; with bytes `end_of_text`,
+            True where the vocabulary has that token; with chars `characters`; with huggingface
+            `sha256` of the tokenizer.json and `end_of_text`, an id or None.
+        folder: Where the tokenizer.json is.
         download: Download the vocabulary of one of tiktoken's if it is not cached.
 
     Raises:
-        UserError: the name is unknown, its vocabulary is not to be had, or characters are
-            missing.
+        UserError: the name is unknown, its vocabulary is not to be had, characters are missing, or
+            the tokenizer.json is not the one described.
     """
     name = meta.get("name")
     if name == ByteTokenizer.name:
@@ -307,4 +446,19 @@ def tokenizer_from_meta(meta: dict[str, Any], *, download: bool = False) -> Toke
     if name == CharTokenizer.name:
         characters = meta.get("characters", "")
         return CharTokenizer(characters if isinstance(characters, str) else "")
+    if name == HuggingFaceTokenizer.name and folder is not None:
+        return _copied_tokenizer(meta, folder / TOKENIZER_FILE)
     return TiktokenTokenizer(str(name), download=download)
+
+
+def _copied_tokenizer(meta: dict[str, Any], path: Path) -> HuggingFaceTokenizer:
+    """The tokenizer in a copy of a tokenizer.json; UserError where it is not what `meta` says."""
+    file, expected = TokenizerFile.read(path), meta.get("sha256")
+    if file.sha256 != expected:
+        raise UserError(
+            f"{path} has changed: its sha256 is {file.sha256}, but the tokenizer of this data has "
+            f"{expected}; restore the file, or prepare the data again."
+        )
+    end = meta.get("end_of_text")
+    known = type(end) is int and end in file.special.values()
+    return HuggingFaceTokenizer(file, end if known else None)

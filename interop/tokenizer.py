@@ -1,10 +1,11 @@
-"""Byte pair encodings as Hugging Face tokenizers reads them: tokenizer.json and its config."""
+"""Tokenizers as Hugging Face tokenizers reads them: tokenizer.json and its config."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
+from data.tokenizer_json import BYTE_ALPHABET, TOKENIZER_FILE
 from data.tokenizers import BytePairs, Tokenizer
 
 
@@ -15,14 +16,21 @@ def tokenizer_files(tokenizer: Tokenizer | None, longest: int) -> dict[str, Any]
         tokenizer: The tokenizer of the data.
         longest: Tokens that the model takes.
     """
-    pairs = None if tokenizer is None else tokenizer.byte_pairs()
-    if pairs is None:
+    spec = None if tokenizer is None else _spec(tokenizer)
+    if spec is None:
         return {}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
-    end = [text for text, token in pairs.special.items() if token == tokenizer.end_of_text]
+    added = spec["added_tokens"]
+    end = [token["content"] for token in added if token["id"] == tokenizer.end_of_text]
     if end:
         config |= {"bos_token": end[0], "eos_token": end[0]}
-    return {"tokenizer.json": _tokenizer(pairs), "tokenizer_config.json": config}
+    return {TOKENIZER_FILE: spec, "tokenizer_config.json": config}
+
+
+def _spec(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The content of tokenizer.json; None where there is none of the kind."""
+    pairs = tokenizer.byte_pairs()
+    return tokenizer.huggingface() if pairs is None else _tokenizer(pairs)
 
 
 def _tokenizer(pairs: BytePairs) -> dict[str, Any]:
@@ -66,21 +74,8 @@ def _cut(pattern: str | None, level: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, level]}
 
 
-def _alphabet() -> list[str]:
-    """The character that stands for each byte: itself where it can be seen, else from U+0100 on.
-
-    The alphabet of GPT-2 (Radford et al. 2019).
-    """
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = itertools.count(0x100)
-    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
-
-
-_ALPHABET = _alphabet()
-
-
 def _spelled(token: bytes) -> str:
-    return "".join(_ALPHABET[byte] for byte in token)
+    return "".join(BYTE_ALPHABET[byte] for byte in token)
 
 
 def _merges(ranks: dict[bytes, int]) -> list[str]:

@@ -6,6 +6,7 @@
         rng.json                states of the random generators
         state.json              schema_version, step, val_loss and what the loop hands over
         plugins/                sources of the user's own parts
+        tokenizer.json          where the tokenizer is one of Hugging Face tokenizers
         manifest.json           size and sha256 of every file above; written last
 
 A checkpoint is built in a temporary folder beside its place and renamed when it is on the disk, so
@@ -25,6 +26,7 @@ import os
 import random
 import re
 import shutil
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +37,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.tokenizer_json import TOKENIZER_FILE
 from errors import UserError, nearest
 from safe_files import open_regular, read_json
 from training.sharded_tensors import Parts, own_tensors
@@ -79,6 +82,7 @@ def save_checkpoint(
     plugins: dict[str, str],
     keep: int,
     rng: dict[str, Any] | None = None,
+    tokenizer_files: Mapping[str, bytes] = types.MappingProxyType({}),
 ) -> Path:
     """Save a checkpoint of a step and drop those that are no longer kept.
 
@@ -95,6 +99,7 @@ def save_checkpoint(
         plugins: File name to source of the user's own parts.
         keep: Newest checkpoints to keep, at least 1.
         rng: States of the random generators, from `capture_rng`; None: as they are now.
+        tokenizer_files: `Tokenizer.files` of the data's tokenizer.
 
     Returns:
         The folder of the checkpoint.
@@ -114,6 +119,8 @@ def save_checkpoint(
             _write_json(draft / _RNG, rng or capture_rng())
             _write_json(draft / _STATE, _full_state(step, val_loss, state))
             _write_plugins(draft / _PLUGINS, plugins)
+            for name, content in tokenizer_files.items():
+                (draft / name).write_bytes(content)
             _write_json(draft / _MANIFEST, {"files": _fingerprints(draft)})
             _flush_to_disk(draft)
             _publish(draft, target)
@@ -339,7 +346,8 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     missing = [name for name in _REQUIRED if name not in files]
     if missing:
         raise UserError(f"{path / _MANIFEST} does not list {', '.join(missing)}.")
-    strange = [name for name in files if name not in _REQUIRED and not _is_plugin(name)]
+    known = (*_REQUIRED, TOKENIZER_FILE)
+    strange = [name for name in files if name not in known and not _is_plugin(name)]
     if strange:
         raise UserError(
             f"{path / _MANIFEST} lists {strange[0]!r}, which is not a file of a checkpoint."

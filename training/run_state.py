@@ -128,7 +128,12 @@ def _is_tokenizer(value: Any) -> bool:
     """As `Tokenizer.to_meta` makes it."""
     if not isinstance(value, dict) or not _is_text(value.get("name")):
         return False
-    return isinstance(value.get("characters", ""), str)
+    digest, end = value.get("sha256", ""), value.get("end_of_text")
+    return (
+        isinstance(value.get("characters", ""), str)
+        and _is_text(digest)
+        and (end is None or isinstance(end, bool) or is_count(end))
+    )
 
 
 def _is_stepper(value: Any) -> bool:

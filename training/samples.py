@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from data.tokenizers import Tokenizer, tokenizer_from_meta
+from data.tokenizers import Tokenizer
 from errors import UserError
 from training.hardware import autocast
 from training.run import Run
@@ -68,7 +68,7 @@ def _continued(run: Run) -> tuple[str, str]:
     Raises:
         UserError: the vocabulary is not cached, or the logits are not finite.
     """
-    tokenizer = tokenizer_from_meta(run.dataset.meta["tokenizer"])
+    tokenizer = run.dataset.tokenizer
     start = torch.as_tensor(run.dataset.val[:PROMPT_TOKENS].astype("int64"), device=run.device)
     tokens = run.network.stream(
         start[None],

@@ -98,6 +98,7 @@ class CheckpointSaver:
             rng=capture_rng(),
             val_loss=run.val_loss if run.evaluated_at == run.step else None,
             plugins={Path(path).name: text for path, text in run.settings.plugins.items()},
+            tokenizer_files=run.dataset.tokenizer_files,
             keep=run.settings.training.keep_checkpoints,
         )
 

@@ -61,7 +61,8 @@ def load_trained(
     """
 
     def load(path: Path) -> tuple[GPT, Tokenizer]:
-        tokenizer = tokenizer_from_meta(load_run_state(path)["tokenizer"], download=download)
+        described = load_run_state(path)["tokenizer"]
+        tokenizer = tokenizer_from_meta(described, path, download=download)
         config = load_settings(path, plugins).model.adapted(**changes)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(

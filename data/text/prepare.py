@@ -2,6 +2,7 @@
 
     python data/text/prepare.py --name novel --input novel.txt --tokenizer chars
     python data/text/prepare.py --name mails --input *.jsonl --text_field body
+    python data/text/prepare.py --name tuning --input novel.txt --tokenizer MODEL_FOLDER
 
 A .txt file is one document, and so is each line of a .jsonl file and each row of a .parquet file
 (pip install pyarrow). Whole documents go to training or validation: a .txt file by the hash of its
@@ -23,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cli import run_cli
 from data.dataset_lookup import DATA_FOLDER, PREPARE_FILE
 from data.dataset_writer import Document, write_dataset
-from data.prepare_scripts import add_val_fraction, prepare_parser
+from data.prepare_scripts import add_tokenizer, add_val_fraction, prepare_parser
 from data.text_files import characters_of, file_documents
-from data.tokenizers import CharTokenizer, tokenizer_from_meta
+from data.tokenizers import CharTokenizer, tokenizer_called
 from errors import UserError
 
 
@@ -37,14 +38,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--name", required=True, help="name of the dataset, and of its folder under data/"
     )
-    parser.add_argument(
-        "--tokenizer",
-        default="gpt2",
-        help=(
-            "bytes, chars (those in the text), gpt2 or another tiktoken encoding (default: "
-            "%(default)s)"
-        ),
-    )
+    add_tokenizer(parser, "bytes, chars (those in the text)")
     parser.add_argument(
         "--text_field",
         default="text",
@@ -78,13 +72,14 @@ def main(argv: list[str]) -> None:
     def documents() -> Iterator[Document]:
         return file_documents(args.input, args.val_fraction, args.text_field)
 
-    tokenizer = {"name": args.tokenizer, "end_of_text": True}
     if args.tokenizer == CharTokenizer.name:
-        tokenizer["characters"] = characters_of(documents())
+        tokenizer = CharTokenizer(characters_of(documents()))
+    else:
+        tokenizer = tokenizer_called(args.tokenizer)
     all_txt = all(path.suffix == ".txt" for path in args.input)
     write_dataset(
         documents(),
-        tokenizer_from_meta(tokenizer, download=True),
+        tokenizer,
         args.out,
         name=args.name,
         source=", ".join(path.name for path in args.input),

@@ -201,7 +201,7 @@ def test_a_dataset_of_an_older_version_opens(tmp_path):
 def test_bytes_per_token_of_a_tokenizer_that_is_not_cached_are_checked_by_digest(
     folder, monkeypatch
 ):
-    def not_cached(meta):
+    def not_cached(meta, folder):
         raise NotCached("not cached")
 
     monkeypatch.setattr(dataset_module, "tokenizer_from_meta", not_cached)

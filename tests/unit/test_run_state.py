@@ -208,7 +208,7 @@ def test_sample_and_export_download_a_vocabulary_only_on_request(tmp_path, monke
     save_run(tmp_path / "run", tokenizer={"name": "gpt2"})
     asked = []
 
-    def make(meta, *, download):
+    def make(meta, folder, *, download):
         asked.append((meta["name"], download))
         raise NotCached("not cached")
 
