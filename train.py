@@ -24,7 +24,7 @@ from data.dataset_lookup import prepare_if_missing
 from data.prefetch import prefetch
 from data.validation import ValidationWindows
 from interop.huggingface import load_weights
-from interop.starting_model import new_settings
+from interop.starting_model import new_settings, refuse_other_tokenizer
 from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
 from recipe.schedules import learning_rate_at
@@ -111,6 +111,8 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
     )
     with workers.together():
         dataset = Dataset.open(folder, training.sequence_length)
+        if start.checkpoint is None:
+            refuse_other_tokenizer(training.init_from, dataset)
         settings = start.settings.for_data(dataset.vocab_size)
     prepare_device(device, tf32=training.tf32)
     compiled = workers.only_first(lambda: compilation(settings, device, dtype, workers.size))

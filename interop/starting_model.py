@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from configurator import Asked, Base, Settings, resolve
+from data.dataset import Dataset
+from data.tokenizer_json import TOKENIZER_FILE
+from data.tokenizers import HuggingFaceTokenizer, NotCached
 from errors import ConfigError, Problem, UserError, quoted
 from interop.families import family_of, read_fields
 from interop.family import OF_A_RUN
@@ -46,6 +51,35 @@ def starting_base(asked: Asked) -> tuple[Base | None, list[Problem]]:
         return None, [Problem(("init_from",), message)]
     keys = {key: value for key, value in model.to_dict().items() if key not in OF_A_RUN}
     return Base(keys, f"init_from {folder}", "custom"), list(_contradictions(asked, model, folder))
+
+
+def refuse_other_tokenizer(init_from: str, dataset: Dataset) -> None:
+    """Raise UserError where the tokenizer in the folder of `init_from` is not that of the data.
+
+    Compared is the text that each token id stands for, of tokenizers of whatever kind. Nothing is
+    checked where the folder has no tokenizer.json, and only the number of tokens where the
+    vocabulary of the data's tokenizer would have to be downloaded.
+    """
+    folder = Path(init_from)
+    if init_from == "none" or not (folder / TOKENIZER_FILE).is_file():
+        return
+    theirs, found = HuggingFaceTokenizer.from_path(folder), ""
+    if theirs.vocab_size != dataset.vocab_size:
+        found = f"has {dataset.vocab_size} tokens, but that of the model {theirs.vocab_size}"
+    with contextlib.suppress(NotCached):
+        ours, wanted = dataset.tokenizer.vocabulary_sha256(), theirs.vocabulary_sha256()
+        if not found and ours != wanted:
+            found = (
+                f"has other tokens than that of the model: the sha256 of its vocabulary is {ours}, "
+                f"of the model's {wanted}"
+            )
+    if found:
+        raise UserError(
+            f"the tokenizer {dataset.meta['tokenizer']['name']!r} of dataset={dataset.name!r} "
+            f"{found} (init_from={init_from!r}); prepare the text with the model's: "
+            f"python data/text/prepare.py --tokenizer={shlex.quote(init_from)} --name=NAME "
+            "--input FILES"
+        )
 
 
 def _contradictions(asked: Asked, model: ModelArchitectureConfig, folder: str) -> Iterator[Problem]:
