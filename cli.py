@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -33,6 +34,8 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         with contextlib.suppress(OSError):  # the terminal may be closed
             print(error, file=sys.stderr)
+            if error.missing_flag:
+                print(f"  {command_with(error.missing_flag)}", file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -47,6 +50,24 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         with contextlib.suppress(OSError):
             traceback.print_exception(error)
         sys.exit(1)
+
+
+def command_with(flag: str) -> str:
+    """The command line of this process with a flag `--key=value` added or replaced."""
+    key = flag.partition("=")[0]
+    kept = [*sys.argv[1:]]
+    while (place := next((i for i, word in enumerate(kept) if word == key), None)) is not None:
+        del kept[place : place + 2]
+    kept = [word for word in kept if not word.startswith(f"{key}=")]
+    return shlex.join([*_started_as(), *kept, flag])
+
+
+def _started_as() -> list[str]:
+    """What the user typed before the arguments."""
+    name, module = sys.argv[0], sys.modules["__main__"].__spec__
+    if not name.endswith(".py"):
+        return name.split(" ")  # `nanoarch sample`
+    return ["python", "-m", module.name] if module else ["python", os.path.relpath(name)]
 
 
 def trim_to_users_code(error: BaseException) -> bool:

@@ -21,6 +21,8 @@ class UserError(ValueError):
 
     exit_status: ClassVar[int] = 1
     """What a command returns for it."""
+    missing_flag: ClassVar[str] = ""
+    """A flag that the same command needs to do what it refused to do unasked."""
 
 
 @dataclasses.dataclass(frozen=True)

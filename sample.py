@@ -17,6 +17,7 @@ from errors import UserError, quoted
 from model_builder import check_sampling
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.samples import text_of
+from training.saved_plugins import PLUGINS_HELP, named_plugins
 from training.trained_model import load_trained
 from training_components import DTYPES
 from training_config import DEVICES
@@ -52,9 +53,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=1337, help="random seed")
     flags.add_argument("--device", choices=DEVICES, default="auto", help="device")
     flags.add_argument("--dtype", choices=[*DTYPES, "auto"], default="auto", help="compute dtype")
-    flags.add_argument(
-        "--plugins", default="", help="comma-separated .py files that register custom components"
-    )
+    flags.add_argument("--plugins", default="", help=PLUGINS_HELP)
     flags.add_argument(
         "--download",
         action="store_true",
@@ -85,10 +84,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"seed={quoted(args.seed)} must be at least 0 and below {2**64}.")
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
+    out_dir = Path(args.out_dir)
     trained = load_trained(
         args.run,
-        Path(args.out_dir),
-        run_plugins(args.plugins),
+        out_dir,
+        run_plugins(named_plugins(args.plugins, args.run, out_dir)),
         device=device,
         download=args.download,
         attention_backend="auto",  # whichever it was trained with: the one that suits the device

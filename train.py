@@ -49,6 +49,7 @@ from training.run import Run
 from training.run_directory import run_directory
 from training.run_log import open_log, own_folder
 from training.samples import log_sample, sample_due
+from training.saved_plugins import resumed_plugins
 from training.saving import CheckpointSaver
 from training.signals import StopRequest
 from training.step_guard import StepGuard
@@ -71,6 +72,8 @@ def train_run(argv: list[str]) -> Path | None:
         console = Console(silent=not workers.first)
         with workers.together():
             assumed, argv = split_dry_run(argv)
+        argv = workers.only_first(lambda: resumed_plugins(argv))
+        with workers.together():
             asked = configurator.read(argv)
         found = workers.only_first(lambda: find_resumed(asked))
         with workers.together():

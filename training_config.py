@@ -86,7 +86,10 @@ class TrainingOptions:
         role=Role.DATA,
     )
     plugins: str = _places.option(
-        "", "comma-separated .py files that register custom components", restored=False
+        "",
+        "comma-separated .py files that register custom components; saved: with --resume, those "
+        "that the run was trained with, whose code then runs",
+        restored=False,
     )
     allow_changed_plugins: bool = _places.option(
         False, "resume even if the plugins have changed since the run was trained", restored=False

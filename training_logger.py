@@ -273,7 +273,8 @@ class TrainingLogger:
             folder, runs = (shlex.quote(str(path)) for path in (self.run_dir, self.run_dir.parent))
             lines.append(f"  report:   {self._page.path}")
             if self._run["checkpoints"]:
-                lines.append(f"  sample:   python sample.py --run={folder}")
+                parts = " --plugins=saved" if self._run["plugins"] else ""
+                lines.append(f"  sample:   python sample.py --run={folder}{parts}")
             lines.append(f"  compare:  python compare_architectures.py {runs}")
         return "\n".join(lines)
 

@@ -30,6 +30,7 @@ from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from safe_files import read_json
+from training.saved_plugins import PLUGINS_HELP, named_plugins
 from training.trained_model import load_trained
 from user_files import run_plugins
 
@@ -174,7 +175,8 @@ def export(
     Raises:
         UserError: there is no such run, or what `load_trained` or `save` refuses.
     """
-    trained = load_trained(run, out_dir, run_plugins(plugins), download=download)
+    registered = run_plugins(named_plugins(plugins, run, out_dir))
+    trained = load_trained(run, out_dir, registered, download=download)
     model, tokenizer = trained.model, trained.tokenizer
     save(model, folder, family, tokenizer)
     written = sorted(file.name for file in folder.iterdir())
@@ -200,9 +202,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--family", help=f"one of {', '.join(FAMILIES)}; default: the first that fits"
     )
-    command.add_argument(
-        "--plugins", default="", help="comma-separated .py files that register custom components"
-    )
+    command.add_argument("--plugins", default="", help=PLUGINS_HELP)
     command.add_argument(
         "--download",
         action="store_true",

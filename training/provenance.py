@@ -54,10 +54,12 @@ def text_digest(path: Path) -> str:
 
 def plugin_digests(plugins: Mapping[str, str]) -> dict[str, str]:
     """The SHA-256 of each plugin's source, by file name; `plugins` is path to source."""
-    return {
-        Path(path).name: hashlib.sha256(source.encode()).hexdigest()
-        for path, source in plugins.items()
-    }
+    return {Path(path).name: source_sha256(source) for path, source in plugins.items()}
+
+
+def source_sha256(source: str) -> str:
+    """SHA-256 of a plugin's source."""
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def output_of(*command: str) -> str | None:

@@ -19,6 +19,7 @@ from training.checkpoint import (
 )
 from training.run_directory import refuse_locked
 from training.run_state import load_run_state, refuse_other_weights
+from training.saved_plugins import NotAllowed, plugin_changes
 from training_components import ALL_REGISTRIES
 from training_config import TrainingConfig
 from training_logger import ResumePoint
@@ -166,10 +167,10 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
         if key in KEYS and values.get(key) is not None and KEYS[key].problem(values[key])
     ]
     if saved and unknown:
-        raise UserError(
+        raise NotAllowed(
             f"{path} was trained with custom parts, whose code is not run automatically: "
-            f"{', '.join(unknown)}. Review {', '.join(saved)}, then pass "
-            f"--plugins={','.join(saved)}."
+            f"{', '.join(unknown)}. Review {', '.join(saved)}, then allow it by "
+            f"{NotAllowed.missing_flag}."
         )
 
 
@@ -274,16 +275,12 @@ def _changed_plugins(settings: Settings, path: Path) -> list[Problem]:
     """Plugins whose source is no longer what the run was trained with."""
     if settings.training.allow_changed_plugins:
         return []
-    saved = load_plugins(path)
     return [
         Problem(
             ("plugins",),
-            f"{given} differs from the {Path(given).name} that the run was trained with "
-            f"({path / 'plugins' / Path(given).name}); restore it, or resume with the changed one "
-            "by --allow_changed_plugins=True.",
+            f"{change} Restore it, or resume with the changed one by --allow_changed_plugins=True.",
         )
-        for given, source in settings.plugins.items()
-        if saved.get(Path(given).name, source) != source
+        for change in plugin_changes(settings.plugins, path)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.resume import Start
 from training.step_guard import StepGuard
 from training.updates import Updates
 from training.workers import Workers
+from user_files import located
 
 
 @dataclasses.dataclass
@@ -156,6 +158,9 @@ class Run:
             "derived": self.settings.derived,
             "data_fingerprint": self.dataset.fingerprint,
             "tokenizer": self.dataset.meta["tokenizer"],
+            "plugin_paths": {
+                Path(path).name: os.path.abspath(located(path)) for path in self.settings.plugins
+            },
             "evaluated_at": self.evaluated_at,
             "sampled_at": self.sampled_at,
             "seconds": self.watch.total,

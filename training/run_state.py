@@ -117,6 +117,11 @@ def _is_config(value: Any) -> bool:
     return all(map(_is_text, value)) and all(map(_is_setting, value.values()))
 
 
+def _is_texts(value: Any) -> bool:
+    """Whether a value is a table of texts."""
+    return isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
+
+
 def _is_setting(value: Any) -> bool:
     """Whether a value may be that of a key; which it takes is the config's to say."""
     if value is None or isinstance(value, bool) or _is_text(value):
@@ -170,5 +175,6 @@ _LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: value is None or _is_text(value),
     "log_records": lambda value: value is None or is_count(value),
     "sampled_at": lambda value: value is None or is_count(value),
+    "plugin_paths": lambda value: value is None or _is_texts(value),
 }
 """Of keys that older checkpoints lack."""

@@ -15,6 +15,7 @@ from model_builder import GPT
 from training.checkpoint import load_model_weights, load_newest
 from training.resume import load_settings
 from training.run_state import load_run_state
+from training.saved_plugins import plugin_changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TrainedModel:
         model: In evaluation mode, on the device asked for.
         tokenizer: That of the data that it was trained on.
         checkpoint: Where they come from.
-        notes: Lines for the user: damaged checkpoints passed by.
+        notes: Lines for the user: damaged checkpoints passed by, plugins that have changed.
     """
 
     model: GPT
@@ -74,4 +75,4 @@ def load_trained(
         return model, tokenizer
 
     (model, tokenizer), path, notes = load_newest(where, out_dir, load)
-    return TrainedModel(model, tokenizer, path, tuple(notes))
+    return TrainedModel(model, tokenizer, path, (*notes, *plugin_changes(plugins, path)))

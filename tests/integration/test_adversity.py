@@ -188,7 +188,8 @@ class Power(Activation):
         digest = log_of(run)["plugins"]["power.py"]
         plugin.write_text(self.PART.replace("x ** 2", "x ** 3"))
         message = workshop.refused(*command, "--resume=auto", "--max_iters=2")
-        assert f"{plugin} differs from the power.py that the run was trained with" in message
+        assert f"{plugin} has changed since the run was trained: its sha256 is " in message
+        assert f"then it was {digest}" in message
         workshop.train(*command, "--resume=auto", "--max_iters=2", "--allow_changed_plugins=True")
         assert log_of(run)["plugins"]["power.py"] != digest
         assert log_of(run)["config"]["max_iters"] == 2

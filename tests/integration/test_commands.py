@@ -289,7 +289,7 @@ class Cube(Activation):
         ):
             assert child.finish() == 1
             assert "custom parts, whose code is not run automatically" in child.errors
-            assert f"--plugins={kept}" in child.errors
+            assert f"Review {kept}, then allow it by --plugins=saved.\n  python " in child.errors
             assert "Traceback" not in child.errors
         assert not mark.exists()
 

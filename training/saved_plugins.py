@@ -1,0 +1,131 @@
+"""`--plugins=saved`: the plugins that a run was trained with, run because the user says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from configurator import split_arguments
+from errors import ConfigError, UserError
+from options import KEYS
+from training.checkpoint import find_checkpoint, load_plugins, newest_whole, runs_newest_first
+from training.provenance import source_sha256
+from training.run_state import load_run_state
+from user_files import located, read_source
+
+SAVED = "saved"
+"""What stands for them among the files of `--plugins`."""
+
+PLUGINS_HELP = (
+    "comma-separated .py files that register custom components; saved: those that the run was "
+    "trained with, whose code then runs"
+)
+
+
+class NotAllowed(UserError):
+    """A run needs plugins, and the user has not allowed them."""
+
+    missing_flag: ClassVar[str] = f"--plugins={SAVED}"
+
+
+def named_plugins(plugins: str, where: str, out_dir: Path, config_files: Sequence[str] = ()) -> str:
+    """A value of `plugins` with the files of a run in place of `saved`.
+
+    A file that is where it was during training, with the same code, is used there; otherwise its
+    copy in the checkpoint. Nothing is run here.
+
+    Args:
+        plugins: Files separated by commas, `saved` among them or not.
+        where: The run, as `find_checkpoint` takes it.
+        out_dir: The folder that holds the runs.
+        config_files: Files that are run anyway.
+
+    Raises:
+        UserError: there is no such run, or a file is there but has changed.
+    """
+    names = [name for name in map(str.strip, plugins.split(",")) if name]
+    if SAVED not in names:
+        return plugins
+    named = [name for name in names if name != SAVED]
+    others = {os.path.realpath(located(file)) for file in (*named, *config_files)}
+    saved = plugin_files(find_checkpoint(where, out_dir)[0])
+    return ",".join([*(file for file in saved if os.path.realpath(file) not in others), *named])
+
+
+def resumed_plugins(argv: Sequence[str]) -> list[str]:
+    """The arguments of train.py with the files of the run to resume in place of `--plugins=saved`.
+
+    Raises:
+        UserError: no run is resumed; else as `named_plugins`.
+    """
+    arguments = split_arguments(argv)
+    flags = arguments.flags
+    text = flags.get("plugins", "")
+    if SAVED not in map(str.strip, text.split(",")):
+        return list(argv)
+    where = flags.get("resume", "none")
+    if where == "none":
+        raise UserError(
+            f"--plugins={SAVED} stands for the plugins of a run that is resumed; add --resume=RUN, "
+            "or name the files."
+        )
+    out_dir = Path(flags.get("out_dir", KEYS["out_dir"].default))
+    if where == "auto":
+        where = str(_newest(out_dir, flags.get("run_name", "auto")))
+    named = named_plugins(text, where, out_dir, arguments.files)
+    place = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--plugins")
+    spelled = 1 if "=" in argv[place] else 2
+    return [*argv[:place], f"--plugins={named}", *argv[place + spelled :]]
+
+
+def _newest(out_dir: Path, run_name: str) -> Path:
+    """The newest checkpoint of the run of that name, or of any."""
+    for folder in runs_newest_first(out_dir):
+        if run_name in ("auto", folder.name):
+            return newest_whole(folder / "checkpoints")[0]
+    raise UserError(
+        f"--plugins={SAVED}, but there is no run to resume in {out_dir} yet; name the files."
+    )
+
+
+def plugin_files(path: Path) -> list[str]:
+    """The files of the plugins of a checkpoint. Raises UserError where one of them has changed."""
+    places = load_run_state(path).get("plugin_paths") or {}
+    files = []
+    for name, source in load_plugins(path).items():
+        copy, original = path / "plugins" / name, places.get(name, "")
+        if not Path(original).is_file():
+            files.append(str(copy))
+            continue
+        try:
+            now = read_source(original)
+        except ConfigError as error:
+            raise UserError(error.problems[0].message) from error
+        if now != source:
+            raise UserError(
+                f"{_changed(original, now, source)}; restore it, use the code that the run was "
+                f"trained with by --plugins={copy}, or the changed code by --plugins={original}."
+            )
+        files.append(original)
+    return files
+
+
+def _changed(file: str, now: str, then: str) -> str:
+    """That a plugin has changed since a run was trained, with both digests."""
+    return (
+        f"{file} has changed since the run was trained: its sha256 is {source_sha256(now)}, then "
+        f"it was {source_sha256(then)}"
+    )
+
+
+def plugin_changes(plugins: Mapping[str, str], path: Path) -> list[str]:
+    """Of given plugins (path -> source), a line on each whose code is not that of a checkpoint."""
+    saved = load_plugins(path)
+    return [
+        f"{_changed(given, source, saved[Path(given).name])}; the code that it was trained with is "
+        f"{path / 'plugins' / Path(given).name}."
+        for given, source in plugins.items()
+        if saved.get(Path(given).name, source) != source
+    ]
