@@ -41,11 +41,12 @@ from training_logger import METRICS_FILE, RUN_FILE
 FORMATS = ("text", "json", "csv", "markdown")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = argparse.ArgumentParser(
         description="Compare runs: which architecture is better, by how much, at what cost."
     )
-    parser.add_argument(
+    flags.add_argument(
         "runs",
         nargs="*",
         help=(
@@ -53,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "files, or globs"
         ),
     )
-    parser.add_argument(
+    flags.add_argument(
         "--latest",
         type=int,
         metavar="N",
@@ -62,10 +63,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             f"{DEFAULT_LATEST} if no runs are given)"
         ),
     )
-    parser.add_argument(
+    flags.add_argument(
         "--out_dir", default="out", help="folder searched for the newest runs (default: out)"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--baseline",
         metavar="NAME",
         help=(
@@ -74,13 +75,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "the group of the oldest run)"
         ),
     )
-    parser.add_argument(
+    flags.add_argument(
         "--margin",
         type=float,
         metavar="NATS",
         help=f"largest difference that counts as equal (default: {MARGIN:g}, or the sweep's)",
     )
-    parser.add_argument(
+    flags.add_argument(
         "--tuned",
         default="",
         metavar="KEYS",
@@ -89,35 +90,40 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "may differ between arms"
         ),
     )
-    parser.add_argument(
+    flags.add_argument(
         "--ratio", action="store_true", help="also show quality against memory and speed"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--format", choices=FORMATS, default="text", help="output format (default: text)"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
         help="also plot the curves and the differences: a .png, .svg or .pdf (needs matplotlib)",
     )
-    parser.add_argument(
+    flags.add_argument(
         "--plot_tuning",
         type=Path,
         metavar="FILE",
         help="also plot the tuning curves of a sweep (needs matplotlib)",
     )
-    parser.add_argument(
+    flags.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
         help="also write an HTML page: tables, plots and curves in one file",
     )
-    arguments = parser.parse_args(argv)
+    return flags
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    flags = parser()
+    arguments = flags.parse_args(argv)
     arguments.tuned = [key for key in arguments.tuned.split(",") if key]
     problem = _problem(arguments)
     if problem:
-        parser.error(problem)
+        flags.error(problem)
     return arguments
 
 

@@ -93,6 +93,7 @@ def option(
     varies: bool | None = None,
     fixed: bool | None = None,
     restored: bool = True,
+    names: str | None = None,
 ) -> Any:
     """A config key, declared as an attribute of a class of options.
 
@@ -115,6 +116,7 @@ def option(
         varies: Whether the arms of a sweep may differ in it; None: as its role says.
         fixed: Whether a run that is resumed must keep its value; None: as its role says.
         restored: Whether a run that is resumed has the value that it was saved with.
+        names: What a text names besides files, for shell completion: `dataset`.
 
     Raises:
         UserError: there is no default or no help.
@@ -140,6 +142,7 @@ def option(
         "varies": varies,
         "fixed": fixed,
         "restored": restored,
+        "names": names,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -199,6 +202,11 @@ class Key:
     def takes_text(self) -> bool:
         """Whether any text may be its value."""
         return str in _members(self.annotation) and not self.boolean and self.choices is None
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether None is one of its values."""
+        return types.NoneType in _members(self.annotation)
 
     @property
     def per_layer(self) -> bool:

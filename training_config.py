@@ -98,6 +98,7 @@ class TrainingOptions:
     dataset: str = _data.option(
         "python_stdlib",
         "name of a folder of data/, or path to a prepared dataset",
+        names="dataset",
     )
     sequence_length: int | None = _data.option(
         None,

@@ -12,19 +12,11 @@ import sys
 from cli import run_cli
 from errors import UserError, nearest
 from nanoarch import own_module
-
-COMMANDS = {
-    "train": ("train", "train an architecture and log what it costs"),
-    "sweep": ("sweep", "train comparable arms and report verdicts"),
-    "compare": ("compare_architectures", "compare runs"),
-    "sample": ("sample", "generate text with a trained model"),
-    "export": ("interop.huggingface", "export a trained model to Hugging Face transformers"),
-}
-"""By name the module whose `main` runs, and what it does."""
+from nanoarch.commands import COMMANDS
 
 
 def usage() -> str:
-    rows = [f"  {name:<9} {does}" for name, (_, does) in COMMANDS.items()]
+    rows = [f"  {name:<11} {does}" for name, (_, does) in COMMANDS.items()]
     return "\n".join(["usage: nanoarch COMMAND [arguments]; nanoarch COMMAND --help", "", *rows])
 
 

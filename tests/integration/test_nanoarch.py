@@ -14,7 +14,7 @@ import torch
 
 import nanoarch
 from errors import UserError
-from nanoarch.__main__ import COMMANDS
+from nanoarch.commands import COMMANDS
 from tests.integration.child import ROOT
 from tests.integration.runs import Workshop
 from tests.test_imports import LAYERS
