@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,9 @@ from errors import UserError
 
 MAX_JSON_BYTES = 16 * 2**20
 """Enough for a tokenizer of every character of Unicode, escaped."""
+
+READERS_SECONDS = 2.0 if os.name == "nt" else 0.0
+"""How long a reader may keep a file from being replaced: on Windows, it can."""
 
 
 def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
@@ -78,7 +82,19 @@ def write_atomically(path: Path, parts: Iterable[str | bytes], *, durable: bool 
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put a file in the place of another, for which readers of that one may have to be waited."""
+    deadline = time.monotonic() + READERS_SECONDS
+    while True:
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)

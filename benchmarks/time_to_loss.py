@@ -85,7 +85,7 @@ def seconds_of(command: Sequence[str], folder: Path) -> tuple[float, float]:
     """Wall and CPU seconds of a Python command, run in a folder. Raises UserError if it fails."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=folder, capture_output=True, encoding="utf-8", check=False
     )
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:

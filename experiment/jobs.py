@@ -138,10 +138,14 @@ def launched(command: Sequence[str], processes: int) -> list[str]:
 
 
 def launch_environment() -> dict[str, str]:
-    """What a launched command has set: output that is never behind, and of torchrun (2.13 or later)
-    as long to save after a signal as without it."""
+    """What a launched command has set: output in UTF-8 that is never behind, and of torchrun (2.13
+    or later) as long to save after a signal as without it."""
     patience = str(round(PATIENCE_SECONDS))
-    return {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience}
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience,
+    }
 
 
 def output_file(run_folder: Path) -> Path:
@@ -169,6 +173,17 @@ Urgency = Callable[[], int]
 """How a run is to stop: 0 not at all, 1 once its step is done and saved, 2 at once."""
 
 
+_APART: dict[str, Any] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    if sys.platform == "win32"
+    else {"start_new_session": True}
+)
+"""Starts a process so that Ctrl-C reaches it once, through this process."""
+
+_STOP = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM
+"""What asks it to save and stop; on Windows, SIGTERM would end it at once."""
+
+
 def run_job(
     job: Job, environment: Mapping[str, str], urgency: Urgency, processes: int = 1
 ) -> Outcome:
@@ -194,7 +209,7 @@ def run_job(
             stdin=subprocess.DEVNULL,
             cwd=job.directory,
             env={**os.environ, **launch_environment(), **environment},
-            start_new_session=True,  # so that Ctrl-C reaches it once, through this process
+            **_APART,
         )
         stopped = _wait(process, urgency)
     seconds = time.monotonic() - began
@@ -219,7 +234,7 @@ def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
             except subprocess.TimeoutExpired:
                 pass
             while asked < urgency():
-                process.send_signal(signal.SIGTERM)  # train.py stops at once by the second;
+                process.send_signal(_STOP)  # train.py stops at once by the second;
                 # torchrun passes both on
                 asked, deadline = asked + 1, time.monotonic() + PATIENCE_SECONDS
             if time.monotonic() > deadline:

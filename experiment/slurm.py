@@ -413,7 +413,8 @@ def _ran(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
             command,
             cwd=cwd,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=COMMAND_SECONDS,
             start_new_session=True,
         )

@@ -72,10 +72,10 @@ def measured(case: dict[str, Any]) -> tuple[int, int]:
             *("-m", "scripts.memory", "--child", folder),
             *(*SIZES, *STEPS, *flags, f"--out_dir={folder}", "--run_name=run"),
         ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
         if done.returncode:
             raise UserError(f"a run failed:\n{done.stdout}\n{done.stderr}")
-        found = [json.loads(path.read_text()) for path in Path(folder).glob("memory_*.json")]
+        found = [json.loads(path.read_text("utf-8")) for path in Path(folder).glob("memory_*.json")]
     return max(own["expected"] for own in found), max(own["measured"] for own in found)
 
 
@@ -86,7 +86,8 @@ def child(folder: Path, argv: list[str]) -> None:
 
     def noting_what_is_there(*args: Any) -> Any:
         noted["before"] = psutil.Process().memory_info().rss
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        # the peak counts from here on
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return new_placement(*args)
 
     def noting_what_is_expected(*args: Any) -> Any:
@@ -97,7 +98,7 @@ def child(folder: Path, argv: list[str]) -> None:
 
     train.new_placement, train.set_up = noting_what_is_there, noting_what_is_expected
     train.main(argv)
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text("utf-8")
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     result = {"expected": noted["expected"], "measured": peak - noted["before"]}
     (folder / f"memory_{os.environ.get('RANK', '0')}.json").write_text(json.dumps(result))

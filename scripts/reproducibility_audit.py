@@ -113,7 +113,7 @@ def variables(*_: Trained) -> str:
 def git(*arguments: str) -> str:
     """What git prints in the project's folder; an error where it cannot tell."""
     command = ("git", "-C", str(PROJECT), *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
     if done.returncode:
         raise UserError(f"git {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()

@@ -44,12 +44,12 @@ class Cluster:
     def sbatch(self, *arguments: str) -> None:
         *flags, script = arguments
         assert flags == ["--parsable"]
-        options = read_options(Path(script).read_text())
+        options = read_options(Path(script).read_text(encoding="utf-8"))
         if options.get("--partition") == "none":
             sys.exit("sbatch: error: invalid partition specified: none")
         array = str(17 + len(list(self.folder.glob("*.sh"))))
         copied = self.folder / f"{array}.sh"
-        copied.write_text(Path(script).read_text())
+        copied.write_text(Path(script).read_text(encoding="utf-8"))
         last, _, limit = options["--array"].removeprefix("0-").partition("%")
         numbers = range(int(last) + 1)
         for number in numbers:
@@ -84,7 +84,7 @@ class Cluster:
 
     def _begin(self, array: str, file: Path, output: str) -> subprocess.Popen:
         number = file.name.partition("_")[2]
-        with Path(output.replace("%a", number)).open("a") as said:
+        with Path(output.replace("%a", number)).open("a", encoding="utf-8") as said:
             task = subprocess.Popen(
                 ["bash", str(self.folder / f"{array}.sh")],
                 stdout=said,
@@ -92,7 +92,7 @@ class Cluster:
                 env={**os.environ, "SLURM_ARRAY_TASK_ID": number, "SLURM_JOB_ID": array},
                 start_new_session=True,
             )
-        file.write_text(f"RUNNING {task.pid}")
+        file.write_text(f"RUNNING {task.pid}", encoding="utf-8")
         return task
 
     def squeue(self, *arguments: str) -> None:

@@ -56,6 +56,10 @@ _REQUIRED = (_MODEL, _OPTIMIZER, _RNG, _STATE)
 
 _NEWEST_TRIES = 5
 
+_HELD_OPEN = (PermissionError,) if os.name == "nt" else ()
+"""What deleting a checkpoint raises on Windows while another process reads it; it is deleted after
+the next one is saved."""
+
 Loaded = TypeVar("Loaded")
 
 
@@ -242,7 +246,8 @@ def _prune(folder: Path, step: int, keep: int) -> None:
         kept.add(best)
     for path in list_checkpoints(folder):
         if path not in kept:
-            _remove(path)
+            with contextlib.suppress(*_HELD_OPEN):
+                _remove(path)
 
 
 def _val_loss(path: Path) -> float:

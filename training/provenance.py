@@ -66,7 +66,7 @@ def output_of(*command: str) -> str | None:
     """What a command prints; None where it is not installed, fails, or takes 10 seconds."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

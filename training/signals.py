@@ -1,5 +1,5 @@
-"""Stopping a run by SIGINT (Ctrl-C), SIGTERM, or SIGHUP (a terminal that closes): the first signal
-asks it to finish and save, a second one ends it at once."""
+"""Stopping a run by SIGINT (Ctrl-C), SIGTERM, SIGHUP (a terminal that closes), or on Windows
+Ctrl-Break: the first signal asks it to finish and save, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from types import FrameType, TracebackType
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 

@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -509,5 +510,7 @@ def _forgo_restarts(torchrun: int, workers: Workers) -> None:
 def _end_with_parent() -> None:
     """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers. One
     that was killed before this has no store any more, see `_store`."""
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -275,7 +275,7 @@ class Cube(Activation):
         self, workshop: Workshop, part: str, tmp_path: Path
     ) -> None:
         mark = tmp_path / "was_run"
-        with open(part, "a") as file:
+        with open(part, "a", encoding="utf-8") as file:
             file.write(f"\nopen({str(mark)!r}, 'w').close()\n")
         trained = workshop.start(part, "--activation=cube", "--max_iters=1")
         assert trained.finish() == 0, trained.errors
@@ -324,7 +324,7 @@ class TestUnfinishedLogs:
         run = workshop.train("--max_iters=2")
         document = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**document, "status": "running"}))
-        with open(run / "metrics.jsonl", "a") as file:
+        with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write('{"kind": "train", "it')
         assert main([str(run)]) == 0
         assert "(running)" in capsys.readouterr().out

@@ -329,7 +329,7 @@ class TestWhatMayChange:
         run = workshop.train("--max_iters=12", "--resume=auto", "--log_to=csv", *COURSE)
         assert "log_to" not in capsys.readouterr().out  # it is the command's in every session
         assert_same_course(whole, run, step=12)
-        with open(run / "metrics.csv", newline="") as file:
+        with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
             rows = [(row["kind"], int(row["iter"])) for row in csv.DictReader(file)]
         assert rows == [(line["kind"], line["iter"]) for line in metrics_of(run)]
 

@@ -247,7 +247,7 @@ def test_a_copy_inside_another_checkout_is_an_error(project, monkeypatch):
 
 
 def written(path: Path, content: dict) -> str:
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return str(path)
 
 

@@ -424,6 +424,26 @@ def test_pruning_survives_a_checkpoint_without_a_state(tmp_path):
     assert steps_in(tmp_path) == [2]
 
 
+def test_a_checkpoint_that_is_held_open_is_pruned_later(tmp_path, monkeypatch):
+    """As on Windows, where what another process reads cannot be deleted."""
+    held, rename = save(tmp_path, 1), os.rename
+
+    def refuse(source, target):
+        if source == held:
+            raise PermissionError(13, "Access is denied")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "rename", refuse)
+        with pytest.raises(UserError, match="Access is denied"):
+            save(tmp_path, 2, keep=1)
+        patch.setattr(checkpoint, "_HELD_OPEN", (PermissionError,))
+        save(tmp_path, 3, keep=1)
+        assert steps_in(tmp_path) == [1, 3]
+    save(tmp_path, 4, keep=1)
+    assert steps_in(tmp_path) == [4]
+
+
 def test_a_run_resumed_from_an_earlier_step_leaves_the_later_ones(tmp_path):
     for step in (10, 20, 30):
         save(tmp_path, step, val_loss=1 / step)

@@ -35,7 +35,7 @@ def call(function, *arguments):
 
 def raised(path: Path, source: str) -> Exception:
     """What running a plugin raises."""
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
     with pytest.raises(Exception, match=".") as error:
         call(run_plugins, str(path))
     return error.value
@@ -62,7 +62,7 @@ def test_a_traceback_without_a_user_s_file_stays_whole() -> None:
 
 def ended(capsys: pytest.CaptureFixture[str], path: Path, source: str) -> tuple[int, list[str]]:
     """The exit status of a command that runs a plugin, and what it prints."""
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
     with pytest.raises(SystemExit) as end:
         run_cli(lambda argv: run_plugins(str(path))["x"])
     return end.value.code, capsys.readouterr().err.splitlines()

@@ -573,7 +573,7 @@ def test_runs_of_different_code_are_told_apart_in_every_view(tmp_path, compare):
 
 def test_a_crashed_run_counts_as_far_as_its_metrics_got(tmp_path, compare):
     folder = make_run(tmp_path / "crashed", last=30, crash=True)
-    with open(folder / "metrics.jsonl", "a") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "train", "iter": 4')
     stale = json.loads((folder / "run.json").read_text())
     assert stale["summary"]["total_tokens"] == 20_000

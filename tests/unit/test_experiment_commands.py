@@ -165,8 +165,8 @@ def test_parts_of_a_plugin(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("my_parts.py").write_text(PLUGIN)
-    Path("my_config.py").write_text(CONFIG.partition("n_layer")[0])
+    Path("my_parts.py").write_text(PLUGIN, encoding="utf-8")
+    Path("my_config.py").write_text(CONFIG.partition("n_layer")[0], encoding="utf-8")
     options, rest = sweep.parser().parse_known_args(
         [
             *("my_config.py", "--vary", "mixer=attention,mingru", "--vary", "optimizer=adamw"),

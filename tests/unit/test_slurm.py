@@ -159,7 +159,7 @@ def test_a_config_that_changed_begins_no_run(
 def edited_after(config: Path) -> Callable[..., str]:
     def script(*arguments: object) -> str:
         text = array_script(*arguments)
-        config.write_text("n_layer = 2\n")
+        config.write_text("n_layer = 2\n", encoding="utf-8")
         return text
 
     return script

@@ -488,7 +488,7 @@ def test_a_resumed_log_equals_that_of_one_go(tmp_path):
         train_and_raise(parts, 35, RuntimeError)
     first = read_run(parts)
     assert first["status"] == "failed"
-    with open(parts / "metrics.jsonl", "a") as file:
+    with open(parts / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "train", "wall_sec')
     with make_logger(parts, resume=ResumePoint(20)) as logger:
         assert [line["iter"] for line in metrics_lines(parts)] == [5, 10, 10, 15, 20, 20]
