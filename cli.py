@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Container
+from typing import Any, NoReturn
 
 from components.registry import is_users_module
-from errors import UserError
+from errors import SYNONYMS, UserError, nearest, quoted, unknown_name
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -50,6 +51,59 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         with contextlib.suppress(OSError):
             traceback.print_exception(error)
         sys.exit(1)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of a command's own options. An error is one line, as for config keys: what is wrong,
+    the nearest name, and for a config key which commands take it.
+
+    Args:
+        keys: The config keys, which the command does not take.
+    """
+
+    def __init__(self, *args: Any, keys: Container[str] = (), **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._keys = keys
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(args, namespace)
+        flags = [word for word in unknown if word.startswith("-")]
+        if unknown:  # what follows an unknown flag may be its value
+            self.error("\n".join(map(self._unexpected, flags or unknown)))
+        return found
+
+    def _unexpected(self, word: str) -> str:
+        """What is wrong with an argument that the command does not take."""
+        name = word.lstrip("-").partition("=")[0]
+        if not word.startswith("-"):
+            return f"unexpected argument {quoted(word)}; --help lists what there is."
+        key = SYNONYMS.get(name, name)
+        if key in self._keys or name in SYNONYMS:
+            return (
+                f"--{name}: this command has no such option; {key!r} is a key of train.py and "
+                "sweep.py."
+            )
+        near = nearest(f"--{name}", self._flags())
+        return f"unknown option {quoted(f'--{name}')}{near} --help lists the options."
+
+    def _flags(self) -> list[str]:
+        """The flags of this parser and of its subcommands."""
+        commands = (
+            command
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for command in action.choices.values()
+        )
+        own = (flag for flag in self._option_string_actions if flag.startswith("--"))
+        return [*own, *(flag for command in commands for flag in command._flags())]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "command" if action.dest == argparse.SUPPRESS else action.dest
+            raise argparse.ArgumentError(action, unknown_name(name, value, action.choices))
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message.removeprefix('argument ')}\n")
 
 
 def command_with(flag: str) -> str:

@@ -23,9 +23,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import run_cli
+from cli import CommandParser, run_cli
 from comparison.exports import to_csv, to_json
 from comparison.findings import Findings
+from comparison.logged_keys import EARLIER_KEYS
 from comparison.plot import plot_problem, write_plot
 from comparison.report.page import write_page
 from comparison.runs import LoggedRun
@@ -43,8 +44,9 @@ FORMATS = ("text", "json", "csv", "markdown")
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
-        description="Compare runs: which architecture is better, by how much, at what cost."
+    flags = CommandParser(
+        description="Compare runs: which architecture is better, by how much, at what cost.",
+        keys=EARLIER_KEYS,
     )
     flags.add_argument(
         "runs",

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from cli import run_cli
+from cli import CommandParser, run_cli
 from data.tokenizers import is_unicode
 from errors import UserError, quoted
 from model_builder import check_sampling
+from options import KEYS
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.samples import text_of
 from training.saved_plugins import PLUGINS_HELP, named_plugins
@@ -26,7 +27,8 @@ from user_files import run_plugins
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    flags = argparse.ArgumentParser(
+    flags = CommandParser(
+        keys=KEYS,
         description="Generate text with a trained model; tokens are printed as they are generated.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -29,7 +29,7 @@ import torch
 
 import compare_architectures
 import configurator
-from cli import run_cli
+from cli import CommandParser, run_cli
 from comparison.formatting import assignments
 from comparison.json_checks import told
 from comparison.report.page import write_page
@@ -89,7 +89,7 @@ MOST_WORKERS = 1_000
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    flags = CommandParser(
         usage="python sweep.py [config.py ...] [--key=value ...] [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

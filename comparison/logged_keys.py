@@ -30,6 +30,7 @@ _ROLES = frozenset(Role)
 _EARLIER_ROLES = {
     key: role for role, keys in _BEFORE_ROLES_WERE_LOGGED.items() for key in keys.split()
 }
+EARLIER_KEYS = _EARLIER_ROLES.keys()
 
 _COUNTED = {
     "dataset": ("data", "fingerprint"),

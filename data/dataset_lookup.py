@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from pathlib import Path
 
 from data.dataset_files import META_FILE
+from data.text_files import TEXT_SUFFIXES
 from errors import UserError, unknown_name
 
 DATA_FOLDER = Path(__file__).resolve().parent
@@ -41,11 +43,15 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
             "automatically only for a new run on a folder of data/ given by its plain name; run "
             f"it first: python {script}"
         )
-    if os.path.isfile(dataset):
+    if os.path.isfile(dataset) or Path(dataset).suffix in TEXT_SUFFIXES:
         stem = Path(dataset).stem
+        what = "is a file" if os.path.isfile(dataset) else "does not exist"
+        command = shlex.join(
+            ["python", "data/text/prepare.py", f"--name={stem}", f"--input={dataset}"]
+        )
         raise UserError(
-            f"dataset={dataset!r} is a file; prepare it first: python data/text/prepare.py "
-            f"--name={stem} --input={dataset}; then use --dataset={stem}."
+            f"dataset={dataset!r} {what}; prepare your text first: {command}; then use "
+            f"--dataset={shlex.quote(stem)}."
         )
     if os.path.isdir(folder):
         raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")

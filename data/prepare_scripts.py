@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from cli import CommandParser
 from data.dataset_lookup import DATA_FOLDER
 from data.dataset_writer import write_dataset
 from data.downloads import TINY_SHAKESPEARE_URL, hub_documents, tiny_shakespeare
@@ -32,7 +33,7 @@ def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentPar
         description: What --help says; its line breaks are kept.
         folder: Where the dataset goes if --out does not say otherwise.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -126,6 +126,7 @@ def _no_text(place: str, text_field: str, fields: Iterable[str]) -> str:
 
 
 TEXT_READERS = {".jsonl": _jsonl_texts, ".parquet": _parquet_texts}
+TEXT_SUFFIXES = (".txt", *TEXT_READERS)
 
 
 def file_documents(
@@ -141,12 +142,11 @@ def file_documents(
         UserError: a file is missing or of another kind; or, once it is read, not as its kind
             should be.
     """
-    kinds = (".txt", *TEXT_READERS)
     for path in paths:
         if not path.is_file():
             raise UserError(f"there is no file {path}.")
-        if path.suffix not in kinds:
-            raise UserError(f"{path}: {unknown_name('kind of file', path.suffix, kinds)}")
+        if path.suffix not in TEXT_SUFFIXES:
+            raise UserError(f"{path}: {unknown_name('kind of file', path.suffix, TEXT_SUFFIXES)}")
     if len(paths) == 1 and paths[0].suffix == ".txt":
         return split_by_position(paths[0], val_fraction)
     return itertools.chain.from_iterable(

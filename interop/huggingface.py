@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cli import run_cli
+from cli import CommandParser, run_cli
 from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, family_of, read_fields
@@ -29,6 +29,7 @@ from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from options import KEYS
 from safe_files import read_json
 from training.saved_plugins import PLUGINS_HELP, named_plugins
 from training.trained_model import load_trained
@@ -189,8 +190,9 @@ def export(
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(prog="interop.huggingface", description=__doc__.splitlines()[0])
-    commands = flags.add_subparsers(required=True)
+    about = __doc__.splitlines()[0]
+    flags = CommandParser(prog="interop.huggingface", description=about, keys=KEYS)
+    commands = flags.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "export", help="export a run as a Hugging Face transformers folder"
     )

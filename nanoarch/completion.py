@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import configurator
+from cli import CommandParser
 from nanoarch import own_module
 from nanoarch.commands import COMMANDS
 from options import KEYS, Key
@@ -76,7 +77,8 @@ class Command:
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(
+    flags = CommandParser(
+        keys=KEYS,
         prog="nanoarch completion",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
