@@ -547,7 +547,8 @@ def test_without_the_plugin_it_is_told_where_the_parts_are(plugin, tmp_path):
             use()
         assert "was trained with custom parts" in str(refused.value)
         assert "position_encoding='wave'" in str(refused.value)
-        assert re.search(r"--plugins=\S+/plugins/parts\.py", str(refused.value))
+        said = r"Review \S+/plugins/parts\.py, then allow it by --plugins=saved\.$"
+        assert re.search(said, str(refused.value))
 
 
 def test_saved_settings_name_the_key_that_is_unknown(plugin):
