@@ -63,6 +63,29 @@ def write_sentencepiece(folder: Path) -> Path:
     return folder
 
 
+def write_gemma(folder: Path) -> Path:
+    """The same as Gemma has it: it adds no space, and cuts text before it merges."""
+    replaced = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    cut = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+    parts = {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": cut | {"invert": False},
+        "decoder": _decoder(replaced),
+    }
+    return change(write_sentencepiece(folder), lambda spec: spec.update(parts))
+
+
+def write_metaspace(folder: Path) -> Path:
+    """The same as later versions of Mistral have it: a step before merging adds the space."""
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    parts = {"normalizer": None, "pre_tokenizer": metaspace, "decoder": _decoder(metaspace)}
+    return change(write_sentencepiece(folder), lambda spec: spec.update(parts))
+
+
+def _decoder(first: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "decoders": [first, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+
+
 def _write(folder: Path, tokenizer: Any, config: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cli import run_cli, trim_to_users_code
+from cli import command_with, run_cli, trim_to_users_code
 from configurator import run_plugins
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,30 @@ def test_a_command_works_with_its_streams_closed(closed: str) -> None:
         ["sh", "-c", shell, sys.executable, COMMAND], cwd=PROJECT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Commands that are suggested
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "expected"),
+    [
+        ("sample.py", None, "python sample.py"),
+        (str(PROJECT / "sample.py"), None, "python sample.py"),
+        ("nanoarch sample", "nanoarch.__main__", "nanoarch sample"),
+        (str(PROJECT / "interop" / "x.py"), "interop.x", "python -m interop.x"),
+    ],
+)
+def test_a_flag_is_added_to_what_the_user_typed(
+    monkeypatch: pytest.MonkeyPatch, program: str, module: str | None, expected: str
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    spec = module and SimpleNamespace(name=module)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    for given in ([], ["--plugins=a.py"], ["--plugins", "a.py"]):
+        monkeypatch.setattr("sys.argv", [program, *given, "--prompt=a b"])
+        suggested = command_with("--plugins=saved")
+        assert suggested == f"{expected} '--prompt=a b' --plugins=saved"
 
 
 # Errors of a user's own code

@@ -22,9 +22,21 @@ from data.tokenizers import (
 )
 from errors import UserError
 from interop.tokenizer import tokenizer_files
-from tests.tiny_tokenizers import TEXT, change, write_byte_level, write_sentencepiece
+from tests.tiny_tokenizers import (
+    TEXT,
+    change,
+    write_byte_level,
+    write_gemma,
+    write_metaspace,
+    write_sentencepiece,
+)
 
-KINDS = {"byte level": write_byte_level, "SentencePiece": write_sentencepiece}
+KINDS = {
+    "byte level": write_byte_level,
+    "SentencePiece": write_sentencepiece,
+    "Gemma": write_gemma,
+    "Metaspace": write_metaspace,
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -66,6 +78,19 @@ def test_some_tokens_are_part_of_a_character(folder):
     assert tokens == [b"\xe2", b"\x80", b"\x94"]
     assert b"\xf0\x9f" not in tokens
     assert tokenizer.decode([*tokenizer.encode("—")][:2]) == "\ufffd"
+
+
+def test_the_exported_tokenizer_gives_our_tokens(folder, tmp_path):
+    tokenizer, written = tokenizer_of(folder), tmp_path / "written"
+    written.mkdir()
+    for name, content in tokenizer_files(tokenizer, 99).items():
+        (written / name).write_text(json.dumps(content), encoding="utf-8")
+    theirs, text = theirs_in(written), TEXT.replace("<|end|>", "")
+    ids = theirs(text)["input_ids"]
+    assert ids == tokenizer.encode(text).tolist()
+    assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == tokenizer.end_of_text
+    assert tokenizer_of(written).vocabulary_sha256() == tokenizer.vocabulary_sha256()
 
 
 def test_byte_level_tokens_are_those_of_transformers(byte_level):
