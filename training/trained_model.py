@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from data.tokenizer_json import TOKENIZER_FILE
 from data.tokenizers import Tokenizer, tokenizer_from_meta
 from errors import UserError
 from model_builder import GPT
+from safe_files import refuse_irregular
 from training.checkpoint import load_model_weights, load_newest
 from training.resume import load_settings
 from training.run_state import load_run_state
@@ -63,6 +65,7 @@ def load_trained(
 
     def load(path: Path) -> tuple[GPT, Tokenizer]:
         described = load_run_state(path)["tokenizer"]
+        refuse_irregular(path / TOKENIZER_FILE, follow_links=False)
         tokenizer = tokenizer_from_meta(described, path, download=download)
         config = load_settings(path, plugins).model.adapted(**changes)
         if tokenizer.vocab_size > config.vocab_size:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -81,6 +83,27 @@ def test_a_run_samples_without_its_data(out: Path, capsys) -> None:
     sample.main([*flags, "--prompt=naïve 🎭"])
     assert capsys.readouterr().out.startswith("naïve 🎭")
     assert (checkpoint_at(out / "run", 3) / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("how", ["a link", "a FIFO", "missing", "changed"])
+def test_a_tokenizer_of_a_checkpoint_that_is_not_sound(out: Path, tmp_path: Path, how: str) -> None:
+    copy = shutil.copytree(checkpoint_at(out / "run", 3), tmp_path / "step_00000003")
+    file = copy / "tokenizer.json"
+    content = file.read_bytes()
+    file.unlink()
+    listed = json.loads((copy / "manifest.json").read_text("utf-8"))
+    del listed["files"]["tokenizer.json"]  # which the manifest does not have to list
+    (copy / "manifest.json").write_text(json.dumps(listed), encoding="utf-8")
+    if how == "a link":
+        (tmp_path / "elsewhere.json").write_bytes(content)
+        file.symlink_to(tmp_path / "elsewhere.json")
+    elif how == "a FIFO":
+        os.mkfifo(file)
+    elif how == "changed":
+        file.write_bytes(content + b" ")
+    said = {"missing": "cannot read", "changed": "has changed: its sha256 is"}
+    with pytest.raises(UserError, match=said.get(how, "is not a regular file")):
+        sample.main([f"--run={copy}", "--device=cpu", "--prompt=a"])
 
 
 def test_a_run_resumes(prepared: Path, out: Path) -> None:
