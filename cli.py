@@ -13,7 +13,7 @@ from collections.abc import Callable, Container
 from typing import Any, NoReturn
 
 from components.registry import is_users_module
-from errors import SYNONYMS, UserError, nearest, quoted, unknown_name
+from errors import KEY_SYNONYMS, UserError, nearest, quoted, unknown_name
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -77,8 +77,8 @@ class CommandParser(argparse.ArgumentParser):
         name = word.lstrip("-").partition("=")[0]
         if not word.startswith("-"):
             return f"unexpected argument {quoted(word)}; --help lists what there is."
-        key = SYNONYMS.get(name, name)
-        if key in self._keys or name in SYNONYMS:
+        key = KEY_SYNONYMS.get(name, name)
+        if key in self._keys or name in KEY_SYNONYMS:
             return (
                 f"--{name}: this command has no such option; {key!r} is a key of train.py and "
                 "sweep.py."

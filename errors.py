@@ -98,12 +98,16 @@ def quoted(value: Any, longest: int = 80) -> str:
     return f"{text[:half]}...{text[-half:]} ({len(text)} characters)"
 
 
-SYNONYMS = {
+VALUE_SYNONYMS = {
     "gpu": "cuda",
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
     "half": "float16",
+}
+"""What other projects call a value, and its name here."""
+
+KEY_SYNONYMS = {
     "lr": "learning_rate",
     "norm": "normalization",
     "pos": "position_encoding",
@@ -142,14 +146,16 @@ SYNONYMS = {
     "random_seed": "seed",
     "wandb": "log_to",
 }
-"""What other projects call something, and its name here."""
+"""What other projects call a config key, and its name here."""
+
+_SYNONYMS = KEY_SYNONYMS | VALUE_SYNONYMS
 
 
 def nearest(name: str, choices: Iterable[Any]) -> str:
     """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
     names = {str(choice).lower(): str(choice) for choice in choices}
     text = str(name)[:100].lower()
-    meant = SYNONYMS.get(text)
+    meant = _SYNONYMS.get(text)
     if meant in names:
         return f"; did you mean {meant!r}?"
     matches = difflib.get_close_matches(text, names, n=1, cutoff=0.6)

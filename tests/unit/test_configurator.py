@@ -27,7 +27,7 @@ from configurator import (
     resolve,
     settings_from_dict,
 )
-from errors import SYNONYMS, ConfigError, nearest
+from errors import KEY_SYNONYMS, VALUE_SYNONYMS, ConfigError, nearest
 from interop.starting_model import new_settings
 from model_config import PRESETS, ModelArchitectureConfig
 from model_keys import REPLACED, removed_key_message
@@ -430,7 +430,7 @@ def test_the_replacements_of_nanogpt_keys_are_keys():
     assert named <= set(key_table()) | set(NANOGPT_KEYS)
 
 
-@pytest.mark.parametrize(("foreign", "own"), SYNONYMS.items())
+@pytest.mark.parametrize(("foreign", "own"), (KEY_SYNONYMS | VALUE_SYNONYMS).items())
 def test_a_name_of_other_projects_is_answered_with_ours(foreign, own):
     assert foreign not in key_table()
     choices = [*key_table(), *DEVICES, *DTYPES]

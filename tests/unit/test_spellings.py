@@ -13,7 +13,7 @@ import train
 from cli import CommandParser
 from cloud import runpod_deploy
 from data.prepare_scripts import prepare_parser
-from errors import SYNONYMS, UserError
+from errors import KEY_SYNONYMS, UserError
 from interop import huggingface
 from options import KEYS
 
@@ -94,6 +94,10 @@ def test_a_value_that_is_no_choice_or_no_number(answer) -> None:
     assert answer("sweep", "--match=flop").startswith("--match: unknown match 'flop'; did you mean")
 
 
+def test_another_name_of_a_value_is_no_key(answer) -> None:
+    assert "is a key of" not in answer("sample", "--gpu")
+
+
 def test_what_is_missing_or_too_much(answer, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer("sample", "latest") == "unexpected argument 'latest'; --help lists what there is."
     with pytest.raises(SystemExit):
@@ -113,9 +117,8 @@ def test_a_file_that_exists_is_named_in_the_command(answer, tmp_path) -> None:
 
 
 def test_every_other_name_means_something() -> None:
-    values = {"cuda", "float32", "bfloat16", "float16"}
-    assert set(SYNONYMS.values()) - values <= set(KEYS)
-    assert not set(SYNONYMS) & set(KEYS)
+    assert set(KEY_SYNONYMS.values()) <= set(KEYS)
+    assert not set(KEY_SYNONYMS) & set(KEYS)
 
 
 def test_help_is_that_of_argparse(capsys: pytest.CaptureFixture[str]) -> None:
