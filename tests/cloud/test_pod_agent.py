@@ -61,9 +61,9 @@ def test_a_job_runs_its_steps_and_leaves_a_done_marker(place, unpacked):
     job = Job(place)
     job.start(STEPS)
     wait_for(job)
-    log = Path(place.path("pod.log")).read_text(encoding="utf-8").split()
+    log = Path(place.path("pod.log")).read_text().split()
     assert log == ["[setup]", "set", "up", "[smoke]", "[train]", "trained"]
-    done = json.loads(Path(place.home, "done.json").read_text(encoding="utf-8"))
+    done = json.loads(Path(place.home, "done.json").read_text())
     assert (done["phase"], done["exit_code"], done["deployment"]) == ("done", 0, "abc")
 
 
@@ -86,7 +86,7 @@ def test_a_container_that_starts_again_does_not_train_again(place, unpacked):
 
 
 def test_a_container_that_starts_again_goes_on_with_the_job(place, unpacked):
-    Path(place.path("started.json")).write_text(json.dumps({"steps": STEPS}), encoding="utf-8")
+    Path(place.path("started.json")).write_text(json.dumps({"steps": STEPS}))
     again = Job(place)
     wait_for(again)
     assert again.phase == "done"
@@ -114,7 +114,7 @@ def test_the_digests_of_large_results_are_waited_for(place, monkeypatch):
 
 def test_the_done_marker_of_another_deployment_does_not_count(place, unpacked):
     Path(place.home, "done.json").write_text(
-        json.dumps({"deployment": "other", "phase": "done", "exit_code": 0}), encoding="utf-8"
+        json.dumps({"deployment": "other", "phase": "done", "exit_code": 0})
     )
     assert Job(place).phase == "waiting"
 
@@ -167,9 +167,7 @@ def test_status_json_is_on_the_volume(place, unpacked):
     job.start(STEPS)
     wait_for(job)
     for _ in range(300):
-        if json.loads(Path(place.home, "status.json").read_text(encoding="utf-8") or "{}").get(
-            "over"
-        ):
+        if json.loads(Path(place.home, "status.json").read_text() or "{}").get("over"):
             return
         time.sleep(0.01)
     pytest.fail("status.json does not tell that the job is over")
@@ -206,7 +204,7 @@ def test_the_deadline_holds_though_the_first_start_is_forgotten(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pod": "pod1"}', '{"pod": "pod1", "time": NaN}'])
 def test_a_damaged_record_of_the_first_start_does_not_stop_the_switch(text, tmp_path):
     place = Place(environment(tmp_path))
-    Path(place.path("first-start.json")).write_text(text, encoding="utf-8")
+    Path(place.path("first-start.json")).write_text(text)
     assert 990 < Remaining(place).seconds() <= 1000
 
 
@@ -264,7 +262,7 @@ def test_every_request_needs_the_token(method, path, token, address):
 def test_only_results_are_served(path, address, place):
     Path(place.results).mkdir(parents=True)
     os.symlink("/etc/passwd", Path(place.results, "linked"))
-    Path(place.home, "done.json").write_text("{}", encoding="utf-8")
+    Path(place.home, "done.json").write_text("{}")
     assert ask(address, "GET", f"/file?path={path}&offset=0&length=100")[0] == 404
 
 
