@@ -7,7 +7,21 @@ from pathlib import Path
 
 from errors import UserError, listed, quoted
 from interop.activation_fields import activation, gate
-from interop.family import Family, Weights, WeightTable
+from interop.family import Family, Weights
+from interop.family_tables import (
+    LAYER_NORM_EPS,
+    LLAMA_KEYS,
+    LLAMA_WEIGHTS,
+    NO_BIASES,
+    PLAIN_NORMS,
+    RMS_EPS,
+    ROPE,
+    SANDWICH_WEIGHTS,
+    SIZES,
+    TIED,
+    UNTIED,
+    layer_weights,
+)
 from interop.fields import (
     ATTENTION_BIAS,
     HEAD_DIM,
@@ -20,6 +34,7 @@ from interop.fields import (
     switch,
 )
 from interop.gemma_fields import GEMMA3_LAYERS, QUERY_SCALAR, ROOT_OF_WIDTH
+from interop.later_families import LATER_FAMILIES
 from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS
 from interop.rope_fields import (
     ROTARY_DIM,
@@ -67,65 +82,14 @@ def family_of(fields: Fields) -> Family:
 
 # The tables
 
-_PLAIN_NORMS = {"normalization": "layernorm", "bias": True}
-_ROPE = {"position_encoding": "rope"}
-_NO_BIASES = {"bias": False, "attention_bias": False, "attention_out_bias": False}
-
-_SIZES = same(
-    n_layer="num_hidden_layers",
-    n_head="num_attention_heads",
-    n_embd="hidden_size",
-    block_size="max_position_embeddings",
-    vocab_size="vocab_size",
-    ffn_hidden="intermediate_size",
-    init_std="initializer_range",
-    weight_tying="tie_word_embeddings",
-)
-_RMS_EPS = same(norm_eps="rms_norm_eps")
-_LAYER_NORM_EPS = same(norm_eps="layer_norm_eps")
-_UNTIED = {"tie_word_embeddings": False, "initializer_range": 0.02}
-_TIED = {"tie_word_embeddings": True, "initializer_range": 0.02}
-
-_LAYER = "model.layers.{}."
-
-
-def _layer(*names: str) -> Weights:
-    return Weights(tuple(_LAYER + name for name in names))
-
-
-_LLAMA_WEIGHTS: WeightTable = {
-    "embedding": Weights(("model.embed_tokens",)),
-    "blocks.{}.mixer_norm": _layer("input_layernorm"),
-    "blocks.{}.mixer.qkv": _layer("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "blocks.{}.mixer.q_norm": _layer("self_attn.q_norm"),
-    "blocks.{}.mixer.k_norm": _layer("self_attn.k_norm"),
-    "blocks.{}.mixer.out": _layer("self_attn.o_proj"),
-    "blocks.{}.ffn_norm": _layer("post_attention_layernorm"),
-    "blocks.{}.ffn.gate_up": _layer("mlp.gate_proj", "mlp.up_proj"),
-    "blocks.{}.ffn.down": _layer("mlp.down_proj"),
-    "final_norm": Weights(("model.norm",)),
-    "head": Weights(("lm_head",)),
-}
-_SANDWICH_WEIGHTS = _LLAMA_WEIGHTS | {
-    "blocks.{}.mixer_out_norm": _layer("post_attention_layernorm"),
-    "blocks.{}.ffn_norm": _layer("pre_feedforward_layernorm"),
-    "blocks.{}.ffn_out_norm": _layer("post_feedforward_layernorm"),
-}
-
-_LLAMA_KEYS = {
-    **_ROPE,
-    **_NO_BIASES,
-    "normalization": "rmsnorm",
-    "norm_position": "pre",
-}
-_GEMMA_KEYS = {**_LLAMA_KEYS, "normalization": "rmsnorm_unit_offset"}
+_GEMMA_KEYS = {**LLAMA_KEYS, "normalization": "rmsnorm_unit_offset"}
 _GEMMA_LIMITS = {"use_bidirectional_attention": (None, False)}
 
 _GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     prefix="transformer.",
-    fixed={**_PLAIN_NORMS, "position_encoding": "learned", "norm_position": "pre"},
+    fixed={**PLAIN_NORMS, "position_encoding": "learned", "norm_position": "pre"},
     aspects=(
         same(
             n_layer="n_layer",
@@ -140,7 +104,7 @@ _GPT2 = Family(
         ffn_width("n_inner"),
         activation("activation_function"),
     ),
-    defaults={**_TIED, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+    defaults={**TIED, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
     aliases={
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
@@ -171,8 +135,8 @@ _GPTJ = Family(
     architecture="GPTJForCausalLM",
     prefix="transformer.",
     fixed={
-        **_PLAIN_NORMS,
-        **_ROPE,
+        **PLAIN_NORMS,
+        **ROPE,
         "norm_position": "parallel_shared",
         "attention_bias": False,
         "head_bias": True,
@@ -199,10 +163,10 @@ _GPT_NEOX = Family(
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
     prefix="gpt_neox.",
-    fixed={**_PLAIN_NORMS, **_ROPE},
+    fixed={**PLAIN_NORMS, **ROPE},
     aspects=(
-        _SIZES,
-        _LAYER_NORM_EPS,
+        SIZES,
+        LAYER_NORM_EPS,
         ATTENTION_BIAS,
         activation("hidden_act"),
         switch("norm_position", "use_parallel_residual", on="parallel", off="pre"),
@@ -210,7 +174,7 @@ _GPT_NEOX = Family(
         rope("rotary_emb_base", fraction_field="rotary_pct", fraction=0.25),
     ),
     defaults={
-        **_UNTIED,
+        **UNTIED,
         "layer_norm_eps": 1e-5,
         "attention_bias": True,
         "hidden_act": "gelu",
@@ -233,10 +197,10 @@ _GPT_NEOX = Family(
 _LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    fixed=_LLAMA_KEYS,
+    fixed=LLAMA_KEYS,
     aspects=(
-        _SIZES,
-        _RMS_EPS,
+        SIZES,
+        RMS_EPS,
         KEY_HEADS,
         HEAD_DIM_OF_WHOLE_HEADS,
         gate("hidden_act"),
@@ -245,32 +209,32 @@ _LLAMA = Family(
         rope(),
     ),
     defaults={
-        **_UNTIED,
+        **UNTIED,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
     },
-    weights=_LLAMA_WEIGHTS,
+    weights=LLAMA_WEIGHTS,
 )
 
 _MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    fixed=_LLAMA_KEYS,
-    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), rope(), WINDOW_EVERYWHERE),
+    fixed=LLAMA_KEYS,
+    aspects=(SIZES, RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), rope(), WINDOW_EVERYWHERE),
     defaults={
-        **_UNTIED,
+        **UNTIED,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "sliding_window": 4096,
         "num_key_value_heads": 8,
     },
-    weights=_LLAMA_WEIGHTS,
+    weights=LLAMA_WEIGHTS,
 )
 
 _QWEN_DEFAULTS = {
-    **_UNTIED,
+    **UNTIED,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
     "use_sliding_window": False,
@@ -281,10 +245,10 @@ _QWEN_DEFAULTS = {
 _QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    fixed={**_LLAMA_KEYS, "attention_bias": True},
+    fixed={**LLAMA_KEYS, "attention_bias": True},
     aspects=(
-        _SIZES,
-        _RMS_EPS,
+        SIZES,
+        RMS_EPS,
         KEY_HEADS,
         HEAD_DIM,
         gate("hidden_act"),
@@ -292,24 +256,24 @@ _QWEN2 = Family(
         optional_windows(late_windows),
     ),
     defaults=_QWEN_DEFAULTS,
-    weights=_LLAMA_WEIGHTS,
+    weights=LLAMA_WEIGHTS,
 )
 _QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    fixed={**_LLAMA_KEYS, "qk_norm": True},
+    fixed={**LLAMA_KEYS, "qk_norm": True},
     aspects=(*_QWEN2.aspects, ATTENTION_BIAS),
     defaults={**_QWEN_DEFAULTS, "attention_bias": False, "head_dim": 128},
-    weights=_LLAMA_WEIGHTS,
+    weights=LLAMA_WEIGHTS,
 )
 
 _SMOLLM3 = Family(
     model_type="smollm3",
     architecture="SmolLM3ForCausalLM",
-    fixed=_LLAMA_KEYS,
+    fixed=LLAMA_KEYS,
     aspects=(
-        _SIZES,
-        _RMS_EPS,
+        SIZES,
+        RMS_EPS,
         KEY_HEADS,
         HEAD_DIM,
         gate("hidden_act"),
@@ -325,18 +289,18 @@ _SMOLLM3 = Family(
         "sliding_window": None,
         "num_key_value_heads": 4,
     },
-    weights=_LLAMA_WEIGHTS,
+    weights=LLAMA_WEIGHTS,
 )
 
 
-_GEMMA_DEFAULTS = {**_TIED, "rms_norm_eps": 1e-6, "attention_bias": False, "head_dim": 256}
+_GEMMA_DEFAULTS = {**TIED, "rms_norm_eps": 1e-6, "attention_bias": False, "head_dim": 256}
 _GEMMA = Family(
     model_type="gemma",
     architecture="GemmaForCausalLM",
     fixed=_GEMMA_KEYS,
     aspects=(
-        _SIZES,
-        _RMS_EPS,
+        SIZES,
+        RMS_EPS,
         KEY_HEADS,
         HEAD_DIM,
         gate("hidden_act", also={"gelu": "gelu_pytorch_tanh"}),
@@ -350,12 +314,12 @@ _GEMMA = Family(
         "num_key_value_heads": 16,
     },
     required=_GEMMA_LIMITS,
-    weights=_LLAMA_WEIGHTS,
+    weights=LLAMA_WEIGHTS,
 )
 
 _LATER_GEMMA = (
-    _SIZES,
-    _RMS_EPS,
+    SIZES,
+    RMS_EPS,
     KEY_HEADS,
     HEAD_DIM_OF_WHOLE_HEADS,
     gate("hidden_activation"),
@@ -384,7 +348,7 @@ _GEMMA2 = Family(
         "final_logit_softcapping": 30.0,
     },
     required=_GEMMA_LIMITS,
-    weights=_SANDWICH_WEIGHTS,
+    weights=SANDWICH_WEIGHTS,
 )
 _GEMMA3 = Family(
     model_type="gemma3_text",
@@ -394,27 +358,27 @@ _GEMMA3 = Family(
     defaults={**_GEMMA2.defaults, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     # Its class in transformers reads attn_logit_softcapping, but never applies it.
     required={**_GEMMA_LIMITS, "attn_logit_softcapping": (None,)},
-    weights=_SANDWICH_WEIGHTS,
+    weights=SANDWICH_WEIGHTS,
 )
 
 _PHI3 = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
-    fixed=_LLAMA_KEYS,
+    fixed=LLAMA_KEYS,
     aspects=(
-        _SIZES,
-        _RMS_EPS,
+        SIZES,
+        RMS_EPS,
         KEY_HEADS,
         HEAD_DIM,
         gate("hidden_act"),
         rope(fraction_field="partial_rotary_factor", scales=False),
         WINDOW_EVERYWHERE,
     ),
-    defaults={**_UNTIED, "rms_norm_eps": 1e-5, "hidden_act": "silu", "sliding_window": None},
-    weights=_LLAMA_WEIGHTS
+    defaults={**UNTIED, "rms_norm_eps": 1e-5, "hidden_act": "silu", "sliding_window": None},
+    weights=LLAMA_WEIGHTS
     | {
-        "blocks.{}.mixer.qkv": _layer("self_attn.qkv_proj"),
-        "blocks.{}.ffn.gate_up": _layer("mlp.gate_up_proj"),
+        "blocks.{}.mixer.qkv": layer_weights("self_attn.qkv_proj"),
+        "blocks.{}.ffn.gate_up": layer_weights("mlp.gate_up_proj"),
     },
 )
 
@@ -422,32 +386,32 @@ _OLMO2 = Family(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
     fixed={
-        **_LLAMA_KEYS,
+        **LLAMA_KEYS,
         "norm_position": "res_post",
         "qk_norm": True,
         "qk_norm_over": "projection",
     },
-    aspects=(_SIZES, _RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), ATTENTION_BIAS, rope()),
+    aspects=(SIZES, RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), ATTENTION_BIAS, rope()),
     defaults={
-        **_UNTIED,
+        **UNTIED,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "attention_bias": False,
     },
-    weights=_LLAMA_WEIGHTS
+    weights=LLAMA_WEIGHTS
     | {
-        "blocks.{}.mixer_norm": _layer("post_attention_layernorm"),
-        "blocks.{}.ffn_norm": _layer("post_feedforward_layernorm"),
+        "blocks.{}.mixer_norm": layer_weights("post_attention_layernorm"),
+        "blocks.{}.ffn_norm": layer_weights("post_feedforward_layernorm"),
     },
 )
 
 _STABLELM = Family(
     model_type="stablelm",
     architecture="StableLmForCausalLM",
-    fixed={**_ROPE, **_NO_BIASES, "normalization": "layernorm"},
+    fixed={**ROPE, **NO_BIASES, "normalization": "layernorm"},
     aspects=(
-        _SIZES,
-        _LAYER_NORM_EPS,
+        SIZES,
+        LAYER_NORM_EPS,
         KEY_HEADS,
         gate("hidden_act"),
         same(attention_bias="use_qkv_bias"),
@@ -456,7 +420,7 @@ _STABLELM = Family(
         rope(fraction_field="partial_rotary_factor", fraction=0.25),
     ),
     defaults={
-        **_UNTIED,
+        **UNTIED,
         "num_key_value_heads": 32,
         "layer_norm_eps": 1e-5,
         "hidden_act": "silu",
@@ -464,7 +428,7 @@ _STABLELM = Family(
         "use_parallel_residual": False,
     },
     required={"qk_layernorm": (False,)},
-    weights=_LLAMA_WEIGHTS | {"blocks.{}.norm": _layer("input_layernorm")},
+    weights=LLAMA_WEIGHTS | {"blocks.{}.norm": layer_weights("input_layernorm")},
 )
 
 FAMILIES: dict[str, Family] = {
@@ -484,6 +448,7 @@ FAMILIES: dict[str, Family] = {
         _SMOLLM3,
         _STABLELM,
         _GPTJ,
+        *LATER_FAMILIES,
     )
 }
 """By model_type; where several could express an architecture, the first is written."""

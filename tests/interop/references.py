@@ -35,6 +35,7 @@ _SIZES = {
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _OLD_SIZES = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LONGEST}
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_NO_SEED_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
@@ -159,6 +160,38 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_GROUPED, "use_parallel_residual": True, "partial_rotary_factor": 0.5},
     ),
     "GPT-J": ("GPTJConfig", {**_OLD_SIZES, **_NO_DROPOUT, "rotary_dim": 4}),
+    "Seed-OSS": ("SeedOssConfig", {**_GROUPED, "head_dim": 16, **_NO_SEED_DROPOUT}),
+    "Seed-OSS, biased": (
+        "SeedOssConfig",
+        {
+            **_GROUPED,
+            **_NO_SEED_DROPOUT,
+            "head_dim": 16,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "ERNIE 4.5": ("Ernie4_5Config", {**_GROUPED, "head_dim": 16}),
+    "ERNIE 4.5, biased, untied": (
+        "Ernie4_5Config",
+        {**_GROUPED, "head_dim": 16, "use_bias": True, "tie_word_embeddings": False},
+    ),
+    "Helium": ("HeliumConfig", {**_GROUPED, "head_dim": 8}),
+    "Arcee": ("ArceeConfig", {**_GROUPED, "head_dim": 16}),
+    "Arcee, biased": (
+        "ArceeConfig",
+        {**_GROUPED, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
+    ),
+    "OLMo": ("OlmoConfig", _GROUPED),
+    "StarCoder2": ("Starcoder2Config", {**_GROUPED, "sliding_window": WINDOW}),
+    "StarCoder2, no biases, untied": (
+        "Starcoder2Config",
+        {**_GROUPED, "use_bias": False, "tie_word_embeddings": False},
+    ),
+    "Phi": ("PhiConfig", _GROUPED),
+    "GLM": ("GlmConfig", {**_GROUPED, "head_dim": 16}),
+    "GLM, no biases": ("GlmConfig", {**_GROUPED, "head_dim": 16, "attention_bias": False}),
+    "GLM-4": ("Glm4Config", {**_GROUPED, "head_dim": 16}),
 }
 """The class of its config, and what that is given."""
 
