@@ -46,11 +46,18 @@ def _sizes(model_type: str, random: Random) -> Fields:
         "num_key_value_heads": groups,
         "max_position_embeddings": LONGEST,
     }
-    if model_type in ("gemma", "gemma2", "gemma3_text", "qwen3"):
+    if model_type in _WIDE_HEADS:
         fields["head_dim"] = random.choice((8, 14))
     else:
         fields |= _maybe(random, 0.2, head_dim=random.choice((width // heads, 10)))
     return fields
+
+
+_WIDE_HEADS = {
+    *("gemma", "gemma2", "gemma3_text", "qwen3"),
+    *("seed_oss", "ernie4_5", "helium", "glm", "glm4"),
+}
+"""Families whose head_dim does not follow from other fields."""
 
 
 def _old_sizes(model_type: str, random: Random) -> Fields:
@@ -249,6 +256,32 @@ def _stablelm(random: Random) -> Fields:
     )
 
 
+def _seed_oss(random: Random) -> Fields:
+    return _llama(random) | _biases(random, "attention_out_bias")
+
+
+def _ernie(random: Random) -> Fields:
+    return _rope(random) | _act(random, "hidden_act") | _biases(random, "use_bias")
+
+
+def _olmo(random: Random) -> Fields:
+    return _olmo2(random) | _maybe(random, 0.1, clip_qkv=8.0)
+
+
+def _starcoder2(random: Random) -> Fields:
+    return _ernie(random) | _maybe(random, 0.6, **_window(random)) | _layer_types(random)
+
+
+def _phi(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    return fields | _act(random, "hidden_act") | _maybe(random, 0.1, qk_layernorm=True)
+
+
+def _glm(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    return fields | _act(random, "hidden_act") | _biases(random, "attention_bias")
+
+
 _FLAGS = {
     "gpt2": _gpt2,
     "gptj": _gptj,
@@ -264,5 +297,14 @@ _FLAGS = {
     "olmo2": _olmo2,
     "smollm3": _smollm3,
     "stablelm": _stablelm,
+    "seed_oss": _seed_oss,
+    "ernie4_5": _ernie,
+    "helium": _llama,
+    "arcee": _llama,
+    "olmo": _olmo,
+    "starcoder2": _starcoder2,
+    "phi": _phi,
+    "glm": _glm,
+    "glm4": _glm,
 }
 assert _FLAGS.keys() == FAMILIES.keys()
