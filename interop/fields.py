@@ -119,6 +119,11 @@ def _refuse_wide_heads(config: ModelArchitectureConfig) -> Fields:
 
 NO_HEAD_DIM = Aspect(_refuse_own_head_dim, _refuse_wide_heads)
 """Where the class of transformers derives the width of a head, but its RoPE reads `head_dim`."""
+HEAD_DIM_OF_WIDTH = Aspect(
+    _refuse_own_head_dim,
+    lambda config: _refuse_wide_heads(config) | HEAD_DIM.write(config),
+)
+"""Where `head_dim` must be given and be hidden_size/num_attention_heads."""
 
 
 # Biases

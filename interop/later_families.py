@@ -20,7 +20,14 @@ from interop.family_tables import (
     UNTIED,
     layer_weights,
 )
-from interop.fields import ATTENTION_BIAS, HEAD_DIM, KEY_HEADS, NO_HEAD_DIM, same
+from interop.fields import (
+    ATTENTION_BIAS,
+    HEAD_DIM,
+    HEAD_DIM_OF_WIDTH,
+    KEY_HEADS,
+    NO_HEAD_DIM,
+    same,
+)
 from interop.layouts import NEIGHBOUR_PAIRS
 from interop.rope_fields import rope
 from interop.window_fields import WINDOW_EVERYWHERE
@@ -97,7 +104,7 @@ _HELIUM = Family(
         SIZES,
         RMS_EPS,
         KEY_HEADS,
-        HEAD_DIM,
+        HEAD_DIM_OF_WIDTH,
         gate("hidden_act"),
         same(attention_bias="attention_bias", bias="mlp_bias"),
         rope(theta=100_000.0),

@@ -48,6 +48,8 @@ def _sizes(model_type: str, random: Random) -> Fields:
     }
     if model_type in _WIDE_HEADS:
         fields["head_dim"] = random.choice((8, 14))
+    elif model_type == "helium" and random.random() < 0.9:
+        fields["head_dim"] = width // heads
     else:
         fields |= _maybe(random, 0.2, head_dim=random.choice((width // heads, 10)))
     return fields
@@ -55,7 +57,7 @@ def _sizes(model_type: str, random: Random) -> Fields:
 
 _WIDE_HEADS = {
     *("gemma", "gemma2", "gemma3_text", "qwen3"),
-    *("seed_oss", "ernie4_5", "helium", "glm", "glm4"),
+    *("seed_oss", "ernie4_5", "glm", "glm4"),
 }
 """Families whose head_dim does not follow from other fields."""
 
