@@ -10,6 +10,7 @@ from typing import Any
 from comparison.findings import Findings
 from comparison.labels import Label, labels
 from comparison.runs import LoggedRun
+from pages.rendering import IN_LOGS_ONLY
 
 _NAMES = {"run_name"}  # differ from run to run by design
 _MOST_VALUES = 8  # of one key that a cell or a row lists
@@ -75,7 +76,7 @@ class SharedFacts:
 
     Attributes:
         differing: By key each value, and whose it is.
-        shared: By key the value of all runs.
+        shared: By key the value of all runs, but for what only logs have.
     """
 
     title: str
@@ -101,7 +102,11 @@ def _facts_of(title: str, findings: Findings, facts: Facts) -> SharedFacts:
             for key, texts in values.items()
             if len(texts) > 1
         },
-        shared={key: texts[0] for key, texts in values.items() if len(texts) == 1},
+        shared={
+            key: texts[0]
+            for key, texts in values.items()
+            if len(texts) == 1 and key not in IN_LOGS_ONLY
+        },
     )
 
 

@@ -220,6 +220,15 @@ def test_settings_are_told_once_where_runs_agree(page):
     assert "f00d (arms 1 to 4, 6; 17 runs)" in shown
 
 
+def test_the_machine_is_named_where_there_are_several():
+    runs = [simulated_run("a"), simulated_run("b")]
+    for run in runs:
+        run.environment["host"] = "machine-of-mine"
+    assert "machine-of-mine" not in to_html(compare(runs))
+    runs[1].environment["host"] = "machine-of-yours"
+    assert "machine-of-mine" in to_html(compare(runs))
+
+
 def test_ranges():
     assert ranges([1, 2, 3, 5, 6, 9]) == "1 to 3, 5, 6, 9"
 

@@ -99,6 +99,16 @@ def test_names_and_texts_are_never_markup(tmp_path):
     assert HOSTILE in "".join(page.texts)
 
 
+def test_the_machine_is_described_and_not_named(tmp_path):
+    environment = {"device": "a CPU of some kind", "host": "machine-of-mine"}
+    with make_logger(tmp_path, environment=environment):
+        pass
+    texts = "".join(shown(tmp_path).texts)
+    assert "a CPU of some kind" in texts
+    assert "machine-of-mine" not in texts
+    assert read_run(tmp_path)["environment"]["host"] == "machine-of-mine"
+
+
 def test_nothing_is_asked_of_another_address(tmp_path):
     with make_logger(tmp_path) as logger:
         train(logger, 5, 20)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from options import Role
-from pages.rendering import PAGE_FILE, render
+from pages.rendering import IN_LOGS_ONLY, PAGE_FILE, render
 from safe_files import write_atomically
 from training.log_files import METRICS_FILE, RUN_FILE
 from training.log_text import (
@@ -211,7 +211,8 @@ def _blocks(run: Mapping[str, Any]) -> Iterator[Block]:
         yield Block("Other keys", rest, not roles)
     yield Block("Cost", list(_cost(run["architecture"])), True)
     yield Block("Dataset", list(run["data"].items()))
-    yield Block("Environment", list(run["environment"].items()))
+    environment = run["environment"].items()
+    yield Block("Environment", [(key, x) for key, x in environment if key not in IN_LOGS_ONLY])
     if run["plugins"]:
         yield Block("Plugins (SHA-256)", list(run["plugins"].items()))
 
