@@ -28,6 +28,7 @@ from interop.fields import (
     HEAD_DIM_OF_WHOLE_HEADS,
     KEY_HEADS,
     NO_HEAD_DIM,
+    Aspect,
     Fields,
     ffn_width,
     same,
@@ -85,6 +86,9 @@ def family_of(fields: Fields) -> Family:
 _GEMMA_KEYS = {**LLAMA_KEYS, "normalization": "rmsnorm_unit_offset"}
 _GEMMA_LIMITS = {"use_bidirectional_attention": (None, False)}
 
+_OLD_LENGTH = Aspect(lambda given: {}, lambda config: {"n_ctx": config.block_size})
+"""A field that transformers ignores; llama.cpp's converter reads no other."""
+
 _GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
@@ -101,6 +105,7 @@ _GPT2 = Family(
             init_std="initializer_range",
             weight_tying="tie_word_embeddings",
         ),
+        _OLD_LENGTH,
         ffn_width("n_inner"),
         activation("activation_function"),
     ),

@@ -186,6 +186,11 @@ def test_export_of_a_run(tmp_path, capsys):
     assert torch.allclose(theirs(idx).logits, load(tmp_path / "model")(idx), atol=1e-5)
 
 
+def test_a_gpt2_says_its_length_to_llama_cpp_too(tmp_path):
+    config = json.loads((folder_of(tmp_path / "model") / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 32
+
+
 def test_export_says_where_no_tokenizer_is_written(tmp_path, capsys):
     out = trained(tmp_path, CharTokenizer(TEXT))
     huggingface.main(["export", "latest", str(tmp_path / "model"), f"--out_dir={out}"])
