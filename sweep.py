@@ -30,7 +30,7 @@ import torch
 import compare_architectures
 import configurator
 from cli import CommandParser, run_cli
-from comparison.formatting import assignments
+from comparison.formatting import assignments, format_path
 from comparison.json_checks import told
 from comparison.report.page import write_page
 from comparison.runs import RUN_FILE, SWEEP_FILE
@@ -418,7 +418,7 @@ def run_series(
         if carry_out(plan, options, argv):
             return 1
     if not options.dry_run:
-        print(f"\nAll {len(plans)} sweeps together, {folder}\n")
+        print(f"\nAll {len(plans)} sweeps together, {format_path(folder)}\n")
         compare_architectures.main([str(folder)])
     return 0
 
@@ -610,7 +610,7 @@ def write_report(folder: Path, console: Console) -> None:
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror}.", file=sys.stderr)
     else:
-        console.say(f"Report: {path}")
+        console.say(f"Report: {format_path(path)}")
 
 
 def stages(

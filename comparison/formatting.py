@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from training_logger import format_bytes, format_count, format_flops, format_number
+
+
+def format_path(path: Path) -> str:
+    """A path as a person types it: from the current directory if it is in that."""
+    inside = path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd()) if inside else path)
 
 
 def format_loss(value: float | None) -> str:

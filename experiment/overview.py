@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from comparison.formatting import assignments
+from comparison.formatting import assignments, format_path
 from comparison.tables import aligned, wrapped
 from experiment.arms import Arm
 from experiment.jobs import COMPLETED
@@ -44,7 +44,7 @@ def overview(
         processes: That train a run together.
     """
     labels = _labels(plan)
-    lines = [f"Sweep {plan.name}", f"  in {plan.folder}"]
+    lines = [f"Sweep {plan.name}", f"  in {format_path(plan.folder)}"]
     for arm in plan.arms:
         if labels[arm.name] != arm.name:
             lines += wrapped(f"{labels[arm.name]}  {arm.name}")

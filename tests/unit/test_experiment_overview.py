@@ -49,6 +49,15 @@ def lines_of(plan: Plan, **settings: Any) -> list[str]:
 # The overview
 
 
+def test_a_folder_below_the_current_one_is_told_from_there(
+    plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan()
+    monkeypatch.chdir(tmp_path)
+    expected = f"  in {made.folder.relative_to(tmp_path)}"
+    assert overview(made).splitlines()[1] == expected
+
+
 @pytest.mark.parametrize(
     "asked",
     [
