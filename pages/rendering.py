@@ -17,8 +17,8 @@ from pages.palette import hue, hue_rules
 PAGE_FILE = "report.html"
 """What a page is called in the folder of the run or of the sweep that it shows."""
 
-IN_LOGS_ONLY = ("host",)
-"""Facts of a run's environment that its page leaves out, since pages are shared."""
+IN_LOGS_ONLY = ("host", "out_dir")
+"""Facts and keys of a run that its page leaves out, since pages are shared."""
 
 _HERE = Path(__file__).parent
 

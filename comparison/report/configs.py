@@ -44,7 +44,7 @@ def config_table(findings: Findings) -> ConfigTable:
     texts = {
         key: [_listed(_texts(group.runs, _config, key)) for group in groups]
         for key in keys
-        if key not in _NAMES
+        if key not in (*_NAMES, *IN_LOGS_ONLY)
     }
     return ConfigTable(
         arms=labels(findings),

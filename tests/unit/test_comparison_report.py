@@ -224,7 +224,9 @@ def test_the_machine_is_named_where_there_are_several():
     runs = [simulated_run("a"), simulated_run("b")]
     for run in runs:
         run.environment["host"] = "machine-of-mine"
+        run.config["out_dir"] = "/home/me"
     assert "machine-of-mine" not in to_html(compare(runs))
+    assert "/home/me" not in to_html(compare(runs))
     runs[1].environment["host"] = "machine-of-yours"
     assert "machine-of-mine" in to_html(compare(runs))
 

@@ -101,10 +101,11 @@ def test_names_and_texts_are_never_markup(tmp_path):
 
 def test_the_machine_is_described_and_not_named(tmp_path):
     environment = {"device": "a CPU of some kind", "host": "machine-of-mine"}
-    with make_logger(tmp_path, environment=environment):
+    with make_logger(tmp_path, environment=environment, config={"out_dir": "/home/me", "key": 7}):
         pass
     texts = "".join(shown(tmp_path).texts)
     assert "a CPU of some kind" in texts
+    assert "/home/me" not in texts
     assert "machine-of-mine" not in texts
     assert read_run(tmp_path)["environment"]["host"] == "machine-of-mine"
 

@@ -201,20 +201,23 @@ class Block:
 
 def _blocks(run: Mapping[str, Any]) -> Iterator[Block]:
     """Config by role, cost, data and environment."""
-    roles = run["roles"]
+    roles, config, environment = run["roles"], _shown(run["config"]), _shown(run["environment"])
     for role, title in _ROLES.items():
-        pairs = [(key, value) for key, value in run["config"].items() if roles.get(key) == role]
+        pairs = [(key, value) for key, value in config.items() if roles.get(key) == role]
         if pairs:
             yield Block(title, pairs, role in (Role.ARCHITECTURE, Role.RECIPE, Role.LENGTH))
-    rest = [(key, value) for key, value in run["config"].items() if key not in roles]
+    rest = [(key, value) for key, value in config.items() if key not in roles]
     if rest:
         yield Block("Other keys", rest, not roles)
     yield Block("Cost", list(_cost(run["architecture"])), True)
     yield Block("Dataset", list(run["data"].items()))
-    environment = run["environment"].items()
-    yield Block("Environment", [(key, x) for key, x in environment if key not in IN_LOGS_ONLY])
+    yield Block("Environment", list(environment.items()))
     if run["plugins"]:
         yield Block("Plugins (SHA-256)", list(run["plugins"].items()))
+
+
+def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key not in IN_LOGS_ONLY}
 
 
 _COST_FORMATS: Mapping[str, Callable[[float | None], str]] = {
