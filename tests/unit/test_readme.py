@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_the_name_of_layers_that_differ():
     [
         "README.md",
         "CONTRIBUTING.md",
-        *map(str, sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))),
+        *map(str, sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))),
     ],
 )
 def test_links_lead_somewhere(document):
@@ -76,6 +77,27 @@ def test_links_lead_somewhere(document):
     local = [link for link in links if not link.startswith("http")]
     missing = [link for link in local if not (page.parent / link).exists()]
     assert not missing
+
+
+REPORTS = sorted((ROOT / "docs" / "reports").rglob("*.html"))
+
+
+def test_sample_reports_are_small_and_name_no_machine():
+    assert len(REPORTS) == 2
+    assert sum(path.stat().st_size for path in REPORTS) < 600_000
+    for path in REPORTS:
+        page = path.read_text(encoding="utf-8")
+        assert not re.search(r"[ >\"'=](?:/(?:home|root|tmp|work|Users|mnt)/|[A-Z]:\\\\)", page)
+        links = re.findall(r'href="(\.[^"#]*)', page)
+        assert all((path.parent / link).is_file() for link in links)
+
+
+def test_the_verdicts_of_the_sweep_are_those_of_its_report():
+    [page] = [path.read_text(encoding="utf-8") for path in REPORTS if path.name == "sweep.html"]
+    document = json.loads(re.search(r'id="document"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+    rows = re.findall(r"^ +\d  5 +([\d.]+) .* (\w+)$", README, re.MULTILINE)
+    found = [(f"{group['loss']:.4f}", group["verdict"]) for group in document["groups"]]
+    assert rows == [(found[0][0], "baseline"), *found[1:]]
 
 
 def test_the_verdicts_are_those_of_the_study():
