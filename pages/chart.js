@@ -124,7 +124,8 @@ class Chart {
     if (y.logarithmic) return { x: [first, last > first ? last : first * 2 || 1], y: [low / 1.1, high * 1.1] };
     const air = (high - low) * 0.05 || Math.abs(high) * 0.05 || 0.05;
     const floor = y.fromZero ? 0 : low - air;
-    return { x: [first, last > first ? last : first + 1], y: [floor, high + air] };
+    // of a single place, from 0 to it
+    return { x: last > first ? [first, last] : [Math.min(first, 0), first || 1], y: [floor, high + air] };
   }
 
   draw() {

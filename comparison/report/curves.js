@@ -8,10 +8,11 @@ class Curves {
     this.data = data;
     this.losses = ["validation", "training"].filter((loss) => data.arms.some((arm) => Object.keys(arm.bands[loss]).length));
     this.axis = view.get("axis") in data.axes ? view.get("axis") : Object.keys(data.axes)[0];
-    this.loss = this.losses.includes(view.get("loss")) ? view.get("loss") : this.losses[0];
     this.logarithmic = view.get("log") === "1";
-    // where they differ is the question, if there is enough of it
     const points = data.arms.flatMap((arm) => Object.values(arm.bands.validation).map(({ spent }) => spent.length));
+    const drawn = Math.max(...points) > 1 ? this.losses[0] : this.losses.at(-1); // a point is no curve
+    this.loss = this.losses.includes(view.get("loss")) ? view.get("loss") : drawn;
+    // where they differ is the question, if there is enough of it
     const long = data.arms.length > 1 && Math.max(...points) >= FEWEST;
     this.secondHalf = view.has("half") ? view.get("half") === "1" : long;
     const first = view.has("arms") ? view.get("arms").split(",").map(Number) : null;

@@ -486,6 +486,20 @@ def test_training_loss_is_a_switch_away(logged):
     assert again.is_checked("input[value='training']")
 
 
+def test_runs_with_one_evaluation_show_their_training_first(browser, tmp_path):  # noqa: F811
+    for arm in ("plain", "fast"):
+        make_arm(tmp_path / "out", arm, [2.5, 2.6], last=20)
+    path = tmp_path / "page.html"
+    write_page(compare(load_runs(find([str(tmp_path / "out")]))[0]), path)
+    with visits(browser, path.as_uri()) as opened:
+        page = opened()
+        assert page.is_checked("input[value='training']")
+        page.check("input[value='validation']")
+        assert page.locator("#chart .curve").count() == 2
+        assert ticks(page, "x")[0] == "0"
+        assert len(ticks(page, "x")) == len(set(ticks(page, "x"))) > 1
+
+
 def test_a_run_is_a_link_to_its_page(logged):
     page = logged()
     assert page.locator("#runs tbody a").count() == 4
