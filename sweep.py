@@ -419,7 +419,7 @@ def run_series(
             return 1
     if not options.dry_run:
         print(f"\nAll {len(plans)} sweeps together, {format_path(folder)}\n")
-        compare_architectures.main([str(folder)])
+        compare_architectures.main([format_path(folder)])
     return 0
 
 
@@ -597,8 +597,9 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
         console.say(f"{stop.requested} received: the sweep stopped; the same command continues it.")
         return 1
     console.say("")
-    if compare_architectures.main([str(plan.folder)]) == 0:
-        write_report(plan.folder, console)
+    folder = Path(format_path(plan.folder))
+    if compare_architectures.main([str(folder)]) == 0:
+        write_report(folder, console)
     return 1 if failed or left or len(tuned) < len(plan.arms) else 0
 
 
@@ -610,7 +611,7 @@ def write_report(folder: Path, console: Console) -> None:
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror}.", file=sys.stderr)
     else:
-        console.say(f"Report: {format_path(path)}")
+        console.say(f"Report: {path}")
 
 
 def stages(
