@@ -122,20 +122,20 @@ QUESTIONS = (
         title="Which of my two configs is better at equal time?",
         method=(
             "A budget in minutes ends every run after that much training time, with the "
-            "learning-rate schedule scaled to it. Minutes are only comparable on a machine without "
-            "other load."
+            "learning-rate schedule scaled to it:"
         ),
         steps=(
             Step(
                 "python sweep.py config/run_laptop.py --eval_interval=0 "
                 "--arms config/arch_gpt2.py,config/arch_llama.py --budget minutes=0.2 --seeds=3 "
                 "--name=equal-time",
-                VERDICTS,
+                (("Sweep ", "  Minimum"), ("Groups:", "Report:")),
             ),
         ),
         reading=(
-            "Replace the two files by your own. Without `--match=none`, widths are changed so that "
-            "both have the same number of parameters."
+            "Replace the two files by your own. If other processes use the machine in the "
+            "meantime, time is not compared, and a note says so. Without `--match=none`, widths "
+            "are changed so that both have the same number of parameters."
         ),
     ),
     Question(
