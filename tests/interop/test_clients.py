@@ -233,5 +233,5 @@ def test_llama_cpp(gguf_file):
     assert [token["id"] for token in tokens] == ids[known:]
     for end, token in enumerate(tokens, start=known + 1):
         own = log_likelihood(trained.model, ids[:end], 1)
-        # it keeps keys and values in half precision
+        # llama.cpp rounds more than we do; an eps of 1e-6 in place of 1e-5 makes 1.4e-2
         assert_within(abs(token["logprob"] - own), 5e-3, "log-probabilities in llama.cpp, nats")
