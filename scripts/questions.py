@@ -174,11 +174,11 @@ QUESTIONS = (
         steps=(
             Step(
                 f"python sweep.py {FAST} --vary qk_norm=False --seeds=3 --name=seeds --dry_run",
-                (("  2 arms", "Time"),),
+                (("  2 arms", "  Time"),),
             ),
             Step(
                 f"python sweep.py {FAST} --vary qk_norm=False --seeds=10 --name=seeds --dry_run",
-                (("  2 arms", "Time"),),
+                (("  2 arms", "  Time"),),
             ),
         ),
         reading=(
