@@ -92,16 +92,19 @@ from components.layer_config import LayerConfig
 from components.mixers import MIXERS
 
 
-@MIXERS.register("gated_attention", label="GatedAttn")
-class GatedAttention(Attention):
-    """Attention with its output multiplied by a sigmoid gate of its input."""
+@MIXERS.register("scaled_attention", label="ScaledAttn")
+class ScaledAttention(Attention):
+    """Attention with its output multiplied by a learned factor per channel.
+
+    LayerScale (Touvron et al. 2021, arXiv 2103.17239).
+    """
 
     def __init__(self, config: LayerConfig):
         super().__init__(config)
-        self.gate = nn.Linear(config.n_embd, config.n_embd)
+        self.factors = nn.Parameter(torch.full((config.n_embd,), 0.5))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        return super().forward(x, context) * torch.sigmoid(self.gate(x))
+        return super().forward(x, context) * self.factors
 '''
 
 QUESTIONS = (
@@ -224,12 +227,12 @@ QUESTIONS = (
         steps=(
             Step(
                 f"python sweep.py {FAST} --plugins=my_attention.py "
-                "--vary mixer=short_conv+gated_attention --seeds=3 --name=own-attention",
+                "--vary mixer=short_conv+scaled_attention --seeds=3 --name=own-attention",
                 VERDICTS,
             ),
         ),
         reading=(
-            "The gate adds parameters, so the FFN is narrowed to make up for them. "
+            "If a component adds many parameters, the FFN is narrowed to make up for them. "
             "[CONTRIBUTING.md](../CONTRIBUTING.md) explains what a component can define."
         ),
     ),
