@@ -214,7 +214,7 @@ QUESTIONS = (
         steps=(
             Step(
                 "python train.py config/arch_llama.py config/run_fineweb_1.3b.py "
-                "--vocab_size=50304 --dry_run --device_name=H100 --workers=8 --price_per_hour=20"
+                "--vocab_size=50304 --dry_run --device_name=H100 --workers=8 --price_per_hour=2.50"
             ),
         ),
         reading="Time is an estimate from FLOPs at the stated utilization, not a measurement.",
