@@ -21,10 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from errors import UserError
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, run_script, train
 from training.run_directory import make_run_directory
 

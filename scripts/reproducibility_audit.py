@@ -30,10 +30,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from errors import UserError
 from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, UNDECIDED, run_script, train
 from training.checkpoint import find_checkpoint
 from training.provenance import CHANGES

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from scripts import runs
-from scripts.runs import FAILED, PASSED, UNDECIDED, RunFailed, run_script, train
+from scripts.runs import FAILED, PASSED, PROJECT, UNDECIDED, RunFailed, run_script, train
+
+
+def is_command(path: Path) -> bool:
+    """Whether a file says that it is run as `python scripts/NAME.py`, or of benchmarks/."""
+    return f"python {path.parent.name}/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def imports_of_the_project(statement: ast.stmt) -> bool:
+    names = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
+    if isinstance(statement, ast.Import):
+        names = [alias.name for alias in statement.names]
+    top = [name.partition(".")[0] for name in names]
+    return any((PROJECT / name).is_dir() or (PROJECT / f"{name}.py").is_file() for name in top)
+
+
+FILES = [*(PROJECT / "scripts").glob("*.py"), *(PROJECT / "benchmarks").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", [*filter(is_command, sorted(FILES))], ids=lambda path: path.stem)
+def test_a_command_finds_the_project_before_it_imports_from_it(path):
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    found = next(i for i, one in enumerate(body) if "sys.path.insert(" in ast.unparse(one))
+    assert not any(map(imports_of_the_project, body[:found]))
+    assert any(map(imports_of_the_project, body[found:]))
 
 
 def test_a_run_leaves_its_log_in_the_folder_asked_for(tiny_training):
