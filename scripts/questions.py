@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -388,26 +389,29 @@ def _without_blank_end(lines: Sequence[str]) -> list[str]:
 
 def section(question: Question, answer: Answer) -> Iterator[str]:
     """A question of the page with its answer."""
-    yield f"## {question.title}\n\n{question.method}\n"
+    yield f"## {question.title}\n"
+    yield paragraph(question.method)
     for name, text in question.files.items():
         yield f"`{name}`:\n\n```python\n{text}```\n"
     for step, output in zip(question.steps, answer.outputs, strict=True):
         yield f"```sh\n{step.command}\n```\n"
         if output:
             yield f"```text\n{shortened(output, step.show)}\n```\n"
-    yield f"{question.reading} Time: {format_duration(answer.seconds)}.\n"
+    yield paragraph(f"{question.reading} Run time: {format_duration(answer.seconds)}.")
 
 
-INTRODUCTION = """\
-# Recipes
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False) + "\n"
 
-Ten questions, each answered by a command that a laptop runs in at most a few minutes. Output is
-unedited; `...` stands for lines left out. `python scripts/questions.py` runs the commands and
-writes this page. Most start from `{fast}`, a 0.4M-parameter character model that trains in seconds;
-put your own config in its place. The verdicts are about this model only.
 
-Measured with torch {torch} on {cores} cores ({device}), {threads} per run{load}.
-"""
+INTRODUCTION = (
+    "Ten questions, each answered by a command that a laptop runs in at most a few minutes. Output "
+    "is unedited; `...` stands for lines left out. `python scripts/questions.py` runs the commands "
+    "and writes this page. Most start from `{fast}`, a 0.4M-parameter character model that trains "
+    "in seconds; put your own config in its place. The verdicts are about this model only."
+)
+MEASURED = "Measured with torch {torch} on {cores} cores ({device}), {threads} thread(s) per run."
+SHARED = "Other processes used {load:.0%} of the CPU time, so the commands took longer than alone."
 
 
 def page(answers: Mapping[str, Answer], machine: Mapping[str, Any]) -> str:
@@ -418,9 +422,9 @@ def page(answers: Mapping[str, Answer], machine: Mapping[str, Any]) -> str:
         machine: `cores`, `device`, `torch`, `threads` of a run, and `load`: the share of the CPUs
             that other processes used.
     """
-    load = f", while other processes used {machine['load']:.0%} of the CPU time; times are too long"
-    values = machine | {"fast": FAST, "load": load if machine["load"] >= BUSY else ""}
-    lines = [INTRODUCTION.format(**values)]
+    where = MEASURED + (f" {SHARED}" if machine["load"] >= BUSY else "")
+    lines = ["# Recipes\n", paragraph(INTRODUCTION.format(fast=FAST))]
+    lines.append(paragraph(where.format(**machine)))
     for question in QUESTIONS:
         lines += section(question, answers[question.name])
     return "\n".join(lines)
