@@ -215,7 +215,6 @@ def _refuse_unknown_keys(tuned: Sequence[str], runs: Sequence[LoggedRun]) -> Non
 def compare_series(folder: Path, arguments: argparse.Namespace) -> int:
     """Print what a series of sweeps shows; returns 0, or 1 if it cannot be read or drawn."""
     unused = {
-        "--html": arguments.html,
         "--tuned": arguments.tuned,
         "--ratio": arguments.ratio,
         "--plot_tuning": arguments.plot_tuning,
@@ -232,6 +231,9 @@ def compare_series(folder: Path, arguments: argparse.Namespace) -> int:
         if arguments.plot:
             view.draw(arguments.plot)
             say(f"plot written to {arguments.plot}")
+        if arguments.html:
+            view.write_page(arguments.html)
+            say(f"report written to {arguments.html}")
     except (UserError, OSError) as error:
         say(str(error))
         return 1

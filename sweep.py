@@ -21,7 +21,8 @@ import difflib
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ from experiment.progress import run_jobs
 from experiment.request import DESIGNS, MATCHES, MOST_RUNS, Request, read_lists
 from experiment.selection import select
 from experiment.series_file import BASELINES, LADDER, Member, Series, write_series
+from experiment.series_view import view_series
 from experiment.slurm import SlurmEngine, parse_slurm_options
 from experiment.timing import seconds_of_run, seconds_to_start
 from experiment.tuning import Tuned, allowances
@@ -410,8 +412,8 @@ def run_series(
     first = plans[0][1].folder
     folder = first.with_name(options.name or f"{first.name}-{kind}")
     if not options.dry_run:
-        series = Series(kind, tuple(Member(label, plan.folder) for label, plan in plans))
-        write_series(folder, series, shlex.join(["python", "sweep.py", *argv]))
+        members = tuple(Member(label, plan.folder) for label, plan in plans)
+        write_series(folder, Series(kind, members, shlex.join(["python", "sweep.py", *argv])))
     for number, (label, plan) in enumerate(plans, start=1):
         if not options.json:
             print(f"\nSweep {number} of {len(plans)}: {label}")
@@ -419,7 +421,9 @@ def run_series(
             return 1
     if not options.dry_run:
         print(f"\nAll {len(plans)} sweeps together, {format_path(folder)}\n")
-        compare_architectures.main([format_path(folder)])
+        if compare_architectures.main([format_path(folder)]) == 0:
+            view = view_series(folder, None, None, lambda problem: None)  # told just now
+            write_report(view.write_page, Path(format_path(folder)), Console())
     return 0
 
 
@@ -599,15 +603,16 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
     console.say("")
     folder = Path(format_path(plan.folder))
     if compare_architectures.main([str(folder)]) == 0:
-        write_report(folder, console)
+        findings = select([str(folder)], None, folder).findings()
+        write_report(partial(write_page, findings), folder, console)
     return 1 if failed or left or len(tuned) < len(plan.arms) else 0
 
 
-def write_report(folder: Path, console: Console) -> None:
-    """Write the comparison as a page into the folder of a sweep, and say where it is."""
+def write_report(write: Callable[[Path], None], folder: Path, console: Console) -> None:
+    """Write the page of a sweep or of a series into its folder, and say where it is."""
     path = folder / PAGE_FILE
     try:
-        write_page(select([str(folder)], None, folder).findings(), path)
+        write(path)
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror}.", file=sys.stderr)
     else:

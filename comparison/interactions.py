@@ -39,16 +39,21 @@ class OnBaselines:
     """What changes do on each of several baselines.
 
     Attributes:
-        baselines: Their labels.
+        findings: By label of the baseline, those of its sweep.
         rows: By label of the baseline and change, what its sweep shows of the change.
         notes: By label, what a reader has to know of that sweep, a sentence each.
         interactions: Of each change that all baselines have tried, and each baseline but the first.
     """
 
-    baselines: tuple[str, ...]
+    findings: Mapping[str, Findings]
     rows: Mapping[str, Mapping[str, GroupResult]]
     notes: Mapping[str, tuple[str, ...]]
     interactions: tuple[Interaction, ...]
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Their labels."""
+        return tuple(self.findings)
 
 
 def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
@@ -69,7 +74,7 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
         for label in others
     ]
     notes = {label: own.notes_on_runs + own.further_notes for label, own in findings.items()}
-    return OnBaselines(tuple(findings), rows, notes, tuple(interactions))
+    return OnBaselines(findings, rows, notes, tuple(interactions))
 
 
 def _rows(findings: Findings) -> dict[str, GroupResult]:
@@ -111,7 +116,7 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
             f"Changes on {label}",
             ("change", "difference", "95 % interval", "verdict"),
             [_verdict_cells(change, row.verdict) for change, row in rows.items()],
-            [*_remarks(rows), *found.notes[label]],
+            [*remarks(rows), *found.notes[label]],
         )
     first = found.baselines[0]
     for label in found.baselines[1:]:
@@ -120,11 +125,14 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
             f"Interactions: the effect on {label} minus that on {first} (exploratory)",
             ("change", "difference", "95 % interval", "p"),
             [(each.change, *_cells(each.contrast)) for each in own],
-            _sentences(own, label, first),
+            sentences_on(found, label),
         )
 
 
-def _sentences(interactions: Sequence[Interaction], label: str, first: str) -> list[str]:
+def sentences_on(found: OnBaselines, label: str) -> list[str]:
+    """Which changes do something else on a baseline than on the first."""
+    first = found.baselines[0]
+    interactions = [own for own in found.interactions if own.baseline == label]
     if not interactions:
         return ["No change was tried on all baselines: a sweep skips its baseline's own values."]
     words = []
@@ -144,12 +152,12 @@ def _verdict_cells(change: str, verdict: Verdict) -> tuple[str, ...]:
     return change, format_difference(difference), format_interval(verdict.interval), verdict.word
 
 
-def _remarks(rows: Mapping[str, GroupResult]) -> Iterator[str]:
+def remarks(rows: Mapping[str, GroupResult]) -> Iterator[str]:
     """What is to be said of each verdict beside its numbers."""
     for change, row in rows.items():
-        remarks = [*verdict_notes(row.verdict), *row.caveats]
-        if remarks:
-            yield f"{change}: {'; '.join(remarks)}."
+        own = [*verdict_notes(row.verdict), *row.caveats]
+        if own:
+            yield f"{change}: {'; '.join(own)}."
 
 
 def _cells(contrast: Contrast | None) -> tuple[str, str, str]:
@@ -173,6 +181,8 @@ def interaction_document(found: OnBaselines) -> dict[str, Any]:
                     "verdict": row.verdict.word,
                     "difference": row.verdict.difference and row.verdict.difference.value,
                     "interval": row.verdict.interval,
+                    "p_adjusted": row.verdict.p_adjusted,
+                    "n": row.verdict.difference and row.verdict.difference.n,
                     "reason": row.verdict.reason or None,
                     "caveats": row.caveats,
                 }

@@ -37,7 +37,8 @@ class ArmOnLadder:
             is none.
         ladder: Its multipliers; None if they cannot be told.
         reason: Why they cannot; empty if they can.
-        allowance: The largest allowance for tuning at a rung, of arm and baseline together, nats.
+        allowances: At each rung those for the tuning of the arm and of the baseline, nats per
+            token; None where it has no runs.
         compute: Training FLOPs at each rung; None where no run of it finished.
         terms: Where it spends other FLOPs than the baseline, what is equal and what is not; see
             `groups.terms`.
@@ -48,10 +49,15 @@ class ArmOnLadder:
     differences: tuple[float | None, ...]
     ladder: Ladder | None
     reason: str
-    allowance: float
+    allowances: tuple[tuple[float, float] | None, ...]
     compute: tuple[float | None, ...]
     terms: Where
     caveats: Where
+
+    @property
+    def allowance(self) -> float:
+        """The largest allowance at a rung, of arm and baseline together."""
+        return max(sum(own or ()) for own in self.allowances)
 
     @property
     def word(self) -> str:
@@ -141,7 +147,9 @@ def _climbed(name: str, rungs: Mapping[str, Findings], family: int) -> ArmOnLadd
         differences=tuple(found and found.value for found in differences),
         ladder=ladder,
         reason=reason,
-        allowance=max(sum(_allowances(row, own)) for _, row, own in having),
+        allowances=tuple(
+            row and _allowances(row, own) for row, own in zip(rows, findings, strict=True)
+        ),
         compute=tuple(row and _flops(row) for row in rows),
         terms=_where((label, row.terms) for label, row, own in having if _other_flops(row, own)),
         caveats=_where(

@@ -29,12 +29,13 @@ def ladder_sections(found: LadderFindings) -> Iterator[TitledTable]:
         rows.append((label, params, format_flops(compute), str(base.n), format_loss(base.loss)))
     title = f"Rungs of the baseline, {found.baseline}"
     header = ("rung", "params", "compute", "n", "val loss")
-    yield TitledTable(title, header, rows, list(_about_rungs(found)))
+    yield TitledTable(title, header, rows, list(about_rungs(found)))
     for arm in found.arms:
         yield _arm(found, arm)
 
 
-def _about_rungs(found: LadderFindings) -> Iterator[str]:
+def about_rungs(found: LadderFindings) -> Iterator[str]:
+    """What a reader has to know of the rungs and their runs."""
     if found.unlike:
         yield f"The rungs differ in {', '.join(found.unlike)}."
     for note, labels in found.notes.items():
@@ -56,11 +57,13 @@ def _arm(found: LadderFindings, arm: ArmOnLadder) -> TitledTable:
         f"{arm.name}: compute multiplier",
         ("rung", "difference", "multiplier", "95 % interval"),
         list(zip(found.labels, differences, multipliers, intervals, strict=True)),
-        [*_sentences(arm, found.family), *_about_arm(arm, found.labels)],
+        [*_sentences(arm, found.family), *about_arm(arm, found.labels)],
     )
 
 
-def _about_arm(arm: ArmOnLadder, labels: Sequence[str]) -> Iterator[str]:
+def about_arm(arm: ArmOnLadder, labels: Sequence[str]) -> Iterator[str]:
+    """What differs between an arm and the baseline besides the architecture."""
+
     def listed(phrases: Where) -> str:
         return "; ".join(f"{phrase} ({_rungs(own, labels)})" for phrase, own in phrases.items())
 
@@ -72,12 +75,12 @@ def _about_arm(arm: ArmOnLadder, labels: Sequence[str]) -> Iterator[str]:
 
 def _sentences(arm: ArmOnLadder, family: int) -> Iterator[str]:
     if arm.ladder is None:
-        yield f"inconclusive: {arm.reason}."
+        yield f"{arm.word}: {trend(arm)}."
         return
     low, high = arm.ladder.exponent_interval
     together = f", which holds for {family} arms together" if family > 1 else ""
     yield (
-        f"{arm.word}: {_trend(arm.ladder)}. The multiplier goes as compute to the power "
+        f"{arm.word}: {trend(arm)}. The multiplier goes as compute to the power "
         f"{arm.ladder.exponent:+.3f} [{low:+.3f}, {high:+.3f}]{together}."
     )
     yield (
@@ -92,8 +95,13 @@ def _sentences(arm: ArmOnLadder, family: int) -> Iterator[str]:
         )
 
 
+def trend(arm: ArmOnLadder) -> str:
+    """What the trend of the multiplier means for the gain of the arm, or for what it costs; why
+    there is none."""
+    return arm.reason if arm.ladder is None else _trend(arm.ladder)
+
+
 def _trend(ladder: Ladder) -> str:
-    """What the trend of the multiplier means for the gain of the arm, or for what it costs."""
     rungs, word = len(ladder.multipliers), ladder.verdict
     if ladder.better == rungs:
         return f"its gain {_TRENDS[word]}"
@@ -149,6 +157,7 @@ def _arm_object(arm: ArmOnLadder) -> dict[str, Any]:
         "exponent": ladder and ladder.exponent,
         "exponent_interval": ladder and ladder.exponent_interval,
         "allowance": arm.allowance,
+        "allowances": [own and {"arm": own[0], "baseline": own[1]} for own in arm.allowances],
         "compute": arm.compute,
         "terms": arm.terms,
         "caveats": arm.caveats,

@@ -45,20 +45,27 @@ class Series:
     Attributes:
         kind: LADDER or BASELINES.
         members: In the order in which they are run and shown.
+        command: That made it; empty if the file does not say.
     """
 
     kind: str
     members: tuple[Member, ...]
+    command: str = ""
 
 
-def write_series(folder: Path, series: Series, command: str) -> None:
+def write_series(folder: Path, series: Series) -> None:
     """Write the file, which names the sweeps by their places beside the folder."""
     listed = [
         {"label": own.label, "sweep": Path(os.path.relpath(own.folder, folder)).as_posix()}
         for own in series.members
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"version": _VERSION, "kind": series.kind, "command": command, "sweeps": listed}
+    found = {
+        "version": _VERSION,
+        "kind": series.kind,
+        "command": series.command,
+        "sweeps": listed,
+    }
     write_atomically(folder / SERIES_FILE, [json.dumps(found, indent=1), "\n"])
 
 
@@ -73,7 +80,7 @@ def read_series(folder: Path) -> Series:
         Member(printable(own["label"]), (folder / own["sweep"]).resolve())
         for own in found["sweeps"]
     ]
-    return Series(found["kind"], tuple(members))
+    return Series(found["kind"], tuple(members), printable(found.get("command", "")))
 
 
 def _kind(value: Any) -> Sequence[str]:
@@ -87,5 +94,6 @@ _CHECK = record(
         "sweeps": list_of(
             record({"label": text(1000), "sweep": text(4096)}), fewest=1, most=MOST_MEMBERS
         ),
-    }
+    },
+    {"command": text()},
 )

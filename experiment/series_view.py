@@ -1,9 +1,10 @@
-"""What a series of sweeps (a ladder, or several baselines) shows: tables, JSON and a figure."""
+"""What a series of sweeps (a ladder, or several baselines) shows: tables, JSON, page and figure."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from comparison.interactions import interaction_document, interaction_sections, 
 from comparison.ladder_findings import climb_ladder
 from comparison.ladder_plot import write_ladder_plot
 from comparison.ladder_tables import ladder_document, ladder_sections
+from comparison.report.interactions_page import write_interactions_page
+from comparison.report.ladder_page import write_ladder_page
+from comparison.report.series_page import AboutSeries
 from comparison.tables import TitledTable
-from errors import UserError
+from errors import UserError, printable
 from experiment.selection import select
 from experiment.series_file import LADDER, read_series
 
@@ -25,11 +29,13 @@ class SeriesView:
     Attributes:
         sections: What a person reads, in order.
         document: The same for JSON.
+        write_page: Writes the page to a path. Raises OSError if it cannot be written there.
         draw: Writes the figure to a path; None if there is no figure of this kind of series.
     """
 
     sections: tuple[TitledTable, ...]
     document: Mapping[str, Any]
+    write_page: Callable[[Path], None]
     draw: Callable[[Path], None] | None
 
 
@@ -57,18 +63,30 @@ def view_series(
             found[member.label] = chosen.findings(baseline, margin)
     if not found:
         raise UserError(f"No run found in the sweeps of {folder}.")
-    return _ladder(found) if series.kind == LADDER else _baselines(found)
+    folders = {member.label: member.folder for member in series.members}
+    about = partial(AboutSeries, printable(folder.resolve().name), series.command, folders)
+    return _ladder(found, about) if series.kind == LADDER else _baselines(found, about)
 
 
-def _ladder(rungs: Mapping[str, Findings]) -> SeriesView:
+AboutPage = Callable[[Path], AboutSeries]
+"""What a page at a path tells of the series."""
+
+
+def _ladder(rungs: Mapping[str, Findings], about: AboutPage) -> SeriesView:
     found = climb_ladder(rungs)
     return SeriesView(
         tuple(ladder_sections(found)),
         ladder_document(found),
+        lambda path: write_ladder_page(found, about(path)),
         lambda path: write_ladder_plot(found, path),
     )
 
 
-def _baselines(baselines: Mapping[str, Findings]) -> SeriesView:
+def _baselines(baselines: Mapping[str, Findings], about: AboutPage) -> SeriesView:
     found = on_baselines(baselines)
-    return SeriesView(tuple(interaction_sections(found)), interaction_document(found), None)
+    return SeriesView(
+        tuple(interaction_sections(found)),
+        interaction_document(found),
+        lambda path: write_interactions_page(found, about(path)),
+        None,
+    )

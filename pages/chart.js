@@ -77,7 +77,7 @@ const FARTHEST = 4; // what reaches so many times farther up than the lines do i
  * Draws curves in a box and reads them.
  *
  * A curve has `key`, `hue` (a class), `dash`, `points` of `{ x, mean, low, high }` in order, and as
- * wanted a `marker` (a path), a `label` at its end and a `band`. `onRead(readings, stop)` gets of
+ * wanted a `marker` (a path), a `label` at its end, a `band`, or `whiskers` at its points. `onRead(readings, stop)` gets of
  * each curve the last point up to the cursor; `stop` is null at the end.
  */
 class Chart {
@@ -187,11 +187,13 @@ class Chart {
 
   *lines() {
     const trace = (points, key) => points.map((point) => `${this.x(point.x).toFixed(1)} ${this.y(point[key]).toFixed(1)}`);
-    for (const { key, hue, dash, points, band, marker } of this.content.curves) {
+    for (const { key, hue, dash, points, band, whiskers, marker } of this.content.curves) {
       const group = svg("g", { class: `curve ${hue}`, "data-key": key, "clip-path": `url(#inside-${this.box.id})` });
       const outline = `M${trace(points, "high").join("L")}L${trace(points, "low").reverse().join("L")}Z`;
       if (band) group.append(svg("path", { class: "band", d: outline }));
       group.append(svg("path", { class: "line", d: `M${trace(points, "mean").join("L")}`, "stroke-dasharray": dash }));
+      for (const { x, low, high } of whiskers ? points : [])
+        group.append(svg("path", { class: "whisker", d: `M${this.x(x).toFixed(1)} ${this.y(low).toFixed(1)}V${this.y(high).toFixed(1)}` }));
       const every = Math.ceil(points.length / MOST_MARKERS);
       const marked = points.length === 1 ? (marker ?? MARKERS[0]) : marker;
       points.forEach((point, i) => {

@@ -13,7 +13,7 @@ FIRST_SHOWN = 8
 """Arms whose curves are shown at first; a reader adds others."""
 
 _LINE_WIDTH = 2  # pixels, as in style.css
-_AXES = {
+BUDGET_AXES = {
     "tokens": {
         "short": "tokens",
         "units": ("", "K", "M", "B", "T"),
@@ -44,7 +44,7 @@ def curve_data(figures: Figures) -> dict[str, Any]:
     return {
         "axes": {
             axis.unit: {
-                **_AXES[axis.unit],
+                **BUDGET_AXES[axis.unit],
                 "title": axis.title + (" (s)" if axis.unit == "seconds" else ""),
                 "caution": _caution(figures, axis),
             }
@@ -52,11 +52,8 @@ def curve_data(figures: Figures) -> dict[str, Any]:
         },
         "arms": [
             {
-                "number": arm.label.number,
                 "name": arm.label.name,
-                "hue": hue(arm.label.number),
-                "dash": " ".join(f"{_LINE_WIDTH * own:g}" for own in dashes_of(arm.label.number))
-                or "none",
+                **drawn_as(arm.label.number),
                 "shown": arm.label.number in shown,
                 "bands": {
                     "validation": {
@@ -73,6 +70,12 @@ def curve_data(figures: Figures) -> dict[str, Any]:
         ],
         "thinned": any(len(found.budgets) > most for found in bands),
     }
+
+
+def drawn_as(number: int) -> dict[str, Any]:
+    """What chart.js needs to draw an arm as everywhere: its number, colour and dashes."""
+    dashes = " ".join(f"{_LINE_WIDTH * own:g}" for own in dashes_of(number))
+    return {"number": number, "hue": hue(number), "dash": dashes or "none"}
 
 
 def most_points(figures: Figures) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from comparison.figures import Figures
@@ -37,13 +37,14 @@ def heading(findings: Findings, figures: Figures) -> Heading:
     name = f"{arms} arms compared" if arms > 1 else figures.arms[0].label.name
     if len(sweeps) == 1 and None not in sweeps:
         name = printable(PurePath(sweeps.pop()).name)
-    datasets = _distinct(str(run.data.get("dataset", "")) for run in runs)
-    facts = [", ".join(datasets[:3]), _budget(findings), _dates(runs)]
+    facts = [datasets(runs), _budget(findings), dates(runs)]
     return Heading(name, [fact for fact in facts if fact])
 
 
-def _distinct(values: Iterable[str]) -> list[str]:
-    return [value for value in dict.fromkeys(values) if value]
+def datasets(runs: Sequence[LoggedRun]) -> str:
+    """The names of the datasets, three at most."""
+    names = dict.fromkeys(str(run.data.get("dataset", "")) for run in runs)
+    return ", ".join(list(filter(None, names))[:3])
 
 
 def _budget(findings: Findings) -> str:
@@ -56,7 +57,7 @@ def _budget(findings: Findings) -> str:
     return f"{format_budget('tokens', base.counted[0].tokens)} per run"
 
 
-def _dates(runs: Sequence[LoggedRun]) -> str:
+def dates(runs: Sequence[LoggedRun]) -> str:
     """`2026-11-30`, or the first and the last day."""
     days = sorted(run.start_time[:10] for run in runs)
     return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from comparison.figures import Difference
 from comparison.report.document_numbers import typeset
@@ -16,6 +17,7 @@ _REACH = 3.0  # an interval is drawn as far as this many times the largest diffe
 
 _TICKS = 3.5  # steps between ticks at most: there is room for four numbers on the narrowest strip
 _LEAST_SIDE = 1 / 3  # of the longer side of zero: room for the words that say which is better
+_WIDE = 4.0  # the ratio of factors from which on their ticks are those of a logarithmic scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Scale:
 
     Attributes:
         floor: The noise floor, shaded on both sides of zero; None where it is not known.
+        sides: What is on the left and on the right of zero.
     """
 
     low: float
     high: float
     floor: float | None
+    sides: ClassVar[tuple[str, str]] = ("← better", "worse →")
 
     def at(self, value: float) -> str:
         """Where a value stands; one beyond the scale stands at its end."""
@@ -58,7 +62,36 @@ class Scale:
         ]
 
 
-def scale_of(differences: Iterable[Difference | None], floor: float | None) -> Scale | None:
+@dataclasses.dataclass(frozen=True)
+class FactorScale(Scale):
+    """What a strip of factors shows, by their natural logarithms."""
+
+    sides: ClassVar[tuple[str, str]] = ("← needs more", "needs less →")
+
+    def tick_labels(self) -> list[tuple[str, str]]:
+        """The place and the text of each tick: `1x` and round factors beside it."""
+        return [(self.at(math.log(factor)), f"{factor:.3g}x") for factor in self._factors()]
+
+    def _factors(self) -> list[float]:
+        least, most = math.exp(self.low), math.exp(self.high)
+        if most < _WIDE * least:
+            step = round_step((most - least) / _TICKS)
+            return [k * step for k in range(math.ceil(least / step), math.floor(most / step) + 1)]
+        decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+        powers = [(decade, factor) for decade in decades for factor in (1, 2, 5)]
+        inside = [p for p in powers if least <= p[1] * 10.0 ** p[0] <= most]
+        every = math.ceil(len(inside) / (_TICKS + 0.5))
+        if every > 1:
+            every = 3 * math.ceil(every / 3)  # whole decades
+        first = inside.index((0, 1)) % every
+        return [factor * 10.0**decade for decade, factor in inside[first::every]]
+
+
+def scale_of(
+    differences: Iterable[Difference | None],
+    floor: float | None = None,
+    kind: type[Scale] = Scale,
+) -> Scale | None:
     """The scale of a plot of differences; None where none of them is known.
 
     Zero and every difference are on it, and the intervals unless they are far longer than what
@@ -74,9 +107,9 @@ def scale_of(differences: Iterable[Difference | None], floor: float | None) -> S
     low = min(0.0, -(floor or 0.0), *(found.low for found in known))
     high = max(0.0, floor or 0.0, *(found.high for found in known))
     if low == high:  # nothing differs from zero
-        return Scale(-size, size, floor)
+        return kind(-size, size, floor)
     low, high = max(low, -_REACH * size), min(high, _REACH * size)
-    return Scale(min(low, -_LEAST_SIDE * high), max(high, -_LEAST_SIDE * low), floor)
+    return kind(min(low, -_LEAST_SIDE * high), max(high, -_LEAST_SIDE * low), floor)
 
 
 def round_step(least: float) -> float:

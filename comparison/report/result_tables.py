@@ -36,7 +36,8 @@ class Column:
         cells: One for each line, None where there is nothing to show.
         kind: What the cells are, by which a template shows them: `number` (ShownNumber), `interval`
             (two of them), `factor` (a number and an interval), `strip` (intervals.Strip), `mark`
-            (a word), `verdict` (the verdict and what else there is to say), `list` (sentences).
+            (a word), `verdict` (the verdict and what else there is to say), `list` (sentences),
+            `link` (a text and an address).
         axis: Of a column of strips the scale.
     """
 

@@ -51,15 +51,16 @@ def run_list(findings: Findings, page: Path | None) -> RunList:
         page: The file that the page is written to; None: it has no links to files.
     """
     found = [
-        ListedRun(label, run, _link(run, page))
+        ListedRun(label, run, link_to(run.path.parent, page))
         for label, row in zip(labels(findings), findings.rows, strict=True)
         for run in row.group.runs
     ]
     return RunList(found, len(found) <= MANY)
 
 
-def _link(run: LoggedRun, page: Path | None) -> str | None:
-    target = run.path.with_name(PAGE_FILE)
+def link_to(folder: Path, page: Path | None) -> str | None:
+    """The link from a page to that in a folder; None where there is none."""
+    target = folder / PAGE_FILE
     if page is None or not os.path.isfile(target):
         return None
     try:

@@ -102,8 +102,9 @@ def test_sizes_grow_in_width_and_tokens_in_proportion(tiny_dataset, tmp_path):
         "it-params-80K",
     ]
     folder = plans[0][1].folder.with_name("it")
-    series = Series(LADDER, tuple(Member(label, plan.folder) for label, plan in plans))
-    write_series(folder, series, "a command")
+    members = tuple(Member(label, plan.folder) for label, plan in plans)
+    series = Series(LADDER, members, "a command")
+    write_series(folder, series)
     assert read_series(folder) == series
 
 
@@ -328,20 +329,22 @@ def test_failed_runs_bar_the_ladder():
 def test_intervals_allow_for_tuning():
     """Both arms carry an allowance at the last rung: its interval is wider at both ends."""
 
-    def tuned(own: Findings) -> Findings:
-        design = Design(allowances={(run.sweep, run.arm): 0.08 for run in runs_of(own)})
-        return compare(runs_of(own), "arch-base", design)
-
-    plain = rungs()
-    last = {"params=2": tuned(plain["params=2"])}
-    [before], [after] = (climb_ladder(own).arms for own in (plain, {**plain, **last}))
+    [before], [after] = (climb_ladder(own).arms for own in (rungs(), tuned_rungs()))
     assert after.allowance == pytest.approx(0.16)
     assert after.ladder.intervals[:2] == before.ladder.intervals[:2]
     assert after.ladder.intervals[2][0] < before.ladder.intervals[2][0]
     assert after.ladder.intervals[2][1] > before.ladder.intervals[2][1]
     assert (before.word, after.word) == ("holds", "inconclusive")
-    view = " ".join(text_of(ladder_sections(climb_ladder({**plain, **last}))).split())
+    view = " ".join(text_of(ladder_sections(climb_ladder(tuned_rungs()))).split())
     assert "The intervals allow for tuning: up to 0.1600 nats at a rung" in view
+
+
+def tuned_rungs() -> dict[str, Findings]:
+    """Rungs of which the last has an allowance of 0.08 nats for each arm."""
+    own = rungs()
+    runs = runs_of(own["params=2"])
+    design = Design(allowances={(run.sweep, run.arm): 0.08 for run in runs})
+    return {**own, "params=2": compare(runs, "arch-base", design)}
 
 
 def runs_of(findings: Findings) -> list[LoggedRun]:
