@@ -19,6 +19,7 @@ from components.part import own_stream
 from components.registry import USERS_MODULE
 from errors import ConfigError, Problem, UserError
 from options import KEYS
+from source_files import local_imports
 from training_components import ALL_REGISTRIES
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
@@ -96,7 +97,7 @@ def read_config_file(path: str, plugins: dict[str, str]) -> dict[str, Given]:
     """
     source = read_source(path)
     namespace = run_source(path, source)
-    if registers_parts(path):
+    if registers_parts(path, source):
         plugins[path] = source
     lines, imported = names_bound(source)
     if "*" in imported:
@@ -199,7 +200,9 @@ def failed_at(error: BaseException, path: str) -> str:
     return f"{path}:{lines[-1]}" if lines else path
 
 
-def registers_parts(path: str) -> bool:
-    """Whether a file that was run has parts in the registries."""
+def registers_parts(path: str, source: str) -> bool:
+    """Whether a file that was run, or a local module that it imports, has parts in the
+    registries."""
+    modules = {module_name(path), *local_imports(module_name(path), source)}
     parts = (registry[name] for registry in ALL_REGISTRIES.values() for name in registry.names)
-    return any(part.__module__ == module_name(path) for part in parts)
+    return any(part.__module__ in modules for part in parts)

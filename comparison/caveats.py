@@ -18,11 +18,16 @@ def _in_environments(key: str) -> Callable[[LoggedRun], list[Any]]:
 
 
 _FACETS: dict[str, Callable[[LoggedRun], list[Any]]] = {
-    "eval_interval": lambda run: [run.config.get("eval_interval")],
+    "eval_interval": lambda run: [
+        own.get("eval_interval", run.config.get("eval_interval"))
+        for own in ({}, *run.earlier_configs)
+    ],
     "source code": _in_environments("source_sha256"),
     "commit": _in_environments("commit"),
     "uncommitted changes": _in_environments("dirty"),
-    "plugins": lambda run: [run.plugins and json.dumps(run.plugins, sort_keys=True)],
+    "plugins": lambda run: [
+        own and json.dumps(own, sort_keys=True) for own in (run.plugins, *run.earlier_plugins)
+    ],
     "torch version": _in_environments("torch"),
     "host": _in_environments("host"),
     "device": _in_environments("device"),

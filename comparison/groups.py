@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from statistics import fmean
 from typing import Any
 
+from comparison.formatting import assignments
 from comparison.runs import LoggedRun
 from errors import UserError, unknown_name
 from inference.samples import Sample, deviation
@@ -153,7 +154,8 @@ def _identity(run: LoggedRun) -> str:
     cost = [run.architecture.get(key) for key in _COST]
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
     sizes = [run.data.get("val_tokens"), run.environment.get("dtype")]
-    return json.dumps([cost, config, data, sizes, run.code], sort_keys=True)
+    resumed = run.resumed_with(*_TELLING_RUNS_APART)
+    return json.dumps([cost, config, data, sizes, run.code, resumed], sort_keys=True)
 
 
 def _compared(runs: Sequence[LoggedRun], *roles: Role) -> list[dict[str, Any]]:
@@ -230,7 +232,7 @@ def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
 def _telling(group: Group, own_conditions: Mapping[str, Any]) -> dict[str, Any]:
     """All that may tell a group from its namesakes, given its conditions beside theirs."""
     length = group.runs[0].having(Role.LENGTH)
-    source, plugins = group.runs[0].code
+    source, *plugins = group.runs[0].code
     code = {"code": ", ".join(source), "plugins": json.dumps(plugins, sort_keys=True)}
     return {**group.model_keys, **own_conditions, **length, **code}
 
@@ -254,10 +256,17 @@ def conditions(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "validation set": run.data.get("val_fingerprint"),
             "validation tokens": run.data.get("val_tokens"),
             "compute dtype": run.environment.get("dtype"),
+            "settings before it was resumed": _resumed(run),
             **keys,
         }
         for run, keys in zip(runs, _compared(runs, *_CONDITIONS), strict=True)
     ]
+
+
+def _resumed(run: LoggedRun) -> str | None:
+    """The settings with which a run began, where it was resumed with others."""
+    found = run.resumed_with(*_TELLING_RUNS_APART)
+    return "; ".join(map(assignments, found)) or None
 
 
 def machines(groups: Sequence[Group]) -> list[set[tuple[Any, ...]]]:

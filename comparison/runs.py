@@ -59,8 +59,11 @@ class LoggedRun:
         config: Its keys and their values, in the keys of today, see `saved_configs.upgraded`.
         roles: What keys are for, as far as the log says it.
         defaults: The options of parts that are at their defaults, as far as the log says it.
-        plugins: Of each plugin file its digest; None where the log does not say.
+        plugins: Of each plugin file and of each module that plugins import its digest; None where
+            the log does not say.
         environments: That of each start of the run, where they are logged.
+        earlier_plugins: Those of earlier starts that are unlike the last.
+        earlier_configs: Of earlier starts the keys whose values were others, with those.
         other_load: The largest share of the machine's CPUs that other processes used during a
             start; None where the log does not say it of every start.
         arm: What the sweep that the run belongs to calls its arm.
@@ -82,6 +85,8 @@ class LoggedRun:
     defaults: frozenset[str] = frozenset()
     plugins: dict[str, Any] | None = None
     environments: tuple[dict[str, Any], ...] = ()
+    earlier_plugins: tuple[dict[str, Any], ...] = ()
+    earlier_configs: tuple[dict[str, Any], ...] = ()
     other_load: float | None = None
     arm: str | None = None
     sweep: str | None = None
@@ -109,7 +114,16 @@ class LoggedRun:
         sources = {start.get("source_sha256") for start in self.starts}
         if None in sources:
             sources = {(start.get("commit"), start.get("dirty")) for start in self.starts}
-        return [sorted(map(str, sources)), self.plugins]
+        return [sorted(map(str, sources)), self.plugins, *self.earlier_plugins]
+
+    def resumed_with(self, *roles: Role) -> list[dict[str, Any]]:
+        """The keys of some roles that were changed when it was resumed, with the values that they
+        had before; none of a run whose starts all had one config."""
+        found = (
+            {key: value for key, value in own.items() if role_of(key, self.roles) in roles}
+            for own in self.earlier_configs
+        )
+        return [own for own in found if own]
 
     @cached_property
     def text_losses(self) -> np.ndarray | None:
@@ -294,7 +308,14 @@ _RUN = record(
         "roles": record({}, others=scalar),
         "defaults": list_of(text(), most=_MOST_RECORDS),
         "starts": list_of(
-            record({"environment": _ENVIRONMENT}, {"other_cpu_share": nullable(number(0, 1))}),
+            record(
+                {"environment": _ENVIRONMENT},
+                {
+                    "other_cpu_share": nullable(number(0, 1)),
+                    "plugins": record({}, others=scalar),
+                    "config": record({}, others=plain),
+                },
+            ),
             most=_MOST_RECORDS,
         ),
     },
@@ -374,11 +395,22 @@ def load_run(path: Path | str) -> LoggedRun:
         summary=document["summary"],
         plugins=all_printable(document.get("plugins")),
         environments=tuple(all_printable([start["environment"] for start in starts])),
+        earlier_plugins=_of_starts(starts, "plugins"),
+        earlier_configs=_of_starts(starts, "config"),
         other_load=max(loads) if loads and None not in loads else None,
         **shown,
     )
     ended = run.status != "running" and run.eval_steps
     return run if ended else _up_to_date(run)
+
+
+def _of_starts(starts: Sequence[Mapping[str, Any]], key: str) -> tuple[dict[str, Any], ...]:
+    """What starts had that the last has otherwise, each once."""
+    found: list[dict[str, Any]] = []
+    for own in (all_printable(start[key]) for start in starts if key in start):
+        if own not in found:
+            found.append(own)
+    return tuple(found)
 
 
 _SHOWN = ("run_name", "status", "start_time", "config", "architecture", "environment", "data")

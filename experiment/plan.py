@@ -21,7 +21,7 @@ from experiment.tuning import Tuned, allowances, outcome
 from inference.looks import Look, scheduled_looks
 from inference.verdicts import MARGIN
 from options import KEYS, Role
-from training.provenance import PROJECT, source_digest
+from training.provenance import PROJECT, imported_by, plugin_digests, source_digest
 from training_components import LOG_SINKS
 
 RUNS_FOLDER = "runs"
@@ -175,11 +175,15 @@ class Plan:
 
     @cached_property
     def _files(self) -> dict[str, dict[str, str]]:
-        """Of each arm its config files and plugins as they are now: path -> digest."""
+        """Of each arm its config files, its plugins and the local modules that plugins import, as
+        they are now: path -> digest."""
         return {
             arm.name: {path: digest((self.directory / path).read_bytes()) for path in paths}
             for arm in self.arms
-            for paths in [dict.fromkeys((*arm.files, *arm.settings.plugins))]
+            for plugins in [arm.settings.plugins]
+            for paths in [
+                dict.fromkeys((*arm.files, *plugins, *map(str, imported_by(plugins).values())))
+            ]
         }
 
     def _job(self, name: str, arm: Arm, where: str, title: str, seeds: Seeds) -> Job:
@@ -230,15 +234,15 @@ def make_plan(request: Request, directory: Path) -> Plan:
 
 def _config(arm: Arm) -> dict[str, Any]:
     """What an arm's config says beyond the defaults, so that a key that is new in a later version
-    makes no other sweep; and the sources of its parts."""
+    makes no other sweep; and the sources of its parts and of what these import."""
     said = {
         key: value
         for key, value in arm.settings.to_dict().items()
         if KEYS[key].role not in _NOT_THE_PLAN and value != KEYS[key].default
     }
     sources = {
-        f"{SOURCE_OF}{Path(path).name}": digest(text.encode())[:12]
-        for path, text in arm.settings.plugins.items()
+        f"{SOURCE_OF}{name}": found[:12]
+        for name, found in plugin_digests(arm.settings.plugins).items()
     }
     return said | sources
 

@@ -37,7 +37,7 @@ LAYERS = (
     ("components",),
     ("options", "saved_configs"),
     ("patterns",),
-    ("safe_files",),
+    ("safe_files", "source_files"),
     ("errors",),
 )
 """Modules and packages from top to bottom. A module imports from its own layer and from those

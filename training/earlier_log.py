@@ -118,9 +118,24 @@ def kept_of_earlier_run(
     return {
         "run_id": earlier.get("run_id", run["run_id"]),
         "start_time": earlier.get("start_time", run["start_time"]),
-        "starts": [*_starts_of(earlier), *run["starts"]],
+        "starts": [*(_then(start, earlier, run) for start in _starts_of(earlier)), *run["starts"]],
         "checkpoints": [saved for saved in checkpoints if saved["step"] <= step],
     }
+
+
+def _then(
+    start: Mapping[str, Any], earlier: Mapping[str, Any], run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """An earlier start with the plugins and the keys of the config that it had, where they are not
+    those of the start that continues."""
+    plugins = start.get("plugins", earlier.get("plugins"))
+    config = {**earlier.get("config", {}), **start.get("config", {})}
+    now = run["config"]
+    changed = {key: old for key, old in config.items() if key in now and now[key] != old}
+    found = {key: value for key, value in start.items() if key not in ("plugins", "config")}
+    if plugins is not None and plugins != run["plugins"]:
+        found["plugins"] = plugins
+    return found | ({"config": changed} if changed else {})
 
 
 def _starts_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:

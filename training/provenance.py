@@ -8,18 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
-
-SOURCE = (
-    *("errors.py", "safe_files.py", "options.py", "patterns.py", "saved_configs.py"),
-    *("configurator.py", "training_config.py", "user_files.py"),
-    *("model_components.py", "model_keys.py", "model_config.py", "model_builder.py"),
-    *("part_keys.py", "model_checks.py", "training_components.py"),
-    *("train.py", "training_logger.py"),
-    *("components/**/*.py", "recipe/**/*.py", "data/*.py", "training/**/*.py", "interop/**/*.py"),
-)
-"""The files that decide what a run computes. Others (the comparison, sweeps, documents, scripts,
-tests) cannot change its numbers; config files and data are logged by their contents."""
+from source_files import PROJECT, local_imports, source_files
+from user_files import module_name
 
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics")
 """What git is asked for changes to tracked files: those that a run adds results to left out."""
@@ -42,7 +32,7 @@ def provenance() -> dict[str, Any]:
 def source_digest(project: Path) -> str:
     """SHA-256 over the names and contents of the files of SOURCE, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in SOURCE for path in project.glob(pattern)}):
+    for path in source_files(project):
         digest.update(f"{path.relative_to(project).as_posix()} {text_digest(path)}\n".encode())
     return digest.hexdigest()
 
@@ -53,8 +43,25 @@ def text_digest(path: Path) -> str:
 
 
 def plugin_digests(plugins: Mapping[str, str]) -> dict[str, str]:
-    """The SHA-256 of each plugin's source, by file name; `plugins` is path to source."""
-    return {Path(path).name: source_sha256(source) for path, source in plugins.items()}
+    """The SHA-256 of each plugin's source, by file name, and of each local module that plugins
+    import; `plugins` is path to source."""
+    own = {Path(path).name: source_sha256(source) for path, source in plugins.items()}
+    files = imported_by(plugins)
+    return own | {import_key(name): text_digest(file) for name, file in files.items()}
+
+
+def import_key(module: str) -> str:
+    """How digests call a module that a plugin imports."""
+    return f"import {module}"
+
+
+def imported_by(plugins: Mapping[str, str]) -> dict[str, Path]:
+    """The files of the local modules that plugins import, by name; see
+    `source_files.local_imports`."""
+    found: dict[str, Path] = {}
+    for path, source in plugins.items():
+        found |= local_imports(module_name(path), source)
+    return found
 
 
 def source_sha256(source: str) -> str:

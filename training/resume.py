@@ -19,7 +19,7 @@ from training.checkpoint import (
 )
 from training.run_directory import refuse_locked
 from training.run_state import load_run_state, refuse_other_weights
-from training.saved_plugins import NotAllowed, plugin_changes
+from training.saved_plugins import NotAllowed, import_changes, plugin_changes
 from training_components import ALL_REGISTRIES
 from training_config import TrainingConfig
 from training_logger import ResumePoint
@@ -275,12 +275,16 @@ def _changed_plugins(settings: Settings, path: Path) -> list[Problem]:
     """Plugins whose source is no longer what the run was trained with."""
     if settings.training.allow_changed_plugins:
         return []
+    changes = (
+        *plugin_changes(settings.plugins, path),
+        *import_changes(settings.plugins, path.parents[1]),
+    )
     return [
         Problem(
             ("plugins",),
             f"{change} Restore it, or resume with the changed one by --allow_changed_plugins=True.",
         )
-        for change in plugin_changes(settings.plugins, path)
+        for change in changes
     ]
 
 

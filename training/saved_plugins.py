@@ -11,7 +11,8 @@ from configurator import split_arguments
 from errors import ConfigError, UserError
 from options import KEYS
 from training.checkpoint import find_checkpoint, load_plugins, newest_whole, runs_newest_first
-from training.provenance import source_sha256
+from training.log_files import RUN_FILE, read_run
+from training.provenance import import_key, imported_by, plugin_digests, source_sha256
 from training.run_state import load_run_state
 from user_files import located, read_source
 
@@ -128,4 +129,20 @@ def plugin_changes(plugins: Mapping[str, str], path: Path) -> list[str]:
         f"{path / 'plugins' / Path(given).name}."
         for given, source in plugins.items()
         if saved.get(Path(given).name, source) != source
+    ]
+
+
+def import_changes(plugins: Mapping[str, str], run: Path) -> list[str]:
+    """Of given plugins (path -> source), a line on each module that they import whose digest is not
+    that in the log of a run."""
+    try:
+        logged = dict(read_run(run / RUN_FILE)["plugins"])
+    except (OSError, ValueError, TypeError, KeyError):  # reported where the log is continued
+        return []
+    now = plugin_digests(plugins)
+    return [
+        f"{file} has changed since the run was trained: its sha256 is {now[key]}, then it was "
+        f"{logged[key]}."
+        for key, file in ((import_key(m), file) for m, file in imported_by(plugins).items())
+        if logged.get(key, now[key]) != now[key]
     ]

@@ -194,6 +194,27 @@ class Power(Activation):
         assert log_of(run)["plugins"]["power.py"] != digest
         assert log_of(run)["config"]["max_iters"] == 2
 
+    def test_a_module_that_it_imports_counts_as_the_plugin(
+        self, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        plugin, helper = tmp_path / "power.py", tmp_path / "my_exponents.py"
+        helper.write_text("EXPONENT = 2\n")
+        part = self.PART.replace("x ** 2", "x ** my_exponents.EXPONENT")
+        plugin.write_text(f"import my_exponents\n{part}")
+        command = (f"--plugins={plugin}", "--activation=power", "--eval_interval=1")
+        run = workshop.train(*command, "--max_iters=1")
+        before = log_of(run)["plugins"]
+        assert set(before) == {"power.py", "import my_exponents"}
+        helper.write_text("EXPONENT = 3\n")
+        message = workshop.refused(*command, "--resume=auto", "--max_iters=2")
+        assert f"{helper} has changed since the run was trained: its sha256 is " in message
+        workshop.train(*command, "--resume=auto", "--max_iters=2", "--allow_changed_plugins=True")
+        log = log_of(run)
+        assert log["starts"][0]["plugins"] == before
+        assert log["starts"][0]["config"]["max_iters"] == 1
+        assert log["plugins"] != before
+
 
 class TestDivergence:
     def test_a_run_stops_within_steps_of_its_limit_however_seldom_it_logs(

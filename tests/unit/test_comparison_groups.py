@@ -555,6 +555,38 @@ def test_plugins_and_starts_are_code():
     assert len(group_runs([run, edited, resumed])) == 3
 
 
+def test_what_was_changed_when_a_run_was_resumed_is_part_of_it():
+    """A run whose learning rate was changed in mid-training is no sample of one with that rate."""
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03])
+    resumed = [
+        dataclasses.replace(run, earlier_configs=({"learning_rate": 5e-3, "out_dir": "x"},))
+        for run in simulated_arm("plain", [2.5, 2.51, 2.53], start="2025-01-02")
+    ]
+    findings = compare([*plain, *resumed])
+    [row] = findings.rows[1:]
+    assert row.set_apart == ("settings before it was resumed: learning_rate=0.005, not None",)
+    assert row.verdict.word == "inconclusive"
+    moved = [dataclasses.replace(run, earlier_configs=({"out_dir": "x"},)) for run in plain]
+    assert len(group_runs([plain[0], *moved[1:]])) == 1
+
+
+def test_a_plugin_that_was_changed_when_a_run_was_resumed_is_part_of_it():
+    plain = [dataclasses.replace(run, plugins={"a.py": "f"}) for run in simulated_arm("p", [3, 4])]
+    resumed = dataclasses.replace(plain[1], earlier_plugins=({"a.py": "0"},))
+    groups = group_runs([plain[0], resumed])
+    assert len({group.name for group in groups}) == 2
+    [row] = compare([plain[0], resumed]).rows[1:]
+    assert "plugins differs" in row.caveats
+
+
+def test_an_interval_that_was_changed_when_a_run_was_resumed_is_named():
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03], training={"eval_interval": 25})
+    rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, training={"eval_interval": 25})
+    rms[0] = dataclasses.replace(rms[0], earlier_configs=({"eval_interval": 50},))
+    [row] = compare([*plain, *rms]).rows[1:]
+    assert row.caveats == ("eval_interval differs (25, 50 against 25)",)
+
+
 def test_what_differs_besides_the_architecture_is_named():
     plain = simulated_arm("plain", [3.0, 3.01, 3.03], training={"eval_interval": 25})
     rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, training={"eval_interval": 50})

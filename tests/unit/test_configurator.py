@@ -697,6 +697,13 @@ def test_a_config_file_may_name_plugins(write):
     assert list(settings.plugins) == ["parts.py", "other.py"]
 
 
+def test_a_module_that_a_config_file_imports_may_register_a_part(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(PART, "my_own_parts.py")
+    text = "import my_own_parts\nnormalization = 'doubling'"
+    assert load([write(text)]).plugins == {"x.py": text}
+
+
 def test_a_config_file_may_register_a_part_itself(write):
     path = write(PART + "\nnormalization = 'doubling'\n")
     plain = write("n_layer = 2", "plain.py")

@@ -82,6 +82,28 @@ class TestWhichRun:
             (10, "a GPU"),
         ]
 
+    def test_it_keeps_what_earlier_starts_had_otherwise(self, tmp_path: Path) -> None:
+        def started(rate: float, digest: str, step: int | None) -> None:
+            config = {"learning_rate": rate, "n_layer": 2, "seed": 1}
+            settings = {"config": config, "plugins": {"mine.py": digest}}
+            resume = ResumePoint(step) if step else None
+            with make_logger(tmp_path, resume=resume, **settings) as logger:
+                train(logger, (step or 0) + 5, (step or 0) + 5)
+
+        started(1e-3, "aa", None)
+        assert set(read_run(tmp_path)["starts"][0]) >= {"step", "time", "environment"}
+        started(1e-3, "aa", 5)
+        assert not any({"plugins", "config"} & set(own) for own in read_run(tmp_path)["starts"])
+        started(2e-3, "bb", 10)
+        started(3e-3, "bb", 15)
+        starts = read_run(tmp_path)["starts"]
+        changed = [own.get("config") for own in starts]
+        assert changed == [*[{"learning_rate": 1e-3}] * 2, {"learning_rate": 2e-3}, None]
+        assert [own.get("plugins") for own in starts] == [*[{"mine.py": "aa"}] * 2, None, None]
+        started(1e-3, "bb", 20)
+        changed = [own.get("config") for own in read_run(tmp_path)["starts"]]
+        assert changed == [None, None, {"learning_rate": 2e-3}, {"learning_rate": 3e-3}, None]
+
     def test_an_older_log_says_what_its_starts_were(self, logged: Path) -> None:
         run = read_run(logged)
         del run["starts"], run["run_id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,32 @@ def test_parts_of_ones_own_are_known_by_their_source(
     named = planned("# two\n", name=one.name)
     with pytest.raises(UserError, match=r"baseline: source of scale.py is \w+ there, \w+ here"):
         sweep.with_seeds_of_before(named)
+
+
+def test_what_a_plugin_imports_is_part_of_the_sweep_and_of_its_runs(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for table in ("_entries", "_canonical"):
+        monkeypatch.setattr(NORMALIZATIONS, table, dict(getattr(NORMALIZATIONS, table)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin, helper = tmp_path / "scale.py", tmp_path / "my_scale_helper.py"
+    helper.write_text("FACTOR = 1.0\n")
+    plugin.write_text(
+        "from torch import nn\nfrom components.norms import NORMS\nimport my_scale_helper\n"
+        "@NORMS.register('scale_only', label='S')\nclass Scale(nn.Identity):\n    'A norm.'\n"
+    )
+    asked = {"flags": {"plugins": str(plugin)}, "vary": NORMS, "name": "it"}
+    one = tiny_plan(tiny_dataset, tmp_path, **asked)
+    one.folder.mkdir(parents=True)
+    write_manifest(one, "python sweep.py")
+    job = one.final_jobs(one.tuned())[0]
+    assert job.changed_files == []
+    helper.write_text("FACTOR = 2.0\n")
+    assert job.changed_files == [str(helper.resolve())]
+    two = tiny_plan(tiny_dataset, tmp_path, **asked)
+    with pytest.raises(UserError, match=r"source of import my_scale_helper is \w+ there, \w+ here"):
+        sweep.with_seeds_of_before(two)
+    sys.modules.pop("my_scale_helper")
 
 
 def test_names(plan: Plan, tiny_dataset: Path, tmp_path: Path) -> None:

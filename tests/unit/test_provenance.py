@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from source_files import PROJECT, SOURCE
 from tests.test_imports import import_graph
 from training import provenance
 from training.provenance import plugin_digests, source_digest
@@ -104,8 +105,8 @@ class TestSourceDigest:
         assert source_digest(source) == before
 
     def test_every_pattern_finds_files(self) -> None:
-        for pattern in provenance.SOURCE:
-            assert any(provenance.PROJECT.glob(pattern)), pattern
+        for pattern in SOURCE:
+            assert any(PROJECT.glob(pattern)), pattern
 
     def test_is_all_that_training_imports_but_names_pages_and_the_command_line(self) -> None:
         graph, reached, waiting = import_graph(), set(), ["train"]
@@ -114,8 +115,8 @@ class TestSourceDigest:
             if module not in reached:
                 reached.add(module)
                 waiting += graph[module]
-        files = {path for glob in provenance.SOURCE for path in provenance.PROJECT.glob(glob)}
-        names = {path.relative_to(provenance.PROJECT).with_suffix("") for path in files}
+        files = {path for glob in SOURCE for path in PROJECT.glob(glob)}
+        names = {path.relative_to(PROJECT).with_suffix("") for path in files}
         counted = {name.as_posix().removesuffix("/__init__").replace("/", ".") for name in names}
         pages = {"pages.rendering", "pages.palette", "pages.thinning"}
         assert reached - counted == {"architecture_names", "cli"} | pages
@@ -124,3 +125,14 @@ class TestSourceDigest:
 def test_plugins_are_known_by_file_name() -> None:
     expected = hashlib.sha256(b"x = 1").hexdigest()
     assert plugin_digests({"a/parts.py": "x = 1"}) == {"parts.py": expected}
+
+
+def test_what_plugins_import_is_part_of_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_layers.py").write_text("width = 1\n")
+    plugins = {"parts.py": "import my_layers, torch"}
+    before = plugin_digests(plugins)
+    assert set(before) == {"parts.py", "import my_layers"}
+    (tmp_path / "my_layers.py").write_text("width = 2\n")
+    after = plugin_digests(plugins)
+    assert {name for name in before if before[name] != after[name]} == {"import my_layers"}
