@@ -8,6 +8,7 @@ same kind.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -74,6 +75,14 @@ def with_text(verdict: Verdict, values: np.ndarray) -> NewText | None:
     Blocks of one text are not independent: neighbours of 4 KB were seen to correlate by 0.1 to 0.4
     in their differences. The variance of text allows for that, see `inference.crossed`.
 
+    The half-width is the root of the sum of the squares of two: the verdict's, and that of text by
+    itself at the same level. If each source of chance is normal, the interval covers the difference
+    at least as often as promised at any level (Banerjee 1961, "On confidence interval for two-means
+    problem based on separate estimates of variances and tabulated values of t-table"). One t
+    interval with Satterthwaite's degrees of freedom does not at the levels of large families: where
+    the variance of text, which has few, comes out low by chance, its weight and so the estimate of
+    the degrees of freedom go wrong with it.
+
     Args:
         verdict: On the means over blocks.
         values: Arm minus baseline in nats per token, shape (seeds, blocks), in the order of the
@@ -88,12 +97,12 @@ def with_text(verdict: Verdict, values: np.ndarray) -> NewText | None:
     found = crossed(values, verdict.difference, in_order=True)
     if found is None or not found.columns_matter:
         return None
-    half = max(verdict.rule.half_width(found.both), found.both.half_width(verdict.rule.level))
-    wider = max(half - verdict.rule.half_width(found.rows), 0.0)
+    of_seeds = verdict.rule.half_width(found.rows)
+    wider = math.hypot(of_seeds, found.columns.half_width(verdict.rule.level)) - of_seeds
     low, high = verdict.interval
     interval = low - wider, high + wider
     holds = verdict.read(interval) == verdict.word
-    return NewText(interval, holds, values.shape[1], found.column_df)
+    return NewText(interval, holds, values.shape[1], round(found.columns.df))
 
 
 def _differences(group: Group, baseline: Group, seeds: Collection[Any]) -> np.ndarray | None:

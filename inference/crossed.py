@@ -34,14 +34,17 @@ class Crossed:
     Attributes:
         both: For new rows and new columns.
         rows: For new rows and these columns.
-        columns_matter: Whether the variance of columns is notable beside that of rows.
-        column_df: Degrees of freedom of the variance of columns.
+        columns: For these rows and new columns; its error may be 0.
     """
 
     both: Estimate
     rows: Estimate
-    columns_matter: bool
-    column_df: int
+    columns: Estimate
+
+    @property
+    def columns_matter(self) -> bool:
+        """Whether the variance of columns is notable beside that of rows."""
+        return self.columns.error**2 > NOTABLE * self.rows.error**2
 
 
 def crossed(
@@ -75,7 +78,7 @@ def crossed(
     spread = row_part**2 / rows.df + column_part**2 / found.df
     spread += shared**2 / ((n - 1) * found.df)
     both = Estimate(rows.value, math.sqrt(total), total**2 / spread, n, CROSSED)
-    return Crossed(both, rows, column_part > NOTABLE * row_part, found.df)
+    return Crossed(both, rows, Estimate(rows.value, math.sqrt(column_part), found.df, n, CROSSED))
 
 
 @dataclasses.dataclass(frozen=True)

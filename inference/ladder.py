@@ -100,9 +100,10 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     of the multiplier is the slope of ln m over ln C.
 
     The offset is not known well. The intervals are the union of those at every offset that fits the
-    baseline's losses as well as chance allows. They are widened by what tuning leaves open, at its
-    worst for each: a rung's multiplier may be lower if the baseline could be tuned better there,
-    higher if the arm could.
+    baseline's losses as well as chance and tuning allow. They are widened by what tuning leaves
+    open, at its worst for each: any loss may be lower by its allowance. A lower loss of the arm
+    raises the multiplier of its rung. One of the baseline lowers it, and changes the slope of the
+    curve, and with it the multipliers of all rungs.
 
     Args:
         rungs: At least FEWEST_RUNGS.
@@ -156,6 +157,7 @@ class _Fits:
         self.misfit = ((self.above - fitted) ** 2).sum(axis=1)
         self.best = int(self.misfit.argmin())
         self.distance = (logs - np.log(self.arm_above)) / self.slope[:, None]
+        self.allowances = np.array([[getattr(r, f"{s}_allowance") for r in rungs] for s in _SIDES])
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -189,19 +191,53 @@ class _Fits:
 
     def ends(self, critical: float) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of the answers' intervals, (k + 1,) each."""
-        kept = self.misfit - self.misfit[self.best] <= critical**2 * self.variance
+        misfit = self._least_misfit
+        kept = misfit - misfit.min() <= critical**2 * self.variance
         half = critical * self.errors[kept]
-        low, high = (self.values[kept] - half).min(axis=0), (self.values[kept] + half).max(axis=0)
-        down, up = self._open()
-        rising, falling = self.sums.clip(min=0), -self.sums.clip(max=0)
-        return low - rising @ down - falling @ up, high + rising @ up + falling @ down
+        down, up = (own[kept] for own in self._open)
+        values = self.values[kept]
+        return (values - half - down).min(axis=0), (values + half + up).max(axis=0)
 
+    @cached_property
+    def _least_misfit(self) -> np.ndarray:
+        """The misfit at each offset, (offsets,), with losses of the baseline that are lower by what
+        suits it best, within the allowances: at least that of losses lower by half of them, less
+        the length of the other half."""
+        half = self.allowances[0] / 2
+        if not half.any():
+            return self.misfit
+        above = _lowered(self.above, half)
+        logs = np.log(above)
+        x = self.to_slope / (self.to_slope @ self.to_slope)
+        slope = logs @ self.to_slope
+        fitted = np.exp(logs.mean(axis=1, keepdims=True) + np.outer(slope, x))
+        misfit = ((above - fitted) ** 2).sum(axis=1)
+        return (np.sqrt(misfit) - np.linalg.norm(half)).clip(min=0) ** 2
+
+    @cached_property
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
-        """How much lower and higher tuning may put each log multiplier, (k,) each."""
-        lower = np.minimum(self.above, self.arm_above)[self.best]
-        per_nat = 1 / (self.slope[self.best] * lower)
-        allowances = ([getattr(r, f"{side}_allowance") for r in self.rungs] for side in _SIDES)
-        return tuple(per_nat * np.array(own) for own in allowances)
+        """How much lower and higher tuning may put each answer, (offsets, k + 1) each, to first
+        order around losses that are lower by half of their allowances."""
+        for_base, for_arm = self.allowances
+        above, arm_above = (
+            _lowered(own, allowed / 2)
+            for own, allowed in zip((self.above, self.arm_above), self.allowances, strict=True)
+        )
+        direct = for_base / (self.slope[:, None] * above)
+        distance = self.distance @ self.sums.T
+        by_base = (
+            direct[:, None, :] * self.sums
+            + distance[:, :, None] * (direct * self.to_slope)[:, None, :]
+        )
+        by_arm = (for_arm / (self.slope[:, None] * arm_above))[:, None, :] * self.sums
+        down = by_base.clip(min=0).sum(axis=2) - by_arm.clip(max=0).sum(axis=2)
+        up = by_arm.clip(min=0).sum(axis=2) - by_base.clip(max=0).sum(axis=2)
+        return down, up
+
+
+def _lowered(above: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Losses above an offset, lower by so much; at least a quarter of them is left."""
+    return np.maximum(above - allowed, above / 4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from inference.ladder import FADES, GROWS, Rung, climb
 from inference.looks import Look, Standing, scheduled_looks, take_looks
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.tuning import allowance, fit, noise_of
-from inference.verdicts import BETTER, WORSE, Results, judge
+from inference.verdicts import BETTER, WORSE, Results, Verdict, judge
 from scripts.claims import CASES as CLAIMS
 from scripts.claims import claimed
 from scripts.runs import PASSED, PROJECT, run_script
@@ -314,9 +314,18 @@ def tuned_rates(curve: Curve, seeds: int, trials: int) -> tuple[float, float]:
     return tuple(false / trials)
 
 
-def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bool]:
-    best = 2 + curve.differ * rng.uniform(-0.5, 0.5, TUNED_ARMS + 1)
-    luck, rest = rng.normal(size=(TUNED_ARMS + 1, 1)), rng.normal(size=(TUNED_ARMS + 1, GRID))
+@dataclasses.dataclass(frozen=True)
+class _Tuned:
+    """What tuning came to for each arm: how far the loss at the fitted rate lies above that at the
+    best one, and the allowance."""
+
+    excess: list[float]
+    allowances: list[float]
+
+
+def _tuned(rng: np.random.Generator, curve: Curve, arms: int) -> _Tuned:
+    best = 2 + curve.differ * rng.uniform(-0.5, 0.5, arms)
+    luck, rest = rng.normal(size=(arms, 1)), rng.normal(size=(arms, GRID))
     noise = SD * (np.sqrt(curve.shared) * luck + np.sqrt(1 - curve.shared) * rest)
     grids = [
         [
@@ -327,13 +336,20 @@ def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bo
     ]
     fits = [fit(grid) for grid in grids]
     scatter = noise_of(grids, fits)
-    losses = normal()(rng, TUNED_ARMS, seeds)
-    losses += np.array([[curve.loss(f.optimum - at)] for f, at in zip(fits, best, strict=True)])
+    return _Tuned(
+        [curve.loss(own.optimum - at) for own, at in zip(fits, best, strict=True)],
+        [allowance(own, scatter) for own in fits],
+    )
+
+
+def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bool]:
+    tuned = _tuned(rng, curve, TUNED_ARMS + 1)
+    losses = normal()(rng, TUNED_ARMS, seeds) + np.array(tuned.excess)[:, None]
     errors = []
-    for allowed in (False, True):
+    for factor in (0, 1):
         base, *arms = (
-            Results(dict(enumerate(own.tolist())), 0, allowance(f, scatter) if allowed else 0.0)
-            for own, f in zip(losses, fits, strict=True)
+            Results(dict(enumerate(own.tolist())), 0, factor * allowed)
+            for own, allowed in zip(losses, tuned.allowances, strict=True)
         )
         errors.append(any(verdict.word in (BETTER, WORSE) for verdict in judge(base, arms)))
     return errors
@@ -385,6 +401,49 @@ def text_rates(
 EFFECT = 1e3
 """True difference in standard deviations of one between seeds; so large that each experiment has a
 verdict, which is what text is held against."""
+
+
+MANY_ARMS, MANY_TEXTS, MANY_ALIKE, MANY_SEEDS = (1, 8, 20), (27, 250), (0.3, 0.5, 0.7), 5
+
+
+def family_rows(trials: int) -> Iterator[Sequence[str]]:
+    for arms in MANY_ARMS:
+        for blocks in MANY_TEXTS:
+            cells = [
+                [family_rates(arms, blocks, rho, ratio, trials) for ratio in RATIOS]
+                for rho in MANY_ALIKE
+            ]
+            covered = [" / ".join(f"{found[0]:.3f}" for found in cell) for cell in cells]
+            t = " / ".join(f"{found[1]:.3f}" for found in cells[MANY_ALIKE.index(0.5)])
+            yield (str(arms), str(blocks), *covered, t)
+
+
+def family_rates(
+    arms: int, blocks: int, rho: float, ratio: float, trials: int
+) -> tuple[float, float]:
+    """How often the intervals for new text of all arms cover their true differences, and how often
+    single t intervals with Satterthwaite's degrees of freedom would. Half of the variance of each
+    difference is the baseline's, which the arms share."""
+    rng = np.random.default_rng([6, arms, blocks])
+    hits = np.zeros(2)
+    settings = (rng, blocks, MANY_SEEDS, rho, ratio)
+    shared = _differences_by_block(*settings, trials)
+    own = _differences_by_block(*settings, arms * trials)
+    for base in shared:
+        values = [EFFECT + ((next(own) - base) / np.sqrt(2)) for _ in range(arms)]
+        means = [dict(enumerate(each.mean(axis=1).tolist())) for each in values]
+        verdicts = judge(Results(dict.fromkeys(means[0], 0.0)), list(map(Results, means)))
+        hits += np.all([_both_cover(*pair) for pair in zip(verdicts, values, strict=True)], axis=0)
+    return tuple(hits / trials)
+
+
+def _both_cover(verdict: Verdict, values: np.ndarray) -> tuple[bool, bool]:
+    found = with_text(verdict, values)
+    low, high = found.interval if found is not None else verdict.interval
+    both = crossed(values, verdict.difference, in_order=True).both
+    half = verdict.rule.half_width(both if found is not None else verdict.difference)
+    half = max(half, verdict.rule.half_width(verdict.difference))
+    return low <= EFFECT <= high, abs(both.value - EFFECT) <= half
 
 
 def _differences_by_block(
@@ -480,6 +539,50 @@ def climbed(case: Ladders, seeds: int, trials: int) -> tuple[float, float]:
     return false / trials, float(np.mean(covered))
 
 
+TUNED_LADDERS = (LADDERS[0], LADDERS[3], LADDERS[5])
+TUNED_CURVES = (CURVES[1], CURVES[3], CURVES[6])
+
+
+def tuned_ladder_rows(trials: int) -> Iterator[Sequence[str]]:
+    for case in TUNED_LADDERS:
+        for curve in TUNED_CURVES:
+            cells = [tuned_climbs(case, curve, n, trials) for n in (3, 5)]
+            yield (
+                case.name,
+                curve.name,
+                *(" / ".join(f"{rate:.3f}" for rate in cell) for cell in cells),
+            )
+
+
+def tuned_climbs(
+    case: Ladders, curve: Curve, seeds: int, trials: int
+) -> tuple[float, float, float, float]:
+    """As `climbed`, where the baseline and the arm are tuned at each rung: error and coverage
+    without the allowances, then with them."""
+    rng = np.random.default_rng([7, seeds])
+    false, covered = np.zeros(2), np.zeros(2)
+    for _ in range(trials):
+        losses = case.losses(rng, seeds)
+        grids = [_tuned(rng, curve, len(losses)) for _ in case.compute]
+        losses += np.array([own.excess for own in grids]).T[:, :, None]
+        allowed = np.array([own.allowances for own in grids]).T
+        for k, factor in enumerate((0, 1)):
+            rungs = zip(case.compute, *losses, *(factor * allowed), strict=True)
+            found = climb([Rung(*map(_plain, own)) for own in rungs])
+            if found is None:
+                covered[k] += 1  # says nothing
+                continue
+            false[k] += found.verdict in (GROWS, FADES)
+            inside = [low <= case.multiplier <= high for low, high in found.intervals]
+            covered[k] += np.mean(inside)
+    (e0, e1), (c0, c1) = (false / trials).tolist(), (covered / trials).tolist()
+    return e0, c0, e1, c1
+
+
+def _plain(value: np.ndarray | float) -> list[float] | float:
+    return value.tolist() if isinstance(value, np.ndarray) else float(value)
+
+
 # From logs on
 
 
@@ -554,6 +657,12 @@ multiple of the width of such an interval if blocks are independent.
 
 {text}
 
+The same for several arms (5 seeds, {trials:,} trials per cell): the rate at which the intervals of
+all arms cover. Half of the variance of each difference is that of the baseline. "Single t": one t
+interval per arm with Satterthwaite's degrees of freedom, at a correlation of 0.5.
+
+{families}
+
 ## Ladders
 
 The true multiplier m is the same at every rung; all runs have a standard deviation of 0.01 nats.
@@ -562,6 +671,12 @@ several. Coverage: the fraction of multipliers of single rungs that lie in their
 Each cell is error / coverage.
 
 {ladders}
+
+The same if the baseline and the arm are tuned at each rung, on 5 learning rates with one seed, and
+retrained at the fitted optimum. Each cell is error / coverage without the allowances, then error /
+coverage with them. The curvature is in standard deviations of a run per squared grid step.
+
+{tuned_ladders}
 """
 
 
@@ -601,7 +716,16 @@ def page(trials: int) -> str:
                 list(text_rows(many)),
             )
         ),
+        families="\n".join(
+            markdown_table(
+                ("arms", "blocks", *(f"{rho:g}" for rho in MANY_ALIKE), "single t"),
+                list(family_rows(trials)),
+            )
+        ),
         ladders="\n".join(markdown_table(("curve", "n=3", "n=5"), list(ladder_rows(trials)))),
+        tuned_ladders="\n".join(
+            markdown_table(("curve", "tuning curve", "n=3", "n=5"), list(tuned_ladder_rows(trials)))
+        ),
     )
 
 

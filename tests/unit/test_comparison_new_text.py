@@ -65,7 +65,9 @@ def test_the_interval_is_that_of_seeds_and_text_together(tmp_path):
     assert lower < low
     assert high < higher < 0
     found = crossed(differences_of(tmp_path), row.verdict.difference, in_order=True)
-    assert (higher - lower) / 2 == pytest.approx(found.both.half_width(0.05))
+    halves = [own.half_width(0.05) for own in (found.rows, found.columns)]
+    assert (higher - lower) / 2 == pytest.approx(np.hypot(*halves))
+    assert (high - low) / 2 == pytest.approx(halves[0])
 
 
 def differences_of(folder: Path) -> np.ndarray:

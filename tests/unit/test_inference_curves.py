@@ -231,8 +231,8 @@ def test_the_variance_of_text_is_nearly_unbiased_where_neighbours_are_alike():
 )
 def test_degrees_of_freedom_of_columns_in_an_order(blocks, df):
     values = np.random.default_rng(6).normal(size=(3, blocks))
-    assert crossed(values, in_order=True).column_df == df
-    assert crossed(values).column_df == blocks - 1
+    assert crossed(values, in_order=True).columns.df == df
+    assert crossed(values).columns.df == blocks - 1
 
 
 def test_all_cosines_give_the_variance_of_independent_columns(monkeypatch):
@@ -330,12 +330,25 @@ def test_allowances_cover_what_tuning_missed(mistuned):
     )
 
 
-def test_an_allowance_of_the_baseline_is_one_of_the_swapped_arm():
-    rungs = ladder(1.35, 0.05, sd=0.005)
-    low = climb([dataclasses.replace(rung, baseline_allowance=0.02) for rung in rungs])
-    swapped = [Rung(r.compute, r.arm, r.baseline, arm_allowance=0.02) for r in rungs]
-    ends = [(1 / high, 1 / low) for low, high in climb(swapped).intervals]
-    assert [own[0] for own in low.intervals] == pytest.approx([own[0] for own in ends], rel=0.02)
+@pytest.mark.parametrize("mistuned", [(1, 0, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (1, 1, 1)])
+def test_allowances_cover_a_baseline_that_tuning_missed(mistuned):
+    """Losses of the baseline that are 0.03 too high at some rungs bend its curve, which all
+    multipliers are read along; without allowances the ladder is sure of wrong ones."""
+    missed = [
+        dataclasses.replace(
+            rung,
+            baseline=[loss + 0.03 * off for loss in rung.baseline],
+            baseline_allowance=0.03 * off,
+        )
+        for rung, off in zip(ladder(2.5, 0.0, sd=0.0005, rungs=3), mistuned, strict=True)
+    ]
+    allowed = climb(missed)
+    for low, high in allowed.intervals:
+        assert low <= 2.5 <= high
+    low, high = allowed.exponent_interval
+    assert low <= 0.0 <= high
+    without = climb([dataclasses.replace(rung, baseline_allowance=0.0) for rung in missed])
+    assert not all(low <= 2.5 <= high for low, high in without.intervals)
 
 
 def test_known_coverage():
