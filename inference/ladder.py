@@ -218,6 +218,9 @@ class _Fits:
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
         """How much lower and higher tuning may put each answer, (offsets, k + 1) each, to first
         order around losses that are lower by half of their allowances."""
+        if not self.allowances.any():
+            none = np.zeros_like(self.values)
+            return none, none
         for_base, for_arm = self.allowances
         above, arm_above = (
             _lowered(own, allowed / 2)
