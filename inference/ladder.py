@@ -15,7 +15,8 @@ from functools import cached_property
 
 import numpy as np
 
-from inference.quantiles import ALPHA, sidak_level, t_critical
+from inference.differences import GUARD, kappa
+from inference.quantiles import ALPHA, f_quantile, sidak_level, t_critical
 
 FEWEST_RUNGS, FEWEST_SEEDS, FEWEST_SPAN = 3, 3, 16.0
 """What a ladder needs: rungs, shared seeds, and the ratio of its largest to its smallest budget."""
@@ -119,9 +120,8 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     if np.diff([np.mean(rung.baseline) for rung in rungs]).max() >= 0:
         return None
     fits = _Fits(rungs)
-    df = fits.noise.df
-    lows, highs = fits.ends(t_critical(df, ALPHA))
-    exponent_ends = [end[-1] for end in fits.ends(t_critical(df, sidak_level(ALPHA, family)))]
+    lows, highs = fits.ends(ALPHA)
+    exponent_ends = [end[-1] for end in fits.ends(sidak_level(ALPHA, family))]
     *logs, exponent = fits.values[fits.best].tolist()
     with np.errstate(over="ignore"):  # of a baseline that hardly learns
         multipliers, low, high = (np.exp(own).tolist() for own in (logs, lows[:-1], highs[:-1]))
@@ -165,38 +165,37 @@ class _Fits:
         spent = np.log([(rung.arm_compute or rung.compute) / rung.compute for rung in self.rungs])
         return (self.distance - spent) @ self.sums.T
 
-    @cached_property
-    def variance(self) -> float:
-        """Of a mean of the baseline about the curve: that from seeds, or what the best fit leaves
-        if that is more."""
-        return max(self.noise.baseline, self.misfit[self.best] / (len(self.rungs) - 2))
-
-    @cached_property
-    def errors(self) -> np.ndarray:
-        """Standard errors of the answers where the offset is known, (offsets, k + 1), by the delta
-        method: from ln (L - E) - ln (L' - E) at each rung, from the curve's exponent a, and twice
-        their covariance."""
-        of_baseline = self.variance / self.above**2
-        common = self.noise.both / (self.above * self.arm_above)
-        of_gap = of_baseline + self.noise.arm / self.arm_above**2 - 2 * common
-        of_slope = of_baseline @ self.to_slope**2
-        of_both = (of_baseline - common) * self.to_slope
-        distance = self.distance @ self.sums.T
-        variances = (
-            of_gap @ self.sums.T**2
-            + distance**2 * of_slope[:, None]
-            + 2 * distance * (of_both @ self.sums.T)
-        )
-        return np.sqrt(variances.clip(min=0)) / self.slope[:, None]
-
-    def ends(self, critical: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of the answers' intervals, (k + 1,) each."""
+    def ends(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of the answers' intervals at a level, (k + 1,) each."""
+        critical = np.array([t_critical(df, level) for df in self.noise.df])
         misfit = self._least_misfit
-        kept = misfit - misfit.min() <= critical**2 * self.variance
-        half = critical * self.errors[kept]
+        kept = misfit - misfit.min() <= critical.max() ** 2 * self._of_baseline.max()
+        half = np.sqrt((self._parts[kept] * critical**2).sum(axis=2))
         down, up = (own[kept] for own in self._open)
         values = self.values[kept]
         return (values - half - down).min(axis=0), (values + half + up).max(axis=0)
+
+    @cached_property
+    def _of_baseline(self) -> np.ndarray:
+        """Variances of the means of the baseline about the curve, (k,): those from seeds, or what
+        the best fit leaves if that is more."""
+        return np.maximum(self.noise.baseline, self.misfit[self.best] / (len(self.rungs) - 2))
+
+    @cached_property
+    def _parts(self) -> np.ndarray:
+        """Variances of the answers where the offset is known, by the rung whose seeds they come
+        from, (offsets, k + 1, k)."""
+        base, arm = self._per_nat(self.above, self.arm_above)
+        parts = base**2 * self._of_baseline + arm**2 * self.noise.arm
+        return (parts + 2 * base * arm * self.noise.both).clip(min=0)
+
+    def _per_nat(self, above: np.ndarray, arm_above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of the answers with respect to the losses of the baseline and of the arm,
+        (offsets, k + 1, k) each. The baseline's also change the curve's exponent a."""
+        distance = self.distance @ self.sums.T
+        base = self.sums + distance[:, :, None] * self.to_slope
+        slope = self.slope[:, None, None]
+        return base / (slope * above[:, None, :]), -self.sums / (slope * arm_above[:, None, :])
 
     @cached_property
     def _least_misfit(self) -> np.ndarray:
@@ -221,20 +220,14 @@ class _Fits:
         if not self.allowances.any():
             none = np.zeros_like(self.values)
             return none, none
-        for_base, for_arm = self.allowances
-        above, arm_above = (
+        lowered = (
             _lowered(own, allowed / 2)
             for own, allowed in zip((self.above, self.arm_above), self.allowances, strict=True)
         )
-        direct = for_base / (self.slope[:, None] * above)
-        distance = self.distance @ self.sums.T
-        by_base = (
-            direct[:, None, :] * self.sums
-            + distance[:, :, None] * (direct * self.to_slope)[:, None, :]
-        )
-        by_arm = (for_arm / (self.slope[:, None] * arm_above))[:, None, :] * self.sums
-        down = by_base.clip(min=0).sum(axis=2) - by_arm.clip(max=0).sum(axis=2)
-        up = by_arm.clip(min=0).sum(axis=2) - by_base.clip(max=0).sum(axis=2)
+        down, up = 0.0, 0.0
+        for per_nat, allowed in zip(self._per_nat(*lowered), self.allowances, strict=True):
+            down = down + (per_nat.clip(min=0) * allowed).sum(axis=2)
+            up = up - (per_nat.clip(max=0) * allowed).sum(axis=2)
         return down, up
 
 
@@ -245,20 +238,33 @@ def _lowered(above: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Noise:
-    """Variances of means over seeds and their covariance, pooled over rungs."""
+    """Variances of means over seeds and their covariance, of each rung, (k,) each.
 
-    baseline: float
-    arm: float
-    both: float
-    df: int
+    Small models and short runs are often noisier. So a rung has its own variances, moderated by
+    those of the other rungs as those of arms are by other arms, see `differences`.
+
+    Attributes:
+        df: Degrees of freedom of the variances of each rung.
+    """
+
+    baseline: np.ndarray
+    arm: np.ndarray
+    both: np.ndarray
+    df: np.ndarray
 
     @classmethod
     def of(cls, baseline: np.ndarray, arm: np.ndarray) -> _Noise:
         """From losses, (k, seeds) each."""
-        rungs, seeds = baseline.shape
-        df = rungs * (seeds - 1)
-        one, other = (losses - losses.mean(axis=1, keepdims=True) for losses in (baseline, arm))
-        products = (
-            (a * b).sum() / df / seeds for a, b in ((one, one), (other, other), (one, other))
-        )
-        return cls(*map(float, products), df)
+        seeds = baseline.shape[1]
+        own = [losses.var(axis=1, ddof=1) for losses in (baseline, arm, baseline - arm)]
+        (base, other, gap), borrowed = zip(*(_moderated(each, seeds) for each in own), strict=True)
+        df = np.where(np.all(borrowed, axis=0), 2, 1) * (seeds - 1)
+        return cls(base / seeds, other / seeds, (base + other - gap) / 2 / seeds, df)
+
+
+def _moderated(variances: np.ndarray, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """The variance of each rung moderated by the others, and whether it is."""
+    others = [np.delete(variances, j) for j in range(len(variances))]
+    pool = np.median(others, axis=1) / kappa(seeds)
+    borrows = variances <= f_quantile(GUARD, seeds - 1, 2 * (seeds - 1)) * pool
+    return np.where(borrows, (pool + variances) / 2, variances), borrows

@@ -480,6 +480,8 @@ class Ladders:
     Attributes:
         multiplier: Of every arm at every rung.
         arms: Beside the baseline.
+        noise: Standard deviations of runs at the first and at the last rung, as multiples of those
+            at the others.
     """
 
     offset: float
@@ -489,17 +491,22 @@ class Ladders:
     span: float
     multiplier: float
     arms: int = 1
+    noise: tuple[float, float] = (1.0, 1.0)
 
     @property
     def name(self) -> str:
         curve = f"{self.offset:g} + {self.scale:g} C^-{self.power:g}"
         arms = f", {self.arms} arms" if self.arms > 1 else ""
-        return f"{curve}, {self.rungs} rungs, {self.span:g}x, m={self.multiplier:g}{arms}"
+        places = zip(("first", "last"), self.noise, strict=True)
+        noise = "".join(f", noise x{own:g} at the {which}" for which, own in places if own != 1)
+        return f"{curve}, {self.rungs} rungs, {self.span:g}x, m={self.multiplier:g}{arms}{noise}"
 
     def losses(self, rng: np.random.Generator, seeds: int) -> np.ndarray:
         """(arms + 1, rungs, seeds) of one experiment; the baseline first."""
         reached = np.array([1.0, *[self.multiplier] * self.arms])[:, None] * self.compute
         noise = [normal()(rng, self.arms, seeds) for _ in range(self.rungs)]
+        noise[0] *= self.noise[0]
+        noise[-1] *= self.noise[1]
         means = self.offset + self.scale * reached**-self.power
         return means[:, :, None] + np.stack(noise, axis=1)
 
@@ -516,6 +523,10 @@ LADDERS = (
     Ladders(1.5, 2.5, 0.3, 4, 64.0, 2.5),
     Ladders(2.0, 2.0, 0.3, 6, 1000.0, 4.0),
     Ladders(1.7, 4.0, 0.1, 3, 16.0, 2.5, arms=8),
+    Ladders(1.7, 4.0, 0.1, 3, 16.0, 1.35, noise=(10.0, 1.0)),
+    Ladders(1.7, 4.0, 0.1, 3, 16.0, 1.35, noise=(1.0, 3.0)),
+    Ladders(1.5, 3.0, 0.2, 5, 256.0, 2.5, noise=(10.0, 1.0)),
+    Ladders(1.5, 3.0, 0.2, 5, 256.0, 2.5, noise=(1.0, 3.0)),
 )
 
 
@@ -665,7 +676,8 @@ interval per arm with Satterthwaite's degrees of freedom, at a correlation of 0.
 
 ## Ladders
 
-The true multiplier m is the same at every rung; all runs have a standard deviation of 0.01 nats.
+The true multiplier m is the same at every rung; runs have a standard deviation of 0.01 nats, or a
+multiple of it at one rung.
 Error: the probability that m is reported to grow or fade, for at least one arm if there are
 several. Coverage: the fraction of multipliers of single rungs that lie in their 95 % intervals.
 Each cell is error / coverage.
