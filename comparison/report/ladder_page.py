@@ -8,6 +8,7 @@ from typing import Any
 
 from comparison.figures import Difference
 from comparison.formatting import format_difference, format_factor, format_loss
+from comparison.judging import BASELINE
 from comparison.labels import Label
 from comparison.ladder_findings import ArmOnLadder, LadderFindings
 from comparison.ladder_tables import about_arm, about_rungs, ladder_document, trend
@@ -109,10 +110,14 @@ def _lead(found: LadderFindings) -> str:
             f"({max(known) / min(known):.3g}x)"
         )
     return (
-        f"Baseline: {found.baseline}, {len(found.labels)} rungs{span}. The multiplier is how many "
-        "times less compute an arm needs for the loss of the baseline, by its own FLOPs; above 1 "
-        "is better. It grows or fades if it goes as compute to a power above or below 0."
+        f"{_the_baseline(found)} has {len(found.labels)} rungs{span}. The multiplier is how many "
+        "times less compute an arm needs for its loss, by the arm's own FLOPs; above 1 is better. "
+        "It grows or fades if it goes as compute to a power above or below 0."
     )
+
+
+def _the_baseline(found: LadderFindings) -> str:
+    return "The baseline" if found.baseline == BASELINE else f"The baseline, {found.baseline},"
 
 
 def _methods(found: LadderFindings, about: AboutSeries) -> Iterator[tuple[str, str]]:
@@ -232,8 +237,8 @@ class _Tables:
             "n": ("n", str),
         }
         return Table(
-            caption=f"The baseline, {self._found.baseline}, at each rung: training compute of a "
-            "run, and final validation loss in nats per token, mean over n seeds.",
+            caption=f"{_the_baseline(self._found)} at each rung: training compute of a run, "
+            "and final validation loss in nats per token, mean over n seeds.",
             title="Rung",
             labels=self._found.labels,
             columns=[
