@@ -439,7 +439,7 @@ def _options_of(arm: Arm, key: str) -> set[str]:
 
 
 _CONDITIONS = (Role.RECIPE, Role.DATA)
-_ALIKE = (*_CONDITIONS, Role.EXECUTION)
+_ALIKE = (*_CONDITIONS, Role.EXECUTION, Role.SEED)
 """What is the same in all arms, unless it is studied."""
 
 

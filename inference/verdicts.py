@@ -200,4 +200,6 @@ def _why_no_estimate(baseline: Results, arm: Results, rule: Rule) -> str:
         )
     if len(shared) < 2 and rule.needs_pairs:
         return "fewer than 2 seeds are shared, as intervals after added seeds need"
-    return "all seeds give the same result, so the variance is unknown"
+    if len(shared) > 1 and all(arm.losses[seed] == baseline.losses[seed] for seed in shared):
+        return "every seed has the loss of the baseline, as the same model would"
+    return "all seeds give the same difference, so its variance is unknown"

@@ -240,7 +240,7 @@ def test_why_there_is_no_verdict():
     )
     assert few.reason == "the arm has 1 finished run; at least 2 are needed"
     assert none.reason == "the arm has 0 finished runs; at least 2 are needed"
-    assert same.reason == "all seeds give the same result, so the variance is unknown"
+    assert same.reason == "every seed has the loss of the baseline, as the same model would"
     [verdict] = judge(results([3.0]), [results(BASELINE)])
     assert verdict.reason == "the baseline has 1 finished run; at least 2 are needed"
     assert verdict.word == INCONCLUSIVE
