@@ -435,8 +435,15 @@ def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Pl
     for file in files:
         label = Path(file).stem
         name = request.name and f"{request.name}-{label}"
-        own = dataclasses.replace(request, files=(file, *request.files), name=name)
-        plans.append((label, make_plan(own, Path.cwd())))
+        files = (file, *request.files)
+        own = dataclasses.replace(request, files=files, name=name, one_of_several=True)
+        try:
+            plans.append((label, make_plan(own, Path.cwd())))
+        except ConfigError as error:
+            named = (Problem(own.keys, f"on {label}: {own.message}") for own in error.problems)
+            raise ConfigError(list(named)) from error
+        except UserError as error:
+            raise UserError(f"on {label}: {error}") from error
     return plans
 
 

@@ -67,6 +67,12 @@ def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
 def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
     if group is baseline:
         return
+    by_hand = [k for k in design.tuned if group.config.get(k) != baseline.config.get(k)]
+    if by_hand:
+        yield (
+            f"{', '.join(by_hand)} was tuned outside this comparison, for which the interval "
+            "allows nothing"
+        )
     allowed = design.allowance(group), design.allowance(baseline)
     if any(allowed):
         yield allowance_caveat(*allowed)

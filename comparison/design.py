@@ -67,6 +67,9 @@ class Design:
 
     Attributes:
         arms: Arms beside the baseline; None if nobody said, then those that are compared.
+        baselines: Sweeps and the arms that they declared as their baselines.
+        all_pairs: Whether the baseline is an arm that no sweep declared as that. Whoever names it
+            may have seen the results, so intervals hold for all pairs of arms.
         seeds: Seeds per arm; None if nobody said. There is no verdict before all have finished:
             a verdict that is looked at seed by seed is false more often than promised.
         schedule: Looks of a sweep that goes on until it is sure; none of one with a fixed number of
@@ -91,6 +94,8 @@ class Design:
     """
 
     arms: int | None = None
+    baselines: frozenset[tuple[str, str]] = frozenset()
+    all_pairs: bool = False
     seeds: int | None = None
     schedule: tuple[Look, ...] = ()
     seed_order: tuple[tuple[int, int], ...] = ()
@@ -120,8 +125,17 @@ class Design:
         return ConfidenceSequence(family) if self.undeclared_looks else DeclaredSeeds(family)
 
     def family(self, arms: int) -> int:
-        """Arms that intervals hold for together, given how many are compared."""
-        return max(self.arms or 0, arms, 1)
+        """Arms, or pairs of arms, that intervals hold for together, given how many are compared."""
+        count = max(self.arms or 0, arms, 1)
+        return count * (count + 1) // 2 if self.all_pairs else count
+
+    def against(self, baseline: Group) -> Design:
+        """The design of a comparison with a group."""
+        chosen = any(
+            run.sweep is not None and (run.sweep, run.arm) not in self.baselines
+            for run in baseline.runs
+        )
+        return dataclasses.replace(self, all_pairs=chosen)
 
     def with_looks_at(self, groups: Iterable[Group]) -> Design:
         """The design with the looks after which seeds were added to some of these groups, by

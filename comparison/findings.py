@@ -123,8 +123,8 @@ def compare(
         UserError: The baseline is not among the runs.
     """
     groups = group_runs(runs)
-    design = (design or Design()).with_looks_at(groups)
     base = find_baseline(groups, baseline)
+    design = (design or Design()).with_looks_at(groups).against(base)
     apart = {g.name: tuple(unlike(g, base, design.may_differ(g, base))) for g in groups}
     arms = [group for group in groups if group is not base]
     compared = [base, *(group for group in arms if not apart[group.name])]
@@ -174,7 +174,7 @@ def compare(
         axes=tuple(at_equal),
         effects=() if waiting else tuple(_effects(compared, design)),
         notes_on_runs=tuple(_notes_on_runs(groups, compared)),
-        further_notes=tuple(_further_notes(groups, compared, design)),
+        further_notes=tuple(_further_notes(groups, compared, design, isinstance(baseline, str))),
         notes_on_seconds=tuple(_notes_on_seconds(compared)),
     )
 
@@ -222,7 +222,7 @@ def _notes_on_runs(groups: Sequence[Group], compared: Sequence[Group]) -> Iterat
 
 
 def _further_notes(
-    groups: Sequence[Group], compared: Sequence[Group], design: Design
+    groups: Sequence[Group], compared: Sequence[Group], design: Design, named: bool
 ) -> Iterator[str]:
     if len(groups) > len(compared) == 1:
         yield "No group is comparable with the baseline; --baseline names another."
@@ -249,9 +249,17 @@ def _further_notes(
             "of a confidence sequence."
         )
     elif len(compared) > 1 and any(g.n > 1 and not design.declares(g) for g in compared):
+        what, it = ("number of seeds was", "it")
+        if named:
+            what, it = ("number of seeds and the baseline were", "they")
         yield (
-            "The number of seeds was not declared before the runs, as a sweep does. The error "
-            "rates hold only if it did not depend on the results."
+            f"The {what} not declared before the runs, as a sweep does. The error rates hold only "
+            f"if {it} did not depend on the results."
+        )
+    if design.all_pairs and arms:
+        yield (
+            f"{base.name} is not the baseline that was declared, and may have been chosen by the "
+            f"results: the intervals hold for all {design.family(len(arms))} pairs of arms."
         )
     if design.declared_margin not in (None, design.margin):
         yield (

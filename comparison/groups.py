@@ -177,10 +177,14 @@ def _group(runs: Sequence[LoggedRun]) -> Group:
     diverged = [run for run in runs if run.diverged]
     counted: dict[Any, LoggedRun] = {}
     left_out = [f"{run.run_name}: diverged" for run in diverged]
+    copied: dict[str, LoggedRun] = {}
     for run in runs:
         if run.diverged:
             continue
-        if not run.eval_steps or _progress(run) < (1 - SAME_BUDGET) * _progress(furthest):
+        first = copied.setdefault(run.run_id, run) if run.run_id else run
+        if first is not run:
+            left_out.append(f"{run.folder}: a copy of {first.folder}, by its run_id")
+        elif not run.eval_steps or _progress(run) < (1 - SAME_BUDGET) * _progress(furthest):
             left_out.append(f"{run.run_name} ({run.status}): {_short_of(run, furthest)}")
         elif run.seeds in counted:
             left_out.append(f"{run.run_name}: the seeds of {counted[run.seeds].run_name} again")

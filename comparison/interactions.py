@@ -133,8 +133,9 @@ def sentences_on(found: OnBaselines, label: str) -> list[str]:
     """Which changes do something else on a baseline than on the first."""
     first = found.baselines[0]
     interactions = [own for own in found.interactions if own.baseline == label]
+    apart = list(_not_on_all(found)) if label == found.baselines[-1] else []
     if not interactions:
-        return ["No change was tried on all baselines: a sweep skips its baseline's own values."]
+        return ["No change was tried on all baselines.", *apart]
     words = []
     for own in interactions:
         if own.contrast is None:
@@ -144,7 +145,20 @@ def sentences_on(found: OnBaselines, label: str) -> list[str]:
             words.append(
                 f"The effect of {own.change} on the loss is {lower} on {label} than on {first}."
             )
-    return words or [f"No change is shown to have a different effect on {label} and {first}."]
+    nothing = f"No change is shown to have a different effect on {label} and {first}."
+    return [*(words or [nothing]), *apart]
+
+
+def _not_on_all(found: OnBaselines) -> Iterator[str]:
+    """Changes that some baselines have not tried."""
+    changes = dict.fromkeys(change for own in found.rows.values() for change in own)
+    for change in changes:
+        tried = [label for label, own in found.rows.items() if change in own]
+        if len(tried) < len(found.baselines):
+            yield (
+                f"{change} was tried on {' and '.join(tried)} only: a sweep skips what its "
+                "baseline has already."
+            )
 
 
 def _verdict_cells(change: str, verdict: Verdict) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ def final_standings(groups: Sequence[Group], design: Design) -> dict[str, Standi
         name: Standing(unjudged(reason, design.margin), 0, None) for name, reason in bars.items()
     }
     found[base.name] = Standing(Verdict(BASELINE, margin=design.margin), base.n, None)
-    taken = standings_of(base, judged, dataclasses.replace(design, arms=design.family(len(arms))))
+    whole = dataclasses.replace(design, arms=design.family(len(arms)), all_pairs=False)
+    taken = standings_of(base, judged, whole)
     return found | {arm.name: own for arm, own in zip(judged, taken, strict=True)}
 
 

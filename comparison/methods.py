@@ -47,7 +47,8 @@ def _estimates(findings: Findings) -> list[Estimate]:
 
 def _test(findings: Findings) -> str:
     names = ", ".join(sorted({estimate.test for estimate in _estimates(findings)}))
-    arms = f"{findings.family} arm{'s' * (findings.family > 1)}"
+    arms = f"{findings.family} {'pair' if findings.design.all_pairs else 'arm'}"
+    arms += "s" * (findings.family > 1)
     if findings.design.undeclared_looks:
         kind, correction = "confidence sequences", "union bound; seeds were added after a verdict"
     else:

@@ -56,6 +56,7 @@ class LoggedRun:
     Its log lines are not kept, since `summary` tells what they came to: a thousand runs fit.
 
     Attributes:
+        run_id: Identifies it, also after its folder was copied; None where the log does not say.
         config: Its keys and their values, in the keys of today, see `saved_configs.upgraded`.
         roles: What keys are for, as far as the log says it.
         defaults: The options of parts that are at their defaults, as far as the log says it.
@@ -81,6 +82,7 @@ class LoggedRun:
     data: dict[str, Any]
     eval_steps: list[dict[str, Any]]
     summary: dict[str, Any]
+    run_id: str | None = None
     roles: dict[str, Any] = dataclasses.field(default_factory=dict)
     defaults: frozenset[str] = frozenset()
     plugins: dict[str, Any] | None = None
@@ -304,6 +306,7 @@ _RUN = record(
         ),
     },
     {
+        "run_id": nullable(text()),
         "plugins": record({}, others=scalar),
         "roles": record({}, others=scalar),
         "defaults": list_of(text(), most=_MOST_RECORDS),
@@ -389,6 +392,7 @@ def load_run(path: Path | str) -> LoggedRun:
     run = LoggedRun(
         path=path,
         config=upgraded(shown.pop("config")),
+        run_id=document.get("run_id"),
         roles=all_printable(document.get("roles", {})),
         defaults=frozenset(all_printable(document.get("defaults", []))),
         eval_steps=document["eval_steps"],

@@ -129,7 +129,7 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
         )
     if any(row.verdict.interval for row in rows.values()):
         sentences.append(
-            f"Simultaneous 95 % intervals for {_arms(findings.family)}. "
+            f"Simultaneous 95 % intervals for {family_of(findings)}. "
             f"Equal: within {findings.design.margin:g} nats."
         )
     if any(
@@ -146,7 +146,11 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
     )
 
 
-def _arms(count: int) -> str:
+def family_of(findings: Findings) -> str:
+    """What the intervals hold for together: `all 4 arms`."""
+    count = findings.family
+    if findings.design.all_pairs:
+        return f"all {count} pairs of arms" if count > 1 else "the one pair of arms"
     return f"all {count} arms" if count > 1 else "the one arm"
 
 

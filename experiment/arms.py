@@ -208,8 +208,8 @@ class ArmMaker:
             yield Path(path).stem, (*request.files, path), dict(request.flags)
 
     def _levels(self, given: Arm | None, key: str) -> Sequence[str]:
-        """The values listed for a key that are not what the config says already; all of them where
-        the config cannot be read."""
+        """The values listed for a key that are not what the config says already, all of them where
+        the config cannot be read. At least one, unless the sweep is one of several."""
         if given is None:
             return self.request.vary[key]
         own = given.settings.to_dict()
@@ -222,7 +222,7 @@ class ArmMaker:
                 same = False
             if not same:
                 others.append(text)
-        if not others:
+        if not others and not self.request.one_of_several:
             listed = ",".join(self.request.vary[key])
             raise UserError(f"--vary {key}={listed}: the config has that; list another value.")
         return others

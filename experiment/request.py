@@ -76,6 +76,8 @@ class Request:
         tune_seeds: Seeds of each trial.
         margin: Differences up to this many nats per token count as equal.
         name: Folder of the sweep; None: made from what is asked.
+        one_of_several: Whether it is asked of several baselines, of which some may have what is
+            varied.
     """
 
     files: tuple[str, ...]
@@ -91,6 +93,7 @@ class Request:
     tune_seeds: int = 1
     margin: float = MARGIN
     name: str | None = None
+    one_of_several: bool = False
 
     def __post_init__(self) -> None:
         problems = [

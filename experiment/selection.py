@@ -127,6 +127,9 @@ def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
     """
     found = Design(
         arms=max((len(sweep.arms) - 1 for sweep in sweeps), default=None),
+        baselines=frozenset(
+            (str(sweep.folder), printable(next(iter(sweep.arms)))) for sweep in sweeps
+        ),
         margin=min((sweep.margin for sweep in sweeps), default=MARGIN),
         declared_margin=min((sweep.margin for sweep in sweeps), default=None),
         studied={str(sweep.folder): sweep.studied for sweep in sweeps},

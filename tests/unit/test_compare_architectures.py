@@ -841,7 +841,7 @@ def copy_of(sweep: Path, name: str, shift: int) -> Path:
     for path in (other / "runs").iterdir():
         config = json.loads((path / "run.json").read_text())["config"]
         seeds = {key: config[key] + shift for key in ("seed", "data_seed")}
-        rewrite(path, config=config | seeds)
+        rewrite(path, config=config | seeds, run_id=f"{name} {path.name}")
     return other
 
 
@@ -854,6 +854,58 @@ def test_another_sweep_of_the_same_arms_adds_seeds_after_a_look(tmp_path, compar
     both = json.loads(compare(one, other, "--format=json")[1])
     assert {group["name"]: group["n"] for group in both["groups"]} == {"plain": 8, "fast": 8}
     assert any("after a verdict had been shown at 4" in note for note in both["notes"])
+
+
+def test_a_copy_of_a_run_is_no_other_seed(two_arms, compare):
+    """Whoever copies runs and edits their seeds would have ten seeds out of four."""
+    before = json.loads(compare(two_arms, "--format=json")[1])["groups"][1]
+    for seed in range(1, 5):
+        for arm in ("plain", "fast"):
+            copy = Path(shutil.copytree(two_arms / f"{arm}-{seed}", two_arms / f"{arm}-{seed}-b"))
+            config = json.loads((copy / "run.json").read_text())["config"]
+            rewrite(copy, config=config | {"seed": seed + 10, "data_seed": seed + 10})
+    after = json.loads(compare(two_arms, "--format=json")[1])["groups"][1]
+    assert (after["n"], after["interval"]) == (4, before["interval"])
+    copy, original = two_arms / "fast-1-b", two_arms / "fast-1"
+    assert f"{copy}: a copy of {original}, by its run_id" in after["excluded"]
+
+
+def test_a_key_that_was_tuned_by_hand_is_named(two_arms, compare):
+    for path in two_arms.glob("fast-*"):
+        config = json.loads((path / "run.json").read_text())["config"]
+        rewrite(path, config=config | {"learning_rate": 3e-3})
+    code, out, _ = compare(two_arms, "--tuned=learning_rate")
+    assert code == 0
+    assert (
+        "Note: learning_rate was tuned outside this comparison, for which the interval allows "
+        "nothing."
+    ) in " ".join(out.split())
+
+
+def test_a_baseline_that_was_chosen_afterwards_has_wider_intervals(tmp_path, compare):
+    """Of many equal arms, the worst makes others look better: intervals hold for all pairs."""
+    one = make_sweep(tmp_path / "one")
+    declare(one, arms=[*json.loads((one / "sweep.json").read_text())["arms"], *THREE_MORE])
+    declared, chosen = (
+        json.loads(compare(one, "--format=json", *named)[1]) for named in ((), ("--baseline=fast",))
+    )
+    assert (declared["family"], chosen["family"]) == (4, 10)
+    widths = [
+        own["groups"][1]["interval"][1] - own["groups"][1]["interval"][0]
+        for own in (declared, chosen)
+    ]
+    assert widths[1] > 1.2 * widths[0]
+    [note] = [own for own in chosen["notes"] if "chosen by the results" in own]
+    assert note.startswith("fast is not the baseline that was declared")
+    assert "for all 10 pairs of arms" in note
+    said = " ".join(compare(one, "--baseline=fast")[1].split())
+    assert "Simultaneous 95 % intervals for all 10 pairs of arms." in said
+    assert not any("chosen by the results" in own for own in declared["notes"])
+    again = json.loads(compare(one, "--format=json", "--baseline=plain")[1])
+    assert again["family"] == 4
+
+
+THREE_MORE = [{"name": name, "tuned": None} for name in ("x", "y", "z")]
 
 
 def test_seeds_added_by_hand_were_not_declared(tmp_path, compare):
