@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from comparison.findings import Findings, GroupResult
-from comparison.formatting import format_difference, format_interval, format_p
-from comparison.tables import TitledTable
-from comparison.verdict_lines import verdict_notes
+from comparison.formatting import format_difference, format_interval, format_loss, format_p
+from comparison.tables import TitledTable, family_of, line_of
+from comparison.verdict_lines import verdict_line
 from inference.contrasts import Contrast, Term, judge_contrast
 from inference.rules import ConfidenceSequence, DeclaredSeeds, Rule
 from inference.verdicts import Verdict
-from training_logger import json_safe
+from training_logger import format_count, json_safe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +111,27 @@ def _interaction(
 
 def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
     """What there is to say, in order."""
+    bases = {label: own.baseline.group for label, own in found.findings.items()}
+    yield TitledTable(
+        "Baselines",
+        ("", "params", "n", "val loss"),
+        [
+            (label, format_count(own.architecture["parameters"]), str(own.n), format_loss(own.loss))
+            for label, own in bases.items()
+        ],
+        [f"{label}: {own.architecture['name']}" for label, own in bases.items()],
+    )
     for label, rows in found.rows.items():
+        family = family_of(found.findings[label])
         yield TitledTable(
             f"Changes on {label}",
-            ("change", "difference", "95 % interval", "verdict"),
+            ("change", "difference", "95 % interval", "p", "verdict"),
             [_verdict_cells(change, row.verdict) for change, row in rows.items()],
-            [*remarks(rows), *found.notes[label]],
+            [
+                *(f"{change}: {line_of(row)}" for change, row in rows.items()),
+                f"Simultaneous 95 % intervals for {family}.",
+                *found.notes[label],
+            ],
         )
     first = found.baselines[0]
     for label in found.baselines[1:]:
@@ -125,8 +140,17 @@ def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
             f"Interactions: the effect on {label} minus that on {first} (exploratory)",
             ("change", "difference", "95 % interval", "p"),
             [(each.change, *_cells(each.contrast)) for each in own],
-            sentences_on(found, label),
+            [*sentences_on(found, label), *_level(found)],
         )
+
+
+def _level(found: OnBaselines) -> Iterator[str]:
+    known = [own.contrast for own in found.interactions if own.contrast]
+    if known:
+        seeds = ", ".join(map(str, sorted({own.estimate.n for own in known})))
+        count = len(found.interactions)
+        what = f"all {count} interactions" if count > 1 else "the one interaction"
+        yield f"Simultaneous 95 % intervals for {what}, n={seeds}."
 
 
 def sentences_on(found: OnBaselines, label: str) -> list[str]:
@@ -163,15 +187,13 @@ def _not_on_all(found: OnBaselines) -> Iterator[str]:
 
 def _verdict_cells(change: str, verdict: Verdict) -> tuple[str, ...]:
     difference = verdict.difference and verdict.difference.value
-    return change, format_difference(difference), format_interval(verdict.interval), verdict.word
-
-
-def remarks(rows: Mapping[str, GroupResult]) -> Iterator[str]:
-    """What is to be said of each verdict beside its numbers."""
-    for change, row in rows.items():
-        own = [*verdict_notes(row.verdict), *row.caveats]
-        if own:
-            yield f"{change}: {'; '.join(own)}."
+    return (
+        change,
+        format_difference(difference),
+        format_interval(verdict.interval),
+        format_p(verdict.p_adjusted),
+        verdict.word,
+    )
 
 
 def _cells(contrast: Contrast | None) -> tuple[str, str, str]:
@@ -197,6 +219,7 @@ def interaction_document(found: OnBaselines) -> dict[str, Any]:
                     "interval": row.verdict.interval,
                     "p_adjusted": row.verdict.p_adjusted,
                     "n": row.verdict.difference and row.verdict.difference.n,
+                    "words": verdict_line(row.verdict, row.terms, row.new_text),
                     "reason": row.verdict.reason or None,
                     "caveats": row.caveats,
                 }

@@ -121,7 +121,7 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
         reached = _numbers(row.group, REACHED)
         return number, str(row.group.n), *reached, *_judged(row.verdict)
 
-    sentences = [f"{number}  {_line(row)}" for number, row in rows.items()]
+    sentences = [f"{number}  {line_of(row)}" for number, row in rows.items()]
     if findings.noise_floor is not None:
         sentences.append(
             "Noise floor: two runs of the baseline that differ only by seed differ by "
@@ -154,7 +154,7 @@ def family_of(findings: Findings) -> str:
     return f"all {count} arms" if count > 1 else "the one arm"
 
 
-def _line(row: GroupResult) -> str:
+def line_of(row: GroupResult) -> str:
     """The verdict in words, and what else a reader should know."""
     noted = f" Note: {'; '.join(row.caveats)}." if row.caveats else ""
     return verdict_line(row.verdict, row.terms, row.new_text) + ("." if noted else "") + noted

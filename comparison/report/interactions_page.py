@@ -7,18 +7,17 @@ from typing import Any
 
 from comparison.figures import Difference, contrast_figure, difference_of
 from comparison.formatting import format_difference, format_p
-from comparison.interactions import OnBaselines, interaction_document, remarks, sentences_on
+from comparison.interactions import OnBaselines, interaction_document, sentences_on
 from comparison.report.document_numbers import DocumentNumbers
 from comparison.report.intervals import scale_of, strips
 from comparison.report.page import PageSection
-from comparison.report.result_tables import Column, Table
+from comparison.report.result_tables import Column, Table, reasons
 from comparison.report.series_page import (
     AboutSeries,
     render_series,
     series_heading,
     write_series_page,
 )
-from comparison.verdict_lines import verdict_notes
 
 
 def write_interactions_page(found: OnBaselines, about: AboutSeries) -> None:
@@ -66,11 +65,7 @@ def _sections(found: OnBaselines, about: AboutSeries, tables: _Tables) -> Iterat
         columns=[about.links(found.baselines)],
     )
     yield PageSection("sweeps", "Sweeps", "table.html", sweeps)
-    notes = [
-        f"{label}: {note}"
-        for label, rows in found.rows.items()
-        for note in (*remarks(rows), *found.notes[label])
-    ]
+    notes = [f"{label}: {note}" for label, own in found.notes.items() for note in own]
     if notes:
         yield PageSection("notes", "Notes", "notes.html", notes)
     if about.command:
@@ -88,8 +83,7 @@ class _Tables:
         rows = self._found.rows[label]
         places = [self._places[label, change] for change in rows]
         verdicts = [
-            (row.verdict.word, "; ".join([*verdict_notes(row.verdict), *row.caveats]))
-            for row in rows.values()
+            (row.verdict.word, "; ".join([*reasons(row), *row.caveats])) for row in rows.values()
         ]
         return Table(
             caption="difference: from the final validation loss of the baseline, nats per token; "

@@ -149,9 +149,7 @@ class ResultTables:
 
     def verdicts(self) -> Table:
         rows = self._compared
-        verdicts = [
-            (row.verdict.word, "; ".join([*_reasons(row), *row.caveats])) for _, row in rows
-        ]
+        verdicts = [(row.verdict.word, "; ".join([*reasons(row), *row.caveats])) for _, row in rows]
         return self._judged(
             rows,
             [],
@@ -284,7 +282,7 @@ class ResultTables:
         return [Column("", drawn, "strip", scale), *columns]
 
 
-def _reasons(row: GroupResult) -> Iterator[str]:
+def reasons(row: GroupResult) -> Iterator[str]:
     """What there is to say of a verdict beside its numbers."""
     if row.verdict.difference is not None and row.terms:
         yield row.terms

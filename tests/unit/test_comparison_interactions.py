@@ -14,6 +14,7 @@ from comparison.design import Design
 from comparison.findings import Findings, compare
 from comparison.interactions import interaction_document, interaction_sections, on_baselines
 from comparison.tables import text_of
+from comparison.verdict_lines import verdict_line
 from errors import UserError
 from inference.rules import DeclaredSeeds
 from tests.simulated import simulated_arm
@@ -67,8 +68,15 @@ def test_every_view_says_it(both):
     effect = "on the loss is higher (worse) on arch_llama than on arch_gpt2."
     assert f"The effect of arch-less {effect}" in text
     assert "The effect of arch-same" not in text
+    row = found.rows["arch_gpt2"]["arch-less"]
+    assert f"arch-less: {verdict_line(row.verdict, row.terms)}" in text
+    assert "Simultaneous 95 % intervals for all 3 arms." in text
+    assert "Simultaneous 95 % intervals for all 2 interactions, n=5." in text
+    assert "arch-own was tried on arch_gpt2 only: a sweep skips what its baseline has" in text
     document = json.loads(json.dumps(interaction_document(found)))
     assert len(document["effects"]) == 5
+    [own] = [own for own in document["effects"] if own["change"] == "arch-own"]
+    assert own["words"].startswith("worse: +0.0")
     assert (
         document["interactions"][1]["difference"] == found.interactions[1].contrast.estimate.value
     )
@@ -92,6 +100,22 @@ def test_a_sweep_on_each_baseline(tiny_dataset, tmp_path, monkeypatch):
     }
     norms = [plan.baseline.settings.model.normalization for plan in plans.values()]
     assert norms == ["layernorm", "rmsnorm"]
+
+
+def test_a_baseline_that_has_a_change_already_skips_it(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [
+        str(config_file(tmp_path, name, normalization=name)) for name in ("layernorm", "rmsnorm")
+    ]
+    request = tiny_request(
+        tiny_dataset, vary={"normalization": ("rmsnorm",), "bias": ("True",)}, name="it"
+    )
+    plans = dict(sweep.baseline_plans(request, files))
+    names = {label: [arm.name for arm in plan.arms[1:]] for label, plan in plans.items()}
+    assert names == {"layernorm": ["normalization=rmsnorm", "bias=True"], "rmsnorm": ["bias=True"]}
+    alone = tiny_request(tiny_dataset, vary={"normalization": ("rmsnorm",)}, name="it")
+    with pytest.raises(UserError, match="^on rmsnorm: there is nothing to compare baseline with"):
+        sweep.baseline_plans(alone, files)
 
 
 @pytest.mark.parametrize("files", [["a.py"], ["a.py", "a.py"], ["a.py", "b/a.py"]])
