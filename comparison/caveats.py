@@ -57,8 +57,11 @@ def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
         if len(own | other) > 1:
             yield f"{name} differs" + ("" if name in _UNLISTED else _values(own, other))
     yield from _tuning(group, baseline, design)
-    if not all(start.get("source_sha256") for run in group.counted for start in run.starts):
-        yield "no digest of the source code in the log: runs are grouped by commit"
+    unknown = [s for run in group.counted for s in run.starts if not s.get("source_sha256")]
+    if unknown:
+        edited = any(start.get("dirty") for start in unknown)
+        changes = ", and had uncommitted changes, which may differ" if edited else ""
+        yield f"no digest of the source code in the log: runs are grouped by commit{changes}"
     for key, caveat in _UNKNOWN_DATA.items():
         if not all(run.data.get(key) for run in (*group.counted, *baseline.counted)):
             yield caveat

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from comparison.alike import other_code_or_machine, other_conditions
 from comparison.findings import Findings, GroupResult
 from comparison.formatting import format_difference, format_interval, format_loss, format_p
 from comparison.tables import TitledTable, family_of, line_of
@@ -74,6 +75,9 @@ def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
         for label in others
     ]
     notes = {label: own.notes_on_runs + own.further_notes for label, own in findings.items()}
+    unlike = other_code_or_machine(list(findings.values()))
+    if unlike:
+        notes[first] += (f"The sweeps differ in {', '.join(unlike)}.",)
     return OnBaselines(findings, rows, notes, tuple(interactions))
 
 
@@ -92,6 +96,9 @@ def _interaction(
         two: What each sweep shows, and its row of the arm.
         rule: How the interval is made.
     """
+    unlike = other_conditions([own for own, _ in two])
+    if unlike:
+        return Interaction(name, label, None, f"the sweeps differ in {', '.join(unlike)}")
     terms = []
     for sign, (own, row) in zip((-1, 1), two, strict=True):
         base = own.baseline.group

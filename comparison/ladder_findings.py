@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from comparison.caveats import allowance_caveat, unlike_code_or_machine
+from comparison.alike import other_code_or_machine, other_conditions
+from comparison.caveats import allowance_caveat
 from comparison.findings import Findings, GroupResult
-from comparison.groups import SAME_BUDGET, conditions
+from comparison.groups import SAME_BUDGET
 from inference.ladder import (
     FEWEST_RUNGS,
     FEWEST_SEEDS,
@@ -102,21 +103,9 @@ def climb_ladder(rungs: Mapping[str, Findings]) -> LadderFindings:
         tuple(_flops(own.baseline) for own in findings),
         tuple(_climbed(name, rungs, family) for name in names),
         family,
-        tuple(_unlike(findings)),
+        (*other_conditions(findings), *other_code_or_machine(findings)),
         _where((label, note) for label, own in rungs.items() for note in own.notes_on_runs),
     )
-
-
-_SAME_ON_ALL = ("data", "tokenizer", "validation set", "compute dtype")
-
-
-def _unlike(findings: Sequence[Findings]) -> Iterator[str]:
-    groups = [own.baseline.group for own in findings]
-    first, *others = conditions(groups)
-    for key in _SAME_ON_ALL:
-        if any(own.get(key) != first.get(key) for own in others):
-            yield key
-    yield from unlike_code_or_machine(groups)
 
 
 def _where(sentences: Iterable[tuple[str, str]]) -> Where:
@@ -182,6 +171,9 @@ def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings])
     """What forbids to climb: there must be enough rungs, each of which can be judged."""
     if len(rows) < FEWEST_RUNGS:
         yield f"{len(rows)} rungs have runs; {FEWEST_RUNGS} are needed"
+    unlike = other_conditions(findings)
+    if unlike:
+        yield f"the rungs differ in {', '.join(unlike)}"
     for row, own in zip(rows, findings, strict=True):
         if row is None:
             yield "it has no runs at some rung"

@@ -57,7 +57,7 @@ def _arm(found: LadderFindings, arm: ArmOnLadder) -> TitledTable:
         f"{arm.name}: compute multiplier",
         ("rung", "difference", "multiplier", "95 % interval"),
         list(zip(found.labels, differences, multipliers, intervals, strict=True)),
-        [*_sentences(arm, found.family), *about_arm(arm, found.labels)],
+        [*_sentences(found, arm), *about_arm(arm, found.labels)],
     )
 
 
@@ -73,14 +73,16 @@ def about_arm(arm: ArmOnLadder, labels: Sequence[str]) -> Iterator[str]:
         yield f"Besides: {listed(arm.caveats)}."
 
 
-def _sentences(arm: ArmOnLadder, family: int) -> Iterator[str]:
+def _sentences(found: LadderFindings, arm: ArmOnLadder) -> Iterator[str]:
     if arm.ladder is None:
         yield f"{arm.word}: {trend(arm)}."
         return
     low, high = arm.ladder.exponent_interval
+    unlike = f"; the rungs differ in {', '.join(found.unlike)}" if found.unlike else ""
+    family = found.family
     together = f", which holds for {family} arms together" if family > 1 else ""
     yield (
-        f"{arm.word}: {trend(arm)}. The multiplier goes as compute to the power "
+        f"{arm.word}: {trend(arm)}{unlike}. The multiplier goes as compute to the power "
         f"{arm.ladder.exponent:+.3f} [{low:+.3f}, {high:+.3f}]{together}."
     )
     yield (

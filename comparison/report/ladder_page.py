@@ -164,6 +164,7 @@ class _Tables:
         found, numbers = self._found, self._numbers
         places = [("arms", index) for index in range(len(found.arms))]
         signed = "{:+.3f}".format
+        unlike = f"; the rungs differ in {', '.join(found.unlike)}" if found.unlike else ""
         columns = [
             Column("exponent", [numbers.show(signed, *at, "exponent") for at in places]),
             Column(
@@ -182,7 +183,7 @@ class _Tables:
             labels=[_label(found, arm) for arm in found.arms],
             columns=[
                 *columns,
-                Column("trend", [(arm.word, trend(arm)) for arm in found.arms], "verdict"),
+                Column("trend", [(arm.word, trend(arm) + unlike) for arm in found.arms], "verdict"),
             ],
         )
 

@@ -607,6 +607,9 @@ def test_logs_without_a_digest_say_so():
     rms = [made_by(run, source_sha256=None) for run in rms]
     (row,) = compare([*runs, *rms]).rows[1:]
     assert row.caveats == ("no digest of the source code in the log: runs are grouped by commit",)
+    dirty = [made_by(run, source_sha256=None, commit="c", dirty=True) for run in [*runs, *rms]]
+    (row,) = compare(dirty).rows[1:]
+    assert row.caveats[0].endswith("by commit, and had uncommitted changes, which may differ")
 
 
 def test_seeds_that_share_the_order_of_the_data_are_pointed_out():

@@ -138,6 +138,27 @@ def test_failed_runs_bar_an_interaction():
     assert (found.contrast, found.reason) == (None, "runs failed on one of the baselines")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason", "note"),
+    [
+        ({"data": {"val_fingerprint": "x"}}, "the sweeps differ in validation set", None),
+        ({"environment": {"source_sha256": "x"}}, "", "The sweeps differ in source code."),
+    ],
+)
+def test_sweeps_of_other_data_or_code(changes, reason, note):
+    [(place, values)] = changes.items()
+    two = {"a": findings(3.0, 1, one=-0.1), "b": findings(2.8, 2, one=-0.4)}
+    runs = [
+        dataclasses.replace(run, **{place: getattr(run, place) | values})
+        for row in two["b"].rows
+        for run in row.group.runs
+    ]
+    found = on_baselines({**two, "b": compare(runs)})
+    assert found.interactions[0].reason == reason
+    assert (found.interactions[0].contrast is None) == bool(reason)
+    assert note is None or note in found.notes["a"]
+
+
 def test_added_seeds_and_allowances_are_told_of_each_baseline():
     plain = {"a": findings(3.0, 1, one=-0.1), "b": findings(2.8, 2, one=-0.12)}
     runs = [run for row in plain["b"].rows for run in row.group.runs]

@@ -250,6 +250,7 @@ def test_what_is_odd_at_rungs_is_said_once():
     assert "differ in" not in said(own)
     own["params=1"] = changed(own["params=1"], source_sha256="bad", torch="9.9")
     assert "The rungs differ in source code, torch version." in said(own)
+    assert "within 0.05 of 0; the rungs differ in source code, torch version. The" in said(own)
     assert climb_ladder(own).unlike == ("source code", "torch version")
 
     arm = [run for run in runs_of(own["params=2"]) if run.architecture["name"] == "arch-good"]
@@ -307,6 +308,16 @@ def test_what_cannot_be_climbed_says_why(made, reason):
     assert reason in arm.reason
     view = text_of(ladder_sections(climb_ladder(made())))
     assert f"inconclusive: {arm.reason}." in " ".join(view.split())
+
+
+def test_rungs_of_other_data_are_no_ladder():
+    """Losses on another validation set are on no curve with these."""
+    own = rungs()
+    data = {"val_fingerprint": "other"}
+    runs = [dataclasses.replace(run, data=run.data | data) for run in runs_of(own["params=1"])]
+    own["params=1"] = compare(runs, "arch-base")
+    [arm] = climb_ladder(own).arms
+    assert (arm.word, arm.reason) == ("inconclusive", "the rungs differ in validation set")
 
 
 def test_an_arm_that_a_rung_lacks_is_named():
