@@ -56,6 +56,10 @@ def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
         own, other = (_told(g, facet) for g in (group, baseline))
         if len(own | other) > 1:
             yield f"{name} differs" + ("" if name in _UNLISTED else _values(own, other))
+    for each, whose in ((group, "arm"), (baseline, "baseline")):
+        if each.short and (each is group or group is not baseline):
+            runs = f"{each.short} of {each.n + each.diverged + each.short} seeds"
+            yield f"{runs} of the {whose} have not finished and are excluded"
     yield from _tuning(group, baseline, design)
     unknown = [s for run in group.counted for s in run.starts if not s.get("source_sha256")]
     if unknown:

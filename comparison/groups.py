@@ -44,6 +44,7 @@ class Group:
             or in minutes, finite.
         left_out: Of each other run, why it is not among those.
         diverged: How many were left out for want of a finite loss.
+        short: Seeds that were left out because no run of them got as far as the others.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Group:
     counted: tuple[LoggedRun, ...]
     left_out: tuple[str, ...]
     diverged: int
+    short: int = 0
 
     @property
     def config(self) -> dict[str, Any]:
@@ -178,6 +180,7 @@ def _group(runs: Sequence[LoggedRun]) -> Group:
     counted: dict[Any, LoggedRun] = {}
     left_out = [f"{run.run_name}: diverged" for run in diverged]
     copied: dict[str, LoggedRun] = {}
+    short = set()
     for run in runs:
         if run.diverged:
             continue
@@ -186,6 +189,7 @@ def _group(runs: Sequence[LoggedRun]) -> Group:
             left_out.append(f"{run.folder}: a copy of {first.folder}, by its run_id")
         elif not run.eval_steps or _progress(run) < (1 - SAME_BUDGET) * _progress(furthest):
             left_out.append(f"{run.run_name} ({run.status}): {_short_of(run, furthest)}")
+            short.add(run.seeds)
         elif run.seeds in counted:
             left_out.append(f"{run.run_name}: the seeds of {counted[run.seeds].run_name} again")
         else:
@@ -196,6 +200,7 @@ def _group(runs: Sequence[LoggedRun]) -> Group:
         counted=tuple(counted.values()),
         left_out=tuple(left_out),
         diverged=len(diverged),
+        short=len(short.difference(counted, (run.seeds for run in diverged))),
     )
 
 
@@ -367,6 +372,10 @@ def terms(group: Group, baseline: Group) -> str:
         quantities = active | quantities
     means = {name: (group.mean(of), baseline.mean(of)) for name, of in quantities.items()}
     equal = [name for name, both in means.items() if _near(*both)]
+    own, other = machines([group, baseline])
+    seconds = [each.mean(lambda run: run.seconds) for each in (group, baseline)]
+    if not {"tokens", "FLOPs"}.intersection(equal) and own == other and _near(*seconds):
+        equal.append("seconds")
     ratios = [
         f"{own / other:.2f}x the {name}"
         for name, (own, other) in means.items()

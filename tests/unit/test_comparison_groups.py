@@ -555,6 +555,40 @@ def test_plugins_and_starts_are_code():
     assert len(group_runs([run, edited, resumed])) == 3
 
 
+def test_seeds_that_have_not_finished_are_named_beside_the_verdict():
+    """Whoever stops the runs that go badly has fewer seeds, and says so."""
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03, 3.02])
+    rms = simulated_arm("rms", [2.5, 2.52, 2.51, 2.9], model=RMS, start="2025-01-02")
+    rms[3] = dataclasses.replace(rms[3], eval_steps=rms[3].eval_steps[:3], status="interrupted")
+    [row] = compare([*plain, *rms]).rows[1:]
+    assert (row.verdict.word, row.verdict.difference.n) == ("better", 3)
+    assert row.caveats == ("1 of 4 seeds of the arm have not finished and are excluded",)
+    again = simulated_run("rms", 4, 2.53, model=RMS, start="2025-01-03")
+    [row] = compare([*plain, *rms, again]).rows[1:]
+    assert row.caveats == ()
+    short = dataclasses.replace(plain[0], eval_steps=plain[0].eval_steps[:2])
+    [row] = compare([short, *plain[1:], *rms[:3]], "arch-plain").rows[1:]
+    assert row.caveats == ("1 of 4 seeds of the baseline have not finished and are excluded",)
+
+
+def test_equal_seconds_are_named_where_nothing_else_is_equal():
+    plain = simulated_arm("plain", [3.0, 3.01, 3.03])
+    twice = [
+        simulated_run(
+            "rms",
+            seed,
+            model=RMS,
+            training={"max_iters": 200, "warmup_iters": 10},
+            curve=decaying(loss, 200),
+            seconds_per_step=0.05,
+        )
+        for seed, loss in ((1, 2.5), (2, 2.52), (3, 2.51))
+    ]
+    [row] = compare([*plain, *twice], "arch-plain").rows[1:]
+    assert row.verdict.word == "better"
+    assert row.terms == "at equal parameters and seconds, 2.00x the tokens, 2.00x the FLOPs"
+
+
 def test_what_was_changed_when_a_run_was_resumed_is_part_of_it():
     """A run whose learning rate was changed in mid-training is no sample of one with that rate."""
     plain = simulated_arm("plain", [3.0, 3.01, 3.03])
