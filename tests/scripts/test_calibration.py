@@ -12,13 +12,19 @@ from scripts.calibration import (
     CASES,
     CURVES,
     LADDERS,
+    MANY_ARMS,
+    MANY_TEXTS,
     REPORT,
     TEXTS,
+    TUNED_CURVES,
+    TUNED_LADDERS,
     climbed,
+    family_rates,
     page,
     peeked,
     rates,
     text_rates,
+    tuned_climbs,
     tuned_rates,
 )
 from scripts.claims import CASES as CLAIMS
@@ -54,6 +60,26 @@ def test_blocks_taken_as_independent_show():
     assert naive < 0.85
 
 
+def test_single_t_intervals_for_new_text_fail_in_large_families():
+    covered, single = family_rates(20, 27, rho=0.5, ratio=10, trials=150)
+    assert covered >= 0.93
+    assert single < 0.9
+
+
+def test_a_rung_with_more_noise_gives_no_false_trend():
+    error, coverage = climbed(LADDERS[-1], 3, trials=100)
+    assert LADDERS[-1].noise == (1.0, 3.0)
+    assert error <= 0.05
+    assert coverage >= 0.95
+
+
+def test_tuning_at_each_rung_is_allowed_for():
+    _, without, error, coverage = tuned_climbs(TUNED_LADDERS[0], TUNED_CURVES[2], 20, trials=60)
+    assert without < 0.9
+    assert error <= 0.05
+    assert coverage >= 0.95
+
+
 def test_the_error_of_trends_is_below_what_is_promised():
     error, coverage = climbed(LADDERS[3], 3, trials=100)
     assert error <= 0.05
@@ -64,7 +90,8 @@ def test_the_page_has_every_cell():
     made = page(trials=3)
     cells = [line for line in made.splitlines() if line.startswith("| ")]
     rows = len(CASES) + len(CLAIMS) + 2 + 3 + len(CURVES) + 3 * len(TEXTS) + len(LADDERS)
-    assert len(cells) == 7 + rows
+    rows += len(MANY_ARMS) * len(MANY_TEXTS) + len(TUNED_LADDERS) * len(TUNED_CURVES)
+    assert len(cells) == 9 + rows
     assert "{" not in made
 
 
