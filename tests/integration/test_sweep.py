@@ -582,3 +582,41 @@ def test_two_at_a_time_in_a_folder(sweeps: Sweeps) -> None:
         pytest.raises(UserError, match=rf"process {os.getpid()}; .* choose another --name\."),
     ):
         sweeps(*ARMS, *COURSE)
+
+
+# Series of sweeps
+
+
+def test_a_ladder_ends_with_its_page(
+    dataset: Path, tmp_path: Path, engine: InThisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweeps = Sweeps(dataset, tmp_path / "out")
+    assert sweeps(*ARMS, "--ladder", "tokens=128,512,2048", "--seeds=3", "--eval_interval=4") == 0
+    said = capsys.readouterr().out
+    page = sweeps.folder / "report.html"
+    assert said.splitlines()[-1] == f"Report: {page}"
+    assert "normalization=rmsnorm: compute multiplier" in said
+    shown = page.read_text(encoding="utf-8")
+    for rung in ("tokens-128", "tokens-512", "tokens-2048"):
+        assert f'href="./../it-{rung}/report.html"' in shown
+        assert (sweeps.folder.with_name(f"it-{rung}") / "report.html").is_file()
+    assert len(engine.jobs) == 18
+
+
+def test_several_baselines_end_with_their_page(
+    dataset: Path, tmp_path: Path, engine: InThisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for name, bias in (("plain", True), ("lean", False)):
+        files.append(tmp_path / f"{name}.py")
+        files[-1].write_text(f"bias = {bias}\n")
+    sweeps = Sweeps(dataset, tmp_path / "out")
+    command = ("--vary", "bias=False", *COURSE, "--seeds=2")
+    assert sweeps(*ARMS, *command, "--baselines", ",".join(map(str, files))) == 0
+    said = capsys.readouterr().out
+    page = sweeps.folder / "report.html"
+    assert said.splitlines()[-1] == f"Report: {page}"
+    assert "bias=False was tried on plain only: a sweep skips what its baseline has" in said
+    shown = page.read_text(encoding="utf-8")
+    for name in ("plain", "lean"):
+        assert f'href="./../it-{name}/report.html"' in shown
