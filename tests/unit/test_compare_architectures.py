@@ -55,7 +55,6 @@ def log(logger, iter: int, loss: float) -> None:
         loss=10 / iter,
         lr=1e-3,
         time_ms=100.0,
-        share_done=iter / 100,
         tokens_seen=iter * 1000,
         tokens_per_second=500.0 + iter,
         memory={"peak": 3_210_000_000},
