@@ -263,8 +263,9 @@ class _Noise:
 
 
 def _moderated(variances: np.ndarray, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """The variance of each rung moderated by the others, and whether it is."""
-    others = [np.delete(variances, j) for j in range(len(variances))]
-    pool = np.median(others, axis=1) / kappa(seeds)
+    """The variance of each rung moderated by the others, and whether it is. Of an even number of
+    others the lower median counts: one noisy rung of three says nothing of the rest."""
+    others = np.sort([np.delete(variances, j) for j in range(len(variances))], axis=1)
+    pool = others[:, (others.shape[1] - 1) // 2] / kappa(seeds)
     borrows = variances <= f_quantile(GUARD, seeds - 1, 2 * (seeds - 1)) * pool
     return np.where(borrows, (pool + variances) / 2, variances), borrows
