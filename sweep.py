@@ -453,7 +453,7 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
     processes = options.gpus_per_run
     refuse_uneven_shares(plan, processes)
     if options.json:
-        print(json.dumps(plan_as_data(plan, argv)))
+        print(json.dumps(plan_as_data(plan, options, argv)))
         return 0
     workers, gpus = runs_at_a_time(options, plan), shared_gpus(options, plan)
     if options.engine == "local":
@@ -472,10 +472,12 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
             return run_sweep(plan, engine, stop, argv)
 
 
-def plan_as_data(plan: Plan, argv: Sequence[str]) -> dict[str, Any]:
-    """What all runs of a plan come to: their number, FLOPs and, where minutes limit them, minutes;
-    with --until_sure at most. Also the baseline's config, and of the command line what is not the
-    sweep's own."""
+def plan_as_data(
+    plan: Plan, options: argparse.Namespace, argv: Sequence[str]
+) -> dict[str, Any]:
+    """A plan for other programs: number of runs, FLOPs, minutes if those limit the runs (with
+    --until_sure at most), how runs share the machine, the baseline's config, and the arguments
+    that are not the sweep's own."""
     runs = len(plan.seeds) + plan.trials_each * len(plan.tuning_seeds)
     timed = plan.is_timed
     return {
@@ -484,6 +486,8 @@ def plan_as_data(plan: Plan, argv: Sequence[str]) -> dict[str, Any]:
         "runs": runs * len(plan.arms),
         "flops": None if timed else runs * sum(arm.flops for arm in plan.arms),
         "minutes": runs * len(plan.arms) * plan.request.budget.amount if timed else None,
+        "workers": options.workers,
+        "gpus_per_run": options.gpus_per_run,
         "baseline": plan.baseline.settings.to_dict(),
         "rest": parser().parse_known_args(argv)[1],
     }

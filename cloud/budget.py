@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from cloud.failures import LimitReached
 from cloud.timekeeping import Clock
 
 
 @dataclasses.dataclass
 class _Bill:
-    """What one pod costs: from before its creation until it was seen to be gone."""
+    """What one pod costs, from before its creation until it is known to be gone."""
 
     begun: float
     rate: float
@@ -18,13 +17,13 @@ class _Bill:
 
 
 class Budget:
-    """Counts every pod of a deployment by the clock of this machine, so that no failed query ever
-    lifts the cap.
+    """Counts every pod of a deployment by this machine's clock, so that no failed query raises the
+    cap.
 
     Args:
-        dollars: The cap.
-        hours: The wall limit.
-        clock: The time.
+        dollars: Cost cap.
+        hours: Time limit, from now on.
+        clock: The clock.
     """
 
     def __init__(self, dollars: float, hours: float, clock: Clock):
@@ -34,41 +33,45 @@ class Budget:
         self._seconds = 3600 * hours
         self._bills: dict[str, _Bill] = {}
 
+    # Pods
+
     def begin(self, name: str, rate: float) -> None:
         """Count a pod that is about to be created, at so many dollars per hour."""
         self._bills[name] = _Bill(self._clock.now(), rate)
 
     def cancel(self, name: str) -> None:
-        """Forget a pod that is known never to have existed."""
+        """Do not count a pod that was not created."""
         self._bills.pop(name, None)
 
     def found(self, name: str, rate: float | None) -> None:
-        """Count a pod that is still there, also where it was thought to be gone."""
+        """Count a pod that is there, even if it was thought to be gone or not to exist."""
         bill = self._bills.setdefault(name, _Bill(self._clock.now(), 0.0))
         bill.ended = None
         bill.rate = max(bill.rate, rate or 0.0)
 
     def set_rate(self, name: str, rate: float) -> None:
-        """Count a pod at this rate, its time so far included."""
+        """Count a pod at this rate from its beginning."""
         if name in self._bills:
             self._bills[name].rate = rate
 
     def set_uptime(self, name: str, seconds: float) -> None:
-        """Count a pod for so many seconds at least, as RunPod says that it has run."""
+        """Count a pod for at least the seconds that RunPod says it has run."""
         bill = self._bills.get(name)
         if bill is not None and bill.ended is None:
             bill.begun = min(bill.begun, self._clock.now() - seconds)
 
     def end(self, name: str) -> None:
-        """Count a pod no further: it is gone."""
+        """Stop counting a pod that is gone."""
         bill = self._bills.get(name)
         if bill is not None and bill.ended is None:
             bill.ended = self._clock.now()
 
     @property
     def open(self) -> list[str]:
-        """The pods that are counted still."""
+        """The pods that still count."""
         return [name for name, bill in self._bills.items() if bill.ended is None]
+
+    # Sums
 
     def rate(self) -> float:
         """Dollars per hour now."""
@@ -87,13 +90,19 @@ class Budget:
         return self._clock.now() - self._begun
 
     def wall_seconds_left(self) -> float:
+        """Seconds until the time limit."""
         return self._seconds - self.elapsed()
 
     def dollars_left(self) -> float:
+        """Dollars until the cap."""
         return self.cap - self.spent()
 
     def seconds_left(self, rate: float | None = None) -> float:
-        """Seconds until a limit is reached, at the present rate or another."""
+        """Seconds until the first limit.
+
+        Args:
+            rate: Dollars per hour; None: the present rate.
+        """
         rate = self.rate() if rate is None else rate
         by_cost = 3600 * self.dollars_left() / rate if rate > 0 else float("inf")
         if self.dollars_left() <= 0:
@@ -101,16 +110,11 @@ class Budget:
         return min(self.wall_seconds_left(), by_cost)
 
     def projected(self, seconds: float) -> float:
-        """Dollars spent if it goes on for so many seconds."""
+        """Dollars after so many more seconds at the present rate."""
         return self.spent() + self.rate() * seconds / 3600
 
     def limit(self) -> str:
         """The limit that comes first, in words."""
         if self.wall_seconds_left() <= self.seconds_left():
-            return f"the wall limit of {self._seconds / 3600:g} h"
+            return f"the time limit of {self._seconds / 3600:g} h"
         return f"the cost cap of ${self.cap:.2f}"
-
-    def check(self) -> None:
-        """Raise LimitReached once a limit is."""
-        if self.seconds_left() <= 0:
-            raise LimitReached(self.limit())

@@ -1,6 +1,6 @@
-"""What may go wrong in the cloud, by what is to be done about it.
+"""What can go wrong in the cloud, by what to do about it.
 
-Their messages never hold a secret: `runpod_api` and `pod_link` see to that.
+The messages hold no secret: `runpod_api` and `pod_link` redact what they pass on.
 """
 
 from __future__ import annotations
@@ -13,21 +13,33 @@ class CloudError(Exception):
 
 
 class Transient(CloudError):
-    """It may work later: no reply, a rate limit, an error of the server, a reply that makes no
-    sense. What was asked for may have happened all the same."""
+    """A retry may work: no reply, a rate limit, a server error, a malformed reply. The request may
+    have been carried out all the same."""
 
 
 class NoCapacity(CloudError):
-    """There is no such GPU in that place now; nothing was created."""
+    """There is no such GPU in that place now. Nothing was created."""
 
 
-class Refused(UserError):
-    """It will not work later either: the key or what was asked for is wrong."""
+class NoSuchPod(CloudError):
+    """RunPod says that there is no such pod."""
 
 
 class LimitReached(CloudError):
-    """The cost cap or the wall limit is reached."""
+    """The cost cap or the time limit is reached."""
 
 
 class Interrupted(CloudError):
     """A signal asked to stop."""
+
+
+class Refused(UserError):
+    """A retry would not help: the request is not valid or not allowed."""
+
+
+class KeyRefused(Refused):
+    """RunPod does not accept the API key. Nothing was done."""
+
+
+class AnotherRun(UserError):
+    """What would be downloaded is not the run that is here under that name."""

@@ -1,5 +1,5 @@
-"""What a person sees while a pod trains: state, progress, loss and dollars in one line, and the
-log's end."""
+"""What a person sees while a pod trains: state, progress, loss, dollars and the end of the log, in
+one line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ EVERY_SECONDS = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What is shown of a pod.
+    """What a line shows.
 
     Attributes:
-        phase: What it does.
-        step: Steps done, of `steps`; None before the first.
-        steps: Of the run.
-        val_loss: The last validation loss in nats; None before the first.
-        runs: Of a sweep, those that are complete; None for a run.
-        trouble: What does not answer just now.
-        log: The last line of the log.
+        phase: What the pod does.
+        step: Steps done; None before the first.
+        steps: Steps of the run.
+        val_loss: Last validation loss in nats per token; None before the first.
+        runs: Completed runs of a sweep; None for a single run.
+        trouble: What does not answer now; else empty.
+        log: Last line of the log.
     """
 
     phase: str
@@ -36,11 +36,11 @@ class Shown:
 
 
 class LiveView:
-    """Prints a line when something has changed that matters, else every 300 s.
+    """Prints a line when something important changes, and at least every 300 s.
 
     Args:
         say: Prints a line.
-        budget: What has been spent.
+        budget: What was spent.
     """
 
     def __init__(self, say: Callable[[str], None], budget: Budget):
@@ -49,22 +49,23 @@ class LiveView:
         self._at = 0.0
 
     def show(self, shown: Shown) -> None:
-        """Print the state if it is new, or the last line is old."""
+        """Print the state if it has changed, or if the last line is old."""
         elapsed = self._budget.elapsed()
-        matters = (shown.phase, shown.val_loss, shown.runs, shown.trouble)
-        if matters == self._before and elapsed - self._at < EVERY_SECONDS:
+        important = (shown.phase, shown.val_loss, shown.runs, shown.trouble)
+        if important == self._before and elapsed - self._at < EVERY_SECONDS:
             return
-        self._before, self._at = matters, elapsed
+        self._before, self._at = important, elapsed
         self._say(self.line(shown))
 
     def line(self, shown: Shown) -> str:
+        """The state in one line."""
         parts = [f"{elapsed_text(self._budget.elapsed())} {shown.phase}"]
         if shown.step is not None:
             parts.append(f"step {shown.step:,}" + (f" of {shown.steps:,}" if shown.steps else ""))
         if shown.val_loss is not None:
             parts.append(f"val loss {shown.val_loss:.4f}")
         if shown.runs is not None:
-            parts.append(f"{shown.runs} runs complete")
+            parts.append(f"{shown.runs} runs completed")
         parts.append(f"${self._budget.spent():.2f} of ${self._budget.cap:.2f}")
         parts.append(f"${self._budget.rate():.2f}/h")
         if shown.trouble:

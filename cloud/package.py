@@ -1,16 +1,17 @@
-"""What is sent to a pod: the code as it is here, its commit, the data, and a run to go on with.
+"""What is sent to a pod: the code as it is here, its commit, the data, and a run to continue.
 
-One tarball, sent over the pod's own port, so that no repository, no token and no URL is needed.
+It is one tarball, sent over the pod's own port, so no repository, token or URL is needed.
 
-    code/      the project's files that git tracks or would, and config files and plugins given
-    code/.git  the present commit alone, so that a run's log says what it was trained with
-    code/data  the prepared dataset, where it is prepared here
-    carried/   the run directory, where there is one to go on with
+    code/      the project's files, except those that git ignores; config files and plugins given
+    code/.git  the present commit without history or contents of files, for the log of a run
+    code/data  the prepared dataset, if it is prepared here
+    carried/   the run directory, if there is a run to continue
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import gzip
 import hashlib
 import os
@@ -29,21 +30,24 @@ from training.provenance import PROJECT
 LARGEST_DATA = 2 * 10**9
 """Bytes of a dataset that is sent; a larger one is prepared in the pod."""
 
-LEFT_OUT = (".env", ".pem", ".key")
-"""How names end of files that may hold secrets; they are not sent."""
+LEFT_OUT = (
+    *("*.env", ".env*", "*.pem", "*.key", "id_rsa", "id_ecdsa", "id_ed25519"),
+    *(".netrc", ".npmrc", ".pypirc", "credentials.json", ".git-credentials"),
+)
+"""Names of files that may hold secrets; they are not sent."""
 
 LARGEST_CODE = 2 * 10**8
-"""Bytes of the files that git tracks or would."""
+"""Bytes of the project's files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A tarball that was made.
+    """A tarball.
 
     Attributes:
         path: Where it is.
-        size: Bytes.
-        sha256: Of it.
+        size: In bytes.
+        sha256: As hexadecimal digits.
     """
 
     path: Path
@@ -57,8 +61,10 @@ class Contents:
 
     Attributes:
         files: The project's files, by path in `code/`.
-        dataset: Folder of the dataset to send and its name in the pod; None: the pod prepares it.
-        carried: Folders to go on with, by their place in the results; "": the results themselves.
+        dataset: Directory of the dataset to send and its name in the pod; None: the pod prepares
+            it.
+        carried: Directories of runs to continue, by their place in the results; "": the results
+            themselves.
     """
 
     files: dict[PurePosixPath, Path]
@@ -67,7 +73,7 @@ class Contents:
 
     @property
     def data_bytes(self) -> int:
-        """Of the dataset's files."""
+        """Size of the dataset's files."""
         return sum(path.stat().st_size for path in self.data_files())
 
     def data_files(self) -> Iterator[Path]:
@@ -79,90 +85,93 @@ class Contents:
 
 
 def project_files(given: Iterable[Path], redact: Redactor) -> dict[PurePosixPath, Path]:
-    """The files to send: those that git tracks or would, else all that look like source.
+    """The files to send, by path in the project: all but those that git ignores; outside a git
+    checkout, Python files and requirements.
 
     Args:
-        given: Further files and folders, such as config files that git ignores.
+        given: Further files and directories, such as config files that git ignores.
         redact: Knows the secrets.
 
     Raises:
-        UserError: A file holds a secret, or a given file is not in the project's folder.
+        UserError: A file contains a secret, a given file is outside the project's directory, or
+            the files are too large.
     """
-    names = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if names is None:
-        paths = [
-            path
-            for pattern in ("*.py", "*/**/*.py", "requirements*.txt")
-            for path in PROJECT.glob(pattern)
-        ]
-    else:
-        paths = [PROJECT / name for name in names.split("\0") if name]
-    refuse_large(path for path in paths if path.is_file())
+    own = [path for path in _own_files() if _may_be_sent(path)]
+    _refuse_large(own)
     for path in given:
-        paths += [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    found: dict[PurePosixPath, Path] = {}
-    for path in paths:
-        if (
-            not path.is_file()
-            or path.name.endswith(LEFT_OUT)
-            or "out" in path.parts[len(PROJECT.parts) :][:1]
-        ):
-            continue
-        found[PurePosixPath(in_project(path).as_posix())] = path
+        own += filter(_may_be_sent, [path] if path.is_file() else path.rglob("*"))
+    found = {PurePosixPath(in_project(path).as_posix()): path for path in own}
     for name, path in found.items():
         if redact.found_in(path.read_bytes()):
-            raise UserError(f"{name} holds a secret; it would be sent to the pod. Take it out.")
+            raise UserError(f"{name} contains a secret and would be sent to the pod; remove it.")
     return found
 
 
-def refuse_large(paths: Iterable[Path]) -> None:
-    """Raise UserError where the project's own files are more than code can be."""
+def _own_files() -> Iterator[Path]:
+    names = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if names is not None:
+        yield from (PROJECT / name for name in names.split("\0") if name)
+        return
+    for pattern in ("*.py", "*/**/*.py", "requirements*.txt"):
+        yield from PROJECT.glob(pattern)
+
+
+def _may_be_sent(path: Path) -> bool:
+    """Whether a path is a file that is sent: no secrets, nothing from the project's out/."""
+    is_output = "out" in path.parts[len(PROJECT.parts) :][:1]
+    names = (path.name, path.resolve().name)  # of a link and of its target
+    is_secret = any(fnmatch.fnmatch(name, pattern) for name in names for pattern in LEFT_OUT)
+    return path.is_file() and not is_output and not is_secret
+
+
+def _refuse_large(paths: Iterable[Path]) -> None:
+    """Raise UserError if the project's files are too large for code."""
     sizes = {path: path.stat().st_size for path in paths}
     if sum(sizes.values()) > LARGEST_CODE:
         largest = in_project(max(sizes, key=lambda path: sizes[path]))
         raise UserError(
-            f"the project's folder has {sum(sizes.values()):,} bytes to be sent, and at most "
-            f"{LARGEST_CODE:,} are; have git ignore what is no code, such as {largest}."
+            f"the project's files have {sum(sizes.values()):,} bytes, and at most "
+            f"{LARGEST_CODE:,} are sent; have git ignore what is not code, such as {largest}."
         )
 
 
 def in_project(path: Path) -> Path:
-    """A path as seen from the project's folder; UserError where it is not in it."""
+    """A path relative to the project's directory. Raises UserError if it is outside."""
     whole = Path(os.path.abspath(path))
     if not whole.is_relative_to(PROJECT):
-        raise UserError(f"{path} is not in {PROJECT}, and only what is there is sent; copy it.")
+        raise UserError(f"{path} is not in {PROJECT}; only files there are sent. Copy it.")
     return whole.relative_to(PROJECT)
 
 
 def dataset_to_send(dataset: str) -> tuple[Path, str] | None:
-    """The folder of a dataset that is sent, with its name in the pod; None: the pod prepares it.
+    """The directory of a dataset that is sent, with its name in the pod; None: the pod prepares it.
 
     Raises:
-        UserError: It can be neither sent nor prepared there.
+        UserError: It can neither be sent nor be prepared there.
     """
     folder = prepared_folder(dataset)
     can_prepare = (DATA_FOLDER / dataset / PREPARE_FILE).is_file()
     if folder is None:
         if can_prepare:
             return None
-        raise UserError(f"dataset={dataset!r} is not prepared here, and has no script to be sent.")
+        raise UserError(f"dataset={dataset!r} is not prepared and has no prepare script in data/.")
     size = sum((folder / bin_file(split)).stat().st_size for split in SPLITS)
     if size > LARGEST_DATA:
         if can_prepare:
             return None
         raise UserError(
-            f"dataset={dataset!r} has {size:,} bytes, and at most {LARGEST_DATA:,} are sent; put a "
-            f"script into data/, or the dataset on a network volume."
+            f"dataset={dataset!r} has {size:,} bytes, and at most {LARGEST_DATA:,} are sent; add a "
+            "prepare script to data/."
         )
     inside = folder.resolve().is_relative_to(DATA_FOLDER)
     name = folder.resolve().relative_to(DATA_FOLDER).as_posix() if inside else folder.name
     if not inside and (DATA_FOLDER / name).exists():
-        raise UserError(f"dataset={dataset!r}: data/ has another of the name {name}; rename it.")
+        raise UserError(f"dataset={dataset!r}: data/ has another one named {name}; rename it.")
     return folder, name
 
 
 def make_package(contents: Contents, path: Path) -> Package:
-    """Write the tarball. Raises UserError where that cannot be done."""
+    """Write the tarball. Raises UserError if it cannot be written."""
     with file_errors(f"write {path}"), tempfile.TemporaryDirectory() as scratch:
         with (
             path.open("wb") as raw,
@@ -187,7 +196,7 @@ def make_package(contents: Contents, path: Path) -> Package:
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Files and folders without an owner; no locks."""
+    """Files and directories without their owner; no lock files, links or devices."""
     if not (entry.isfile() or entry.isdir()) or PurePosixPath(entry.name).name == ".lock":
         return None
     entry.uid = entry.gid = 0
@@ -196,13 +205,20 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def _commit_alone(folder: Path) -> Path | None:
-    """A `.git` with the present commit, without history, remotes and their tokens; None where the
-    project is no checkout."""
+    """A `.git` with the present commit and the names and digests of its files, without history,
+    contents, remotes and their tokens, and hooks; None if the project is not a git checkout.
+
+    It is all that `git rev-parse` and `git status` need.
+    """
     if _git("rev-parse", "--verify", "HEAD") is None:
         return None
     clone = folder / "clone"
+    upload = "git -c uploadpack.allowFilter=true upload-pack"
     steps: Sequence[Sequence[str]] = (
-        ("clone", "--quiet", "--depth=1", "--no-checkout", f"file://{PROJECT}", str(clone)),
+        (
+            *("clone", "--quiet", "--depth=1", "--no-checkout", "--filter=blob:none"),
+            *("--template=", f"--upload-pack={upload}", f"file://{PROJECT}", str(clone)),
+        ),
         ("-C", str(clone), "remote", "remove", "origin"),
         ("-C", str(clone), "read-tree", "HEAD"),
     )
@@ -213,7 +229,7 @@ def _commit_alone(folder: Path) -> Path | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the project; None where it is no checkout of its own."""
+    """The output of git for the project; None if it is not a checkout of its own."""
     top = _output("rev-parse", "--show-toplevel")
     if top is None or Path(top.strip()).resolve() != PROJECT:
         return None  # a copy inside another project's checkout

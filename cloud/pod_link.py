@@ -1,4 +1,4 @@
-"""Talking to the server in a pod (`pod_agent.py`), through RunPod's proxy."""
+"""Requests to the server in a pod (`cloud/pod/server.py`), through RunPod's proxy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cloud.failures import CloudError, Transient
+from cloud.timekeeping import Bounded
 from errors import UserError
 
 REPLY_SECONDS = 60.0
-"""How long one request may take; the proxy gives up after 100 s."""
+"""How long one request may take; RunPod's proxy gives up after 100 s."""
 
 PART_BYTES = 2**22
 """Of a package, in one request: a slow line must send it within REPLY_SECONDS."""
@@ -23,22 +24,25 @@ PART_BYTES = 2**22
 LARGEST_REPLY = 2**26
 """Bytes of a reply that are read."""
 
+LOG_BYTES = 2**16
+"""Of the log, in one reply."""
+
 
 class PodLink:
-    """The requests to one pod.
+    """The requests to one pod. Each raises Transient if the pod does not answer as expected.
 
     Args:
-        address: Of its port.
-        token: That it wants to see.
-        bounded: Runs a call within so many seconds.
-        given_up: Asked while a reply is awaited.
+        address: Base URL of the pod's port.
+        token: What the server expects.
+        bounded: Runs a call within a time limit.
+        given_up: Polled while waiting for a reply.
     """
 
     def __init__(
         self,
         address: str,
         token: str,
-        bounded: Callable[[Callable[[], Any], float, Callable[[], bool]], Any],
+        bounded: Bounded,
         given_up: Callable[[], bool] = lambda: False,
     ):
         self._address, self._token = address, token
@@ -49,8 +53,8 @@ class PodLink:
         return self._json("GET", "/status")
 
     def log(self, offset: int) -> bytes:
-        """The log from a byte on, or its end where there is more than a reply holds."""
-        return self._request("GET", f"/log?offset={offset}")
+        """The log from a byte on, as much as one reply holds."""
+        return self._request("GET", f"/log?offset={offset}")[:LOG_BYTES]
 
     def manifest(self) -> dict[str, Any]:
         """Size and SHA-256 of every file of the results. Transient while the pod reads them."""
@@ -65,7 +69,7 @@ class PodLink:
         return self._request("GET", f"/file?{query}")
 
     def send_package(self, path: Path, pause: Callable[[float], None]) -> None:
-        """Send the code, in parts; `pause` may raise to end it."""
+        """Send the code in parts. `pause` is called after each and may raise to stop."""
         with path.open("rb") as file:
             offset = 0
             while part := file.read(PART_BYTES):
@@ -74,7 +78,7 @@ class PodLink:
                 pause(0)
 
     def start(self, sha256: str, steps: list[tuple[str, Any]]) -> None:
-        """Begin the job with the package that was sent."""
+        """Start the job with the package that was sent."""
         self._request("POST", "/start", json.dumps({"sha256": sha256, "steps": steps}).encode())
 
     def stop(self) -> None:
@@ -91,7 +95,7 @@ class PodLink:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise Transient("the pod's reply is no JSON")
+            raise Transient("the pod's reply is not a JSON object")
         return found
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -109,7 +113,7 @@ class PodLink:
             code = error.code
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Transient(f"the pod does not answer ({type(error).__name__})") from None
-        raise Transient(f"the pod's server answers with HTTP {code}")
+        raise Transient(f"the pod's server replies HTTP {code}")
 
 
 def _read(request: urllib.request.Request) -> bytes:
@@ -118,7 +122,7 @@ def _read(request: urllib.request.Request) -> bytes:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect, which would take the token elsewhere."""
+    """Follows no redirect, which would send the token elsewhere."""
 
     def redirect_request(self, *about: Any) -> None:
         return None

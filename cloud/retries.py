@@ -1,4 +1,4 @@
-"""Trying again what may work later."""
+"""Retrying what may work later."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from cloud.failures import Transient
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds; each pause is twice the one before, half of it by chance, so that several deployments
-that were refused together do not come back together."""
+"""Seconds. Pauses double; up to half of each is random, so that deployments that were rejected at
+the same time do not retry at the same time."""
 
 
 def pause_before(attempt: int) -> float:
-    """Seconds to wait before attempt 1, 2, ..., the first try being attempt 0."""
+    """Seconds to wait before retry 1, 2, ..."""
     longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1))
     return longest * random.uniform(0.5, 1.0)
 
 
 def patiently(call: Callable[[], T], pause: Callable[[float], None], tries: int = 6) -> T:
-    """What a call returns, tried again after a Transient failure; the last one is raised."""
+    """Return what a call returns. Retries after Transient, and raises the last one.
+
+    Args:
+        call: What to try.
+        pause: Waits so many seconds; may raise.
+        tries: How often to try in total.
+    """
     for attempt in range(1, tries):
         try:
             return call()

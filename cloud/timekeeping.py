@@ -1,4 +1,4 @@
-"""The time that passes, signals that ask to stop, and calls that must not take forever."""
+"""The clock, the signals that ask to stop, and time limits for calls."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ SIGNALS = tuple(
 )
 
 NOTICED_WITHIN = 0.5
-"""Seconds after which a signal is noticed at the latest."""
+"""Seconds within which a signal is noticed."""
+
+Bounded = Callable[[Callable[[], Any], float, Callable[[], bool]], Any]
+"""The type of `bounded`."""
 
 
 class Clock:
-    """Seconds, counted on while the machine is suspended, and not moved by changes of the date."""
+    """A clock that ignores changes of the date and keeps running while the machine is suspended."""
 
     def now(self) -> float:
         """Seconds since some moment."""
-        kinds = ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC")  # the latter counts on macOS
+        kinds = ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC")  # the latter runs during suspend on macOS
         for kind in kinds:
             if hasattr(time, kind):
                 return time.clock_gettime(getattr(time, kind))
@@ -43,10 +46,10 @@ class Clock:
 
 
 class StopSignals:
-    """Signals that ask to stop, noted and never raised: a context manager.
+    """Records SIGINT, SIGTERM and SIGHUP instead of raising; a context manager.
 
-    No signal ends the program by itself, since the pod must be removed first. The first asks to
-    save, fetch and end, the second to end without the results; any further changes nothing.
+    No signal ends the program directly, since the pod must be removed first. The first asks to
+    save, download and end, the second to end without the download; later ones change nothing.
     """
 
     def __init__(self) -> None:
@@ -65,22 +68,24 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         self.first = self.first or signal.Signals(number)
+        text = "removing the pod"
         if self.count == 1:
-            text = f"\n{self.first.name}: saving, fetching and removing the pod; again: no fetching"
-        else:
-            text = "\nremoving the pod"
-        with contextlib.suppress(OSError, ValueError):  # no terminal is left to read it
-            os.write(sys.stderr.fileno(), f"{text}\n".encode())
+            text = (
+                f"{self.first.name}: saving, downloading, removing the pod; repeat to skip the "
+                "download"
+            )
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be closed
+            os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
 
 
 def bounded(call: Callable[[], Any], seconds: float, given_up: Callable[[], bool]) -> Any:
-    """What `call` returns, or Transient if it takes longer: a server can keep a connection alive
-    for ever by a byte now and then.
+    """Return what `call` returns; raise Transient if it takes too long. A server can keep a
+    connection open forever by sending a byte now and then, which no socket timeout ends.
 
     Args:
-        call: Runs in a thread of its own, which is left behind if it takes too long.
-        seconds: How long it may take.
-        given_up: Asked now and then; Interrupted is raised once it is True.
+        call: Runs in its own thread, which is abandoned when the time is up.
+        seconds: The time limit.
+        given_up: Polled while waiting; Interrupted is raised once it returns True.
     """
     done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
@@ -99,6 +104,6 @@ def bounded(call: Callable[[], Any], seconds: float, given_up: Callable[[], bool
                 return result
             raise result
         if given_up():
-            raise Interrupted("a signal came while waiting for a reply")
+            raise Interrupted("a signal arrived while waiting for a reply")
         if time.monotonic() > end:
             raise Transient(f"no reply within {seconds:g} s")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cloud.failures import CloudError, Transient
 from cloud.redaction import S3_KEYS
+from cloud.timekeeping import Bounded
 from errors import UserError
 
 ADDRESS = "https://s3api-{region}.runpod.io"
-"""Of a data centre's volumes; the environment variable RUNPOD_S3_ADDRESS changes it."""
+"""Of the volumes of a data center; the environment variable RUNPOD_S3_ADDRESS overrides it."""
 
 REPLY_SECONDS = 60.0
 
@@ -21,15 +22,15 @@ class VolumeFiles:
     """The results of a deployment on a volume.
 
     Args:
-        region: The data centre.
-        volume: The volume's ID.
-        folder: The deployment's folder on it.
-        results: That of its results, seen from there.
+        region: Data center of the volume.
+        volume: ID of the volume.
+        folder: The run's folder on it.
+        results: Name of the results directory in its `out/`.
         secrets: RUNPOD_S3_ACCESS_KEY and RUNPOD_S3_SECRET_KEY.
-        bounded: Runs a call within so many seconds.
+        bounded: Runs a call within a time limit.
 
     Raises:
-        UserError: There are no such keys, or boto3 is not installed.
+        UserError: The keys are missing, or boto3 is not installed.
     """
 
     def __init__(
@@ -39,16 +40,16 @@ class VolumeFiles:
         folder: str,
         results: str,
         secrets: Mapping[str, str],
-        bounded: Callable[[Callable[[], Any], float, Callable[[], bool]], Any],
+        bounded: Bounded,
     ):
         missing = [name for name in S3_KEYS if not secrets.get(name)]
         if missing:
-            raise UserError(f"reading a volume without a pod needs {' and '.join(missing)}.")
+            raise UserError(f"set {' and '.join(missing)} to read a volume without a pod.")
         try:
             import boto3
             from botocore.config import Config
         except ImportError as error:
-            raise UserError(f"reading a volume needs boto3 ({error}); pip install boto3") from None
+            raise UserError(f"boto3 is not installed ({error}); pip install boto3") from None
         address = os.environ.get("RUNPOD_S3_ADDRESS", ADDRESS).format(region=region.lower())
         self._client = boto3.session.Session().client(
             "s3",
@@ -67,7 +68,7 @@ class VolumeFiles:
         self._bounded = bounded
 
     def done(self) -> dict[str, Any]:
-        """What the job came to, as its done marker says."""
+        """How the job ended: its done marker."""
         return self._json("done.json")
 
     def manifest(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class VolumeFiles:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise Transient(f"{name} of the volume is no JSON")
+            raise Transient(f"{name} of the volume is not a JSON object")
         return found
 
     def _get(self, name: str, part: str | None = None) -> bytes:
@@ -99,7 +100,5 @@ class VolumeFiles:
             )
         except CloudError:
             raise
-        except (
-            Exception
-        ) as error:  # boto3's are many; none is to be shown, since requests are signed
+        except Exception as error:  # of many types; their messages may hold signed addresses
             raise Transient(f"the volume does not answer ({type(error).__name__})") from None

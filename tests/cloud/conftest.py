@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 import configurator
-from cloud import deployment, plan, runpod_deploy, watch
+from cloud import plan, runpod_deploy, watch
+from cloud.make_work import make_work
 from cloud.redaction import Redactor
 from cloud.request import read_request
 from cloud.timekeeping import StopSignals
-from cloud.work import Work, make_work
+from cloud.work import Work
 from errors import UserError
 from tests.cloud.fake_runpod import KEY, World
 from tests.cloud.stub_pod import Behaviour, StubPod, VirtualClock
@@ -153,7 +154,7 @@ def cloud(surroundings: Path, monkeypatch: pytest.MonkeyPatch, work: Work) -> It
     monkeypatch.setenv("RUNPOD_POD_ADDRESS", made.world.address + "/pod/{pod}")
     monkeypatch.setenv("RUNPOD_S3_ADDRESS", made.world.address + "/s3")
     monkeypatch.setattr(runpod_deploy, "make_work", lambda request, redact: work)
-    monkeypatch.setattr(plan, "needs_on_gpus", _needs_once)
+    monkeypatch.setattr(plan, "needs_on_gpus", needs_once)
     monkeypatch.setattr("cloud.package._commit_alone", lambda folder: None)
     monkeypatch.setattr(StubPod, "behaviour", Behaviour())
     yield made
@@ -168,7 +169,7 @@ def _needs_by_dtype(dtype: Any) -> Any:
 _NEEDS = plan.needs_on_gpus
 
 
-def _needs_once(settings: Any, workers: int, dtype: Any) -> Any:
+def needs_once(settings: Any, workers: int, dtype: Any) -> Any:
     return _needs_by_dtype(dtype)
 
 
@@ -205,4 +206,4 @@ def check_silence(cloud: Cloud, ended: Ended) -> None:
         )
 
 
-__all__ = ["SECRET", "Cloud", "Ended", "NoSignals", "check_money", "check_silence", "deployment"]
+__all__ = ["SECRET", "Cloud", "Ended", "NoSignals", "check_money", "check_silence"]

@@ -1,6 +1,6 @@
 """A RunPod of our own on 127.0.0.1: its GraphQL API, its proxy to the pods, its volumes.
 
-The project's SDK talks to it over HTTP. It keeps its own account of what pods cost, which is the
+RunPod's SDK talks to it over HTTP. It keeps its own account of what pods cost, which is the
 truth that tests compare with, and it can fail in every way that a test asks for (`Fault`).
 
 Its pods either are simulated (`stub_pod.py`), by a clock that tests move, or run their start
@@ -36,6 +36,10 @@ NO_INSTANCES = (
     "There are no longer any instances available with the requested specifications. Please refresh "
     "and try again."
 )
+NO_INSTANCES_LATER = (
+    "There are no longer any instances available with the request specifications. Please try again "
+    "later."
+)
 
 
 @dataclasses.dataclass
@@ -44,9 +48,10 @@ class Fault:
 
     Attributes:
         operation: account, offers, pods, pod, create, terminate, agent; or "any".
-        kind: what happens, see `_Handler`. "drop" is no reply and nothing done, "done_no_reply" no
-            reply and done all the same, "lie" a reply that says done and nothing is, "empty" a list
-            without the newest pod, "echo" an error that quotes the query, "slow" takes 20 s.
+        kind: What happens, see `_Handler`. "drop": no reply, nothing done. "done_no_reply": no
+            reply, but done. "done_with_error": an error, but done. "lie": a reply that says done,
+            nothing done. "empty": a list without the newest pod. "echo": an error that quotes the
+            query. "slow": takes 20 s.
         times: How many requests.
         skip: Requests of that operation before it begins.
     """
@@ -85,11 +90,16 @@ class World:
         self.capacity: Callable[[str, str | None], bool] = lambda gpu, region: True
         self.when: dict[str, Callable[[], None]] = {}
         """Called once when an operation is asked for: before:create, after:create, ..."""
+        self.replies: dict[str, Callable[[str, str | None], Any]] = {}
+        """What answers an operation in the place of this."""
         self.hidden: dict[str, float] = {}
         """Pods that nobody is told of until that time."""
         self.hidden_for: dict[str, float] = {}
         """The same, in seconds from the creation of the pod."""
         self.volumes: dict[str, dict[str, Any]] = {}
+        """The files of network volumes."""
+        self.network_volumes = {"vol1": "US-KS-2", "vol2": "EU-RO-1"}
+        """Data centers of the account's network volumes."""
         self.deployer_dead: Callable[[], bool] = lambda: False
         self.advance: Callable[[float], None] = lambda seconds: None
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -159,6 +169,7 @@ class Rented:
     disk_gb: int
     volume: str | None
     spot: bool
+    cuda: list[str] = dataclasses.field(default_factory=list)
     state: str = "RUNNING"
     ended: float | None = None
     removed_by: str = ""
@@ -256,7 +267,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return None
         if fault == "slow":
             self.world.advance(20.0)
-        done = getattr(self, f"_{operation}")(query, fault)
+        answer = self.world.replies.get(operation) or getattr(self, f"_{operation}")
+        done = answer(query, fault)
+        if fault == "done_with_error":
+            return 200, _error("Cannot return null for non-nullable field Machine.podHostId.")
         return None if fault == "done_no_reply" else (200, done)
 
     def _account(self, query: str, fault: str | None) -> Any:
@@ -267,6 +281,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _centres(self, query: str, fault: str | None) -> Any:
         return {"data": {"dataCenters": [{"id": name} for name in self.world.regions]}}
+
+    def _user(self, query: str, fault: str | None) -> Any:
+        volumes = [
+            {"id": name, "name": name, "size": 50, "dataCenterId": region}
+            for name, region in self.world.network_volumes.items()
+        ]
+        return {"data": {"myself": {"id": "u", "pubKey": None, "networkVolumes": volumes}}}
 
     def _offers(self, query: str, fault: str | None) -> Any:
         asked = re.findall(r"(at\d+): lowestPrice\(input: \{([^}]*)\}\)", query)
@@ -310,12 +331,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return {"data": {name: None}}
         if fault == "no_capacity" or not world.capacity(given["gpuTypeId"], given["dataCenterId"]):
             return _error(NO_INSTANCES)
+        if fault == "no_capacity_later":
+            return _error(NO_INSTANCES_LATER)
         price = world.prices[given["gpuTypeId"]][1]
         rate = (given["bidPerGpu"] if spot else price) * given["gpuCount"]
         if fault == "dear":
             rate *= 3
         if spot and given["bidPerGpu"] < price / 2:
-            return _error("bid too low")
+            return _error("Your bid is below the minimum of this machine.")
         volume = given.get("networkVolumeId")
         pod = Rented(
             id=f"pod{len(world.rented) + 1}x",
@@ -329,6 +352,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             disk_gb=given["containerDiskInGb"],
             volume=volume,
             spot=spot,
+            cuda=given.get("allowedCudaVersions", []),
         )
         pod.env |= {"RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": f"podkey-{pod.id}"}
         world.rented.append(pod)
@@ -340,6 +364,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _terminate(self, query: str, fault: str | None) -> Any:
         wanted = re.search(r'podId: "([^"]*)"', query)[1]
         mine = self.headers.get("Authorization", "").removeprefix("Bearer ") != KEY
+        if all(pod.id != wanted for pod in self.world.alive):
+            return _error("pod not found to terminate")
         for pod in self.world.alive:
             if pod.id == wanted and fault != "lie":
                 self.world.remove(pod, "itself" if mine else "the deployer")
@@ -393,6 +419,7 @@ def operation_of(query: str) -> str:
         (r"podTerminate", "terminate"),
         (r"podStop", "stop"),
         (r"clientBalance", "account"),
+        (r"networkVolumes", "user"),
         (r"dataCenters", "centres"),
         (r"gpuTypes", "offers"),
         (r"pod\(input", "pod"),

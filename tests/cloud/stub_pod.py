@@ -1,4 +1,4 @@
-"""A simulated pod: the protocol of `cloud/pod_agent.py`, by a clock that the tests move.
+"""A simulated pod: it speaks as `cloud/pod/server.py`, by a clock that tests move.
 
 It has the dead-man switch of a real one, which removes it by its own clock, and says so
 (`removed_by`), so that tests see whether the deployer or the switch removed a pod.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cloud import deployment, results, runpod_deploy
+from cloud import deployment, fetching, placement, results, runpod_deploy
 from cloud.cost_log import COLUMNS, CostLog
 from cloud.live_view import LiveView
 from cloud.work import Work
@@ -65,9 +65,9 @@ def test_costs_are_logged_at_changes_and_every_300_seconds(cloud: Cloud):
     states = [row["state"] for row in rows]
     assert states[0] == "starting"
     assert states[-2:] == ["done", "ended"]
-    assert states.count("train") == 4  # in 20 minutes
+    assert states.count("train") == 5  # in 20 minutes
     times = [float(row["runtime_seconds"]) for row in rows]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 320
+    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 301
     assert float(rows[-1]["cumulative_usd"]) == pytest.approx(cloud.world.spent(), rel=0.01)
     assert f"${float(rows[-1]['cumulative_usd']):.2f}" in ended.last
 
@@ -78,7 +78,7 @@ def test_a_dry_run_rents_nothing(cloud: Cloud):
     assert cloud.world.rented == []
     prices = [line.split()[-1] for line in ended.lines if line.startswith("  1 x ")]
     assert prices == sorted(prices, key=float)
-    assert "NVIDIA Unheard Of in EU-RO-1: peak speed not known" in ended.text
+    assert "left out: NVIDIA Unheard Of in 3 places: peak speed unknown" in ended.text
 
 
 # Replies that fail
@@ -86,6 +86,11 @@ def test_a_dry_run_rents_nothing(cloud: Cloud):
 REPLIES: dict[str, tuple[list[Fault], int, str]] = {
     "no capacity in the first five": ([Fault("create", "no_capacity", 5)], DONE, "done"),
     "the first creations return None": ([Fault("create", "none", 2)], DONE, "done"),
+    "no capacity, in words of a passing error": (
+        [Fault("create", "no_capacity_later", 9)],
+        FAILED,
+        "no capacity in 9 places",
+    ),
     "no capacity anywhere": ([Fault("create", "no_capacity", 99)], FAILED, "no capacity in 9"),
     "429 before any pod": (
         [Fault("account", "429", 3), Fault("offers", "429", 3)],
@@ -105,11 +110,16 @@ REPLIES: dict[str, tuple[list[Fault], int, str]] = {
         "done",
     ),
     "a creation without a reply, not done": ([Fault("create", "drop", 3)], DONE, "done"),
-    "no creation ever has a reply": ([Fault("create", "done_no_reply", 99)], FAILED, "no sensible"),
+    "no creation ever has a reply": ([Fault("create", "done_no_reply", 99)], FAILED, "no usable"),
     "a creation of which the reply is cut": ([Fault("create", "malformed")], DONE, "done"),
-    "creation is a validation error": ([Fault("create", "validation")], FAILED, "refuses"),
+    "a creation with an error, done": (
+        [Fault("create", "done_with_error"), Fault("pods", "empty", 2, skip=3)],
+        FAILED,
+        "rejects",
+    ),
+    "creation is a validation error": ([Fault("create", "validation")], FAILED, "rejects"),
     "creation is forbidden": ([Fault("create", "403")], FAILED, "does not allow"),
-    "an error that quotes the query": ([Fault("create", "echo")], FAILED, "refuses"),
+    "an error that quotes the query": ([Fault("create", "echo")], FAILED, "rejects"),
     "the key is revoked before creation": ([Fault("create", "401")], FAILED, "API key"),
     "the key is not accepted for a while": ([Fault("pods", "401", 3, skip=3)], DONE, "done"),
     "terminate lies": (
@@ -154,6 +164,14 @@ def test_authentication_and_validation_errors_stop_at_once(cloud: Cloud):
     )
 
 
+def test_a_key_that_is_revoked_at_creation_ends_it_at_once(cloud: Cloud):
+    """No pod was created, so none has to be seen to be gone."""
+    cloud.world.when["before:create"] = lambda: cloud.world.faults.append(Fault("any", "401", 9999))
+    begun = cloud.clock.time
+    check(cloud, cloud.deploy(), FAILED, "RunPod does not accept the API key")
+    assert cloud.clock.time - begun < 10
+
+
 def test_a_reply_that_never_ends_is_given_up(cloud: Cloud, monkeypatch):
     impatient = functools.partial(runpod_deploy.RunPod, reply_seconds=0.1)
     monkeypatch.setattr(runpod_deploy, "RunPod", impatient)
@@ -182,8 +200,26 @@ def test_no_pod_is_rented_for_a_run_that_would_not_end(cloud: Cloud):
     """The run needs 10 minutes, and the GPU comes 5 minutes before the limit."""
     cloud.world.capacity = lambda gpu, region: cloud.clock.time > 1000 + 1500
     ended = cloud.deploy("--wait", "--max_hours=0.5")
-    check(cloud, ended, LIMIT, "within which no run would end any more")
+    check(cloud, ended, LIMIT, "what is left is too short for any GPU")
     assert cloud.world.rented == []
+
+
+def test_waiting_goes_on_while_runpod_does_not_answer(cloud: Cloud):
+    opens = cloud.clock.time + 900
+    cloud.world.capacity = lambda gpu, region: cloud.clock.time > opens
+    cloud.world.faults.append(Fault("offers", "500", 8, skip=2))
+    check(cloud, cloud.deploy("--wait"), DONE, "done")
+    assert cloud.world.faults[0].times == 0
+
+
+def test_a_spot_price_that_rises_is_no_capacity(cloud: Cloud):
+    def rise() -> None:
+        cloud.world.prices = {gpu: (gb, 2 * p) for gpu, (gb, p) in cloud.world.prices.items()}
+
+    cloud.world.when["before:create"] = rise
+    ended = cloud.deploy("--spot", "--wait")
+    check(cloud, ended, DONE, "done")
+    assert "no capacity (Your bid is below" in ended.text
 
 
 def test_gpus_and_regions_are_as_asked(cloud: Cloud):
@@ -207,6 +243,9 @@ def test_candidates_are_in_order_of_dollars_per_run(cloud: Cloud, work: Work, mo
         (["--max_cost=0.01"], "is above --max_cost"),
         (["--max_hours=0.1"], "is above --max_hours"),
         (["--gpus=MI300X"], "RunPod offers no GPU now for --gpus"),
+        (["--regions=EU-XX-9"], "RunPod has no data center EU-XX-9; it has EU-RO-1, US-KS-2"),
+        (["--volumes=CA-MTL-1=vol1"], "no network volume vol1 in CA-MTL-1; it has US-KS-2=vol1"),
+        (["--volumes=US-KS-2=vol9", "--wait"], "no network volume vol9 in US-KS-2"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_pod(flags, said, cloud: Cloud):
@@ -240,7 +279,7 @@ def test_the_cap_holds_between_two_looks(cloud: Cloud, long_run):
 
 def test_the_wall_limit_holds(cloud: Cloud, long_run):
     begun = cloud.clock.time
-    check(cloud, cloud.deploy("--max_hours=0.5"), LIMIT, "stopped at the wall limit of 0.5 h")
+    check(cloud, cloud.deploy("--max_hours=0.5"), LIMIT, "stopped at the time limit of 0.5 h")
     assert 1600 < cloud.clock.time - begun < 1830
 
 
@@ -275,6 +314,20 @@ def test_what_the_account_spends_besides_prices_counts(cloud: Cloud, long_run):
     assert cloud.clock.time - begun < 3700
 
 
+def test_another_pod_of_the_account_is_not_this_ones_cost(cloud: Cloud, long_run):
+    """It starts between the list of pods and the question for the account's spending."""
+    spending = [0.0, 0.0, 500.0, 0.0]
+
+    def account(query: str, fault: str | None) -> dict:
+        rate = sum(pod.rate for pod in cloud.world.alive) + (spending.pop(0) if spending else 0)
+        return {"data": {"myself": {"clientBalance": 90.0, "currentSpendPerHr": rate}}}
+
+    begun = cloud.clock.time
+    cloud.world.replies["account"] = account
+    check(cloud, cloud.deploy("--max_cost=0.5"), LIMIT, "stopped at the cost cap", cap=0.5)
+    assert cloud.clock.time - begun > 2000
+
+
 def test_a_pod_that_cannot_be_removed_is_told_and_removes_itself(cloud: Cloud):
     cloud.world.faults += [Fault("terminate", "lie", 9999), Fault("agent:/finish", "500")]
     ended = cloud.deploy("--max_cost=1")
@@ -300,6 +353,47 @@ def test_a_pod_that_goes_is_replaced_and_training_resumes(remove, cloud: Cloud, 
     assert {pod.rate for pod in cloud.world.rented} == {0.345}
 
 
+def test_a_replacement_is_waited_for(cloud: Cloud, monkeypatch):
+    """Also without --wait: there is a run to finish, and no pod that costs anything."""
+    monkeypatch.setattr("cloud.watch.FETCH_SECONDS", 300)
+    closed = (cloud.clock.time + 1200, cloud.clock.time + 1500)
+    cloud.world.capacity = lambda gpu, region: not closed[0] < cloud.clock.time < closed[1]
+    cloud.after(1200, cloud.reclaim)
+    check(cloud, cloud.deploy(), DONE, "done")
+    assert [pod.inside.first_step for pod in cloud.world.rented] == [0, 40]
+
+
+def test_a_run_continues_in_the_dtype_that_it_began_in(cloud: Cloud, monkeypatch):
+    """dtype=auto is float32 on a T4 and bfloat16 on an A100."""
+    monkeypatch.setattr("cloud.watch.FETCH_SECONDS", 300)
+    cloud.world.prices = {"Tesla T4": (16, 0.05), "NVIDIA A100-SXM4-80GB": (80, 1.74)}
+    opens = cloud.clock.time + 900
+    cloud.world.capacity = lambda gpu, region: "A100" in gpu or cloud.clock.time > opens
+    cloud.after(1200, cloud.reclaim)
+    check(cloud, cloud.deploy(), DONE, "done")
+    assert [gpu for gpu, _ in names(cloud)] == ["A100-SXM4-80GB"] * 2
+
+
+def test_what_was_downloaded_is_named_when_there_is_no_replacement(cloud: Cloud, monkeypatch):
+    monkeypatch.setattr("cloud.watch.FETCH_SECONDS", 300)
+    opens = cloud.clock.time + 1000
+    cloud.world.capacity = lambda gpu, region: cloud.clock.time < opens
+    cloud.after(1200, cloud.reclaim)
+    check(cloud, cloud.deploy(), FAILED, "; what was saved is in out/tried.")
+
+
+def test_what_a_pod_saved_when_it_stopped_by_itself_comes_home(cloud: Cloud):
+    """As one whose time is nearly up: its server still answers, with no volume behind it."""
+
+    def stop() -> None:
+        pod = cloud.world.alive[0].inside
+        pod.stopped = cloud.clock.time
+
+    cloud.after(900, stop)
+    check(cloud, cloud.deploy(), DONE, "done")
+    assert [pod.inside.first_step for pod in cloud.world.rented] == [0, 30]
+
+
 def test_on_a_volume_training_resumes_from_there(cloud: Cloud):
     cloud.after(1000, cloud.reclaim)
     cloud.after(990, lambda: cloud.world.alive[0].inside.files())  # as train.py saves
@@ -314,14 +408,14 @@ def test_a_run_goes_on_where_its_volume_is(cloud: Cloud):
     """Not in the other data center, whose volume has nothing of it."""
     cloud.world.capacity = lambda gpu, region: region == "US-KS-2" or cloud.clock.time > 1500
     cloud.after(1000, cloud.reclaim)
-    check(cloud, cloud.deploy("--volumes=EU-RO-1=vol1,US-KS-2=vol2"), DONE, "done")
+    check(cloud, cloud.deploy("--volumes=EU-RO-1=vol2,US-KS-2=vol1"), DONE, "done")
     assert [pod.region for pod in cloud.world.rented] == ["US-KS-2", "US-KS-2"]
 
 
 def test_pods_that_go_for_ever_end_it(cloud: Cloud):
     for hour in range(1, 30):
         cloud.after(400 * hour, cloud.reclaim)
-    check(cloud, cloud.deploy(), FAILED, "10 pods in a row were of no use")
+    check(cloud, cloud.deploy(), FAILED, "10 pods were of no use")
     assert len(cloud.world.rented) == 10
 
 
@@ -331,7 +425,12 @@ BEHAVIOURS: dict[str, tuple[Behaviour, int, str, int]] = {
     "a config error": (Behaviour(fails=("smoke", 2)), FAILED, "smoke ended with", 1),
     "training fails": (Behaviour(fails=("train", 1)), FAILED, "train ended with", 1),
     "the disk is full": (Behaviour(disk_full=True), FAILED, "train ended with", 1),
-    "the server never answers": (Behaviour(never_boots=True), FAILED, "silent for 20 minutes", 3),
+    "the server never answers": (
+        Behaviour(never_boots=True),
+        FAILED,
+        "not answered for 20 minutes",
+        3,
+    ),
 }
 
 
@@ -403,7 +502,7 @@ def test_results_are_worth_waiting_for(cloud: Cloud):
     )
     ended = cloud.deploy()
     check(cloud, ended, DONE, "done: validation loss 2.0000")
-    assert "the results cannot be fetched now" in ended.text
+    assert "the results cannot be downloaded now" in ended.text
 
 
 def test_a_full_disk_here_is_waited_for(cloud: Cloud, monkeypatch):
@@ -424,7 +523,7 @@ def test_a_full_disk_here_is_waited_for(cloud: Cloud, monkeypatch):
 def test_results_that_never_come_end_it_after_half_an_hour(cloud: Cloud):
     cloud.world.faults.append(Fault("agent:/files", "500", 9999))
     begun = cloud.clock.time
-    check(cloud, cloud.deploy(), FAILED, "trained, but the results could not be fetched")
+    check(cloud, cloud.deploy(), FAILED, "trained, but the results could not be downloaded")
     assert 1800 < cloud.clock.time - begun - 1380 < 2000
 
 
@@ -433,28 +532,79 @@ def test_results_that_never_come_end_it_after_half_an_hour(cloud: Cloud):
 )
 def test_a_pod_cannot_write_elsewhere(path, cloud: Cloud, monkeypatch):
     monkeypatch.setattr(StubPod, "files", lambda self: {path: b"x"})
-    check(cloud, cloud.deploy(), FAILED, "the list of results makes no sense")
+    check(cloud, cloud.deploy(), FAILED, "the list of results is not valid")
     assert not list(cloud.folder.rglob("*escaped*"))
+
+
+def test_another_run_of_that_name_is_not_overwritten(cloud: Cloud):
+    """As where a volume has one: its log begins with another record."""
+    home = cloud.folder / "out/tried"
+    (home / "checkpoints/step_00000010").mkdir(parents=True)
+    (home / "metrics.jsonl").write_text('{"kind": "eval", "iter": 10, "wall_seconds": 99.0}\n')
+    ended = cloud.deploy()
+    check(cloud, ended, FAILED, "out/tried holds another run than the pod under the same name")
+    assert (home / "checkpoints/step_00000010").is_dir()
+    assert "99.0" in (home / "metrics.jsonl").read_text()
+
+
+def test_a_sweep_writes_only_its_own_folders(cloud: Cloud, work: Work, monkeypatch):
+    sweep = dataclasses.replace(work, results="sweeps", parts=("mine",))
+    monkeypatch.setattr(runpod_deploy, "make_work", lambda request, redact: sweep)
+    files = {"mine/arm/run.json": b"{}", "yours/arm/run.json": b"{}"}
+    monkeypatch.setattr(StubPod, "files", lambda self: files)
+    assert cloud.deploy().status == DONE
+    assert [path.name for path in (cloud.folder / "out/sweeps").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault("agent:/files", "500", 9999)],
+        [Fault("terminate", "lie", 9999), Fault("agent:/finish", "500", 9999)],
+    ],
+    ids=["results", "removal"],
+)
+def test_costs_are_logged_while_something_is_waited_for(faults, cloud: Cloud):
+    cloud.world.faults += [dataclasses.replace(fault) for fault in faults]
+    cloud.deploy()
+    with (cloud.folder / "metrics/cost_log.csv").open() as file:
+        times = [float(row["runtime_seconds"]) for row in csv.DictReader(file)]
+    assert times[-1] > 2000
+    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 335
 
 
 # Signals and crashes
 
 MOMENTS = [
     *("before:create", "after:create", "agent:/package", "agent:/start", "phase:setup"),
-    *("phase:train", "agent:/files", "phase:done", "before:terminate"),
+    *("phase:train", "agent:/files", "agent:/file", "phase:done", "before:terminate"),
 ]
+ONCE_TRAINED = ("agent:/files", "agent:/file", "phase:done", "before:terminate")
+"""Moments when results are all that is left to download."""
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_every_stage(moment, number, cloud: Cloud):
-    cloud.world.when[moment] = lambda: os.kill(os.getpid(), number)
+    def send_signal() -> None:
+        os.kill(os.getpid(), number)
+
+    if moment.startswith("agent:/file"):  # of the results, not of a checkpoint
+        cloud.world.when["phase:done"] = lambda: cloud.world.when.update({moment: send_signal})
+    else:
+        cloud.world.when[moment] = send_signal
     ended = cloud.deploy()
-    status = DONE if moment == "before:terminate" else 128 + number
-    said = "done" if moment == "before:terminate" else f"stopped by {number.name}"
-    check(cloud, ended, status, said)
-    if moment == "phase:train":
-        assert ended.status == 128 + number
+    if moment in ONCE_TRAINED:
+        check(cloud, ended, DONE, "done: validation loss 2.0000")
+    else:
+        check(cloud, ended, 128 + number, f"stopped by {number.name}")
+
+
+def test_a_second_signal_ends_the_download(cloud: Cloud, monkeypatch):
+    for moment in ("phase:done", "agent:/file"):
+        cloud.world.when[moment] = lambda: os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr("cloud.watch.FETCH_SECONDS", 1e9)
+    check(cloud, cloud.deploy(), 130, "stopped by SIGINT.")
 
 
 def test_a_signal_saves_and_fetches_and_a_second_does_not(cloud: Cloud):
@@ -483,10 +633,10 @@ def fail(*about: object, **more: object) -> None:
 CRASHES: dict[str, tuple[object, str]] = {
     "view": (LiveView, "show"),
     "costs": (CostLog, "note"),
-    "fetch": (deployment, "fetch"),
+    "fetch": (fetching, "fetch"),
     "package": (deployment, "make_package"),
     "watch": (deployment.PodWatch, "until_over"),
-    "choice": (deployment, "choose"),
+    "choice": (placement, "choose"),
 }
 
 
@@ -494,7 +644,7 @@ CRASHES: dict[str, tuple[object, str]] = {
 def test_a_crash_of_our_own_leaves_no_pod(name, cloud: Cloud, monkeypatch):
     monkeypatch.setattr(*CRASHES[name], fail)
     ended = cloud.deploy()
-    check(cloud, ended, FAILED, "an error of this program (ZeroDivisionError)")
+    check(cloud, ended, FAILED, "an error in this program (ZeroDivisionError)")
     assert "a bug" in ended.text
 
 
@@ -502,7 +652,7 @@ def test_a_cost_log_that_cannot_be_written_ends_nothing(cloud: Cloud):
     (cloud.folder / "metrics").write_text("in the way")
     ended = cloud.deploy()
     check(cloud, ended, DONE, "done")
-    assert ended.text.count("costs are still counted") == 1
+    assert ended.text.count("costs still count") == 1
 
 
 # Clocks

@@ -530,6 +530,7 @@ def test_the_plan_for_other_programs(sweeps: Sweeps, capsys: pytest.CaptureFixtu
     assert plan["runs"] > 3
     assert plan["flops"] > 0
     assert plan["minutes"] is None
+    assert (plan["workers"], plan["gpus_per_run"]) == (None, 1)
     assert Path(plan["folder"]).name == plan["name"]
     assert plan["baseline"]["n_embd"] > 0
     assert not any("seeds" in argument for argument in plan["rest"])

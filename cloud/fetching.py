@@ -1,0 +1,105 @@
+"""Bringing a deployment's results to this machine, from a pod or from its volume."""
+
+from __future__ import annotations
+
+from cloud.failures import AnotherRun, Transient
+from cloud.parts import Parts
+from cloud.pod_link import PodLink
+from cloud.results import Source, fetch
+from cloud.retries import patiently, pause_before
+from cloud.timekeeping import bounded
+from cloud.volume_files import VolumeFiles
+from cloud.watch import PodWatch
+from errors import UserError
+
+PATIENCE = 1800.0
+"""Seconds for which downloading the results of a finished job is retried."""
+
+
+class Fetching:
+    """Downloads results.
+
+    Attributes:
+        came: Whether anything was downloaded.
+
+    Args:
+        parts: The deployment.
+    """
+
+    def __init__(self, parts: Parts):
+        self._parts = parts
+        self.came = False
+
+    @property
+    def what_came(self) -> str:
+        """For the end of a sentence: where the results are, if there are any."""
+        return f"; what was saved is in {self._parts.work.target}" if self.came else ""
+
+    def fetch(self, source: Source, tries: int) -> None:
+        """Download what a source has.
+
+        Raises:
+            Transient: It does not answer.
+            AnotherRun: It has another run than this machine under the same name.
+            UserError: A file cannot be written.
+            Interrupted, LimitReached: It is time to stop.
+        """
+        work, pause = self._parts.work, self._parts.stopping.pause
+        scratch = self._parts.around.folder / "incoming"
+        count = patiently(
+            lambda: fetch(source, work.target, work.parts, scratch, pause), pause, tries
+        )
+        self.came = self.came or count > 0
+
+    def checkpoint(self, link: PodLink) -> None:
+        """Download what another pod would continue. A failure is reported and ends nothing."""
+        try:
+            self.fetch(link, tries=2)
+        except (Transient, UserError) as error:
+            self._parts.say(f"the checkpoint could not be downloaded: {error}")
+
+    def all_from_pod(self, watch: PodWatch) -> None:
+        """Download the results of a finished job, which may be nowhere but in the pod, even if the
+        network or this disk fails for a while. Gives up if the pod is gone."""
+        clock = self._parts.around.clock
+        end, attempt = clock.now() + PATIENCE, 0
+        while True:
+            try:
+                return self.fetch(watch.link, tries=1)
+            except AnotherRun:
+                raise
+            except (Transient, UserError) as error:
+                attempt += 1
+                if clock.now() >= end or watch.rental.is_gone():
+                    raise
+                self._parts.say(f"the results cannot be downloaded now: {error}")
+                self._parts.stopping.pause(pause_before(attempt))
+
+    def all_from_volume(self, region: str | None) -> bool:
+        """Download the results of a finished job from the volume of a data center. The pod is
+        removed first, so no limit applies. Returns whether they came."""
+        volume = self._volume_files(region)
+        if volume is None or not self._parts.pods.remove_all():
+            return False
+        try:
+            with self._parts.stopping.unlimited():
+                done = patiently(volume.done, self._parts.stopping.pause, tries=3)
+                if (done.get("deployment"), done.get("phase")) != (self._parts.identity, "done"):
+                    return False
+                self.fetch(volume, tries=6)
+        except (Transient, UserError) as error:
+            self._parts.say(f"network volume: {error}")
+            return False
+        return True
+
+    def _volume_files(self, region: str | None) -> VolumeFiles | None:
+        """The volume in a data center, if there is one that can be read from here."""
+        work, volume = self._parts.work, self._parts.request.volume(region)
+        if volume is None or region is None:
+            return None
+        folder, secrets = f"nanoarch/{work.name}", self._parts.around.secrets
+        try:
+            return VolumeFiles(region, volume, folder, work.results, secrets, bounded)
+        except UserError as error:
+            self._parts.say(str(error))
+            return None
