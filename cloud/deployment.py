@@ -31,7 +31,6 @@ from cloud.runpod_api import pod_address
 from cloud.timekeeping import bounded
 from cloud.watch import PodWatch
 from errors import ConfigError, UserError
-from training_logger import RUN_FILE, read_run
 
 MOST_BAD_PODS = 3
 """Pods that do not come up, or fail before they train."""
@@ -210,7 +209,8 @@ class Deployment:
         return self._trained()
 
     def _trained(self) -> Ending:
-        return Ending(TRAINED, f"done{self._loss()}; results in {self._parts.work.target}.")
+        loss = f": {self._fetching.loss}" if self._fetching.loss else ""
+        return Ending(TRAINED, f"done{loss}; results in {self._parts.work.target}.")
 
     def _job_failed(self, watch: PodWatch, outcome: Outcome) -> Ending:
         """The end of a job that failed, with what training left and the end of the log."""
@@ -220,13 +220,3 @@ class Deployment:
         for line in watch.log_tail():
             self._parts.say(f"  | {line}")
         return Ending(FAILED, f"failed: {outcome.words}{self._fetching.what_came}.")
-
-    def _loss(self) -> str:
-        """The final validation loss, from the run's log."""
-        if self._parts.request.sweep:
-            return ""
-        try:
-            loss = read_run(self._parts.work.target / RUN_FILE)["summary"]["final_val_loss"]
-            return f": validation loss {loss:.4f} nats"
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""

@@ -11,6 +11,7 @@ from cloud.timekeeping import bounded
 from cloud.volume_files import VolumeFiles
 from cloud.watch import PodWatch
 from errors import UserError
+from training_logger import RUN_FILE, read_run
 
 PATIENCE = 1800.0
 """Seconds for which downloading the results of a finished job is retried."""
@@ -32,8 +33,22 @@ class Fetching:
 
     @property
     def what_came(self) -> str:
-        """For the end of a sentence: where the results are, if there are any."""
-        return f"; what was saved is in {self._parts.work.target}" if self.came else ""
+        """For the end of a sentence: where the results are and their loss; empty without any."""
+        if not self.came:
+            return ""
+        loss = f" ({self.loss})" if self.loss else ""
+        return f"; what was saved is in {self._parts.work.target}{loss}"
+
+    @property
+    def loss(self) -> str:
+        """The last validation loss of the run that is here, in words; empty if it has none."""
+        if self._parts.request.sweep:
+            return ""
+        try:
+            loss = read_run(self._parts.work.target / RUN_FILE)["summary"]["final_val_loss"]
+            return f"validation loss {loss:.4f} nats"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def fetch(self, source: Source, tries: int) -> None:
         """Download what a source has.

@@ -124,7 +124,9 @@ def remove(find: Callable[[], list[Pod]], api: RunPod, clock: Clock, say: Say) -
             trouble = str(error)
         else:
             if not pods:
-                say(f"removed {_count(len(removed))}; none is left")
+                say(
+                    f"removed {_count(len(removed))}; none is left" if removed else "no pod is left"
+                )
                 return 0
             removed |= {pod.id for pod in pods}
             trouble = f"{_count(len(pods))} still there: {', '.join(pod.name for pod in pods)}"

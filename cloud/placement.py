@@ -78,7 +78,7 @@ class Placement:
             if waited >= patience:
                 hint = "" if self._parts.request.max_wait else "; --wait keeps looking"
                 raise CloudError(f"no capacity in {tried} places{hint}")
-            self._parts.costs.note("waiting", self._parts.budget.spent())
+            self._parts.costs.note("waiting for a GPU", self._parts.budget.spent())
             self._parts.stopping.pause(min(ROUND_SECONDS, max(1.0, patience - waited)))
 
     def _round(self) -> tuple[Rented | None, int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cloud.redaction import SECRETS_FILE
@@ -152,7 +153,7 @@ def read_request(argv: Sequence[str]) -> Request:
     """The request of a command line. Raises ConfigError with every problem of the cloud's
     options."""
     given, rest = parser().parse_known_args(list(argv))
-    problems = list(_problems(given))
+    problems = [*_misspelled(rest, vars(given)), *_problems(given)]
     if problems:
         raise ConfigError(problems)
     defaults = Request(argv=())
@@ -201,6 +202,19 @@ PATTERNS = (
     ("image", r"[\w./:@-]+", "the name of a container image"),
     ("cuda", r"\d+\.\d+(,\d+\.\d+)*", "versions such as 13.0, separated by commas"),
 )
+
+
+MISSPELLED = 0.85
+"""How similar to an option of the cloud an argument is that means it."""
+
+
+def _misspelled(rest: Sequence[str], options: Iterable[str]) -> Iterator[Problem]:
+    """Arguments that train.py would reject without naming the option that is meant."""
+    for argument in rest:
+        name = argument.removeprefix("--").partition("=")[0]
+        meant = difflib.get_close_matches(name, options, n=1, cutoff=MISSPELLED)
+        if argument.startswith("--") and meant:
+            yield Problem((name,), f"unknown option --{name}; did you mean --{meant[0]}?")
 
 
 def _problems(given: argparse.Namespace) -> Iterator[Problem]:

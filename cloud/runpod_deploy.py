@@ -18,7 +18,7 @@ from cloud.redaction import SECRETS_FILE, SHORTEST, Redactor, api_key, read_secr
 from cloud.request import COMMANDS, parser, read_request
 from cloud.runpod_api import RunPod
 from cloud.timekeeping import Clock, StopSignals, bounded
-from errors import UserError
+from errors import UserError, unknown_name
 
 ACTIONS = {"status": status, "stop": stop, "sweep-orphans": sweep_orphans}
 
@@ -34,6 +34,8 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
         parser().print_help()
         return 0
     command, rest = (argv[0], argv[1:]) if argv[0] in COMMANDS else ("deploy", argv)
+    if argv[0].isalpha() and argv[0] not in COMMANDS and not Path(argv[0]).exists():
+        raise UserError(unknown_name("command", argv[0], COMMANDS))
     if command == "cost":
         return show_costs(rest, _print)
     if command == "deploy":
@@ -51,6 +53,7 @@ def deploy(argv: Sequence[str], clock: Clock) -> int:
     work = make_work(request, redact)
     check_plan(api, request, work, clock, lambda text: _print(redact(text)))
     if request.dry_run:
+        _print("Dry run: nothing was rented.")
         return 0
     identity = random_secrets.token_hex(5)
     with StopSignals() as signals, recorded(identity, work, argv) as folder:

@@ -44,7 +44,7 @@ def sweep_work(request: Request, redact: Redactor) -> Work:
         changed["out_dir"] = "out"
     argv = _relative(_without(request.argv, changed))
     command = ["python", "sweep.py", *argv, *spelled(changed)]
-    folders = [Path(plan["folder"]) for plan in plans]
+    folders = [_from_here(Path(plan["folder"])) for plan in plans]
     carried = {folder.name: folder for folder in folders if folder.is_dir()}
     for folder in carried.values():
         refuse_locked(folder)
@@ -85,6 +85,12 @@ def _plans(argv: Sequence[str]) -> list[dict[str, Any]]:
     if done.returncode:
         raise UserError(done.stderr.strip()[-4000:] or "sweep.py could not plan the sweep.")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _from_here(path: Path) -> Path:
+    """A path relative to the working directory, if it is in it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _room(plan: dict[str, Any], gpu_count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from cloud.endings import BAD, DONE, JOB_FAILED, LOST, Outcome
@@ -132,6 +133,7 @@ class PodWatch:
         self._log.restart()
         self.link.send_package(self._package.path, self._parts.stopping.pause)
         self.link.start(self._package.sha256, list(self._parts.work.steps))
+        self.status = dataclasses.replace(self.status, phase="unpack")
 
     def _outcome(self) -> Outcome:
         """What a job that is over means for the deployment."""

@@ -100,7 +100,7 @@ def test_sweep_orphans_leaves_what_others_may_watch(orphan, cloud: Cloud):
 
 def test_a_pod_of_somebody_with_a_similar_name_is_no_pod_of_ours(cloud: Cloud):
     rent(cloud, "nanoarch-dev-1")
-    assert cloud.command("sweep-orphans", "--all").last == "removed 0 pods; none is left"
+    assert cloud.command("sweep-orphans", "--all").last == "no pod is left"
     assert cloud.command("status").lines[0] == "no pods of this project"
     assert len(cloud.world.alive) == 1
 
@@ -139,7 +139,7 @@ def test_sweep_orphans_leaves_what_is_watched(cloud: Cloud):
     ended = []
     cloud.after(600, lambda: ended.append(cloud.command("sweep-orphans")))
     assert cloud.deploy().status == 0
-    assert ended[0].last == "removed 0 pods; none is left"
+    assert ended[0].last == "no pod is left"
     assert len(cloud.world.rented) == 1
 
 
@@ -179,6 +179,14 @@ def test_output_that_nobody_reads_does_not_change_the_exit_status(monkeypatch):
         nobody.flush()  # as at the exit, where an error would be an exit status
 
 
+def test_a_misspelled_command_is_told(cloud: Cloud):
+    ended = cloud.command("stat")
+    assert (ended.status, "unknown command 'stat'; did you mean 'status'?" in ended.last) == (
+        1,
+        True,
+    )
+
+
 def test_help_needs_no_key(cloud: Cloud, monkeypatch):
     monkeypatch.delenv("RUNPOD_API_KEY")
     assert "--max_cost" in cloud.command("--help").text
@@ -207,6 +215,7 @@ def test_options_of_the_cloud_are_told_from_those_of_training():
         (["--regions=EU RO"], "must be names of data centers"),
         (['--image=a"b'], "must be the name of a container image"),
         (["--max_wait=3"], "has no effect without --wait"),
+        (["--max_costs=5"], "unknown option --max_costs; did you mean --max_cost?"),
         (["--volumes=A=b,A=c"], "has A more than once"),
         (["--secrets=nowhere.env"], "is not a file"),
         (["--cuda=new"], "must be versions such as 13.0"),
