@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import functools
 import gzip
 from pathlib import Path
 
@@ -40,6 +41,7 @@ acts half a minute after the other. The script never ends: RunPod would restart 
 a switch that starts over each time would never act."""
 
 
+@functools.cache
 def start_script() -> str:
     """The script, with the files of `cloud/pod/` in it."""
     return SCRIPT.replace("FILES\n", "".join(_as_here_documents()), 1)
