@@ -67,9 +67,12 @@ class Fetching:
         self.came = self.came or count > 0
 
     def checkpoint(self, link: PodLink) -> None:
-        """Download what another pod would continue. A failure is reported and ends nothing."""
+        """Download what another pod would continue. A failure is reported and ends nothing, except
+        AnotherRun: training on would be of no use."""
         try:
             self.fetch(link, tries=2)
+        except AnotherRun:
+            raise
         except (Transient, UserError) as error:
             self._parts.say(f"the checkpoint could not be downloaded: {error}")
 

@@ -206,7 +206,8 @@ class OwnPods:
                     self._say(f"removing pods: {error}")
                 if self._clock.now() - begun > patience:
                     return False
-                self._on_wait()
+                with contextlib.suppress(Exception):  # no bug may end the removal
+                    self._on_wait()
                 self._clock.sleep(pause * random.uniform(0.8, 1.2))
                 pause = min(30.0, 2 * pause)
 

@@ -105,7 +105,8 @@ class RunPod:
     def exists(self, pod_id: str) -> bool:
         """Whether RunPod finds a pod by its ID."""
         try:
-            return runpod_replies.is_pod(self._call(lambda: self._sdk.get_pod(pod_id)))
+            found = self._call(lambda: self._sdk.get_pod(pod_id), NoSuchPod)
+            return runpod_replies.is_pod(found)
         except NoSuchPod:
             return False
 
@@ -121,7 +122,7 @@ class RunPod:
                 an error for a part of a reply whose request was carried out.
             KeyRefused: No pod was created.
         """
-        return runpod_replies.created(self._call(lambda: self._deploy(spec)))
+        return runpod_replies.created(self._call(lambda: self._deploy(spec), NoCapacity))
 
     def _deploy(self, spec: PodSpec) -> Any:
         """One request. The SDK's `create_pod` makes two, and the second could be sent after the
@@ -142,7 +143,7 @@ class RunPod:
         Raises:
             NoSuchPod: RunPod has no such pod.
         """
-        self._call(lambda: self._sdk.terminate_pod(pod_id))
+        self._call(lambda: self._sdk.terminate_pod(pod_id), NoSuchPod)
 
     # Calls
 
@@ -154,14 +155,22 @@ class RunPod:
 
         return run_graphql_query(query)["data"]
 
-    def _call(self, call: Callable[[], Any]) -> Any:
-        """The result of a call of the SDK; a CloudError or Refused for any exception."""
+    def _call(self, call: Callable[[], Any], expected: type[CloudError] = Transient) -> Any:
+        """The result of a call of the SDK; a CloudError or Refused for any exception.
+
+        Args:
+            call: The call.
+            expected: The CloudError that it may raise besides Transient. Another one, guessed from
+                words such as "not available", is Transient.
+        """
         try:
             return self._bounded(call, self._reply_seconds, self.given_up)
         except (CloudError, Refused):
             raise
         except Exception as error:
             failure = self._failure(error)
+        if not isinstance(failure, expected | Refused):
+            failure = Transient(str(failure))
         raise failure  # outside the except clause, since the SDK's error holds the query
 
     def _failure(self, error: Exception) -> CloudError | Refused:

@@ -261,6 +261,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 200, {"data": None}
         if fault == "validation":
             return 400, _error('Field "gpuCount" of type "Int!" is wrong')
+        if fault == "unavailable":
+            return 200, _error("This service is not available at the moment.")
         if fault == "echo":
             return 400, _error(f"Syntax Error: cannot parse {query}")
         if fault == "drop":

@@ -100,6 +100,11 @@ REPLIES: dict[str, tuple[list[Fault], int, str]] = {
     "500 now and then": ([Fault("any", "500", 2, skip=8 * n) for n in range(9)], DONE, "done"),
     "malformed lists of pods": ([Fault("pods", "malformed", 9, skip=2)], DONE, "done"),
     "lists of pods that are none": ([Fault("pods", "odd", 9, skip=2)], DONE, "done"),
+    "lists of pods that are not available": (
+        [Fault("pods", "unavailable", 9, skip=2), Fault("offers", "unavailable", 2)],
+        DONE,
+        "done",
+    ),
     "no reply now and then": ([Fault("any", "drop", 3, skip=n) for n in (0, 9, 30)], DONE, "done"),
     "slow replies": ([Fault("any", "slow", 30)], DONE, "done"),
     "a creation without a reply, done": ([Fault("create", "done_no_reply")], DONE, "done"),
@@ -643,6 +648,7 @@ def fail(*about: object, **more: object) -> None:
 CRASHES: dict[str, tuple[object, str]] = {
     "view": (LiveView, "show"),
     "costs": (CostLog, "note"),
+    "cost rows": (CostLog, "repeat"),
     "fetch": (fetching, "fetch"),
     "package": (deployment, "make_package"),
     "watch": (deployment.PodWatch, "until_over"),
