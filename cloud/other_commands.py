@@ -161,7 +161,7 @@ def show_costs(argv: Sequence[str], say: Say) -> int:
         )
     total = sum(float(row["cumulative_usd"]) for row in rows)
     if damaged:
-        say(f"{damaged} rows of {COST_LOG} cannot be read")
+        say(f"{damaged} row{'s' * (damaged != 1)} of {COST_LOG} cannot be read")
     say(f"{len(rows)} deployment{'s' * (len(rows) != 1)}, ${total:.2f}")
     return 0
 

@@ -75,7 +75,7 @@ def connected(redact: Redactor, secrets_file: str) -> tuple[RunPod, dict[str, st
 
 
 def _print(line: str) -> None:
-    """Print a line. If nobody reads it, as when the terminal is closed, the deployment goes on."""
+    """Print a line. If nobody can read it, as in a closed terminal, the deployment continues."""
     try:
         print(line, flush=True)
     except BrokenPipeError:

@@ -166,7 +166,7 @@ def test_a_cost_log_that_was_cut_short_is_read(cloud: Cloud):
     path = cloud.folder / "metrics/cost_log.csv"
     path.write_text(path.read_text() + "2026-01-01T00:00:00Z,12\n")
     ended = cloud.command("cost")
-    assert ended.lines[-2] == "1 rows of metrics/cost_log.csv cannot be read"
+    assert ended.lines[-2] == "1 row of metrics/cost_log.csv cannot be read"
     assert ended.last.startswith("1 deployment, $0.2")
 
 
@@ -289,6 +289,14 @@ def test_no_key_is_an_error_that_says_how(cloud: Cloud, monkeypatch):
 def test_the_start_command_is_as_long_as_documented():
     document = (REPOSITORY / "docs/cloud.md").read_text()
     assert f"a start command of {round(len(start_command()), -3):,} characters" in document
+
+
+def test_the_switches_start_before_the_server():
+    script = start_script()
+    places = [
+        script.index(text) for text in ("sleep 1; done\n", "mkdir", "dead_man; sleep", "serve;")
+    ]
+    assert places == sorted(places)
 
 
 def test_the_start_command_is_the_same_for_all_and_needs_no_quoting(cloud: Cloud):

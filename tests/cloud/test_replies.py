@@ -7,6 +7,7 @@ import pytest
 from cloud import runpod_messages, runpod_replies
 from cloud.failures import NoCapacity, NoSuchPod, Refused, Transient
 from cloud.job_status import job_status
+from cloud.retries import patiently, pause_before
 
 MESSAGES = {
     "There are no longer any instances available with the requested specifications. Please "
@@ -32,6 +33,19 @@ MESSAGES = {
 @pytest.mark.parametrize("message", MESSAGES)
 def test_messages(message):
     assert type(runpod_messages.failure(message)) is MESSAGES[message]
+
+
+def test_pauses_double_up_to_a_minute_and_differ():
+    for attempt, longest in ((1, 1), (2, 2), (3, 4), (7, 60), (99, 60)):
+        pauses = {pause_before(attempt) for _ in range(50)}
+        assert longest / 2 <= min(pauses) < max(pauses) <= longest
+
+
+def test_what_may_work_later_is_tried_again_and_then_raised():
+    pauses = []
+    with pytest.raises(Transient):
+        patiently(lambda: (_ for _ in ()).throw(Transient("no reply")), pauses.append, tries=4)
+    assert len(pauses) == 3
 
 
 STATUS = {
