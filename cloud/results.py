@@ -65,11 +65,7 @@ def fetch(
         AnotherRun: The results are not a later state of the run in `target`.
         UserError: A file cannot be written.
     """
-    files = {
-        path: about
-        for path, about in _checked(source.manifest()).items()
-        if "" in parts or PurePosixPath(path).parts[0] in parts
-    }
+    files = _of_parts(_checked(source.manifest()), parts)
     with file_errors(f"write the results in {target}"):
         fetched = {
             path: _fetched(source, path, about, target, scratch, pause)
@@ -81,6 +77,15 @@ def fetch(
                 _place(file, target / path)
         _remove_old_checkpoints(target, files)
     return sum(file is not None for file in fetched.values())
+
+
+def _of_parts(files: Files, parts: Collection[str]) -> Files:
+    """The files that are in these subdirectories; "": all."""
+    return {
+        path: about
+        for path, about in files.items()
+        if "" in parts or PurePosixPath(path).parts[0] in parts
+    }
 
 
 def _order(path: str) -> tuple[bool, str]:

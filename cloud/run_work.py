@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import configurator
@@ -36,19 +37,16 @@ def run_work(request: Request, redact: Redactor) -> Work:
     name = training.run_name
     if name == "auto":
         name = f"{settings.arch_preset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    out_dir = Path(training.out_dir)
-    carried = _run_to_continue(out_dir, name)
     given, moved = sendable(arguments.files, asked.value("plugins"), settings)
     dataset = dataset_to_send(training.dataset)
     flags = dict(arguments.flags) | moved | renamed_dataset(dataset, training.dataset)
-    flags |= {"run_name": name, "out_dir": "out", "resume": "auto"}
-    smoke = flags | SMOKE_FLAGS | {"run_name": "smoke", "out_dir": "smoke_out", "resume": "none"}
-    command = [*_launcher(request.gpu_count), "train.py", *map(in_pod, arguments.files)]
-    contents = Contents(project_files(given, redact), dataset, carried)
+    contents = Contents(
+        project_files(given, redact), dataset, _run_to_continue(Path(training.out_dir), name)
+    )
     return Work(
         name=name,
         results=name,
-        out_dir=out_dir,
+        out_dir=Path(training.out_dir),
         parts=("",),
         settings=settings,
         runs=1,
@@ -59,13 +57,26 @@ def run_work(request: Request, redact: Redactor) -> Work:
         steps=(
             ("setup", request.setup),
             *gpu_check(training.device, request.gpu_count),
-            ("smoke", [*command, *spelled(smoke)]),
-            ("train", [*command, *spelled(flags)]),
+            *_train_steps(request.gpu_count, arguments.files, flags, name),
         ),
         contents=contents,
         disk_gb=disk_gb(settings, 1, contents),
         note=code_note(),
     )
+
+
+def _train_steps(
+    gpu_count: int, files: Sequence[str], flags: Mapping[str, str], name: str
+) -> Iterator[tuple[str, list[str]]]:
+    """The smoke test, and the run itself."""
+    launcher = ["python"]
+    if gpu_count > 1:
+        launcher = ["torchrun", "--standalone", f"--nproc_per_node={gpu_count}"]
+    command = [*launcher, "train.py", *map(in_pod, files)]
+    smoke = {**SMOKE_FLAGS, "run_name": "smoke", "out_dir": "smoke_out", "resume": "none"}
+    yield "smoke", [*command, *spelled({**flags, **smoke})]
+    run = {"run_name": name, "out_dir": "out", "resume": "auto"}
+    yield "train", [*command, *spelled({**flags, **run})]
 
 
 def _run_to_continue(out_dir: Path, name: str) -> dict[str, Path]:
@@ -87,9 +98,3 @@ def _refuse_resume(resume: str) -> None:
             "same run_name; drop it."
         )
         raise ConfigError([Problem(("resume",), message)])
-
-
-def _launcher(gpu_count: int) -> list[str]:
-    if gpu_count == 1:
-        return ["python"]
-    return ["torchrun", "--standalone", f"--nproc_per_node={gpu_count}"]

@@ -40,15 +40,12 @@ def sweep_work(request: Request, redact: Redactor) -> Work:
     given += [Path(path) for path in _listed(request.argv, ("--arms", "--baselines"))]
     dataset = dataset_to_send(settings.training.dataset)
     changed = moved | renamed_dataset(dataset, settings.training.dataset)
-    if settings.training.out_dir != "out":
-        changed["out_dir"] = "out"
-    argv = _relative(_without(request.argv, changed))
-    command = ["python", "sweep.py", *argv, *spelled(changed)]
     folders = [_from_here(Path(plan["folder"])) for plan in plans]
     carried = {folder.name: folder for folder in folders if folder.is_dir()}
     for folder in carried.values():
         refuse_locked(folder)
     runs = sum(plan["runs"] for plan in plans)
+    command = _command(request.argv, settings.training.out_dir, changed)
     contents = Contents(project_files(given, redact), dataset, carried)
     return Work(
         name=f"sweep-{plans[0]['name']}",
@@ -71,6 +68,18 @@ def sweep_work(request: Request, redact: Redactor) -> Work:
         disk_gb=disk_gb(settings, runs, contents),
         note=code_note(),
     )
+
+
+def _command(argv: Sequence[str], out_dir: str, changed: dict[str, str]) -> list[str]:
+    """How sweep.py is called in the pod.
+
+    Args:
+        argv: Its arguments here.
+        out_dir: The config key; "out" in the pod.
+        changed: Flags that have other values in the pod.
+    """
+    flags = changed if out_dir == "out" else changed | {"out_dir": "out"}
+    return ["python", "sweep.py", *_relative(_without(argv, flags)), *spelled(flags)]
 
 
 def _plans(argv: Sequence[str]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from cloud.runpod_types import Offer
 from cloud.work import Work
 from errors import UserError
 from tests.cloud.conftest import RUN, Cloud, needs_once
+from tests.prepared import REPOSITORY
 from training.run_directory import locked, process_in
 
 A100 = Offer("NVIDIA A100-SXM4-80GB", "EU-RO-1", 80 * 10**9, 2.0, "High")
@@ -86,6 +87,12 @@ def test_cuda_versions_are_asked_for_with_the_own_image_alone():
     assert read_request([]).cuda
     assert read_request([f"--image={IMAGE}"]).cuda == ()
     assert read_request(["--cuda=12.8,12.9"]).cuda == ("12.8", "12.9")
+
+
+def test_the_cuda_versions_are_those_of_the_torch_that_is_installed():
+    """PyPI's torch 2.13.0 is built for CUDA 13.0; look again when the version changes."""
+    assert "torch==2.13.0\n" in (REPOSITORY / "requirements.txt").read_text()
+    assert read_request([]).cuda[0] == "13.0"
 
 
 def test_the_cuda_versions_and_the_disk_reach_the_pod(cloud: Cloud):
