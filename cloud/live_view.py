@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from cloud.budget import Budget
+from training.log_text import format_clock
 
 EVERY_SECONDS = 300.0
 """At the latest, a line is printed."""
@@ -59,7 +60,7 @@ class LiveView:
 
     def line(self, shown: Shown) -> str:
         """The state in one line."""
-        parts = [f"{elapsed_text(self._budget.elapsed())} {shown.phase}"]
+        parts = [f"{format_clock(self._budget.elapsed())} {shown.phase}"]
         if shown.step is not None:
             parts.append(f"step {shown.step:,}" + (f" of {shown.steps:,}" if shown.steps else ""))
         if shown.val_loss is not None:
@@ -73,9 +74,3 @@ class LiveView:
         if shown.log:
             parts.append(f"| {shown.log}")
         return "  ".join(parts)
-
-
-def elapsed_text(seconds: float) -> str:
-    """`0:05:07`."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from cloud.cost_log import COST_LOG, costs
 from cloud.endings import PODS_LEFT
 from cloud.failures import CloudError, NoSuchPod, Refused
-from cloud.live_view import elapsed_text
 from cloud.own_pods import deployment_of
 from cloud.records import is_live, known_deployments
 from cloud.retries import patiently
@@ -18,6 +17,7 @@ from cloud.runpod_api import RunPod
 from cloud.runpod_types import Pod
 from cloud.timekeeping import Clock
 from errors import UserError, printable, quoted
+from training.log_text import format_clock
 
 STOP_SECONDS = 600.0
 """For which `stop` waits for the command that it stopped."""
@@ -64,7 +64,7 @@ def status(argv: Sequence[str], api: RunPod, clock: Clock, say: Say) -> int:
         price = "price unknown" if pod.cost_per_hour is None else f"${pod.cost_per_hour:.2f}/h"
         say(
             f"{pod.id}  {pod.name}  {pod.state}  {pod.gpu}  {price}  up "
-            f"{elapsed_text(pod.uptime)}  {watched}"
+            f"{format_clock(pod.uptime)}  {watched}"
         )
     if not pods:
         say("no pods of this project")
@@ -157,7 +157,7 @@ def show_costs(argv: Sequence[str], say: Say) -> int:
     for row in rows:
         say(
             f"{row['timestamp']}  {row['deployment']}  {printable(row['run'])}  {row['state']}  "
-            f"{elapsed_text(float(row['runtime_seconds']))}  ${float(row['cumulative_usd']):.2f}"
+            f"{format_clock(float(row['runtime_seconds']))}  ${float(row['cumulative_usd']):.2f}"
         )
     total = sum(float(row["cumulative_usd"]) for row in rows)
     if damaged:

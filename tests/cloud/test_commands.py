@@ -67,7 +67,7 @@ def test_status_lists_pods_and_the_account(orphan, cloud: Cloud):
         "nanoarch-bbbbbbbbbb-1",
         "nanoarch-aaaaaaaaaa-2",
     ]
-    told = "RUNNING  NVIDIA A100-SXM4-80GB  $1.74/h  up 0:05:00  run tried: NOT WATCHED"
+    told = "RUNNING  NVIDIA A100-SXM4-80GB  $1.74/h  up 5:00  run tried: NOT WATCHED"
     assert told in lines[1]
     assert lines[0].endswith("not started from this directory")
     assert lines[-1].startswith("account: $99.")
