@@ -194,6 +194,7 @@ def test_stopping_sends_one_signal_since_a_second_would_not_save(pod, unpacked):
     while not Path(pod.path("tree/code/up")).exists():
         time.sleep(0.01)
     ran.stop()
+    time.sleep(0.3)  # two signals at once would be one
     ran.stop()
     wait_for(ran)
     assert (ran.phase, ran.exit_code) == ("stopped", 1)
