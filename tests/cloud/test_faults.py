@@ -648,7 +648,6 @@ def fail(*about: object, **more: object) -> None:
 CRASHES: dict[str, tuple[object, str]] = {
     "view": (LiveView, "show"),
     "costs": (CostLog, "note"),
-    "cost rows": (CostLog, "repeat"),
     "fetch": (fetching, "fetch"),
     "package": (deployment, "make_package"),
     "watch": (deployment.PodWatch, "until_over"),
@@ -662,6 +661,13 @@ def test_a_crash_of_our_own_leaves_no_pod(name, cloud: Cloud, monkeypatch):
     ended = cloud.deploy()
     check(cloud, ended, FAILED, "an error in this program (ZeroDivisionError)")
     assert "a bug" in ended.text
+
+
+def test_a_crash_while_pods_are_removed_leaves_none(cloud: Cloud, monkeypatch):
+    monkeypatch.setattr(CostLog, "repeat", lambda costs: cloud.world.rented and fail())
+    cloud.world.faults.append(Fault("terminate", "lie", 8))
+    check(cloud, cloud.deploy(), FAILED, "an error in this program (ZeroDivisionError)")
+    assert cloud.world.faults[0].times == 0
 
 
 def test_a_cost_log_that_cannot_be_written_ends_nothing(cloud: Cloud):
