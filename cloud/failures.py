@@ -37,6 +37,11 @@ class Refused(UserError):
     """A retry would not help: the request is not valid or not allowed."""
 
 
+class Unclear(Refused):
+    """An unknown error: a retry is not worth its cost, but the request may have been carried out.
+    GraphQL replies with an error if a part of the reply fails after the request has succeeded."""
+
+
 class KeyRefused(Refused):
     """RunPod does not accept the API key. Nothing was done."""
 

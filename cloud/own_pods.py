@@ -20,6 +20,7 @@ from cloud.failures import (
     NoSuchPod,
     Refused,
     Transient,
+    Unclear,
 )
 from cloud.runpod_api import RunPod
 from cloud.runpod_types import Pod, PodSpec
@@ -101,7 +102,8 @@ class OwnPods:
             NoCapacity: There is no such GPU.
             Transient: It is not known whether there is a pod, or others could not be removed. A
                 pod that was created has been removed, as far as that can be seen.
-            Refused: RunPod rejects the request; a pod that was created has been removed, likewise.
+            Unclear: Likewise.
+            Refused: RunPod rejects the request.
         """
         if not self.remove_all(patience=60):
             raise Transient("an earlier pod is not known to be gone")
@@ -119,21 +121,14 @@ class OwnPods:
         try:
             with self._api.uninterrupted():  # the pod's ID is worth the wait
                 return self._api.create(spec)
-        except KeyRefused:
-            self._may_have_created = may_have_created
+        except (Transient, Unclear):
+            self._settle()
+            raise
+        except (NoCapacity, Refused) as error:
+            if isinstance(error, KeyRefused):
+                self._may_have_created = may_have_created
             self._doubt_until = doubt_before
             self._budget.cancel(spec.name)
-            raise
-        except NoCapacity:
-            self._doubt_until = doubt_before
-            self._budget.cancel(spec.name)
-            raise
-        except Refused:  # GraphQL may reply with an error although the pod exists
-            self._settle()
-            self._doubt_until = doubt_before
-            raise
-        except Transient:
-            self._settle()
             raise
 
     def _settle(self) -> None:
@@ -181,7 +176,7 @@ class OwnPods:
         none_left = self.remove_all()
         left = self._doubt_until - self._clock.now()
         if left > 0:
-            self._say(f"waiting {left:.0f} s for a pod whose creation got no reply")
+            self._say(f"waiting {left:.0f} s for a pod whose creation got no clear reply")
         while none_left and self._clock.now() < self._doubt_until:
             self._clock.sleep(min(10.0, self._doubt_until - self._clock.now()))
             none_left = self.remove_all()

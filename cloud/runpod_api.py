@@ -118,9 +118,8 @@ class RunPod:
         Raises:
             NoCapacity: There is no such GPU there; no pod was created.
             Transient: A pod may have been created.
-            Refused: The request is not valid. Most likely no pod was created: GraphQL may return
-                an error for a part of a reply whose request was carried out.
-            KeyRefused: No pod was created.
+            Unclear: The request was rejected, but a pod may have been created.
+            Refused: The request was rejected; no pod was created.
         """
         return runpod_replies.created(self._call(lambda: self._deploy(spec), NoCapacity))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cloud.failures import CloudError, NoCapacity, NoSuchPod, Refused, Transient
+from cloud.failures import CloudError, NoCapacity, NoSuchPod, Refused, Transient, Unclear
 
 NO_SUCH_POD = r"pod.{0,40}(not found|does not exist)|not found to terminate"
 
@@ -26,9 +26,12 @@ DENIED = (
 )
 
 
+INVALID = r"syntax error|cannot query field|unknown (argument|type)|\bfield \S+ |variable|expected "
+"""GraphQL's own errors, which come before a request is carried out."""
+
+
 def failure(message: str) -> CloudError | Refused:
-    """The failure that a message of the server stands for. An unknown one is Refused: a retry
-    costs time, and possibly money.
+    """The failure that a message of the server stands for.
 
     Args:
         message: Without secrets, in one line.
@@ -42,4 +45,5 @@ def failure(message: str) -> CloudError | Refused:
         return Transient(message)
     if re.search(DENIED, said):
         return Refused(f"RunPod does not allow this: {message}")
-    return Refused(f"RunPod rejects the request: {message}")
+    kind = Refused if re.match(INVALID, said) else Unclear
+    return kind(f"RunPod rejects the request: {message}")

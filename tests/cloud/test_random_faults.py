@@ -23,7 +23,8 @@ OPERATIONS = (
 )
 OF_THE_API = (
     *("401", "403", "429", "500", "malformed", "odd", "drop", "done_no_reply", "slow", "echo"),
-    *("none", "no_capacity", "empty", "lie", "validation", "dear"),
+    *("none", "no_capacity", "no_capacity_later", "empty", "lie", "validation", "dear"),
+    *("done_with_error", "unavailable"),
 )
 OF_THE_POD = ("500", "drop", "malformed", "slow", "damaged")
 

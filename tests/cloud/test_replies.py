@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloud import runpod_messages, runpod_replies
-from cloud.failures import NoCapacity, NoSuchPod, Refused, Transient
+from cloud.failures import NoCapacity, NoSuchPod, Refused, Transient, Unclear
 from cloud.job_status import job_status
 from cloud.retries import patiently, pause_before
 
@@ -25,7 +25,10 @@ MESSAGES = {
     "Rate limit exceeded": Transient,
     "Unauthorized": Refused,
     'Field "gpuCount" of required type "Int!" was not provided.': Refused,
-    "Your account balance is too low to rent this pod.": Refused,
+    "Syntax Error: Expected Name, found }": Refused,
+    "Forbidden: permission denied": Refused,
+    "Your account balance is too low to rent this pod.": Unclear,
+    "Cannot return null for non-nullable field Machine.podHostId.": Unclear,
 }
 """The first seven are from reports of users of the service."""
 
