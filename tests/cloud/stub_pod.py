@@ -46,7 +46,7 @@ class VirtualClock(Clock):
 
     def sleep(self, seconds: float) -> None:
         if not self.dead:
-            self.advance(seconds)
+            self.advance(max(seconds, 1e-6))  # less is lost in rounding, and would never pass
         if self.dead:  # as by kill -9: nothing of the deployer runs on, no handler either
             threading.Event().wait()
 
