@@ -69,7 +69,7 @@ _OF_AUDIT = "save compare"
 _OF_DRY_RUN = "device_name mfu price_per_hour"
 _OF_CLOUD = (
     "sweep max_cost max_hours gpus gpu_count regions volumes community spot wait max_wait image "
-    "setup secrets"
+    "cuda disk setup secrets"
 )
 COMMAND_OPTIONS = tuple(" ".join((_OF_SWEEP, _OF_AUDIT, _OF_DRY_RUN, _OF_CLOUD)).split())
 """Options that commands take besides `--key=value`; no key may have such a name."""
