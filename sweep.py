@@ -472,9 +472,7 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
             return run_sweep(plan, engine, stop, argv)
 
 
-def plan_as_data(
-    plan: Plan, options: argparse.Namespace, argv: Sequence[str]
-) -> dict[str, Any]:
+def plan_as_data(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """A plan for other programs: number of runs, FLOPs, minutes if those limit the runs (with
     --until_sure at most), how runs share the machine, the baseline's config, and the arguments
     that are not the sweep's own."""
