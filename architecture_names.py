@@ -1,4 +1,5 @@
-"""What an architecture is called: sizes and parts, then a tag for each key off its default."""
+"""Names of architectures: sizes and components, then a tag for each key with a non-default
+value."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from patterns import Pattern, by_layer, spelled
 
 
 def architecture_name(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) -> str:
-    """What an architecture is, in one line; different architectures have different names.
+    """The one-line name of an architecture; different architectures have different names.
 
-    Sizes and parts, then a tag for each key that departs from its default, or from what would be
-    derived. Values that differ from layer to layer are spelled `(3xRoPE+NoPos)`.
+    The name consists of sizes and components, then a tag for each key that differs from its default
+    or derived value. Values that differ between layers are written as `(3xRoPE+NoPos)`.
 
     Args:
         layers: The configs of the layers.
-        keys: Those that some layer has.
+        keys: The keys that any layer uses.
     """
     first = layers[0]
     heads = [f"{layer.n_head}H" for layer in layers if "n_head" in layer]
@@ -31,8 +32,8 @@ def architecture_name(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) ->
 
 
 def _mixers(layers: Sequence[LayerConfig]) -> Iterator[str]:
-    """The mixers, unless all layers have attention; then the position encodings of those that use
-    one, or of every layer if they differ."""
+    """Yield the mixers, unless all layers use attention; then the position encoding of the layers
+    that have one, or of every layer if they differ."""
     if {layer.mixer for layer in layers} != {MODEL_KEYS["mixer"].default}:
         yield _by_layer(layers, lambda layer: MIXERS.entry(layer.mixer).label)
     used = {layer.position_encoding for layer in layers if "position_encoding" in layer}
@@ -43,7 +44,7 @@ def _mixers(layers: Sequence[LayerConfig]) -> Iterator[str]:
 
 
 def _by_layer(layers: Sequence[LayerConfig], label: Callable[[LayerConfig], str]) -> str:
-    """What the layers are called, in the fewest words."""
+    """The labels of the layers, as a pattern if they differ."""
     labels = by_layer([label(layer) for layer in layers])
     return f"({_counted(labels)})" if isinstance(labels, Pattern) else labels
 
@@ -61,8 +62,8 @@ def _block(layer: LayerConfig) -> str:
 
 
 def _ffn(layer: LayerConfig) -> str:
-    """The activation of a standard network; another kind's label, with an activation of its own
-    choice in parentheses."""
+    """The activation of a standard FFN; for other FFNs the label, with a non-default activation in
+    parentheses."""
     entry, activation = FFNS.entry(layer.ffn_type), layer.get("activation")
     if activation is None:
         return entry.label
@@ -79,16 +80,16 @@ def _tags(layers: Sequence[LayerConfig], keys: Mapping[str, Key]) -> Iterator[st
         having = [layer for layer in layers if key.name in layer]
         if any(getattr(layer, key.name) != key.plain(layer) for layer in having):
             alike = len({getattr(layer, key.name) for layer in having}) == 1
-            told = having if alike else layers  # the parts in the name tell which have the key
-            yield _tag(key, by_layer([layer.get(key.name) for layer in told]))
+            shown = having if alike else layers  # if alike, the components show who has the key
+            yield _tag(key, by_layer([layer.get(key.name) for layer in shown]))
 
 
 def _tag(key: Key, values: Any) -> str:
-    """How a name spells the value, or the pattern of values, of a key."""
+    """The tag for the value, or the pattern of values, of a key."""
     tag, registry = key.metadata["tag"], registry_of(key)
     if registry is not None and tag == SPELLED_BY_KEY:
         tag = {name: registry.entry(name).label for name in registry.names}
-    if isinstance(tag, tuple):  # what False and True are called
+    if isinstance(tag, tuple):  # the words for False and True
         tag = dict(zip((False, True), tag, strict=True))
     if isinstance(tag, dict):
         return _words(tag, values)
@@ -104,7 +105,7 @@ def _words(words: Mapping[Any, str], values: Any) -> str:
 
 
 def _counted(words: Pattern) -> str:
-    """A pattern in a name, which holds no `*`: `3xRoPE+NoPos`."""
+    """A pattern in a name, written without `*`: `3xRoPE+NoPos`."""
     return "+".join(
         spelled(word) if count == 1 else f"{count}x{spelled(word)}" for word, count in words.runs
     )

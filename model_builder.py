@@ -1,4 +1,4 @@
-"""A GPT assembled from the parts that a config names: logits, loss, text, size and cost."""
+"""The GPT model, assembled from the components of a config: logits, loss, text, size and cost."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
 
 MIN_TEMPERATURE = 1e-6
-"""The lowest but 0: by less, float32 logits could overflow when divided."""
+"""Lowest temperature other than 0; dividing float32 logits by less could overflow."""
 
 
 class Objective(Protocol):
-    """What training minimises; see `training.objectives`."""
+    """A training objective; see `recipe.objectives`."""
 
     def __call__(
         self, x: Tensor, head: LMHead, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, of what the LM head reads (B, T, C), and its terms by name, detached."""
+        """The loss for inputs of the LM head (B, T, C), and its detached terms by name."""
 
 
 class DecodingState:
-    """What a model remembers of the tokens it has seen, so that it need not read them again.
+    """The decoding state of a model: KV caches and recurrent states of the tokens seen so far.
 
     Attributes:
-        layers: For each layer, the state of each of its parts.
-        batch: Sequences that it belongs to.
-        length: Tokens seen. An int; or, for a compiled model, a tensor on the device, so that its
-            graph is the same for every token.
-        capacity: Tokens that fit, if some mixer is not unbounded.
+        layers: For each layer, the state of each part.
+        batch: Number of sequences.
+        length: Number of tokens seen: an int, or a tensor on the device for compiled models, so
+            that the graph is the same for every token.
+        capacity: Maximum number of tokens, unless all mixers are unbounded.
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class DecodingState:
 
     @property
     def static(self) -> bool:
-        """Whether its shapes never change."""
+        """Whether the shapes never change."""
         return isinstance(self.length, Tensor)
 
     @property
     def bytes(self) -> int:
-        """Its size in memory."""
+        """Size in memory, in bytes."""
         parts = (part for layer in self.layers for part in layer.values())
         return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
 class TrainingOutput(NamedTuple):
-    """What a forward pass with an objective returns.
+    """The result of a forward pass with an objective.
 
     Attributes:
-        loss: What is minimised, a scalar.
-        terms: The objective's terms and the auxiliary losses of parts, by name, detached; they
+        loss: The total loss, a scalar.
+        terms: The terms of the objective and the auxiliary losses of parts by name, detached; they
             add up to the loss.
-        metrics: What parts reported, for each layer by part and name.
+        metrics: The metrics of each layer, by part and name.
     """
 
     loss: Tensor
@@ -84,8 +84,8 @@ class TrainingOutput(NamedTuple):
 class GPT(Part):
     """A decoder-only transformer (Radford et al. 2018).
 
-    Its weights are a function of the seed that torch was last given, and of each one's name and
-    shape: architectures of one seed start from the same numbers in all that they share.
+    Each initial weight is a function of torch's current seed and of the weight's name and shape, so
+    architectures with the same seed start with the same values in all weights they share.
 
     Shapes: B batch, T time, C = n_embd, V = vocab_size.
     """
@@ -98,12 +98,13 @@ class GPT(Part):
         """
         Args:
             config: The architecture.
-            ready: Called with each block once it has its initial weights, before the next is made:
-                a block that it shards or moves to another device is never held whole with others.
+            ready: Called with each block after its weights are initialized and before the next
+                block is created. It may shard the block or move it to another device, so that only
+                one whole block is held at a time.
         """
         super().__init__()
         self.config = config
-        with own_stream("made"):  # what torch's layers draw when made is drawn anew below
+        with own_stream("made"):  # isolates torch's own initialization, which is replaced below
             self._make_ends(config)
         given: set[str] = set()
         for index, layer in enumerate(config.layers):
@@ -111,27 +112,27 @@ class GPT(Part):
                 block = BLOCKS[layer.norm_position](layer)
             given |= block.connect(given)
             self.blocks.append(block)
-            self._initialise(f"blocks.{index}", block)
+            self._initialize(f"blocks.{index}", block)
             if ready is not None:
                 ready(block)
         for name, child in self.named_children():
             if child is not self.blocks:
-                self._initialise(name, child)
+                self._initialize(name, child)
         with own_stream(""):
             self.init_parameters(config)
         if config.weight_tying:
             self.head.weight = self.embedding.weight
 
-    def _initialise(self, name: str, module: nn.Module) -> None:
-        """Give a module and those below it, the name of which starts with its own, their initial
-        weights."""
+    def _initialize(self, name: str, module: nn.Module) -> None:
+        """Initialize the weights of a module and its submodules; `name` prefixes their names."""
         for below, part in module.named_modules(prefix=name):
             if isinstance(part, Part):
                 with own_stream(self._stream_of(below)):
                     part.init_parameters(self._config_of(below))
 
     def _stream_of(self, name: str) -> str:
-        """The name of a module's stream of initial numbers: its own, with `stream_name`s in it."""
+        """The name of a module's random stream: the module's name, with each `stream_name` in place
+        of the attribute name."""
         module, words = self, []
         for word in name.split("."):
             module = module.get_submodule(word)
@@ -139,7 +140,7 @@ class GPT(Part):
         return ".".join(words)
 
     def _make_ends(self, config: ModelArchitectureConfig) -> None:
-        """All but the blocks."""
+        """Create everything except the blocks."""
         last = config.layers[-1]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = self._make_positions(config)
@@ -151,14 +152,14 @@ class GPT(Part):
         self.head = LMHead(config)
 
     def _make_positions(self, config: ModelArchitectureConfig) -> nn.Module:
-        """The position encoding; a list of them where layers differ in it."""
+        """Create the position encoding, or a list of them if layers differ."""
         self._position_configs = list(dict.fromkeys(config.positions))
         self._position_of_layer = [self._position_configs.index(own) for own in config.positions]
         made = [POSITIONS[own.position_encoding](own) for own in self._position_configs]
         return made[0] if len(made) == 1 else nn.ModuleList(made)
 
     def _config_of(self, module: str) -> LayerConfig | ModelArchitectureConfig:
-        """The config of a module's layer, by the module's name; else that of the model."""
+        """The config of the layer that a module belongs to, by name, or that of the model."""
         owner, _, place = module.partition(".")
         index = int(place.split(".")[0]) if place.split(".")[0].isdigit() else 0
         if owner == "blocks":
@@ -167,7 +168,7 @@ class GPT(Part):
 
     @property
     def position_encodings(self) -> list[PositionEncoding]:
-        """The different position encodings of the layers; mostly one."""
+        """The distinct position encodings of the layers; usually one."""
         many = isinstance(self.positions, nn.ModuleList)
         return list(self.positions) if many else [self.positions]
 
@@ -178,21 +179,21 @@ class GPT(Part):
         state: DecodingState | None = None,
         objective: Objective | None = None,
     ) -> Tensor | tuple[Tensor, Tensor] | TrainingOutput:
-        """Logits of the next token at every position; or the loss that training minimises.
+        """Compute the logits of the next token at every position, or the training loss.
 
         Args:
             idx: Tokens (B, T).
-            targets: The token that follows each, (B, T); -1 is left out of the loss.
-            state: What is remembered of the tokens before idx (`new_state`); updated in place.
-            objective: What to minimise; needs targets.
+            targets: The next token at every position, (B, T); -1 is ignored in the loss.
+            state: Decoding state of the tokens before idx (`new_state`); updated in place.
+            objective: The training objective; requires targets.
 
         Returns:
-            Logits (B, T, V); with targets (logits, mean cross-entropy in nats per token); with an
-            objective its `TrainingOutput`, the logits being computed in chunks (`LMHead.loss`).
+            Logits (B, T, V); with targets, (logits, mean cross-entropy in nats per token); with an
+            objective, a `TrainingOutput`, for which logits are computed in chunks (`LMHead.loss`).
 
         Raises:
-            UserError: for more tokens than block_size, those in the state included, unless the
-                model is `unbounded`; or for a state of another batch size.
+            UserError: If there are more tokens than block_size, including those in the state, and
+                the model is not `unbounded`; or if the state has another batch size.
         """
         x, losses, metrics = self._hidden(idx, state)
         if objective is not None:
@@ -200,7 +201,7 @@ class GPT(Part):
             if terms.keys() & losses.keys():
                 raise UserError(
                     f"the auxiliary loss {min(terms.keys() & losses.keys())!r} has the name of a "
-                    "term of the objective; choose another in context.add_loss."
+                    "term of the objective; choose another name in context.add_loss."
                 )
             terms = {**terms, **{name: own.detach() for name, own in losses.items()}}
             return TrainingOutput(sum(losses.values(), start=loss), terms, metrics)
@@ -210,7 +211,8 @@ class GPT(Part):
     def _hidden(
         self, idx: Tensor, state: DecodingState | None
     ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, dict[str, Tensor]]]]:
-        """What the LM head reads (B, T, C), and the auxiliary losses and metrics of the layers."""
+        """The input of the LM head (B, T, C), and the auxiliary losses and metrics of the
+        layers."""
         if state is not None and state.batch != idx.shape[0]:
             raise UserError(
                 f"idx has batch size {idx.shape[0]}, but the decoding state has batch size "
@@ -222,7 +224,7 @@ class GPT(Part):
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         encodings = self.position_encodings
-        for encoding in encodings:  # at most one does anything here
+        for encoding in encodings:  # at most one of them changes x
             x = encoding.embed(x, start)
         biases = [encoding.score_bias(start, idx.shape[1], keys) for encoding in encodings]
         stream = self.blocks[0].residual.begin(self.dropout(x))
@@ -249,7 +251,7 @@ class GPT(Part):
         return self.final_norm(self.blocks[-1].residual.end(stream)), losses, metrics
 
     def _keys(self, start: int | Tensor, length: int, state: DecodingState | None) -> int:
-        """Positions that attention looks at. Raises UserError if they are too many."""
+        """Number of positions that attention reads. Raises UserError if there are too many."""
         if isinstance(start, Tensor):
             return state.capacity
         if start + length > self.config.block_size and not self.unbounded:
@@ -267,7 +269,7 @@ class GPT(Part):
     def after_step(
         self, metrics: list[dict[str, dict[str, Tensor]]], good: Tensor | float = 1.0
     ) -> None:
-        """Let parts update their buffers after an optimizer step; see `Sublayer.after_step`."""
+        """Update the buffers of parts after an optimizer step; see `Sublayer.after_step`."""
         for block, own in zip(self.blocks, metrics, strict=True):
             block.after_step(own, good)
 
@@ -275,7 +277,7 @@ class GPT(Part):
 
     @property
     def unbounded(self) -> bool:
-        """Whether it can go on decoding beyond block_size in constant memory."""
+        """Whether the model can decode beyond block_size in constant memory."""
         parts = [part for block in self.blocks for part in block.sublayers.values()]
         return all(part.unbounded for part in (*parts, *self.position_encodings))
 
@@ -287,15 +289,15 @@ class GPT(Part):
         static: bool = False,
         dtype: torch.dtype | None = None,
     ) -> DecodingState:
-        """The decoding state before the first token.
+        """Create an empty decoding state.
 
         Args:
-            batch: Sequences that are decoded at a time.
-            capacity: Tokens of the longest; None: block_size.
-            static: Keep all shapes the same from token to token, as torch.compile needs in order
-                not to compile anew for each. Attention then always reads the whole capacity, and
-                nothing checks that it is not exceeded.
-            dtype: What keys, values and the like are kept in; None: what the model computes in.
+            batch: Number of sequences.
+            capacity: Maximum number of tokens per sequence. Defaults to block_size.
+            static: Whether to keep all shapes constant, so that torch.compile does not recompile
+                for every token. Attention then always reads the full capacity, and exceeding it is
+                not detected.
+            dtype: Dtype of keys, values and the like. Defaults to the model's compute dtype.
         """
         weight = self.embedding.weight
         kind = weight.device.type
@@ -322,7 +324,7 @@ class GPT(Part):
         generator: torch.Generator | None = None,
         vocab_size: int | None = None,
     ) -> Tensor:
-        """idx (B, T) continued by `max_new_tokens` sampled tokens: (B, T + max_new_tokens).
+        """Sample a continuation of idx (B, T); returns tokens (B, T + max_new_tokens).
 
         See `stream` for the arguments.
         """
@@ -342,24 +344,25 @@ class GPT(Part):
         generator: torch.Generator | None = None,
         vocab_size: int | None = None,
     ) -> Iterator[Tensor]:
-        """Sampled tokens (B, 1), one at a time as asked for, each given the last block_size tokens.
+        """Yield sampled tokens (B, 1) one at a time, each given the last block_size tokens.
 
         Args:
             idx: The prompt (B, T), T >= 1.
-            temperature: Divides the logits, MIN_TEMPERATURE or more; 0 takes the likeliest token.
-            top_k: Sample among the k likeliest tokens.
-            top_p: Sample among the likeliest tokens whose probabilities first add up to p
-                (Holtzman et al. 2019, arXiv 1904.09751).
-            use_cache: Keep the decoding state of earlier tokens. Beyond block_size an `unbounded`
-                model goes on; for others the window slides, every position changes, and each step
-                reads all tokens again, as without.
-            generator: Source of randomness; None: torch's global one.
-            vocab_size: Sample among the first so many tokens, where the model has more of them
-                than its tokenizer; None: among all.
+            max_new_tokens: Number of tokens to sample.
+            temperature: Divisor of the logits, at least MIN_TEMPERATURE; 0: greedy decoding.
+            top_k: Sample from the k most likely tokens.
+            top_p: Sample from the smallest set of most likely tokens with a total probability of at
+                least p (Holtzman et al. 2019, arXiv 1904.09751).
+            use_cache: Whether to use a decoding state. Beyond block_size, an `unbounded` model
+                continues with it; for others the window slides, so every position changes and each
+                step recomputes all tokens, as without a cache.
+            generator: Random number generator. Defaults to torch's global one.
+            vocab_size: Sample only from the first `vocab_size` tokens, for a model with more tokens
+                than its tokenizer. Defaults to all.
 
         Raises:
-            UserError: for an argument out of its range, naming it; for logits that are not finite,
-                once a token is asked for.
+            UserError: If an argument is out of range; or, when a token is requested, if logits are
+                not finite.
         """
         if idx.ndim != 2 or idx.shape[1] == 0:
             raise UserError(
@@ -382,7 +385,7 @@ class GPT(Part):
         state: DecodingState | None,
         choose: Callable[[Tensor], Tensor],
     ) -> Iterator[Tensor]:
-        """Yield the tokens (B, 1) that `choose` takes by the logits (B, V), one after the other."""
+        """Yield tokens (B, 1) one at a time; `choose` selects them, given logits (B, V)."""
         was_training = self.training
         self.eval()
         try:
@@ -395,7 +398,8 @@ class GPT(Part):
             self.train(was_training)
 
     def _next_logits(self, idx: Tensor, new: Tensor, state: DecodingState | None) -> Tensor:
-        """Logits (B, V) of the token after idx; its last tokens `new` are not in the state yet."""
+        """Logits (B, V) of the token after idx, whose last tokens `new` are not in the state
+        yet."""
         length = self.config.block_size
         if self.unbounded or idx.shape[1] <= length:
             return self(idx if state is None else new, state=state)[:, -1]
@@ -404,7 +408,7 @@ class GPT(Part):
     # Size and cost
 
     def num_parameters(self, embeddings: bool = True) -> int:
-        """Parameters, a tied one once; without `embeddings`, those of tables are left out."""
+        """Number of parameters, counting tied ones once; `embeddings`: include embedding tables."""
         total = sum(p.numel() for p in self.parameters())
         if embeddings:
             return total
@@ -412,29 +416,29 @@ class GPT(Part):
         return total - sum(table.numel() for table in tables)
 
     def active_parameters(self) -> int:
-        """Parameters that a token uses: all but those of experts that it is not routed to."""
+        """Number of parameters that a token uses: all except experts it is not routed to."""
         parts = (module for module in self.modules() if isinstance(module, Part))
         return self.num_parameters() - sum(part.unused_parameters() for part in parts)
 
     def flops_per_token(self, seq_len: int | None = None, causal: bool = False) -> int | float:
-        """Matmul FLOPs of a training step per token: 3 x forward, a multiply-add being 2.
+        """Matmul FLOPs of training per token: 3 x forward; a multiply-add counts as 2.
 
         Args:
-            seq_len: Tokens of a sequence (default: block_size).
-            causal: Count the pairs that a causal mask and a window leave, token t attending to
-                min(t + 1, window) positions. Otherwise the full square of PaLM's appendix B
-                (Chowdhery et al. 2022, arXiv 2204.02311), on which MFU is based, a window
-                capping it at min(seq_len, window).
+            seq_len: Sequence length in tokens. Defaults to block_size.
+            causal: Whether to count only pairs allowed by the causal mask and a window: token t
+                attends to min(t + 1, window) positions. Otherwise the full square counts, as in
+                PaLM's appendix B (Chowdhery et al. 2022, arXiv 2204.02311), on which MFU is based;
+                a window limits it to min(seq_len, window) keys.
 
         Returns:
-            An int, or a float where the mean over the sequence is not whole.
+            An int, or a float if the mean over the sequence is not an integer.
         """
         seq_len = seq_len or self.config.block_size
         total = 3 * self.forward_flops(seq_len, causal)
         return total // seq_len if total % seq_len == 0 else total / seq_len
 
     def cost_report(self, seq_len: int | None = None) -> dict[str, Any]:
-        """Name, parameters and cost at sequences of `seq_len` tokens, as a run's log has them."""
+        """Name, parameters and cost for sequences of `seq_len` tokens, as in a run's log."""
         return {
             "name": self.config.architecture_name,
             "parameters": self.num_parameters(),
@@ -446,14 +450,14 @@ class GPT(Part):
         }
 
     def decoding_state_bytes(self, seq_len: int | None = None) -> int:
-        """Bytes that decoding keeps of one sequence of `seq_len` tokens, keys and values in half
-        precision."""
+        """Bytes of decoding state for one sequence of `seq_len` tokens, with keys and values in
+        half precision."""
         seq_len = seq_len or self.config.block_size
         parts = (part for block in self.blocks for part in block.sublayers.values())
         return sum(part.state_bytes(seq_len, torch.bfloat16) for part in parts)
 
     def attention_ffn_ratio(self, seq_len: int | None = None) -> float:
-        """Forward FLOPs of the mixers over those of the feed-forward networks."""
+        """Forward FLOPs of the mixers divided by those of the feed-forward networks."""
         seq_len = seq_len or self.config.block_size
 
         def flops(kind: type[Part]) -> int:
@@ -466,7 +470,7 @@ class GPT(Part):
 def check_sampling(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    """Raise UserError for an argument of `GPT.stream` that is out of its range, or NaN."""
+    """Raise UserError if an argument of `GPT.stream` is out of range or NaN."""
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 0.")
     _check_draw(temperature, top_k, top_p)
@@ -491,7 +495,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Tokens (B, 1) drawn from logits (B, V). See `GPT.stream` for the arguments and errors."""
+    """Sample tokens (B, 1) from logits (B, V). See `GPT.stream` for the arguments and errors."""
     _check_draw(temperature, top_k, top_p)
     if not torch.isfinite(logits.amax(dim=-1)).all():  # a token may be excluded by -inf
         raise UserError(
@@ -507,7 +511,7 @@ def sample(
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
-        before = ordered.cumsum(dim=-1) - ordered  # mass of the likelier tokens
+        before = ordered.cumsum(dim=-1) - ordered  # total probability of more likely tokens
         ordered = ordered.masked_fill(before >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(1, order, ordered)
     return torch.multinomial(probabilities, 1, generator=generator)

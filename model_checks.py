@@ -1,4 +1,4 @@
-"""What may be combined in a model: the problems between values that are sound by themselves."""
+"""Check the combination of individually valid values in a model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Combination:
 
     Attributes:
         layers: The config of each layer.
-        kinds: Those of the first layers, up to where they repeat.
-        meant: The value or pattern of each key that a base or a user gives.
-        given: Those that a user gives, as given.
-        keys: The keys that some layer has.
+        kinds: The configs of the first layers until they repeat.
+        meant: The value or pattern of each key from the base or the user.
+        given: The values given by the user, as given.
+        keys: The keys that any layer uses.
     """
 
     layers: Sequence[LayerConfig]
@@ -34,7 +34,7 @@ class Combination:
     keys: Mapping[str, Key]
 
     def problems(self) -> Iterator[Problem]:
-        """Everything that is wrong; a problem of several layers is that of the first."""
+        """Yield all problems. A problem of several layers is reported for the first one."""
         yield from self._head_problems()
         yield from self._unused_problems()
         yield from self._idle_problems()
@@ -44,11 +44,11 @@ class Combination:
 
     @cached_property
     def _choosers(self) -> dict[str, Key]:
-        """The keys that choose parts."""
+        """The keys that choose components."""
         return {name: key for name, key in self.keys.items() if registry_of(key) is not None}
 
     def _head_problems(self) -> Iterator[Problem]:
-        """Heads that do not divide n_embd, where their size follows from it."""
+        """Yield the problem if n_embd is not divisible by n_head and head_dim is derived."""
         head_dim = self.meant.get("head_dim")
         derived = None in (head_dim.values if isinstance(head_dim, Pattern) else [head_dim])
         layer = next((layer for layer in self.kinds if "head_dim" in layer), None)
@@ -60,7 +60,7 @@ class Combination:
             )
 
     def _part_problems(self) -> Iterator[Problem]:
-        """What the parts of the layers cannot work with."""
+        """Yield problems reported by the components of the layers."""
         found: dict[Problem, LayerConfig] = {}
         for layer in self.kinds:
             for problem in problems_of_parts("problems", layer, self._choosers):
@@ -69,19 +69,20 @@ class Combination:
             yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
 
     def _where(self, keys: Iterable[str], layer: LayerConfig) -> str:
-        """How a message about the keys of one layer begins: `a='1+2', layer 1: ` if layers differ
-        in `a`, nothing if all layers are alike."""
+        """The prefix of a message about keys of one layer: `a='1+2', layer 1: ` if layers differ in
+        `a`, empty if all layers are alike."""
         if len(self.kinds) == 1:
             return ""
         patterns = [key for key in keys if isinstance(self.meant.get(key), Pattern)]
         return "".join(f"{key}={self._asked(key)}, " for key in patterns) + f"layer {layer.index}: "
 
     def _asked(self, key: str) -> str:
-        """The value or pattern of a key as it was given, for a message."""
+        """The value or pattern of a key as given, for messages."""
         return quoted(self.given[key] if key in self.given else str(self.meant.get(key)))
 
     def _idle_problems(self) -> Iterator[Problem]:
-        """Keys of the user's own that have no effect in any layer, and values of their patterns."""
+        """Yield problems for keys given by the user, or values in their patterns, that have no
+        effect in any layer."""
         idle = [
             {problem.keys[0]: problem for problem in self._idle_in(layer)} for layer in self.kinds
         ]
@@ -100,8 +101,9 @@ class Combination:
     def _idle_values(
         self, key: str, effective: Iterable[int], idle: Sequence[Mapping[str, Problem]]
     ) -> Iterator[Problem]:
-        """Values of a pattern that have no effect in any layer, given the layers where the key has
-        one. To say none or False of a layer without the part is no mistake."""
+        """Yield problems for values of a pattern that have no effect in any layer. `effective`:
+        layers where the key has an effect. The values none and False are allowed in layers without
+        the component."""
         pattern = self.meant[key]
         known = {"none", "false", *(spelled(pattern.at(layer)) for layer in effective)}
         for layer in self.kinds:
@@ -148,7 +150,8 @@ class Combination:
                     )
 
     def _window_problems(self) -> Iterator[Problem]:
-        """A window of a user's own that hides nothing; a base's may where block_size is lowered."""
+        """Yield problems for windows given by the user that hide nothing. Those of a base may,
+        because block_size can be lowered."""
         if "sliding_window" not in self.given:
             return
         first: dict[int | None, LayerConfig] = {}

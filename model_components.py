@@ -2,7 +2,7 @@
 
     python model_components.py
 
-prints each name per key, with its label, a one-line description and its source. To add a component,
+prints the components of each key, with label, one-line description and source. To add a component,
 see CONTRIBUTING.md.
 """
 
@@ -17,7 +17,7 @@ import components.attention
 import components.gated_deltanet
 import components.latent_attention
 import components.moe
-import components.short_conv  # noqa: F401  (they register themselves)
+import components.short_conv  # noqa: F401  (imported to register their components)
 from components.activations import ACTIVATIONS
 from components.attention_backends import ATTENTION_BACKENDS
 from components.blocks import BLOCKS
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def catalogue(registries: Mapping[str, Registry] = REGISTRIES, width: int = 100) -> str:
-    """Every part that a config can name, as text of at most `width` columns."""
+    """All components by config key, as text of at most `width` columns."""
     return "\n\n".join(_section(registry, width) for registry in registries.values())
 
 
@@ -78,7 +78,7 @@ def _section(registry: Registry, width: int) -> str:
 
 
 def main(argv: list[str] | None = None, registries: Mapping[str, Registry] = REGISTRIES) -> int:
-    """Print the catalogue; returns the exit status."""
+    """Print the catalog; returns the exit status."""
     if sys.argv[1:] if argv is None else argv:
         print("the catalog takes no arguments.", file=sys.stderr)
         return 2
@@ -88,5 +88,5 @@ def main(argv: list[str] | None = None, registries: Mapping[str, Registry] = REG
 
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently in `| head`
     sys.exit(main())

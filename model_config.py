@@ -1,4 +1,4 @@
-"""What a model is: one flat config, its presets, and what may be combined."""
+"""The model architecture config and its presets."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from part_keys import chosen_through
 from patterns import MOST_LAYERS_TO_DIFFER, Pattern, spelled, with_rest
 
 HEAD_SHAPE = ("n_head", "n_kv_head", "head_dim", "qk_rope_head_dim")
-"""Keys that a position encoding in attention sees, besides its own and those of every model."""
+"""Keys available to a position encoding in attention, besides its own and those of every model."""
 
 
 class _Layers(Sequence):
-    """The configs of the layers, made when asked for: a model may have very many."""
+    """The configs of the layers, created on demand, since a model may have very many layers."""
 
     def __init__(self, count: int, config_of: Callable[[int], LayerConfig]):
         self._count = count
@@ -48,17 +48,17 @@ class _Layers(Sequence):
 
 
 class ModelArchitectureConfig:
-    """The architecture of a GPT, checked when made.
+    """The architecture of a GPT, validated on creation.
 
-    Its keys are read as attributes: those of every model (`ModelOptions`), and the options of the
-    parts that are chosen. Where layers differ in a key, read it from
-    `config.layers[i]`. A key left at None is derived from the others; `changed` derives it anew.
+    Keys are read as attributes: those of every model (`ModelOptions`), and the options of the
+    chosen components. If layers differ in a key, read it from `config.layers[i]`. Keys left at None
+    are derived from the others; `changed` derives them again.
 
     Args:
-        keys: Each is a user's own: one that no layer has a use for is refused.
+        keys: Values given by the user; keys that no layer uses are refused.
 
     Raises:
-        ConfigError: with every problem found, each naming the fix.
+        ConfigError: If there are problems; it lists them all, with fixes.
     """
 
     def __init__(self, **keys: Any):
@@ -68,10 +68,10 @@ class ModelArchitectureConfig:
     def make(
         cls, base: Mapping[str, Any], given: Mapping[str, Any] | None = None
     ) -> ModelArchitectureConfig:
-        """The config of a base, such as a preset or a saved config, and what a user changes of it.
+        """Create a config from a base, such as a preset or a saved config, and the user's changes.
 
-        Values of the base go with their part: they are dropped where no layer has a use for them,
-        and a pattern is cut to the layers there are. See the class for what it raises.
+        Values of the base that no layer uses are ignored, and its patterns are cut to the number of
+        layers. See the class for the errors.
         """
         config = cls.__new__(cls)
         config._set_up(base, given or {})
@@ -79,7 +79,7 @@ class ModelArchitectureConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ModelArchitectureConfig:
-        """The config of a preset, with some keys changed. Raises UserError for an unknown name."""
+        """Create a config from a preset and changes. Raises UserError for an unknown name."""
         if name not in PRESETS:
             raise UserError(unknown_name("preset", name, PRESETS))
         return cls.make(PRESETS[name].keys, overrides)
@@ -90,12 +90,12 @@ class ModelArchitectureConfig:
         return cls.make(keys)
 
     def changed(self, **changes: Any) -> ModelArchitectureConfig:
-        """A config with some keys changed, and what was derived derived anew."""
+        """A config with some keys changed; derived values are recomputed."""
         return self.make(self._base, {**self._given, **changes})
 
     def adapted(self, **changes: Any) -> ModelArchitectureConfig:
-        """A config with some keys changed where a layer has a use for them, such as a smaller one
-        to trace: patterns are repeated or cut to its layers."""
+        """A config with some keys changed if a layer uses them, for example a smaller model to
+        trace; patterns are repeated or cut to its number of layers."""
         return self.make({**self._base, **self._given, **changes})
 
     def _set_up(self, base: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ class ModelArchitectureConfig:
         given: dict[str, Any],
         meant: dict[str, Any],
     ) -> None:
-        """Find the values of every layer, and of the keys in which they agree."""
+        """Set the values of every layer, and attributes for the keys in which all layers agree."""
         patterns = [value for value in meant.values() if isinstance(value, Pattern)]
         own = vars(self)
         own["_base"], own["_given"], own["_meant"] = base, given, meant
@@ -159,10 +159,10 @@ class ModelArchitectureConfig:
         if key in KEYS:
             whose = KEYS.owned_by(key) or "training"
             raise AttributeError(f"this model has no key {key!r}, which belongs to {whose}")
-        raise AttributeError(f"a model has no key {key!r}")
+        raise AttributeError(f"models have no key {key!r}")
 
     def __contains__(self, key: str) -> bool:
-        """Whether a layer has a use for a key."""
+        """Whether any layer uses a key."""
         return key in self._used
 
     def __eq__(self, other: object) -> bool:
@@ -190,15 +190,15 @@ class ModelArchitectureConfig:
 
     @cached_property
     def kinds(self) -> list[LayerConfig]:
-        """The configs of the first layers, up to where they repeat: one or more of each kind."""
+        """The configs of the first layers until they repeat; covers every kind of layer."""
         return [self._layer(layer) for layer in range(len(self._resolved))]
 
     @cached_property
     def positions(self) -> list[LayerConfig]:
-        """What the position encoding of each layer is made from, equal where layers share one.
+        """The config for the position encoding of each layer; layers with equal configs share one.
 
-        It has the keys of every model in which layers cannot differ, the options of the encoding,
-        and the shape of the heads unless the encoding acts on the embedding.
+        It has the model-wide keys, the options of the encoding, and the shape of the heads unless
+        the encoding acts on the embedding.
         """
         return [self._of_position(layer) for layer in self.layers]
 
@@ -219,17 +219,17 @@ class ModelArchitectureConfig:
         return [layer for layer in self.kinds if "attention_backend" in layer]
 
     def attention_backends_on(self, device: str, length: int | None = None) -> list[str]:
-        """The backends that do the work on a device type, each once; more than one under auto.
+        """The distinct backends used on a device type; `auto` may use more than one.
 
         Args:
             device: Device type.
-            length: Tokens of a sequence; None: block_size.
+            length: Sequence length in tokens. Defaults to block_size.
         """
         length = length or self.block_size
         return list(dict.fromkeys(_backend_on(layer, device, length) for layer in self._attending))
 
     def backend_refusals(self, device: str, dtype: torch.dtype) -> list[str]:
-        """Why its attention cannot be trained on a device type in a compute dtype."""
+        """Reasons why attention cannot be trained on a device type in a compute dtype."""
         refusals = []
         for layer in self._attending:
             backend = ATTENTION_BACKENDS[_backend_on(layer, device, self.block_size)]
@@ -243,7 +243,7 @@ class ModelArchitectureConfig:
         return {name: self._saved(key) for name, key in self._used.items()}
 
     def _saved(self, key: Key) -> Any:
-        """What a saved config has for a key; see `option` for `saved`."""
+        """The value of a key for saved configs; see `saved` in `option`."""
         if key.metadata["saved"] is None:
             return self.said(key.name)
         layers = self.layers if len(self.kinds) > 1 else self.kinds
@@ -251,7 +251,7 @@ class ModelArchitectureConfig:
         return str(values) if isinstance(values, Pattern) else values
 
     def said(self, name: str) -> Any:
-        """The value of a key, or the pattern that its values make, as text."""
+        """The value of a key; if layers differ, their pattern as text."""
         if name in vars(self):
             return vars(self)[name]
         meant = self._meant.get(name)
@@ -261,13 +261,13 @@ class ModelArchitectureConfig:
         return str(with_rest([layer.get(name) for layer in self.layers]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key that a layer has a use for and its value, derived ones included; patterns over
-        the layers as text. An option that declares `saved` has that value instead."""
+        """All used keys and their values, including derived ones, with patterns as text. Options
+        that declare `saved` have that value instead."""
         return dict(self._values)
 
     @property
     def derived(self) -> frozenset[str]:
-        """The keys whose values follow from those of others."""
+        """The keys whose values are derived from others."""
         return frozenset(
             name
             for name, key in self._used.items()
@@ -276,12 +276,12 @@ class ModelArchitectureConfig:
 
     @cached_property
     def architecture_name(self) -> str:
-        """What it is, in one line; see `architecture_names`."""
+        """The one-line name of the architecture; see `architecture_names`."""
         layers = self.layers if len(self.kinds) > 1 else self.kinds
         return architecture_name(layers, self._used)
 
     def summary(self) -> str:
-        """The name, then every key and its value, a line each."""
+        """The name, followed by one line for each key and its value."""
         rows = (f"  {key:<26}{value}" for key, value in self.to_dict().items())
         return "\n".join([self.architecture_name, *rows])
 
@@ -291,8 +291,7 @@ KEYS.reserve(("index", "prefix", "period"))
 
 
 def _backend_on(layer: LayerConfig, device: str, length: int) -> str:
-    """The attention backend that does a layer's work on a device type, for sequences of a length
-    in tokens."""
+    """The attention backend that a layer uses on a device type for sequences of `length` tokens."""
     backend = ATTENTION_BACKENDS[layer.attention_backend](attention_needs(layer))
     return backend.name_on(device, length)
 
@@ -305,7 +304,7 @@ def _at(value: Any, layer: int) -> Any:
 
 
 def _named(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
-    """A value, or each of a pattern, with parts under their own names."""
+    """A value, or each value of a pattern, with aliases replaced by canonical names."""
     if isinstance(value, Pattern):
         return value.mapped(lambda one: canonical(key, one, given))
     return canonical(key, value, given)
@@ -316,7 +315,7 @@ def _over(value: Any, layers: int) -> Any:
 
 
 def _pattern_problems(key: str, given: Any, meant: Any, layers: int) -> Iterator[Problem]:
-    """What is wrong with a pattern that a user gave."""
+    """Yield problems with a pattern given by the user."""
     if not isinstance(meant, Pattern):
         return
     length = meant.length if meant.repeats else meant.length + 1
@@ -333,7 +332,7 @@ def _pattern_problems(key: str, given: Any, meant: Any, layers: int) -> Iterator
 
 
 def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
-    """Patterns over more layers than can be told apart."""
+    """The problem if patterns are used with too many layers."""
     keys = [key for key, value in meant.items() if isinstance(value, Pattern)]
     if not keys or layers <= MOST_LAYERS_TO_DIFFER:
         return []
@@ -349,7 +348,7 @@ def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A named architecture: the keys in which it departs from the defaults."""
+    """A named architecture: the keys that differ from the defaults."""
 
     description: str
     keys: dict[str, Any]

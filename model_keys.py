@@ -1,4 +1,4 @@
-"""The keys of a model: those that all have, and the options of the parts that its layers choose."""
+"""The keys of a model: those of every model, and the options of the chosen components."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _whole = Section("Whole model", Role.ARCHITECTURE)
 
 
 class ModelOptions:
-    """The keys that every model has, whatever its parts."""
+    """The keys that every model has, regardless of its components."""
 
     n_layer: int = _sizes.option(12, "number of blocks", at_least=1, tag=None)
     n_embd: int = _sizes.option(768, "width of the residual stream", at_least=1, tag=None)
@@ -84,31 +84,31 @@ REPLACED = {
     "rope_local_theta": "write a pattern for rope_theta, and for rope_scaling if it is set: "
     "rope_theta='1e4*5+1e6' with sliding_window='512*5+none'",
 }
-"""Keys of earlier versions, and what to write instead."""
+"""Keys removed from earlier versions, with what to write instead."""
 
 
 def removed_key_message(key: str) -> str | None:
-    """What to write instead of a key of earlier versions; None for any other name."""
+    """What to write instead of a removed key; None for any other name."""
     return f"the key {key!r} was removed; {REPLACED[key]}." if key in REPLACED else None
 
 
 def unknown_key_message(key: str) -> str:
-    """What to write instead of a name that is no key of a model."""
+    """The message for a name that is not a model key, with what to write instead."""
     return removed_key_message(key) or unknown_name("key", key, architecture_keys())
 
 
 def architecture_keys() -> dict[str, Key]:
-    """Every key of a model, those of parts after the key that chooses the part."""
+    """All model keys; options of components follow the key that chooses the component."""
     return expanded(MODEL_KEYS)
 
 
 def canonical(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
-    """The name of a part that a sound value stands for: an alias's, or that of `auto`.
+    """Resolve an alias or `auto` to the name of a component.
 
     Args:
-        key: Whose value it is; one that chooses no part has its values as they are.
-        value: The value.
-        given: The keys given beside it.
+        key: The key of the value. Values of keys that do not choose a component are unchanged.
+        value: A valid value.
+        given: The given values of all keys.
     """
     if (key.name, value) == ("normalization", "auto"):
         biased = given.get("bias", MODEL_KEYS["bias"].default)
@@ -117,5 +117,5 @@ def canonical(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
 
 
 def layer_values(given: Mapping[str, Any], order: Iterable[str]) -> dict[str, Any]:
-    """Every key of a layer and its value, from what is given, in an order of all keys."""
+    """All keys and values of a layer, given some of them; `order` is the order of all keys."""
     return Draft(given, MODEL_KEYS, canonical).resolved(order)

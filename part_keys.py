@@ -1,4 +1,4 @@
-"""Keys that choose parts, and the keys that the chosen parts bring."""
+"""Keys that choose components, and the options of the chosen components."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from options import Key
 
 
 class View(Protocol):
-    """Values by key, read as attributes."""
+    """Values of keys, read as attributes."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or a default if no part has it."""
+        """The value of a key, or a default if no chosen component has it."""
 
 
 def registry_of(key: Key) -> Registry | None:
-    """The registry that a key chooses a part from, or None."""
+    """The registry that a key chooses a component from, or None."""
     choices = key.choices.registry if isinstance(key.choices, Choices) else key.choices
     return choices if isinstance(choices, Registry) else None
 
 
 def chosen_by(key: Key, value: Any) -> list[Entry]:
-    """The parts that a value of a key chooses: none, one, or several that a list names."""
+    """The components that a value of a key chooses: none, one, or several for a list."""
     registry = registry_of(key)
     if registry is None or value is None:
         return []
@@ -32,7 +32,7 @@ def chosen_by(key: Key, value: Any) -> list[Entry]:
 
 
 def expanded(roots: Mapping[str, Key]) -> dict[str, Key]:
-    """The keys, each followed by those of the parts that it may choose."""
+    """The keys, each followed by the options of the components that it may choose."""
     found: dict[str, Key] = {}
 
     def add(keys: Iterable[Key]) -> None:
@@ -49,20 +49,20 @@ def expanded(roots: Mapping[str, Key]) -> dict[str, Key]:
 
 
 def canonical_name(key: Key, value: Any, given: Mapping[str, Any]) -> Any:
-    """A part's own name for an alias; values of other keys as they are."""
+    """Replace an alias by the component's name; other values are unchanged."""
     registry = registry_of(key)
     return registry.canonical(value) if registry is not None and value in registry else value
 
 
 class Draft:
-    """Values that are being found: to read a key as an attribute is to derive it.
+    """Values that are being resolved. Reading a key as an attribute derives its value.
 
-    At first only the root keys are known; `resolved` adds the options of the chosen parts.
+    Initially only the root keys are known; `resolved` adds the options of the chosen components.
 
     Args:
-        given: Values by key; None is derived if the key can be.
-        roots: The keys that there are whatever parts are chosen.
-        canonical: As `canonical_name`.
+        given: Values by key; None is derived if possible.
+        roots: The keys that exist regardless of the chosen components.
+        canonical: A function like `canonical_name`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Draft:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._keys:
-            raise AttributeError(f"no chosen part has the option {name!r}")
+            raise AttributeError(f"no chosen component has the option {name!r}")
         if name not in self._values:
             self._values[name] = self._found(self._keys[name])
         return self._values[name]
@@ -104,22 +104,22 @@ class Draft:
         return value
 
     def _admit(self, keys: Iterable[Key]) -> None:
-        """Add the options of the parts that these keys choose."""
+        """Add the options of the components that these keys choose."""
         for key in keys:
-            if registry_of(key) is None:  # reading a key derives it, perhaps from parts to come
+            if registry_of(key) is None:  # not read yet: it may derive from components added later
                 continue
             for entry in chosen_by(key, getattr(self, key.name)):
                 self._keys.update(entry.keys)
                 self._admit(entry.keys.values())
 
     def resolved(self, order: Iterable[str]) -> dict[str, Any]:
-        """Every key that a chosen part or the roots have, and its value, in an order of all."""
+        """All root keys and options of chosen components with their values, in the given order."""
         self._admit(self._roots.values())
         return {name: getattr(self, name) for name in order if name in self._keys}
 
 
 def parts_of(view: View, keys: Mapping[str, Key]) -> Iterator[tuple[str, type]]:
-    """The parts that values choose, with the keys that chose them."""
+    """Yield the chosen components, with the keys that chose them."""
     for name, key in keys.items():
         for entry in chosen_by(key, view.get(name)):
             yield name, entry.part
@@ -128,8 +128,8 @@ def parts_of(view: View, keys: Mapping[str, Key]) -> Iterator[tuple[str, type]]:
 def problems_of_parts(
     method: str, view: View, keys: Mapping[str, Key], *others: Any
 ) -> Iterator[Problem]:
-    """What a method of each chosen part yields for a view, such as `problems` or `idle`; an error
-    in it names the part."""
+    """Yield the problems from a method of each chosen component, such as `problems` or `idle`.
+    Errors in the method get a note that names the component."""
     for name, part in dict(parts_of(view, keys)).items():
         said = getattr(part, method, None)
         if said is None:
@@ -144,7 +144,8 @@ def problems_of_parts(
 
 
 def chosen_through(key: Key, view: View) -> set[str]:
-    """The key, and the options of the part that it chooses, and of those that they choose."""
+    """The key, the options of the component that it chooses, and recursively of those they
+    choose."""
     chosen = chosen_by(key, view.get(key.name))
     own = (option for entry in chosen for option in entry.keys.values())
     return {key.name}.union(*(chosen_through(option, view) for option in own))

@@ -2,14 +2,14 @@
 
     python training_components.py
 
-prints them as `model_components.py` prints those of models.
+prints them in the format of `model_components.py`.
 """
 
 from __future__ import annotations
 
 import recipe.adafactor
 import recipe.lion
-import recipe.muon  # noqa: F401  (they register themselves)
+import recipe.muon  # noqa: F401  (imported to register their components)
 from cli import run_cli
 from components.registry import Registry
 from model_components import REGISTRIES, main
@@ -24,7 +24,7 @@ TRAINING_REGISTRIES: dict[str, Registry] = {
 }
 
 ALL_REGISTRIES: dict[str, Registry] = REGISTRIES | TRAINING_REGISTRIES
-"""Those of models as well."""
+"""All registries, including those of model components."""
 
 __all__ = [
     "ALL_REGISTRIES",

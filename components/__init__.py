@@ -1,1 +1,1 @@
-"""The parts of a transformer, each in the registry of its config key."""
+"""The components of a transformer, each in the registry of its config key."""

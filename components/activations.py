@@ -1,5 +1,5 @@
-"""Elementwise nonlinearities of the feed-forward network: `activation`. A part is made with the
-config of its layer."""
+"""Activation functions of the feed-forward network: `activation`. A part is created from the config
+of its layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from options import option
 
 
 class Activation(nn.Module):
-    """A function of each number by itself."""
+    """An elementwise function."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -24,7 +24,7 @@ ACTIVATIONS = Registry("activation", "Activation", variable="ACTIVATIONS", base=
 
 @ACTIVATIONS.register("gelu", label="GELU", paper="Hendrycks and Gimpel 2016, arXiv 1606.08415")
 class GELU(Activation):
-    """x times the normal distribution function of x, exactly (by erf)."""
+    """x times the standard normal CDF of x, computed exactly (with erf)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x)
@@ -34,7 +34,7 @@ class GELU(Activation):
     "gelu_tanh", label="GELUTanh", paper="Hendrycks and Gimpel 2016, arXiv 1606.08415"
 )
 class GELUTanh(Activation):
-    """GELU by the tanh approximation that OpenAI's GPT-2 and Google's Gemma use."""
+    """GELU with the tanh approximation used by OpenAI's GPT-2 and Google's Gemma."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
@@ -60,7 +60,7 @@ class SiLU(Activation):
 
 @ACTIVATIONS.register("relu", label="ReLU", paper="Nair and Hinton 2010")
 class ReLU(Activation):
-    """x where it is positive, else 0."""
+    """x if positive, else 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x)
@@ -76,7 +76,7 @@ class SquaredReLU(Activation):
 
 @ACTIVATIONS.register("leaky_relu", label="LeakyReLU", paper="Maas et al. 2013")
 class LeakyReLU(Activation):
-    """x where it is positive, else x times a small slope."""
+    """x if positive, else x times a small slope."""
 
     class Options:
         leaky_relu_slope: float = option(
@@ -106,10 +106,10 @@ class Sigmoid(Activation):
 
 @ACTIVATIONS.register("xielu", label="xIELU", paper="Huang and Schlag 2024, arXiv 2411.13010")
 class XIELU(Activation):
-    """a x^2 + x/2 where x is positive, else b (e^x - 1 - x) + x/2, as in Apertus.
+    """a x^2 + x/2 if x is positive, else b (e^x - 1 - x) + x/2, as in Apertus.
 
     a = softplus(alpha_p) > 0 and b = 1/2 + softplus(alpha_n) > 1/2 are learned, one of each per
-    network; both start at 0.8.
+    network; both are initialized to 0.8.
     """
 
     BETA = 0.5

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped key heads: the mixer that most models have."""
+"""Causal self-attention with grouped-query heads, the default mixer."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from errors import Problem
 class Attention(Mixer):
     """Softmax attention of H query heads over H_kv <= H key heads.
 
-    H_kv = H is multi-head attention (Vaswani et al. 2017), H_kv = 1 multi-query (Shazeer 2019,
-    arXiv 1911.02150), between them grouped-query (Ainslie et al. 2023, arXiv 2305.13245).
-    `qk_norm` puts an RMSNorm on queries and keys before they are rotated (Henry et al. 2020,
-    arXiv 2010.04245): `qk_norm_over` each head's own (Qwen3), or the whole projection (OLMo 2).
-    `value_residual` mixes the values of the first layer into those of later ones (ResFormer, Zhou
-    et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first, the share being 1/2, or one
-    learned number per layer that starts there. `value_embedding` adds an embedding of the token to
-    its value (`ValueEmbedding`).
+    H_kv = H is multi-head attention (Vaswani et al. 2017), H_kv = 1 is multi-query attention
+    (Shazeer 2019, arXiv 1911.02150), and values in between are grouped-query attention (Ainslie et
+    al. 2023, arXiv 2305.13245). `qk_norm` applies an RMSNorm to queries and keys before rotation
+    (Henry et al. 2020, arXiv 2010.04245); `qk_norm_over` chooses between each head (Qwen3) and the
+    whole projection (OLMo 2). `value_residual` mixes the values of the first layer into those of
+    later ones (ResFormer, Zhou et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first,
+    where the share is 1/2, or a learned scalar per layer that is initialized to 1/2.
+    `value_embedding` adds an embedding of the token to its value (`ValueEmbedding`).
 
-    `attention_sinks` adds a learned logit per head to the softmax's denominator, so that a query
-    may attend to nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention` removes
-    the component of a head's output o_t along the token's own value v_t: o - c (o.u) u with
-    u = v/|v| (XSA, Zhai 2026, arXiv 2603.09078), c being 1, or tanh of one learned number per head
-    that starts at 0. `attention_gate` multiplies what remains by sigmoid(W x), with one gate per
-    channel or per head (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
+    `attention_sinks` adds a learned logit per head to the denominator of the softmax, so that a
+    query may attend to nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention`
+    removes the component of a head's output o_t along the token's own value v_t: o - c (o.u) u with
+    u = v/|v| (XSA, Zhai 2026, arXiv 2603.09078), where c is 1, or tanh of a learned scalar per head
+    that is initialized to 0. `attention_gate` multiplies the result by sigmoid(W x), with one gate
+    per channel or per head (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
 
-    Decoding keeps the keys and values of `capacity` tokens.
+    The decoding state holds the keys and values of `capacity` tokens.
     """
 
     residual_projections = ("out",)
@@ -89,9 +89,9 @@ class Attention(Mixer):
     def __init__(self, config: LayerConfig):
         super().__init__()
         self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.own_heads = slice(None)  # of the score bias, if the part is split
+        self.own_heads = slice(None)  # this worker's heads of the score bias, if split
         self.window = window_of(config)
-        # One matmul makes all three: queries first, then keys, then values.
+        # A single matmul computes queries, keys and values, in this order.
         self.widths = qkv_widths(config)
         self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.attention_bias)
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
@@ -125,7 +125,7 @@ class Attention(Mixer):
 
     @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
-        """Keys of attention without effect in this layer: errors if no layer has a use for them."""
+        """Attention keys without effect in this layer; errors if they have none in any layer."""
         if not config.qk_norm and config.qk_norm_over != "head":
             yield Problem(
                 ("qk_norm_over", "qk_norm"),
@@ -179,8 +179,9 @@ class Attention(Mixer):
         return self.dropout(self.out(y.reshape(B, T, -1)))
 
     def split(self, over: TensorSplit) -> bool:
-        """By heads. A norm over the whole projection needs all of them, and so do values that other
-        layers read, which may be whole; dropout would draw the same numbers for each share."""
+        """Split by heads. Not possible if a norm covers the whole projection, if other layers,
+        which may be whole, use the values, or with dropout, whose masks would be the same on all
+        workers."""
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         if any(norm.normalized_shape != (self.head_dim,) for norm in norms):
             return False
@@ -204,10 +205,10 @@ class Attention(Mixer):
 
     def connect(self, given: Collection[str]) -> None:
         if self.values_name and self.values_name not in given:
-            self.takes, self.value_share = (), None  # the first layer: there is nothing to mix in
+            self.takes, self.value_share = (), None  # the first layer has nothing to mix in
 
     def _with_first_values(self, v: Tensor, context: Context) -> Tensor:
-        """Values (B, H_kv, T, D) with a share of those of the first layer whose have that shape."""
+        """Mix the values of the first layer of the same shape into values (B, H_kv, T, D)."""
         if not self.takes:
             context.give(self.values_name, v)
             return v
@@ -221,20 +222,21 @@ class Attention(Mixer):
         return {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, T, H*D) to (B, H, T, D)."""
+        """Reshape (B, T, H*D) to (B, H, T, D)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """The projections, and two matmuls (scores, and weights times values) over the pairs."""
+        """FLOPs of the projections, and of two matmuls over the query-key pairs: scores, and
+        weights times values."""
         pairs = attended_pairs(seq_len, self.window, causal)
         return super().forward_flops(seq_len, causal) + 4 * self.n_head * self.head_dim * pairs
 
 
 def appended(state: State, start: int | Tensor, **new: Tensor) -> list[Tensor]:
-    """Write entries (B, H_kv, T, D) of the state from position `start` on; return each so far.
+    """Store entries (B, H_kv, T, D) in the state from position `start`; returns all stored so far.
 
-    If start is a tensor, the results have the state's whole capacity, so that their shapes never
-    change; positions that were not reached yet are zero.
+    If `start` is a tensor, the results have the full capacity of the state, so that their shapes
+    never change; positions not reached yet are zero.
     """
     return [_appended(state[name], start, values) for name, values in new.items()]
 
@@ -250,20 +252,20 @@ def _appended(kept: Tensor, start: int | Tensor, new: Tensor) -> Tensor:
 
 
 def _values_name(config: LayerConfig) -> str | None:
-    """Under which layers hand on their values, which must have one shape; None: they do not."""
+    """The name under which layers share values of the same shape; None if they do not."""
     if config.get("value_residual", "none") == "none":
         return None
     return f"values of {config.n_kv_head} heads of {config.head_dim}"
 
 
 def qkv_widths(config: LayerConfig) -> tuple[int, int, int]:
-    """Rows of the queries', keys' and values' share of the one matrix that makes them."""
+    """Rows of queries, keys and values in the combined projection matrix."""
     keys = config.n_kv_head * config.head_dim
     return config.n_head * config.head_dim, keys, keys
 
 
 def _qk_norm(config: LayerConfig, width: int) -> RMSNorm | None:
-    """The norm over queries or keys of a width (H*D), or None."""
+    """The norm of queries or keys with this width (H*D), or None."""
     if not config.qk_norm:
         return None
     dim = config.head_dim if config.qk_norm_over == "head" else width
@@ -271,22 +273,22 @@ def _qk_norm(config: LayerConfig, width: int) -> RMSNorm | None:
 
 
 def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
-    """x (B, T, H*D), each stretch of the norm's width normalised by itself."""
+    """Normalize x (B, T, H*D) in groups of the norm's width."""
     if norm is None:
         return x
     return norm(x.unflatten(-1, (-1, *norm.normalized_shape))).flatten(2)
 
 
 def _exclusion(config: LayerConfig) -> nn.Parameter | float | None:
-    """The share of the own value that is removed from each head's output, before tanh if learned;
-    None: nothing is removed."""
+    """The fraction of a token's own value that is removed from each head's output, before tanh if
+    learned; None: nothing is removed."""
     if config.exclusive_attention == "learned":
         return nn.Parameter(torch.zeros(config.n_head))
     return 1.0 if config.exclusive_attention == "full" else None
 
 
 def _without_own_value(y: Tensor, v: Tensor, exclusion: nn.Parameter | float) -> Tensor:
-    """y (B, H, T, D) without a share of its component along v (B, H_kv, T, D)."""
+    """Remove a fraction of the component of y (B, H, T, D) along v (B, H_kv, T, D)."""
     own = F.normalize(v, dim=-1).unsqueeze(2)  # (B, H_kv, 1, T, D), for all heads it serves
     grouped = y.unflatten(1, (v.shape[1], -1))
     along = ((grouped * own).sum(-1, keepdim=True) * own).flatten(1, 2)
@@ -296,9 +298,9 @@ def _without_own_value(y: Tensor, v: Tensor, exclusion: nn.Parameter | float) ->
 
 
 def attended_pairs(seq_len: int, window: int | None, causal: bool) -> int:
-    """Query-key pairs of a sequence: token t attends to min(t + 1, window) positions.
+    """Number of query-key pairs of a sequence: token t attends to min(t + 1, window) positions.
 
-    Without `causal` every token is charged min(seq_len, window).
+    Without `causal`, every token counts as min(seq_len, window) pairs.
     """
     reach = seq_len if window is None else min(seq_len, window)
     if not causal:

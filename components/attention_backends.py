@@ -1,16 +1,16 @@
-"""How softmax attention is computed: `attention_backend`. All give the same values.
+"""Implementations of softmax attention: `attention_backend`. All compute the same function.
 
-A backend is made once per layer with what the layer asks of it (`AttentionNeeds`), and called as
+A backend is created once per layer from the layer's requirements (`AttentionNeeds`), and called as
 `backend(q, k, v, bias, dropout, start, sinks)`:
 
     q     (B, H, T_q, D)      queries: the last T_q of the T_k positions
-    k, v  (B, H_kv, T_k, D)   H a multiple of H_kv; each key head serves H/H_kv query heads
-    bias  (H, T_q, T_k) or None, added to the scores after their softcap
-    start ()                  or None: the first query's position, if the keys go on beyond the last
-    sinks (H,) or None: the logit of a further key of value 0 that every query attends to
+    k, v  (B, H_kv, T_k, D)   H is a multiple of H_kv; each key head serves H/H_kv query heads
+    bias  (H, T_q, T_k) or None, added to the scores after the softcap
+    start ()                  or None: position of the first query, if there are keys after the last
+    sinks (H,) or None: the logit of an additional key with value 0 that every query attends to
     out   (B, H, T_q, D)
 
-Position t sees positions t - window + 1 .. t.
+Position t attends to positions t - window + 1 .. t.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from options import Role
 
 @dataclasses.dataclass(frozen=True)
 class AttentionNeeds:
-    """What a layer asks of its backend; every backend takes a `scale`."""
+    """The features that a layer requires of its backend; every backend supports `scale`."""
 
     scale: float | None = None
-    """Factor on the products of queries and keys; None: 1/sqrt(D)."""
+    """Scale of query-key products; None: 1/sqrt(D)."""
     window: int | None = None
     softcap: float | None = None
     bias: bool = False
@@ -49,7 +49,7 @@ class AttentionNeeds:
     """Dimension of a value; None: head_dim."""
 
     def asked(self) -> dict[str, str]:
-        """Each feature asked for, in words, by the name of the class attribute that offers it."""
+        """A description of each required feature, by the class attribute that indicates support."""
         features = {
             "takes_window": ("a sliding window", self.window is not None),
             "takes_softcap": ("an attention softcap", self.softcap is not None),
@@ -61,7 +61,7 @@ class AttentionNeeds:
 
 
 class AttentionBackend:
-    """One way to compute attention; the class attributes say what it can do."""
+    """An implementation of attention; class attributes indicate the supported features."""
 
     takes_window: ClassVar[bool] = True
     takes_softcap: ClassVar[bool] = True
@@ -86,19 +86,19 @@ class AttentionBackend:
 
     @classmethod
     def lacks(cls, needs: AttentionNeeds) -> list[str]:
-        """Features asked for that it does not have, in words."""
+        """Descriptions of the required features that the backend does not support."""
         return [words for attribute, words in needs.asked().items() if not getattr(cls, attribute)]
 
     @classmethod
     def refusal(
         cls, needs: AttentionNeeds, device: str, dtype: torch.dtype, training: bool
     ) -> str | None:
-        """Why it cannot run on a device type in a compute dtype, with the fix; or None."""
+        """Why the backend cannot run on a device type in a compute dtype, with the fix; or None."""
         return None
 
     def name_on(self, device: str, length: int) -> str:
-        """The name of the backend that does the work on a device type, for sequences of a length
-        in tokens."""
+        """The name of the backend that is actually used on a device type, for sequences of `length`
+        tokens."""
         return next(n for n in ATTENTION_BACKENDS.names if ATTENTION_BACKENDS[n] is type(self))
 
     @classmethod
@@ -115,13 +115,13 @@ class AttentionBackend:
 
 
 def window_of(config: LayerConfig) -> int | None:
-    """Tokens that a layer's queries see; None for all: a window over block_size hides none."""
+    """The window of a layer in tokens; None if there is none, or it covers all of block_size."""
     window = config.sliding_window
     return None if window is None or window >= config.block_size else window
 
 
 def attention_needs(config: LayerConfig) -> AttentionNeeds:
-    """What a layer asks of its attention backend."""
+    """The features that a layer requires of its attention backend."""
     return AttentionNeeds(
         scale=config.attention_scale,
         window=window_of(config),
@@ -163,9 +163,9 @@ def visible(
     device: torch.device,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Which keys each query may look at: bool (T_q, T_k).
+    """The mask of keys that each query attends to: bool (T_q, T_k).
 
-    The queries are the last positions, or those from `start` on.
+    The queries are the last positions, or those starting at `start`.
     """
     first = keys - queries if start is None else start
     q = first + torch.arange(queries, device=device)[:, None]
@@ -176,7 +176,7 @@ def visible(
 
 @ATTENTION_BACKENDS.register("manual", label="manual", paper="Vaswani et al. 2017, 1706.03762")
 class ManualAttention(AttentionBackend):
-    """The formula written out: the reference for the others."""
+    """A direct implementation of the formula; the reference for the other backends."""
 
     def __call__(
         self,
@@ -199,7 +199,7 @@ class ManualAttention(AttentionBackend):
         start: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """The attention weights: (B, H, T_q, T_k), each row summing to 1, or less with sinks."""
+        """The attention weights (B, H, T_q, T_k); each row sums to 1, or to less with sinks."""
         scale = self.needs.scale or 1 / math.sqrt(q.shape[-1])
         scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
         if self.needs.softcap is not None:
@@ -216,22 +216,22 @@ class ManualAttention(AttentionBackend):
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:
-    """float32 at least: half precision loses the small weights."""
+    """At least float32, because half precision loses small weights."""
     return torch.promote_types(scores.dtype, torch.float32)
 
 
 def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, H_kv, T, D) to (B, H, T, D): neighbouring query heads share a key head."""
+    """Expand (B, H_kv, T, D) to (B, H, T, D); adjacent query heads share a key head."""
     return x if x.shape[1] == n_head else x.repeat_interleave(n_head // x.shape[1], dim=1)
 
 
 SINK_DIMS = 8
-"""Dimensions that a sink adds to a head: one would do, but kernels want multiples of 8."""
+"""Dimensions that a sink adds to a head; one would suffice, but kernels need multiples of 8."""
 
 
 @ATTENTION_BACKENDS.register("sdpa", label="sdpa", paper="Dao et al. 2022, arXiv 2205.14135")
 class SDPA(AttentionBackend):
-    """torch's scaled_dot_product_attention, which picks a fused kernel."""
+    """torch's scaled_dot_product_attention, which chooses a fused kernel."""
 
     takes_softcap = False
 
@@ -273,11 +273,11 @@ class SDPA(AttentionBackend):
     def _with_sinks(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, sinks: Tensor
     ) -> Tensor:
-        """Attention to one more key, before all others, whose value is 0.
+        """Attention with an additional key before all others, whose value is 0.
 
-        One more dimension makes the sink's logit its product with every query and does not change
-        the other products. So the causal kernel needs no mask: an extra first query, which is
-        dropped, shifts the diagonal by the extra key.
+        An additional dimension gives the sink its logit as the product with every query, without
+        changing other products. The causal kernel then needs no mask: an additional first query,
+        which is discarded, shifts the diagonal by the additional key.
         """
         queries, dim, width = *q.shape[2:], v.shape[-1]
         scale = self.needs.scale or dim**-0.5
@@ -296,7 +296,7 @@ class SDPA(AttentionBackend):
     def _mask(
         self, q: Tensor, k: Tensor, bias: Tensor | None, start: Tensor | None
     ) -> Tensor | None:
-        """None where plain causality (or a single query that sees all) needs none."""
+        """The mask, or None if `is_causal` suffices or a single query attends to all keys."""
         queries, keys = q.shape[2], k.shape[2]
         window = self.needs.window
         windowed = window is not None and window < keys
@@ -336,7 +336,7 @@ class FlashAttention(AttentionBackend):
         from flash_attn import flash_attn_func
 
         out = flash_attn_func(
-            *(x.transpose(1, 2) for x in (q, k, v)),  # it wants (B, T, H, D)
+            *(x.transpose(1, 2) for x in (q, k, v)),  # expects (B, T, H, D)
             dropout_p=dropout,
             causal=True,
             window_size=(-1 if self.needs.window is None else self.needs.window - 1, 0),
@@ -374,12 +374,12 @@ class FlashAttention(AttentionBackend):
 
 
 FLEX_LEAST_HEAD_DIM = 16
-"""What its CUDA kernels are made for."""
+"""Minimum head dimension of the CUDA kernels."""
 
 
 @ATTENTION_BACKENDS.register("flex", label="flex", paper="Dong et al. 2024, arXiv 2412.05496")
 class FlexAttention(AttentionBackend):
-    """torch's FlexAttention: compiled for the window, softcap and bias; CPU: inference only."""
+    """torch's FlexAttention, compiled for window, softcap and bias; on a CPU, inference only."""
 
     takes_dropout = False
 
@@ -413,7 +413,7 @@ class FlexAttention(AttentionBackend):
         return y * (aux.lse - sinks[:, None]).sigmoid().unsqueeze(-1).to(y.dtype)
 
     def _mask(self, q: Tensor, k: Tensor, start: Tensor | None) -> Any:
-        """The block mask: made once per shape, or, inside a graph, as part of it."""
+        """The block mask: cached per shape, or created inside the graph when compiling."""
         sizes = (q.shape[2], k.shape[2], self.needs.window, str(q.device))
         if start is not None or torch.compiler.is_compiling():
             return _make_flex_mask(*sizes, start)
@@ -454,14 +454,14 @@ class FlexAttention(AttentionBackend):
 
 
 def _aux_request(lse: bool) -> Any:
-    """Which further results flex returns: the log-sum-exp of each query's scores."""
+    """The additional outputs requested from flex: the log-sum-exp of each query's scores."""
     from torch.nn.attention.flex_attention import AuxRequest
 
     return AuxRequest(lse=lse)
 
 
 def _flex_attention(device: str) -> Any:
-    """The function itself inside a graph and on a CPU; else compiled, without which it is slow."""
+    """FlexAttention, compiled unless inside a graph or on a CPU, since it is slow otherwise."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if torch.compiler.is_compiling() or device == "cpu":
@@ -475,7 +475,7 @@ _compiled = functools.cache(torch.compile)
 def _make_flex_mask(
     queries: int, keys: int, window: int | None, device: str, start: Tensor | None = None
 ) -> Any:
-    """The block mask of causality and a window; see `visible`."""
+    """The causal block mask with a window; see `visible`."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     offset = keys - queries if start is None else start
@@ -491,15 +491,15 @@ _kept_flex_mask = functools.lru_cache(maxsize=64)(_make_flex_mask)
 
 
 _AUTOMATIC = ("flex", "sdpa", "manual")
-"""What `auto` chooses from."""
+"""The backends that `auto` chooses from."""
 
 MOST_MANUAL_ON_CPU = 256
-"""Tokens of a sequence up to which plain attention is the faster to train on a CPU."""
+"""Sequence length in tokens up to which manual attention trains faster on a CPU."""
 
 
 @ATTENTION_BACKENDS.register("auto", label="auto")
 class AutoAttention(AttentionBackend):
-    """The fastest that can do what the config asks on the device; the start report names it."""
+    """The fastest backend with the required features on the device; shown in the start report."""
 
     def __init__(self, needs: AttentionNeeds):
         super().__init__(needs)
@@ -526,11 +526,11 @@ class AutoAttention(AttentionBackend):
     def _name(self, device: str, length: int, whole: bool) -> str:
         """The fastest backend on a device, for a whole sequence or for tokens that follow a cache.
 
-        On CUDA, flex skips the blocks that a window hides, and SDPA would leave its causal kernel
-        for a masked one; a softcap SDPA cannot do. Not left to flex are a bias, which SDPA's masked
-        kernel adds, and tokens after a cache, for whose changing lengths flex would compile anew.
-        On a CPU, the backward pass of SDPA takes small matmuls apart, which is slow for short
-        sequences.
+        On CUDA, flex skips the blocks that a window hides, whereas SDPA would need a masked instead
+        of a causal kernel; SDPA does not support a softcap. flex is not used with a bias, which
+        SDPA's masked kernel adds, nor for tokens after a cache, since it would recompile for every
+        length. On a CPU, the backward pass of SDPA splits the work into small matmuls, which is
+        slow for short sequences.
         """
         masked = self.needs.window is not None or self.needs.softcap is not None
         flexes = masked and not self.needs.bias and self.needs.head_dim >= FLEX_LEAST_HEAD_DIM

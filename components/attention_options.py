@@ -1,4 +1,4 @@
-"""Options that the mixers with softmax attention have in common."""
+"""Options shared by the mixers with softmax attention."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ATTENTION_SECTION = Section("Attention", Role.ARCHITECTURE)
 
 
 class HeadOptions:
-    """The number of heads, for mixers that have it."""
+    """The number of heads, for mixers with heads."""
 
     n_head: int = _sizes.option(12, "number of query heads", at_least=1, tag=None)
 
 
 class PositionOptions:
-    """The position encoding, for mixers that use one."""
+    """The position encoding, for mixers that use it."""
 
     position_encoding: str = ATTENTION_SECTION.option(
         "learned", "position encoding", choices=POSITIONS, per_layer=True, tag=None
@@ -56,7 +56,7 @@ class KeyHeadOptions:
 
 
 class ScoreOptions:
-    """How queries and keys become attention weights."""
+    """The computation of attention weights from queries and keys."""
 
     attention_backend: str = ATTENTION_SECTION.option(
         "auto",

@@ -1,4 +1,4 @@
-"""Where a block normalises: `norm_position`. A part is made with the config of its layer."""
+"""Blocks by placement of the norms: `norm_position`. A part is created from its layer's config."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from options import option
 
 
 class Block(Part):
-    """A mixer and a feed-forward network, each joined to the residual stream."""
+    """A mixer and a feed-forward network, each added to the residual stream."""
 
     norm_names: ClassVar[tuple[str, ...]]
-    """The norms it makes, in order."""
+    """Names of the norms to create, in order."""
     sites: ClassVar[int] = 2
-    """At how many places it joins sublayers to the stream."""
+    """Number of places at which sublayers are added to the stream."""
     final_norm: ClassVar[bool] = True
-    """Whether the stream it leaves wants a norm before the LM head."""
+    """Whether the output needs a norm before the LM head."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -40,7 +40,7 @@ class Block(Part):
             self.add_module(name, make_norm(config))
 
     def forward(self, stream: Tensor, inputs: LayerInputs) -> tuple[Tensor, LayerOutputs]:
-        """The stream after this layer, and what else the layer leaves."""
+        """The residual stream after this layer, and the layer's other outputs."""
         context = Context(inputs)
         stream = self.residual.enter(stream, context)
         stream = self.joined(stream, context)
@@ -48,38 +48,38 @@ class Block(Part):
         return stream, context.outputs
 
     def joined(self, stream: Tensor, context: Context) -> Tensor:
-        """The stream with what `mix` and `feed` make of it."""
+        """The stream after adding the outputs of `mix` and `feed`."""
         raise NotImplementedError
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
-        """What the mixer makes of x (B, T, C)."""
+        """Apply the mixer to x (B, T, C)."""
         return self.mixer(x, context.of("mixer"))
 
     def feed(self, x: Tensor, context: Context) -> Tensor:
-        """What the feed-forward network makes of x (B, T, C)."""
+        """Apply the feed-forward network to x (B, T, C)."""
         return self.ffn(x, context.of("ffn"))
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:
-        """The mixer and the network, by their names in the block."""
+        """The mixer and the feed-forward network, by their names in the block."""
         return {"mixer": self.mixer, "ffn": self.ffn}
 
     @property
     def takes(self) -> set[str]:
-        """Names of the tensors of earlier layers that its parts read."""
+        """Names of the tensors of earlier layers that the block's parts read."""
         return {name for part in (self.residual, *self.sublayers.values()) for name in part.takes}
 
     def connect(self, given: Collection[str]) -> set[str]:
-        """Prepare for the names that earlier layers give, and return those that this one gives."""
+        """Tell the parts which names earlier layers give; returns the names that this one gives."""
         for part in self.sublayers.values():
             part.connect(given)
         return {name for part in (self.residual, *self.sublayers.values()) for name in part.gives}
 
     def split(self, over: TensorSplit) -> set[str]:
-        """Split its sublayers over workers; see `Sublayer.split`.
+        """Split the sublayers over workers; see `Sublayer.split`.
 
         Returns:
-            The names of the classes of those that cannot be split.
+            The class names of the sublayers that cannot be split.
         """
         return {
             type(part).__name__
@@ -97,7 +97,7 @@ class Block(Part):
         }
 
     def after_step(self, metrics: Mapping[str, Mapping[str, Tensor]], good: Tensor) -> None:
-        """Pass on what the sublayers reported; see `Sublayer.after_step`."""
+        """Pass the metrics to the sublayers; see `Sublayer.after_step`."""
         for name, part in self.sublayers.items():
             part.after_step(metrics.get(name, {}), good)
 
@@ -107,7 +107,7 @@ BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Bloc
 
 @BLOCKS.register("pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, 2002.04745")
 class PreNormBlock(Block):
-    """Normalise what each sublayer reads: x + f(norm(x)).
+    """Normalize the input of each sublayer: x + f(norm(x)).
 
     `layer_norm_scaling` divides the norms of layer l = 1, 2, ... by sqrt(l), so that the variance
     of the stream grows less with depth (Sun et al. 2025, arXiv 2502.05795).
@@ -141,7 +141,7 @@ class PreNormBlock(Block):
 
 @BLOCKS.register("post", label="PostNorm", paper="Vaswani et al. 2017, arXiv 1706.03762")
 class PostNormBlock(Block):
-    """Normalise the stream after each addition: norm(x + f(x)); no norm before the head."""
+    """Normalize the stream after each addition: norm(x + f(x)); no norm before the LM head."""
 
     norm_names = ("mixer_norm", "ffn_norm")
     final_norm = False
@@ -157,7 +157,7 @@ class PostNormBlock(Block):
     "res_post", label="ResPostNorm", paper="Liu et al. 2021 (Swin V2), arXiv 2111.09883"
 )
 class ResidualPostNormBlock(Block):
-    """Normalise what each sublayer adds, not what it reads: x + norm(f(x)), as OLMo 2."""
+    """Normalize the output of each sublayer, not its input: x + norm(f(x)), as in OLMo 2."""
 
     norm_names = ("mixer_norm", "ffn_norm")
 
@@ -168,7 +168,7 @@ class ResidualPostNormBlock(Block):
 
 @BLOCKS.register("sandwich", label="Sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290")
 class SandwichNormBlock(Block):
-    """Normalise what each sublayer reads and what it adds: x + norm(f(norm(x))), as Gemma 2."""
+    """Normalize the input and output of each sublayer: x + norm(f(norm(x))), as in Gemma 2."""
 
     norm_names = ("mixer_norm", "mixer_out_norm", "ffn_norm", "ffn_out_norm")
 
@@ -185,7 +185,7 @@ class SandwichNormBlock(Block):
     "parallel", label="Parallel", paper="Black et al. 2022 (GPT-NeoX-20B), arXiv 2204.06745"
 )
 class ParallelBlock(Block):
-    """Mixer and network side by side, a norm each: x + f(norm(x)) + g(norm(x)), as GPT-NeoX."""
+    """Mixer and FFN in parallel, each with a norm: x + f(norm(x)) + g(norm(x)), as in GPT-NeoX."""
 
     norm_names = ("mixer_norm", "ffn_norm")
     sites = 1
@@ -201,7 +201,7 @@ class ParallelBlock(Block):
     "parallel_shared", label="ParallelShared", paper="Wang and Komatsuzaki 2021 (GPT-J)"
 )
 class SharedNormParallelBlock(Block):
-    """Mixer and network side by side behind one norm: x + f(norm(x)) + g(norm(x)), as GPT-J."""
+    """Mixer and FFN in parallel with a shared norm: x + f(norm(x)) + g(norm(x)), as in GPT-J."""
 
     norm_names = ("norm",)
     sites = 1

@@ -13,7 +13,7 @@ from components.part import Part
 class CausalConv(Part):
     """Depthwise causal convolution: y_t = b + sum_j w_j x_{t-j}, j from 0 to kernel - 1.
 
-    Before the first token x is zero. Decoding keeps the last kernel - 1 inputs.
+    x is zero before the first token. The decoding state holds the last kernel - 1 inputs.
     """
 
     def __init__(self, channels: int, kernel: int, *, bias: bool):
@@ -22,14 +22,15 @@ class CausalConv(Part):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def init_parameters(self, config: LayerConfig) -> None:
-        """Uniform within 1/sqrt(kernel) of zero, as torch initialises convolutions; bias 0."""
+        """Initialize weights uniformly within 1/sqrt(kernel) of zero, as torch does for
+        convolutions, and the bias with 0."""
         bound = self.weight.shape[-1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """x (B, T, C) to (B, T, C); `kept` (B, kernel - 1, C) is updated to the last inputs."""
+        """Map x (B, T, C) to (B, T, C); `kept` (B, kernel - 1, C) is updated to the last inputs."""
         channels, _, kernel = self.weight.shape
         if kept is None:
             x = F.pad(x, (0, 0, kernel - 1, 0))
@@ -40,10 +41,10 @@ class CausalConv(Part):
         return y.transpose(1, 2)
 
     def new_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """What is kept before the first token."""
+        """The decoding state before the first token."""
         channels, _, kernel = self.weight.shape
         return torch.zeros(batch, kernel - 1, channels, device=device, dtype=dtype)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """2 x kernel for each channel and token."""
+        """FLOPs of the convolution: 2 x kernel for each channel and token."""
         return 2 * self.weight.numel() * seq_len

@@ -1,8 +1,8 @@
-"""What flows through the layers beside the residual stream.
+"""Data that flows through the layers besides the residual stream.
 
 A block is called with `LayerInputs` and returns `LayerOutputs`, both plain pytrees of tensors, so
-that it can be compiled, checkpointed and sharded by itself. Inside the block its parts share a
-`Context`, from which they read the one and with which they fill the other.
+that it can be compiled, checkpointed and sharded separately. Inside the block, its parts share a
+`Context` to read the inputs and to add to the outputs.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor
 from components.positions import PositionEncoding
 
 State = dict[str, Tensor]
-"""What one part of one layer remembers of the tokens before: tensors that it updates in place."""
+"""The decoding state of one part of one layer: tensors that it updates in place."""
 
 
 class LayerInputs(NamedTuple):
-    """What a block is given beside the residual stream.
+    """The inputs of a block besides the residual stream.
 
     Attributes:
         tokens: The tokens (B, T).
         positions: The layer's position encoding.
-        score_bias: What it adds to attention scores, (H, T, T_k), or None.
-        start: Position of the first token: the number of tokens before it. An int, or a tensor in
-            decoding with a static state, whose shapes never change.
-        states: The decoding state of each part by its name in the block; None without decoding.
-        taken: Tensors that earlier layers gave, by name: those that the block's parts ask for.
+        score_bias: Bias of the attention scores from the position encoding, (H, T, T_k), or None.
+        start: Position of the first token, which is the number of tokens before it. An int, or a
+            tensor when decoding with a static state, whose shapes never change.
+        states: The decoding state of each part, by its name in the block; None without decoding.
+        taken: Tensors given by earlier layers that the block's parts request, by name.
     """
 
     tokens: Tensor
@@ -39,12 +39,12 @@ class LayerInputs(NamedTuple):
 
 
 class LayerOutputs(NamedTuple):
-    """What a block returns beside the residual stream.
+    """The outputs of a block besides the residual stream.
 
     Attributes:
         given: Tensors for later layers, by name.
-        losses: Auxiliary losses, scalars that the objective adds, by name.
-        metrics: Numbers to log, by the name of the part in the block, then by their own.
+        losses: Auxiliary losses by name, scalars that are added to the training loss.
+        metrics: Metrics to log, by the part's name in the block and the metric's name.
     """
 
     given: dict[str, Tensor]
@@ -53,9 +53,9 @@ class LayerOutputs(NamedTuple):
 
 
 class Context:
-    """One layer's part in a forward pass, as its sublayers see it.
+    """The context of one layer in a forward pass, shared by its sublayers.
 
-    Every block makes its own when it is called, and nothing in it outlives the call.
+    Every block creates its own in each call, and nothing in it outlives the call.
     """
 
     def __init__(self, inputs: LayerInputs):
@@ -64,12 +64,12 @@ class Context:
         self.outputs = LayerOutputs({}, {}, {})
 
     def of(self, part: str) -> Context:
-        """The same context as the part of this name sees it: with its own state and metrics."""
+        """A view of the context for the part with this name, with its own state and metrics."""
         view = Context(self._inputs)
         view._part, view.outputs = part, self.outputs
         return view
 
-    # What a part reads
+    # Inputs
 
     @property
     def tokens(self) -> Tensor:
@@ -78,12 +78,12 @@ class Context:
 
     @property
     def positions(self) -> PositionEncoding:
-        """The layer's position encoding, to rotate queries and keys by."""
+        """The layer's position encoding, which rotates queries and keys."""
         return self._inputs.positions
 
     @property
     def score_bias(self) -> Tensor | None:
-        """What the position encoding adds to attention scores, (H, T, T_k), or None."""
+        """Bias of the attention scores from the position encoding, (H, T, T_k), or None."""
         return self._inputs.score_bias
 
     @property
@@ -93,31 +93,31 @@ class Context:
 
     @property
     def state(self) -> State | None:
-        """The part's decoding state, to be updated in place; None if nothing is to be kept."""
+        """The part's decoding state, to be updated in place; None without decoding."""
         return None if self._inputs.states is None else self._inputs.states[self._part]
 
     def take(self, name: str) -> Tensor | None:
-        """What an earlier layer gave under this name; None if none did.
+        """The tensor that an earlier layer gave under this name; None if none did.
 
         The part must list the name in its `takes`.
         """
         return self._inputs.taken.get(name)
 
-    # What a part leaves
+    # Outputs
 
     def give(self, name: str, value: Tensor) -> None:
-        """Hand a tensor to later layers. If several layers give one name, the first counts."""
+        """Give a tensor to later layers. If several layers give the same name, the first counts."""
         self.outputs.given[name] = value
 
     def add_loss(self, name: str, value: Tensor) -> None:
-        """Add a scalar, times its coefficient, to the training loss.
+        """Add a scalar, already multiplied by its coefficient, to the training loss.
 
-        Losses of one name are summed over the layers and logged. Validation leaves them out.
+        Losses with the same name are summed over the layers and logged. Validation excludes them.
         """
         losses = self.outputs.losses
         losses[name] = losses[name] + value if name in losses else value
 
     def add_metric(self, name: str, value: Tensor) -> None:
-        """Report a tensor of any shape. It is logged, averaged over the micro-batches of a step,
+        """Report a tensor of any shape. It is averaged over the micro-batches of a step, logged,
         and passed to the part's `after_step`."""
         self.outputs.metrics.setdefault(self._part, {})[name] = value.detach()

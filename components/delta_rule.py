@@ -1,7 +1,7 @@
 """The gated delta rule (Yang et al. 2024, arXiv 2412.06464), token by token and in chunks.
 
-Each head has a matrix S (Dk, Dv) that maps keys to values. A token first lets it decay by
-alpha = exp(g), then moves what S returns for its key k towards its value v by the share beta:
+Each head has a matrix S (Dk, Dv) that maps keys to values. A token first decays S by alpha =
+exp(g), then moves the output of S for its key k toward its value v by the fraction beta:
 
     u_t = beta_t (v_t - alpha_t S_{t-1}^T k_t)
     S_t = alpha_t S_{t-1} + k_t u_t^T
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 def recurrent_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The outputs (B, H, T, Dv) and the last S, from the definition: the reference."""
+    """Compute the outputs (B, H, T, Dv) and the last S by definition; the reference."""
     outputs = []
     for t in range(q.shape[2]):
         state = state * g[:, :, t, None, None].exp()
@@ -32,20 +32,21 @@ def recurrent_delta_rule(
 
 
 def _read(state: Tensor, key: Tensor) -> Tensor:
-    """S^T key: (B, H, Dv)."""
+    """S^T key, (B, H, Dv)."""
     return (key.unsqueeze(-2) @ state).squeeze(-2)
 
 
 def chunked_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks of tokens, whose inside is computed by matrix products.
+    """Compute the same as `recurrent_delta_rule` in chunks of tokens, by matrix products.
 
-    With G_t the sum of g up to t within a chunk and S the state before it, the u of a chunk solve
+    Let G_t be the sum of g up to t within a chunk, and S the state before the chunk. Then the u of
+    a chunk solve
 
         (I + A) U = beta V - beta exp(G) K S,   A_ti = beta_t exp(G_t - G_i) k_t . k_i for i < t
 
-    whose right-hand sides, but for S, are known for all chunks at once.
+    Except for S, the right-hand sides are known for all chunks at once.
     """
     tokens = q.shape[2]
     q, k, v, g, beta = (_in_chunks(x, chunk) for x in (q, k, v, g, beta))
@@ -71,8 +72,8 @@ def chunked_delta_rule(
 
 
 def _in_chunks(x: Tensor, chunk: int) -> Tensor:
-    """(B, H, T, ...) to (B, H, chunks, chunk, ...), filled up by tokens of zeros, which leave the
-    state as it is."""
+    """Reshape (B, H, T, ...) to (B, H, chunks, chunk, ...), padded with zero tokens, which do not
+    change the state."""
     missing = -x.shape[2] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.ndim - 3) + (0, missing))

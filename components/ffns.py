@@ -1,4 +1,4 @@
-"""Feed-forward networks: `ffn_type`. A part is made with the config of its layer."""
+"""Feed-forward networks: `ffn_type`. A part is created from the config of its layer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from options import option
 
 
 def _default_width(config: LayerConfig) -> int:
-    """The hidden width before anything is said about it."""
+    """The hidden width without any options."""
     return max(1, round(config.n_embd * FFNS[config.ffn_type].default_multiplier))
 
 
 def _width(config: LayerConfig) -> int:
-    """The hidden width that `ffn_multiplier` and `ffn_multiple_of` make."""
+    """The hidden width derived from `ffn_multiplier` and `ffn_multiple_of`."""
     width = _default_width(config)
     if config.ffn_multiplier is not None:
         width = max(1, round(config.n_embd * config.ffn_multiplier))
@@ -31,21 +31,21 @@ def _width(config: LayerConfig) -> int:
 
 
 def _unless_default(key: str, otherwise: Any) -> Callable[[LayerConfig], Any]:
-    """What a saved config says of a key that the hidden width follows from: nothing if the width is
-    the default one, however it was given."""
+    """The saved value of a key that determines the hidden width: `otherwise` if the width is the
+    default, however it was given."""
     return lambda config: (
         otherwise if config.ffn_hidden == _default_width(config) else getattr(config, key)
     )
 
 
 class FeedForward(Sublayer):
-    """What the networks share: which activations they take and how wide they are by default."""
+    """Base class of feed-forward networks, with the options for activation and width."""
 
     activations: ClassVar[tuple[str, ...] | None] = None
-    """Activations it takes; None: any."""
+    """Allowed activations; None: any."""
     default_activation: ClassVar[str] = "gelu"
     default_multiplier: ClassVar[float] = 4.0
-    """Hidden width over n_embd."""
+    """Default hidden width divided by n_embd."""
 
     class Options:
         activation: str | None = option(
@@ -104,8 +104,9 @@ class FeedForward(Sublayer):
         elif config.ffn_multiplier is not None and config.ffn_hidden != _width(config):
             yield Problem(
                 ("ffn_hidden", "ffn_multiplier"),
-                f"ffn_hidden={config.ffn_hidden} and ffn_multiplier={config.ffn_multiplier:g}, "
-                f"which makes {_width(config)}, disagree; drop one.",
+                f"ffn_hidden={config.ffn_hidden} conflicts with "
+                f"ffn_multiplier={config.ffn_multiplier:g}, which gives {_width(config)}; drop "
+                "one.",
             )
 
 
@@ -120,7 +121,7 @@ FFNS = Registry(
 
 @FFNS.register("standard", label="FFN", paper="Vaswani et al. 2017, arXiv 1706.03762")
 class StandardFFN(FeedForward):
-    """Widen, apply the activation, narrow: down(act(up(x)))."""
+    """Two linear layers with an activation in between: down(act(up(x)))."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -137,7 +138,7 @@ class StandardFFN(FeedForward):
 
 
 class GatedOptions:
-    """Options of gated networks, experts among them."""
+    """Options of gated networks, including experts."""
 
     glu_limit: float | None = option(
         None,
@@ -156,7 +157,7 @@ class GatedOptions:
 
 
 class Gating:
-    """act(gate) * up, with the clamp and the shift of gpt-oss (OpenAI 2025, arXiv 2508.10925):
+    """act(gate) * up, with the clamp and shift of gpt-oss (OpenAI 2025, arXiv 2508.10925):
     act(min(gate, limit)) * (clamp(up, -limit, limit) + shift)."""
 
     def __init__(self, config: LayerConfig):
@@ -170,16 +171,16 @@ class Gating:
 
 @FFNS.register("glu", label="GLU", paper="Dauphin et al. 2016, arXiv 1612.08083")
 class GLU(FeedForward):
-    """Gated: down(act(gate(x)) * up(x)); a sigmoid gate unless `activation` says otherwise."""
+    """Gated linear unit: down(act(gate(x)) * up(x)); a sigmoid gate unless `activation` is set."""
 
     default_activation = "sigmoid"
-    default_multiplier = 8 / 3  # three matrices cost what the standard two do at 4x
+    default_multiplier = 8 / 3  # three matrices cost as much as the standard two at 4x
     Options = GatedOptions
 
     def __init__(self, config: LayerConfig, width: int | None = None):
         super().__init__()
         width = width or config.ffn_hidden
-        # One matmul makes both halves: gate first, then up.
+        # A single matmul computes gate and up, in this order.
         self.gate_up = nn.Linear(config.n_embd, 2 * width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation](config)
         self.gating = Gating(config)
@@ -202,7 +203,7 @@ def _split(network: StandardFFN | GLU, widen: nn.Linear, sections: int, over: Te
     """Split a network by its hidden units; see `Sublayer.split`."""
     activation = network.activation
     if list(activation.parameters()) or is_users_own(type(activation)):
-        return False  # it may look at all units
+        return False  # the activation may depend on all units
     width = network.down.in_features
     over.share_of("ffn_hidden", width)
     over.columns(widen, sections * (width,))
@@ -220,7 +221,7 @@ class SwiGLU(GLU):
 
 @FFNS.register("geglu", label="GeGLU", paper="Shazeer 2020, arXiv 2002.05202")
 class GeGLU(GLU):
-    """GLU with a GELU gate, exact or by tanh."""
+    """GLU with a GELU gate, exact or with the tanh approximation."""
 
     activations = ("gelu", "gelu_tanh")
     default_activation = "gelu"

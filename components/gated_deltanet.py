@@ -1,4 +1,4 @@
-"""Gated DeltaNet as a mixer: linear attention with a decaying, error-correcting memory."""
+"""The Gated DeltaNet mixer: linear attention with a decaying, error-correcting memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _gdn = Section("Gated DeltaNet", Role.ARCHITECTURE)
 class GatedDeltaNet(Mixer):
     """The gated delta rule over short-convolved queries, keys and values, with a gated output.
 
-    The layer is that of Qwen3-Next: q, k and v pass a causal convolution and SiLU, q and k are then
-    normalised to length 1; beta = sigmoid(b) and g = -exp(A_log) softplus(a + dt_bias) come from
-    projections a and b, one number per value head and token; the output of each head passes an
-    RMSNorm and is multiplied by SiLU(z). Several value heads may share a query and key head.
+    The layer follows Qwen3-Next. A causal convolution and SiLU are applied to q, k and v; then q
+    and k are normalized to length 1. beta = sigmoid(b) and g = -exp(A_log) softplus(a + dt_bias)
+    are computed from projections a and b, with one value per value head and token. The output of
+    each head is normalized by an RMSNorm and multiplied by SiLU(z). Several value heads may share a
+    query and key head.
 
-    The memory is kept in float32 at least, whatever the model computes in.
+    The memory is stored in at least float32, regardless of the compute dtype.
     """
 
     class Options(NormOptions):
@@ -87,7 +88,7 @@ class GatedDeltaNet(Mixer):
         self.chunk = config.gdn_chunk
         keys, values = self.heads * self.key_dim, self.value_heads * self.value_dim
         self.widths = (keys, keys, values)
-        # One matmul makes queries, keys, values and the output gate z, in this order.
+        # A single matmul computes queries, keys, values and the output gate z, in this order.
         self.qkvz = nn.Linear(config.n_embd, sum(self.widths) + values, bias=config.bias)
         self.beta_decay = nn.Linear(config.n_embd, 2 * self.value_heads, bias=False)  # b and a
         self.conv = CausalConv(sum(self.widths), config.gdn_kernel, bias=False)
@@ -113,7 +114,7 @@ class GatedDeltaNet(Mixer):
             )
 
     def init_parameters(self, config: LayerConfig) -> None:
-        """As the authors do: A uniform in (0, 16), and dt_bias such that softplus of it is
+        """Initialize as in the paper's code: A is uniform in (0, 16), and softplus(dt_bias) is
         log-uniform in (0.001, 0.1)."""
         super().init_parameters(config)
         with torch.no_grad():
@@ -136,7 +137,7 @@ class GatedDeltaNet(Mixer):
         return self.dropout(self.out(y.to(x.dtype).flatten(2)))
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys of length 1, and values, of each value head: (B, H, T, D)."""
+        """Normalized queries and keys, and values, for each value head: (B, H, T, D)."""
         q, k, v = qkv.split(self.widths, dim=-1)
         q, k = (x.unflatten(-1, (-1, self.key_dim)).transpose(1, 2) for x in (q, k))
         v = v.unflatten(-1, (-1, self.value_dim)).transpose(1, 2)
@@ -148,7 +149,7 @@ class GatedDeltaNet(Mixer):
     def _delta_rule(
         self, q: Tensor, k: Tensor, v: Tensor, b: Tensor, a: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The outputs (B, H, T, Dv), and the memory after them."""
+        """The outputs (B, H, T, Dv) and the final memory."""
         b, a = (x.transpose(1, 2).to(memory.dtype) for x in (b, a))
         g = -self.A_log.exp()[:, None] * F.softplus(a + self.dt_bias[:, None])
         if q.shape[2] == 1:
@@ -167,8 +168,8 @@ class GatedDeltaNet(Mixer):
         return {"inputs": inputs, "memory": self._memory(inputs)}
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """The projections and the convolution, and 6 Dk Dv for each value head and token: to read
-        S twice and to write it once, however it is computed."""
+        """FLOPs of the projections, the convolution, and 6 Dk Dv for each value head and token: S
+        is read twice and written once, regardless of the implementation."""
         rule = 6 * self.value_heads * self.key_dim * self.value_dim
         return super().forward_flops(seq_len, causal) + rule * seq_len
 

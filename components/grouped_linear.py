@@ -1,10 +1,10 @@
-"""A linear map for each group of rows, as the experts of a mixture need: the rows are sorted by
-group, and a group may have any number of them.
+"""Grouped linear layers, as in mixtures of experts: a separate matrix for each group of rows.
 
-`grouped_linear` and its gradient are custom operators, since the sizes of the groups are data:
-torch.compile, FakeTensorMode and FlopCounterMode see operators whose shapes do not depend on them.
-On CUDA in bfloat16 they are one kernel, elsewhere a loop over the groups, which reads their sizes
-on the host.
+Rows are sorted by group, and a group may have any number of rows. `grouped_linear` and its gradient
+are custom operators, because the sizes of the groups depend on the data: torch.compile,
+FakeTensorMode and FlopCounterMode see operators whose shapes do not depend on them. On CUDA in
+bfloat16 they are a single kernel, otherwise a loop over the groups, which reads their sizes on the
+host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 ALIGNMENT = 8
-"""What the widths must be multiples of for the CUDA kernel: 16 bytes of bfloat16."""
+"""The CUDA kernel requires widths that are multiples of this: 16 bytes of bfloat16."""
 
 
 @torch.library.custom_op(
@@ -27,11 +27,11 @@ ALIGNMENT = 8
     schema="(Tensor x, Tensor weight, Tensor ends) -> Tensor",
 )
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each row of x times the transpose of its group's matrix: (N, O).
+    """Multiply each row of x by the transpose of its group's matrix; returns (N, O).
 
     Args:
         x: Rows (N, I), sorted by group.
-        weight: The matrices (G, O, I), of the dtype of x.
+        weight: The matrices (G, O, I), with the dtype of x.
         ends: One past the last row of each group, (G,) int32; the last is N.
     """
     if _has_kernel(x, weight.shape[1]):
@@ -48,16 +48,16 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     schema="(Tensor y, Tensor x, Tensor ends) -> Tensor",
 )
 def grouped_outer(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
-    """y^T x over the rows of each group, (G, O, I): zero for a group without rows.
+    """Compute y^T x over the rows of each group, (G, O, I); zero for a group without rows.
 
     Args:
         y: Rows (N, O), sorted by group.
-        x: Rows (N, I), of the dtype of y.
+        x: Rows (N, I), with the dtype of y.
         ends: See `grouped_linear`.
     """
     if _has_kernel(x, y.shape[1]):
         products = F.grouped_mm(y.contiguous().T, x.contiguous(), offs=ends)
-        # The kernels of some GPUs do not write these (pytorch/pytorch#172439).
+        # The kernels of some GPUs do not write the zeros (pytorch/pytorch#172439).
         without_rows = torch.diff(ends, prepend=ends.new_zeros(1)) == 0
         return products.masked_fill_(without_rows[:, None, None], 0)
     products = x.new_empty(len(ends), y.shape[1], x.shape[1])
@@ -67,7 +67,7 @@ def grouped_outer(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 
 
 def _has_kernel(x: Tensor, other_width: int) -> bool:
-    """Whether `F.grouped_mm` has a CUDA kernel for rows x and matrices from or to another width."""
+    """Whether `F.grouped_mm` has a CUDA kernel for rows x and matrices with this other width."""
     return (
         x.is_cuda
         and x.dtype is torch.bfloat16
@@ -113,5 +113,5 @@ grouped_linear.register_autograd(_gradients, setup_context=_save)
 def _flops(
     rows: Sequence[int], others: Sequence[int], ends: Sequence[int], *, out_shape: Sequence[int]
 ) -> int:
-    """2 N O I, of rows (N, I) and matrices (G, O, I), or of rows (N, O) and (N, I)."""
+    """2 N O I, for rows (N, I) and matrices (G, O, I), or rows (N, O) and (N, I)."""
     return 2 * rows[0] * rows[1] * (others[1] if len(others) == 2 else others[-2])

@@ -1,4 +1,4 @@
-"""The LM head, and the loss of its logits without holding them all."""
+"""The LM head, and its loss without materializing all logits."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn import functional as F
 from components.layer_config import LayerConfig
 
 IGNORED = -1
-"""A target that the loss leaves out."""
+"""Target value that the loss ignores."""
 
 CHUNK_BYTES = 256 * 2**20
-"""float32 logits that are held at a time, unless that would make more than MOST_CHUNKS."""
+"""Maximum bytes of float32 logits held at a time, unless that needs more than MOST_CHUNKS."""
 
 CPU_CHUNK_BYTES = 32 * 2**20
-"""The same on a CPU, which is as fast with small chunks."""
+"""The same on a CPU, for which small chunks are as fast."""
 
 MOST_CHUNKS = 16
-"""torch.compile unrolls the loop over chunks."""
+"""Maximum number of chunks, since torch.compile unrolls the loop over them."""
 
 
 class LMHead(nn.Linear):
-    """Logits h W^T + b, or c tanh of these / c with a softcap c: (..., C) to (..., V)."""
+    """The logits h W^T + b, (..., C) to (..., V); with a softcap c, c tanh(logits / c)."""
 
     def __init__(self, config: LayerConfig):
         super().__init__(config.n_embd, config.vocab_size, bias=config.head_bias)
@@ -37,13 +37,13 @@ class LMHead(nn.Linear):
     def loss(self, x: Tensor, targets: Tensor, z_coef: float = 0.0) -> HeadLoss:
         """Mean cross-entropy in nats per token plus `z_coef` times the mean squared log-partition.
 
-        The second is the z-loss (PaLM, Chowdhery et al. 2022, arXiv 2204.02311), which keeps the
-        logits from drifting. Logits beyond CHUNK_BYTES are computed in chunks of tokens, whose
-        gradients are taken at once, so that they are never held whole.
+        The second term is the z-loss (PaLM, Chowdhery et al. 2022, arXiv 2204.02311), which keeps
+        the logits from drifting. If the logits exceed CHUNK_BYTES, they and their gradients are
+        computed in chunks of tokens, so that they are never materialized completely.
 
         Args:
-            x: What the head reads, (B, T, C).
-            targets: Tokens (B, T); IGNORED is left out.
+            x: The input, (B, T, C).
+            targets: Tokens (B, T); IGNORED ones do not count.
             z_coef: The weight of the z-loss.
         """
         x, targets = x.flatten(0, -2), targets.flatten()
@@ -55,12 +55,12 @@ class LMHead(nn.Linear):
 
     @torch.no_grad()
     def window_losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of each window in nats per token, (B,), without a gradient.
+        """Mean cross-entropy of each window in nats per token, (B,), without gradients.
 
-        Logits beyond CHUNK_BYTES are computed in chunks of windows.
+        If the logits exceed CHUNK_BYTES, they are computed in chunks of windows.
 
         Args:
-            x: What the head reads, (B, T, C).
+            x: The input, (B, T, C).
             targets: Tokens (B, T), none of them IGNORED.
         """
         windows, length = targets.shape
@@ -78,7 +78,7 @@ class HeadLoss(NamedTuple):
     """The loss of the LM head.
 
     Attributes:
-        total: Cross-entropy and z-loss; what the gradient is of.
+        total: Cross-entropy plus z-loss; has a gradient.
         z: The z-loss without its coefficient, detached.
     """
 
@@ -87,18 +87,18 @@ class HeadLoss(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (..., V) in nats per token, in float32 at least."""
+    """Mean cross-entropy of logits (..., V) in nats per token, computed in at least float32."""
     return F.cross_entropy(_wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
 
 def tokens_at_a_time(tokens: int, vocab_size: int, device: str) -> int:
-    """Tokens of a chunk on a type of device: all of them if their logits fit."""
+    """Number of tokens per chunk on a device type; at least `tokens` if all logits fit."""
     size = CPU_CHUNK_BYTES if device == "cpu" else CHUNK_BYTES
     return max(size // (4 * vocab_size), -(-tokens // MOST_CHUNKS), 1)
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """The logits in float32 at least."""
+    """Convert logits to at least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -114,10 +114,10 @@ def _whole_loss(logits: Tensor, targets: Tensor, z_coef: float) -> HeadLoss:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """`_whole_loss` of the logits of x (N, C), chunk by chunk, with the gradients taken on the way.
+    """`_whole_loss` of the logits of x (N, C), computed in chunks together with the gradients.
 
-    These are of the sums over tokens, which half precision can hold; the backward pass divides them
-    by the number of tokens.
+    The gradients are those of sums over tokens, which half precision can represent; the backward
+    pass divides them by the number of tokens.
     """
 
     @staticmethod
@@ -167,7 +167,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Logits with their softcap, and the derivative of the cap."""
+    """Logits with softcap, and the derivative of the softcap."""
     if softcap is None:
         return logits, None
     share = torch.tanh(logits / softcap)
@@ -175,8 +175,8 @@ def _capped(logits: Tensor, softcap: float | None) -> tuple[Tensor, Tensor | Non
 
 
 def _sums_of(logits: Tensor, targets: Tensor, z_coef: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Over the tokens of a chunk, the cross-entropy and the squared log-partition; and the gradient
-    of the first plus `z_coef` times the second by the logits (N, V)."""
+    """The sums of cross-entropy and squared log-partition over the tokens of a chunk; and the
+    gradient of the first plus `z_coef` times the second with respect to the logits (N, V)."""
     counted = (targets != IGNORED).unsqueeze(-1)
     targets = targets.clamp(min=0).unsqueeze(-1)
     log_p = _wide(logits).log_softmax(dim=-1)

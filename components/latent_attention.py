@@ -23,12 +23,12 @@ class LatentAttention(Mixer):
 
     With c = RMSNorm(W_c x) of `kv_lora_rank` dimensions, each head has the key [W_k c, rope(W_r x)]
     and the value W_v c. The rotated part, of `qk_rope_head_dim` dimensions, is shared by all heads;
-    `qk_nope_head_dim` dimensions are not rotated. Queries come from x, or from a latent
+    `qk_nope_head_dim` dimensions are not rotated. Queries are computed from x, or from a latent
     RMSNorm(W_q x) of `q_lora_rank` dimensions.
 
-    Decoding keeps c and the rotated part of the keys: r + D_rope numbers per token. It attends to
-    the latents themselves, with W_k absorbed into the queries and W_v into the outputs (section
-    2.1.2), which gives the same result.
+    The decoding state holds c and the rotated part of the keys: r + D_rope numbers per token.
+    Decoding attends to the latents directly, with W_k absorbed into the queries and W_v into the
+    outputs (section 2.1.2), which gives the same result.
     """
 
     residual_projections = ("out",)
@@ -116,7 +116,7 @@ class LatentAttention(Mixer):
         return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
 
     def _queries(self, x: Tensor) -> Tensor:
-        """(B, H, T, D_nope + D_rope)."""
+        """The queries (B, H, T, D_nope + D_rope)."""
         if self.q_latent is not None:
             x = self.q_norm(self.q_latent(x)).to(x.dtype)
         return self.q(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
@@ -124,7 +124,7 @@ class LatentAttention(Mixer):
     def _attend_expanded(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: Context
     ) -> Tensor:
-        """Attention to the keys and values of each head: (B, H, T, D_v)."""
+        """Attend to the keys and values of each head; returns (B, H, T, D_v)."""
         kv = self.kv(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         k_nope, v = kv.split((self.query_dims[0], self.value_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.expand(-1, self.n_head, -1, -1)), dim=-1)
@@ -133,7 +133,7 @@ class LatentAttention(Mixer):
     def _attend_latents(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: Context
     ) -> Tensor:
-        """The same from the latents, which are keys and values of all heads: (B, H, T, D_v)."""
+        """Attend to the latents, which are the keys and values of all heads; (B, H, T, D_v)."""
         weight = self.kv.weight.to(q_nope.dtype).unflatten(0, (self.n_head, -1))
         of_keys, of_values = weight.split((self.query_dims[0], self.value_dim), dim=1)
         q = torch.cat((q_nope @ of_keys, q_rope), dim=-1)
@@ -155,7 +155,7 @@ class LatentAttention(Mixer):
         }
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """The projections, and for each head and pair 2 (D_nope + D_rope + D_v)."""
+        """FLOPs of the projections, and 2 (D_nope + D_rope + D_v) for each head and pair."""
         pairs = attended_pairs(seq_len, self.window, causal)
         dims = sum(self.query_dims) + self.value_dim
         return super().forward_flops(seq_len, causal) + 2 * self.n_head * dims * pairs

@@ -1,4 +1,4 @@
-"""The config of one layer, as parts see it: every key a single value."""
+"""The config of one layer, in which every key has a single value."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 class LayerConfig:
     """The keys of one layer, read as attributes: `config.n_embd`, `config.my_option`.
 
-    It has the keys of every model, and the options of the parts that the layer is made of; no
-    others. A pattern over the layers shows here as the value of this one.
+    It contains only the keys of every model and the options of the layer's parts. For a pattern
+    over the layers, it has the value of this layer.
 
     Attributes:
-        index: The layer's place in the model, from 0; None for a part that several layers share.
+        index: Index of the layer, from 0; None for a part shared by several layers.
     """
 
     index: int | None
@@ -28,8 +28,8 @@ class LayerConfig:
 
     def __getattr__(self, key: str) -> Any:
         raise AttributeError(
-            f"no part of this layer has the option {key!r}; a part reads the keys of every model "
-            "and those that its own class Options declares"
+            f"no part of this layer has the option {key!r}; a part can read the keys of every "
+            "model and those declared in its own Options class"
         )
 
     def __contains__(self, key: str) -> bool:
@@ -39,15 +39,15 @@ class LayerConfig:
         return iter(self.values())
 
     def values(self) -> Mapping[str, Any]:
-        """Every key and its value."""
+        """All keys and values."""
         return MappingProxyType({key: v for key, v in vars(self).items() if key != "index"})
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or `default` where no part of the layer has it."""
+        """The value of a key, or `default` if no part of the layer has it."""
         return vars(self).get(key, default)
 
     def only(self, keys: Collection[str]) -> LayerConfig:
-        """A config of some of the keys, for a part that layers share which agree in these."""
+        """A config with some of the keys, for a part shared by layers that agree in them."""
         return LayerConfig({key: v for key, v in self.values().items() if key in keys})
 
     def __eq__(self, other: object) -> bool:

@@ -1,4 +1,4 @@
-"""How positions exchange information: `mixer`. A part is made with the config of its layer."""
+"""Sequence mixers: `mixer`. A part is created from the config of its layer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from components.sublayer import Sublayer
 
 
 class Mixer(Sublayer):
-    """A causal map over positions: attention, a recurrence, a convolution."""
+    """A causal map over positions, such as attention, a recurrence or a convolution."""
 
-    stream_name = "attention"  # as when there was no other
+    stream_name = "attention"  # keeps the initial weights of versions with no other mixer
     unbounded: ClassVar[bool] = False
 
 

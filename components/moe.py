@@ -1,4 +1,4 @@
-"""A mixture of experts as a feed-forward network: each token uses few of many networks."""
+"""Mixture of experts as a feed-forward network: each token uses a few of many networks."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ _experts = Section("Mixture of experts", Role.ARCHITECTURE)
 
 @FFNS.register("moe", label="MoE", paper="Shazeer et al. 2017, arXiv 1701.06538")
 class MoE(FeedForward):
-    """A router sends each token to the best of many gated networks, and adds up what they make.
+    """A router sends each token to the best of many gated networks and sums their outputs.
 
-    No token is dropped, whatever the load of the experts. `ffn_hidden` is the width of one expert;
-    the defaults are Mixtral's (Jiang et al. 2024, arXiv 2401.04088). Shared experts
-    (DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066) are used by all tokens; they are one network of
-    their total width, which `shared_expert_gate` multiplies by a sigmoid per token (Qwen1.5-MoE).
+    No token is dropped, regardless of the load of the experts. `ffn_hidden` is the width of one
+    expert; the defaults are Mixtral's (Jiang et al. 2024, arXiv 2401.04088). Shared experts
+    (DeepSeekMoE, Dai et al. 2024, arXiv 2401.06066) are used by all tokens. They are computed as
+    one network of their total width; `shared_expert_gate` multiplies its output by a sigmoid per
+    token (Qwen1.5-MoE).
 
-    Reports the load, the share of the experts' work that each does, and its largest and smallest.
+    Metrics: the load, which is each expert's fraction of the work, with its maximum and minimum.
     """
 
     default_activation = "silu"
@@ -81,8 +82,8 @@ class MoE(FeedForward):
         if config.shared_expert_gate and not config.n_shared_experts:
             yield Problem(
                 ("shared_expert_gate", "n_shared_experts"),
-                "shared_expert_gate=True has no effect with n_shared_experts=0; raise it, or drop "
-                "shared_expert_gate.",
+                "shared_expert_gate=True has no effect with n_shared_experts=0; raise "
+                "n_shared_experts, or drop shared_expert_gate.",
             )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -93,18 +94,18 @@ class MoE(FeedForward):
         return self._with_shared(x, self.dropout(y.view_as(x)), context)
 
     def _routed(self, tokens: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-        """What their experts make of tokens (N, C), and how many tokens use each expert (E,)."""
+        """The routed experts' output for tokens (N, C), and the tokens per expert (E,)."""
         used = routing.experts.shape[1]
         experts, order = routing.experts.flatten().sort(stable=True)
         every = torch.arange(self.experts.count, device=experts.device)
         ends = torch.searchsorted(experts, every, right=True, out_int32=True)
         y = self.experts(tokens.index_select(0, order // used), experts, ends)
-        y = y.index_select(0, order.argsort()).unflatten(0, (-1, used))  # (N, K, C) again
+        y = y.index_select(0, order.argsort()).unflatten(0, (-1, used))  # back to (N, K, C)
         y = (y * routing.weights.unsqueeze(-1).to(y.dtype)).sum(dim=1)
         return y, torch.diff(ends, prepend=ends.new_zeros(1))
 
     def _with_shared(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
-        """What the routed experts made, y, plus what the shared ones make of x; both (B, T, C)."""
+        """Add the shared experts' output for x to that of the routed ones, y; all (B, T, C)."""
         if self.shared is None:
             return y
         shared = self.shared(x, context)
@@ -113,7 +114,7 @@ class MoE(FeedForward):
         return y + shared
 
     def _report(self, routing: Routing, counts: Tensor, context: Context) -> None:
-        """Leave the auxiliary losses and the load."""
+        """Add the auxiliary losses and the load metrics to the context."""
         if self.balance_loss_coef:
             context.add_loss("balance_loss", self.balance_loss_coef * balance_loss(routing, counts))
         if self.router_z_loss_coef:
@@ -128,9 +129,9 @@ class MoE(FeedForward):
 
 
 class Experts(Part):
-    """Gated networks side by side: down(act(gate(x)) * up(x)), stacked in one tensor per matrix.
+    """Gated networks down(act(gate(x)) * up(x)), stacked in one tensor per matrix.
 
-    The biases are kept in one dimension, as optimizers expect of what is not a matrix.
+    Biases are stored as one-dimensional tensors, as optimizers expect for non-matrices.
     """
 
     def __init__(self, config: LayerConfig):
@@ -152,17 +153,17 @@ class Experts(Part):
         return {"gate_up": (F, F), "down": (C,)}
 
     def init_parameters(self, config: LayerConfig) -> None:
-        """As Linear layers; expert i starts from the same numbers however many follow it."""
+        """Initialize like Linear layers; expert i does not depend on the number of experts."""
         for name, scale in (("gate_up", 1.0), ("down", (2 * config.n_layer) ** -0.5)):
             with own_stream(name):
                 for matrix in getattr(self, name):
                     nn.init.normal_(matrix, std=config.init_std * scale)
 
     def forward(self, x: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
-        """What their experts make of the rows x (N, C), which are sorted by expert.
+        """Apply its expert to each row.
 
         Args:
-            x: Rows (N, C).
+            x: Rows (N, C), sorted by expert.
             experts: The expert of each row (N,), int64.
             ends: One past the last row of each expert (E,), int32.
         """
@@ -174,7 +175,7 @@ class Experts(Part):
         return _affine(made, self.down, self.down_bias, experts, ends)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """2 x the weights of the experts that a token is routed to, whichever they are."""
+        """FLOPs per sequence: 2 x the weights of the experts that a token uses, for any routing."""
         weights = self.gate_up.numel() + self.down.numel()
         return 2 * (weights * self.used // self.count) * seq_len
 
@@ -186,7 +187,7 @@ class Experts(Part):
 def _affine(
     x: Tensor, weight: Tensor, bias: Tensor | None, experts: Tensor, ends: Tensor
 ) -> Tensor:
-    """The linear map of each row's expert, with its bias."""
+    """Apply the linear layer, with bias, of each row's expert."""
     y = grouped_linear(x, weight.to(x.dtype), ends)
     if bias is None:
         return y

@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream: `normalization`. A part is made with (dim, config)."""
+"""Norms of the residual stream: `normalization`. A part is created with (dim, config)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _norms = Section("Normalization", Role.ARCHITECTURE)
 
 
 class NormOptions:
-    """The options of norms that divide by a root."""
+    """The options of norms with an epsilon."""
 
     norm_eps: float = _norms.option(
         1e-5, "epsilon of the norms", above=0, per_layer=True, tag="Eps{}"
@@ -28,7 +28,7 @@ class NormOptions:
 
 @NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")
 class LayerNorm(nn.LayerNorm):
-    """Subtract the mean, divide by the deviation, then a learned scale and shift."""
+    """Subtract the mean, divide by the standard deviation, then apply a learned scale and bias."""
 
     Options = NormOptions
 
@@ -38,7 +38,7 @@ class LayerNorm(nn.LayerNorm):
 
 @NORMS.register("layernorm_nobias", label="LN-NB", paper="Ba et al. 2016, arXiv 1607.06450")
 class LayerNormWithoutBias(nn.LayerNorm):
-    """LayerNorm with a learned scale and no shift."""
+    """LayerNorm with a learned scale and no bias."""
 
     Options = NormOptions
 
@@ -48,7 +48,7 @@ class LayerNormWithoutBias(nn.LayerNorm):
 
 @NORMS.register("rmsnorm", label="RMS", paper="Zhang and Sennrich 2019, arXiv 1910.07467")
 class RMSNorm(nn.RMSNorm):
-    """Divide by the root mean square, then a learned scale; no mean, no shift."""
+    """Divide by the root mean square, then apply a learned scale; no centering, no bias."""
 
     Options = NormOptions
 
@@ -59,13 +59,14 @@ class RMSNorm(nn.RMSNorm):
         return self._normed(x, self.weight)
 
     def _normed(self, x: Tensor, scale: Tensor) -> Tensor:
-        """In the scale's precision, as autocast has LayerNorm: half precision loses too much."""
+        """RMSNorm in the dtype of `scale`, as autocast does for LayerNorm, since half precision is
+        too inaccurate."""
         return F.rms_norm(x.to(scale.dtype), self.normalized_shape, scale, self.eps)
 
 
 @NORMS.register("rmsnorm_unit_offset", label="RMS1p", paper="Gemma Team 2024, arXiv 2403.08295")
 class UnitOffsetRMSNorm(RMSNorm):
-    """RMSNorm whose scale is 1 + a learned offset: small offsets survive half precision."""
+    """RMSNorm with scale 1 + a learned offset, so that half precision keeps small offsets."""
 
     def __init__(self, dim: int, config: LayerConfig):
         super().__init__(dim, config)
@@ -101,7 +102,7 @@ class RMSNormWithoutGain(RMSNorm):
 
 
 class PointwiseOptions:
-    """The option of functions that take the place of a norm."""
+    """The option of functions that replace a norm."""
 
     norm_alpha: float = _norms.option(
         0.5,
@@ -114,7 +115,7 @@ class PointwiseOptions:
 
 @NORMS.register("dyt", label="DyT", paper="Zhu et al. 2025, arXiv 2503.10622")
 class DyT(nn.Module):
-    """tanh(a x) with a learned scalar a, then a learned scale and shift: no statistics of x."""
+    """tanh(a x) with a learned scalar a, then a learned scale and bias; uses no statistics of x."""
 
     Options = PointwiseOptions
 
@@ -128,13 +129,13 @@ class DyT(nn.Module):
         return self.squashed(x.to(self.weight.dtype)) * self.weight + self.bias
 
     def squashed(self, x: Tensor) -> Tensor:
-        """x in the range (-1, 1)."""
+        """Squash x to the range (-1, 1)."""
         return torch.tanh(self.alpha * x)
 
 
 @NORMS.register("derf", label="Derf", paper="Chen et al. 2025, arXiv 2512.10938")
 class Derf(DyT):
-    """As DyT, with erf(a x + s) and a learned scalar shift s that starts at 0."""
+    """Like DyT, with erf(a x + s) and a learned scalar shift s that is initialized to 0."""
 
     def __init__(self, dim: int, config: LayerConfig):
         super().__init__(dim, config)
@@ -146,7 +147,7 @@ class Derf(DyT):
 
 @NORMS.register("none", label="NoNorm")
 class NoNorm(nn.Module):
-    """Leave the residual stream as it is."""
+    """Identity: no normalization."""
 
     def __init__(self, dim: int, config: LayerConfig):
         super().__init__()
@@ -156,11 +157,11 @@ class NoNorm(nn.Module):
 
 
 def make_norm(config: LayerConfig) -> nn.Module:
-    """A layer's norm of the residual stream."""
+    """Create a norm of the residual stream for a layer."""
     return NORMS[config.normalization](config.n_embd, config)
 
 
 def make_qk_norm(dim: int, config: LayerConfig) -> RMSNorm:
-    """A norm of queries or keys: the residual stream's where that is an RMSNorm, else RMSNorm."""
+    """Create a norm of queries or keys: the layer's norm if it is an RMSNorm, else RMSNorm."""
     kind = NORMS[config.normalization]
     return (kind if issubclass(kind, RMSNorm) else RMSNorm)(dim, config)

@@ -1,4 +1,4 @@
-"""What every part of a model can do: initialise what it owns, and say what it costs."""
+"""The base class of a model's parts, which initialize their weights and report their cost."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from errors import Problem
 
 @contextlib.contextmanager
 def own_stream(name: str) -> Iterator[None]:
-    """Draw from a stream of random numbers that torch's seed and a name alone decide.
+    """A context with a random stream that depends only on torch's seed and a name.
 
-    The stream outside goes on as if nothing had been drawn. So what one tensor draws moves no
-    other, and models of one seed start from the same numbers wherever names and shapes agree.
-    Streams nest, a name within a name. They are torch's on the CPU, where models are made.
+    The outer stream is restored on exit, as if nothing had been drawn. Drawing for one tensor
+    therefore does not affect others, and models with the same seed start with the same values
+    wherever names and shapes match. Streams can be nested. They use torch's CPU generator, since
+    models are created on the CPU.
     """
     stream = torch.default_generator
     outside = stream.get_state()
@@ -33,52 +34,53 @@ def own_stream(name: str) -> Iterator[None]:
 
 
 class Part(nn.Module):
-    """A module with a cost and an initialisation of its own.
+    """A module with its own cost and initialization.
 
-    A nested class `Options` declares config keys that belong to the part; see `options`.
+    A nested class `Options` declares the config keys of the part; see `options`.
     """
 
     stream_name: ClassVar[str | None] = None
-    """What its stream of initial numbers is called, if not by its name in the module above."""
+    """Name of the random stream for initial weights. None: the attribute name in the parent."""
     residual_projections: ClassVar[tuple[str, ...]] = ()
-    """The Linear children whose output is added to the residual stream."""
+    """Names of the Linear children whose output is added to the residual stream."""
     undecayed: ClassVar[tuple[str, ...]] = ()
-    """Its own parameters that have no weight decay though they are no vectors."""
+    """Names of parameters without weight decay although they are not vectors."""
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
-        """What of its layer's config, the values sound one by one, this part cannot work with."""
+        """Yield problems with the layer's config, whose values are individually valid."""
         return iter(())
 
     @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
-        """Keys that have no effect in this layer, the key first: a config error for a key that the
-        user gave and that has no effect in any layer."""
+        """Yield problems for keys without effect in this layer, with that key first in `keys`. They
+        are config errors if the user gave the key and it has no effect in any layer."""
         return iter(())
 
     @classmethod
     def idle_among(cls, config: LayerConfig, layers: Sequence[LayerConfig]) -> Iterator[Problem]:
-        """As `idle`, for keys whose effect depends on the other layers; `layers` are all layers of
-        the model, this one included."""
+        """Like `idle`, for keys whose effect depends on other layers; `layers` are all layers of
+        the model, including this one."""
         return iter(())
 
     @property
     def matrix_rows(self) -> Mapping[str, tuple[int, ...]]:
-        """Rows of each matrix that a weight stacks, by the name of a Linear child or a parameter.
+        """Rows of each matrix stacked in a weight, by the name of a Linear child or a parameter.
 
-        It matters to optimizers that treat a matrix as a whole, such as Muon. A Linear child that
-        is not named is one matrix. A parameter that is not named is no matrix; one of three
-        dimensions that is named, as of experts, holds such matrices for each index of the first.
+        Used by optimizers that operate on whole matrices, such as Muon. Linear children that are
+        not listed are single matrices. Parameters that are not listed are not matrices. A listed
+        parameter with three dimensions, such as experts, has these matrices for each index of the
+        first dimension.
         """
         return {}
 
     def init_parameters(self, config: LayerConfig) -> None:
-        """Initialise the Linear and Embedding children; norms initialise themselves.
+        """Initialize the Linear and Embedding children; norms initialize themselves.
 
         Weights are N(0, init_std), as in GPT-2; those of residual projections are scaled by
-        1/sqrt(2 n_layer), so that the residual stream's variance does not grow with depth
-        (Radford et al. 2019, section 2.3). Biases are zero. Each child draws from a stream of its
-        own; what an override draws is from the part's.
+        1/sqrt(2 n_layer), so that the variance of the residual stream does not grow with depth
+        (Radford et al. 2019, section 2.3). Biases are zero. Each child uses its own random stream;
+        overrides of this method draw from the part's stream.
         """
         for name, child in self.named_children():
             if isinstance(child, nn.Linear | nn.Embedding):
@@ -89,21 +91,21 @@ class Part(nn.Module):
                 nn.init.zeros_(child.bias)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """FLOPs of the forward matmuls over one sequence of `seq_len` tokens.
+        """FLOPs of the forward matmuls for one sequence of `seq_len` tokens.
 
-        A multiply-add is 2. By default 2 x the weights of the Linear layers below, per token;
-        a part overrides this where it multiplies activations, or uses weights otherwise.
+        A multiply-add counts as 2. The default is 2 x the weights of all Linear submodules per
+        token. Override this in parts that multiply activations or use weights differently.
 
         Args:
-            seq_len: Tokens of the sequence.
-            causal: Count what a causal mask leaves of the attention square, not all of it.
+            seq_len: Sequence length in tokens.
+            causal: Whether to count only the attention pairs allowed by the causal mask.
         """
         return _children_flops(self, seq_len, causal)
 
     def unused_parameters(self) -> int:
-        """How many of its own parameters a token does not use, as of experts that were not chosen.
+        """Number of own parameters that a token does not use, such as those of unselected experts.
 
-        Those of parts below are left to them.
+        Excludes parameters of submodules that are parts.
         """
         return 0
 

@@ -1,9 +1,9 @@
 """Position encodings: `position_encoding`.
 
-A scheme acts through three hooks, each of which does nothing by default: add to the embedding,
-rotate queries and keys, bias the attention scores. Positions are `start .. start + T - 1`; in
-decoding `start` is the number of tokens before, as an int, or as a tensor if the shapes of the
-decoding state are static.
+A position encoding has three hooks, which do nothing by default: add to the embedding, rotate
+queries and keys, bias the attention scores. Positions are `start .. start + T - 1`. When decoding,
+`start` is the number of previous tokens, as an int, or as a tensor if the shapes of the decoding
+state are static.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from options import option
 
 
 class PositionEncoding(Part):
-    """The three hooks.
+    """Base class of position encodings.
 
-    Layers that agree in the options of their position encoding and in the shape of their heads
-    share one part. Its config has those keys, and the keys of every model.
+    Layers with the same position-encoding options and the same shape of heads share one part. Its
+    config has those keys and the keys of every model.
     """
 
     of_whole_model: ClassVar[bool] = False
-    """Whether it acts on the embedding, so that all layers must have it."""
+    """Whether it acts on the embedding, so that all layers must use it."""
     biases_scores: ClassVar[bool] = False
-    """Whether `score_bias` gives a tensor, which not every attention backend can add."""
+    """Whether `score_bias` returns a tensor, which not all attention backends support."""
     unbounded: ClassVar[bool] = False
-    """Whether it has an encoding for positions beyond block_size."""
+    """Whether it supports positions beyond block_size."""
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -49,8 +49,8 @@ class PositionEncoding(Part):
         return q, k
 
     def score_bias(self, start: int | Tensor, length: int, keys: int) -> Tensor | None:
-        """What to add to the scores of `length` queries with `keys` keys, the first of which is at
-        position 0: (H, length, keys), or None."""
+        """The bias of the scores of `length` queries and `keys` keys, (H, length, keys), or None.
+        The first key is at position 0."""
         return None
 
 
@@ -61,7 +61,7 @@ POSITIONS = Registry(
 
 @POSITIONS.register("none", label="NoPos", paper="Kazemnejad et al. 2023, arXiv 2305.19466")
 class NoPosition(PositionEncoding):
-    """No encoding: a causal mask alone tells positions apart."""
+    """No encoding: only the causal mask distinguishes positions."""
 
     unbounded = True
 
@@ -87,7 +87,7 @@ class LearnedPosition(PositionEncoding):
 
 @POSITIONS.register("sinusoidal", label="Sin", paper="Vaswani et al. 2017, arXiv 1706.03762")
 class SinusoidalPosition(PositionEncoding):
-    """Fixed sines and cosines of geometric wavelengths, added to the embedding."""
+    """Fixed sines and cosines with geometrically spaced wavelengths, added to the embedding."""
 
     of_whole_model = True
 
@@ -102,8 +102,8 @@ class SinusoidalPosition(PositionEncoding):
         if config.n_embd % 2:
             yield Problem(
                 ("n_embd", "position_encoding"),
-                f"n_embd={config.n_embd} is odd; position_encoding='sinusoidal' pairs sines with "
-                "cosines and needs it even.",
+                f"n_embd={config.n_embd} is odd, but position_encoding='sinusoidal' pairs sines "
+                "with cosines; use an even n_embd.",
             )
 
     def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
@@ -112,10 +112,11 @@ class SinusoidalPosition(PositionEncoding):
 
 @POSITIONS.register("rope", label="RoPE", paper="Su et al. 2021 (RoFormer), arXiv 2104.09864")
 class RotaryPosition(PositionEncoding):
-    """Rotate pairs of query and key dimensions by angles that grow with the position.
+    """Rotate pairs of query and key dimensions by angles proportional to the position.
 
-    Dimension i pairs with i + rotated/2 (GPT-NeoX's and Hugging Face's layout). Of each head the
-    first `rope_fraction` is rotated; the rest passes. Angles and rotation are float32.
+    Dimension i is paired with i + rotated/2 (the layout of GPT-NeoX and Hugging Face). The first
+    `rope_fraction` of each head is rotated; the rest is unchanged. Angles and rotations are
+    computed in float32.
     """
 
     class Options:
@@ -156,8 +157,7 @@ class RotaryPosition(PositionEncoding):
             yield Problem(
                 ("rope_fraction", "head_dim", "n_head", "n_embd"),
                 f"rope_fraction={config.rope_fraction:g} of head_dim={config.head_dim} rotates "
-                f"{rotated} dimensions; RoPE rotates them in pairs and needs an even number above "
-                "0.",
+                f"{rotated} dimensions, but RoPE rotates pairs and needs an even number above 0.",
             )
 
     def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ class RotaryPosition(PositionEncoding):
 
 @POSITIONS.register("alibi", label="ALiBi", paper="Press et al. 2021, arXiv 2108.12409")
 class ALiBi(PositionEncoding):
-    """Subtract from each score the distance times a slope of the head's own."""
+    """Subtract the distance times a head-specific slope from each attention score."""
 
     biases_scores = True
 
@@ -190,10 +190,10 @@ class ALiBi(PositionEncoding):
 
 
 def alibi_slopes(n_head: int) -> list[float]:
-    """The slope of each head: 2^(-8/n), 2^(-16/n), ... for n heads, n a power of two.
+    """The slope of each head: 2^(-8/n), 2^(-16/n), ... if the number of heads n is a power of two.
 
-    For another number, those of the next lower power of two, then every other one of the next
-    higher, as the authors' code does.
+    Otherwise the slopes of the next lower power of two, then every other one of the next higher, as
+    in the authors' code.
     """
     power = 2 ** int(math.log2(n_head))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
@@ -203,14 +203,14 @@ def alibi_slopes(n_head: int) -> list[float]:
 
 
 def _rows(table: Tensor, start: int | Tensor, length: int) -> Tensor:
-    """The rows of positions start .. start + length - 1."""
+    """The rows of a table for positions start .. start + length - 1."""
     if isinstance(start, int):
         return table[start : start + length]
     return table[start + torch.arange(length, device=table.device)]
 
 
 def _placed(table: Tensor) -> Tensor:
-    """A float64 table, computed on the CPU, as float32 where new parameters are put."""
+    """Convert a float64 table, computed on the CPU, to float32 on the default device."""
     return table.to(torch.get_default_device(), torch.float32)
 
 

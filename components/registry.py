@@ -1,4 +1,4 @@
-"""A registry maps the names that a config key may take to the classes behind them."""
+"""Registries, which map the names that a config key accepts to classes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from options import KEYS, Key, Role, keys_of, options_of
 PartClass = TypeVar("PartClass", bound=type)
 
 USERS_MODULE = "file_"
-"""How the name of a module begins that a config file or plugin of the user's runs as."""
+"""Prefix of the module names of the user's config files and plugins."""
 
 
 def is_users_own(part: type) -> bool:
-    """Whether a part is from a config file or plugin, not from the project."""
+    """Whether a part was defined in a config file or plugin."""
     return is_users_module(part.__module__)
 
 
 def is_users_module(name: str) -> bool:
-    """Whether a module of this name is a config file or plugin."""
+    """Whether a module name is that of a config file or plugin."""
     return name.startswith(USERS_MODULE)
 
 
@@ -33,20 +33,20 @@ class Entry:
     name: str
     part: type
     label: str
-    """How an architecture's name spells it, e.g. `RMS`."""
+    """The part's label in architecture names, e.g. `RMS`."""
     summary: str
-    """One line: the first of the class's docstring."""
+    """The first line of the class's docstring."""
     paper: str
-    """Where it comes from, or an empty string."""
+    """The source, or an empty string."""
     aliases: tuple[str, ...] = ()
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
-    """The config keys that the part owns, by name."""
+    """The config keys declared by the part, by name."""
 
 
 class Registry:
-    """The parts that one config key chooses from.
+    """The parts that a config key chooses from.
 
-    Iterating gives every name a config may use, aliases included; `names` leaves those out.
+    Iteration yields every name that a config may use, including aliases; `names` excludes them.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class Registry:
         called_with: str | None = None,
         role: Role = Role.ARCHITECTURE,
     ):
-        """An empty registry.
+        """Create an empty registry.
 
         Args:
             key: The config key that chooses a part.
-            title: The heading in the catalogue.
-            variable: What the registry is called in code, for examples in messages.
-            base: What every part is a subclass of.
-            made_with: The arguments that a part is made with, separated by commas; None for
-                parts that are not made.
-            called_with: The arguments that `forward` is called with; None: not checked.
+            title: The heading in the catalog.
+            variable: Name of the registry in code, for examples in messages.
+            base: Base class of all parts.
+            made_with: Comma-separated arguments of the constructor; None for parts that are used as
+                classes, without instances.
+            called_with: Comma-separated arguments of `forward`; None: not checked.
             role: The role of the options that parts declare.
         """
         self.key = key
@@ -92,14 +92,20 @@ class Registry:
         aliases: Sequence[str] = (),
         **unknown: object,
     ) -> Callable[[PartClass], PartClass]:
-        """A class decorator that enters a part under `name`, `label` being how names spell it.
+        """Register a part, as a class decorator.
 
-        The same class of the same source file may be entered again (a file that is run twice).
+        The same class from the same source file may be registered again, if a file is run twice.
+
+        Args:
+            name: The name of the part in configs.
+            label: The label of the part in architecture names.
+            paper: The source of the part.
+            aliases: Other names of the part.
 
         Raises:
-            UserError: the name or the label is missing or taken, `aliases` is no sequence of names,
-                there are other arguments, or the class has no docstring, is no subclass of what
-                the registry holds, or cannot be made with its arguments.
+            UserError: If the name or the label is missing or taken, `aliases` is not a sequence of
+                names, there are other arguments, or the class has no docstring, is not a subclass
+                of the registry's base class, or does not accept the constructor's arguments.
         """
         if unwanted or unknown:
             others = [*map(quoted, unwanted), *(f"{key}={quoted(unknown[key])}" for key in unknown)]
@@ -115,7 +121,7 @@ class Registry:
                 f"{name!r} contains '+' or '*', which are reserved for per-layer patterns"
             )
         if not isinstance(label, str) or not label:
-            raise self._refused(f"{name!r} needs a label, its spelling in architecture names")
+            raise self._refused(f"{name!r} needs a label, which is used in architecture names")
         if not _is_names(aliases):
             raise self._refused(
                 f"{name!r}: aliases takes a tuple of names, such as ('other',), not "
@@ -135,7 +141,7 @@ class Registry:
         return enter
 
     def _keys_of(self, name: str, part: type) -> dict[str, Key]:
-        """The keys that a part's options declare. Raises UserError where one cannot be declared."""
+        """The keys declared by a part's options. Raises UserError if a declaration is invalid."""
         owner = self.owner(name)
         try:
             keys = keys_of(options_of(part), owner=owner, role=self._role, section=self.title)
@@ -145,7 +151,7 @@ class Registry:
         return keys
 
     def _refuse_unfit(self, name: str, part: type) -> None:
-        """Raise UserError where a class cannot be a part of this registry."""
+        """Raise UserError if a class cannot be registered here."""
         if not isinstance(part, type):
             raise self._refused(f"{name!r} must be a class, not {quoted(part)}")
         if not (part.__doc__ or "").strip():
@@ -161,7 +167,7 @@ class Registry:
     def _refuse_signature(
         self, name: str, part: type, method: str, called: Callable[..., Any], words: str
     ) -> None:
-        """Raise UserError where a method does not accept its arguments."""
+        """Raise UserError if a method does not accept its arguments."""
         try:
             inspect.signature(called).bind(*(word for word in words.split(", ") if word))
         except TypeError as error:
@@ -171,12 +177,12 @@ class Registry:
             ) from None
 
     def _refused(self, what: str) -> UserError:
-        """An error that says what is wrong with a part, and shows one that is right."""
+        """An error that says what is wrong with a part, and shows a correct example."""
         return UserError(
             f"{self.key}: {what}. For example:\n"
             f'@{self._variable}.register("mine", label="Mine")\n'
             f"class Mine({self._base_name()}):\n"
-            '    """What it does, in one line."""' + self._constructor()
+            '    """One-line description."""' + self._constructor()
         )
 
     def _base_name(self) -> str:
@@ -200,21 +206,21 @@ class Registry:
                 what = f"name {taken.pop()!r}" if taken else f"label {label!r}"
                 raise UserError(
                     f"{self.key}: the {what} is taken by {entry.part.__qualname__} "
-                    f"({entry.name!r}); register {part.__qualname__} under another."
+                    f"({entry.name!r}); register {part.__qualname__} with another one."
                 )
 
     def owner(self, name: str) -> str:
-        """How a key names this part as the one that it belongs to: `position_encoding=rope`."""
+        """The owner of the keys of a part: `position_encoding=rope`."""
         return f"{self.key}={name}"
 
     def canonical(self, name: str) -> str:
-        """The name that an alias stands for. Raises UserError for an unknown name."""
+        """Resolve an alias. Raises UserError for an unknown name."""
         if name not in self._canonical:
             raise UserError(unknown_name(self.key, name, self))
         return self._canonical[name]
 
     def entry(self, name: str) -> Entry:
-        """All that is known of a part. Raises UserError for an unknown name."""
+        """The entry of a part. Raises UserError for an unknown name."""
         return self._entries[self.canonical(name)]
 
     def __getitem__(self, name: str) -> type:
@@ -230,18 +236,18 @@ class Registry:
         return len(self._entries)
 
     def plus(self, *words: str) -> Choices:
-        """The names and some words besides, as the choices of a config key."""
+        """The names plus additional words, as the choices of a config key."""
         return Choices(self, words)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every part once."""
+        """The names of all parts, without aliases."""
         return tuple(self._entries)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """The names of a registry, as it stands when asked, and some words besides."""
+    """The current names of a registry plus additional words."""
 
     registry: Registry
     words: tuple[str, ...]
@@ -251,7 +257,7 @@ class Choices:
 
 
 def _is_names(value: object) -> bool:
-    """Whether a value is a tuple or list of names: a bare string would be taken by its letters."""
+    """Whether a value is a tuple or list of names; a bare string would be iterated by character."""
     return isinstance(value, tuple | list) and all(isinstance(n, str) and n for n in value)
 
 

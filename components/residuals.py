@@ -1,5 +1,5 @@
-"""How sublayers join the residual stream: `residual`. A part is made with (config, sites), the
-config of its layer and the number of places in its block where sublayers join.
+"""Residual streams, to which sublayers are added: `residual`. A part is created with (config,
+sites): the config of its layer, and the number of places in its block where sublayers are added.
 
     stream = begin(x)                        once, before the first block
     stream = enter(stream, context)          at the start of a block
@@ -7,7 +7,7 @@ config of its layer and the number of places in its block where sublayers join.
     stream = leave(stream, context)          at the end of a block
     x = end(stream)                          once, after the last block
 
-x is (B, T, C); the stream may have more dimensions before the last, which is C.
+x is (B, T, C); the stream may have additional dimensions before the last one, C.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from errors import Problem
 from options import option
 
 Branch = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
-"""A sublayer and its norms, a map of (B, T, C) to (B, T, C); several side by side give a tuple."""
+"""A sublayer with its norms, from (B, T, C) to (B, T, C); parallel sublayers return a tuple."""
 
 
 class Residual(Part):
-    """The residual stream between sublayers; by itself, a tensor (B, T, C)."""
+    """The residual stream between sublayers; by default a tensor (B, T, C)."""
 
     takes: tuple[str, ...] = ()
-    """Names of the tensors of earlier layers that it reads by `context.take`."""
+    """Names of the tensors of earlier layers that it reads with `context.take`."""
     gives: tuple[str, ...] = ()
-    """Names of the tensors that it hands to later layers by `context.give`."""
+    """Names of the tensors that it gives to later layers with `context.give`."""
 
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__()
 
     def begin(self, x: Tensor) -> Tensor:
-        """The stream of the embeddings x (B, T, C)."""
+        """The initial stream, given the embeddings x (B, T, C)."""
         return x
 
     def end(self, stream: Tensor) -> Tensor:
-        """What the final norm and the LM head read of the stream: (B, T, C)."""
+        """The input of the final norm and the LM head, (B, T, C)."""
         return stream
 
     def enter(self, stream: Tensor, context: Context) -> Tensor:
-        """The stream as a block receives it."""
+        """The stream at the start of a block."""
         return stream
 
     def join(self, stream: Tensor, site: int, branch: Branch) -> Tensor:
-        """The stream after a branch read from it and was added to it."""
+        """The stream after adding the output of a branch."""
         raise NotImplementedError
 
     def leave(self, stream: Tensor, context: Context) -> Tensor:
-        """The stream as a block passes it on."""
+        """The stream at the end of a block."""
         return stream
 
 
@@ -68,7 +68,7 @@ RESIDUALS = Registry(
 
 @RESIDUALS.register("plain", label="Plain", paper="He et al. 2015, arXiv 1512.03385")
 class PlainResidual(Residual):
-    """Add what each sublayer makes of the stream: x + f(x)."""
+    """Add the output of each sublayer: x + f(x)."""
 
     def join(self, stream: Tensor, site: int, branch: Branch) -> Tensor:
         for y in _outputs(branch(stream)):
@@ -78,10 +78,11 @@ class PlainResidual(Residual):
 
 @RESIDUALS.register("unet", label="UNet", paper="Ronneberger et al. 2015, 1505.04597; Jordan 2024")
 class UNetResidual(PlainResidual):
-    """Add to each layer of the second half what its mirror in the first half passed on.
+    """Add skip connections from each layer of the first half to its mirror in the second half.
 
-    Layer n - 1 - i reads x + w skip_i, where skip_i is the stream after layer i, and w is a learned
-    number of the layer that starts at 1, as in modded-nanogpt (Jordan et al. 2024).
+    The input of layer n - 1 - i is x + w skip_i, where skip_i is the stream after layer i, and w is
+    a learned scalar of the layer that is initialized to 1, as in modded-nanogpt (Jordan et al.
+    2024).
     """
 
     def __init__(self, config: LayerConfig, sites: int):
@@ -114,9 +115,9 @@ class UNetResidual(PlainResidual):
 
 @RESIDUALS.register("hyper_connections", label="Hyper", paper="Zhu et al. 2024, arXiv 2409.19606")
 class HyperConnections(Residual):
-    """Keep n streams, of which each sublayer reads and writes a learned mixture.
+    """Use n residual streams; each sublayer reads and writes learned mixtures of them.
 
-    The stream is (B, T, n, C). All n start as the embedding; the head reads their sum.
+    The stream is (B, T, n, C). All n streams start as the embedding; the LM head reads their sum.
     """
 
     class Options:
@@ -149,11 +150,11 @@ class HyperConnections(Residual):
 
 
 class HyperConnection(Part):
-    """One site's mixtures of n streams h (..., n, C), in the notation of the paper's algorithm 1.
+    """The mixtures of n streams h (..., n, C) at one site, as in algorithm 1 of the paper.
 
-    [x; h'] = alpha^T h is what the sublayer reads and what the streams become, and beta the share
-    of the sublayer's output that each stream gets. Both are learned; if dynamic, the tanh of a
-    learned map of the normalised streams is added, scaled by a learned number that starts at 0.01.
+    [x; h'] = alpha^T h gives the input x of the sublayer and the new streams h'; beta weights the
+    sublayer's output for each stream. Both are learned; if dynamic, the tanh of a learned map of
+    the normalized streams is added, scaled by a learned scalar that is initialized to 0.01.
     """
 
     undecayed = ("alpha",)
@@ -162,7 +163,7 @@ class HyperConnection(Part):
         super().__init__()
         self.streams, self.width = n, C = config.hyper_streams, config.n_embd
         keeps = torch.eye(n)
-        reads = keeps[:, index % n, None]  # the sites read the streams by turns
+        reads = keeps[:, index % n, None]  # sites cycle through the streams
         self.alpha = nn.Parameter(torch.cat((reads, keeps), dim=1))
         self.beta = nn.Parameter(torch.ones(n))
         self.dynamic = config.hyper_dynamic
@@ -174,23 +175,24 @@ class HyperConnection(Part):
             self.beta_scale = nn.Parameter(torch.tensor(0.01))
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (..., C), h' (..., n, C), and beta (..., n) or (n,)."""
+        """Compute x (..., C), h' (..., n, C), and beta (..., n) or (n,)."""
         alpha, beta = self.alpha, self.beta
         if self.dynamic:
             normed = self.norm(h)
             alpha = alpha + self.alpha_scale * torch.tanh(normed @ self.alpha_map)
             beta = beta + self.beta_scale * torch.tanh(normed @ self.beta_map).squeeze(-1)
-        with torch.autocast(h.device.type, enabled=False):  # it would round the stream
+        with torch.autocast(h.device.type, enabled=False):  # autocast would round the stream
             mixed = alpha.transpose(-2, -1).to(h.dtype) @ h
         return mixed[..., 0, :], mixed[..., 1:, :], beta.to(h.dtype)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
-        """Per token 2 n (n + 1) C to mix, and 2 n (n + 2) C for dynamic alpha and beta."""
+        """FLOPs: per token 2 n (n + 1) C for mixing, and 2 n (n + 2) C for dynamic alpha and
+        beta."""
         n = self.streams
         columns = n + 1 + (n + 2 if self.dynamic else 0)
         return 2 * n * columns * self.width * seq_len
 
 
 def _outputs(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a branch made, one tensor or several."""
+    """The outputs of a branch as a tuple."""
     return made if isinstance(made, tuple) else (made,)

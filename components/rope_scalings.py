@@ -1,4 +1,4 @@
-"""How RoPE is stretched to longer sequences: `rope_scaling`. A scaling is used as a class."""
+"""RoPE scaling methods for longer sequences: `rope_scaling`. Used as classes, not instances."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from options import option
 
 
 def rotated_dimensions(config: LayerConfig) -> int:
-    """Dimensions of each head that RoPE rotates."""
+    """Number of dimensions of each head that RoPE rotates."""
     dim = config.get("qk_rope_head_dim") or config.head_dim
-    # A fraction such as 30/44 stands for 30 dimensions, although the product is slightly less.
+    # A fraction such as 30/44 means 30 dimensions, although rounding makes the product smaller.
     return int(dim * config.rope_fraction + 1e-6)
 
 
@@ -27,9 +27,9 @@ def rope_frequencies(dim: int, theta: float) -> Tensor:
 
 
 class RopeScaling:
-    """How RoPE reaches beyond the length it was trained at.
+    """A method to extend RoPE beyond the length it was trained at.
 
-    `apply(dim, config)` gives the dim/2 frequencies and the factor on rotated queries and keys.
+    `apply(dim, config)` returns the dim/2 frequencies and the scale of rotated queries and keys.
     """
 
     @classmethod
@@ -38,7 +38,7 @@ class RopeScaling:
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
-        """What of its layer's config, the values sound one by one, it cannot work with."""
+        """Yield problems with the layer's config, whose values are individually valid."""
         return iter(())
 
 
@@ -49,7 +49,7 @@ ROPE_SCALINGS = Registry(
 
 @ROPE_SCALINGS.register("none", label="Unscaled")
 class Unscaled(RopeScaling):
-    """RoPE as published."""
+    """RoPE without scaling."""
 
     @classmethod
     def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
@@ -57,7 +57,7 @@ class Unscaled(RopeScaling):
 
 
 class Stretched(RopeScaling):
-    """What the scalings share: the factor by which they stretch."""
+    """Base class of scalings with a scaling factor."""
 
     class Options:
         rope_scaling_factor: float = option(
@@ -79,7 +79,7 @@ class Stretched(RopeScaling):
 
 
 class OriginalLength:
-    """An option of scalings that depend on the length trained at first."""
+    """An option of scalings that depend on the original training length."""
 
     rope_original_block_size: int = option(
         1024,
@@ -92,7 +92,7 @@ class OriginalLength:
 
 @ROPE_SCALINGS.register("linear", label="Linear", paper="Chen et al. 2023, arXiv 2306.15595")
 class LinearScaling(Stretched):
-    """Position interpolation: every position divided by the factor."""
+    """Position interpolation: divide every position by the factor."""
 
     @classmethod
     def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
@@ -101,7 +101,7 @@ class LinearScaling(Stretched):
 
 @ROPE_SCALINGS.register("ntk", label="NTK", paper="bloc97 2023; Peng et al. 2023, arXiv 2309.00071")
 class NTKScaling(Stretched):
-    """NTK-aware: a larger theta, so that low frequencies stretch by the factor, high ones not."""
+    """NTK-aware: a larger theta, which interpolates low frequencies and preserves high ones."""
 
     @classmethod
     def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
@@ -122,7 +122,7 @@ class NTKScaling(Stretched):
 
 @ROPE_SCALINGS.register("yarn", label="YaRN", paper="Peng et al. 2023, arXiv 2309.00071")
 class YaRN(Stretched):
-    """Interpolate the frequencies that turn rarely within the original length, keep the others.
+    """Interpolate frequencies with few rotations in the original length, and keep the others.
 
     Also scales queries and keys by 0.1 ln(factor) + 1, which sharpens the attention.
     """
@@ -156,7 +156,7 @@ class YaRN(Stretched):
 
     @staticmethod
     def _dimension(turns: float, dim: int, config: LayerConfig) -> float:
-        """The pair that makes `turns` full turns within the original length."""
+        """The index of the pair that makes `turns` full rotations within the original length."""
         wavelengths = config.rope_original_block_size / (turns * 2 * math.pi)
         return dim * math.log(wavelengths) / (2 * math.log(config.rope_theta))
 
@@ -173,7 +173,7 @@ class YaRN(Stretched):
 
 @ROPE_SCALINGS.register("llama3", label="Llama3", paper="Grattafiori et al. 2024, arXiv 2407.21783")
 class Llama3Scaling(Stretched):
-    """Interpolate wavelengths beyond the original length, keep the short, blend between."""
+    """Interpolate long wavelengths, keep short ones, and blend in between."""
 
     class Options(OriginalLength):
         rope_low_freq_factor: float = option(

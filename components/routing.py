@@ -1,4 +1,4 @@
-"""Which experts of a mixture a token uses, and how much of each."""
+"""Routing of tokens to experts: which experts a token uses, and with which weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _experts = Section("Mixture of experts", Role.ARCHITECTURE)
 MOST_EXPERTS = 4096
 
 TINY = 1e-20
-"""Keeps weights finite when all scores are zero, as in DeepSeek-V3."""
+"""Keeps weights finite if all scores are zero, as in DeepSeek-V3."""
 
 
 class RoutingOptions:
@@ -92,13 +92,13 @@ class RoutingOptions:
 
 
 class Routing(NamedTuple):
-    """What a router decides for N tokens, K experts each, of E.
+    """The routing of N tokens to K of E experts each.
 
     Attributes:
         experts: The experts of each token (N, K), int64.
-        weights: By what their outputs are multiplied (N, K), float32 at least.
-        logits: The router's logits (N, E), float32 at least.
-        scores: What they became (N, E).
+        weights: The weights of their outputs (N, K), at least float32.
+        logits: The router's logits (N, E), at least float32.
+        scores: The softmax or sigmoid of the logits (N, E).
     """
 
     experts: Tensor
@@ -108,11 +108,12 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Linear):
-    """Scores of a linear map, of which each token takes the highest; computed in float32 at least.
+    """A linear layer that scores the experts; each token uses those with the highest scores.
 
-    With groups, a token first takes the groups whose two highest scores have the highest sum, then
-    the experts within them (DeepSeek-V3, arXiv 2412.19437). `expert_bias` is added to the scores
-    where they are compared, and not to the weights (Wang et al. 2024, arXiv 2408.15664).
+    With groups, a token first selects the groups whose two highest scores have the highest sum,
+    then the experts within them (DeepSeek-V3, arXiv 2412.19437). `expert_bias` is added to the
+    scores for the selection, but not to the weights (Wang et al. 2024, arXiv 2408.15664). The
+    router computes in at least float32.
     """
 
     def __init__(self, config: LayerConfig):
@@ -126,7 +127,7 @@ class Router(nn.Linear):
             self.register_buffer("expert_bias", torch.zeros(config.n_experts))
 
     def forward(self, x: Tensor) -> Routing:
-        """The routing of tokens x (N, C)."""
+        """Route tokens x (N, C)."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.to(wide), self.weight.to(wide))
@@ -138,7 +139,7 @@ class Router(nn.Linear):
         return Routing(experts, self.scale * weights, logits, scores)
 
     def _choose(self, scores: Tensor) -> Tensor:
-        """The experts (N, K) of the highest scores (N, E), biased, within the best groups."""
+        """The experts (N, K) with the highest biased scores (N, E) within the best groups."""
         if self.bias_rate:
             scores = scores + self.expert_bias.to(scores.dtype)
         if self.groups_per_token < self.groups:
@@ -159,15 +160,15 @@ class Router(nn.Linear):
 
 
 def balance_loss(routing: Routing, counts: Tensor) -> Tensor:
-    """E sum_i f_i P_i: K if tokens are spread evenly, and higher if not.
+    """The load-balancing loss E sum_i f_i P_i, which is K for an even load and higher otherwise.
 
-    f_i is the mean number of times that a token uses expert i, and P_i the mean of its scores,
-    which are first divided by their sum over the experts. It is the loss of Switch (Fedus et al.
-    2021, arXiv 2101.03961) for K experts.
+    f_i is the fraction of tokens that use expert i, and P_i is the mean of its scores, divided by
+    their sum over the experts. This is the loss of Switch Transformers (Fedus et al. 2021, arXiv
+    2101.03961), generalized to K experts per token.
 
     Args:
-        routing: Of N tokens.
-        counts: How many tokens use each expert (E,).
+        routing: The routing of N tokens.
+        counts: Number of tokens that use each expert (E,).
     """
     shares = routing.scores / (routing.scores.sum(dim=-1, keepdim=True) + TINY)
     frequencies = counts.to(shares.dtype) / shares.shape[0]
@@ -175,12 +176,13 @@ def balance_loss(routing: Routing, counts: Tensor) -> Tensor:
 
 
 def router_z_loss(routing: Routing) -> Tensor:
-    """The mean of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, arXiv 2202.08906)."""
+    """The router z-loss, the mean of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, arXiv
+    2202.08906)."""
     return routing.logits.logsumexp(dim=-1).square().mean()
 
 
 def routing_problems(config: LayerConfig) -> Iterator[Problem]:
-    """Numbers of experts and groups that do not fit together."""
+    """Yield problems with the numbers of experts and groups."""
     experts, used = config.n_experts, config.n_experts_per_token
     groups, used_groups = config.n_expert_groups, config.n_groups_per_token
     if used > experts:
@@ -192,7 +194,7 @@ def routing_problems(config: LayerConfig) -> Iterator[Problem]:
     if used == 1 and config.router_renormalize:
         yield Problem(
             ("router_renormalize", "n_experts_per_token"),
-            "router_renormalize=True makes every weight 1 with n_experts_per_token=1, so the "
+            "router_renormalize=True sets every weight to 1 with n_experts_per_token=1, so the "
             "router cannot learn; drop it, or raise n_experts_per_token.",
         )
     if experts % groups:
@@ -217,7 +219,7 @@ def routing_problems(config: LayerConfig) -> Iterator[Problem]:
 
 
 def idle_routing(config: LayerConfig) -> Iterator[Problem]:
-    """Keys of routing without effect: errors if no layer has a use for them."""
+    """Yield problems for routing keys without effect; errors if they have none in any layer."""
     groups = config.n_expert_groups
     if config.n_groups_per_token == groups:
         for key in ("n_expert_groups", "n_groups_per_token"):

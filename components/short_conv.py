@@ -1,4 +1,4 @@
-"""The gated short convolution of LFM2 as a mixer."""
+"""The gated short-convolution mixer of LFM2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a block joins to the residual stream: a mixer of positions, or a feed-forward network."""
+"""The base class of sublayers, which blocks add to the residual stream: mixers and FFNs."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from components.tensor_split import TensorSplit
 
 
 class Sublayer(Part):
-    """A part that maps (B, T, C) to (B, T, C), position t from the positions up to t.
+    """A causal part that maps (B, T, C) to (B, T, C): output t depends on positions up to t.
 
-    A sublayer that looks at earlier positions keeps what it needs of them in its decoding state.
+    Sublayers that use earlier positions store what they need of them in their decoding state.
     """
 
     unbounded: ClassVar[bool] = True
-    """Whether it can go on decoding beyond block_size, its state staying as large as it was."""
+    """Whether it can decode beyond block_size with a state of constant size."""
 
     takes: tuple[str, ...] = ()
-    """Names of the tensors of earlier layers that it reads by `context.take`."""
+    """Names of the tensors of earlier layers that it reads with `context.take`."""
     gives: tuple[str, ...] = ()
-    """Names of the tensors that it hands to later layers by `context.give`."""
+    """Names of the tensors that it gives to later layers with `context.give`."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """The output (B, T, C) of x (B, T, C); what else flows is in the context."""
+        """Map x (B, T, C) to (B, T, C); other inputs and outputs are in the context."""
         raise NotImplementedError
 
     def connect(self, given: Collection[str]) -> None:
-        """Prepare for the names that earlier layers give; called once, when the model is made."""
+        """Receive the names that earlier layers give; called once, when the model is created."""
 
     def new_state(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
     ) -> State:
-        """The decoding state before the first token: tensors of fixed shapes, allocated whole.
+        """Create the decoding state before the first token: tensors with fixed shapes.
 
         Args:
-            batch: Sequences that are decoded at a time.
-            capacity: Tokens of the longest sequence.
-            device: Where the model is.
-            dtype: What the model computes in; a state may need more precision.
+            batch: Number of sequences.
+            capacity: Maximum number of tokens per sequence.
+            device: The device of the model.
+            dtype: The compute dtype of the model; a state may need more precision.
         """
         return {}
 
     def split(self, over: TensorSplit) -> bool:
         """Keep this worker's share of the weights, for tensor parallelism.
 
-        Called once, when the part has its initial weights; what it computes then must be a share
-        of heads or hidden units whose outputs `over.rows` adds up.
+        Called once, after the weights are initialized. The part must then compute only its share of
+        heads or hidden units, whose outputs are summed by `over.rows`.
 
         Returns:
-            Whether it can be split; if not, nothing has changed, and it stays whole on each worker.
+            Whether the part was split; if not, it is unchanged and replicated on each worker.
 
         Raises:
-            ConfigError: a number of heads or units does not divide (`over.share_of`).
+            ConfigError: If a number of heads or units is not divisible (`over.share_of`).
         """
         return False
 
@@ -67,9 +67,9 @@ class Sublayer(Part):
         return sum(tensor.nbytes for tensor in state.values())
 
     def after_step(self, metrics: Mapping[str, Tensor], good: Tensor) -> None:
-        """Update persistent buffers after an optimizer step, as balancing by a bias does.
+        """Update persistent buffers after an optimizer step, such as load-balancing biases.
 
         Args:
-            metrics: What the part reported by `context.add_metric`, averaged over the step.
-            good: 1 on the device, or 0 if the step was skipped: nothing may change then.
+            metrics: The part's metrics from `context.add_metric`, averaged over the step.
+            good: 1, or 0 if the step was skipped and nothing may change; a tensor on the device.
         """

@@ -1,7 +1,7 @@
-"""Tensor parallelism: a part's weights divided among workers, each of which computes a share of its
+"""Tensor parallelism: divide a part's weights among workers, each of which computes a share of the
 heads or hidden units (Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053).
 
-A part says how by `Sublayer.split`, with the instrument defined here.
+Parts implement `Sublayer.split` with the `TensorSplit` defined here.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from errors import ConfigError, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """How a tensor is divided among workers: each has as much of every section.
+    """How a tensor is divided among workers: each has an equal share of every section.
 
     Attributes:
-        dim: Along which dimension.
-        sections: Sizes of the sections of the whole, such as queries, keys and values.
+        dim: The dimension that is divided.
+        sections: Sizes of the sections of the whole tensor, such as queries, keys and values.
     """
 
     dim: int
     sections: tuple[int, ...]
 
     def share(self, whole: Tensor, rank: int, size: int) -> Tensor:
-        """What a worker has of a whole tensor."""
+        """A worker's share of a whole tensor."""
         parts = [part.chunk(size, self.dim)[rank] for part in whole.split(self.sections, self.dim)]
         return torch.cat(parts, self.dim)
 
     def whole(self, shares: Sequence[Tensor]) -> Tensor:
-        """The tensor of which these are the shares, by rank."""
+        """The whole tensor, given all shares in order of rank."""
         widths = [section // len(shares) for section in self.sections]
         sections = zip(*(share.split(widths, self.dim) for share in shares), strict=True)
         return torch.cat([part for section in sections for part in section], self.dim)
 
     def shape(self, share: Sequence[int]) -> tuple[int, ...]:
-        """The shape of the whole."""
+        """The shape of the whole tensor, given that of a share."""
         return (*share[: self.dim], sum(self.sections), *share[self.dim + 1 :])
 
 
 class TensorSplit:
-    """What divides the weights of one part; see `Sublayer.split`.
+    """Divides the weights of one part; see `Sublayer.split`.
 
     Args:
-        rank: Which of the workers this is, from 0.
-        size: How many workers share the part.
-        group: Their process group; None: nothing is sent, to trace what one worker computes.
+        rank: Rank of this worker in the group, from 0.
+        size: Number of workers that share the part.
+        group: Their process group; None: do not communicate, to trace the work of one worker.
     """
 
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None = None):
@@ -62,13 +62,13 @@ class TensorSplit:
         self.divided: dict[nn.Parameter, Division] = {}
         """The parameters of which each worker has a share."""
         self.partial: list[nn.Parameter] = []
-        """Whole parameters whose gradients must be added up over the workers."""
+        """Whole parameters whose gradients must be summed over the workers."""
 
     def share_of(self, key: str, count: int) -> int:
-        """What a worker has of a number of heads or units.
+        """A worker's share of a number of heads or units; `key` is the config key of that number.
 
         Raises:
-            ConfigError: the number does not divide; `key` is the config's.
+            ConfigError: If the number is not divisible.
         """
         if count % self.size:
             fitting = [str(n) for n in range(2, count + 1) if count % n == 0]
@@ -78,7 +78,7 @@ class TensorSplit:
         return count // self.size
 
     def columns(self, linear: nn.Linear, sections: Sequence[int]) -> None:
-        """Compute a share of each section of a Linear's outputs."""
+        """Make a Linear compute only a share of each section of its outputs."""
         self._divide(linear, "weight", Division(0, tuple(sections)))
         if linear.bias is not None:
             self._divide(linear, "bias", Division(0, tuple(sections)))
@@ -87,18 +87,19 @@ class TensorSplit:
         linear.group = self._group
 
     def rows(self, linear: nn.Linear) -> None:
-        """Read a share of a Linear's inputs; the outputs of all workers are added up."""
+        """Make a Linear read only a share of its inputs; the outputs of all workers are summed."""
         self._divide(linear, "weight", Division(1, (linear.in_features,)))
         linear.in_features //= self.size
         linear.__class__ = RowLinear
         linear.group = self._group
 
     def heads(self, part: nn.Module, name: str) -> None:
-        """Use a share of a part's own parameter, which has one element per head."""
+        """Keep a share of a part's own parameter, which has one element per head."""
         self._divide(part, name, Division(0, (getattr(part, name).numel(),)))
 
     def add_gradients(self, parameter: nn.Parameter) -> None:
-        """Of a parameter that each worker uses for its share alone, such as a norm of all heads."""
+        """Sum the gradients of a whole parameter that each worker uses only for its share, such as
+        the norm of all heads."""
         self.partial.append(parameter)
 
     def _divide(self, owner: nn.Module, name: str, division: Division) -> None:
@@ -128,7 +129,7 @@ class RowLinear(nn.Linear):
 
 
 class _Shared(torch.autograd.Function):
-    """What all workers read: its gradients are added up."""
+    """Identity whose gradients are summed over the workers, for inputs that all workers read."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -141,7 +142,7 @@ class _Shared(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the workers: its gradient is that of each."""
+    """Sum over the workers; the gradient is passed to each of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -161,7 +162,7 @@ def _added_up(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def split_of(part: Any) -> Any:
-    """A part's own `split`; None if a subclass of the class that has it computes anything else.
+    """A part's `split`; None if the part's class overrides any code of the class that defines it.
 
     Class data, such as defaults, may differ.
     """
@@ -171,11 +172,11 @@ def split_of(part: Any) -> Any:
         changed = {name for name, value in vars(kind).items() if not _is_data(name, value)}
         if changed:
             return None
-    raise AssertionError(f"{type(part).__name__} is no Sublayer")
+    raise AssertionError(f"{type(part).__name__} is not a Sublayer")
 
 
 def _is_data(name: str, value: Any) -> bool:
-    """Whether a class attribute is no code: a plain value, or the class of its options."""
+    """Whether a class attribute is not code: a plain value, or its Options class."""
     if name == "Options" or (name.startswith("__") and name.endswith("__") and name != "__init__"):
         return True
     return isinstance(value, bool | int | float | str | tuple | frozenset | None)

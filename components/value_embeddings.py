@@ -9,15 +9,15 @@ from components.layer_config import LayerConfig
 from components.part import Part, own_stream
 
 GATE_CHANNELS = 32
-"""Channels of the input that the gate reads."""
+"""Number of input channels that the gate reads."""
 
 
 class ValueEmbedding(Part):
-    """An embedding table whose rows, of the width of all values, join the values of their tokens.
+    """An embedding table whose rows, as wide as all values, are added to the values of the tokens.
 
-    `mixed`: a v + b E[token] with learned scalars a and b that start at 1/2 (modded-nanogpt).
-    `gated`: v + 2 sigmoid(W x) E[token], one gate per key head that starts at 1; W reads the first
-    GATE_CHANNELS channels of the layer's input and starts at 0 (nanochat).
+    `mixed`: a v + b E[token] with learned scalars a and b, initialized to 1/2 (modded-nanogpt).
+    `gated`: v + 2 sigmoid(W x) E[token], with one gate per key head, initially 1; W reads the first
+    GATE_CHANNELS channels of the layer's input and is initialized to 0 (nanochat).
     """
 
     def __init__(self, config: LayerConfig):
@@ -32,14 +32,14 @@ class ValueEmbedding(Part):
             self.shares = nn.Parameter(torch.full((2,), 0.5))
 
     def init_parameters(self, config: LayerConfig) -> None:
-        """The table is N(0, init_std), the gate 0."""
+        """Initialize the table with N(0, init_std) and the gate with 0."""
         with own_stream("table"):
             nn.init.normal_(self.table.weight, std=config.init_std)
         if self.gated:
             nn.init.zeros_(self.gate.weight)
 
     def forward(self, v: Tensor, x: Tensor, tokens: Tensor) -> Tensor:
-        """Values with their embeddings.
+        """Add the embeddings of the tokens to the values.
 
         Args:
             v: Values (B, H_kv, T, D).

@@ -122,7 +122,7 @@ MUTATIONS = (
     Mutation(
         "SDPA is not causal",
         attention_backends.SDPA,
-        "__call__",
+        "_attend",
         "is_causal=mask is None and bool(q.shape[2] > 1)",
         "is_causal=False",
         (
@@ -220,10 +220,10 @@ MUTATIONS = (
     ),
     Mutation(
         "the gate has no gradient",
-        ffns.GLU,
-        "forward",
-        "self.activation(gate)",
-        "self.activation(gate).detach()",
+        ffns.Gating,
+        "__call__",
+        "activation(gate)",
+        "activation(gate).detach()",
         (
             f"{GRADIENTS}test_feed_forward_networks[swiglu]",
             f"{GRADIENTS}test_the_loss_in_a_random_direction{LLAMA}",
@@ -259,7 +259,7 @@ MUTATIONS = (
     Mutation(
         "all layers have the same initial weights",
         model_builder.GPT,
-        "_initialise",
+        "_initialize",
         "own_stream(self._stream_of(below))",
         'own_stream("")',
         (f"{START}test_weights_of_one_model_are_independent",),

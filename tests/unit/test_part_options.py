@@ -274,30 +274,30 @@ def test_a_file_that_is_run_twice_has_the_keys_of_the_last_time(plugin, tmp_path
         (
             "rope_theta: float = option(3.0, 'x')",
             "the option 'rope_theta' is already declared differently by position_encoding=rope; "
-            "choose another name, or inherit that class Options.",
+            "choose another name, or inherit from that Options class.",
         ),
         ("layers: int = option(3, 'x')", "the option name 'layers' is reserved"),
         ("help: int = option(3, 'x')", "the option name 'help' is reserved"),
         ("a: list = option([], 'x')", "Options.a has the type <class 'list'>; use int, float, s"),
         ("a: list[int] = option(None, 'x')", "Options.a has the type list[int]; use int, float"),
-        ("a: 'Foo' = option(3, 'x')", "has a type that is not known: name 'Foo' is not defined"),
+        ("a: 'Foo' = option(3, 'x')", "has an unknown type: name 'Foo' is not defined"),
         (
             "a: int = option(3, 'x', role='lenght')",
             "the role 'lenght'; Choices: arch",
         ),
-        ("a: int = option(1, 'x', choices=iter((1, 2)))", "choices that can be read once only"),
+        ("a: int = option(1, 'x', choices=iter((1, 2)))", "choices that can be read only once"),
         (
             "a: int = option(1, 'x', tag='A{b}')",
             "Options.a has the tag 'A{b}', which is not a format",
         ),
         ("a: int = option(1, 'x', tag='A{')", "Options.a has the tag 'A{', which is not a format"),
-        ("a: int = option(1, 'x', tag=('N', 'Y'))", "two words are those of a bool"),
+        ("a: int = option(1, 'x', tag=('N', 'Y'))", "a tuple must be the words of a bool"),
         (
             "a: str = option('b', 'x', choices=('b', 'c'), tag={'b': 'B'})",
             "Options.a has a tag without a word for c",
         ),
-        ("bare: int = 3", "Mine.Options.bare must be made by option(...)"),
-        ("bare: int", "Mine.Options.bare must be made by option(...)"),
+        ("bare: int = 3", "Mine.Options.bare must be created by option(...)"),
+        ("bare: int", "Mine.Options.bare must be created by option(...)"),
     ],
 )
 def test_a_part_that_declares_wrongly_is_refused_and_not_entered(
@@ -324,7 +324,7 @@ def test_a_part_that_declares_wrongly_is_refused_and_not_entered(
 def test_an_option_without_help_is_refused_with_an_example(plugin, tmp_path, declared):
     (tmp_path / "parts.py").write_text(f"from options import option\n\na = {declared}\n")
     assert problems(plugin) == [
-        "parts.py:3: option(3) needs a default and a line of help, for example "
+        "parts.py:3: option(3) needs a default and a line of help text, for example "
         'width: int = option(3, "width of the window, in tokens", at_least=1).'
     ]
     (tmp_path / "parts.py").write_text("from options import option\n\na = option()\n")
@@ -528,7 +528,7 @@ def test_how_it_is_computed_may_change_on_resume(plugin, tmp_path):
     resume = saved_run(tmp_path, plugin, "--attention_backend=chunked")
     start = find_start(read([*resume, plugin, "--chunk_size=3"]))
     assert start.settings.model.chunk_size == 3
-    assert "chunk_size=3 from here on; it was 64" in start.notes
+    assert "chunk_size: 64 -> 3" in start.notes
 
 
 def test_a_key_of_another_part_is_refused_on_resume(plugin, tmp_path):
@@ -547,7 +547,7 @@ def test_without_the_plugin_it_is_told_where_the_parts_are(plugin, tmp_path):
             use()
         assert "was trained with custom parts" in str(refused.value)
         assert "position_encoding='wave'" in str(refused.value)
-        said = r"Review \S+/plugins/parts\.py, then allow it by --plugins=saved\.$"
+        said = r"Review \S+/plugins/parts\.py, then allow it with --plugins=saved\.$"
         assert re.search(said, str(refused.value))
 
 

@@ -118,7 +118,7 @@ def test_what_is_missing_is_said_with_an_example(register, message):
     assert str(refused.value).splitlines()[1:] == [
         '@NORMS.register("mine", label="Mine")',
         "class Mine(nn.Module):",
-        '    """What it does, in one line."""',
+        '    """One-line description."""',
         "    def __init__(self, dim, eps): ...",
     ]
     assert len(norms) == 0

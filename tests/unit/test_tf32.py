@@ -77,7 +77,7 @@ def test_it_is_refused_where_it_has_no_effect(capability):
         ]
     capability(8, 0)
     assert problems(CUDA, torch.bfloat16) == [
-        "tf32=True has no effect in bfloat16: it rounds the inputs of float32 matmuls; drop it, or "
+        "tf32=True has no effect in bfloat16: it affects float32 matmuls only; drop it, or "
         "set dtype='float32'."
     ]
     assert problems(CPU, torch.float32)[0].endswith("drop it.")

@@ -268,7 +268,7 @@ def test_a_run_of_each_optimizer_logs_its_options_and_the_cost_of_its_step(tmp_p
     assert (flops > 0) == (name == "muon")
     report = " ".join(capsys.readouterr().out.split())
     assert f"; {name} (weight_decay 0.2), learning rate 0.001" in report
-    assert (f"optimizer {flops:,} FLOPs per step besides" in report) == (name == "muon")
+    assert (f"optimizer {flops:,} additional FLOPs per step" in report) == (name == "muon")
     losses = [record["loss"] for record in log["training_iterations"]]
     assert all(torch.isfinite(torch.tensor(losses)))
     [checkpoint] = (tmp_path / "run").glob("checkpoints/step_*3")
