@@ -1,1 +1,1 @@
-"""Everything about data: datasets prepared, found, checked and read, and their tokenizers."""
+"""Prepare, find, check and read datasets, and tokenize text."""

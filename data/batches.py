@@ -1,4 +1,4 @@
-"""The batch of each training step, as a pure function of the seed and the step."""
+"""Training batches, as a pure function of seed and step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FEISTEL_ROUNDS = 6
 
 
 def permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Where a random permutation of range(size) takes `positions`, in O(1) memory.
+    """Apply a random permutation of range(size) to `positions`, in O(1) memory.
 
-    A Feistel network permutes the numbers of 2h bits, the fewest that hold `size`; what falls
-    outside range(size) is sent through again until it falls inside (cycle walking: under four
-    times on average), which leaves a permutation of range(size).
-    Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
+    A Feistel network permutes the numbers with 2h bits, the fewest that can represent `size`.
+    Results outside range(size) are passed through the network again until they are inside (cycle
+    walking, under four passes on average), which gives a permutation of range(size). Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
 
     Args:
         positions: Shape (n,), in range(size).
-        size: Of the range, at most 2**62.
-        keys: Which permutation: a random uint64 for each round.
+        size: Size of the range, at most 2**62.
+        keys: A random uint64 for each round, which select the permutation.
 
     Returns:
         Shape (n,), int64, in range(size).
@@ -45,7 +45,7 @@ def permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Scramble uint64s; the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    """Hash uint64s with the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -53,16 +53,16 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shares:
-    """How the sequences of a step are divided among workers, each of which gets as many.
+    """How the sequences of a step are divided evenly among workers.
 
-    Micro-batches are dealt out whole as far as they go; workers that share one divide its
+    Whole micro-batches are distributed as far as possible; workers that share one divide its
     sequences. With 4 micro-batches of 8 sequences, 2 workers get 2 micro-batches each, and 8
-    workers half a micro-batch.
+    workers get half a micro-batch each.
 
     Args:
-        gradient_accumulation_steps: Micro-batches of a step, over all workers.
-        batch_size: Sequences of a micro-batch.
-        workers: How many there are.
+        gradient_accumulation_steps: Micro-batches per step, over all workers.
+        batch_size: Sequences per micro-batch.
+        workers: Number of workers.
     """
 
     gradient_accumulation_steps: int
@@ -71,31 +71,31 @@ class Shares:
 
     @property
     def _apart(self) -> int:
-        """Groups of workers; those of a group share the same micro-batches."""
+        """Number of groups of workers; the workers of a group share micro-batches."""
         return math.gcd(self.gradient_accumulation_steps, self.workers)
 
     @property
     def _sharing(self) -> int:
-        """Workers of a group."""
+        """Number of workers per group."""
         return self.workers // self._apart
 
     @property
     def micro_batches(self) -> int:
-        """Of each worker."""
+        """Number of micro-batches per worker."""
         return self.gradient_accumulation_steps // self._apart
 
     @property
     def sequences(self) -> int:
-        """Of each micro-batch of a worker."""
+        """Number of sequences per micro-batch of a worker."""
         return self.batch_size // self._sharing
 
     @property
     def problem(self) -> str:
-        """Why they cannot be divided, with the nearest values that can; empty if they can."""
+        """Why the step cannot be divided, with the nearest valid values; empty if it can."""
         if self.batch_size % self._sharing == 0:
             return ""
         return (
-            f"a step of gradient_accumulation_steps={self.gradient_accumulation_steps} x "
+            f"a step with gradient_accumulation_steps={self.gradient_accumulation_steps} x "
             f"batch_size={self.batch_size} sequences does not divide among {self.workers} workers; "
             f"use batch_size={_nearest(self.batch_size, self._sharing)}, or "
             "gradient_accumulation_steps="
@@ -103,8 +103,8 @@ class Shares:
         )
 
     def of(self, rank: int) -> np.ndarray:
-        """The positions of a worker's sequences among those of a step, in the order in which it
-        reads them; shape (micro_batches * sequences,)."""
+        """The indices of a worker's sequences in a step, in reading order; shape (micro_batches *
+        sequences,)."""
         group, place = divmod(rank, self._sharing)
         rows = np.arange(self.micro_batches) + group * self.micro_batches
         columns = np.arange(self.sequences) + place * self.sequences
@@ -112,32 +112,32 @@ class Shares:
 
 
 def _nearest(value: int, divisor: int) -> str:
-    """The multiples of a number on either side of another: `4 or 8`."""
+    """The nearest multiples of `divisor` below and above `value`: `4 or 8`."""
     below = value // divisor * divisor
     return f"{below} or {below + divisor}" if below else str(divisor)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatches:
-    """The batch of every step: a pure function of (data_seed, step), computed in O(1).
+    """The batch of every step, as a pure function of (data_seed, step), computed in O(1).
 
-    An epoch cuts the split into disjoint windows and goes through each once, in an order of its
-    own. It also shifts all the cuts by an offset of its own, for which one window per epoch is
-    given up (where there are two or more); what does not fill a window is not read in that epoch.
-    A step takes the next gradient_accumulation_steps x batch_size windows, across the end of an
-    epoch where need be; how that product is made up does not change which.
+    Each epoch divides the split into disjoint windows and reads each once, in a random order. The
+    windows are also shifted by a random offset per epoch, at the cost of one window per epoch (if
+    there are two or more); tokens that do not fill a window are not read in that epoch. A step
+    reads the next gradient_accumulation_steps x batch_size windows, across epochs if necessary;
+    only the product matters for which windows are read.
 
     Args:
-        tokens: The split, shape (tokens,), at least sequence_length + 1 long.
+        tokens: The split, shape (tokens,), with at least sequence_length + 1 tokens.
         sequence_length: T, in tokens.
-        batch_size: Sequences of a micro-batch.
-        gradient_accumulation_steps: Micro-batches of a step, over all workers.
-        data_seed: Seed of the order and the offsets.
-        rank, world_size: This worker, and how many there are; see `Shares`. All together read
-            exactly what a single worker would.
+        batch_size: Sequences per micro-batch.
+        gradient_accumulation_steps: Micro-batches per step, over all workers.
+        data_seed: Seed of the orders and offsets.
+        rank, world_size: Rank of this worker and number of workers; see `Shares`. Together the
+            workers read exactly what a single worker would.
 
     Raises:
-        UserError: the sequences of a step do not divide among the workers.
+        UserError: If the sequences of a step do not divide among the workers.
     """
 
     tokens: np.ndarray
@@ -159,14 +159,14 @@ class TrainingBatches:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows that an epoch reads, each once."""
+        """Number of windows in an epoch."""
         return max(1, (len(self.tokens) - 1) // self.sequence_length - 1)
 
     def batch(self, step: int) -> Batch:
-        """This worker's inputs and targets of step `step` (from 0), targets one token on.
+        """This worker's inputs and targets of a step (from 0); targets are shifted by one token.
 
         Returns:
-            Two int64 tensors, shape (micro-batches, sequences, T), of this worker's share.
+            Two int64 tensors of shape (micro-batches, sequences, T): this worker's share.
         """
         shares = self._shares
         first = step * self.gradient_accumulation_steps * self.batch_size
@@ -177,7 +177,7 @@ class TrainingBatches:
         return inputs.view(shape), targets.view(shape)
 
     def window_starts(self, positions: np.ndarray) -> np.ndarray:
-        """First tokens of the windows at `positions` of the endless order, both shape (n,)."""
+        """Start tokens of the windows at `positions` in the infinite order, both shape (n,)."""
         epochs, indices = np.divmod(positions, self.windows_per_epoch)
         starts = np.empty_like(positions)
         for epoch in np.unique(epochs):

@@ -1,4 +1,4 @@
-"""A prepared dataset, opened: checked, and mapped into memory."""
+"""Open a prepared dataset: check it and map it into memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from data.dataset_files import (
 from data.tokenizers import NotCached, Tokenizer, token_dtype, tokenizer_from_meta
 from errors import UserError
 
-# Splits up to this many tokens are checked whole when a dataset is opened (about 0.2 s); of a
-# larger one, this many tokens spread over it.
+# Splits with up to this many tokens are checked completely on opening (about 0.2 s); in larger
+# ones, this many tokens spread over the split are checked.
 CHECKED_TOKENS = 100_000_000
 CHUNK_TOKENS = 2**20
 
@@ -35,12 +35,12 @@ class Dataset:
     """A prepared dataset, checked and mapped into memory.
 
     Attributes:
-        folder: Where it is.
-        meta: Its `meta.json`.
+        folder: Folder of the dataset.
+        meta: Contents of its `meta.json`.
         train, val: Token ids of the splits, read-only memory maps, shape (tokens,), uint16 or
             uint32.
         token_bytes: UTF-8 length of each token id, shape (vocab_size,), uint16.
-        tokenizer_files: What the tokenizer needs besides its entry in `meta`, by file name.
+        tokenizer_files: The tokenizer's files by name, needed in addition to its entry in `meta`.
     """
 
     folder: Path
@@ -52,18 +52,18 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path | str, sequence_length: int) -> Dataset:
-        """The dataset in `folder`, for training on sequences of `sequence_length` tokens.
+        """Open and check a dataset for training on sequences of `sequence_length` tokens.
 
-        Checked here, before any training: the meta data; that each split has the size it should
-        have, room for one sequence and its targets, and no token outside the vocabulary; and that
-        it is what the fingerprint speaks of. The last two are checked on every token of splits up
-        to 100 million tokens; in a larger split, the vocabulary on 100 million tokens spread
-        evenly over it, and the fingerprint not. The bytes per token are those of the tokenizer.
-        Where that would have to be downloaded, they are checked by the digest in the meta data,
-        which datasets of older versions lack.
+        The following is checked: the metadata; that each split has the expected size, enough tokens
+        for one sequence and its targets, and no token outside the vocabulary; and that it matches
+        the fingerprint. The last two are checked on all tokens of splits with up to 100 million
+        tokens. In a larger split, the vocabulary is checked on 100 million tokens spread evenly
+        over it, and the fingerprint is not checked. The bytes per token must match the tokenizer.
+        If that would have to be downloaded, they must match the digest in the metadata, which
+        datasets of older versions lack.
 
         Raises:
-            UserError: one of these does not hold.
+            UserError: If a check fails.
         """
         folder = Path(folder)
         meta = read_meta(folder)
@@ -88,7 +88,7 @@ class Dataset:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Made at first use: training itself does not need it."""
+        """The tokenizer, created on first use, since training does not need it."""
         return tokenizer_from_meta(self.meta["tokenizer"], self.folder)
 
 
@@ -134,7 +134,7 @@ def _check_tokens(tokens: np.ndarray, path: Path, vocab_size: int, sha256: str) 
     if whole and digest.hexdigest() != sha256:
         raise UserError(
             f"{path} has changed since it was prepared: its sha256 is {digest.hexdigest()}, "
-            f"{META_FILE} says {sha256}; prepare the dataset again."
+            f"but {META_FILE} says {sha256}; prepare the dataset again."
         )
 
 
@@ -162,7 +162,7 @@ def _open_token_bytes(
 
 
 def _load_array(path: Path) -> np.ndarray:
-    """The array in a .npy file, which is as large as its header says or is refused."""
+    """Load a .npy file; files smaller than their header says are refused."""
     if not os.path.isfile(path):
         raise UserError(f"cannot read {path} (it is not a file); prepare the dataset again.")
     try:
@@ -172,7 +172,7 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _tokenizer_at_hand(folder: Path, meta: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer of a dataset; None where it would have to be downloaded."""
+    """The tokenizer of a dataset; None if it would have to be downloaded."""
     try:
         return tokenizer_from_meta(meta["tokenizer"], folder)
     except NotCached:

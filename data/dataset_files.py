@@ -1,9 +1,9 @@
-"""The files of a prepared dataset: their names, the meta data, the fingerprint.
+"""The files of a prepared dataset: names, metadata and fingerprint.
 
-train.bin, val.bin   token ids one after the other, little-endian uint16 or uint32
+train.bin, val.bin   consecutive token ids, little-endian uint16 or uint32
 token_bytes.npy      UTF-8 length of each token id, uint16; 0 for special tokens
-tokenizer.json       copy of the tokenizer, where it is one of Hugging Face tokenizers
-meta.json            what the files hold; written last, so that it vouches for the others
+tokenizer.json       copy of the tokenizer, if it is a Hugging Face tokenizer
+meta.json            describes the files; written last, so that it implies the others are complete
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ TOKEN_BYTES_FILE = "token_bytes.npy"
 
 
 def bin_file(split: str) -> str:
-    """Name of the file that holds the tokens of a split."""
+    """Name of the file with the tokens of a split."""
     return f"{split}.bin"
 
 
 def dataset_files(folder: Path) -> list[str]:
-    """Names of the files that a prepared dataset consists of, meta.json last."""
+    """Names of the files of a prepared dataset, meta.json last."""
     own = [TOKENIZER_FILE] if (folder / TOKENIZER_FILE).is_file() else []
     return [*map(bin_file, SPLITS), TOKEN_BYTES_FILE, *own, META_FILE]
 
 
 def sha256_of(array: np.ndarray) -> str:
-    """SHA-256 of an array's numbers."""
+    """SHA-256 of the values of an array."""
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def fingerprint_of(tokenizer: dict[str, Any], splits: dict[str, dict[str, Any]]) -> str:
-    """SHA-256 of what a model gets to see: the tokenizer, and the tokens of both splits.
+    """SHA-256 of the tokenizer and the tokens of both splits, which determine all model inputs.
 
-    The tokenizer, as `Tokenizer.to_meta` describes it, also decides the bytes per token.
+    The tokenizer, as described by `Tokenizer.to_meta`, also determines the bytes per token.
     """
     seen = {
         "tokenizer": tokenizer,
@@ -55,10 +55,10 @@ def fingerprint_of(tokenizer: dict[str, Any], splits: dict[str, dict[str, Any]])
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta data of a prepared dataset, as `write_dataset` wrote it.
+    """Read the metadata of a prepared dataset, written by `write_dataset`.
 
     Raises:
-        UserError: it is missing, damaged, changed since it was prepared, or of another version.
+        UserError: If it is missing, damaged, was changed, or has another version.
     """
     path = folder / META_FILE
     try:
@@ -80,14 +80,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if meta["fingerprint"] != fingerprint:
         raise UserError(
             f"{path} has changed since the dataset was prepared: its fingerprint is "
-            f"{meta['fingerprint'][:12]!r}, but its tokenizer and splits make "
+            f"{meta['fingerprint'][:12]!r}, but its tokenizer and splits have "
             f"{fingerprint[:12]!r}; prepare the dataset again."
         )
     return meta
 
 
 def _is_complete(meta: dict[str, Any]) -> bool:
-    """Whether the meta data have every key that is relied on, of the right kind."""
+    """Whether the metadata has all required keys with values of the right type."""
     try:
         return (
             isinstance(meta["fingerprint"], str)

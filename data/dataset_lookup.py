@@ -1,4 +1,4 @@
-"""Finding a dataset by its name or path, and preparing it first where it is missing."""
+"""Find a dataset by name or path, and prepare it if necessary."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PREPARE_FILE = "prepare.py"
 
 
 def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
-    """The folder of a prepared dataset, preparing it first if it is one of data/ and is not yet.
+    """Find the folder of a dataset; if it is an unprepared dataset of data/, prepare it first.
 
-    A prepare script runs only where `dataset` is the plain name of a folder of data/ that holds it,
-    neither of them a symbolic link. A path needs a prepared dataset.
+    A prepare script only runs if `dataset` is the plain name of its folder in data/, and neither
+    the folder nor the script is a symbolic link. A path must refer to a prepared dataset.
 
     Args:
-        dataset: Name of a folder of data/, or a path to a prepared dataset.
-        may_run: Whether a prepare script may run: not where a checkpoint names the dataset.
+        dataset: Name of a folder of data/, or path to a prepared dataset.
+        may_run: Whether a prepare script may run; False if a checkpoint names the dataset.
 
     Raises:
-        UserError: there is no such dataset, it is not prepared and may not or cannot prepare
-            itself, or preparing it failed.
+        UserError: If there is no such dataset, it is not prepared and its script may not or cannot
+            run, or preparing it failed.
     """
     folder = _folder_of(dataset)
     if os.path.isfile(folder / META_FILE):
@@ -73,14 +73,14 @@ def _folder_of(dataset: str) -> Path:
 
 
 def _is_own_script(dataset: str, script: Path) -> bool:
-    """Whether a script is that of a folder of data/ itself, named without a path."""
+    """Whether a script belongs to a folder of data/ that is given by its plain name."""
     plain = dataset not in ("", ".", "..") and not set(dataset) & set("/\\:")
     own = plain and script.parent == DATA_FOLDER / dataset and script.is_file()
     return own and not script.is_symlink() and not script.parent.is_symlink()
 
 
 def _dataset_names() -> list[str]:
-    """Folders of data/ that are prepared or have a script."""
+    """The folders of data/ that are prepared or have a prepare script."""
     marks = (META_FILE, PREPARE_FILE)
     folders = sorted(DATA_FOLDER.iterdir()) if DATA_FOLDER.is_dir() else []
     return [folder.name for folder in folders if any((folder / mark).is_file() for mark in marks)]
@@ -94,7 +94,7 @@ def _run_prepare(dataset: str, script: Path) -> None:
     spec.loader.exec_module(module)
     try:
         module.main([])
-    except SystemExit as stop:  # argparse: the script cannot do without arguments
+    except SystemExit as stop:  # from argparse: the script requires arguments
         raise UserError(
             f"dataset {dataset!r} cannot be prepared without arguments; see python {script} "
             "--help, then set dataset to the name of the result."

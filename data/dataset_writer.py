@@ -1,6 +1,6 @@
-"""Tokenizes documents into the files of a prepared dataset.
+"""Tokenize documents into the files of a prepared dataset.
 
-Documents are streamed, so memory stays bounded however large the input is.
+Documents are streamed, so memory use is bounded for any input size.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from data.tokenizer_json import TOKENIZER_FILE
 from data.tokenizers import Tokenizer, token_dtype
 from errors import UserError
 
-# Characters that one task tokenizes: large enough to make the overhead of a task vanish, small
-# enough that a few dozen in flight are nothing.
+# Characters per tokenization task: large enough for the overhead of a task to be negligible, small
+# enough that a few dozen in flight need little memory.
 TASK_CHARACTERS = 2**20
 
 Task = TypeVar("Task")
@@ -44,10 +44,10 @@ Result = TypeVar("Result")
 
 
 class Document(NamedTuple):
-    """One text and the split it goes to.
+    """A text and its split.
 
-    The text comes in pieces, so that it need never be in memory as a whole. Cut pieces where the
-    tokenizer would cut too (as `data.text_files.read_pieces` does): each is tokenized by itself.
+    The text consists of pieces, so that it never needs to be in memory as a whole. Pieces are
+    tokenized separately, so cut them where the tokenizer would, like `data.text_files.read_pieces`.
     """
 
     split: str
@@ -55,10 +55,10 @@ class Document(NamedTuple):
 
 
 def split_by_hash(identity: str, val_fraction: float) -> str:
-    """The split of a document, decided by nothing but its identity (a path, or its own text).
+    """Choose the split of a document only by its identity, such as a path or its own text.
 
-    It does not depend on order or on the other documents; with the text as identity, exact copies
-    of a document never end up on both sides.
+    The split does not depend on the order or on other documents. If the identity is the text, exact
+    copies of a document never end up in different splits.
     """
     digest = hashlib.blake2b(identity.encode("utf-8"), digest_size=8).digest()
     return "val" if int.from_bytes(digest, "big") < val_fraction * 2**64 else "train"
@@ -75,25 +75,25 @@ def write_dataset(
     workers: int = 1,
     total_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Tokenize `documents` into the dataset `folder`; what it holds does not depend on `workers`.
+    """Tokenize documents into a dataset folder. The result does not depend on `workers`.
 
-    An interrupted call leaves a folder without `meta.json`, or the dataset that was there before.
+    An interrupted call leaves a folder without `meta.json`, or the previous dataset.
 
     Args:
-        documents: Read once, in order, only as fast as they are tokenized.
-        tokenizer: Makes the tokens, and is described in the meta data.
-        folder: Made where it is missing.
-        name: Of the dataset, for the meta data.
-        source: Where the text comes from, in words, for the meta data.
-        separate: End each document with the tokenizer's end-of-text token, if it has one.
-        workers: Threads that tokenize.
-        total_bytes: UTF-8 bytes of all documents, if known; for the progress bar.
+        documents: The documents; read once, in order, only as fast as they are tokenized.
+        tokenizer: The tokenizer, which the metadata describes.
+        folder: Folder of the dataset; created if missing.
+        name: Name of the dataset, for the metadata.
+        source: Description of the source of the text, for the metadata.
+        separate: Whether to end each document with the tokenizer's end-of-text token, if any.
+        workers: Number of tokenizer threads.
+        total_bytes: UTF-8 bytes of all documents, if known, for the progress bar.
 
     Returns:
-        The meta data, as written.
+        The metadata, as written.
 
     Raises:
-        UserError: a split got no tokens.
+        UserError: If a split has no tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as temporary:
@@ -130,18 +130,18 @@ def _in_words(splits: dict[str, dict[str, Any]]) -> str:
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    """Move the finished files into place; at no moment does meta.json vouch for other files."""
+    """Move the finished files into place, so that meta.json never describes other files."""
     (folder / META_FILE).unlink(missing_ok=True)
     (folder / TOKENIZER_FILE).unlink(missing_ok=True)
     for file in dataset_files(draft):
         os.replace(draft / file, folder / file)
 
 
-# From documents to tokens, in order, by several threads
+# Documents to tokens, in order, with several threads
 
 
 class _Part(NamedTuple):
-    """What one task gave one split."""
+    """The result of a task for one split."""
 
     split: str
     tokens: np.ndarray
@@ -149,7 +149,7 @@ class _Part(NamedTuple):
 
 
 def _tasks(documents: Iterable[Document]) -> Iterator[list[tuple[str, str | None]]]:
-    """Lists of (split, piece) of about TASK_CHARACTERS; None for the piece ends a document."""
+    """Yield lists of (split, piece) with about TASK_CHARACTERS; a piece of None ends a document."""
     task: list[tuple[str, str | None]] = []
     characters = 0
     for document in documents:
@@ -166,7 +166,7 @@ def _tasks(documents: Iterable[Document]) -> Iterator[list[tuple[str, str | None
 def _tokenized(
     documents: Iterable[Document], tokenizer: Tokenizer, separate: bool, workers: int
 ) -> Iterator[list[_Part]]:
-    """The tokens of each task, in order of the documents."""
+    """Yield the tokens of each task, in document order."""
     end = [tokenizer.end_of_text] if separate and tokenizer.end_of_text is not None else []
     separator = np.array(end, dtype=token_dtype(tokenizer.vocab_size))
 
@@ -185,7 +185,7 @@ def _tokenized(
 def ordered_map(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
-    """`map(function, tasks)` by threads, holding no more than 2 x workers + 1 tasks at a time."""
+    """`map(function, tasks)` with threads, with at most 2 x workers + 1 tasks at a time."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque = deque()
         for task in tasks:
@@ -196,7 +196,7 @@ def ordered_map(
             yield pending.popleft().result()
 
 
-# From tokens to files
+# Tokens to files
 
 
 def _write_splits(
@@ -205,7 +205,7 @@ def _write_splits(
     folder: Path,
     total_bytes: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """Write the file of each split, and say what is in it: an entry of the meta data by split."""
+    """Write the file of each split; returns the metadata entry of each split."""
     counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in SPLITS}
     digests = {split: hashlib.sha256() for split in SPLITS}
     with ExitStack() as stack:
@@ -233,5 +233,5 @@ def _check_not_empty(splits: dict[str, dict[str, Any]]) -> None:
         if splits[split]["tokens"] == 0:
             raise UserError(
                 f"the {split} split has no text after {documents} documents; provide more "
-                "documents, or change the validation share."
+                "documents, or change the validation fraction."
             )

@@ -1,4 +1,4 @@
-"""Text from the network: datasets of the Hugging Face hub, and Tiny Shakespeare."""
+"""Download text: datasets of the Hugging Face Hub, and Tiny Shakespeare."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def hub_documents(
     *,
     max_documents: int | None = None,
 ) -> Iterator[Document]:
-    """The documents (field `text`) of a dataset's training split on the Hugging Face hub, streamed.
+    """Stream the documents (field `text`) of a dataset's training split on the Hugging Face Hub.
 
-    Whole documents go to either split, by the hash of their text.
+    Each document is assigned to a split by the hash of its text.
 
     Raises:
-        UserError: the package `datasets` is not installed, or the hub does not deliver.
+        UserError: If the package `datasets` is not installed, or the download fails.
     """
     try:
         import datasets
@@ -44,7 +44,7 @@ def hub_documents(
         for row in itertools.islice(rows, max_documents):
             text = row["text"]
             yield Document(split_by_hash(text, val_fraction), (text,))
-    except OSError as error:  # what the hub's client and its network layer raise derives from it
+    except OSError as error:  # base class of the errors of the Hub's client and its network layer
         raise UserError(
             f"cannot load {repository} from the Hugging Face Hub ({error}). Check the network and "
             "try again, or prepare local files with data/text/prepare.py."
@@ -52,13 +52,13 @@ def hub_documents(
 
 
 def tiny_shakespeare(given: Path | None, folder: Path) -> Path:
-    """The file of Tiny Shakespeare: the one given, else a copy in `folder`, else downloaded there.
+    """The file of Tiny Shakespeare: the given one, else a copy in `folder`, else a download there.
 
     Raises:
-        UserError: the file is not Tiny Shakespeare to the byte, or cannot be had.
+        UserError: If the file is not exactly Tiny Shakespeare, or is not available.
     """
     if given is not None and not given.is_file():
-        raise UserError(f"there is no file {given}.")
+        raise UserError(f"file not found: {given}.")
     path = given or folder / "input.txt"
     if not path.is_file():
         _download(TINY_SHAKESPEARE_URL, path, TINY_SHAKESPEARE_SHA256)
@@ -77,7 +77,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _download(url: str, path: Path, sha256: str) -> None:
-    """Download a small file; it appears at `path` whole and checked, or not at all."""
+    """Download a small file and verify it; `path` is only written if that succeeds."""
     print(f"downloading {url}")
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
@@ -90,7 +90,7 @@ def _download(url: str, path: Path, sha256: str) -> None:
     if _sha256(content) != sha256:
         raise UserError(
             f"{url} returned a file with the sha256 {_sha256(content)}, not {sha256}; nothing was "
-            "saved. Try again, or pass a good copy with --input."
+            "saved. Try again, or pass a correct copy with --input."
         )
     draft = path.with_name(path.name + ".partial")
     draft.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Batches made ahead of their use, on a thread of its own."""
+"""Prefetch batches in a background thread."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from data.batches import TrainingBatches
 from data.windows import Batch
 
 PREFETCH_DEPTH = 4
-"""Batches made ahead of their use."""
+"""Number of batches to prefetch."""
 
 
 class Prefetcher:
-    """Goes through batches a few ahead of its reader, on a thread of its own.
+    """Iterates over batches in a background thread, a few ahead of the reader.
 
-    For CUDA the thread puts batches into pinned memory, so that the copy to the device waits for
-    nothing. What the thread raises, the reader gets raised. Leaving the `with` ends the thread.
+    For CUDA, the thread puts batches in pinned memory, so that they are copied to the device
+    asynchronously. Exceptions in the thread are raised in the reader. Leaving the `with` block ends
+    the thread.
 
     Args:
-        batches: What to go through; only the thread touches it.
-        device: Where the reader gets the tensors.
-        depth: Batches made ahead.
+        batches: The batches; only the thread uses them.
+        device: The device to which batches are moved.
+        depth: Number of batches to prefetch.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Prefetcher:
         end: BaseException = StopIteration()
         try:
             if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)  # a thread starts at device 0
+                torch.cuda.set_device(self._device)  # threads start with device 0
             for batch in self._batches:
                 self._ready.put(self._pinned(batch))
                 self._room.acquire()
@@ -78,7 +79,7 @@ class Prefetcher:
         )
 
     def close(self) -> None:
-        """End the thread, after the batch it is making; may be called again."""
+        """End the thread after the current batch; may be called repeatedly."""
         self._closed.set()
         self._room.release()
         self._thread.join()
@@ -93,5 +94,5 @@ class Prefetcher:
 def prefetch(
     batches: TrainingBatches, first_step: int, end_step: int, device: torch.device | str
 ) -> Prefetcher:
-    """The batches of the steps [first_step, end_step), on `device`, made ahead of their use."""
+    """Prefetch the batches of the steps [first_step, end_step) to `device`."""
     return Prefetcher(map(batches.batch, range(first_step, end_step)), device)

@@ -1,4 +1,4 @@
-"""Shared code of the scripts data/*/prepare.py: flags, Tiny Shakespeare, and streamed datasets."""
+"""Shared code of the data/*/prepare.py scripts: flags, Tiny Shakespeare, streamed datasets."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ read from --input, or from input.txt next to the script; otherwise it is downloa
 Its sha256 is always checked.
 """
 FROM_HUB = """
-It is streamed from the Hugging Face hub (pip install datasets) and tokenized with GPT-2's byte pair
+It is streamed from the Hugging Face Hub (pip install datasets) and tokenized with GPT-2's byte pair
 encoding, or with --tokenizer; an end-of-text token ends each document. --max_documents uses only
 the first documents, which is enough for small models.
 """
 
 
 def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentParser:
-    """A command line with the flags that every prepare script has: --out and --workers.
+    """Create a command-line parser with the flags of every prepare script: --out and --workers.
 
     Args:
-        description: What --help says; its line breaks are kept.
-        folder: Where the dataset goes if --out does not say otherwise.
+        description: Description in --help; line breaks are kept.
+        folder: Default of --out.
     """
     parser = CommandParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,7 +54,7 @@ def prepare_parser(description: str, folder: Path | str) -> argparse.ArgumentPar
 
 
 def add_tokenizer(parser: argparse.ArgumentParser, others: str = "bytes") -> None:
-    """The flag --tokenizer, GPT-2's by default; `others` says which there are besides."""
+    """Add the flag --tokenizer, by default GPT-2's; `others` describes additional choices."""
     parser.add_argument(
         "--tokenizer",
         default="gpt2",
@@ -68,18 +68,18 @@ def add_tokenizer(parser: argparse.ArgumentParser, others: str = "bytes") -> Non
 
 
 def add_val_fraction(parser: argparse.ArgumentParser, default: float, of_what: str) -> None:
-    """The flag --val_fraction: the share `of_what` that goes to validation."""
+    """Add the flag --val_fraction: the fraction `of_what` used for validation."""
     parser.add_argument(
         "--val_fraction",
         type=fraction,
         default=default,
         metavar="F",
-        help=f"validation share of {of_what} (default: %(default)s)",
+        help=f"validation fraction of {of_what} (default: %(default)s)",
     )
 
 
 def positive(text: str) -> int:
-    """An int above 0, for argparse."""
+    """Parse an int above 0, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
@@ -87,7 +87,7 @@ def positive(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """A number above 0 and below 1, for argparse."""
+    """Parse a number above 0 and below 1, for argparse."""
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and below 1")
@@ -100,7 +100,7 @@ def prepare_tiny_shakespeare(
     name: str,
     make_tokenizer: Callable[[Path], Tokenizer],
 ) -> None:
-    """Prepare Tiny Shakespeare as the dataset `name`; the tokenizer is made from its file."""
+    """Prepare Tiny Shakespeare as the dataset `name`, with a tokenizer created from its file."""
     folder = DATA_FOLDER / name
     parser = prepare_parser(f"{description}\n{TINY_SHAKESPEARE}", folder)
     parser.add_argument("--input", type=Path, metavar="FILE", help="local copy of the text")
@@ -125,7 +125,7 @@ def prepare_from_hub(
     repository: str,
     configuration: str | None = None,
 ) -> None:
-    """Prepare the dataset `name` from the Hugging Face hub."""
+    """Prepare the dataset `name` from the Hugging Face Hub."""
     parser = prepare_parser(f"{description}\n{FROM_HUB}", DATA_FOLDER / name)
     add_tokenizer(parser)
     add_val_fraction(parser, 0.0005, "the documents")

@@ -1,7 +1,6 @@
-"""Documents from local files: .txt, .jsonl and .parquet.
+"""Read documents from local .txt, .jsonl and .parquet files.
 
-Everything here is a stream. A document is held as a whole only where its file format leaves no
-choice: a line of .jsonl, a row of .parquet.
+All files are streamed. Only lines of .jsonl and rows of .parquet are held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from errors import UserError, unknown_name
 
 
 def read_pieces(path: Path, characters: int = TASK_CHARACTERS) -> Iterator[str]:
-    """The text of a UTF-8 file, unchanged, in pieces of at most about 2 x `characters`.
+    """Yield the unchanged text of a UTF-8 file in pieces of at most about 2 x `characters`.
 
-    Pieces end before a space that follows something other than white space, where the byte pair
-    encodings of tiktoken never join: the tokens are those of the text as a whole. Only where no
-    such space comes for `characters` long does a piece end elsewhere.
+    Pieces end before a space that follows a non-whitespace character. tiktoken's byte pair
+    encodings never merge across such a boundary, so the tokens are those of the whole text. Only if
+    there is no such space within `characters` does a piece end elsewhere.
 
     Raises:
-        UserError: the file is not UTF-8.
+        UserError: If the file is not UTF-8.
     """
     rest = ""
-    # newline="" keeps \r\n as it is; otherwise the bytes would not be those of the file.
+    # newline="" preserves \r\n; otherwise the bytes would differ from those of the file.
     with open(path, encoding="utf-8", newline="") as file:
         try:
             while block := file.read(characters):
@@ -45,7 +44,7 @@ def read_pieces(path: Path, characters: int = TASK_CHARACTERS) -> Iterator[str]:
 
 
 def _last_token_boundary(text: str) -> int:
-    """Where the last space that follows other than white space is; without one, the end."""
+    """Position of the last space that follows a non-whitespace character; else the end."""
     cut = len(text)
     while (cut := text.rfind(" ", 1, cut)) > 0:
         if not text[cut - 1].isspace():
@@ -54,9 +53,9 @@ def _last_token_boundary(text: str) -> int:
 
 
 def split_by_position(path: Path, val_fraction: float) -> Iterator[Document]:
-    """One text file as two documents: its beginning for training, its end for validation.
+    """Split a text file into two documents: the beginning for training, the end for validation.
 
-    The cut is at character int(n (1 - val_fraction)), as in nanoGPT's Shakespeare.
+    The split is at character int(n (1 - val_fraction)), as in nanoGPT's Shakespeare.
     """
     length = sum(map(len, read_pieces(path)))
     cut = int(length * (1 - val_fraction))
@@ -65,7 +64,7 @@ def split_by_position(path: Path, val_fraction: float) -> Iterator[Document]:
 
 
 def _characters(path: Path, start: int, stop: int) -> Iterator[str]:
-    """Characters [start, stop) of a text file, in pieces."""
+    """Yield characters [start, stop) of a text file in pieces."""
     position = 0
     for piece in read_pieces(path):
         wanted = piece[max(start - position, 0) : max(stop - position, 0)]
@@ -74,7 +73,7 @@ def _characters(path: Path, start: int, stop: int) -> Iterator[str]:
         position += len(piece)
 
 
-# Files of many documents
+# Files with many documents
 
 
 def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
@@ -92,7 +91,7 @@ def _jsonl_texts(path: Path, text_field: str) -> Iterator[str]:
             if not isinstance(row, dict):
                 raise UserError(f"{place} is not an object with a field {text_field!r}.")
             text = _text_of(row, text_field, place)
-            # JSON can write half a surrogate pair, which is no character and has no UTF-8.
+            # JSON can contain lone surrogates, which are not characters and have no UTF-8 encoding.
             yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -132,21 +131,21 @@ TEXT_SUFFIXES = (".txt", *TEXT_READERS)
 def file_documents(
     paths: Sequence[Path], val_fraction: float, text_field: str = "text"
 ) -> Iterator[Document]:
-    """The documents of local .txt, .jsonl and .parquet files.
+    """Yield the documents of local .txt, .jsonl and .parquet files.
 
-    A .txt file is one document, a line of .jsonl or a row of .parquet is one. Whole documents go
-    to either split: by the hash of a .txt file's name, or of the text itself. A .txt file that is
-    given alone is split by position.
+    Each .txt file, each line of .jsonl and each row of .parquet is a document. Documents are
+    assigned to splits by the hash of the file name (.txt) or of the text. A single .txt file is
+    split by position.
 
     Raises:
-        UserError: a file is missing or of another kind; or, once it is read, not as its kind
-            should be.
+        UserError: If a file is missing or has an unknown type; or, during reading, if it is
+            invalid.
     """
     for path in paths:
         if not path.is_file():
-            raise UserError(f"there is no file {path}.")
+            raise UserError(f"file not found: {path}.")
         if path.suffix not in TEXT_SUFFIXES:
-            raise UserError(f"{path}: {unknown_name('kind of file', path.suffix, TEXT_SUFFIXES)}")
+            raise UserError(f"{path}: {unknown_name('file type', path.suffix, TEXT_SUFFIXES)}")
     if len(paths) == 1 and paths[0].suffix == ".txt":
         return split_by_position(paths[0], val_fraction)
     return itertools.chain.from_iterable(
@@ -163,7 +162,7 @@ def _documents_of(path: Path, val_fraction: float, text_field: str) -> Iterator[
 
 
 def characters_of(documents: Iterable[Document]) -> str:
-    """Every character that occurs in the documents, once."""
+    """The distinct characters in the documents, sorted."""
     found: set[str] = set()
     for document in documents:
         for piece in document.pieces:

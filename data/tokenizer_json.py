@@ -1,8 +1,8 @@
-"""`tokenizer.json` of Hugging Face tokenizers: the bytes that each token id stands for.
+"""Read the `tokenizer.json` of a Hugging Face tokenizer: the bytes of each token id.
 
-Read without the `tokenizers` library, which only encoding needs. Supported are byte pair encodings
-whose tokens spell out the text: byte-level ones (GPT-2, Llama 3, Qwen), and those of SentencePiece
-with byte fallback (Llama 2, Mistral, Gemma). Others, such as WordPiece, lose parts of the text.
+The `tokenizers` library is not needed here, only for encoding. Supported are byte pair encodings
+whose tokens represent the text completely: byte-level BPE (GPT-2, Llama 3, Qwen), and SentencePiece
+BPE with byte fallback (Llama 2, Mistral, Gemma). Others, such as WordPiece, lose parts of the text.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from safe_files import open_regular, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 MAX_BYTES = 256 * 2**20
-"""Of the file; that of Gemma 3 has 33 MB."""
+"""Maximum size of the file; that of Gemma 3 has 33 MB."""
 MOST_IDS = 2**24
 
 _SPACE = "\u2581"
-"""How SentencePiece spells a space."""
+"""SentencePiece's symbol for a space."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _KEEPS_TEXT = ("NFC", "Prepend")
-"""Normalizers that are supported: see `TokenizerFile.normalizes`, `TokenizerFile.plain`."""
+"""Supported normalizers; see `TokenizerFile.normalizes` and `TokenizerFile.plain`."""
 
 
 def _alphabet() -> list[str]:
-    """The character that stands for each byte: itself where it can be seen, else from U+0100 on.
+    """GPT-2's alphabet (Radford et al. 2019): the character for each byte.
 
-    The alphabet of GPT-2 (Radford et al. 2019).
+    Visible characters represent themselves; the others are mapped to U+0100 and following.
     """
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = itertools.count(0x100)
@@ -48,12 +48,12 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTE_ALPHABET)}
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer.json that is known to be supported.
+    """A supported tokenizer.json.
 
     Attributes:
-        content: The file, byte by byte.
-        spec: The JSON in it.
-        bytes_by_id: The bytes of each token id; none for special tokens and unused ids.
+        content: The bytes of the file.
+        spec: Its parsed JSON.
+        bytes_by_id: The bytes of each token id; empty for special tokens and unused ids.
         special: The id of each special token, by its text.
     """
 
@@ -64,10 +64,10 @@ class TokenizerFile:
 
     @classmethod
     def read(cls, path: Path) -> TokenizerFile:
-        """The file at `path`, which may be a symbolic link.
+        """Read the file at `path`, which may be a symbolic link.
 
         Raises:
-            UserError: it is missing, damaged, or of a kind that is not supported.
+            UserError: If it is missing, damaged or not supported.
         """
         try:
             with open_regular(path, follow_links=True) as file:
@@ -75,19 +75,19 @@ class TokenizerFile:
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
         if len(content) > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes; it is not read.")
+            raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes and was not read.")
         return cls.parse(content, path)
 
     @classmethod
     def parse(cls, content: bytes, path: Path) -> TokenizerFile:
-        """A file's content; `path` is for messages. Raises UserError, as `read`."""
+        """Parse the content of a file; `path` is for messages. Raises UserError like `read`."""
         try:
             spec = json.loads(content)
             problem = _unsupported(spec)
             table, special = ([], {}) if problem else _tokens(spec)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{path} is damaged or not a {TOKENIZER_FILE} of Hugging Face tokenizers: "
+                f"{path} is damaged or not the {TOKENIZER_FILE} of a Hugging Face tokenizer: "
                 f"{type(error).__name__}: {error}."
             ) from error
         if problem:
@@ -101,24 +101,24 @@ class TokenizerFile:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, from 0 to the largest."""
+        """Number of token ids: the largest id plus 1."""
         return len(self.bytes_by_id)
 
     @property
     def normalizes(self) -> bool:
-        """Whether text is brought into Unicode's normal form C first, as by Qwen's tokenizer."""
+        """Whether text is first normalized to Unicode NFC, as in Qwen's tokenizer."""
         return any(step["type"] == "NFC" for step in _steps(self.spec["normalizer"]))
 
     @property
     def spells_spaces(self) -> bool:
-        """Whether U+2581 and a space are the same, as for SentencePiece."""
+        """Whether U+2581 and a space are equivalent, as in SentencePiece."""
         return not _is_byte_level(self.spec)
 
     def plain(self) -> dict[str, Any]:
-        """The JSON of the tokenizer whose tokens are those of a text and nothing else.
+        """The JSON of a tokenizer that encodes only the text itself.
 
-        Without the space that some add before a text, without tokens that they add to its ends
-        (such as one for its beginning), truncation, padding, and merges left out at random.
+        Removes the space that some tokenizers insert before a text, tokens added at its ends (such
+        as a beginning-of-text token), truncation, padding, and dropout of merges.
         """
         spec = dict(self.spec) | dict.fromkeys(("truncation", "padding", "post_processor"))
         spec["model"] = {**spec["model"], "dropout": None}
@@ -133,14 +133,14 @@ class TokenizerFile:
 
 
 def end_of_text_of(folder: Path, special: dict[str, int]) -> int | None:
-    """The id of the end-of-text token that the files beside a tokenizer.json declare.
+    """The id of the end-of-text token declared by the files next to a tokenizer.json.
 
     Args:
-        folder: Their folder.
+        folder: Folder of the files.
         special: The id of each special token.
 
     Returns:
-        None where they declare none.
+        The id; None if none is declared.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if not (folder / name).is_file():
@@ -157,17 +157,17 @@ def end_of_text_of(folder: Path, special: dict[str, int]) -> int | None:
 
 
 def _unsupported(spec: dict[str, Any]) -> str:
-    """What is not supported about a tokenizer, after the name of its file; empty if all is."""
+    """Why a tokenizer is not supported, to follow its file name; empty if it is supported."""
     use = "use a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen), 'bytes' or 'chars'."
     model = spec["model"]
     if model["type"] != "BPE":
-        return f"is a {quoted(model['type'])} tokenizer, which does not keep all of a text; {use}"
+        return f"is a {quoted(model['type'])} tokenizer, which loses parts of a text; {use}"
     spaces = {"Replace", "Metaspace"} & {step["type"] for step in _steps(spec["decoder"])}
     if not _is_byte_level(spec) and not (model.get("byte_fallback") and spaces):
-        return f"does not spell out the bytes of a text in its tokens; {use}"
+        return f"does not represent all bytes of a text by its tokens; {use}"
     changing = [s["type"] for s in _steps(spec["normalizer"]) if not _keeps_text(s)]
     if changing:
-        return f"changes the text before it is encoded ({', '.join(changing)}); {use}"
+        return f"changes the text before encoding it ({', '.join(changing)}); {use}"
     return ""
 
 
@@ -182,7 +182,7 @@ def _keeps_text(normalizer: dict[str, Any]) -> bool:
 
 
 def _steps(component: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, those of a sequence in order."""
+    """The steps of a normalizer, pre-tokenizer or decoder, with sequences flattened in order."""
     if component is None:
         return []
     if component["type"] != "Sequence":
@@ -192,7 +192,7 @@ def _steps(component: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _joined(name: str, steps: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-    """The component of these steps, whose sequences call them `name`."""
+    """A component with these steps; a sequence stores them under `name`."""
     members = list(steps)
     if len(members) > 1:
         return {"type": "Sequence", name: members}
@@ -200,7 +200,7 @@ def _joined(name: str, steps: Iterator[dict[str, Any]]) -> dict[str, Any] | None
 
 
 def _without_prefix(step: dict[str, Any]) -> dict[str, Any]:
-    """A step that adds no space before a text, and removes none."""
+    """The step without inserting or removing a space before a text."""
     if step["type"] == "ByteLevel":
         return {**step, "add_prefix_space": False}
     if step["type"] == "Metaspace":

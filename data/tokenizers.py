@@ -1,8 +1,7 @@
-"""Text to token ids and back: bytes, characters, and byte pair encodings by tiktoken and by
-Hugging Face tokenizers.
+"""Tokenizers: bytes, characters, and byte pair encodings from tiktoken and Hugging Face tokenizers.
 
-A tokenizer is lossless: the bytes of its tokens, joined, are the UTF-8 bytes of the text. That is
-what makes bits per byte exact, and comparable between tokenizers.
+Tokenizers are lossless: the concatenated bytes of the tokens are the UTF-8 bytes of the text. This
+makes bits per byte exact and comparable between tokenizers.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from data.tokenizer_json import TOKENIZER_FILE, TokenizerFile, end_of_text_of
 from errors import UserError, unknown_name
 
 END_OF_TEXT = "<|endoftext|>"
-"""How the end-of-text token is written where a token must have a text, as in GPT-2's vocabulary."""
+"""Text of the end-of-text token where tokens need a text, as in GPT-2's vocabulary."""
 
 _LOADING = threading.Lock()
-"""Held while tiktoken loads a vocabulary, which `_without_network` changes the ways of."""
+"""Held while tiktoken loads a vocabulary, because `_without_network` patches its loader."""
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has a UTF-8 form: half a surrogate pair, which JSON can hold, has none."""
+    """Whether a text can be encoded as UTF-8; lone surrogates, possible in JSON, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -44,17 +43,17 @@ def is_unicode(text: str) -> bool:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds every id of the vocabulary, little-endian."""
+    """The smaller of uint16 and uint32, little-endian, that fits all ids of the vocabulary."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 @dataclasses.dataclass(frozen=True)
 class BytePairs:
-    """A byte pair encoding, spelled out.
+    """The definition of a byte pair encoding.
 
     Attributes:
-        ranks: The id of each token, by its bytes; pairs are merged in the order of these.
-        pattern: The regular expression that cuts text into pieces first; None: one piece.
+        ranks: The id of each token, by its bytes; pairs are merged in order of ids.
+        pattern: The regular expression that first splits text into pieces; None: a single piece.
         special: The id of each special token, by its text.
     """
 
@@ -64,16 +63,16 @@ class BytePairs:
 
 
 class NotCached(UserError):
-    """A vocabulary would have to be downloaded, which was not asked for."""
+    """A vocabulary is not cached, and its download was not requested."""
 
 
 class Tokenizer(ABC):
-    """What every tokenizer offers.
+    """Base class of tokenizers.
 
     Attributes:
-        name: What a user calls it, as in `--tokenizer`.
-        vocab_size: Number of token ids, special tokens included.
-        end_of_text: Id that separates documents, or None where the vocabulary has none.
+        name: The tokenizer's name, as in `--tokenizer`.
+        vocab_size: Number of token ids, including special tokens.
+        end_of_text: Id of the token that separates documents; None if there is none.
     """
 
     name: str
@@ -82,34 +81,35 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, shape (tokens,), dtype by `token_dtype`. Never a special token."""
+        """Encode text as ids of shape (tokens,) and dtype `token_dtype`, without special tokens."""
 
     @abstractmethod
     def _bytes_of(self, ids: np.ndarray) -> bytes:
-        """The bytes of ids that are known to be inside the vocabulary."""
+        """The bytes of ids that are known to be in the vocabulary."""
 
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
         """UTF-8 length of each token id, shape (vocab_size,), uint16; 0 for special tokens."""
 
     def byte_pairs(self) -> BytePairs | None:
-        """The byte pair encoding that this is, for another project; None where it is none."""
+        """The definition of the byte pair encoding, for export; None if it is not one."""
         return None
 
     def huggingface(self) -> dict[str, Any] | None:
-        """The content of its tokenizer.json; None where it was made from none."""
+        """The content of its tokenizer.json; None if it has none."""
         return None
 
     def to_meta(self) -> dict[str, Any]:
-        """What `tokenizer_from_meta` needs to make this tokenizer again, as JSON holds it."""
+        """A JSON-serializable description, from which `tokenizer_from_meta` creates the tokenizer
+        again."""
         return {"name": self.name}
 
     def files(self) -> dict[str, bytes]:
-        """What `tokenizer_from_meta` needs besides, by file name."""
+        """Additional files that `tokenizer_from_meta` needs: file name -> content."""
         return {}
 
     def vocabulary_sha256(self) -> str:
-        """SHA-256 of the text of each id, the same for equal vocabularies of whatever kind."""
+        """SHA-256 of the text of each id, which is the same for equal vocabularies of any type."""
         digest = hashlib.sha256()
         for token in np.arange(self.vocab_size):
             spelled = self._bytes_of(token[None])
@@ -117,37 +117,37 @@ class Tokenizer(ABC):
         return digest.hexdigest()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of `ids`; they may end inside a character.
+        """Decode ids to UTF-8 bytes, which may end in the middle of a character.
 
-        To print a text while it is generated, feed these to an incremental UTF-8 decoder.
+        To print a text while it is generated, pass them to an incremental UTF-8 decoder.
 
         Raises:
-            UserError: an id is outside the vocabulary.
+            UserError: If an id is outside the vocabulary.
         """
         ids = np.asarray(ids, dtype=np.int64).reshape(-1)
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]
         if outside.size:
             raise UserError(
                 f"token id {outside[0]} is outside the {self.vocab_size} ids of the tokenizer "
-                f"{self.name!r}; mask the ids a padded vocabulary adds before sampling."
+                f"{self.name!r}; mask the padding ids of the vocabulary before sampling."
             )
         return self._bytes_of(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
+        """Decode ids to text; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            UserError: an id is outside the vocabulary.
+            UserError: If an id is outside the vocabulary.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 class ByteTokenizer(Tokenizer):
-    """A token per byte of UTF-8, and one that ends a document: no text that it cannot write.
+    """One token per UTF-8 byte, plus an end-of-text token; can encode any text.
 
     Args:
-        end_of_text: Whether the vocabulary has the end-of-text token, which makes 257 ids of 256.
-            Datasets of earlier versions lack it.
+        end_of_text: Whether the vocabulary has the end-of-text token, and thus 257 instead of 256
+            ids. Datasets of earlier versions lack it.
     """
 
     name = "bytes"
@@ -175,13 +175,13 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """A token per character of a given set, numbered in code point order.
+    """One token per character of a given set, numbered in code point order.
 
     Args:
-        characters: Every character it knows, in any order, any number of times.
+        characters: The known characters, in any order; may contain duplicates.
 
     Raises:
-        UserError: there are none.
+        UserError: If there are no characters.
     """
 
     name = "chars"
@@ -200,10 +200,10 @@ class CharTokenizer(Tokenizer):
         return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`.
+        """Encode text as ids.
 
         Raises:
-            UserError: a character is not in the set.
+            UserError: If a character is not in the set.
         """
         wanted = self._to_code_points(text)
         ids = np.searchsorted(self._code_points, wanted)
@@ -228,17 +228,17 @@ class CharTokenizer(Tokenizer):
 
 
 class TiktokenTokenizer(Tokenizer):
-    """A byte pair encoding of tiktoken (https://github.com/openai/tiktoken), such as gpt2.
+    """A byte pair encoding from tiktoken (https://github.com/openai/tiktoken), such as gpt2.
 
-    tiktoken caches the vocabulary in $TIKTOKEN_CACHE_DIR, or else in a temporary folder.
+    tiktoken caches vocabularies in $TIKTOKEN_CACHE_DIR, or in a temporary folder by default.
 
     Args:
         name: `gpt2`, `cl100k_base`, or any other name that tiktoken knows.
-        download: Download the vocabulary if it is not cached.
+        download: Whether to download the vocabulary if it is not cached.
 
     Raises:
-        NotCached: the vocabulary is not cached, and `download` is False.
-        UserError: the name is unknown, or the download failed.
+        NotCached: If the vocabulary is not cached, and `download` is False.
+        UserError: If the name is unknown, or the download failed.
     """
 
     def __init__(self, name: str, *, download: bool = False) -> None:
@@ -251,11 +251,11 @@ class TiktokenTokenizer(Tokenizer):
                 self._encoding = tiktoken.get_encoding(name)
         except _Refused as error:
             raise NotCached(
-                f"the vocabulary of the tokenizer {name!r} is not cached, and it is downloaded "
-                "only on request: pass --download to sample.py or the export (download=True in "
-                "Python), or set TIKTOKEN_CACHE_DIR to a folder that has it."
+                f"the vocabulary of the tokenizer {name!r} is not cached, and it is only "
+                "downloaded on request: pass --download to sample.py or the export (download=True "
+                "in Python), or set TIKTOKEN_CACHE_DIR to a folder that contains it."
             ) from error
-        # What tiktoken's download raises is an OSError; of a file that is another, a ValueError.
+        # tiktoken raises OSError if a download fails, and ValueError if the file is the wrong one.
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the vocabulary of the tokenizer {name!r} is not cached and could not be "
@@ -267,14 +267,14 @@ class TiktokenTokenizer(Tokenizer):
         self.end_of_text = self._encoding.eot_token
 
     def encode(self, text: str) -> np.ndarray:
-        # The text of a special token is ordinary text here. Threads encode side by side: this call
-        # lets go of the interpreter lock.
+        # Texts of special tokens are ordinary text here. This call releases the GIL, so threads can
+        # encode in parallel.
         ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         return ids.astype(token_dtype(self.vocab_size))
 
     @cached_property
     def _bytes_by_id(self) -> list[bytes]:
-        """The bytes of each id; none for special tokens and the gaps of some vocabularies."""
+        """The bytes of each id; empty for special tokens and gaps in some vocabularies."""
         table = [b""] * self.vocab_size
         for token in self._encoding.token_byte_values():
             table[self._encoding.encode_single_token(token)] = token
@@ -290,16 +290,16 @@ class TiktokenTokenizer(Tokenizer):
         ranks = {token: rank for rank, token in enumerate(self._bytes_by_id) if token}
         special = self._encoding.special_tokens_set
         ids = {text: self._encoding.encode_single_token(text) for text in special}
-        return BytePairs(ranks, self._encoding._pat_str, ids)  # which tiktoken offers no other way
+        return BytePairs(ranks, self._encoding._pat_str, ids)  # tiktoken has no public attribute
 
 
 class _Refused(Exception):
-    """Stands for a download that tiktoken was about to begin."""
+    """Raised instead of a download by tiktoken."""
 
 
 @contextlib.contextmanager
 def _without_network() -> Iterator[None]:
-    """Make tiktoken raise _Refused instead of downloading, which it has no setting for."""
+    """Make tiktoken raise _Refused instead of downloading; it has no such setting."""
 
     def refuse(place: str) -> bytes:
         raise _Refused(place)
@@ -315,10 +315,10 @@ def _without_network() -> Iterator[None]:
 class HuggingFaceTokenizer(Tokenizer):
     """A byte pair encoding in a tokenizer.json of Hugging Face tokenizers.
 
-    The tokens are those of the text alone: no beginning-of-text token, and no space that some
-    tokenizers add before a text. A text is first brought into Unicode's normal form C if the
-    tokenizer does so, and U+2581 becomes a space if the tokenizer cannot tell them apart: bits per
-    byte count the bytes of that text. Only `encode` needs the `tokenizers` library.
+    Only the text itself is encoded, without a beginning-of-text token, and without the space that
+    some tokenizers insert before a text. The text is first normalized to Unicode NFC if the
+    tokenizer does so, and U+2581 is replaced by a space if the tokenizer does not distinguish them;
+    bits per byte count the bytes of that text. Only `encode` needs the `tokenizers` library.
 
     Args:
         file: The tokenizer.json.
@@ -334,12 +334,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def from_path(cls, path: Path) -> HuggingFaceTokenizer:
-        """The tokenizer of a model folder, or of a tokenizer.json.
+        """Load the tokenizer of a model folder, or a tokenizer.json.
 
         Its end-of-text token is the `eos_token` of the tokenizer_config.json in the same folder.
 
         Raises:
-            UserError: there is none, it is damaged, or of a kind that is not supported.
+            UserError: If it is missing, damaged or not supported.
         """
         path = path / TOKENIZER_FILE if path.is_dir() else path
         if not path.is_file():
@@ -360,23 +360,22 @@ class HuggingFaceTokenizer(Tokenizer):
                 "tokenizers"
             ) from error
         library = Library.from_str(json.dumps(self._file.plain()))
-        library.encode_special_tokens = True  # their text is ordinary text
+        library.encode_special_tokens = True  # texts of special tokens are ordinary text
         return library
 
     def _normalized(self, text: str) -> str:
-        """The text that is encoded."""
+        """The text after normalization."""
         text = unicodedata.normalize("NFC", text) if self._file.normalizes else text
         return text.replace("\u2581", " ") if self._file.spells_spaces else text
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`.
+        """Encode text as ids.
 
         Raises:
-            UserError: the `tokenizers` library is missing, or the tokens do not spell out the text.
+            UserError: If the `tokenizers` library is missing, or the tokens do not match the text.
         """
         text = self._normalized(text)
-        # Threads encode side by side: of the library's calls, this one lets go of the interpreter
-        # lock.
+        # Of the library's calls, this one releases the GIL, so threads can encode in parallel.
         [encoding] = self._library.encode_batch_fast([text], add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=token_dtype(self.vocab_size))
         spelled, wanted = self._bytes_of(ids), text.encode()
@@ -405,13 +404,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def tokenizer_called(name: str) -> Tokenizer:
-    """The tokenizer that a user means by a name or a path; a vocabulary is downloaded if need be.
+    """Load a tokenizer by name or path, downloading its vocabulary if necessary.
 
     Args:
-        name: bytes, a name of tiktoken's, or the path of a tokenizer.json or of its folder.
+        name: bytes, a tiktoken encoding, or the path of a tokenizer.json or its folder.
 
     Raises:
-        UserError: there is no such tokenizer, or its vocabulary is not to be had.
+        UserError: If there is no such tokenizer, or its vocabulary is not available.
     """
     known = (ByteTokenizer.name, CharTokenizer.name, *tiktoken.list_encoding_names())
     if name not in known and (os.path.exists(name) or name.endswith(".json")):
@@ -427,18 +426,18 @@ def tokenizer_called(name: str) -> Tokenizer:
 def tokenizer_from_meta(
     meta: dict[str, Any], folder: Path | None = None, *, download: bool = False
 ) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_meta` described.
+    """Create a tokenizer from a description by `Tokenizer.to_meta`.
 
     Args:
-        meta: `name`: bytes, chars, huggingface or a name of tiktoken's; with bytes `end_of_text`,
-            True where the vocabulary has that token; with chars `characters`; with huggingface
+        meta: `name`: bytes, chars, huggingface or a tiktoken encoding; for bytes, `end_of_text` is
+            True if the vocabulary has that token; for chars, `characters`; for huggingface,
             `sha256` of the tokenizer.json and `end_of_text`, an id or None.
-        folder: Where the tokenizer.json is.
-        download: Download the vocabulary of one of tiktoken's if it is not cached.
+        folder: Folder of the tokenizer.json.
+        download: Whether to download a tiktoken vocabulary if it is not cached.
 
     Raises:
-        UserError: the name is unknown, its vocabulary is not to be had, characters are missing, or
-            the tokenizer.json is not the one described.
+        UserError: If the name is unknown, its vocabulary is not available, characters are missing,
+            or the tokenizer.json is not the one described.
     """
     name = meta.get("name")
     if name == ByteTokenizer.name:
@@ -452,7 +451,7 @@ def tokenizer_from_meta(
 
 
 def _copied_tokenizer(meta: dict[str, Any], path: Path) -> HuggingFaceTokenizer:
-    """The tokenizer in a copy of a tokenizer.json; UserError where it is not what `meta` says."""
+    """Load a copy of a tokenizer.json. Raises UserError if it does not match `meta`."""
     file, expected = TokenizerFile.read(path), meta.get("sha256")
     if file.sha256 != expected:
         raise UserError(

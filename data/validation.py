@@ -1,4 +1,4 @@
-"""What validation reads: the same windows at every evaluation of every run."""
+"""Validation data: the same windows in every evaluation of every run."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 from data.windows import Batch, inputs_and_targets, read_windows
 
 BLOCK_BYTES = 4096
-"""Text of a block, in bytes of UTF-8: about the length of a document."""
+"""Size of a block of text in UTF-8 bytes, about the length of a document."""
 
 
 class ValidationWindows:
     """A fixed part of a split, the same for every run: windows spread evenly over it.
 
-    Going through it gives (inputs, targets), int64 on the CPU, shape (batch_size, T) or fewer rows
-    in the last, each window once and in order. The tokens after the last whole window of the split
-    are not used.
+    Iteration yields (inputs, targets), int64 tensors on the CPU of shape (batch_size, T), fewer
+    rows in the last, with each window once and in order. Tokens after the last whole window of the
+    split are not used.
 
     Args:
-        tokens: The split, shape (tokens,), at least sequence_length + 1 long.
+        tokens: The split, shape (tokens,), with at least sequence_length + 1 tokens.
         token_bytes: UTF-8 length of each token id, shape (vocab_size,).
         sequence_length: T, in tokens.
-        batch_size: Windows at a time; changes nothing else.
-        eval_tokens: Targets to read, rounded up to whole windows, at most what the split has;
-            0: all of it.
+        batch_size: Windows per batch; does not change the result.
+        eval_tokens: Number of targets, rounded up to whole windows and limited to the split; 0:
+            all.
 
     Attributes:
-        windows: How many there are.
-        tokens: Targets in all windows.
-        bytes: UTF-8 bytes of those targets; the sum of their losses in nats, divided by ln 2 and
-            by this, is the loss in bits per byte.
-        fingerprint: SHA-256 of the windows; losses compare exactly where it is equal.
+        windows: Number of windows.
+        tokens: Number of targets in all windows.
+        bytes: UTF-8 bytes of the targets. The sum of their losses in nats, divided by ln 2 and by
+            this, is the loss in bits per byte.
+        fingerprint: SHA-256 of the windows; losses are exactly comparable if it is equal.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class ValidationWindows:
     def block_means(self, losses: np.ndarray) -> np.ndarray:
         """The mean losses of blocks of consecutive windows, shape (blocks,).
 
-        The blocks have at least BLOCK_BYTES of text on average (a window where that is longer) and
-        sizes that differ by at most a window. Neighbours are alike: they are not independent.
+        Blocks have at least BLOCK_BYTES of text on average (one window, if that is longer), and
+        their sizes differ by at most one window. Adjacent blocks are not independent.
 
         Args:
-            losses: Of each window, shape (windows,).
+            losses: The loss of each window, shape (windows,).
         """
         blocks = min(max(self.bytes // BLOCK_BYTES, 1), len(losses))
         return np.array([own.mean(dtype=np.float64) for own in np.array_split(losses, blocks)])
@@ -84,5 +84,5 @@ class ValidationWindows:
         return map(inputs_and_targets, self._windows())
 
     def __len__(self) -> int:
-        """Batches."""
+        """Number of batches."""
         return math.ceil(len(self._starts) / self._batch_size)

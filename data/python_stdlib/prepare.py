@@ -1,9 +1,9 @@
 """Prepare the source code of this Python's standard library, byte by byte. No download.
 
-Whole files go to training or validation (about 5 % of them), by the hash of their path. Tests,
+Files are assigned to training or validation (about 5 % of them) by the hash of their path. Tests,
 installed packages, files that differ between machines with the same Python, and files that are not
-UTF-8 are excluded. An end-of-text token ends each file. The library depends on the Python
-version: compare runs only if their data fingerprints match.
+UTF-8 are excluded. An end-of-text token ends each file. The library depends on the Python version:
+compare runs only if their data fingerprints match.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "python_stdlib"
 VAL_FRACTION = 0.05
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
-# How this Python was built, and what an administrator or a distribution added.
+# Build configuration, and additions by an administrator or a distribution.
 MACHINE_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 
 
@@ -49,7 +49,7 @@ def source_files(library: Path) -> list[Path]:
 
 
 def documents(library: Path) -> Iterator[Document]:
-    """Each source file that is UTF-8, as one document."""
+    """Yield each UTF-8 source file as a document."""
     for path in source_files(library):
         try:
             text = path.read_bytes().decode("utf-8")

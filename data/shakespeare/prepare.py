@@ -13,7 +13,7 @@ from data.tokenizers import TiktokenTokenizer
 
 
 def gpt2(_: Path) -> TiktokenTokenizer:
-    """GPT-2's tokenizer, downloaded where it is not cached."""
+    """GPT-2's tokenizer, downloaded if it is not cached."""
     return TiktokenTokenizer("gpt2", download=True)
 
 

@@ -4,12 +4,12 @@
     python data/text/prepare.py --name mails --input *.jsonl --text_field body
     python data/text/prepare.py --name tuning --input novel.txt --tokenizer MODEL_FOLDER
 
-A .txt file is one document, and so is each line of a .jsonl file and each row of a .parquet file
-(pip install pyarrow). Whole documents go to training or validation: a .txt file by the hash of its
-name, others by the hash of their text. A single .txt file is split by position: its end is for
-validation. An end-of-text token ends each document; with chars, nothing separates them.
+Each .txt file, each line of a .jsonl file and each row of a .parquet file (pip install pyarrow) is
+a document. Documents are assigned to training or validation by the hash of the file name (.txt) or
+of the text. A single .txt file is split by position, with its end used for validation. An
+end-of-text token ends each document; with chars, documents are not separated.
 
-Files are streamed, so they may be larger than memory. With chars they are read twice.
+Files are streamed, so they may be larger than memory. With chars, they are read twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from errors import UserError
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = prepare_parser(__doc__, DATA_FOLDER / "NAME")
     parser.add_argument(
-        "--input", type=Path, nargs="+", required=True, metavar="FILE", help="the files to read"
+        "--input", type=Path, nargs="+", required=True, metavar="FILE", help="files to read"
     )
     parser.add_argument(
         "--name", required=True, help="name of the dataset, and of its folder under data/"
@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--text_field",
         default="text",
         metavar="FIELD",
-        help="field or column that holds the text (default: %(default)s)",
+        help="field or column that contains the text (default: %(default)s)",
     )
     add_val_fraction(parser, 0.05, "the documents (of a single .txt: of its text)")
     args = parser.parse_args(argv)
@@ -53,16 +53,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a dataset of your own under data/.
+    """The folder of a user's dataset under data/.
 
     Raises:
-        UserError: the name is no folder name, or that of a dataset which has its own script.
+        UserError: If the name is not a folder name, or belongs to a dataset with its own script.
     """
     folder = DATA_FOLDER / name
     if folder.parent != DATA_FOLDER or name in (".", ".."):
         raise UserError(f"--name {name!r} must be a plain folder name; --out takes a path.")
     if (folder / PREPARE_FILE).is_file():
-        raise UserError(f"{folder} has a {PREPARE_FILE} of its own; choose another --name.")
+        raise UserError(f"{folder} has its own {PREPARE_FILE}; choose another --name.")
     return folder
 
 

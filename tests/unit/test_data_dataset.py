@@ -181,7 +181,7 @@ def test_a_changed_tokenizer_is_refused(tmp_path):
 
 def test_a_changed_fingerprint_is_refused(folder):
     change_meta(folder, fingerprint="0" * 64)
-    refused(folder, r"its fingerprint is '0{12}', but its tokenizer and splits make")
+    refused(folder, r"its fingerprint is '0{12}', but its tokenizer and splits have")
 
 
 def test_a_dataset_of_an_older_version_opens(tmp_path):

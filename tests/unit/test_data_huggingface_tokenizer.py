@@ -206,10 +206,13 @@ def lowercase(spec):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (wordpiece, "is a 'WordPiece' tokenizer, which does not keep all of a text; use a byte-"),
-        (lowercase, r"changes the text before it is encoded \(Lowercase\); use a byte-level BPE"),
-        (lambda spec: spec.update(decoder=None), "does not spell out the bytes of a text"),
-        (lambda spec: spec.pop("model"), "is damaged or not a tokenizer.json .* KeyError: 'model'"),
+        (wordpiece, "is a 'WordPiece' tokenizer, which loses parts of a text; use a byte-"),
+        (lowercase, r"changes the text before encoding it \(Lowercase\); use a byte-level BPE"),
+        (lambda spec: spec.update(decoder=None), "does not represent all bytes of a text"),
+        (
+            lambda spec: spec.pop("model"),
+            "is damaged or not the tokenizer.json .* KeyError: 'model'",
+        ),
         (lambda spec: spec["model"]["vocab"].update(a=-1), "token ids must be integers from 0"),
         (lambda spec: spec["model"]["vocab"].update(a=2**40), "token ids must be integers from 0"),
     ],
@@ -225,7 +228,7 @@ def test_a_tokenizer_that_is_not_supported_is_refused(byte_level, how, said):
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged or not a tokenizer.json"):
+    with pytest.raises(UserError, match="is damaged or not the tokenizer.json"):
         TokenizerFile.read(path)
 
 

@@ -44,7 +44,7 @@ def test_help_says_what_the_script_makes_and_where_it_goes(name, capsys, monkeyp
 def test_a_script_tells_a_user_error_in_one_line(tmp_path):
     command = [sys.executable, REPOSITORY / "data/text/prepare.py", "--name=x", "--input=gone.txt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "there is no file gone.txt.\n")
+    assert (done.returncode, done.stderr) == (1, "file not found: gone.txt.\n")
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_text_goes_to_a_folder_of_data_by_its_name(tmp_path, monkeypatch):
     [
         ("a/b", "plain folder name"),
         ("..", "plain folder name"),
-        ("shakespeare", "prepare.py of its own"),
-        ("text", "prepare.py of its own"),
+        ("shakespeare", "its own prepare.py"),
+        ("text", "its own prepare.py"),
     ],
 )
 def test_text_refuses_a_name_that_is_not_for_it(tmp_path, name, message):

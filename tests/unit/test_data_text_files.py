@@ -109,8 +109,8 @@ def test_several_txt_files_are_split_whole_and_one_by_position(tmp_path):
 
 
 def test_missing_and_unknown_files_are_refused_before_reading(tmp_path):
-    with pytest.raises(ValueError, match=r"no file .*gone\.txt"):
+    with pytest.raises(ValueError, match=r"file not found: .*gone\.txt"):
         text_files.file_documents([tmp_path / "gone.txt"], 0.1)
     path = text_file(tmp_path, "", "a.json")
-    with pytest.raises(ValueError, match=r"unknown kind of file '\.json'; did you mean '\.jsonl'"):
+    with pytest.raises(ValueError, match=r"unknown file type '\.json'; did you mean '\.jsonl'"):
         text_files.file_documents([path], 0.1)
