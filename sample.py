@@ -26,7 +26,7 @@ from user_files import run_plugins
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The command-line parser."""
     flags = CommandParser(
         keys=KEYS,
         description="Generate text with a trained model; tokens are printed as they are generated.",
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_prompt(path: Path) -> str:
-    """The text of a prompt file. Raises UserError where it cannot be read as UTF-8."""
+    """Read a prompt file. Raises UserError if it cannot be read as UTF-8."""
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     if not prompt:
         raise UserError("the prompt is empty; pass at least one character.")
     if not is_unicode(prompt):
-        raise UserError(f"the prompt {prompt!r} is not valid UTF-8; give it by --prompt_file.")
+        raise UserError(f"the prompt {prompt!r} is not valid UTF-8; use --prompt_file.")
     check_sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p)
     if args.num_samples < 1:
         raise UserError(f"num_samples={args.num_samples} must be at least 1.")
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
         run_plugins(named_plugins(args.plugins, args.run, out_dir)),
         device=device,
         download=args.download,
-        attention_backend="auto",  # whichever it was trained with: the one that suits the device
+        attention_backend="auto",  # the one that suits this device, not that of training
     )
     for note in (*trained.notes, f"{trained.checkpoint}:"):
         print(note, file=sys.stderr)
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     generator = torch.Generator(device).manual_seed(args.seed)
     for _ in range(args.num_samples):
         print(prompt, end="")
-        with autocast(device, dtype):  # the decoding state, too, is kept in what it computes in
+        with autocast(device, dtype):  # the decoding state uses the compute dtype, too
             tokens = model.stream(
                 idx,
                 args.max_new_tokens,

@@ -1,1 +1,1 @@
-"""What can be concluded from numbers alone: differences, intervals, verdicts."""
+"""Statistical inference from numbers alone: differences, intervals, verdicts."""

@@ -19,10 +19,9 @@ class Term:
     """An arm in a contrast.
 
     Attributes:
-        weight: What its mean loss is multiplied by.
-        sample: Its losses, by seed; or other numbers.
-        allowance: How far below these losses those at its best learning rate may lie, see
-            `tuning`.
+        weight: Weight of its mean loss.
+        sample: Its losses, or other numbers, by seed.
+        allowance: How much lower its losses could be at its best learning rate; see `tuning`.
     """
 
     weight: float
@@ -36,8 +35,8 @@ class Contrast:
 
     Attributes:
         estimate: Its value and precision.
-        interval: Simultaneous with those of the family of the rule.
-        p_adjusted: The p value of no effect, adjusted for that family.
+        interval: Its interval, simultaneous over the rule's family.
+        p_adjusted: The p value of no effect, adjusted for the family.
     """
 
     estimate: Estimate
@@ -51,10 +50,10 @@ class Contrast:
 
 
 def estimate_contrast(terms: Sequence[Term]) -> Estimate | None:
-    """The weighted sum of means, taken seed by seed over the seeds that all arms share.
+    """The weighted sum of means, computed seed by seed over the seeds that all arms share.
 
-    Seeds crossed with orders of the data are taken over the full grid that they share. None for
-    fewer than two shared seeds, if all of them give the same sum, or if they are neither
+    For seeds crossed with data orders, it is computed over the full grid that the arms share. None
+    if there are fewer than two shared seeds, all of them give the same sum, or they are neither
     independent nor a grid.
     """
     seeds = shared_seeds(*(term.sample for term in terms))
@@ -70,7 +69,7 @@ def estimate_contrast(terms: Sequence[Term]) -> Estimate | None:
 
 
 def judge_contrast(terms: Sequence[Term], rule: Rule) -> Contrast | None:
-    """A contrast with its interval, widened by the allowances of its arms; None without an
+    """A contrast with its interval, widened by the allowances of its arms; None if there is no
     estimate."""
     estimate = estimate_contrast(terms)
     if estimate is None:

@@ -1,15 +1,15 @@
-"""Means over two crossed sources of chance: seeds and documents, or seeds and orders of the data.
+"""Means over two crossed random factors: seeds and documents, or seeds and data orders.
 
-Numbers that share a seed, or share a document, are not independent. The variance of their mean is
-that of the means of rows plus that of the means of columns, less what both count twice (Cameron,
-Gelbach and Miller 2011, "Robust inference with multiway clustering").
+Numbers that share a seed or a document are not independent. The variance of their mean is that of
+the row means plus that of the column means, minus what both count twice (Cameron, Gelbach and
+Miller 2011, "Robust inference with multiway clustering").
 
-Parts of one text are in an order, and neighbours are alike. The variance of the mean of such
+Blocks of one text are ordered, and neighbors are correlated. The variance of the mean of such
 columns is estimated from equal-weighted cosines (Mueller 2007, "A theory of robust long-run
 variance estimation"; Lazarus, Lewis, Stock and Watson 2018, "HAR inference: recommendations for
-practice"): the mean square of the first B cosine coefficients of the series. They are nearly
-independent and all have nearly the variance of sqrt(columns) times the mean, so it has B degrees
-of freedom.
+practice"): the mean square of the first B cosine coefficients of the series. The coefficients are
+nearly independent and their variance is nearly that of sqrt(columns) times the mean, so the
+estimate has B degrees of freedom.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inference.grids import Grid
 from inference.samples import Sample
 
 NOTABLE = 0.1
-"""Columns whose variance is below this share of that of rows change nothing."""
+"""Column variance below this fraction of the row variance is negligible."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Crossed:
 def crossed(
     values: np.ndarray, rows: Estimate | None = None, *, in_order: bool = False
 ) -> Crossed | None:
-    """The mean of differences and its error.
+    """Estimate the mean of differences and its error.
 
     Args:
         values: One difference for each row (seed) and column (document), two or more of each.
-        rows: The estimate from the means of rows, if something better than their own variance is
-            known, such as a moderated one; `both` then has its value.
-        in_order: Whether columns are in an order in which neighbours may be alike, such as the
-            blocks of one text. Otherwise they are independent.
+        rows: An estimate over rows that is better than one from the row means, such as a moderated
+            one; `both` then has the same value.
+        in_order: Whether columns are ordered and neighbors may be correlated, like the blocks of
+            one text. Otherwise they are independent.
 
     Returns:
-        None if the means of rows do not vary.
+        The estimates; None if the row means do not vary.
     """
     n, columns = values.shape
     mean, of_rows, of_columns = values.mean(), values.mean(axis=1), values.mean(axis=0)
@@ -83,12 +83,12 @@ def crossed(
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-    """How columns vary.
+    """The variance of columns.
 
     Attributes:
-        variance: Of the mean of all columns, times their number.
-        interaction: The same of what is left of one row after the effects of rows and columns.
-        df: Degrees of freedom of the variance; of the interaction, (rows - 1) times as many.
+        variance: Variance of the mean of all columns, times their number.
+        interaction: The same for the residuals of one row after removing row and column effects.
+        df: Degrees of freedom of the variance; the interaction has (rows - 1) times as many.
     """
 
     variance: float
@@ -97,14 +97,14 @@ class _Columns:
 
 
 def _independent(of_columns: np.ndarray, left: np.ndarray) -> _Columns:
-    """From means of columns, shape (columns,), and the rest, shape (rows, columns)."""
+    """For independent columns, given column means (columns,) and residuals (rows, columns)."""
     n, columns = left.shape
     interaction = float((left**2).sum()) / ((n - 1) * (columns - 1))
     return _Columns(float(of_columns.var(ddof=1)), interaction, columns - 1)
 
 
 def _in_order(of_columns: np.ndarray, left: np.ndarray) -> _Columns:
-    """The same for columns whose neighbours may be alike."""
+    """For columns whose neighbors may be correlated."""
     n, columns = left.shape
     waves = _cosines(columns)
     df = waves.shape[1]
@@ -114,10 +114,10 @@ def _in_order(of_columns: np.ndarray, left: np.ndarray) -> _Columns:
 
 
 def _cosines(columns: int) -> np.ndarray:
-    """Orthonormal cosines of type II below the constant one, shape (columns, B).
+    """The first B orthonormal type-II cosines after the constant one, shape (columns, B).
 
-    B is the integer part of 0.4 columns^(2/3), the rule of Lazarus et al., at least 1: a lower B
-    is less biased by neighbours that are alike, a higher one gives more degrees of freedom.
+    B is the integer part of 0.4 columns^(2/3), the rule of Lazarus et al., and at least 1. A lower
+    B is less biased by correlated neighbors; a higher one gives more degrees of freedom.
     """
     count = max(int(0.4 * np.cbrt(columns) ** 2), 1)
     middles = (np.arange(columns)[:, None] + 0.5) / columns
@@ -125,7 +125,7 @@ def _cosines(columns: int) -> np.ndarray:
 
 
 def crossed_sample(sample: Sample, grid: Grid) -> Estimate | None:
-    """The mean over a grid of seeds crossed with orders of the data; None if it does not vary."""
+    """The mean over a grid of seeds crossed with data orders; None if it does not vary."""
     values = np.array([[sample[r, c] for c in grid.columns] for r in grid.rows])
     found = crossed(values)
     return found and dataclasses.replace(found.both, n=min(values.shape))

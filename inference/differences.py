@@ -1,10 +1,10 @@
-"""The difference between an arm and the baseline, and how precisely the seeds determine it.
+"""The difference between an arm and the baseline, and its precision given the seeds.
 
-Arms are compared seed by seed: the same seed means the same initial numbers and the same batches,
-so what a seed does to both arms cancels. With few seeds, a variance is known badly; where arms of
-one comparison show similar variances, each borrows from the others (moderation, Smyth 2004, "Linear
-models and empirical Bayes methods"), and an arm that is much noisier than the others does not
-(in the spirit of Phipson et al. 2016, "Robust hyperparameter estimation").
+Arms are compared seed by seed: the same seed means the same initial weights and the same batches,
+so effects of the seed that both arms share cancel. A variance estimated from few seeds is
+imprecise, so arms of a comparison with similar variances borrow from each other (moderation, Smyth
+2004, "Linear models and empirical Bayes methods"), except for arms that are much noisier than the
+others (in the spirit of Phipson et al. 2016, "Robust hyperparameter estimation").
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from inference.quantiles import chi2_quantile, f_quantile
 from inference.samples import Sample, shared_seeds, spread, variance
 
 GUARD = 0.70
-"""Quantile of F above which an arm's variance is too large to borrow from the others."""
+"""F quantile above which an arm's variance is too large to borrow from the others."""
 
 FEWEST_OTHERS = 2
-"""Arms to borrow from, at least."""
+"""Minimum number of other arms to borrow from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Estimate):
-    """Arm minus baseline, in the unit of the samples: for losses, nats per token.
+    """Arm minus baseline, in the unit of the samples (for losses, nats per token).
 
     Attributes:
-        baseline_mean: Mean of the baseline over the runs that the difference rests on.
+        baseline_mean: Mean of the baseline over the runs used for the difference.
     """
 
     baseline_mean: float
 
     @property
     def mean(self) -> float:
-        """Mean of the arm over the runs that the difference rests on."""
+        """Mean of the arm over the runs used for the difference."""
         return self.baseline_mean + self.value
 
 
 def kappa(n: int) -> float:
-    """The median of a sample variance of n normal numbers, as a share of the true variance."""
+    """The median of the sample variance of n normal numbers, divided by the true variance."""
     return chi2_quantile(0.5, n - 1) / (n - 1)
 
 
 def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
     """The difference of each arm from the baseline; None if it cannot be estimated.
 
-    Arms that share two or more seeds with the baseline are compared on those seeds alone, the
-    others as independent samples (Welch 1947, "The generalization of Student's problem"). Seeds
-    crossed with orders of the data are compared on the full grid that they share. None if a sample
-    has fewer than two seeds, its numbers do not vary, or they are neither independent nor a grid.
+    Arms that share two or more seeds with the baseline are compared on those seeds only, others as
+    independent samples (Welch 1947, "The generalization of Student's problem"). Seeds crossed with
+    data orders are compared on the full grid that they share. None if a sample has fewer than two
+    seeds, its values do not vary, or they are neither independent nor a grid.
     """
     shared = [shared_seeds(baseline, arm) for arm in arms]
     paired = [
@@ -77,8 +77,8 @@ def differences(baseline: Sample, arms: Sequence[Sample]) -> list[Difference | N
 
 
 def _on_grid(baseline: Sample, arm: Sample, grid: Grid) -> Difference | None:
-    """The difference over seeds crossed with orders of the data, whose cells share a row or a
-    column and are not independent."""
+    """The difference over seeds crossed with data orders; cells in the same row or column are not
+    independent."""
     own = crossed_sample({cell: arm[cell] - baseline[cell] for cell in grid.cells}, grid)
     if own is None:
         return None
@@ -88,7 +88,7 @@ def _on_grid(baseline: Sample, arm: Sample, grid: Grid) -> Difference | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Paired:
-    """Differences seed by seed: their mean, their variance, and what that says of a pool."""
+    """Paired differences over seeds: their mean and variance."""
 
     mean: float
     variance: float
@@ -106,7 +106,7 @@ class _Paired:
 
     @property
     def typical_variance(self) -> float:
-        """The variance of which this one would be the median estimate."""
+        """The true variance for which this one is the median estimate."""
         return self.variance / kappa(self.n)
 
     def difference(self, variance: float, df: float, test: str) -> Difference:

@@ -1,7 +1,7 @@
-"""Runs that fail: how often, and whether one arm fails more often than another.
+"""Failed runs: how often they occur, and whether one arm fails more often than another.
 
-A run fails if its final loss is not finite, or not below its initial loss. Failed runs have no
-place in a mean; `verdicts.judge` sees to it that an arm cannot gain by them.
+A run fails if its final loss is not finite, or not below its initial loss. Failed runs are excluded
+from means; `verdicts.judge` ensures that an arm cannot benefit from that.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ BLOW_UP = 0.1
 """A loss this many nats above the median of its arm is a blow-up, unless noise explains it."""
 
 BLOW_UP_DEVIATIONS = 10
-"""Standard deviations above the median from which a loss is no longer noise."""
+"""Standard deviations above the median beyond which a loss is not explained by noise."""
 
 _MAD_TO_DEVIATION = 1.4826
-"""Standard deviation of normal numbers over their median absolute deviation."""
+"""Ratio of standard deviation to median absolute deviation for normal numbers."""
 
 
 def failure_interval(failures: int, runs: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Exact interval of a failure rate (Clopper and Pearson 1934)."""
+    """Exact confidence interval of a failure rate (Clopper and Pearson 1934)."""
     low = special.betaincinv(failures, runs - failures + 1, alpha / 2) if failures else 0.0
     high = special.betaincinv(failures + 1, runs - failures, 1 - alpha / 2)
     return float(low), float(high) if failures < runs else 1.0
@@ -34,8 +34,8 @@ def failure_interval(failures: int, runs: int, alpha: float = ALPHA) -> tuple[fl
 def failure_p_value(failures: tuple[int, int], runs: tuple[int, int]) -> float:
     """Two-sided mid-p value of Fisher's exact test that two arms fail equally often.
 
-    The probability of all splits of the failures over the arms that are less likely than the one
-    that was seen, plus half that of those as likely.
+    This is the probability of all splits of the failures over the arms that are less likely than
+    the observed one, plus half that of equally likely ones.
     """
     failed = sum(failures)
     splits = range(max(0, failed - runs[1]), min(failed, runs[0]) + 1)
@@ -46,11 +46,11 @@ def failure_p_value(failures: tuple[int, int], runs: tuple[int, int]) -> float:
 
 
 def blow_ups(arms: Sequence[Sequence[float]]) -> list[list[bool]]:
-    """Of each finished run of each arm, whether its loss lies far above the median of its arm.
+    """For each finished run of each arm, whether its loss is far above the median of its arm.
 
-    Far is BLOW_UP nats, or BLOW_UP_DEVIATIONS standard deviations if that is more, which are
-    estimated from the median absolute deviations of all arms. Such runs are named and kept: to drop
-    them would flatter the arm.
+    Far means BLOW_UP nats or BLOW_UP_DEVIATIONS standard deviations, whichever is more; the
+    standard deviation is estimated from the median absolute deviations of all arms. Such runs are
+    reported but not excluded, which would favor the arm.
     """
     medians = [median(losses) if losses else 0.0 for losses in arms]
     deviations = [

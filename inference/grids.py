@@ -1,7 +1,7 @@
-"""Which of the numbers of a sample are independent: seeds alone, or seeds crossed with others.
+"""Independence of the values of a sample: plain seeds, or seeds crossed with data orders.
 
-A run has a seed and an order of the data (data_seed). Runs that share one of the two are not
-independent, so numbers of n runs may carry less information than n independent ones.
+A run has a seed and a data order (data_seed). Runs that share one of the two are not independent,
+so the values of n runs may carry less information than n independent ones.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Collection, Hashable
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Every seed crossed with every order of the data.
+    """A full grid of seeds and data orders.
 
     Attributes:
         rows: The seeds, two or more.
-        columns: The orders of the data, two or more.
+        columns: The data orders, two or more.
     """
 
     rows: tuple[Hashable, ...]
@@ -28,16 +28,16 @@ class Grid:
 
 
 def independent(cells: Collection[Hashable]) -> bool:
-    """Whether no two of these share a seed or an order of the data; or all of them share one, which
-    they are then conditional on. Whatever is not a pair stands for itself."""
+    """Whether no two cells share a seed or a data order, or all of them share the same one, so that
+    the result is conditional on it. Cells that are not pairs are plain seeds."""
     lines = _lines(cells)
     return lines is None or min(map(len, lines)) == 1 or {*map(len, lines)} == {len(cells)}
 
 
 def full_grid(cells: Collection[Hashable]) -> Grid | None:
-    """A full grid among these pairs, all of them if they form one; None if there is none.
+    """A full grid within these pairs, all of them if they form one; None if there is none.
 
-    Rows and columns are dropped until no cell is missing, that with most missing cells first.
+    Rows and columns are removed until no cell is missing, those with most missing cells first.
     """
     lines = _lines(cells)
     if lines is None:
@@ -58,7 +58,7 @@ def full_grid(cells: Collection[Hashable]) -> Grid | None:
 
 
 def _lines(cells: Collection[Hashable]) -> tuple[list[Hashable], list[Hashable]] | None:
-    """The rows and columns that pairs lie in, in order; None if they are no pairs."""
+    """The distinct rows and columns of the pairs, in order; None if the cells are not pairs."""
     if not cells or not all(isinstance(cell, tuple) and len(cell) == 2 for cell in cells):
         return None
     rows, columns = zip(*cells, strict=True)

@@ -1,10 +1,10 @@
-"""A ladder: the same comparison at several budgets, and whether its outcome holds as they grow.
+"""Ladders: the same comparison at several budgets, to see whether its outcome holds at scale.
 
-The *multiplier* of an arm is how many times less compute it needs for the baseline's loss. Losses
-fall steeply at small budgets and slowly at large ones, so a fixed difference in loss is worth more
-and more compute; a straight line through the differences says nothing. So the baseline's losses are
-fitted by a power law with an offset, L = E + exp(b) C^-a (Hoffmann et al. 2022, arXiv 2203.15556),
-and a difference in loss is read along that curve.
+The *multiplier* of an arm is the factor by which it needs less compute to reach the baseline's
+loss. Losses fall steeply at small budgets and slowly at large ones, so a fixed difference in loss
+is worth more and more compute, and a straight line through the differences is not informative.
+Therefore a power law with an offset, L = E + exp(b) C^-a (Hoffmann et al. 2022, arXiv 2203.15556),
+is fitted to the baseline's losses, and differences in loss are converted along that curve.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from inference.differences import GUARD, kappa
 from inference.quantiles import ALPHA, f_quantile, sidak_level, t_critical
 
 FEWEST_RUNGS, FEWEST_SEEDS, FEWEST_SPAN = 3, 3, 16.0
-"""What a ladder needs: rungs, shared seeds, and the ratio of its largest to its smallest budget."""
+"""Requirements of a ladder: rungs, shared seeds, and ratio of the largest to the smallest
+budget."""
 
 SAME_EXPONENT = 0.05
-"""An exponent within this of 0 means that the multiplier holds."""
+"""An exponent within this distance of 0 means that the multiplier holds."""
 
 _OFFSETS = 1.0 - np.geomspace(10.0, 0.01, 2000)
-"""Offsets E that are tried, as shares of the lowest loss: the closer to it, the more matters how
-close. A curve with the lowest of them is nearly straight over ln C."""
+"""Candidate offsets E as fractions of the lowest loss, more densely spaced close to it. The curve
+with the lowest one is nearly straight over ln C."""
 
 GROWS, FADES, HOLDS, INCONCLUSIVE = "grows", "fades", "holds", "inconclusive"
 
@@ -35,16 +36,16 @@ _SIDES = ("baseline", "arm")
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """Paired final losses at one budget, the same seeds in the same order.
+    """Paired final losses at one budget, with the same seeds in the same order.
 
     Attributes:
-        compute: What a run of the baseline spends, FLOPs.
-        baseline: The baseline's losses, by seed, nats per token.
-        arm: The arm's.
-        baseline_allowance: How far below the baseline's losses those at its best learning rate may
-            lie, see `tuning`.
-        arm_allowance: The same of the arm.
-        arm_compute: What a run of the arm spends, FLOPs; None: as much as the baseline.
+        compute: FLOPs of a baseline run.
+        baseline: Losses of the baseline by seed, in nats per token.
+        arm: Losses of the arm.
+        baseline_allowance: How much lower the baseline's losses could be at its best learning rate;
+            see `tuning`.
+        arm_allowance: The same for the arm.
+        arm_compute: FLOPs of a run of the arm; None: the same as the baseline.
     """
 
     compute: float
@@ -60,10 +61,10 @@ class Ladder:
     """The multiplier over the rungs.
 
     Attributes:
-        multipliers: Of each rung, how many times less compute the arm needs.
-        intervals: Of each, the interval of its multiplier, 95 % for each rung by itself.
-        exponent: How the multiplier grows: it goes as compute to this power.
-        exponent_interval: 95 % for all arms of the ladder together.
+        multipliers: The multiplier at each rung.
+        intervals: The 95 % interval of each multiplier, for each rung separately.
+        exponent: The multiplier grows as compute to this power.
+        exponent_interval: Interval of the exponent, 95 % for all arms of the ladder together.
     """
 
     multipliers: tuple[float, ...]
@@ -73,7 +74,7 @@ class Ladder:
 
     @property
     def verdict(self) -> str:
-        """How the multiplier changes: grows, holds, fades or inconclusive."""
+        """How the multiplier changes with compute: grows, holds, fades or inconclusive."""
         low, high = self.exponent_interval
         if max(-low, high) <= SAME_EXPONENT:
             return HOLDS
@@ -83,22 +84,22 @@ class Ladder:
 
     @property
     def better(self) -> int:
-        """Rungs at which the arm needs less compute: their intervals are above 1."""
+        """Number of rungs at which the arm needs less compute: their intervals are above 1."""
         return sum(low > 1 for low, _ in self.intervals)
 
     @property
     def worse(self) -> int:
-        """Rungs at which it needs more."""
+        """Number of rungs at which the arm needs more compute."""
         return sum(high < 1 for _, high in self.intervals)
 
 
 def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
-    """The multiplier of an arm over three rungs or more, in rising order of compute.
+    """Estimate the multiplier of an arm over three or more rungs, in increasing order of compute.
 
     ln m_j = ln((L_j - E) / (L'_j - E)) / a - ln(C'_j / C_j), with the mean losses L of the baseline
-    and L' of the arm, the compute C and C' of each, and the offset E and the exponent a of the
-    baseline's curve: the arm reaches with C' what the baseline would reach with m C'. The exponent
-    of the multiplier is the slope of ln m over ln C.
+    and L' of the arm, their compute C and C', and the offset E and exponent a of the baseline's
+    curve: the arm reaches with C' what the baseline would reach with m C'. The exponent of the
+    multiplier is the slope of ln m over ln C.
 
     The offset is not known well. The intervals are the union of those at every offset that fits the
     baseline's losses as well as chance and tuning allow. They are widened by what tuning leaves
@@ -107,11 +108,11 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     curve, and with it the multipliers of all rungs.
 
     Args:
-        rungs: At least FEWEST_RUNGS.
-        family: Arms of the ladder, which the intervals of the exponents hold for together.
+        rungs: At least FEWEST_RUNGS rungs.
+        family: Number of arms, for which the intervals of the exponents are simultaneous.
 
     Returns:
-        None if the mean loss of the baseline does not fall from each rung to the next.
+        The ladder; None if the mean loss of the baseline does not fall from each rung to the next.
     """
     assert len(rungs) >= FEWEST_RUNGS
     assert min(len(rung.arm) for rung in rungs) >= FEWEST_SEEDS
@@ -123,7 +124,7 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     lows, highs = fits.ends(ALPHA)
     exponent_ends = [end[-1] for end in fits.ends(sidak_level(ALPHA, family))]
     *logs, exponent = fits.values[fits.best].tolist()
-    with np.errstate(over="ignore"):  # of a baseline that hardly learns
+    with np.errstate(over="ignore"):  # for a baseline that hardly learns
         multipliers, low, high = (np.exp(own).tolist() for own in (logs, lows[:-1], highs[:-1]))
     return Ladder(
         tuple(multipliers),
@@ -134,9 +135,9 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
 
 
 class _Fits:
-    """The baseline's curve and the answers at each of the offsets that are tried.
+    """The baseline's curve and the results at each candidate offset.
 
-    The answers are the log multipliers of the k rungs and, last, their exponent: k + 1 sums over
+    The results are the log multipliers of the k rungs, followed by their exponent: k + 1 sums over
     the rungs, with the weights `sums`, (k + 1, k).
     """
 
@@ -161,7 +162,7 @@ class _Fits:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """The answers, (offsets, k + 1)."""
+        """The results, (offsets, k + 1)."""
         spent = np.log([(rung.arm_compute or rung.compute) / rung.compute for rung in self.rungs])
         return (self.distance - spent) @ self.sums.T
 

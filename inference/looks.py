@@ -1,8 +1,8 @@
-"""Scheduled looks: adding seeds until the verdict is sure, at a fixed total error.
+"""Scheduled looks: add seeds until the verdict is conclusive, at a fixed total error rate.
 
-At each look the arms are judged at a share of alpha; the shares add up to alpha, so all intervals
-of all looks hold together with probability 1 - alpha (union bound). An arm that is decided stops
-and keeps its interval.
+At each look the arms are judged at a part of alpha. The parts add up to alpha, so all intervals of
+all looks hold together with probability 1 - alpha (union bound). An arm with a conclusive verdict
+stops and keeps its interval.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from inference.rules import DeclaredSeeds
 from inference.verdicts import INCONCLUSIVE, MARGIN, Results, Verdict, judge, unjudged
 
 FIRST_LOOK = 5
-"""Seeds of the first look, unless fewer are the most there may be."""
+"""Seeds at the first look, unless the maximum is lower."""
 
 FUTILITY = 0.2
-"""Two-sided level of the band around the estimate that decides whether to go on."""
+"""Two-sided level of the band around the estimate that decides whether to continue."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """A moment at which verdicts are given.
+    """A point at which verdicts are given.
 
     Attributes:
-        n: Seeds per arm.
-        alpha: The share of the accepted error that is spent here.
+        n: Number of seeds per arm.
+        alpha: The part of the error rate that is spent here.
     """
 
     n: int
@@ -36,8 +36,8 @@ class Look:
 
 
 def scheduled_looks(max_seeds: int, alpha: float = ALPHA) -> list[Look]:
-    """Looks at 5, 10, 20 ... seeds and at `max_seeds`. Each spends half of what is left of alpha,
-    the last all of it."""
+    """Looks at 5, 10, 20 ... seeds and at `max_seeds`. Each spends half of the remaining alpha, the
+    last one all of it."""
     seeds = []
     n = FIRST_LOOK
     while n < max_seeds:
@@ -51,16 +51,16 @@ def scheduled_looks(max_seeds: int, alpha: float = ALPHA) -> list[Look]:
 
 
 def futile(verdict: Verdict, last: DeclaredSeeds, max_seeds: int) -> bool:
-    """Whether an undecided arm is unlikely to be decided by the last look.
+    """Whether an inconclusive arm is unlikely to become conclusive by the last look.
 
-    That is where the band around the estimate keeps clear of every difference that the last look
-    could tell from 0, and of every one that it could call equal. The rule only stops an arm, so it
-    cannot cause a false verdict.
+    This is the case if the band around the estimate contains no difference that the last look could
+    distinguish from 0, and none that it could call equal. The rule only stops arms, so it cannot
+    cause a false verdict.
 
     Args:
-        verdict: Of the look that was just taken; it has an estimate.
+        verdict: The verdict at the current look; must have an estimate.
         last: The rule of the last look.
-        max_seeds: Seeds of the last look.
+        max_seeds: Seeds at the last look.
     """
     estimate = verdict.difference
     band = t_critical(estimate.df, FUTILITY) * estimate.error
@@ -74,12 +74,12 @@ def futile(verdict: Verdict, last: DeclaredSeeds, max_seeds: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """Where an arm stands after the looks that could be taken.
+    """The status of an arm after the looks taken so far.
 
     Attributes:
-        verdict: Of the last look that it took part in.
-        seeds: Seeds of that look; 0 before the first.
-        next_look: Seeds of the next look that it needs; None if it has stopped.
+        verdict: The verdict at the last look that included it.
+        seeds: Seeds at that look; 0 before the first.
+        next_look: Seeds at the next look that it needs; None if it has stopped.
     """
 
     verdict: Verdict
@@ -88,12 +88,12 @@ class Standing:
 
     @property
     def futile(self) -> bool:
-        """Whether it has stopped undecided."""
+        """Whether it has stopped with an inconclusive verdict."""
         return self.next_look is None and self.verdict.word == INCONCLUSIVE
 
 
 ResultsOf = Callable[[int | None, int], Results | None]
-"""What an arm, or None for the baseline, came to with so many seeds; None before they finish."""
+"""Returns the results of an arm (None: the baseline) with a number of seeds; None if unfinished."""
 
 
 def take_looks(
@@ -103,17 +103,17 @@ def take_looks(
     family: int | None = None,
     margin: float = MARGIN,
 ) -> list[Standing]:
-    """Where each arm stands.
+    """Take the scheduled looks; returns the status of each arm.
 
-    An arm stops when it is decided, or when the last look is unlikely to decide it. It keeps its
-    verdict, and lends its variance to the looks that follow. If an arm that stopped undecided has
-    more seeds all the same, the later looks are taken too: they have their share of alpha.
+    An arm stops when it has a conclusive verdict, or is unlikely to get one by the last look. It
+    keeps its verdict, and its variance is used in later looks. If an arm that stopped inconclusive
+    has more seeds anyway, later looks are taken too, since they have their part of alpha.
 
     Args:
-        results: What the runs came to.
-        arms: How many there are.
+        results: Returns the results of the runs.
+        arms: Number of arms.
         schedule: The looks.
-        family: Arms that were declared; None: these.
+        family: Number of declared arms. Defaults to `arms`.
         margin: Differences up to this count as equal.
     """
     first = schedule[0].n
@@ -138,7 +138,7 @@ def take_looks(
 
 
 def _after(verdict: Verdict, look: Look, later: Sequence[Look], family: int) -> Standing:
-    """Where an arm stands after a look."""
+    """The status of an arm after a look."""
     if not later or verdict.word != INCONCLUSIVE:
         return Standing(verdict, look.n, None)
     last = DeclaredSeeds(family, later[-1].alpha)

@@ -1,10 +1,9 @@
-"""How many seeds a verdict takes, and how small a difference the present seeds can find.
+"""Power analysis: the seeds needed for a verdict, and the minimum detectable effect.
 
-Both are about a true difference that is chosen beforehand, never about the one that was observed:
-the power to find an observed difference is the p value in other words (Hoenig and Heisey 2001).
-The variance is known from few seeds. Planned with the estimate itself, half of all plans would be
-too small, and the mean power falls far short of the one that was asked for; so an upper confidence
-limit of it is used.
+Both concern a true difference chosen in advance, never the observed one: the power to detect an
+observed difference is only another form of the p value (Hoenig and Heisey 2001). The variance is
+estimated from few seeds. With the estimate itself, half of all plans would be too small, and the
+mean power would be far below the requested one, so an upper confidence limit is used.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ from inference.quantiles import chi2_quantile
 from inference.rules import Rule
 
 POWER = 0.8
-"""Wanted probability of finding a difference that is there (Cohen 1988)."""
+"""Requested probability of detecting a true difference (Cohen 1988)."""
 
 UPPER = 0.7
-"""Confidence of the upper limit of the variance that plans are made with. Planned after 3, 5 or 10
-seeds for families of 1, 4 and 8, the mean power is then 0.81 to 0.87 (18 cells of 400 simulated
-pilots), with the estimate itself 0.66 to 0.79."""
+"""Confidence level of the upper limit of the variance used for plans. For plans after 3, 5 or 10
+seeds and families of 1, 4 and 8, the mean power is then 0.81 to 0.87 (18 cells of 400 simulated
+pilots); with the estimate itself it is 0.66 to 0.79."""
 
 MOST_SEEDS = 1000
-"""Plans that need more seeds are not worth a number."""
+"""Maximum number of seeds in a plan."""
 
 _MIDPOINTS = (np.arange(2000) + 0.5) / 2000
-"""Of as many equal parts of a distribution, the quantiles that an average over it is taken at."""
+"""Probabilities of the equally likely quantiles used to average over a distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a number of seeds finds.
+    """A plan for power analysis.
 
     Attributes:
-        error: Standard error of the difference with `n` seeds, taken as known.
-        df: Degrees of freedom that its estimate will have with `n` seeds.
-        n: A number of seeds.
-        rule: How intervals are made.
-        allowance: What tuning adds to the interval on the side of 0, however many seeds there are.
+        error: Standard error of the difference with `n` seeds, assumed known.
+        df: Degrees of freedom of its estimate with `n` seeds.
+        n: Reference number of seeds.
+        rule: The rule for intervals.
+        allowance: Widening of the interval toward 0 due to tuning, for any number of seeds.
     """
 
     error: float
@@ -55,15 +54,16 @@ class Plan:
 
     @classmethod
     def after(cls, estimate: Estimate, rule: Rule, allowance: float = 0.0) -> Plan:
-        """The plan after a first estimate: its error is an upper confidence limit."""
+        """A plan after a first estimate, with an upper confidence limit of its error."""
         inflation = math.sqrt(estimate.df / chi2_quantile(1 - UPPER, estimate.df))
         return cls(inflation * estimate.error, estimate.df, estimate.n, rule, allowance)
 
     def power(self, difference: float, seeds: int) -> float:
-        """Probability of finding a true difference with so many seeds, its sign right.
+        """Probability of detecting a true difference with the correct sign with `seeds` seeds.
 
-        The noncentral t of Cohen 1988, as the probability that a normal variable exceeds the
-        critical value times the estimated error, averaged over what that estimate may be.
+        This is the noncentral t of Cohen 1988, computed as the probability that a normal variable
+        exceeds the critical value times the estimated error, averaged over the distribution of that
+        estimate.
         """
         df = self.df * (seeds - 1) / (self.n - 1)
         shift = (abs(difference) - self.allowance) / (self.error * math.sqrt(self.n / seeds))
@@ -73,8 +73,8 @@ class Plan:
         return float(special.ndtr(shift - critical * _error_estimates(df)).mean())
 
     def seeds_needed(self, difference: float) -> int | None:
-        """The fewest seeds that find a true difference with probability POWER; None if that is
-        more than MOST_SEEDS, as for any difference within the allowance."""
+        """The fewest seeds that detect a true difference with probability POWER; None if more than
+        MOST_SEEDS, as for any difference within the allowance."""
         if difference == 0 or self.power(difference, MOST_SEEDS) < POWER:
             return None
         low, high = 1, MOST_SEEDS
@@ -85,8 +85,8 @@ class Plan:
         return high
 
     def detectable(self) -> float | None:
-        """The smallest true difference that `n` seeds find with probability POWER; None if they
-        find none, since the interval is infinite."""
+        """The smallest true difference that `n` seeds detect with probability POWER; None if the
+        interval is infinite, so that no difference can be detected."""
         if math.isinf(self.rule.critical(self.df, self.n)):
             return None
         low, high = 0.0, self.error + self.allowance
@@ -101,5 +101,5 @@ class Plan:
 
 @lru_cache(maxsize=256)  # arms share a few; the inverse of chi-squared is slow
 def _error_estimates(df: float) -> np.ndarray:
-    """What an error of 1 may be estimated as: at equally likely points of its distribution."""
+    """Equally likely estimates of an error of 1, given its degrees of freedom."""
     return np.sqrt(special.chdtri(df, 1 - _MIDPOINTS) / df)

@@ -1,4 +1,4 @@
-"""Quantiles and tail probabilities, cached where they are slow, from scipy.special."""
+"""Quantiles and tail probabilities from scipy.special, cached if slow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def f_quantile(q: float, df1: float, df2: float) -> float:
 
 
 def sidak_level(alpha: float, family: int) -> float:
-    """The level of one of `family` comparisons that keeps the family at alpha (Sidak 1967)."""
+    """The level of each of `family` comparisons for a familywise level of alpha (Sidak 1967)."""
     return -math.expm1(math.log1p(-alpha) / family)
 
 

@@ -1,7 +1,7 @@
-"""Rules that turn an estimate into an interval: for a declared number of seeds, and for any number.
+"""Rules that turn estimates into intervals, for a declared number of seeds or for any number.
 
-A rule says which estimates it admits, how wide their intervals are and what p value goes with them.
-The intervals of one family of arms hold together with probability 1 - alpha.
+A rule determines which estimates are allowed, the width of their intervals, and their p values. The
+intervals of one family of arms hold together with probability 1 - alpha.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from inference.samples import Sample
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How intervals are made for a family of arms.
+    """A rule for the intervals of a family of arms.
 
     Attributes:
-        family: How many arms were declared; those that failed or were stopped early included.
-        alpha: Accepted probability that some interval misses its true difference.
-        needs_pairs: Whether it has no estimates without shared seeds.
+        family: Number of declared arms, including those that failed or were stopped early.
+        alpha: Accepted probability that any interval misses its true difference.
+        needs_pairs: Whether estimates require shared seeds.
     """
 
     family: int
@@ -33,33 +33,33 @@ class Rule:
 
     @property
     def level(self) -> float:
-        """The level of one comparison with a declared number of seeds."""
+        """The level of a single comparison with a declared number of seeds."""
         return sidak_level(self.alpha, self.family)
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
-        """The difference of each arm from the baseline; None if the rule has none for it."""
+        """The difference of each arm from the baseline; None if the rule does not allow one."""
         raise NotImplementedError
 
     def critical(self, df: float, n: int) -> float:
-        """Half the width of the interval in standard errors; may be infinite."""
+        """Half-width of the interval in standard errors; may be infinite."""
         raise NotImplementedError
 
     def half_width(self, estimate: Estimate) -> float:
-        """Half the width of the interval; may be infinite."""
+        """Half-width of the interval; may be infinite."""
         return self.critical(estimate.df, estimate.n) * estimate.error
 
     def p_adjusted(self, estimate: Estimate, allowance: float = 0.0) -> float:
-        """The p value of no difference, after the value is moved toward 0 by `allowance`: below
-        ALPHA exactly if the interval, so much wider, excludes 0."""
+        """The p value of no difference, after moving the value toward 0 by `allowance`; below ALPHA
+        exactly if the interval, widened by `allowance`, excludes 0."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredSeeds(Rule):
-    """Intervals of Student's t for a number of seeds that was fixed before the runs.
+    """Student's t intervals for a number of seeds that was fixed before the runs.
 
-    The family is covered by Sidak's correction (1967): the intervals of arms that share a baseline
-    are positively dependent, for which it is conservative.
+    Uses Sidak's correction (1967) for the family, which is conservative because the intervals of
+    arms that share a baseline are positively dependent.
     """
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
@@ -75,18 +75,18 @@ class DeclaredSeeds(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class ConfidenceSequence(Rule):
-    """Intervals that hold for every number of seeds at once, however it came about.
+    """Intervals that hold for all numbers of seeds simultaneously, however they were chosen.
 
-    For seeds that were added after a comparison was seen. Lai 1976, "On confidence sequences", in
-    the form of Wang and Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian
-    means with unknown variance" (arXiv 2310.03722), with prior precision 1/4 seed and a union bound
-    over arms. It is for paired seeds, whose own variance it uses.
+    For seeds added after looking at a comparison. Lai 1976, "On confidence sequences", in the form
+    of Wang and Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian means with
+    unknown variance" (arXiv 2310.03722), with prior precision 1/4 seed and a union bound over arms.
+    Requires paired seeds and uses only their own variance.
     """
 
     needs_pairs = True
 
     def estimates(self, baseline: Sample, arms: Sequence[Sample]) -> list[Difference | None]:
-        alone = [differences(baseline, [arm])[0] for arm in arms]  # nothing to borrow from
+        alone = [differences(baseline, [arm])[0] for arm in arms]  # without borrowing
         return [own if own is not None and own.paired else None for own in alone]
 
     def critical(self, df: float, n: int) -> float:
@@ -106,5 +106,5 @@ class ConfidenceSequence(Rule):
 
 
 def _information(n: int) -> int:
-    """How much n seeds tell beside the prior."""
+    """The information in n seeds relative to the prior."""
     return 1 + 4 * n

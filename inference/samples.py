@@ -1,4 +1,4 @@
-"""Samples: one number per seed."""
+"""Samples, which have one number per seed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The variance; 0 for fewer than two numbers, or if they differ by rounding alone."""
+    """The variance; 0 for fewer than two numbers, or if they differ only by rounding."""
     if len(values) < 2 or math.isclose(min(values), max(values), abs_tol=1e-12):
         return 0.0
     return variance(values)
 
 
 def shared_seeds(*samples: Sample) -> list[Hashable]:
-    """The seeds that are in every sample, in the order of the first."""
+    """The seeds in all samples, in the order of the first."""
     first, *others = samples
     return [seed for seed in first if all(seed in other for other in others)]

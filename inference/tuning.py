@@ -1,9 +1,9 @@
 """The best learning rate of an arm, from a curve of losses over a grid of rates.
 
-Every arm is tuned by the same grid, one run per rate, and then trained anew at the fitted optimum.
-The runs of the curve are not those of the verdict: the best of several noisy numbers flatters. The
-fitted rate is not exactly the best one, so an arm might do better than its final runs show; the
-*allowance* bounds by how much, and widens the interval of its difference (`verdicts.Results`).
+Every arm is tuned on the same grid with one run per rate, and then trained again at the fitted
+optimum. The tuning runs are not used for the verdict, because the best of several noisy values is
+biased. The fitted rate is not exactly optimal, so an arm might do better than its final runs show.
+The *allowance* bounds by how much, and widens the interval of its difference (`verdicts.Results`).
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ import numpy as np
 from inference.quantiles import f_quantile
 
 REACH = 2
-"""Points of the grid on either side of the lowest that are fitted, at most."""
+"""Maximum number of grid points fitted on each side of the lowest."""
 
 HIGHEST = 0.2
-"""Points that lie more than this many nats above the lowest are not on the parabola."""
+"""Points more than this many nats above the lowest are not fitted."""
 
 FEWEST = 3
-"""Points that a range of losses can be told from."""
+"""Minimum number of points for a fit or a range of losses."""
 
 ASYMMETRY = 0.05
-"""Squared grid steps that pay for curves which rise up to four times as fast on one side."""
+"""Squared grid steps to allow for curves that rise up to four times as fast on one side."""
 
 CONFIDENCE = 0.95
 
 SCATTER = 2.0
-"""Standard deviations around the parabolas by which the lowest point may be so by chance alone: an
-allowance is limited by the range of the fitted losses only if that is more."""
+"""Standard deviations around the parabolas by which the lowest point may be low by chance. An
+allowance is limited to the range of the fitted losses only if that is larger."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A parabola b0 + b1 z + c z^2 through the lowest points of a curve, and its minimum.
+    """A parabola b0 + b1 z + c z^2 fitted to the lowest points of a curve, and its minimum.
 
     Attributes:
-        kept: First and last grid point of those fitted, both included.
-        lowest: Grid point of the lowest loss.
+        kept: First and last fitted grid point, inclusive.
+        lowest: Grid point with the lowest loss.
         coefficients: (b0, b1, c); None for fewer than three points.
-        inverse: (X'X)^-1 of the least-squares fit, 3 x 3; None likewise.
+        inverse: (X'X)^-1 of the least-squares fit, 3 x 3; None for fewer than three points.
         optimum: The fitted optimum in grid steps, at most one step from the lowest point.
-        vertex: The minimum of the parabola wherever it lies; the lowest point if there is none.
-        range: See `range_of` the kept losses.
-        at_edge: Whether the optimum lies at an end of the grid, which should then be extended.
+        vertex: The unconstrained minimum of the parabola; the lowest point if there is none.
+        range: `range_of` the fitted losses.
+        at_edge: Whether the optimum is at an end of the grid, which should then be extended.
     """
 
     kept: tuple[int, int]
@@ -65,7 +65,7 @@ class Fit:
         return self.coefficients is not None and self.coefficients[2] > 0
 
     def loss(self, z: float) -> float:
-        """The fitted loss at a place on the grid; needs three points."""
+        """The fitted loss at a position on the grid; needs three points."""
         b0, b1, c = self.coefficients
         return b0 + b1 * z + c * z * z
 
@@ -78,11 +78,11 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """How far losses scatter around their parabolas, over all arms of a sweep.
+    """The scatter of losses around their parabolas, over all arms of a sweep.
 
     Attributes:
         variance: Mean squared residual.
-        df: Residuals beyond those that the parabolas take up; 0 if there are none.
+        df: Degrees of freedom of the residuals; may be 0.
     """
 
     variance: float
@@ -90,10 +90,10 @@ class Noise:
 
 
 def fit(losses: Sequence[float | None]) -> Fit | None:
-    """The optimum of one arm's curve; None if no loss is finite.
+    """Fit the optimum of an arm's curve; None if no loss is finite.
 
     Args:
-        losses: Of each grid point in order, None or infinite where the run failed.
+        losses: The loss at each grid point in order; None or infinite if the run failed.
     """
     finite = {z: y for z, y in enumerate(losses) if y is not None and math.isfinite(y)}
     if not finite:
@@ -105,7 +105,7 @@ def fit(losses: Sequence[float | None]) -> Fit | None:
     vertex = float(lowest)
     if coefficients is not None and coefficients[2] > 0:
         vertex = -coefficients[1] / (2 * coefficients[2])
-    # Never past the lowest point towards a neighbour that failed or lies too high.
+    # Never beyond the lowest point toward a neighbor that failed or is too high.
     low = lowest - 1 if first < lowest else lowest
     high = lowest + 1 if last > lowest else lowest
     optimum = min(max(vertex, low), high)
@@ -122,9 +122,9 @@ def fit(losses: Sequence[float | None]) -> Fit | None:
 
 
 def range_of(kept: Sequence[float], tried: int) -> float:
-    """Highest minus lowest of the losses of those of several trials of a number that did not fail
-    or end too high. HIGHEST if fewer than three are left, since the optimum may then lie anywhere
-    between the points; 0 if there was one trial, and so nothing to choose."""
+    """The range of the losses of the usable trials, which neither failed nor were too high, out of
+    `tried`. HIGHEST if fewer than three are usable, since the optimum may be anywhere between the
+    points; 0 if there was only one trial, so that there was nothing to choose."""
     if tried == 1:
         return 0.0
     return max(kept) - min(kept) if len(kept) >= FEWEST else HIGHEST
@@ -143,12 +143,12 @@ def noise_of(curves: Sequence[Sequence[float | None]], fits: Sequence[Fit | None
 
 
 def allowance(own: Fit, noise: Noise) -> float:
-    """How far the loss at the best rate may lie below that at the fitted one, nats per token.
+    """How much lower the loss at the best rate may be than at the fitted one, in nats per token.
 
-    c times the squared distance, in grid steps, that the optimum may be off: the variance of the
-    vertex times F_.95, what clipping moved it, and ASYMMETRY. It is at most the range of the kept
-    losses or SCATTER standard deviations, whichever is more, and equal to that where no minimum was
-    fitted or nothing is known of the scatter.
+    This is c times the squared error of the optimum in grid steps: the variance of the vertex times
+    F_.95, plus the squared shift due to clipping, plus ASYMMETRY. It is limited to the range of the
+    fitted losses or SCATTER standard deviations, whichever is more, and equal to that limit if no
+    minimum was fitted or the scatter is unknown.
     """
     most = max(own.range, SCATTER * math.sqrt(noise.variance))
     if not own.curved or not noise.df:
@@ -163,7 +163,7 @@ def allowance(own: Fit, noise: Noise) -> float:
 
 
 def at_grid(rates: Sequence[float], z: float) -> float:
-    """The rate at a place between grid points, geometrically."""
+    """The rate at a position on the grid, interpolated geometrically."""
     low = min(int(z), len(rates) - 2) if len(rates) > 1 else 0
     if len(rates) == 1:
         return rates[0]
@@ -172,7 +172,7 @@ def at_grid(rates: Sequence[float], z: float) -> float:
 
 
 def _stretch(finite: dict[int, float], lowest: int, step: int) -> int:
-    """The farthest grid point from the lowest in a direction that may be fitted with it."""
+    """The farthest grid point from the lowest, in direction `step`, that can be fitted with it."""
     z = lowest
     while abs(z + step - lowest) <= REACH and finite.get(z + step, math.inf) <= (
         finite[lowest] + HIGHEST
@@ -184,7 +184,7 @@ def _stretch(finite: dict[int, float], lowest: int, step: int) -> int:
 def _parabola(
     kept: range, losses: Sequence[float]
 ) -> tuple[tuple[float, float, float] | None, np.ndarray | None]:
-    """Least squares of 1, z, z^2, and (X'X)^-1; None for fewer than three points."""
+    """Least-squares fit of 1, z, z^2, and (X'X)^-1; None for fewer than three points."""
     if len(kept) < FEWEST:
         return None, None
     x = np.vander(np.array(kept, dtype=float), 3, increasing=True)

@@ -1,7 +1,7 @@
-"""Verdicts: better, worse, equal or inconclusive, read off one simultaneous interval per arm.
+"""Verdicts: better, worse, equal or inconclusive, determined by one simultaneous interval per arm.
 
 The intervals of a family of arms all cover their true differences with probability 1 - alpha, so
-the probability of any false verdict is at most alpha. docs/calibration.md has the simulations.
+the probability of any false verdict is at most alpha. See docs/calibration.md for simulations.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from inference.rules import DeclaredSeeds, Rule
 from inference.samples import Sample, shared_seeds
 
 MARGIN = 0.01
-"""Differences up to this many nats per token count as equal: 1 % of perplexity."""
+"""Differences up to this many nats per token (1 % of perplexity) count as equal."""
 
 SCREENING = 3
-"""With this many seeds or fewer only large effects are found: a screening."""
+"""With this many seeds or fewer, only large effects can be detected: a screening."""
 
 BETTER, WORSE, EQUAL, INCONCLUSIVE = "better", "worse", "equal", "inconclusive"
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What the runs of an arm came to.
+    """The results of the runs of an arm.
 
     Attributes:
-        losses: The final loss of each run that finished, by seed; lower is better.
-        failures: How many runs failed, see `failures`.
-        allowance: How far below these losses those at the arm's best learning rate may lie, see
-            `tuning`; 0 if nothing was tuned.
+        losses: The final loss of each finished run, by seed; lower is better.
+        failures: Number of failed runs; see `failures`.
+        allowance: How much lower the losses could be at the arm's best learning rate; see `tuning`.
+            0 without tuning.
     """
 
     losses: Sample
@@ -46,18 +46,18 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What can be said of an arm beside the baseline.
+    """The verdict on an arm compared to the baseline.
 
     Attributes:
         word: better, worse, equal or inconclusive.
-        difference: The estimate; None if there is none.
+        difference: The estimated difference; None if there is none.
         interval: Simultaneous interval of the true difference.
-        p_adjusted: p value of no difference, adjusted for the size of the family: below ALPHA
-            exactly if the interval excludes 0.
+        p_adjusted: The p value of no difference, adjusted for the family; below ALPHA exactly if
+            the interval excludes 0.
         margin: Differences up to this count as equal.
-        rule: How the interval was made.
-        allowance: The larger of those for tuning of the arm and the baseline.
-        reason: Why the interval does not decide, other than by its width.
+        rule: The rule for the interval.
+        allowance: The larger of the tuning allowances of arm and baseline.
+        reason: Why the verdict is inconclusive, if not because of the interval's width.
     """
 
     word: str
@@ -71,13 +71,13 @@ class Verdict:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Seeds that find a true difference of the margin, see `planning`; None if there is no
-        estimate, or if no reasonable number does."""
+        """Seeds needed to detect a true difference of the margin, see `planning`; None if there is
+        no estimate, or too many would be needed."""
         return self._plan and self._plan.seeds_needed(self.margin)
 
     @property
     def detectable(self) -> float | None:
-        """The smallest true difference that the present seeds find, see `planning`."""
+        """The smallest true difference that the current seeds can detect; see `planning`."""
         return self._plan and self._plan.detectable()
 
     @property
@@ -85,12 +85,12 @@ class Verdict:
         return self.difference and Plan.after(self.difference, self.rule, self.allowance)
 
     def read(self, interval: tuple[float, float]) -> str:
-        """The word that an interval stands for."""
+        """The verdict word for an interval."""
         return _word(*interval, self.margin)
 
     @property
     def farthest(self) -> float | None:
-        """The largest difference, in either direction, that the runs do not rule out."""
+        """The largest absolute difference that the runs do not rule out."""
         return None if self.interval is None else max(map(abs, self.interval))
 
     @property
@@ -100,7 +100,7 @@ class Verdict:
 
     @property
     def screening(self) -> bool:
-        """Whether it rests on too few seeds to find any but large effects."""
+        """Whether there are too few seeds to detect any but large effects."""
         return self.difference is not None and self.difference.n <= SCREENING
 
 
@@ -110,17 +110,17 @@ def judge(
     rule: Rule | None = None,
     margin: float = MARGIN,
 ) -> list[Verdict]:
-    """The verdict on each arm.
+    """Give the verdict on each arm.
 
     Args:
-        baseline: What the arms are compared with.
-        arms: The arms that may be judged.
-        rule: How intervals are made; None: for a declared number of seeds and a family of these
+        baseline: The results of the baseline.
+        arms: The results of the arms to be judged.
+        rule: The rule for intervals. Defaults to a declared number of seeds and the family of these
             arms.
         margin: Differences up to this count as equal.
     """
     rule = rule or DeclaredSeeds(len(arms))
-    assert len(arms) <= rule.family, "the family is that of all declared arms"
+    assert len(arms) <= rule.family, "the family must include all declared arms"
     estimates = rule.estimates(baseline.losses, [arm.losses for arm in arms])
     return [
         unjudged(_why_no_estimate(baseline, arm, rule), margin)
@@ -131,7 +131,7 @@ def judge(
 
 
 def unjudged(reason: str, margin: float = MARGIN) -> Verdict:
-    """The verdict on an arm that cannot or may not be judged."""
+    """The verdict on an arm that cannot or must not be judged."""
     return Verdict(INCONCLUSIVE, margin=margin, reason=reason)
 
 
@@ -165,10 +165,10 @@ def _word(low: float, high: float, margin: float) -> str:
 
 
 def _bar(word: str, baseline: Results, arm: Results) -> str:
-    """Why failed runs forbid a verdict on those that finished; empty if they do not.
+    """Why failed runs prevent a verdict on the finished ones; empty if they do not.
 
-    An arm must not win by losing its worst runs, so it is better only if it failed no more often
-    than the baseline, worse only if no less often, equal only if neither failed.
+    An arm must not win by losing its worst runs. It can only be better if it failed no more often
+    than the baseline, worse if it failed no less often, and equal if neither failed.
     """
     allowed = {
         BETTER: arm.failures <= baseline.failures,
@@ -195,8 +195,8 @@ def _why_no_estimate(baseline: Results, arm: Results, rule: Rule) -> str:
     samples = [shared] if len(shared) > 1 else [baseline.losses, arm.losses]
     if not all(independent(seeds) or full_grid(seeds) for seeds in samples):
         return (
-            "runs share seeds or orders of the data without forming a full grid, so they are not "
-            "independent; give each --seed a --data_seed of its own"
+            "runs share seeds or data orders without forming a full grid, so they are not "
+            "independent; give each --seed its own --data_seed"
         )
     if len(shared) < 2 and rule.needs_pairs:
         return "fewer than 2 seeds are shared, as intervals after added seeds need"
