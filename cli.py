@@ -1,4 +1,4 @@
-"""How the commands of the project run and end. It needs no torch, so light commands start fast."""
+"""Run the project's commands and handle their errors. Imports no torch, for a fast start."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from errors import KEY_SYNONYMS, UserError, nearest, quoted, unknown_name
 
 
 def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run a script's `main` on its arguments and exit with what it returns.
+    """Run a script's `main` on its arguments and exit with its return value.
 
-    A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1. An
-    interruption (Ctrl-C) and a reader of the output that left (`| head`) end it quietly, and output
-    that cannot be written in one line. What the output's encoding lacks is escaped. Any other
-    exception keeps its traceback; that of one from a config file or plugin begins there, and a
-    sys.exit() of its code is an error.
+    A UserError is printed without a traceback; the exit status is 2 for a ConfigError, else 1.
+    Ctrl-C and a closed output pipe (`| head`) exit silently; other failures to write the output are
+    reported in one line. Characters that the output's encoding lacks are escaped. Any other
+    exception keeps its traceback, which starts in the config file or plugin if it was raised there;
+    sys.exit() in such a file is an error.
     """
     _open_closed_streams()
     escape_what_cannot_be_encoded()
@@ -31,7 +31,7 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
         try:
             sys.exit(main(sys.argv[1:]))
         finally:
-            _flush()  # here, where it is known what to do if nobody reads
+            _flush()  # here, where failures are handled
     except UserError as error:
         with contextlib.suppress(OSError):  # the terminal may be closed
             print(error, file=sys.stderr)
@@ -54,11 +54,11 @@ def run_cli(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of a command's own options. An error is one line, as for config keys: what is wrong,
-    the nearest name, and for a config key which commands take it.
+    """A parser for a command's own options. Like config errors, its errors are a single line: what
+    is wrong, the closest name, and for a config key the commands that accept it.
 
     Args:
-        keys: The config keys, which the command does not take.
+        keys: The config keys, which the command does not accept.
     """
 
     def __init__(self, *args: Any, keys: Container[str] = (), **rest: Any) -> None:
@@ -73,10 +73,10 @@ class CommandParser(argparse.ArgumentParser):
         return found
 
     def _unexpected(self, word: str) -> str:
-        """What is wrong with an argument that the command does not take."""
+        """The message for an argument that the command does not accept."""
         name = word.lstrip("-").partition("=")[0]
         if not word.startswith("-"):
-            return f"unexpected argument {quoted(word)}; --help lists what there is."
+            return f"unexpected argument {quoted(word)}; --help lists the arguments."
         key = KEY_SYNONYMS.get(name, name)
         if key in self._keys or name in KEY_SYNONYMS:
             return (
@@ -107,7 +107,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command_with(flag: str) -> str:
-    """The command line of this process with a flag `--key=value` added or replaced."""
+    """The command line of this process, with a flag `--key=value` added or replaced."""
     key = flag.partition("=")[0]
     kept = [*sys.argv[1:]]
     while (place := next((i for i, word in enumerate(kept) if word == key), None)) is not None:
@@ -117,7 +117,7 @@ def command_with(flag: str) -> str:
 
 
 def _started_as() -> list[str]:
-    """What the user typed before the arguments."""
+    """The command before the arguments, as typed by the user."""
     name, module = sys.argv[0], sys.modules["__main__"].__spec__
     if not name.endswith(".py"):
         return name.split(" ")  # `nanoarch sample`
@@ -125,10 +125,10 @@ def _started_as() -> list[str]:
 
 
 def trim_to_users_code(error: BaseException) -> bool:
-    """Drop the frames of a traceback above the first in a config file or plugin.
+    """Remove the traceback frames above the first one in a config file or plugin.
 
     Returns:
-        Whether there is such a frame; where there is none, the traceback stays whole.
+        Whether there is such a frame; if not, the traceback is unchanged.
     """
     frames = error.__traceback__
     while frames and not is_users_module(frames.tb_frame.f_globals.get("__name__", "")):
@@ -139,20 +139,22 @@ def trim_to_users_code(error: BaseException) -> bool:
 
 
 def _open_closed_streams() -> None:
-    """Send what is printed nowhere if the command was started with a stream closed (`>&-`)."""
+    """Discard output to streams that were closed when the command was started (`>&-`)."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def escape_what_cannot_be_encoded() -> None:
-    """Let standard output take any text: characters that its encoding lacks are escaped."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream that cannot be set
+    """Escape characters that the encoding of standard output lacks, so that any text can be
+    printed."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not reconfigurable
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:
-    """Flush standard output; UserError where it cannot be written, as on a full disk."""
+    """Flush standard output. Raises UserError if it cannot be written, for example on a full
+    disk."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -163,6 +165,6 @@ def _flush() -> None:
 
 
 def discard_output() -> None:
-    """Send standard output nowhere from here on, since it cannot be written."""
+    """Discard standard output from now on, because it cannot be written."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,14 +1,13 @@
-"""Config files and `--key=value` flags turned into checked, frozen settings.
+"""Turn config files and `--key=value` flags into validated, frozen settings.
 
-    asked = read(argv)                         files run, plugins registered, flags parsed
-    settings = resolve(asked, base)            checked, and derived values filled in
-    settings = settings.for_data(vocab_size)   with the vocabulary, once the data are open
+    asked = read(argv)                         run files, register plugins, parse flags
+    settings = resolve(asked, base)            validate, fill in derived values
+    settings = settings.for_data(vocab_size)   set the vocabulary size, once the data is open
 
-Precedence: defaults < base < config files, left to right < command line; what is left at None is
-derived from the rest. The base of the architecture is a preset, unless the caller knows another: a
-model that weights are taken from, or the settings of a run that is resumed. Everything wrong with
-all of it is reported in one `ConfigError`, each problem with the file and line, or the flag, that
-it came from.
+Precedence: defaults < base < config files, left to right < command line; values left at None are
+derived from the rest. The base is a preset, unless the caller passes another one: a model to load
+weights from, or the settings of a run to resume. All problems are reported in one `ConfigError`,
+each with the file and line, or the flag, that it came from.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from patterns import spelled
 from training_config import TrainingConfig, kept_share, training_keys
 from user_files import Given, collect, read_config_file, run_plugins
 
-DEFAULT_SEQUENCE_LENGTH = 256  # tokens; where the user says nothing: what a CPU can train on
-PADDED_FROM = 4096  # tokens; a vocabulary this large is padded to a multiple of 64 for speed
+DEFAULT_SEQUENCE_LENGTH = 256  # tokens; small enough to train on a CPU
+PADDED_FROM = 4096  # larger vocabularies are padded to a multiple of 64 tokens for speed
 PAGE_WIDTH = 100
 HELP_COLUMN = 32
 
@@ -55,10 +54,10 @@ A key that belongs to a component ('for position_encoding=rope') is an error if 
                   of the resumed run"""
 
 DERIVED = "derived"
-"""The origin of a value that follows from others."""
+"""The origin of a derived value."""
 
 TAKEN_BACK = "default"
-"""The text of a flag that undoes what config files set for its key."""
+"""The value of a flag that makes its key ignore the config files."""
 
 ASKED = ("--help", "-h", "--print_config")
 _OF_SWEEP = (
@@ -72,18 +71,18 @@ _OF_CLOUD = (
     "cuda disk setup secrets"
 )
 COMMAND_OPTIONS = tuple(" ".join((_OF_SWEEP, _OF_AUDIT, _OF_DRY_RUN, _OF_CLOUD)).split())
-"""Options that commands take besides `--key=value`; no key may have such a name."""
+"""Options of commands that are not keys; no key may have such a name."""
 
 KEYS.reserve((*(flag.lstrip("-") for flag in ASKED), *COMMAND_OPTIONS))
 
-# Keys of a nanoGPT config that have another name here, or no meaning: key -> what to do.
+# Keys of nanoGPT configs that have another name or no meaning here, with what to do instead.
 NANOGPT_KEYS = {
     "always_save_checkpoint": "drop it: every validation saves a checkpoint; see keep_checkpoints.",
     "backend": "drop it: the backend is selected automatically.",
-    "decay_lr": "use lr_schedule='constant' for decay_lr=False; for True drop it.",
+    "decay_lr": "use lr_schedule='constant' for decay_lr=False; for True, drop it.",
     "eval_iters": "use eval_tokens, the number of validation tokens.",
     "eval_only": "use max_iters=0, which validates and stops.",
-    "wandb_log": "use log_to='wandb' for wandb_log=True; for False drop it.",
+    "wandb_log": "use log_to='wandb' for wandb_log=True; for False, drop it.",
     "wandb_run_name": "use run_name.",
 }
 
@@ -92,7 +91,7 @@ _architecture = Section("Architecture", Role.BOOKKEEPING)
 
 
 class PresetChoice:
-    """The key that chooses the base of the architecture."""
+    """The key that chooses the architecture preset."""
 
     arch_preset: str = _architecture.option(
         "legacy", "architecture preset", choices=PRESETS, varies=True
@@ -105,17 +104,18 @@ DEFAULT_PRESET = PRESET_KEYS["arch_preset"].default
 
 
 def key_table() -> dict[str, Key]:
-    """Every key, in the order in which `--help` and `--print_config` list them."""
+    """All keys, in the order of `--help` and `--print_config`."""
     return PRESET_KEYS | architecture_keys() | training_keys()
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What a run's keys start from.
+    """The values that a run's settings are based on.
 
     Attributes:
-        keys: Values that stand where the user gives none; they go with their parts.
-        origin: Where they came from.
+        keys: Values used unless the user gives others. Options of components that are not selected
+            are ignored.
+        origin: Where the values came from.
         preset: The preset of the architecture, or "custom".
     """
 
@@ -126,15 +126,15 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a command line asks for, before it is combined with a base.
+    """The values requested on a command line, before they are combined with a base.
 
     Attributes:
-        given: The last value that files and flags give each key.
-        problems: What is wrong so far.
-        plugins: Path -> source of every file that the model's parts need to be known again.
+        given: The last value that files and flags give to each key.
+        problems: Problems found so far.
+        plugins: Path -> source of every file that registers custom components.
         config_files: The config files, in the order given.
-        notes: Lines for the user: values of config files that were fitted to the command line.
-        print_config: Whether the settings are to be printed instead of used.
+        notes: Messages for the user about config-file values that were scaled to the command line.
+        print_config: Whether to print the settings instead of using them.
     """
 
     given: Mapping[str, Given]
@@ -145,7 +145,7 @@ class Asked:
     print_config: bool = False
 
     def value(self, key: str) -> Any:
-        """The value given to a key of training, else its default; None for a faulty value."""
+        """The requested value of a training key, or its default; None if the value is invalid."""
         item = self.given.get(key)
         if item is None:
             return KEYS[key].default
@@ -154,19 +154,19 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a run is made of.
+    """The complete settings of a run.
 
     Attributes:
-        arch_preset: The preset that the architecture started from.
-        model: The architecture, derived sizes filled in.
-        training: How it is trained, derived values filled in.
+        arch_preset: The preset that the architecture is based on.
+        model: The architecture, including derived sizes.
+        training: The training config, including derived values.
         origins: Key -> where its value came from: "default", "preset llama", "init_from x",
             "config/x.py:12", "--n_layer" or "derived".
-        explicit: The keys that a file or a flag set.
-        unused: Those of them that no layer has a use for, where that was allowed.
-        plugins: Path -> source of every file that the model's parts need to be known again.
+        explicit: The keys that were set by a file or a flag.
+        unused: The explicit keys that no layer uses, if that was allowed.
+        plugins: Path -> source of every file that registers custom components.
         config_files: The config files, in the order given.
-        notes: Lines for the user: values of config files that were fitted to the command line.
+        notes: Messages for the user about config-file values that were scaled to the command line.
     """
 
     arch_preset: str
@@ -180,7 +180,7 @@ class Settings:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key and its value, flat; `settings_from_dict` is the way back."""
+        """All keys and values as a flat dict; the inverse of `settings_from_dict`."""
         preset = {"arch_preset": self.arch_preset}
         return preset | self.model.to_dict() | self.training.to_dict()
 
@@ -190,10 +190,10 @@ class Settings:
         return "vocab_size" in self.explicit or self.training.init_from != "none"
 
     def for_data(self, vocab_size: int) -> Settings:
-        """The settings of a run on data of `vocab_size` tokens.
+        """The settings for data with a vocabulary of `vocab_size` tokens.
 
         Raises:
-            ConfigError: vocab_size is fixed and too small for the data.
+            ConfigError: If the vocabulary size is fixed and too small for the data.
         """
         if not self.fixes_vocabulary:
             model = self.model.changed(vocab_size=padded_vocabulary(vocab_size))
@@ -204,12 +204,12 @@ class Settings:
 
     @property
     def roles(self) -> dict[str, str]:
-        """What each key is for."""
+        """The role of each key."""
         return {key: str(KEYS[key].role) for key in self.to_dict()}
 
     @property
     def defaults(self) -> list[str]:
-        """The options of parts that have their default, or a value that follows from others."""
+        """The options of components that have their default or a derived value."""
         return [
             key
             for key, value in self.to_dict().items()
@@ -218,23 +218,23 @@ class Settings:
 
     @property
     def derived(self) -> list[str]:
-        """The keys whose values follow from those of others."""
+        """The keys whose values are derived from others."""
         return [key for key, origin in self.origins.items() if origin == DERIVED]
 
 
 def load(argv: Sequence[str]) -> Settings:
-    """The settings of a new model that a command line asks for. See `read` and `resolve`."""
+    """The settings of a new model for a command line. See `read` and `resolve`."""
     return resolve(read(argv))
 
 
 def read(argv: Sequence[str]) -> Asked:
-    """Run the config files and plugins that a command line names, and parse its flags.
+    """Run the config files and plugins of a command line, and parse its flags.
 
     Args:
         argv: The arguments after the script's name.
 
     Raises:
-        SystemExit: with status 0, after `--help` has been printed.
+        SystemExit: With status 0, after printing the `--help` message.
     """
     problems: list[Problem] = []
     arguments = split_arguments(argv)
@@ -279,22 +279,22 @@ def read(argv: Sequence[str]) -> Asked:
 def settings_from_dict(
     values: Mapping[str, Any], plugins: Mapping[str, str] | None = None
 ) -> Settings:
-    """The settings that `Settings.to_dict` wrote.
+    """The settings from the dict of `Settings.to_dict`.
 
     Args:
-        values: Keys and values; a key that is missing has its default.
-        plugins: Path -> source of the plugins whose parts they name, registered by now.
+        values: Keys and values; missing keys have their defaults.
+        plugins: Path -> source of the plugins that they need; already registered.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: If there are problems; it lists them all.
     """
     asked = Asked(given={}, plugins=plugins or {})
     return resolve(asked, saved_base(values, "saved settings"))
 
 
 def saved_base(values: Mapping[str, Any], origin: str) -> Base:
-    """The base that saved settings are; their derived values stay. Raises ConfigError for a key
-    that there is not."""
+    """A base with saved settings, including their derived values. Raises ConfigError for unknown
+    keys."""
     problems = [unknown_key(key, origin) for key in values if key not in KEYS]
     if problems:
         raise ConfigError(problems)
@@ -306,7 +306,7 @@ def saved_base(values: Mapping[str, Any], origin: str) -> Base:
 
 
 def unknown_key(key: str, origin: str) -> Problem:
-    """The problem of a name that is no key: what to write instead."""
+    """The problem for an unknown key, with what to write instead."""
     message = removed_key_message(key)
     if key in NANOGPT_KEYS:
         message = f"there is no key {key!r}: {NANOGPT_KEYS[key]}"
@@ -319,7 +319,7 @@ def unknown_key(key: str, origin: str) -> Problem:
 
 
 def given_problem(key: str, given: Given) -> Problem | None:
-    """What is wrong with one given value by itself, or None."""
+    """The problem with a single given value, or None."""
     if key not in KEYS:
         return unknown_key(key, given.origin)
     problem = KEYS[key].problem(given.value)
@@ -327,7 +327,7 @@ def given_problem(key: str, given: Given) -> Problem | None:
 
 
 def located(problem: Problem, origins: Mapping[str, str]) -> Problem:
-    """The problem, its message saying where the values that it concerns came from."""
+    """The problem, with the origin of its values added to the message."""
     if len(problem.keys) == 1:
         return Problem(problem.keys, f"{origins[problem.keys[0]]}: {problem.message}")
     sources = "; ".join(f"{key}: {origins[key]}" for key in problem.keys)
@@ -335,7 +335,7 @@ def located(problem: Problem, origins: Mapping[str, str]) -> Problem:
 
 
 def keys_in(table: Mapping[str, Key], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that are keys of a table."""
+    """The values whose keys are in a table."""
     return {key: value for key, value in values.items() if key in table}
 
 
@@ -344,16 +344,16 @@ def keys_in(table: Mapping[str, Key], values: Mapping[str, Any]) -> dict[str, An
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A command line, taken apart.
+    """A parsed command line.
 
     Attributes:
         files: The config files.
-        flags: The text of each flag.
-        repeated: The texts of each flag that is given more than once.
+        flags: The text of each flag's value.
+        repeated: All texts of each flag that is given more than once.
         bare: Each `--key` without a value, which sets a boolean key to True.
-        unread: The text of each argument that is no flag, with its key and its value.
-        help: Whether help is asked for.
-        print_config: Whether the settings are to be printed.
+        unread: The text of each invalid argument, with its key and value.
+        help: Whether `--help` is given.
+        print_config: Whether `--print_config` is given.
     """
 
     files: tuple[str, ...]
@@ -365,7 +365,7 @@ class Arguments:
     print_config: bool
 
     def given(self) -> dict[str, Given]:
-        """The flags' values; the text itself for a key that is not known."""
+        """The values of the flags; for an unknown key, the text."""
         return {
             key: Given(
                 KEYS[key].parse(text) if key in KEYS else text,
@@ -375,7 +375,7 @@ class Arguments:
         }
 
     def texts(self) -> dict[str, str]:
-        """The text of each flag, those of booleans without a value included."""
+        """The text of each flag, including boolean flags without a value."""
         return {**dict.fromkeys(filter(self._is_boolean, self.bare), "True"), **self.flags}
 
     @staticmethod
@@ -383,7 +383,7 @@ class Arguments:
         return key in KEYS and KEYS[key].boolean
 
     def problems(self) -> Iterator[Problem]:
-        """What cannot be read of it, told once plugins have brought their keys."""
+        """Yield problems with the arguments; call it after plugins have declared their keys."""
         for key, texts in self.repeated.items():
             listed = " and ".join(map(quoted, texts))
             message = f"--{key} is given more than once: {listed}; keep one."
@@ -391,16 +391,16 @@ class Arguments:
         alone = [(f"--{key}", key, "VALUE") for key in self.bare if not self._is_boolean(key)]
         for argument, key, text in (*alone, *self.unread):
             if f"--{key}" in ASKED:
-                yield Problem((key,), f"cannot read {quoted(argument)}; write --{key}")
+                yield Problem((key,), f"cannot parse {quoted(argument)}; write --{key}")
             elif key not in KEYS:
                 yield unknown_key(key, f"--{key}")
             else:
                 instead = f"--{key}={printable(text)}"
-                yield Problem((key,), f"cannot read {quoted(argument)}; write {instead}")
+                yield Problem((key,), f"cannot parse {quoted(argument)}; write {instead}")
 
 
 def split_arguments(argv: Sequence[str]) -> Arguments:
-    """Take a command line apart."""
+    """Parse a command line."""
     files: list[str] = []
     flags: dict[str, list[str]] = {}
     bare: list[str] = []
@@ -435,9 +435,9 @@ def split_arguments(argv: Sequence[str]) -> Arguments:
 
 
 def _is_value(key: str, waiting: Sequence[str]) -> bool:
-    """Whether the next argument is the value of the flag before it (`--key value`).
+    """Whether the next argument is the value of the preceding flag (`--key value`).
 
-    A name that ends in .py is a config file, unless it is the value of a key that takes text.
+    A name that ends in .py is a config file, unless the key takes text.
     """
     if not waiting or waiting[0].startswith("--"):
         return False
@@ -448,11 +448,11 @@ def _is_value(key: str, waiting: Sequence[str]) -> bool:
 
 
 def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str, ...]:
-    """Scale a config file's warm-up if it would take all of the steps of `--max_iters`.
+    """Scale down a config file's warm-up if it does not fit in `--max_iters`.
 
-    As in a sweep, warm-up and decay keep their shares of the file's max_iters. Their new values
-    are added to `flags`; returns a note on each. Nothing is scaled if a flag sets the warm-up or
-    the decay.
+    As in a sweep, warm-up and decay keep their fractions of the file's max_iters. Their new values
+    are added to `flags`; returns a message for each. Nothing is scaled if a flag sets the warm-up
+    or the decay.
     """
     default = Given(KEYS["max_iters"].default, "default")
     planned, asked = files.get("max_iters", default).value, flags.get("max_iters")
@@ -478,7 +478,7 @@ def fit_warmup(files: Mapping[str, Given], flags: dict[str, Given]) -> tuple[str
 
 
 def merged(layers: Iterable[Mapping[str, Given]]) -> dict[str, Given]:
-    """The value of each key in the last layer that has it."""
+    """Merge mappings; later ones take precedence."""
     return {key: item for layer in layers for key, item in layer.items()}
 
 
@@ -489,28 +489,28 @@ def resolve(
     *,
     allow_unused: Collection[str] = (),
 ) -> Settings:
-    """The settings that files and flags ask for.
+    """Combine requested values with a base into settings.
 
     Args:
-        asked: What they ask.
-        base: What the keys start from; None: the preset that is asked for.
-        problems: What is known to be wrong besides.
-        allow_unused: Keys that are left out rather than refused where no layer has their part.
+        asked: The values from files and flags.
+        base: The base of the settings. Defaults to the requested preset.
+        problems: Additional known problems.
+        allow_unused: Keys that are ignored instead of refused if no layer uses their component.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: If there are problems; it lists them all.
     """
     alone = (given_problem(key, item) for key, item in asked.given.items())
     found = [*asked.problems, *problems, *(problem for problem in alone if problem)]
     faulty = {key for problem in found for key in problem.keys}
     if any(problem.keys in ((), ("arch_preset",), ("init_from",)) for problem in found):
-        raise ConfigError(found)  # what the other keys are to be combined with is not known
+        raise ConfigError(found)  # without a base, other keys cannot be checked
     sound = {key: item.value for key, item in asked.given.items() if key not in faulty}
     base = base or preset_base(sound.get("arch_preset", DEFAULT_PRESET))
     try:
         settings = _combined(asked, base, sound, allow_unused)
     except ConfigError as error:
-        # A faulty key has its default here; problems that only follow from that are dropped.
+        # Invalid keys have their defaults here, so problems that involve them are ignored.
         found += [p for p in error.problems if not faulty.intersection(p.keys)]
     if found:
         raise ConfigError(found)
@@ -518,14 +518,14 @@ def resolve(
 
 
 def preset_base(name: str) -> Base:
-    """The base that a preset is."""
+    """The base with the values of a preset."""
     return Base(PRESETS[name].keys, f"preset {name}", name)
 
 
 def _combined(
     asked: Asked, base: Base, given: Mapping[str, Any], allow_unused: Collection[str]
 ) -> Settings:
-    """The settings of sound values. Raises ConfigError where they do not go together."""
+    """Settings from individually valid values. Raises ConfigError if they are incompatible."""
     table, training_table = architecture_keys(), training_keys()
     origins = dict.fromkeys(KEYS, "default")
     origins |= dict.fromkeys((*base.keys, "arch_preset"), base.origin)
@@ -569,12 +569,12 @@ def _combined(
 
 
 def padded_vocabulary(vocab_size: int) -> int:
-    """The vocabulary of a model for data of `vocab_size` tokens."""
+    """The model's vocabulary size for data with `vocab_size` tokens."""
     return vocab_size if vocab_size < PADDED_FROM else -(-vocab_size // 64) * 64
 
 
 def vocabulary_problem(settings: Settings, vocab_size: int) -> Problem:
-    """That the model's vocabulary is too small for data of `vocab_size` tokens."""
+    """The problem that the model's vocabulary is too small for data with `vocab_size` tokens."""
     init_from = settings.training.init_from
     fix = (
         f"drop it, or raise it to {vocab_size}"
@@ -589,7 +589,7 @@ def vocabulary_problem(settings: Settings, vocab_size: int) -> Problem:
 
 
 def length_problems(length: int, block_size: int) -> Iterator[Problem]:
-    """What is wrong between the two configs."""
+    """Yield the problem if sequences are longer than the model allows."""
     if length > block_size:
         yield Problem(
             ("sequence_length", "block_size"),
@@ -598,16 +598,16 @@ def length_problems(length: int, block_size: int) -> Iterator[Problem]:
         )
 
 
-# What --help and --print_config print
+# --help and --print_config
 
 
 def shown(value: Any) -> str:
-    """A value as a flag spells it."""
+    """A value as written on the command line."""
     return "''" if value == "" else printable(spelled(value))
 
 
 def help_text() -> str:
-    """Every key under its heading: what it is, its type, default and choices."""
+    """The `--help` message: every key by section, with description, type, default and choices."""
     sections: dict[str, list[str]] = {}
     for name, key in key_table().items():
         sections.setdefault(key.section, []).append(key_help(name))
@@ -615,7 +615,7 @@ def help_text() -> str:
 
 
 def key_help(name: str) -> str:
-    """The entry of one key in the help, wrapped; the default is that of a run without arguments."""
+    """The help entry of a key, wrapped. The default is that of a run without arguments."""
     key = KEYS[name]
     default = PRESETS[DEFAULT_PRESET].keys.get(name, key.default)
     kind = type_name(key.annotation)
@@ -636,13 +636,13 @@ def key_help(name: str) -> str:
 
 
 def _shared_by_all(key: Key) -> bool:
-    """Whether every part of its registry has the key, as those of feed-forward networks."""
+    """Whether all components of the registry have the key, as all feed-forward networks do."""
     registry = registry_of(KEYS[key.owner.partition("=")[0]])
     return all(key.name in registry.entry(name).keys for name in registry.names)
 
 
 def settings_table(settings: Settings) -> str:
-    """Every key, its value as it was given, and where that came from, in columns."""
+    """A table of all keys, their values as given, and the origins of the values."""
     values, model = settings.to_dict(), settings.model
     values |= {key: model.said(key) for key in values if key in model}
     rows = [

@@ -1,8 +1,7 @@
-"""Errors that a user can fix, and how their messages are worded.
+"""User-fixable errors, and helpers for their messages.
 
-`UserError` is for mistakes in what a user typed, wrote or supplied: a command prints its message
-without a traceback. Any other exception is a bug, ours or in the user's own code, and keeps its
-traceback.
+`UserError` is for mistakes in the user's input: a command prints its message without a traceback.
+Any other exception is a bug, in this project or in the user's code, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from typing import Any, ClassVar
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix. The message says what is wrong, with the values, and how
-    to fix it."""
+    """A user-fixable error. The message says what is wrong, with the values, and how to fix it."""
 
     exit_status: ClassVar[int] = 1
-    """What a command returns for it."""
+    """Exit status of a command that fails with this error."""
     missing_flag: ClassVar[str] = ""
-    """A flag that the same command needs to do what it refused to do unasked."""
+    """A flag with which the command would do what it refused to do without it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """Every problem found in a config, reported together."""
+    """All problems found in a config, reported together."""
 
     exit_status = 2
 
@@ -48,7 +46,7 @@ class ConfigError(UserError):
 
 @contextlib.contextmanager
 def file_errors(action: str) -> Iterator[None]:
-    """Raise a UserError, `cannot <action>: <reason>`, where the block raises an OSError."""
+    """Turn an OSError in the body into a UserError `cannot <action>: <reason>`."""
     try:
         yield
     except OSError as error:
@@ -57,9 +55,9 @@ def file_errors(action: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def error_note(note: str) -> Iterator[None]:
-    """Add a note to an exception that the block raises, such as what of a user's own code failed.
+    """Add a note to exceptions in the body, for example to name the user code that failed.
 
-    It is printed below the traceback. A UserError has none, and passes as it is.
+    Notes are printed below the traceback. A UserError has no traceback and gets no note.
     """
     try:
         yield
@@ -76,22 +74,23 @@ def is_unprintable(character: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Text in which every character can be seen, one line on any terminal: control characters, ANSI
-    escapes, text-direction marks and lone surrogates are spelled `\\x1b`, `\\u202e`, `\\ud800`."""
+    """Escape unprintable characters, so that the text is a single visible line on any terminal:
+    control characters, ANSI escapes, text-direction marks and lone surrogates become `\\x1b`,
+    `\\u202e`, `\\ud800`."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def quoted(value: Any, longest: int = 80) -> str:
-    """`repr(value)` for a message: in one line, shortened, and never raising."""
+    """`repr(value)` for messages: a single line, shortened; never raises."""
     if isinstance(value, list | tuple) and len(value) > longest:
         first = quoted(list(value[:3]), longest)
         return f"{first.removesuffix(']')}, ...] ({len(value):,} values)"
     try:
         text = printable(repr(value))
-    except (Exception, SystemExit):  # a __repr__ of the user's own, or an int of over 4300 digits
-        return f"<{type(value).__name__} that has no repr>"
+    except (Exception, SystemExit):  # a user-defined __repr__, or an int of over 4300 digits
+        return f"<{type(value).__name__} without a repr>"
     if len(text) <= longest:
         return text
     half = longest // 2 - 2
@@ -105,7 +104,7 @@ VALUE_SYNONYMS = {
     "fp16": "float16",
     "half": "float16",
 }
-"""What other projects call a value, and its name here."""
+"""Names of values in other projects, and their equivalents here."""
 
 KEY_SYNONYMS = {
     "lr": "learning_rate",
@@ -146,13 +145,13 @@ KEY_SYNONYMS = {
     "random_seed": "seed",
     "wandb": "log_to",
 }
-"""What other projects call a config key, and its name here."""
+"""Names of config keys in other projects, and their equivalents here."""
 
 _SYNONYMS = KEY_SYNONYMS | VALUE_SYNONYMS
 
 
 def nearest(name: str, choices: Iterable[Any]) -> str:
-    """`; did you mean 'x'?` for the choice nearest to `name`, else a full stop."""
+    """`; did you mean 'x'?` for the choice closest to `name`, else a period."""
     names = {str(choice).lower(): str(choice) for choice in choices}
     text = str(name)[:100].lower()
     meant = _SYNONYMS.get(text)
@@ -168,6 +167,6 @@ def listed(choices: Iterable[Any]) -> str:
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[Any]) -> str:
-    """The message for a name that is none of the choices: the nearest, then all."""
+    """The message for a name that is not one of the choices, with the closest choice and all."""
     names = list(choices)
     return f"unknown {kind} {quoted(name)}{nearest(name, names)} {listed(names)}"

@@ -1,13 +1,13 @@
-"""Config keys: declared once with `option`, then checked, parsed and described from there.
+"""Config keys, declared once with `option`.
 
-A class of options is a class whose annotated attributes are made by `option`, such as the nested
-class `Options` of a part, which owns them:
+An options class has annotated attributes created by `option`, such as the nested class `Options` of
+a component, which owns these keys:
 
     class Options:
         rope_theta: float = option(10000.0, "base of the wavelengths", above=1, tag="Theta{}")
 
 Everything else (`--help`, flags, error messages, sweeps, names, logs) is derived from these
-declarations, which `KEYS` holds.
+declarations, which are collected in `KEYS`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from errors import (
 from patterns import Pattern, read_pattern, refuse_long
 
 LARGEST_INT = 2**63 - 1
-"""What an int may be at most: what fits the int64 that torch and NumPy count with."""
+"""Maximum value of an int: the largest int64, which torch and NumPy use."""
 
 LONGEST_NUMBER = 1000
-"""Characters of a text that may be a number; longer ones are not parsed."""
+"""Texts with more characters are not parsed as numbers."""
 
 SPELLED_BY_KEY = "spelled by its key"
-"""The tag of an option that declares none: `my_option=3` is spelled MyOption3."""
+"""The default tag of an option: `my_option=3` becomes MyOption3."""
 
 _TYPES = {int, float, str, bool, types.NoneType}
-"""What the value of a key may be: what a flag, JSON and a name can spell."""
+"""Types of key values: those that flags, JSON and names can represent."""
 
 _BOUNDS = {
     "at_least": (operator.ge, "at least"),
@@ -55,22 +55,22 @@ _BOUNDS = {
 
 
 class Role(enum.StrEnum):
-    """What a key is for, which decides how runs are grouped, resumed, swept and compared."""
+    """The role of a key, which determines how runs are grouped, resumed, swept and compared."""
 
     ARCHITECTURE = "architecture"
-    """What the model computes: tells arms apart; fixed for a run."""
+    """What the model computes; distinguishes arms. Fixed for a run."""
     RECIPE = "recipe"
-    """How it is trained: the same in runs that are compared, unless it is what they study."""
+    """How the model is trained; equal in compared runs unless it is what they study."""
     LENGTH = "length"
-    """How long it is trained, and the parts of its schedule in steps."""
+    """How long the model is trained, and parts of the schedule in steps."""
     DATA = "data"
-    """What it is trained and validated on, batch by batch; fixed for a run."""
+    """Training and validation data, batch by batch. Fixed for a run."""
     SEED = "seed"
-    """Runs that differ in nothing else are repetitions of one experiment; fixed for a run."""
+    """Random seeds; runs that differ only in these are repetitions. Fixed for a run."""
     BOOKKEEPING = "bookkeeping"
-    """Where a run is kept and how closely it is watched."""
+    """Where a run is stored and how it is monitored."""
     EXECUTION = "execution"
-    """How it is computed; may not change the mathematics."""
+    """How the model is computed; must not change the mathematics."""
 
 
 def option(
@@ -95,36 +95,36 @@ def option(
     restored: bool = True,
     names: str | None = None,
 ) -> Any:
-    """A config key, declared as an attribute of a class of options.
+    """Declare a config key, as an attribute of an options class.
 
     Args:
-        default: The value if nothing else sets it; required.
-        help: One line, with units; required.
-        choices: Names it may take; any iterable, read anew at each check (a registry may grow).
-        at_least, above, at_most, below: Bounds of a number, inclusive or not.
-        per_layer: Whether layers may differ in it: it also takes a pattern, see `patterns`.
-        derive: The value where it is left at None, from the config of a layer.
-        tag: How an architecture's name spells a value: a format such as "Theta{}", the words for
-            False and True, or a dict of words. None: not at all, for what other keys imply.
-        plain: The value that a name leaves out, or a function of a layer's config that gives it;
-            None: the default, or what is derived.
-        saved: What a saved config has in place of a value, from the config of a layer, if several
-            values make the same architecture; None: the value.
-        role: What the key is for; None: the role of the class that declares it.
-        section: Its heading in `--help`; None: that of the class that declares it.
-        several: Whether a text lists several of the choices, separated by commas.
-        varies: Whether the arms of a sweep may differ in it; None: as its role says.
-        fixed: Whether a run that is resumed must keep its value; None: as its role says.
-        restored: Whether a run that is resumed has the value that it was saved with.
-        names: What a text names besides files, for shell completion: `dataset`.
+        default: Default value; required.
+        help: One-line description with units; required.
+        choices: Allowed values. Any iterable; it is read at every check, so a registry may grow.
+        at_least, above, at_most, below: Bounds of a number; `at_least` and `at_most` are inclusive.
+        per_layer: Whether the key may differ between layers and takes a pattern; see `patterns`.
+        derive: Function of a layer's config that computes the value if it is None.
+        tag: How an architecture's name shows a value: a format such as "Theta{}", the words for
+            False and True, or a dict of words. None: not shown, for values that other keys imply.
+        plain: The value that the name omits, or a function of a layer's config that returns it.
+            None: the default or derived value.
+        saved: Function of a layer's config that returns the value for saved configs, if several
+            values give the same architecture. None: the value itself.
+        role: Role of the key. None: the role of the declaring class.
+        section: Heading in `--help`. None: that of the declaring class.
+        several: Whether a value may list several choices, separated by commas.
+        varies: Whether the arms of a sweep may differ in the key. None: determined by the role.
+        fixed: Whether a resumed run must keep the value. None: determined by the role.
+        restored: Whether a resumed run gets the saved value.
+        names: What a value can name besides files, for shell completion: `dataset`.
 
     Raises:
-        UserError: there is no default or no help.
+        UserError: If the default or the help is missing.
     """
     if default is dataclasses.MISSING or not isinstance(help, str) or not help.strip():
         said = "" if default is dataclasses.MISSING else quoted(default)
         raise UserError(
-            f"option({said}) needs a default and a line of help, for example "
+            f"option({said}) needs a default and a line of help text, for example "
             'width: int = option(3, "width of the window, in tokens", at_least=1).'
         )
     metadata = {
@@ -149,7 +149,7 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading in `--help`, and the role of the keys under it."""
+    """A heading in `--help`, and the default role of its keys."""
 
     title: str
     role: Role
@@ -164,11 +164,11 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A key as it was declared: see `option` for what its attributes mean.
+    """A declared key; see `option` for the meaning of its attributes.
 
     Attributes:
-        owner: The part that it belongs to, as `position_encoding=rope`; empty for a key that every
-            run has.
+        owner: The component that it belongs to, such as `position_encoding=rope`; empty for keys
+            that every run has.
     """
 
     name: str
@@ -188,24 +188,24 @@ class Key:
         return self.metadata["choices"]
 
     def named(self, value: Any) -> list[Any]:
-        """The choices that a value makes: itself, or several that commas separate."""
+        """The choices in a value: the value itself, or several separated by commas."""
         if not self.metadata["several"]:
             return [value]
         return [name for name in map(str.strip, value.split(",")) if name]
 
     @property
     def boolean(self) -> bool:
-        """Whether True is one of its values."""
+        """Whether the key can be True."""
         return bool in _members(self.annotation)
 
     @property
     def takes_text(self) -> bool:
-        """Whether any text may be its value."""
+        """Whether the value can be any text."""
         return str in _members(self.annotation) and not self.boolean and self.choices is None
 
     @property
     def takes_none(self) -> bool:
-        """Whether None is one of its values."""
+        """Whether the key can be None."""
         return types.NoneType in _members(self.annotation)
 
     @property
@@ -218,16 +218,17 @@ class Key:
 
     @property
     def title(self) -> str:
-        """What it is called in a message about its declaration."""
+        """How messages about the declaration refer to the key."""
         return f"the option {self.name!r} of {self.owner or 'every run'}"
 
     def derived(self, config: Any) -> Any:
-        """The value that follows from a layer's config. An error of `derive` names the option."""
+        """The value derived from a layer's config. Errors in `derive` get a note with the
+        option."""
         with error_note(f"`derive` of {self.title} failed."):
             return self.derive(config)
 
     def plain(self, config: Any) -> Any:
-        """The value that an architecture's name leaves out, given a layer's config."""
+        """The value that an architecture's name omits, given a layer's config."""
         plain = self.metadata["plain"]
         if callable(plain):
             with error_note(f"`plain` of {self.title} failed."):
@@ -237,33 +238,33 @@ class Key:
         return self.default if plain is None else plain
 
     def saved(self, config: Any) -> Any:
-        """What a saved config has in place of a value, given a layer's config."""
+        """The value for saved configs, given a layer's config."""
         with error_note(f"`saved` of {self.title} failed."):
             return self.metadata["saved"](config)
 
     def declares_as(self, other: Key) -> bool:
-        """Whether two keys of one name are the same declaration."""
-        told = ("help", "choices", "bounds", "per_layer", "tag")
+        """Whether two keys with the same name have the same declaration."""
+        compared = ("help", "choices", "bounds", "per_layer", "tag")
         return (self.annotation, self.default, self.role) == (
             other.annotation,
             other.default,
             other.role,
-        ) and all(self.metadata[name] == other.metadata[name] for name in told)
+        ) and all(self.metadata[name] == other.metadata[name] for name in compared)
 
     # Values
 
     def parse(self, text: str) -> Any:
-        """The value or pattern that a command-line text stands for.
+        """Parse a value or pattern from the command line.
 
-        Text that stands for none comes back as what it does stand for, for `problem` to refuse.
+        Text of another type is returned as what it parses to, for `problem` to refuse.
         """
         return text if self._spells_pattern(text) else parse(text, self.annotation)
 
     def read(self, value: Any) -> Any:
-        """What a value from a file or a flag means: a pattern where it spells one or is a list.
+        """Interpret a value from a file or a flag: pattern texts and lists become a `Pattern`.
 
         Raises:
-            UserError: it is meant to be a pattern and is none, or lists too many values.
+            UserError: If it is not a valid pattern, or lists too many values.
         """
         if not self.per_layer:
             return value
@@ -278,20 +279,20 @@ class Key:
         return pattern if pattern.length > 1 or not pattern.repeats else pattern.runs[0][0]
 
     def _listed(self, values: Sequence[Any]) -> Pattern:
-        """The pattern that a list is, the same as the text with these values between pluses."""
+        """The pattern for a list, equal to that for the text with its values joined by `+`."""
         if not values:
             raise UserError("is an empty list; list at least one value.")
         refuse_long(len(values))
         for item in values:
             if isinstance(item, str) and not self._survives_saving(item):
                 raise UserError(
-                    f"lists {quoted(item)}, which a saved pattern would read as another value; "
-                    "choose another."
+                    f"lists {quoted(item)}, which would be read back as a different value from a "
+                    "saved pattern; choose another value."
                 )
         return Pattern(tuple((value, 1) for value in values))
 
     def _survives_saving(self, item: str) -> bool:
-        """Whether the text of a list reads back as itself from the text of the pattern."""
+        """Whether an item of a list is unchanged when read back from the text of the pattern."""
         plain = not set("+*") & set(item) and item == item.strip() != ""
         return plain and parse(item, self.annotation) == item
 
@@ -303,9 +304,9 @@ class Key:
         return float in _members(self.annotation)
 
     def problem(self, value: Any) -> Problem | None:
-        """What is wrong with a value by itself (type, choices, bounds), or None.
+        """Check a value by itself (type, choices, bounds); returns the problem, or None.
 
-        The values of a pattern are checked one by one, up to the first that is wrong.
+        The values of a pattern are checked in order, up to the first invalid one.
         """
         try:
             meant = self.read(value)
@@ -330,7 +331,7 @@ class Key:
             if one not in list(self.choices):
                 return Problem((self.name,), unknown_name(self.name, one, self.choices))
         if isinstance(value, str) and any(map(is_unprintable, value)):
-            message = f"{self.name}={quoted(value)} has characters that cannot be printed."
+            message = f"{self.name}={quoted(value)} contains unprintable characters."
             return Problem((self.name,), message)
         if isinstance(value, int | float) and not isinstance(value, bool):
             message = _bound_message(value, self.metadata["bounds"])
@@ -339,7 +340,7 @@ class Key:
         return None
 
     def converted(self, value: Any) -> Any:
-        """A sound value as exactly the key's type, ints as floats where it takes floats."""
+        """Convert a valid value to exactly the key's type; for float keys, ints become floats."""
         meant = self.read(value)
         if isinstance(meant, Pattern):
             return meant.mapped(lambda one: convert(one, self.annotation))
@@ -349,23 +350,23 @@ class Key:
 def keys_of(
     declaring: type, *, owner: str = "", role: Role | None = None, section: str | None = None
 ) -> dict[str, Key]:
-    """The keys that a class of options declares, by name, those that it inherits first.
+    """The keys declared by an options class, by name; inherited keys come first.
 
     Args:
         declaring: The class.
         owner: See `Key`.
-        role: The role of options that declare none.
-        section: The heading of options that declare none.
+        role: Default role of the options.
+        section: Default heading of the options.
 
     Raises:
-        TypeError: an attribute is not made by `option`, or a key has no role, or a type, choices or
-            a tag that keys cannot have.
+        TypeError: If an attribute is not created by `option`, or a key has no role, or an invalid
+            type, choices or tag.
     """
     found = {}
     for name, annotation in _annotations(declaring).items():
         field = getattr(declaring, name, None)
         if not isinstance(field, dataclasses.Field) or "help" not in field.metadata:
-            raise TypeError(f"{declaring.__qualname__}.{name} must be made by option(...)")
+            raise TypeError(f"{declaring.__qualname__}.{name} must be created by option(...)")
         own_role = field.metadata["role"] or role
         if own_role is None:
             raise TypeError(f"{declaring.__qualname__}.{name} has no role")
@@ -388,24 +389,24 @@ def _annotations(declaring: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(declaring)
     except NameError as error:
-        raise TypeError(f"{declaring.__qualname__} has a type that is not known: {error}") from None
+        raise TypeError(f"{declaring.__qualname__} has an unknown type: {error}") from None
 
 
 def _unfit(annotation: Any, role: Any, metadata: Mapping[str, Any]) -> str | None:
-    """What of an option's declaration cannot be used, or None."""
+    """Why the declaration of an option is invalid, or None."""
     alone = typing.get_origin(annotation) in (None, typing.Union, types.UnionType)
     if not alone or not set(_members(annotation)) <= _TYPES:
         return f"has the type {annotation}; use int, float, str, bool, or one of them | None"
     if role not in set(Role):
         return f"has the role {role!r}; {listed(Role)}".rstrip(".")
     if isinstance(metadata["choices"], Iterator):
-        return "has choices that can be read once only; use a tuple"
+        return "has choices that can be read only once; use a tuple"
     return _unfit_tag(metadata["tag"], metadata["choices"], annotation)
 
 
 def _unfit_tag(tag: Any, choices: Iterable[Any] | None, annotation: Any) -> str | None:
     if isinstance(tag, tuple) and (len(tag) != 2 or bool not in _members(annotation)):
-        return f"has the tag {tag!r}; two words are those of a bool, for False and True"
+        return f"has the tag {tag!r}; a tuple must be the words of a bool for False and True"
     if isinstance(tag, dict):
         missing = [str(choice) for choice in choices or () if choice not in tag]
         return f"has a tag without a word for {', '.join(missing)}" if missing else None
@@ -419,24 +420,24 @@ def _unfit_tag(tag: Any, choices: Iterable[Any] | None, annotation: Any) -> str 
 
 
 def options_of(part: type) -> type:
-    """The nested classes `Options` of a part and of what it inherits from, as one class."""
+    """The nested `Options` classes of a component and its base classes, as one class."""
     own = [vars(base)["Options"] for base in part.__mro__ if "Options" in vars(base)]
     return type("Options", tuple(dict.fromkeys(own)), {"__qualname__": f"{part.__name__}.Options"})
 
 
 class KeyTable(Mapping[str, Key]):
-    """Every key that has been declared, by name."""
+    """All declared keys, by name."""
 
     def __init__(self) -> None:
         self._declared: dict[str, dict[str, Key]] = {}
         self._reserved: set[str] = set()
 
     def reserve(self, names: Iterable[str]) -> None:
-        """Refuse keys of these names from now on, for they mean something else."""
+        """Reserve names for other purposes, so that no key can use them."""
         self._reserved |= {name for name in names if not name.startswith("_")}
 
     def refuse_clashes(self, owner: str, keys: Mapping[str, Key]) -> None:
-        """Raise UserError where a name is another key already; several parts may share one."""
+        """Raise UserError if a name is already a different key. Components may share a key."""
         for name, key in keys.items():
             if name in self._reserved or name.startswith("_"):
                 raise UserError(f"the option name {name!r} is reserved; choose another.")
@@ -447,12 +448,13 @@ class KeyTable(Mapping[str, Key]):
                     )
                     raise UserError(
                         f"the option {name!r} is already declared {where}; "
-                        "choose another name, or inherit that class Options."
+                        "choose another name, or inherit from that Options class."
                     )
             self._refuse_taken_tag(key)
 
     def _refuse_taken_tag(self, key: Key) -> None:
-        """Names of architectures that differ must differ, so no two keys have one tag."""
+        """Raise UserError if another key has the same tag: different architectures need different
+        names."""
         tag = key.metadata["tag"]
         for name, owners in self._declared.items():
             if tag == SPELLED_BY_KEY or not isinstance(tag, str) or name == key.name:
@@ -464,7 +466,7 @@ class KeyTable(Mapping[str, Key]):
                 )
 
     def declare(self, owner: str, keys: Mapping[str, Key]) -> None:
-        """Enter the keys of an owner in place of those that it had."""
+        """Add the keys of an owner, replacing its earlier ones."""
         self.refuse_clashes(owner, keys)
         if owner:
             for declared in self._declared.values():
@@ -474,13 +476,13 @@ class KeyTable(Mapping[str, Key]):
         self._declared = {name: owners for name, owners in self._declared.items() if owners}
 
     def owners(self, name: str) -> list[str]:
-        """The parts that a key belongs to, as `position_encoding=rope`; none for a key that every
-        run has."""
+        """The components that a key belongs to, such as `position_encoding=rope`; empty for keys
+        that every run has."""
         owners = self._declared[name]
         return [] if "" in owners else list(owners)
 
     def owned_by(self, name: str) -> str:
-        """The parts that a key belongs to, in words: `rope_scaling=yarn or llama3`."""
+        """The components that a key belongs to, as text: `rope_scaling=yarn or llama3`."""
         parts: dict[str, list[str]] = {}
         for owner in self.owners(name):
             key, _, part = owner.partition("=")
@@ -497,35 +499,35 @@ class KeyTable(Mapping[str, Key]):
         return len(self._declared)
 
     def nearest(self, name: str) -> str:
-        """`; did you mean 'x'?` for the key nearest to a name, else a full stop."""
+        """`; did you mean 'x'?` for the key closest to a name, else a period."""
         return nearest(name, self)
 
 
 KEYS = KeyTable()
-"""The keys of every run, and of every part that is registered."""
+"""The keys of every run and of all registered components."""
 
 
 # Types and values
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The types that an annotation admits: `(int, NoneType)` for `int | None`."""
+    """The types that an annotation allows: `(int, NoneType)` for `int | None`."""
     return typing.get_args(annotation) or (annotation,)
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as a user reads it: `int`, `int or none`, `True or False`."""
+    """An annotation as shown to users: `int`, `int or none`, `True or False`."""
     names = {types.NoneType: "none", bool: "True or False"}
     return " or ".join(names.get(member, member.__name__) for member in _members(annotation))
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """`value` as exactly the annotated type, be it of a subclass such as np.float64.
+    """Convert `value` to exactly the annotated type, for example from a subclass like np.float64.
 
-    An int is taken where a float is meant; a bool is never taken for a number.
+    An int is accepted for a float; a bool is never accepted for a number.
 
     Raises:
-        UserError: `value` is of another type, or an int too large for a float.
+        UserError: If `value` has another type, or is an int too large for a float.
     """
     for member in _members(annotation):
         if isinstance(value, bool) and member is not bool:
@@ -542,10 +544,9 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """The value that a command-line text stands for, by the key's type.
+    """Parse a value from the command line, given the key's type.
 
-    Text that stands for no value of the type comes back as what it does stand for, for
-    `Key.problem` to refuse.
+    Text of another type is returned as what it parses to, for `Key.problem` to refuse.
     """
     members = _members(annotation)
     if types.NoneType in members and text.lower() == "none":
@@ -558,7 +559,7 @@ def parse(text: str, annotation: Any) -> Any:
         return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # e.g. of many minus signs
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # e.g. from many minus signs
         return text
 
 

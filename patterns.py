@@ -1,12 +1,12 @@
-"""Values that differ from layer to layer: `a*3+b` repeats over the layers, in `a+b*` the rest is b.
+"""Patterns of per-layer values: `a*3+b` repeats over the layers; in `a+b*`, b is used for the rest.
 
     sliding_window = "128*5+none"          five layers with a window, one without, repeated
     position_encoding = "rope*3+none"
     ffn_type = "swiglu+moe*"               the first layer, and all others
     ffn_hidden = [512, 512, 768]           a Python list, in config files
 
-The length of a pattern, the sum of its counts, is checked against `n_layer` before anything is
-expanded.
+The length of a pattern, which is the sum of its counts, is checked against `n_layer` before the
+pattern is expanded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from errors import UserError, quoted
 
 MOST_LAYERS_TO_DIFFER = 10_000
-"""Layers of a model in which a pattern is expanded, and values that one may list."""
+"""Maximum number of layers for which patterns are expanded, and of values in a pattern."""
 
 _ELEMENT = re.compile(r"(?P<value>[^*]*)(?P<star>\*\s*(?P<count>[0-9]{0,18}))?")
 _PLUS = re.compile(r"\+")
@@ -33,23 +33,23 @@ EXAMPLE = "write a pattern as 'a*3+b' (repeats over the layers) or 'a+b*' (b in 
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Values of a key by layer.
+    """The values of a key over the layers.
 
     Attributes:
-        runs: Each value with the number of layers in a row that have it. A last number of None
-            stands for the rest of the layers; without one, the whole repeats.
+        runs: Each value with the number of consecutive layers that have it. If the last number is
+            None, the value is used for all remaining layers; otherwise the pattern repeats.
     """
 
     runs: tuple[tuple[Any, int | None], ...]
 
     @cached_property
     def _ends(self) -> list[int]:
-        """The layer after each run; a rest has no end, and that of the run before it instead."""
+        """The layer after each run; for a rest, which has no end, that of the previous run."""
         return list(accumulate(count or 0 for _, count in self.runs))
 
     @property
     def length(self) -> int:
-        """The number of layers that it lists, the rest excluded."""
+        """Number of layers in the pattern, excluding the rest."""
         return self._ends[-1]
 
     @property
@@ -58,11 +58,11 @@ class Pattern:
 
     @property
     def values(self) -> list[Any]:
-        """The different values, in order."""
+        """The distinct values, in order."""
         return list({(type(value), value): value for value, _ in self.runs}.values())
 
     def starts(self) -> Iterator[tuple[int, Any]]:
-        """The first layer of each run, and its value."""
+        """Yield the first layer and the value of each run."""
         return zip([0, *self._ends], (value for value, _ in self.runs), strict=False)
 
     def at(self, layer: int) -> Any:
@@ -72,11 +72,11 @@ class Pattern:
         return self.runs[min(run, len(self.runs) - 1)][0]
 
     def mapped(self, change: Callable[[Any], Any]) -> Pattern:
-        """The pattern with every value changed."""
+        """The pattern with a function applied to every value."""
         return Pattern(tuple((change(value), count) for value, count in self.runs))
 
     def cut(self, layers: int) -> Pattern:
-        """The pattern of the first `layers` layers."""
+        """The pattern cut to the first `layers` layers."""
         if self.length <= layers:
             return self
         kept: list[tuple[Any, int | None]] = []
@@ -89,20 +89,20 @@ class Pattern:
         return Pattern(tuple(kept))
 
     def simplified(self) -> Any:
-        """The shortest pattern of the same values; a single value if all layers have it."""
+        """The shortest equivalent pattern; a single value if all layers have the same."""
         runs = list(_merged(self.runs))
         if len(runs) == 1:
             return runs[0][0]
         if self.repeats and self.length <= MOST_LAYERS_TO_DIFFER:
             values = [self.at(layer) for layer in range(self.length)]
             period = _shortest_period(values)
-            # The pattern repeats as a whole, so only a period that divides its length will do.
+            # The pattern repeats as a whole, so the period must divide its length.
             return _in_runs(values if len(values) % period else values[:period])
         return Pattern(tuple(runs))
 
     def over(self, layers: int) -> Any:
-        """The values of `layers` layers in canonical form, the same for all patterns that give the
-        layers these values: a single value if they agree, a rest if nothing repeats."""
+        """The canonical form for `layers` layers, equal for all patterns with the same values: a
+        single value if all layers agree, a pattern with a rest if nothing repeats."""
         return with_rest([self.at(layer) for layer in range(layers)])
 
     def __str__(self) -> str:
@@ -113,17 +113,17 @@ class Pattern:
 
 
 def repeating(values: Sequence[Any]) -> Any:
-    """The pattern that repeats these values; one value if all agree."""
+    """The pattern that repeats these values; a single value if all agree."""
     return Pattern(tuple((value, 1) for value in values)).simplified()
 
 
 def by_layer(values: Sequence[Any]) -> Any:
-    """The pattern of the shortest period with these values; one value if all agree."""
+    """The pattern with the shortest period for these values; a single value if all agree."""
     return _in_runs(values[: _shortest_period(values)])
 
 
 def with_rest(values: Sequence[Any]) -> Any:
-    """As `by_layer`, but with a rest, `a+b*`, if nothing repeats and the last ones agree."""
+    """Like `by_layer`, but with a rest (`a+b*`) if nothing repeats and the last values agree."""
     pattern = by_layer(values)
     if not isinstance(pattern, Pattern) or pattern.length < len(values):
         return pattern
@@ -132,13 +132,13 @@ def with_rest(values: Sequence[Any]) -> Any:
 
 
 def _in_runs(values: Sequence[Any]) -> Any:
-    """The pattern that lists these values; one value if all agree."""
+    """The pattern that lists these values; a single value if all agree."""
     runs = tuple(_merged((value, 1) for value in values))
     return runs[0][0] if len(runs) == 1 else Pattern(runs)
 
 
 def spelled(value: Any) -> str:
-    """A value of a config key as a flag spells it."""
+    """A value of a config key as written on the command line."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
@@ -147,15 +147,15 @@ def spelled(value: Any) -> str:
 
 
 def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> Pattern:
-    """The pattern that a text spells.
+    """Parse a pattern.
 
     Args:
-        text: Such as `a*3+b`.
-        read: The value that the text of one value stands for.
-        of_numbers: Whether values may be numbers with an exponent, whose sign is no separator.
+        text: The text, such as `a*3+b`.
+        read: Parses a single value.
+        of_numbers: Whether values may be numbers with an exponent, whose `+` is not a separator.
 
     Raises:
-        UserError: the text is not a pattern, or lists too many values.
+        UserError: If the text is not a pattern, or lists too many values.
     """
     plus = _PLUS_NOT_OF_AN_EXPONENT if of_numbers else _PLUS
     refuse_long(1 + sum(1 for _ in plus.finditer(text)))
@@ -176,7 +176,7 @@ def read_pattern(text: str, read: Callable[[str], Any], *, of_numbers: bool) -> 
 
 
 def refuse_long(values: int) -> None:
-    """Raise UserError if a pattern lists more values than there may be layers that differ."""
+    """Raise UserError if a pattern lists more than MOST_LAYERS_TO_DIFFER values."""
     if values > MOST_LAYERS_TO_DIFFER:
         raise UserError(
             f"lists {values:,} values, but a pattern covers at most {MOST_LAYERS_TO_DIFFER:,} "
@@ -185,16 +185,16 @@ def refuse_long(values: int) -> None:
 
 
 def _merged(runs: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
-    """The runs, adjacent ones of the same value joined."""
+    """Merge adjacent runs with the same value."""
     for _, same in groupby(runs, key=lambda run: (type(run[0]), run[0])):
         values, counts = zip(*same, strict=True)
         yield values[0], None if None in counts else sum(counts)
 
 
 def _shortest_period(values: Sequence[Any]) -> int:
-    """After how many values they start over; the last repetition may be incomplete.
+    """The shortest period of the values; the last repetition may be incomplete.
 
-    By the longest start that is also an end (Knuth, Morris and Pratt 1977), in linear time.
+    Uses the longest prefix that is also a suffix (Knuth, Morris and Pratt 1977), in linear time.
     """
     borders = [0]
     for value in values[1:]:

@@ -1,5 +1,4 @@
-"""Reading files that others may have made: regular files only, and JSON of a bounded size; and
-replacing a file in one step."""
+"""Read untrusted files (regular files only, JSON of limited size) and replace files atomically."""
 
 from __future__ import annotations
 
@@ -14,22 +13,22 @@ from typing import Any, BinaryIO
 from errors import UserError
 
 MAX_JSON_BYTES = 16 * 2**20
-"""Enough for a tokenizer of every character of Unicode, escaped."""
+"""Maximum size of a JSON file; enough for a tokenizer of all Unicode characters, escaped."""
 
 READERS_SECONDS = 2.0 if os.name == "nt" else 0.0
-"""How long a reader may keep a file from being replaced: on Windows, it can."""
+"""How long to wait for readers that prevent a file from being replaced, as on Windows."""
 
 
 def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
-    """Open a regular file for reading. A FIFO, a device or a folder is refused, not opened.
+    """Open a regular file for reading. FIFOs, devices and folders are refused without opening.
 
     Args:
         path: The file.
         follow_links: Whether `path` may be a symbolic link.
 
     Raises:
-        UserError: `path` is not a regular file.
-        OSError: `path` does not exist or cannot be read.
+        UserError: If `path` is not a regular file.
+        OSError: If `path` does not exist or cannot be read.
     """
     if not stat.S_ISREG(os.stat(path, follow_symlinks=follow_links).st_mode):
         raise _irregular(path)
@@ -37,7 +36,7 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
 
 
 def refuse_irregular(path: Path, *, follow_links: bool = True) -> None:
-    """Raise UserError if `path` exists and is not a regular file; opening a FIFO could block.
+    """Raise UserError if `path` exists but is not a regular file; opening a FIFO could block.
 
     Args:
         path: The file.
@@ -49,31 +48,32 @@ def refuse_irregular(path: Path, *, follow_links: bool = True) -> None:
 
 
 def _irregular(path: Path) -> UserError:
-    return UserError(f"{path} is not a regular file; replace it with one.")
+    return UserError(f"{path} is not a regular file; replace it with a regular file.")
 
 
 def read_json(path: Path, *, follow_links: bool = False) -> Any:
-    """The content of a JSON file of at most MAX_JSON_BYTES.
+    """Read a JSON file of at most MAX_JSON_BYTES.
 
     Raises:
-        UserError: `path` is not a regular file, is too large, or does not hold JSON.
-        OSError: `path` does not exist or cannot be read.
+        UserError: If `path` is not a regular file, is too large, or does not contain JSON.
+        OSError: If `path` does not exist or cannot be read.
     """
     with open_regular(path, follow_links=follow_links) as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
-        raise UserError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes; it is not read.")
+        raise UserError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes and was not read.")
     try:
         return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def write_atomically(path: Path, parts: Iterable[str | bytes], *, durable: bool = True) -> None:
-    """Replace the file by these parts, one after the other; text is encoded as UTF-8.
+    """Replace a file atomically by the concatenated parts; text is encoded as UTF-8.
 
-    A kill at any moment leaves the old file or the new one, whole; an error leaves the old one.
-    A power cut does so, too, if the file is `durable`, which takes a wait for the disk.
+    If the process is killed at any moment, either the old or the new file remains intact; on an
+    error, the old one. With `durable`, which waits for the disk, this also holds for power
+    failures.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -89,7 +89,7 @@ def write_atomically(path: Path, parts: Iterable[str | bytes], *, durable: bool 
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Put a file in the place of another, for which readers of that one may have to be waited."""
+    """Replace a file by another, waiting for its readers if necessary."""
     deadline = time.monotonic() + READERS_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Upgrades configs that earlier versions saved to the current keys."""
+"""Upgrade configs saved by earlier versions to the current keys."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ _OWNERS = {
     "rope_low_freq_factor": _LLAMA3,
     "rope_high_freq_factor": _LLAMA3,
 }
-"""Keys that every config had before parts owned them, each with the key that chooses its part and
-the names of the parts; they are dropped in this order if a config has another part."""
+"""Keys that every config had before they became options of components, with the key that chooses
+the component and the components that have them. They are removed in this order if a config uses
+another component."""
 
 
 _ADDED = {"mixer": "attention", "residual": "plain", "value_residual": "none"}
-"""Keys that older model configs lack, with the value that every model then had."""
+"""Keys that older model configs lack, with the value that every model had at the time."""
 
 _ADDED_TO_TRAINING = {"optimizer": "adamw", "objective": "cross_entropy", "z_loss_coef": 0.0}
 """The same for training configs."""
@@ -55,16 +56,16 @@ _SCHEDULED = {
     "min_lr": ("cosine", "linear", "wsd"),
     "wsd_decay_fraction": ("wsd",),
 }
-"""Keys that every config had before schedules owned them, with the schedules that have them."""
+"""Keys that every config had before they became options of schedules, with those schedules."""
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config in the current keys; a current config is returned unchanged.
+    """Convert a saved config to the current keys; a current config is returned unchanged.
 
-    `window_pattern` (S sliding, L all) and `rope_pattern` (R rotated, N not) repeated over the
-    layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled. They
-    become patterns of other keys. Keys of parts that the config does not choose are dropped. Keys
-    that did not exist are added with the value that the code then implied.
+    `window_pattern` (S: sliding, L: full) and `rope_pattern` (R: with RoPE, N: without) repeated
+    over the layers; `rope_local_theta` was the base in windowed layers, whose RoPE was not scaled.
+    They become patterns of other keys. Options of components that the config does not select are
+    removed. Keys that did not exist are added with the value that the code implied at the time.
     """
     keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else dict(saved)
     if "lr_schedule" in keys and "optimizer" not in keys:
@@ -95,13 +96,13 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_letters(letters: str, windowed: Any, other: Any) -> Any:
-    """The value, or the text of the pattern, that a pattern of letters stands for."""
+    """The value, or the pattern as text, for a pattern of letters."""
     values = repeating([windowed if letter == _WINDOWED else other for letter in letters])
     return str(values) if len(set(letters)) > 1 and windowed != other else values
 
 
 def _effective_window(keys: Mapping[str, Any]) -> int | None:
-    """The window; None if it covers the longest sequence, and so hides nothing."""
+    """The window; None if it covers the longest sequence and has no effect."""
     window, longest = keys["sliding_window"], keys.get("block_size")
     both = isinstance(window, int) and isinstance(longest, int)
     return None if both and window >= longest else window

@@ -1,4 +1,4 @@
-"""How a model is trained: every key of a run that does not describe the architecture."""
+"""The training config: all keys of a run that do not describe the architecture."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from training_components import DTYPES, LOG_SINKS, LR_SCHEDULES, OBJECTIVES, OPT
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 LONGEST_PATH_PART = 255
-"""Bytes of a file's or folder's name, on all common file systems."""
+"""Maximum length of a file or folder name in bytes, on all common file systems."""
 
 LONGEST_FOLDER_NAME = 200
-"""Bytes of a run's or a sweep's name: leaves room for the suffixes of what is named after it."""
+"""Maximum length of a run or sweep name in bytes, which leaves room for suffixes."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 def folder_name_refusal(name: str) -> str | None:
-    """Why `name` cannot be the name of a run's or a sweep's folder, with the fix; None if it can.
+    """Why `name` is not a valid folder name for a run or sweep, with the fix; None if it is.
 
-    What only Windows refuses is refused everywhere, so that folders can be copied.
+    Names that only Windows forbids are refused everywhere, so that folders can be copied.
     """
     if name in ("", ".", "..") or set(name) & set("/\\"):
         return "must be a single folder name; set its location with out_dir."
@@ -41,9 +41,10 @@ def folder_name_refusal(name: str) -> str | None:
 
 
 def kept_share(steps: int, of: int, new: int) -> int:
-    """Steps with the share of `new` that `steps` have of `of`; at least one, unless there are none.
+    """Scale `steps` of a run of `of` steps to a run of `new` steps; at least 1, unless `steps` is
+    0.
 
-    How a warm-up or a decay follows a change of the run's length.
+    Used for the warm-up and the decay if the length of a run changes.
     """
     return max(round(steps / max(of, 1) * new), min(steps, 1))
 
@@ -58,17 +59,17 @@ _machine = Section("Machine", Role.EXECUTION)
 
 
 def _warmup(config: Any) -> int:
-    """5 % of the schedule. If time may end the run, max_iters is a bound rather than a length."""
+    """5 % of the schedule, at most 2000 steps unless a time limit may end the run first."""
     length = config.lr_decay_iters if "lr_decay_iters" in config else config.max_iters
     warmup = length // 20
     return warmup if config.max_minutes else min(warmup, 2000)
 
 
 class TrainingOptions:
-    """The keys that every run has, whatever parts of training it chooses.
+    """The keys that every run has, regardless of its training components.
 
-    Keys that say where things are, what is trusted, or where the log is sent have `restored=False`:
-    a checkpoint, which may be somebody else's, does not decide them.
+    Keys for paths, trust and log sinks have `restored=False`: they are never taken from a
+    checkpoint, which may come from someone else.
     """
 
     out_dir: str = _places.option("out", "directory of all runs", restored=False)
@@ -245,22 +246,22 @@ KEYS.declare("", TRAINING_KEYS)
 
 
 def training_keys() -> dict[str, Key]:
-    """Every key of training, those of parts after the key that chooses the part."""
+    """All training keys; options of components follow the key that chooses the component."""
     return expanded(TRAINING_KEYS)
 
 
 class TrainingConfig:
-    """Settings of a run, checked when made.
+    """The training settings of a run, validated on creation.
 
-    Its keys are read as attributes: those of every run (`TrainingOptions`), and the options of the
-    schedule, objective and optimizer that are chosen. A key left at None is derived from the
-    others, but for sequence_length, which depends on the model.
+    Keys are read as attributes: those of every run (`TrainingOptions`), and the options of the
+    chosen schedule, objective and optimizer. Keys left at None are derived from the others, except
+    sequence_length, which depends on the model.
 
     Args:
-        keys: Each is a user's own: one that no chosen part has a use for is refused.
+        keys: Values given by the user; keys of components that are not selected are refused.
 
     Raises:
-        ConfigError: with every problem found, each naming the fix.
+        ConfigError: If there are problems; it lists them all, with fixes.
     """
 
     def __init__(self, **keys: Any):
@@ -270,9 +271,9 @@ class TrainingConfig:
     def make(
         cls, base: Mapping[str, Any], given: Mapping[str, Any] | None = None
     ) -> TrainingConfig:
-        """The config of a base, such as a saved config, and what a user changes of it.
+        """Create a config from a base, such as a saved config, and the user's changes.
 
-        Values of the base go with their part: they are dropped if it is not chosen.
+        Values of the base that belong to components that are not selected are ignored.
         """
         config = cls.__new__(cls)
         config._set_up(base, given or {})
@@ -283,7 +284,7 @@ class TrainingConfig:
         return self.make(self._base, {**self._given, **changes})
 
     def completed(self, sequence_length: int) -> TrainingConfig:
-        """The config with a derived sequence_length, which depends on the model."""
+        """The config with sequence_length set to a derived value."""
         config = self.changed()
         vars(config)["sequence_length"] = sequence_length
         return config
@@ -325,16 +326,16 @@ class TrainingConfig:
         return f"TrainingConfig({values})"
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or `default` if no chosen part has it."""
+        """The value of a key, or `default` if no selected component has it."""
         return vars(self)[key] if key in self._keys else default
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key that the run has and its value."""
+        """All keys and values of the run."""
         return {name: vars(self)[name] for name in self._keys}
 
     @property
     def derived(self) -> frozenset[str]:
-        """The keys whose values follow from those of others."""
+        """The keys whose values are derived from others."""
         return frozenset(
             name
             for name, key in self._keys.items()
@@ -386,7 +387,7 @@ class TrainingConfig:
         if not self.out_dir.strip():
             message = (
                 f"out_dir={self.out_dir!r} does not name a folder; drop it, or use '.' for the "
-                "current one."
+                "current folder."
             )
             yield Problem(("out_dir",), message)
         longest = max(len(part.encode()) for part in re.split(r"[/\\]", self.out_dir))
@@ -399,11 +400,11 @@ class TrainingConfig:
 
     @property
     def log_sinks(self) -> tuple[str, ...]:
-        """The names in `log_to`."""
+        """The names of the sinks in `log_to`."""
         return tuple(self._keys["log_to"].named(self.log_to))
 
     @property
     def tokens_per_step(self) -> int:
-        """Training tokens of one optimizer step; needs `sequence_length` to be derived."""
+        """Training tokens per optimizer step; requires `sequence_length` to be set."""
         assert self.sequence_length is not None
         return self.gradient_accumulation_steps * self.batch_size * self.sequence_length

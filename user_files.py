@@ -1,4 +1,4 @@
-"""A user's own Python files, run as they are: config files, and plugins that register parts."""
+"""Run the user's Python files: config files, and plugins that register components."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG_FOLDER = Path(__file__).parent / "config"
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """A value that a file or a flag gives to a key, and where: `config/x.py:12`, `--n_layer`."""
+    """A value given to a key, and its origin, such as `config/x.py:12` or `--n_layer`."""
 
     value: Any
     origin: str
@@ -35,7 +35,7 @@ class Given:
 
 @contextlib.contextmanager
 def collect(problems: list[Problem]) -> Iterator[None]:
-    """Add the problems of a ConfigError to the list instead of passing it on."""
+    """Catch a ConfigError and add its problems to the list."""
     try:
         yield
     except ConfigError as error:
@@ -43,13 +43,13 @@ def collect(problems: list[Problem]) -> Iterator[None]:
 
 
 def run_plugins(paths: str) -> dict[str, str]:
-    """Run files that register parts, and return the source of each by its path.
+    """Run plugins, and return the source of each by its path.
 
     Args:
-        paths: The files, separated by commas.
+        paths: Comma-separated files.
 
     Raises:
-        ConfigError: with every file that is missing or fails.
+        ConfigError: If files are missing or fail; it lists them all.
     """
     problems: list[Problem] = []
     sources: dict[str, str] = {}
@@ -63,11 +63,11 @@ def run_plugins(paths: str) -> dict[str, str]:
 
 
 def rerun_plugins(plugins: Mapping[str, str]) -> None:
-    """Run plugins again, so that their modules are as new: path -> source.
+    """Run plugins (path -> source) again, to reset their modules.
 
-    Checking a user's own parts and tracing their memory may leave there what they made: a layer of
-    another width, its gradient, cached tensors without data. What a plugin draws at random now
-    follows from torch's seed.
+    The smoke test and the memory trace may leave objects in them, such as layers of another width,
+    gradients, or cached tensors without data. Random numbers that a plugin draws now depend on
+    torch's seed.
     """
     for path, source in plugins.items():
         with own_stream(Path(path).name):
@@ -88,12 +88,12 @@ _NOT_A_VALUE = (types.ModuleType, type, types.FunctionType, types.BuiltinFunctio
 
 
 def read_config_file(path: str, plugins: dict[str, str]) -> dict[str, Given]:
-    """The names that a config file leaves, which are keys or meant to be.
+    """Run a config file and return the values of its top-level names that are, or should be, keys.
 
-    Its source goes to `plugins` where it registers a part.
+    If the file registers components, its source is added to `plugins`.
 
     Raises:
-        ConfigError: there is no such file, or it fails; see `run_source`.
+        ConfigError: If the file does not exist or fails; see `run_source`.
     """
     source = read_source(path)
     namespace = run_source(path, source)
@@ -110,14 +110,14 @@ def read_config_file(path: str, plugins: dict[str, str]) -> dict[str, Given]:
 
 
 def is_helper(name: str, value: Any) -> bool:
-    """Whether a name that is no key is the file's own business, and no misspelt key."""
+    """Whether a name that is not a key is a helper of the file rather than a misspelled key."""
     return name.startswith("_") or isinstance(value, _NOT_A_VALUE)
 
 
 def names_bound(source: str) -> tuple[dict[str, int], set[str]]:
-    """The line on which each name of a module is last bound, and the names that imports alone bind.
+    """The line on which each name of a module is last bound, and the names bound only by imports.
 
-    Names of its functions, classes and comprehensions are not the module's.
+    Names inside functions, classes and comprehensions do not count.
     """
     assigned: list[tuple[int, str]] = []
     imported: list[tuple[int, str]] = []
@@ -135,7 +135,7 @@ def names_bound(source: str) -> tuple[dict[str, int], set[str]]:
 
 
 def read_source(path: str) -> str:
-    """The text of a Python file; ConfigError where there is none."""
+    """Read a Python file. Raises ConfigError if it does not exist or cannot be read."""
     try:
         return located(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -145,14 +145,14 @@ def read_source(path: str) -> str:
 
 
 def located(path: str) -> Path:
-    """The file of a path; one in config/ is found from any working directory."""
+    """Resolve a path; files in config/ are found from any working directory."""
     ours = CONFIG_FOLDER.parent / path
     elsewhere = not os.path.exists(path) and ours.parent == CONFIG_FOLDER and ours.is_file()
     return ours if elsewhere else Path(path)
 
 
 def nearest_file(path: str) -> str:
-    """A hint at the Python file, beside `path` or in config/, whose name is nearest."""
+    """A hint at the Python file with the closest name, next to `path` or in config/."""
     folders = (Path(path).parent, CONFIG_FOLDER)
     files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}
     matches = difflib.get_close_matches(Path(path).stem, files, n=1, cutoff=0.6)
@@ -160,14 +160,14 @@ def nearest_file(path: str) -> str:
 
 
 def run_source(path: str, source: str) -> dict[str, Any]:
-    """Run a file as a module of its own; the names that it leaves.
+    """Run a file as a separate module and return its namespace.
 
-    Raises ConfigError where it is no Python, asks to exit, or makes a mistake that a user can fix;
-    any other exception of the file's own passes, with its traceback.
+    Raises ConfigError if the file is not valid Python, exits, or raises a UserError; any other
+    exception propagates with its traceback.
     """
     module = types.ModuleType(module_name(path))
     module.__file__ = os.path.abspath(located(path))
-    sys.modules[module.__name__] = module  # where dataclasses and inspect look for a class's module
+    sys.modules[module.__name__] = module  # dataclasses and inspect look up modules here
     try:
         exec(compiled(source, path), vars(module))
     except UserError as error:
@@ -179,20 +179,20 @@ def run_source(path: str, source: str) -> dict[str, Any]:
 
 
 def compiled(source: str, path: str) -> types.CodeType:
-    """The code of a file. Raises SyntaxError, also where it is nested deeper than Python reads."""
+    """Compile a file. Raises SyntaxError, also if it is nested too deeply."""
     try:
         return compile(source, path, "exec", dont_inherit=True)
     except (MemoryError, RecursionError) as error:
-        raise SyntaxError("an expression is nested too deeply for Python to read") from error
+        raise SyntaxError("an expression is nested too deeply for Python to parse") from error
 
 
 def module_name(path: str) -> str:
-    """The name of the module that a file runs as: one that no import can mean."""
+    """The module name for a file, which no import statement can refer to."""
     return USERS_MODULE + re.sub(r"\W", "_", path)
 
 
 def failed_at(error: BaseException, path: str) -> str:
-    """Where in the file `path` an error arose: `path:line`, or the path if no line is to blame."""
+    """Where in the file `path` an error occurred: `path:line`, or the path if unknown."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"{path}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -291,7 +291,7 @@ def test_an_error_in_a_file_s_own_code_keeps_its_traceback(write, text, line, er
         ("n_layer = 1\n\nn_head = = 2\n", "x.py:3: SyntaxError: invalid syntax (x.py, line 3)"),
         (
             f"n_layer = {'-' * 100_000}1",
-            "x.py: SyntaxError: an expression is nested too deeply for Python to read",
+            "x.py: SyntaxError: an expression is nested too deeply for Python to parse",
         ),
         ("n_layer = 1\nraise SystemExit", "x.py:2: SystemExit"),
         ("import sys\nsys.exit('bye')", "x.py:2: SystemExit: bye"),
@@ -341,17 +341,17 @@ def test_a_file_that_cannot_be_read_says_why(write, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["n_layer=6"], "cannot read 'n_layer=6'; write --n_layer=6"),
-        (["-n_layer=6"], "cannot read '-n_layer=6'; write --n_layer=6"),
-        (["--n_layer"], "cannot read '--n_layer'; write --n_layer=VALUE"),
-        (["--n_layer", "--seed=1"], "cannot read '--n_layer'; write --n_layer=VALUE"),
+        (["n_layer=6"], "cannot parse 'n_layer=6'; write --n_layer=6"),
+        (["-n_layer=6"], "cannot parse '-n_layer=6'; write --n_layer=6"),
+        (["--n_layer"], "cannot parse '--n_layer'; write --n_layer=VALUE"),
+        (["--n_layer", "--seed=1"], "cannot parse '--n_layer'; write --n_layer=VALUE"),
         (
             ["--qk_norm", "--qk_norm=False"],
             "--qk_norm is given more than once: 'False' and 'True'; keep one.",
         ),
         (["--plugins", "none.py"], "no file 'none.py'."),
         (["--n_layer", "abc"], "--n_layer: n_layer takes int, not 'abc' (str)."),
-        (["--print_config=True"], "cannot read '--print_config=True'; write --print_config"),
+        (["--print_config=True"], "cannot parse '--print_config=True'; write --print_config"),
         (
             ["--lr=1"],
             "--lr: unknown key 'lr'; did you mean 'learning_rate'? --help lists the keys.",
@@ -411,7 +411,7 @@ def test_a_boolean_flag_without_a_value_is_true(write):
 def test_a_flag_without_a_value_does_not_swallow_a_file(write):
     path = write("n_layer = 0")
     assert problems("--seed", path) == [
-        "cannot read '--seed'; write --seed=VALUE",
+        "cannot parse '--seed'; write --seed=VALUE",
         "x.py:1: n_layer=0 must be at least 1.",
     ]
 
@@ -463,7 +463,8 @@ def test_a_problem_between_keys_names_where_each_came_from(write):
     assert problems(path, "--n_head=7") == [
         "n_embd=100 is not a multiple of n_head=7; change one, or set head_dim. "
         "(n_embd: x.py:1; n_head: --n_head)",
-        "min_lr=1 is above learning_rate=0.001; lower it. (min_lr: x.py:2; learning_rate: default)",
+        "min_lr=1 is above learning_rate=0.001; lower min_lr. (min_lr: x.py:2; learning_rate: "
+        "default)",
     ]
 
 
@@ -807,7 +808,7 @@ def test_a_value_that_cannot_be_shown_is_refused(write, monkeypatch, key):
     monkeypatch.setattr(configurator, "Unprintable", Unprintable, raising=False)
     path = write(f"from configurator import Unprintable as _U\n{key} = _U()")
     [message] = problems(path)
-    assert re.match(rf"x.py:2: {key} takes .+, not <Unprintable that has no repr>", message)
+    assert re.match(rf"x.py:2: {key} takes .+, not <Unprintable without a repr>", message)
 
 
 @pytest.mark.parametrize(
@@ -825,7 +826,7 @@ def test_a_value_that_cannot_be_shown_is_refused(write, monkeypatch, key):
         ("--n_layer={1}", r"--n_layer: n_layer takes int, not \{1\} \(set\)"),
         ("--dropout=1j", r"--dropout: dropout takes float, not 1j \(complex\)"),
         ("--learning_rate=1e999", r"--learning_rate: learning_rate=inf must be finite"),
-        ("--run_name=a\x1b[2J", r"--run_name: run_name='a\\x1b\[2J' has characters that cannot"),
+        ("--run_name=a\x1b[2J", r"--run_name: run_name='a\\x1b\[2J' contains unprintable"),
         ("--out_dir=", r"--out_dir: out_dir='' does not name a folder"),
         ("--k\x1b\n=1", r"--k\\x1b\\n: unknown key 'k\\x1b\\n'"),
     ],

@@ -153,17 +153,17 @@ def test_sound_values_have_no_problem():
         ({"size": 0}, "size=0 must be at least 1."),
         ({"size": 9}, "size=9 must be at most 8."),
         ({"size": 10**400}, f"size={BIG} must be at most 8."),
-        ({"size": 10**5000}, "size=<int that has no repr> must be at most 8."),
+        ({"size": 10**5000}, "size=<int without a repr> must be at most 8."),
         ({"share": 10**400}, f"share takes float, but {BIG} is too large for one."),
         ({"size": {1}}, "size takes int, not {1} (set)."),
         ({"size": b"1"}, "size takes int, not b'1' (bytes)."),
         ({"share": 1j}, "share takes float, not 1j (complex)."),
         (
             {"size": Unprintable()},
-            "size takes int, not <Unprintable that has no repr> (Unprintable).",
+            "size takes int, not <Unprintable without a repr> (Unprintable).",
         ),
-        ({"size": Exiting()}, "size takes int, not <Exiting that has no repr> (Exiting)."),
-        ({"free": "a\nb\udcff"}, "free='a\\nb\\udcff' has characters that cannot be printed."),
+        ({"size": Exiting()}, "size takes int, not <Exiting without a repr> (Exiting)."),
+        ({"free": "a\nb\udcff"}, "free='a\\nb\\udcff' contains unprintable characters."),
         ({"share": 0}, "share=0.0 must be above 0."),
         ({"share": 1.0}, "share=1.0 must be below 1."),
         ({"share": float("nan")}, "share=nan must be finite."),
@@ -257,7 +257,7 @@ def test_a_key_without_a_role_cannot_be_declared():
 
 @pytest.mark.parametrize("declaring", [Plain, Missing])
 def test_an_attribute_without_option_is_refused(declaring):
-    with pytest.raises(TypeError, match=rf"{declaring.__name__}\.bare must be made by option"):
+    with pytest.raises(TypeError, match=rf"{declaring.__name__}\.bare must be created by option"):
         keys_of(declaring, role=Role.DATA)
 
 
@@ -321,7 +321,7 @@ def test_one_name_is_one_declaration(other):
         table.declare("ffn=b", keys("ffn=b", **other))
     assert str(refused.value) == (
         "the option 'width' is already declared differently by ffn=a; choose another "
-        "name, or inherit that class Options."
+        "name, or inherit from that Options class."
     )
     assert table.owners("width") == ["ffn=a"]
 
@@ -408,4 +408,4 @@ def test_a_listed_text_that_a_pattern_would_change_is_refused(item):
 
     key = keys_of(Options)["word"]
     assert key.problem(["c", None]) is None
-    assert "which a saved pattern would read as another value" in key.problem(["c", item]).message
+    assert "which would be read back as a different value" in key.problem(["c", item]).message

@@ -201,6 +201,6 @@ def test_a_run_of_a_version_with_adamw_alone_loads_and_goes_on(tmp_path, flags, 
         assert start.settings.training.changed(out_dir="out", resume="none") == today.changed(
             run_name="run"
         )
-        assert not [note for note in start.notes if "from here on" in note]
+        assert not [note for note in start.notes if " -> " in note]
     with pytest.raises(ConfigError, match="optimizer='lion', but the run to resume has .*'adamw'"):
         find_start(read([*where, "--optimizer=lion"]))

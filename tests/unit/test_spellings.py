@@ -99,7 +99,7 @@ def test_another_name_of_a_value_is_no_key(answer) -> None:
 
 
 def test_what_is_missing_or_too_much(answer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer("sample", "latest") == "unexpected argument 'latest'; --help lists what there is."
+    assert answer("sample", "latest") == "unexpected argument 'latest'; --help lists the arguments."
     with pytest.raises(SystemExit):
         huggingface.main(["exprt"])
     assert "unknown command 'exprt'; did you mean 'export'?" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def derived(**values) -> TrainingConfig:
         ),
         (
             {"min_lr": 0.01, "learning_rate": 0.001},
-            "min_lr=0.01 is above learning_rate=0.001; lower it.",
+            "min_lr=0.01 is above learning_rate=0.001; lower min_lr.",
         ),
         (
             {"min_lr": 0.0001, "lr_schedule": "constant"},
@@ -84,19 +84,19 @@ def derived(**values) -> TrainingConfig:
         ),
         (
             {"out_dir": ""},
-            "out_dir='' does not name a folder; drop it, or use '.' for the current one.",
+            "out_dir='' does not name a folder; drop it, or use '.' for the current folder.",
         ),
         (
             {"out_dir": " "},
-            "out_dir=' ' does not name a folder; drop it, or use '.' for the current one.",
+            "out_dir=' ' does not name a folder; drop it, or use '.' for the current folder.",
         ),
         (
             {"out_dir": "a/" + 300 * "b"},
             f"out_dir='a/{'b' * 35}...{'b' * 37}' (304 characters) contains a name of 300 bytes, "
             "but at most 255 are allowed; shorten it.",
         ),
-        ({"run_name": "a\tb"}, r"run_name='a\tb' has characters that cannot be printed."),
-        ({"dataset": "a\udcff"}, r"dataset='a\udcff' has characters that cannot be printed."),
+        ({"run_name": "a\tb"}, r"run_name='a\tb' contains unprintable characters."),
+        ({"dataset": "a\udcff"}, r"dataset='a\udcff' contains unprintable characters."),
         (
             {"seed": "-" * 5000},
             f"seed takes int, not '{'-' * 37}...{'-' * 37}' (5002 characters) (str).",
