@@ -80,14 +80,14 @@ from training.workers import started_as_worker, workers_to_start
 from user_files import collect, read_config_file
 
 SEEDS, MAX_SEEDS = 5, 20
-"""Of every arm, unless the command says otherwise; and at most, with --until_sure."""
+"""Default number of seeds per arm, and default maximum with --until_sure."""
 
 ENGINES = ("local", "ray", "slurm")
 MOST_WORKERS = 1_000
-"""Runs at a time, and processes of a run."""
+"""Maximum number of concurrent runs, and of processes per run."""
 
 
-# What is asked
+# The command line
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         "--until_sure",
         action="store_true",
         help="add seeds at scheduled looks (5, 10, 20 ...) and stop each arm once its verdict is "
-        "decided, in place of --seeds",
+        "decided, instead of using --seeds",
     )
     flags.add_argument(
         "--max_seeds",
@@ -237,19 +237,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
-    """What a command line asks for; ConfigError, with every problem of it, where it cannot be."""
+    """Parse the request of a command line. Raises ConfigError with all problems."""
     problems: list[Problem] = []
     arguments = split_arguments(rest)
-    asked = configurator.read(rest)  # so that the keys of plugins are known from here on
+    asked = configurator.read(rest)  # also registers the keys of plugins
     for path in _arm_files(options):
-        with contextlib.suppress(ConfigError):  # told with the arms
+        with contextlib.suppress(ConfigError):  # reported with the arms
             read_config_file(path, {})
     problems += asked.problems
     unknown = [key for key in arguments.flags if key not in KEYS]
     problems += [configurator.unknown_key(key, f"--{key}") for key in unknown]
     problems = [_meant_as_option(problem, vars(options)) for problem in problems]
     if arguments.print_config:
-        problems.append(Problem((), "--print_config is train.py's; see --dry_run."))
+        problems.append(Problem((), "--print_config is an option of train.py; see --dry_run."))
     for name in ("workers", "gpus_per_run"):
         count = getattr(options, name)
         if count is not None and not 1 <= count <= MOST_WORKERS:
@@ -265,7 +265,7 @@ def read_request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
 
 
 def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
-    """The request that options and arguments make; ConfigError with every problem of it."""
+    """Create the request from options and arguments. Raises ConfigError with all problems."""
     problems: list[Problem] = []
     vary, tune, budget = {}, {}, None
     with collect(problems):
@@ -276,7 +276,7 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
         budget = parse_budget(options.budget) if options.budget else None
     except UserError as error:
         problems.append(Problem((), f"--budget: {error}"))
-    if problems:  # without what could not be read, the rest would look wrong
+    if problems:  # later checks need these values
         raise ConfigError(problems)
     return Request(
         files=arguments.files,
@@ -296,7 +296,7 @@ def make_request(options: argparse.Namespace, arguments: Arguments) -> Request:
 
 
 def _seeds(options: argparse.Namespace) -> int:
-    """The seeds of every arm, or the most of them."""
+    """The number of seeds per arm, or its maximum with --until_sure."""
     if options.until_sure and options.seeds is not None:
         raise UserError("--until_sure chooses the seeds itself; drop --seeds, or use --max_seeds.")
     if options.max_seeds is not None and not options.until_sure:
@@ -307,12 +307,12 @@ def _seeds(options: argparse.Namespace) -> int:
 
 
 def _arm_files(options: argparse.Namespace) -> tuple[str, ...]:
-    """The config files that make an arm each."""
+    """The config files that define one arm each."""
     return tuple(path for path in options.arms.split(",") if path)
 
 
 def _meant_as_option(problem: Problem, known: Iterable[str]) -> Problem:
-    """The problem of a misspelt option of the sweep, which is taken for a key, as that."""
+    """Replace the problem of an unknown key that looks like a misspelled option of the sweep."""
     key = problem.keys[0] if problem.keys else ""
     near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.75)
     if key in KEYS or not near:
@@ -321,17 +321,20 @@ def _meant_as_option(problem: Problem, known: Iterable[str]) -> Problem:
 
 
 def slurm_lines(options: argparse.Namespace) -> tuple[str, ...]:
-    """The options of sbatch that a command line gives; ConfigError where they cannot be."""
+    """The sbatch options of a command line. Raises ConfigError if they are invalid."""
     if options.slurm_options is None:
         return ()
     if options.engine != "slurm":
-        message = f"--slurm_options needs --engine=slurm, not {options.engine}; add it, or drop it."
+        message = (
+            f"--slurm_options needs --engine=slurm, not {options.engine}; use that engine, or "
+            "drop --slurm_options."
+        )
         raise ConfigError([Problem((), message)])
     return parse_slurm_options(options.slurm_options, options.gpus_per_run)
 
 
 def make_engine(options: argparse.Namespace, plan: Plan) -> Engine:
-    """What runs the jobs."""
+    """Create the engine that runs the jobs."""
     device = plan.baseline.settings.training.device
     workers, processes = options.workers, options.gpus_per_run
     if options.engine == "ray":
@@ -342,7 +345,7 @@ def make_engine(options: argparse.Namespace, plan: Plan) -> Engine:
 
 
 def local_environments(options: argparse.Namespace, plan: Plan) -> list[dict[str, str]]:
-    """What the runs of each local worker have set."""
+    """The environment variables of the runs of each local worker."""
     workers = runs_at_a_time(options, plan)
     return worker_environments(workers, local_device(plan), options.gpus_per_run)
 
@@ -352,11 +355,11 @@ def local_device(plan: Plan) -> str:
 
 
 def runs_at_a_time(options: argparse.Namespace, plan: Plan) -> int:
-    """How many runs share this machine, or a Ray cluster as far as that is known; SLURM gives each
-    run devices of its own.
+    """Number of runs that share this machine, or a Ray cluster as far as known; SLURM gives each
+    run its own devices.
 
     Raises:
-        UserError: this machine has fewer GPUs than a run is to have.
+        UserError: If this machine has fewer GPUs than requested per run.
     """
     if options.engine == "slurm":
         return 1
@@ -372,7 +375,7 @@ def runs_at_a_time(options: argparse.Namespace, plan: Plan) -> int:
 
 
 def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:
-    """The GPUs that local workers have among them; None where each task has its own or none."""
+    """Number of GPUs that local workers share; None if each task has its own, or there are none."""
     if options.engine != "local" or local_device(plan) != "cuda":
         return None
     return len(visible_gpus())
@@ -382,16 +385,16 @@ def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the sweep that a command line asks for; 0 where every run ended, else 1."""
+    """Run the sweep of a command line; returns 0 if every run ended, else 1."""
     options, rest = parser().parse_known_args(argv)
     try:
         if options.json and not options.dry_run:
-            raise UserError("--json has no effect without --dry_run; add it, or drop this.")
+            raise UserError("--json has no effect without --dry_run; add --dry_run or drop --json.")
         if started_as_worker():
             raise UserError("sweep.py starts its own processes; start it without torchrun.")
         request = read_request(options, rest)
         if options.ladder and options.baselines:
-            raise UserError("--ladder and --baselines are for different sweeps; drop one.")
+            raise UserError("--ladder and --baselines cannot be combined; drop one.")
         if options.ladder:
             plans = make_rungs(request, parse_ladder(options.ladder), Path.cwd())
             return run_series(LADDER, plans, options, argv)
@@ -408,7 +411,7 @@ def main(argv: list[str]) -> int:
 def run_series(
     kind: str, plans: Sequence[tuple[str, Plan]], options: argparse.Namespace, argv: Sequence[str]
 ) -> int:
-    """Run sweeps that belong together and compare them; 0 where every run ended, else 1."""
+    """Run related sweeps and compare them; returns 0 if every run ended, else 1."""
     first = plans[0][1].folder
     folder = first.with_name(options.name or f"{first.name}-{kind}")
     if not options.dry_run:
@@ -428,7 +431,7 @@ def run_series(
 
 
 def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Plan]]:
-    """The name and the plan of a sweep on each of several baselines, config files."""
+    """The name and plan of a sweep on each of several baselines, given as config files."""
     if len(files) < 2 or len({Path(file).stem for file in files}) < len(files):
         raise UserError("--baselines needs at least two config files with different names.")
     plans = []
@@ -448,7 +451,7 @@ def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Pl
 
 
 def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Show a plan and run it, unless --dry_run; 0 where every run ended, else 1."""
+    """Show a plan and run it, unless --dry_run; returns 0 if every run ended, else 1."""
     plan = with_seeds_of_before(plan)
     processes = options.gpus_per_run
     refuse_uneven_shares(plan, processes)
@@ -467,8 +470,8 @@ def carry_out(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -> i
     if options.dry_run:
         return 0
     with locked(plan.folder, "name"):
-        engine = make_engine(options, plan)  # first, since Ray has a handler of signals, too
-        with StopRequest("letting the runs under way save") as stop:
+        engine = make_engine(options, plan)  # first, because Ray also installs signal handlers
+        with StopRequest("letting running runs save") as stop:
             return run_sweep(plan, engine, stop, argv)
 
 
@@ -492,7 +495,7 @@ def plan_as_data(plan: Plan, options: argparse.Namespace, argv: Sequence[str]) -
 
 
 def refuse_uneven_shares(plan: Plan, processes: int) -> None:
-    """Raise ConfigError for arms whose batches do not divide among the processes of a run."""
+    """Raise ConfigError if the batches of an arm do not divide among the processes of a run."""
     problems: list[Problem] = []
     for arm in plan.arms:
         training = arm.settings.training
@@ -506,8 +509,8 @@ def refuse_uneven_shares(plan: Plan, processes: int) -> None:
 
 
 def refuse_this_machine(plan: Plan, processes: int = 1) -> None:
-    """Raise ConfigError, with the problems of every arm, for what no run of so many processes could
-    do here."""
+    """Raise ConfigError, with the problems of every arm, if runs with this many processes cannot
+    train on this machine."""
     problems: list[Problem] = []
     for arm in plan.arms:
         device = resolve_device(arm.settings.training.device)
@@ -520,10 +523,10 @@ def refuse_this_machine(plan: Plan, processes: int = 1) -> None:
 
 
 def with_seeds_of_before(plan: Plan) -> Plan:
-    """The plan with at least the seeds that its folder has.
+    """The plan with at least as many seeds as its folder already has.
 
     Raises:
-        UserError: the folder holds another sweep.
+        UserError: If the folder contains another sweep.
     """
     if not (plan.folder / SWEEP_FILE).exists():
         return plan
@@ -539,8 +542,8 @@ def with_seeds_of_before(plan: Plan) -> Plan:
 
 
 def has_shown(sweep: Sweep) -> bool:
-    """Whether a comparison of the sweep as it is shows a verdict, so that more seeds would be added
-    after a look, whatever became of its other arms."""
+    """Whether a comparison of the sweep in its current state shows a verdict for any arm, so that
+    further seeds would be added after a look."""
     whole = [
         len(runs) > 1 and all(status_of(run) in ENDED for run in runs)
         for runs in sweep.arms.values()
@@ -549,19 +552,19 @@ def has_shown(sweep: Sweep) -> bool:
 
 
 def refuse_other_choices(before: Sweep, plan: Plan) -> None:
-    """Raise UserError where trials no longer choose what runs of the verdict were trained with."""
+    """Raise UserError if final runs were trained with values that the trials no longer choose."""
     tuned = plan.tuned()
     for name, chosen in before.tuned.items():
         begun = [run for run in before.arms[name] if (run / RUN_FILE).exists()]
         if begun and chosen is not None and (name not in tuned or tuned[name].choice != chosen):
             raise UserError(
                 f"{name} was tuned to {assignments(chosen)} when {begun[0]} was trained, but its "
-                "trials are no longer those; restore them, or remove its runs."
+                "trials have changed since; restore them, or remove its runs."
             )
 
 
 def seconds_by_arm(plan: Plan, options: argparse.Namespace) -> dict[str, float]:
-    """Of each arm, about how many seconds a run takes with the workers that are asked for."""
+    """Estimated seconds of a run of each arm with the requested workers."""
     processes = options.gpus_per_run
     start = seconds_to_start(processes)
     if plan.is_timed:
@@ -577,7 +580,7 @@ def seconds_by_arm(plan: Plan, options: argparse.Namespace) -> dict[str, float]:
 
 @contextlib.contextmanager
 def threads_of(environment: Mapping[str, str]) -> Iterator[None]:
-    """Compute with the threads that a worker has."""
+    """A context with the number of threads that a worker has."""
     before = torch.get_num_threads()
     torch.set_num_threads(int(environment.get(THREADS, before)))
     try:
@@ -587,7 +590,7 @@ def threads_of(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]) -> int:
-    """Tune where that is asked, train what is not done, and compare."""
+    """Tune if requested, run the remaining jobs, and compare."""
     command = shlex.join(["python", "sweep.py", *argv])
     console = Console()
     write_manifest(plan, command)
@@ -607,7 +610,7 @@ def run_sweep(plan: Plan, engine: Engine, stop: StopRequest, argv: Sequence[str]
         with contextlib.suppress(OSError):  # the terminal may be closed
             print(f"\nFAILED: {outcome.job.title}\n{outcome.message}", file=sys.stderr)
     if stop.requested:
-        console.say(f"{stop.requested} received: the sweep stopped; the same command continues it.")
+        console.say(f"{stop.requested} received: sweep stopped; the same command continues it.")
         return 1
     console.say("")
     folder = Path(format_path(plan.folder))
@@ -631,7 +634,8 @@ def write_report(write: Callable[[Path], None], folder: Path, console: Console) 
 def stages(
     plan: Plan, tuned: Mapping[str, Tuned], command: str, console: Console
 ) -> Iterator[Plan]:
-    """The plan as far as it goes before the next look: once, or until every verdict is sure.
+    """Yield the plan up to the next look: once, or with --until_sure until every verdict is
+    decided.
 
     After each stage, whose runs must have ended, the look is recorded in the manifest.
     """
@@ -650,32 +654,32 @@ def stages(
 
 
 def next_looks(plan: Plan) -> dict[str, int]:
-    """Seeds of the next look at each arm that is not decided, by its name."""
+    """Number of seeds at the next look for each undecided arm, by name."""
     findings = select([str(plan.folder)], None, plan.folder).findings()
     arms = {row.group.name: row.group.arm for row in findings.rows}
     return {arms[name]: seeds for name, seeds in findings.next_looks.items()}
 
 
 def looks_with(plan: Plan) -> tuple[int, ...]:
-    """The looks, with that at the present number of seeds."""
+    """The looks, including one at the current number of seeds."""
     present = max(plan.reached.values()) if plan.reached else plan.request.seeds
     return tuple(sorted({*plan.looks, *([present] if present > 1 else [])}))
 
 
 def report_tuning(plan: Plan, tuned: Mapping[str, Tuned], console: Console) -> None:
-    """Print what tuning found for each arm, and what should be tuned again."""
+    """Print the tuning result of each arm, and what should be tuned again."""
     known = allowances(tuned)
     for arm in plan.arms:
         if arm.name not in tuned:
-            console.say(f"tuned {arm.name}: waits for its trials")
+            console.say(f"tuned {arm.name}: waiting for its trials")
             continue
         own, allowed = tuned[arm.name], known[arm.name]
-        notes = [f"its best value may be better by {allowed:.4f} nats"]
+        notes = [f"at its best value, the loss may be up to {allowed:.4f} nats lower"]
         if allowed > plan.request.margin:
             notes.append("tune finer: this exceeds the margin")
         if own.edges:
             keys = ", ".join(own.edges)
-            notes.append(f"at the edge of the values tried: widen --tune {keys}")
+            notes.append(f"at the edge of the tried values: widen --tune {keys}")
         console.say(f"tuned {arm.name}: {assignments(own.choice)} ({'; '.join(notes)})")
 
 

@@ -1,6 +1,6 @@
-"""Plans and runs experiments: arms of equal budgets, trained with the same seeds.
+"""Plan and run experiments: arms with equal budgets, trained with the same seeds.
 
-A `request` is what a person asks for. `arms` makes the architectures of it, `matching` gives them
-equal sizes, `budgets` equal lengths, and `plan` puts them together. `jobs` are the runs of
-train.py that it takes, `engines` run them, and the `manifest` says what lies in the sweep's folder.
+A `request` contains the user's options. `arms` creates the architectures, `matching` gives them
+equal sizes and `budgets` equal budgets, and `plan` combines them. `jobs` are the required runs of
+train.py, `engines` run them, and the `manifest` describes the contents of the sweep's folder.
 """

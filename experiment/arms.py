@@ -1,4 +1,4 @@
-"""The arms of a sweep: a baseline, and architectures that differ from it as was asked."""
+"""The arms of a sweep: a baseline, and architectures that differ from it as requested."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ from user_files import collect, module_name, read_config_file
 BASELINE = "baseline"
 
 LONGEST_SLUG = 160
-"""Characters of a folder's name; file systems take 255 bytes, and a seed comes after it."""
+"""Maximum number of characters in a folder name; file systems allow 255 bytes, and a seed is
+appended."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """An architecture and how it is trained, as a command line of train.py and what that makes.
+    """An architecture and its training recipe, as a train.py command line and its settings.
 
     Attributes:
         name: `baseline`, `normalization=rmsnorm`, or the name of a config file.
         files: Its config files.
-        asked: The `--key=value` that it was asked for with, as text.
-        flags: Those that its runs get: without keys that it has no use for.
-        settings: What they make, the vocabulary that of the data.
-        solved: The keys that were changed to make its size equal to the baseline's.
+        asked: The requested `--key=value` flags, as text.
+        flags: The flags of its runs, without keys that it does not use.
+        settings: The resulting settings, with the vocabulary size of the data.
+        solved: The keys that were changed to match the baseline's size.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """Its name as that of a folder."""
+        """The folder name of the arm."""
         return slug(self.name)
 
     @property
@@ -75,38 +76,38 @@ class Arm:
 
     @property
     def active_parameters(self) -> int:
-        """Those that a token uses: not those of experts that it is not routed to."""
+        """Number of parameters that a token uses, excluding experts it is not routed to."""
         return active_parameters(self.settings.model)
 
     @property
     def flops_per_token(self) -> float:
-        """Of training, at the sequence length that it trains on."""
+        """Training FLOPs per token at the training sequence length."""
         return flops_per_token(self.settings.model, self.settings.training.sequence_length)
 
     @property
     def is_sparse(self) -> bool:
-        """Whether a token leaves some parameters unused."""
+        """Whether a token uses only some of the parameters."""
         return self.active_parameters != self.parameters
 
     def amount(self, match: str) -> float:
-        """What it has of a key of MATCHED."""
+        """The count of the arm for a key of MATCHED."""
         count = counter(match, self.settings.training.sequence_length)
         return count(self.settings.model)
 
     @property
     def tokens(self) -> int:
-        """Training tokens of a run that steps end."""
+        """Training tokens of a run without a time limit."""
         return self.settings.training.max_iters * self.settings.training.tokens_per_step
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of a run that steps end."""
+        """Training FLOPs of a run without a time limit."""
         return self.tokens * self.flops_per_token
 
 
 def slug(text: str) -> str:
-    """A text as the name of a folder: `ffn_type=swiglu` as `ffn_type-swiglu`; a long one is cut,
-    and told from others by a digest."""
+    """Convert a text to a folder name: `ffn_type=swiglu` becomes `ffn_type-swiglu`. Long names are
+    truncated and get a digest to keep them unique."""
     name = re.sub(r"[^\w.]+", "-", text).strip("-.")
     if len(name) <= LONGEST_SLUG:
         return name
@@ -115,9 +116,9 @@ def slug(text: str) -> str:
 
 @contextlib.contextmanager
 def collect_problems(name: str, problems: list[Problem]) -> Iterator[None]:
-    """Add the problems of a ConfigError, each naming its arm, to the list instead of passing it on.
+    """Catch a ConfigError and add its problems to the list, prefixed with the arm's name.
 
-    The baseline's come first and are not named; an arm that has one of them, too, adds nothing.
+    Problems of the baseline come first and have no prefix; arms with the same problem add nothing.
     """
     found: list[Problem] = []
     with collect(found):
@@ -132,18 +133,18 @@ def collect_problems(name: str, problems: list[Problem]) -> Iterator[None]:
 
 
 class ArmMaker:
-    """Makes arms from command lines, all for the same data."""
+    """Creates arms from command lines, all for the same data."""
 
     def __init__(self, request: Request):
         self.request = request
         self._dataset: Dataset | None = None
 
     def equal_arms(self) -> list[Arm]:
-        """The arms, of equal sizes and budgets, the baseline first.
+        """Create the arms with equal sizes and budgets, the baseline first.
 
         Raises:
-            ConfigError: with the problems of every arm.
-            UserError: two arms are the same, differ in more than was asked, or cannot be made
+            ConfigError: If arms have problems; it lists them all.
+            UserError: If two arms are identical, differ in more than requested, or cannot be made
                 equal.
         """
         arms = self.designed()
@@ -158,14 +159,14 @@ class ArmMaker:
 
     @property
     def dataset(self) -> Dataset:
-        """The data that all arms share; there are arms by now."""
+        """The dataset that all arms share; available once there are arms."""
         assert self._dataset is not None
         return self._dataset
 
-    # From what is asked to arms
+    # From the request to arms
 
     def designed(self) -> list[Arm]:
-        """The arms as they were asked for, before anything is made equal."""
+        """The arms as requested, before sizes and budgets are made equal."""
         request = self.request
         problems: list[Problem] = []
         given: Arm | None = None
@@ -183,7 +184,7 @@ class ArmMaker:
         for name, files, flags in self._asked(levels):
             with collect_problems(name, problems):
                 arms.append(self._arm(name, files, flags))
-        if not request.tune:  # else trials may choose the part
+        if not request.tune:  # otherwise trials may choose the component
             problems += used_by_none(arms)
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
@@ -194,13 +195,13 @@ class ArmMaker:
         return arms
 
     def _is_arm(self, given: Arm) -> bool:
-        """Whether the config files and flags are an arm of their own beside those of --arms."""
+        """Whether the config files and flags form an arm in addition to those of --arms."""
         return bool(self.request.vary) or "arch_preset" in given.settings.explicit
 
     def _asked(
         self, levels: Mapping[str, Sequence[str]]
     ) -> Iterator[tuple[str, tuple[str, ...], dict[str, str]]]:
-        """Name, config files and flags of each arm but the baseline."""
+        """Yield name, config files and flags of each arm except the baseline."""
         request = self.request
         for changes in _changes(levels, request.design):
             yield assignments(changes), request.files, {**request.flags, **changes}
@@ -218,24 +219,26 @@ class ArmMaker:
             flags = {**self.request.flags, key: text}
             try:
                 same = self.make(key, self.request.files, flags).settings.to_dict() == own
-            except ConfigError:  # told with those of the arms
+            except ConfigError:  # reported with the arms
                 same = False
             if not same:
                 others.append(text)
         if not others and not self.request.one_of_several:
             listed = ",".join(self.request.vary[key])
-            raise UserError(f"--vary {key}={listed}: the config has that; list another value.")
+            raise UserError(
+                f"--vary {key}={listed}: the config already has that value; list another one."
+            )
         return others
 
     def make(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
-        """An arm from its command line. Raises ConfigError with problems that name the arm."""
+        """Create an arm from its command line. The problems of a ConfigError name the arm."""
         problems: list[Problem] = []
         with collect_problems(name, problems):
             return self._arm(name, files, flags)
         raise ConfigError(problems)
 
     def _arm(self, name: str, files: Sequence[str], flags: Mapping[str, str]) -> Arm:
-        """As `make`, but the problems do not name the arm."""
+        """Like `make`, but problems do not name the arm."""
         asked = configurator.read([*files, *(f"--{key}={text}" for key, text in flags.items())])
         settings = new_settings(asked, allow_unused=self._may_be_unused(asked, flags))
         problems = [*size_problems(settings.model), *_borrowed_parts(settings)]
@@ -251,7 +254,7 @@ class ArmMaker:
         )
 
     def _may_be_unused(self, asked: Asked, flags: Mapping[str, str]) -> set[str]:
-        """The keys that all arms are given or tuned over, which apply to those that own them."""
+        """The keys that are given to all arms or tuned, which apply only to arms that use them."""
         shared = {key for key, text in flags.items() if self.request.flags.get(key) == text}
         files = self.request.files
         return shared.union(self.request.tune) | {
@@ -261,7 +264,7 @@ class ArmMaker:
         }
 
     def _data_of(self, settings: Settings) -> Dataset:
-        """The dataset, which is opened once: arms that ask for another are refused later."""
+        """The dataset, which is opened once; arms that request another one are refused later."""
         if self._dataset is None:
             training = settings.training
             folder = prepare_if_missing(training.dataset, may_run=True)
@@ -271,8 +274,8 @@ class ArmMaker:
     # Equal sizes, equal budgets
 
     def matched(self, arm: Arm, baseline: Arm, fixed: Collection[str] = ()) -> Arm:
-        """The arm with as much as the baseline of what `--match` says, without a change of keys
-        that are fixed."""
+        """The arm, matched to the baseline in the count of `--match` without changing fixed
+        keys."""
         match, length = self.request.match, baseline.settings.training.sequence_length
         if match == "none":
             return arm
@@ -292,7 +295,7 @@ class ArmMaker:
         )
 
     def trial(self, arm: Arm, choice: Mapping[str, str], baseline: Arm) -> Arm:
-        """An arm with values of tuned keys, of the same size and budget as the baseline."""
+        """An arm with the given values of tuned keys, and the baseline's size and budget."""
         name = f"{arm.name} with {assignments(choice)}"
         made = self.make(name, arm.files, {**arm.asked, **choice})
         [made] = self.of_equal_length([self.matched(made, baseline, choice)], baseline)
@@ -300,14 +303,14 @@ class ArmMaker:
         return made
 
     def of_equal_length(self, arms: Sequence[Arm], baseline: Arm) -> list[Arm]:
-        """The arms with the lengths that the budget gives each, by default the baseline's."""
+        """The arms with the run lengths for the budget, by default that of the baseline."""
         budget = self.request.budget or Budget("tokens", baseline.tokens)
         return [self._lengthened(arm, budget) for arm in arms]
 
     def _lengthened(self, arm: Arm, budget: Budget) -> Arm:
         flags = length_flags(budget, arm.settings, arm.flops_per_token)
         if "keep_checkpoints" not in arm.settings.explicit:
-            flags["keep_checkpoints"] = "1"  # many runs, and each can be resumed from its newest
+            flags["keep_checkpoints"] = "1"  # saves space; resuming needs only the newest
         remade = self.make(arm.name, arm.files, {**arm.asked, **flags})
         return dataclasses.replace(remade, solved=arm.solved)
 
@@ -315,7 +318,7 @@ class ArmMaker:
 def _used_flags(
     files: Sequence[str], flags: Mapping[str, str], unused: Collection[str]
 ) -> dict[str, str]:
-    """The flags without keys that are not used; those of them that config files set are undone."""
+    """The flags without unused keys; unused keys set by config files are reset to the default."""
     used = {key: text for key, text in flags.items() if key not in unused}
     if not unused:
         return used
@@ -324,7 +327,7 @@ def _used_flags(
 
 
 def _borrowed_parts(settings: Settings) -> Iterator[Problem]:
-    """Parts that are registered here by the file of another arm, which runs would not know."""
+    """Yield problems for components registered by another arm's file, which runs would not load."""
     own = {module_name(path) for path in settings.plugins}
     for view in (*settings.model.kinds, settings.training):
         for key, part in parts_of(view, KEYS):
@@ -338,7 +341,7 @@ def _borrowed_parts(settings: Settings) -> Iterator[Problem]:
 
 
 def _changes(levels: Mapping[str, Sequence[str]], design: str) -> Iterator[dict[str, str]]:
-    """The flags of each arm that `--vary` makes."""
+    """Yield the flags of each arm created by `--vary`."""
     if design == "ablation":
         for key, texts in levels.items():
             yield from ({key: text} for text in texts)
@@ -350,23 +353,23 @@ def _changes(levels: Mapping[str, Sequence[str]], design: str) -> Iterator[dict[
 
 
 def _number_of_changes(levels: Mapping[str, Sequence[str]], design: str) -> int:
-    """How many arms `--vary` makes, without making them."""
+    """The number of arms created by `--vary`, without creating them."""
     counts = [len(texts) for texts in levels.values()]
     return sum(counts) if design == "ablation" else prod(count + 1 for count in counts) - 1
 
 
 def _is_chosen(arm: Arm, baseline: Arm, key: str) -> bool:
-    """Whether a width is what makes an arm, and not only follows from what does."""
+    """Whether an arm differs from the baseline by an explicitly set width, not a derived one."""
     own, other = arm.settings, baseline.settings
     differs = own.model.to_dict().get(key) != other.model.to_dict().get(key)
     return differs and own.origins.get(key) not in (None, DERIVED, "default")
 
 
-# What no sweep can be made of
+# Checks
 
 
 def used_by_none(arms: Sequence[Arm]) -> Iterator[Problem]:
-    """Keys that every arm is given, and none has a use for."""
+    """Yield problems for keys that are given to every arm but used by none."""
     for key in sorted(
         set.intersection(*(set(arm.settings.unused) for arm in arms)) if arms else ()
     ):
@@ -381,29 +384,30 @@ def _refuse_twins(arms: Sequence[Arm]) -> None:
         config = _of_roles(arm, *set(Role) - {Role.BOOKKEEPING, Role.EXECUTION})
         same = by_config.setdefault(repr(config), arm)
         if same is not arm:
-            raise UserError(f"{arm.name} is {same.name} again, key by key; drop one.")
+            raise UserError(f"{arm.name} and {same.name} have the same config; drop one.")
         same = by_slug.setdefault(arm.slug, arm)
         if same is not arm:
             raise UserError(
-                f"the runs of two arms, {same.name} and {arm.name}, would be called {arm.slug}; "
+                f"the runs of the arms {same.name} and {arm.name} would both be named {arm.slug}; "
                 "rename a config file, or drop one."
             )
 
 
 def _refuse_minutes(arms: Sequence[Arm], budget: Budget | None) -> None:
-    """Minutes that end some runs before their steps would be no equal budget."""
+    """Raise UserError for max_minutes in a config: some runs might end before their last step, so
+    that budgets would be unequal."""
     for arm in arms:
         minutes = arm.settings.training.max_minutes
         if minutes and budget is None:
             raise UserError(
-                f"max_minutes={minutes:g} (from {arm.settings.origins['max_minutes']}) is no "
-                f"budget of a sweep; use --budget minutes={minutes:g}, which ends every run after "
-                "as many, or --budget tokens=N."
+                f"max_minutes={minutes:g} (from {arm.settings.origins['max_minutes']}) cannot be "
+                f"used in a sweep; use --budget minutes={minutes:g}, which gives every run the "
+                "same time, or --budget tokens=N."
             )
 
 
 def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
-    """Runs stop after whole steps; a budget of few steps cannot be met."""
+    """Raise UserError if rounding to whole steps makes budgets unequal."""
     if budget and budget.unit == "minutes":
         return
     unit = budget.unit if budget else "tokens"
@@ -418,12 +422,12 @@ def _refuse_unequal_budgets(arms: Sequence[Arm], budget: Budget | None) -> None:
 
 
 FOLLOWING = {"learning_rate": ("min_lr",)}
-"""Keys that are derived from another of the recipe."""
+"""Recipe keys that are derived from other recipe keys."""
 
 
 def studied_keys(request: Request, arms: Sequence[Arm]) -> set[str]:
-    """The keys of the recipe that may differ between arms: what is varied or tuned, and what
-    follows from it: options that not all arms have, and values that no arm sets."""
+    """The recipe keys that may differ between arms: varied and tuned keys, and their consequences,
+    namely options that not all arms have, and derived values that no arm sets."""
     asked = {key for key in (*request.vary, *request.tune) if KEYS[key].role in _CONDITIONS}
     following = {key for studied in asked for key in FOLLOWING.get(studied, ())}
     options = set().union(*(_options_of(arm, studied) for arm in arms for studied in asked))
@@ -433,7 +437,7 @@ def studied_keys(request: Request, arms: Sequence[Arm]) -> set[str]:
 
 
 def _options_of(arm: Arm, key: str) -> set[str]:
-    """The options of the part that an arm chooses by a key, if it chooses one."""
+    """The options of the component that an arm chooses with a key, if any."""
     chosen = chosen_by(KEYS[key], arm.settings.to_dict().get(key))
     return {name for entry in chosen for name in entry.keys}
 
@@ -444,12 +448,12 @@ _ALIKE = (*_CONDITIONS, Role.EXECUTION, Role.SEED)
 
 
 def _of_roles(arm: Arm, *roles: Role) -> dict[str, Any]:
-    """The keys of an arm that have one of these roles, and their values."""
+    """The keys and values of an arm with one of these roles."""
     return {k: value for k, value in arm.settings.to_dict().items() if KEYS[k].role in roles}
 
 
 def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
-    """Arms are compared where they differ in nothing but what is studied."""
+    """Raise UserError if arms differ in keys that are not studied."""
     baseline, studied = _of_roles(arms[0], *_ALIKE), studied_keys(request, arms)
     for arm in arms[1:]:
         own = _of_roles(arm, *_ALIKE)
@@ -457,22 +461,22 @@ def _refuse_other_recipes(arms: Sequence[Arm], request: Request) -> None:
         for key in (key for key in alike if own[key] != baseline[key]):
             study = ", or study it with --vary or --tune" if is_tunable(KEYS[key]) else ""
             raise UserError(
-                f"arm {arm.name} has {key}={own[key]} (from {arm.settings.origins[key]}), the "
-                f"baseline {baseline[key]}: they would not be comparable; set it for all "
+                f"arm {arm.name} has {key}={own[key]} (from {arm.settings.origins[key]}), but the "
+                f"baseline has {baseline[key]}, so they would not be comparable; set it for all "
                 f"arms{study}."
             )
 
 
 def _refuse_other_schedules(arms: Sequence[Arm], request: Request) -> None:
-    """Warm-up and decay are the same shares of all runs."""
+    """Raise UserError unless warm-up and decay are the same fractions of all runs."""
     for key in {"warmup_iters", "lr_decay_iters"} - studied_keys(request, arms):
         first, *others = (_share_of_length(arm, key) for arm in arms)
         for arm, share in zip(arms[1:], others, strict=True):
             if abs(share - first) > SAME_SHARE:
                 raise UserError(
-                    f"arm {arm.name} has {key} of {share:.1%} of its steps (from "
-                    f"{arm.settings.origins[key]}), the baseline {first:.1%}: they would not be "
-                    "comparable; set it for all arms."
+                    f"arm {arm.name} has {key} at {share:.1%} of its steps (from "
+                    f"{arm.settings.origins[key]}), but the baseline has {first:.1%}, so they "
+                    "would not be comparable; set it for all arms."
                 )
 
 

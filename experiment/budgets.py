@@ -1,4 +1,4 @@
-"""Equal budgets: how long an arm trains so that all arms spend the same."""
+"""Equal budgets: the run length of each arm, so that all arms spend the same."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ UNITS = ("tokens", "flops", "minutes")
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 UNREACHED = 1_000_000_000
-"""max_iters of a run that a number of minutes ends; its schedule counts as so many steps."""
+"""max_iters of a run with a time budget; its schedule is scaled from this many steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What every arm may spend.
+    """The budget of every arm.
 
     Attributes:
-        unit: tokens (of training), flops (of training, by the full convention) or minutes (in
-            training steps, on the machine that runs the sweep).
-        amount: How much of it.
+        unit: tokens (training tokens), flops (training FLOPs, by the full convention) or minutes
+            (of training steps, on the machine that runs the sweep).
+        amount: The amount in that unit.
     """
 
     unit: str
     amount: float
 
     def steps(self, tokens_per_step: int, flops_per_token: float) -> int:
-        """Whole steps that come nearest to a budget of tokens or FLOPs; at least one."""
+        """The number of steps closest to a budget of tokens or FLOPs; at least one."""
         per_step = tokens_per_step * (flops_per_token if self.unit == "flops" else 1)
         return max(1, round(self.amount / per_step))
 
 
 def parse_budget(text: str) -> Budget:
-    """`tokens=20M`, `flops=1e15`, `minutes=10`. Raises UserError for anything else."""
+    """Parse `tokens=20M`, `flops=1e15` or `minutes=10`. Raises UserError for anything else."""
     unit, _, number = text.partition("=")
     scale = SUFFIXES.get(number[-1:].upper(), 1.0)
     try:
@@ -44,17 +44,17 @@ def parse_budget(text: str) -> Budget:
         amount = 0.0
     if unit not in UNITS or not 0 < amount < float("inf"):
         raise UserError(
-            f"cannot read {text!r}; write tokens=20M, flops=1e15 or minutes=10, with a number "
+            f"cannot parse {text!r}; write tokens=20M, flops=1e15 or minutes=10, with a number "
             "above 0."
         )
     return Budget(unit, amount)
 
 
 def length_flags(budget: Budget, settings: Settings, flops_per_token: float) -> dict[str, str]:
-    """The keys that make a run spend the budget.
+    """The flags that make a run spend the budget.
 
-    Lengths of warm-up and decay that the config sets keep their shares of max_iters; the others
-    are derived from the new length.
+    If the config sets the warm-up or decay length, it keeps its fraction of max_iters; otherwise it
+    is derived from the new length.
     """
     training = settings.training
     if budget.unit == "minutes":

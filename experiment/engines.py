@@ -1,5 +1,5 @@
-"""Where the jobs of a sweep run: in processes of this machine, or on a Ray cluster; `slurm` has the
-engine for SLURM."""
+"""Engines that run the jobs of a sweep: local processes, or a Ray cluster; see `slurm` for the
+SLURM engine."""
 
 from __future__ import annotations
 
@@ -31,37 +31,37 @@ Stops = Callable[[], bool]
 
 
 class Engine(Protocol):
-    """Runs jobs, several at a time."""
+    """Runs jobs, several at the same time."""
 
     workers: int
 
     def run(self, jobs: Sequence[Job], stops: Stops) -> Iterator[Outcome | None]:
-        """The outcome of each job as it ends, and None a few times a second in between.
+        """Yield the outcome of each job as it ends, and None a few times a second in between.
 
-        Once `stops()` is true no job is begun, and those that run are asked to save and stop;
-        jobs that were never begun have no outcome.
+        Once `stops()` is true, no more jobs are started, and running jobs are asked to save and
+        stop. Jobs that were not started have no outcome.
         """
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices of this machine, as CUDA_VISIBLE_DEVICES spells them."""
+    """The CUDA devices of this machine, in the notation of CUDA_VISIBLE_DEVICES."""
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get(GPUS, "").split(",") if name.strip()]
     return named[:count] if named else [str(index) for index in range(count)]
 
 
 def gpu_groups(size: int) -> list[str]:
-    """The CUDA devices of this machine in groups of so many; what fills no group is left out.
+    """The CUDA devices of this machine in groups of `size`; devices that fill no group are omitted.
 
     Raises:
-        UserError: there are fewer.
+        UserError: If there are fewer devices.
     """
     gpus = visible_gpus()
     if size > len(gpus):
@@ -73,18 +73,19 @@ def gpu_groups(size: int) -> list[str]:
 
 
 def worker_environments(workers: int, device: str, processes: int = 1) -> list[dict[str, str]]:
-    """What the runs of each of a number of workers have set, so that they share the machine.
+    """The environment variables of the runs of each worker, which divide the machine among them.
 
-    On CUDA a GPU for each process, in turn where there are fewer; elsewhere an equal part of the
-    cores, unless OMP_NUM_THREADS says how many each has. A single process has all there is.
+    On CUDA, each process gets a GPU; if there are fewer, workers share them round-robin. Otherwise
+    each process gets an equal part of the cores, unless OMP_NUM_THREADS is set. A single process
+    gets everything.
 
     Args:
-        workers: Runs at a time.
-        device: What they train on.
-        processes: Of each run.
+        workers: Number of concurrent runs.
+        device: Device type of the runs.
+        processes: Number of processes per run.
 
     Raises:
-        UserError: the machine has fewer GPUs than a run has processes.
+        UserError: If the machine has fewer GPUs than a run has processes.
     """
     if device == "cuda":
         groups = gpu_groups(processes)
@@ -96,11 +97,11 @@ def worker_environments(workers: int, device: str, processes: int = 1) -> list[d
 
 
 class LocalEngine:
-    """Processes of this machine.
+    """Runs jobs in processes on this machine.
 
     Args:
-        environments: Of each worker, the variables that its runs have set.
-        processes: That train a run together.
+        environments: The environment variables of the runs of each worker.
+        processes: Number of processes per run.
     """
 
     def __init__(self, environments: Sequence[Mapping[str, str]], processes: int = 1):
@@ -131,7 +132,7 @@ class LocalEngine:
         environment = self._free.get()
         try:
             return run_job(job, environment, lambda: self._urgency, self._processes)
-        except OSError as error:  # a full disk, say: others may still save
+        except OSError as error:  # e.g. a full disk; other runs may still save
             return Outcome(job, FAILED, 0.0, str(error))
         finally:
             self._free.put(environment)
@@ -142,19 +143,19 @@ def _outcomes(done: set[Future[Outcome | None]]) -> Iterator[Outcome]:
 
 
 class RayEngine:
-    """Tasks of a Ray cluster whose machines share this one's files and Python environment.
+    """Runs jobs as tasks on a Ray cluster that shares this machine's files and Python environment.
 
-    Each task asks for a GPU for each process of its run, or for its part of the cores. Joins the
-    cluster that RAY_ADDRESS names, else starts one on this machine, which ends with this process.
+    Each task requests a GPU for each process of its run, or its part of the cores. Connects to the
+    cluster in RAY_ADDRESS; otherwise starts one on this machine, which ends with this process.
 
     Args:
-        folder: The sweep's; a file in it tells the tasks to stop.
-        workers: Tasks at a time; None: as many as the cluster has room for.
-        device: The key of the runs: auto takes GPUs where the cluster has any.
-        processes: That train a run together, on one machine.
+        folder: The folder of the sweep; a file in it signals the tasks to stop.
+        workers: Number of concurrent tasks. None: as many as fit on the cluster.
+        device: The `device` key of the runs; auto uses GPUs if the cluster has any.
+        processes: Number of processes per run, on one machine.
 
     Raises:
-        UserError: Ray is not installed, or no machine of the cluster has room for a task.
+        UserError: If Ray is not installed, or no machine of the cluster has room for a task.
     """
 
     def __init__(self, folder: Path, workers: int | None, device: str, processes: int = 1):
@@ -178,12 +179,12 @@ class RayEngine:
         units = [int(machine.get(kind, 0)) for machine in machines]
         room = sum(count // processes for count in units)
         if not any(units):
-            raise UserError(f"the Ray cluster has no {kind}; add a machine that has one.")
+            raise UserError(f"the Ray cluster has no {kind}; add a machine with one.")
         if not room:
             raise UserError(
                 f"--gpus_per_run={processes}, but no machine of the Ray cluster has more than "
                 f"{max(units)} {kind}{'s' * (max(units) > 1)}; use --gpus_per_run={max(units)} or "
-                "less, or add a machine that has as many."
+                "less, or add a larger machine."
             )
         self.workers = min(workers or room, room)
         self._processes = processes
@@ -210,13 +211,13 @@ class RayEngine:
                     yield from (self._outcome(task, running.pop(task)) for task in done)
                 yield None
         finally:
-            if running:  # an error or a second Ctrl-C; no run may go on without its sweep
+            if running:  # an error or a second Ctrl-C; no run may continue without its sweep
                 self._stop_file.touch()
-                patience = PATIENCE_SECONDS + 30  # of the tasks, which begin later
+                patience = PATIENCE_SECONDS + 30  # the tasks notice the stop file later
                 self._ray.wait(list(running), num_returns=len(running), timeout=patience)
 
     def _outcome(self, task: Any, job: Job) -> Outcome:
-        """What a task returned; a machine that was lost fails its job alone."""
+        """The result of a task; if its machine was lost, only this job fails."""
         try:
             return self._ray.get(task)
         except self._ray.exceptions.RayError as error:
@@ -226,7 +227,7 @@ class RayEngine:
 def _run_on_ray(
     job: Job, environment: Mapping[str, str], stop_file: Path, processes: int
 ) -> Outcome:
-    """What a task does; it sees the file that the sweep leaves once it is to stop."""
+    """Run a job in a Ray task, until it ends or the stop file exists."""
     if stop_file.exists():
         return Outcome(job, INTERRUPTED, 0.0)
     return run_job(job, environment, lambda: int(stop_file.exists()), processes)

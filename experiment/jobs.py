@@ -1,4 +1,4 @@
-"""One run of train.py: its command, how far it is, and running it in processes of its own."""
+"""Jobs, which are runs of train.py in separate processes: their commands, status and execution."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ DIVERGED = "diverged"
 INTERRUPTED = "interrupted"
 FAILED = "failed"
 ENDED = (COMPLETED, DIVERGED)
-"""To run such a job again would change nothing."""
+"""Statuses of jobs that need not run again."""
 
 SOURCE_OF = "source of "
-"""How an entry of an arm begins that has the digest of a file with parts."""
+"""Prefix of an arm's entries with digests of plugin files."""
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
-"""What a run that was asked to stop has, to finish its step and save, before it is killed."""
+"""Time for a run to finish its step and save after it was asked to stop, before it is killed."""
 
 
 _EVALS = list_of(record({"val_loss": nullable(number())}), most=10_000_000)
@@ -47,13 +47,13 @@ _LOG = record({"status": text(), "eval_steps": _EVALS})
 
 
 def status_of(folder: Path) -> str:
-    """How far the run in a folder is, by its log: one of ENDED, or TO_DO."""
+    """The status of the run in a folder according to its log: one of ENDED, or TO_DO."""
     log = _log_in(folder)
     return log["status"] if log and log["status"] in ENDED else TO_DO
 
 
 def _log_in(folder: Path) -> dict[str, Any] | None:
-    """The run.json in a folder; None if there is none that can be read, which train.py reports."""
+    """The run.json in a folder; None if it is missing or damaged, which train.py reports."""
     try:
         return read_checked(folder / RUN_FILE, read_run, _LOG, "the log of a run")
     except UserError:
@@ -65,14 +65,14 @@ class Job:
     """A run to be trained.
 
     Attributes:
-        arm: The name of the arm that it is a run of.
-        title: What it is called in messages, `ffn_type=swiglu, seed 1338`.
-        folder: The run's folder.
-        arguments: Config files and flags for train.py; where the run goes is added to them.
-        directory: The folder that paths in the arguments start from.
-        files: Those that its settings come from, path -> digest: a run of others is another run.
-        cost: How long it takes, in any unit that all jobs share.
-        length: What of a line of its metrics tells how far it is, and what that is in the end.
+        arm: The name of its arm.
+        title: Its title in messages, such as `ffn_type=swiglu, seed 1338`.
+        folder: The run directory.
+        arguments: Config files and flags for train.py, without those for the run directory.
+        directory: The working directory, to which paths in the arguments are relative.
+        files: The files that its settings depend on, path -> digest.
+        cost: Relative duration, in any unit that all jobs share.
+        length: The key of a metrics record that indicates progress, and its final value.
     """
 
     arm: str
@@ -86,13 +86,13 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """What trains it in one process; see `launched`."""
+        """The command that trains the run in one process; see `launched`."""
         where = (f"--out_dir={self.folder.parent}", f"--run_name={self.folder.name}")
         return [sys.executable, str(TRAIN), *self.arguments, *where, "--resume=auto"]
 
     @property
     def changed_files(self) -> list[str]:
-        """Those that are no longer what they were when the sweep was planned."""
+        """The files that have changed since the sweep was planned."""
         paths = ((path, self.directory / path) for path in self.files)
         return [
             name
@@ -102,23 +102,23 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """The file that keeps what the run prints."""
+        """The file with the console output of the run."""
         return output_file(self.folder)
 
     @property
     def status(self) -> str:
-        """How far it is, by its log: TO_DO where it can go on or begin."""
+        """The status according to the log: one of ENDED, or TO_DO if it can start or continue."""
         return status_of(self.folder)
 
     @property
     def loss(self) -> float | None:
-        """The last validation loss, nats per token; None where there is none or it is infinite."""
+        """The last validation loss in nats per token; None if missing or not finite."""
         log = _log_in(self.folder)
         return log["eval_steps"][-1]["val_loss"] if log and log["eval_steps"] else None
 
     @property
     def share_done(self) -> float:
-        """How much of the run is done, from 0 to 1, by the last line of its metrics."""
+        """Fraction of the run that is done, from 0 to 1, according to its last metrics record."""
         key, end = self.length
         check = nullable(record({key: number(0)}))
         try:
@@ -129,7 +129,7 @@ class Job:
 
 
 def launched(command: Sequence[str], processes: int) -> list[str]:
-    """The command that starts a Python command in so many processes, the workers of one run."""
+    """The command that starts a Python command in `processes` processes, the workers of a run."""
     if processes == 1:
         return list(command)
     python, *rest = command
@@ -138,8 +138,8 @@ def launched(command: Sequence[str], processes: int) -> list[str]:
 
 
 def launch_environment() -> dict[str, str]:
-    """What a launched command has set: output in UTF-8 that is never behind, and of torchrun (2.13
-    or later) as long to save after a signal as without it."""
+    """The environment of a launched command: unbuffered output in UTF-8, and the same time to save
+    after a signal with torchrun (2.13 or later) as without it."""
     patience = str(round(PATIENCE_SECONDS))
     return {
         "PYTHONUNBUFFERED": "1",
@@ -149,19 +149,19 @@ def launch_environment() -> dict[str, str]:
 
 
 def output_file(run_folder: Path) -> Path:
-    """The file that keeps what a run of a sweep prints."""
+    """The file with the console output of a run of a sweep."""
     return run_folder.parents[1] / "output" / f"{run_folder.name}.txt"
 
 
 def digest(content: bytes) -> str:
-    """SHA-256, as hexadecimal digits."""
+    """SHA-256 as a hexadecimal string."""
     return hashlib.sha256(content).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a job went: COMPLETED, DIVERGED, INTERRUPTED or FAILED; seconds that it took; for a
-    failed one the last lines that it printed."""
+    """The outcome of a job: status COMPLETED, DIVERGED, INTERRUPTED or FAILED; duration in seconds;
+    and for a failed job, its last lines of output."""
 
     job: Job
     status: str
@@ -170,7 +170,8 @@ class Outcome:
 
 
 Urgency = Callable[[], int]
-"""How a run is to stop: 0 not at all, 1 once its step is done and saved, 2 at once."""
+"""Returns how a run should stop: 0: not at all; 1: after finishing its step and saving; 2: at
+once."""
 
 
 _APART: dict[str, Any] = (
@@ -178,22 +179,22 @@ _APART: dict[str, Any] = (
     if sys.platform == "win32"
     else {"start_new_session": True}
 )
-"""Starts a process so that Ctrl-C reaches it once, through this process."""
+"""Options to start a process that receives Ctrl-C only once, from this process."""
 
 _STOP = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM
-"""What asks it to save and stop; on Windows, SIGTERM would end it at once."""
+"""The signal to save and stop; on Windows, SIGTERM would end the process at once."""
 
 
 def run_job(
     job: Job, environment: Mapping[str, str], urgency: Urgency, processes: int = 1
 ) -> Outcome:
-    """Train a job to its end in processes of its own, from where it is.
+    """Train a job to its end in separate processes, resuming it if it was started before.
 
     Args:
         job: The run.
-        environment: Variables set for it beside those of this process.
-        urgency: Asked a few times a second.
-        processes: The workers that train it together; torchrun starts them if there are several.
+        environment: Environment variables in addition to those of this process.
+        urgency: Called a few times a second.
+        processes: Number of processes; torchrun starts them if there are several.
     """
     refusal = refusal_of(job)
     if refusal:
@@ -218,13 +219,13 @@ def run_job(
         return Outcome(job, status, seconds)
     if stopped:
         return Outcome(job, INTERRUPTED, seconds)
-    told = last_lines(job.output, said_before)
-    message = f"exited with status {process.returncode}; {job.output} ends with:\n{told}"
+    ending = last_lines(job.output, said_before)
+    message = f"exited with status {process.returncode}; {job.output} ends with:\n{ending}"
     return Outcome(job, FAILED, seconds, message)
 
 
 def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
-    """Wait for the end of a process; whether it was asked to stop."""
+    """Wait until a process ends; returns whether it was asked to stop."""
     asked, deadline = 0, math.inf
     try:
         while True:
@@ -234,19 +235,19 @@ def _wait(process: subprocess.Popen, urgency: Urgency) -> bool:
             except subprocess.TimeoutExpired:
                 pass
             while asked < urgency():
-                process.send_signal(_STOP)  # train.py stops at once by the second;
-                # torchrun passes both on
+                process.send_signal(_STOP)  # a second one stops train.py at once;
+                # torchrun forwards both
                 asked, deadline = asked + 1, time.monotonic() + PATIENCE_SECONDS
             if time.monotonic() > deadline:
                 _kill(process)
     finally:
-        if process.poll() is None:  # an error here; no run may go on without its sweep
+        if process.poll() is None:  # after an error here; no run may continue without its sweep
             _kill(process)
             process.wait()
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Kill a process and those that it started: torchrun, killed alone, leaves its workers."""
+    """Kill a process and its children, because killing only torchrun leaves its workers running."""
     with contextlib.suppress(psutil.NoSuchProcess):
         started = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -256,7 +257,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def refusal_of(job: Job) -> str:
-    """Why a job must not be started now; empty if it may be."""
+    """Why a job must not be started now; empty if it may."""
     if job.changed_files:
         return _changed(job.changed_files)
     other = process_in(job.folder)
@@ -265,30 +266,30 @@ def refusal_of(job: Job) -> str:
 
 def _changed(files: Sequence[str]) -> str:
     return (
-        f"{' and '.join(files)} changed while the sweep ran, so that this run would differ from "
-        "those before it; it was not begun. Undo the change and repeat the command, or repeat it "
-        "as it is for a sweep of its own."
+        f"{' and '.join(files)} changed while the sweep was running, so this run would differ from "
+        "earlier ones and was not started. Undo the change and repeat the command, or repeat the "
+        "command without undoing it to start a separate sweep."
     )
 
 
 def _orphaned(job: Job, process: str) -> str:
     return (
-        f"{job.folder} is being trained by process {process}, which a sweep that was killed may "
-        "have left; wait until it ends, or end it, and repeat the command."
+        f"{job.folder} is being trained by process {process}, possibly left by a killed sweep; "
+        "wait until it ends, or end it, and repeat the command."
     )
 
 
 _REPORT_OF_TORCHRUN = re.compile(r"[EW]\d{4} .*/elastic/multiprocessing/api\.py:\d+\] (.*)")
-"""How the lines begin that torchrun prints once a worker has failed; a traceback of its own, which
-says nothing of the run, follows."""
+"""Matches the lines that torchrun prints once a worker has failed, before a traceback of its own,
+which is not informative."""
 
 
 def last_lines(output: Path, start: int) -> str:
-    """What a failed run said last, and which of its workers failed where torchrun says so.
+    """The last lines of output of a failed run, and the failed workers reported by torchrun.
 
     Args:
-        output: What it printed, beneath what earlier sessions of it did.
-        start: How many bytes those left.
+        output: The file with the console output, which starts with that of earlier sessions.
+        start: Size in bytes of the output of earlier sessions.
     """
     with output.open("rb") as file:
         file.seek(start)

@@ -1,6 +1,6 @@
-"""A ladder of sweeps: one comparison at several sizes or budgets, each tuned and decayed by itself.
+"""Ladders of sweeps: a comparison at several sizes or budgets, each tuned and decayed separately.
 
-Every rung is a sweep with a folder of its own; `series_file` says where they are.
+Every rung is a sweep in its own folder; `series_file` lists them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from inference.ladder import FEWEST_RUNGS, FEWEST_SEEDS, FEWEST_SPAN
 UNITS = ("params", "tokens", "flops")
 
 _POWER = {"params": 2, "tokens": 1, "flops": 1}
-"""Compute goes as this power of the unit: longer runs of larger models."""
+"""Compute scales as this power of the unit, since larger models train for longer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What a ladder grows.
+    """The rungs of a ladder.
 
     Attributes:
         unit: params, tokens or flops.
-        amounts: Of each rung, as written and as a number, in rising order.
+        amounts: The amount of each rung, as written and as a number, in increasing order.
     """
 
     unit: str
@@ -38,7 +38,8 @@ class Steps:
 
 
 def parse_ladder(words: str) -> Steps:
-    """`params=1M,2M,4M,8M`. Raises UserError for anything else, or a ladder too short to climb."""
+    """Parse `params=1M,2M,4M,8M`. Raises UserError for anything else, or a ladder that is too
+    short."""
     unit, _, listed = words.partition("=")
     try:
         amounts = tuple((word, _amount(word)) for word in listed.split(","))
@@ -48,18 +49,18 @@ def parse_ladder(words: str) -> Steps:
     rising = all(low < high for low, high in zip(numbers, numbers[1:], strict=False))
     if unit not in UNITS or not amounts or not rising or not 0 < numbers[0] <= numbers[-1] < 1e30:
         raise UserError(
-            f"cannot read {words!r}; write params=1M,2M,4M, tokens=1M,4M,16M or flops=1e13,1e14,"
-            "1e15, with rising numbers above 0."
+            f"cannot parse {words!r}; write params=1M,2M,4M, tokens=1M,4M,16M or flops=1e13,1e14,"
+            "1e15, with increasing numbers above 0."
         )
     if not FEWEST_RUNGS <= len(amounts) <= MOST_MEMBERS:
         raise UserError(
-            f"{words!r} has {len(amounts)} rungs; a ladder has {FEWEST_RUNGS} to {MOST_MEMBERS}."
+            f"{words!r} has {len(amounts)} rungs; a ladder needs {FEWEST_RUNGS} to {MOST_MEMBERS}."
         )
     span = (numbers[-1] / numbers[0]) ** _POWER[unit]
     if span < FEWEST_SPAN * (1 - TOLERANCE):
         raise UserError(
-            f"{words!r} spans {span:.3g}x of compute; a ladder needs {FEWEST_SPAN:.0f}x to tell "
-            "whether a difference grows. Raise the last number or lower the first."
+            f"{words!r} spans {span:.3g}x in compute; a ladder needs {FEWEST_SPAN:.0f}x to "
+            "determine whether a difference grows. Raise the last number or lower the first."
         )
     return Steps(unit, amounts)
 
@@ -70,16 +71,16 @@ def _amount(word: str) -> float:
 
 
 def make_rungs(request: Request, steps: Steps, directory: Path) -> list[tuple[str, Plan]]:
-    """The label and the plan of each rung, in rising order.
+    """The label and plan of each rung, in increasing order.
 
-    With `params`, every rung is as wide (`n_embd`) as gives the baseline about as many parameters,
-    active ones in a mixture of experts. The first trains on the tokens that the request says, the
-    others on more in proportion to their parameters. With `tokens` and `flops`, models are as they
-    are and train on so much.
+    With `params`, the width (`n_embd`) of every rung is chosen to give the baseline about that many
+    parameters (active ones for a mixture of experts). The first rung trains on the requested
+    tokens, the others on proportionally more for their parameters. With `tokens` and `flops`, the
+    models are unchanged and train with that budget.
 
     Raises:
-        ConfigError: The request cannot be a ladder.
-        UserError: A rung cannot be made.
+        ConfigError: If the request is not valid for a ladder.
+        UserError: If a rung cannot be created.
     """
     problems = list(_problems(request, steps))
     if problems:
@@ -134,8 +135,8 @@ def _by_size(request: Request, steps: Steps) -> list[tuple[str, Request]]:
 
 
 def _of_width(request: Request, word: str, widths: Iterable[int]) -> Request:
-    """The request with the first of these widths that every arm can have: RoPE, for one, needs an
-    even size of heads."""
+    """The request with the first of these widths that is valid for every arm; RoPE, for example,
+    needs an even head dimension."""
     first_error: ConfigError | None = None
     for width in widths:
         sized = dataclasses.replace(request, flags={**request.flags, "n_embd": str(width)})
@@ -149,7 +150,7 @@ def _of_width(request: Request, word: str, widths: Iterable[int]) -> Request:
 
 
 def _tokens(request: Request, arm: Arm) -> float:
-    """The training tokens of the first rung."""
+    """The number of training tokens of the first rung."""
     training = arm.settings.training
     if request.budget is None:
         return training.max_iters * training.tokens_per_step

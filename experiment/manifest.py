@@ -1,7 +1,7 @@
-"""The record of a sweep: `sweep.json` in its folder says what every run there is.
+"""The manifest of a sweep: `sweep.json` in its folder describes every run there.
 
-A comparison reads it: which runs the verdict rests on, which arm is the baseline, which keys of the
-recipe are part of an arm. So does the sweep itself, which refuses to mix two experiments.
+Comparisons read it to find out which runs the verdict is based on, which arm is the baseline, and
+which recipe keys are part of an arm. The sweep itself reads it to avoid mixing two experiments.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ _TUNING = that(
             "tried": list_of(_POSITIVE, most=_MOST),
             "losses": list_of(nullable(number()), most=_MOST),
         },
-        {"at_edge": flag},  # where earlier versions wrote it
+        {"at_edge": flag},  # earlier versions wrote it here
     ),
     lambda tuning: len(tuning["tried"]) == len(tuning["losses"]),
-    " has not as many losses as tried values",
+    " does not have as many losses as tried values",
 )
 
 
 def _fitted(arm: Mapping[str, Any]) -> Any:
-    """The value that was fitted to the curve of an arm which has one, as text."""
+    """The value fitted to the tuning curve of an arm, as text."""
     return (arm["tuned"] or {}).get(arm["tuning"]["key"])
 
 
@@ -75,17 +75,17 @@ _ARM = that(
         others=plain,
     ),
     lambda arm: not arm.get("tuning") or not _POSITIVE(_fitted(arm)),
-    " has a curve of tuning, but no number that was fitted to it",
+    " has a tuning curve, but no fitted number",
 )
 _SCHEDULE = that(
     list_of(record({"n": number(1, whole=True), "alpha": between(0, 1)}), most=_MOST),
     lambda schedule: all(first["n"] < second["n"] for first, second in pairwise(schedule)),
-    " has looks whose n does not rise",
+    " has looks whose n does not increase",
 )
 
 
 def _run_folder(value: Any) -> Sequence[str]:
-    """`runs/NAME`: a folder of a folder of the sweep."""
+    """Check that a value is `runs/NAME`: a folder two levels below the sweep's folder."""
     problems = text(LONGEST_NAME)(value)
     if problems:
         return problems
@@ -119,26 +119,27 @@ _MANIFEST = record(
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep as its manifest tells it.
+    """A sweep as described by its manifest.
 
     Attributes:
-        folder: Where it lies.
-        arms: Of each arm the folders of the runs that the verdict rests on, the baseline's first.
-        trials: The folders of the runs that only tuned.
-        tuned: Of each arm the trial that was chosen; None where it is not known yet.
-        allowances: By arm how far its loss at the best tuned value may lie below that of its runs,
-            nats per token.
-        at_edge: Arms of which a tuned value is at an end of those that were tried.
-        studied: Keys of the recipe that may differ between arms.
-        varied: Keys whose values make arms.
-        factors: The keys of a factorial design; none of another.
-        seeds: How many each arm has.
-        seed_order: (seed, data_seed) of its runs, in order.
-        schedule: The looks of a sweep that goes on until it is sure.
+        folder: The folder of the sweep.
+        arms: For each arm, the folders of the runs that the verdict is based on; the baseline is
+            first.
+        trials: The folders of the tuning runs.
+        tuned: The chosen trial of each arm; None if not known yet.
+        allowances: By arm, how much lower its loss could be at the best tuned value, in nats per
+            token.
+        at_edge: Arms with a tuned value at the edge of the tried values.
+        studied: Recipe keys that may differ between arms.
+        varied: Keys whose values define arms.
+        factors: The keys of a factorial design; empty for other designs.
+        seeds: Number of seeds per arm.
+        seed_order: (seed, data_seed) of the runs, in order.
+        schedule: The scheduled looks of a sweep with --until_sure.
         looks: Numbers of seeds after which verdicts were shown.
         margin: Differences up to this many nats per token count as equal.
-        declared: What else a reader is told of it.
-        identity: What makes it this sweep, see `Plan.identity`.
+        declared: Further declarations to show to readers.
+        identity: Identifies the sweep; see `Plan.identity`.
     """
 
     folder: Path
@@ -160,17 +161,17 @@ class Sweep:
 
     @property
     def runs(self) -> list[Path]:
-        """Those of all arms."""
+        """The run directories of all arms."""
         return [run for runs in self.arms.values() for run in runs]
 
     @property
     def baseline(self) -> tuple[Path, ...]:
-        """The runs of the first arm."""
+        """The run directories of the first arm."""
         return next(iter(self.arms.values()))
 
 
 def write_manifest(plan: Plan, command: str) -> None:
-    """Write the record of a sweep as far as it is known, whole or not at all."""
+    """Write the manifest of a sweep, as far as it is known, atomically."""
     text = json.dumps(json_safe(_manifest(plan, command)), indent=1, allow_nan=False)
     write_atomically(plan.folder / SWEEP_FILE, [text, "\n"])
 
@@ -229,7 +230,7 @@ def _manifest(plan: Plan, command: str) -> dict[str, Any]:
 
 
 def _tuning(tuned: Tuned) -> dict[str, Any] | None:
-    """The curve that a value was fitted to; None without one."""
+    """The tuning curve of an arm; None if there is none."""
     if tuned.key is None:
         return None
     return {
@@ -240,10 +241,10 @@ def _tuning(tuned: Tuned) -> dict[str, Any] | None:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The sweep of a folder.
+    """Read the sweep in a folder.
 
     Raises:
-        UserError: its manifest is missing, damaged, of another shape, or of another version.
+        UserError: If its manifest is missing, damaged, invalid, or has another version.
     """
     manifest = read_checked(folder / SWEEP_FILE, _read, _check, "the manifest of a sweep")
     runs = [run for run in manifest["runs"] if not run["tuning"]]
@@ -306,42 +307,42 @@ def _read(path: Path) -> Any:
 def _check(manifest: Any) -> Sequence[str]:
     version = manifest.get("schema_version") if isinstance(manifest, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
-        return (f" has schema_version {told(version)}, this code reads {SCHEMA_VERSION}",)
+        return (f" has schema_version {told(version)}, but this code reads {SCHEMA_VERSION}",)
     return _MANIFEST(manifest)
 
 
 def refuse_another(found: Sweep, identity: Mapping[str, Any]) -> None:
-    """Raise UserError where a folder holds another sweep, naming what differs."""
+    """Raise UserError if a folder contains a different sweep; the message names the differences."""
     wanted = json.loads(json.dumps(json_safe(identity)))
-    if "source" not in found.identity:  # of before the code was part of it
+    if "source" not in found.identity:  # written before the code was part of the identity
         del wanted["source"]
     differences = list(_differences(found.identity, wanted))
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
-            f"{found.folder} holds another sweep: {'; '.join(differences[:3])}{more}. Choose "
-            "another --name, or undo the difference to go on with it."
+            f"{found.folder} contains another sweep: {'; '.join(differences[:3])}{more}. Choose "
+            "another --name, or undo the difference to continue that sweep."
         )
 
 
 def begun_with_other_code(folder: Path, identity: Mapping[str, Any]) -> Iterator[str]:
-    """A note on each sweep beside a new one's folder that differs in the code of parts alone."""
+    """Yield a note for each sweep next to a new one that differs only in the code of plugins."""
     wanted = json.loads(json.dumps(json_safe(identity)))
     for path in sorted(folder.parent.glob(f"*/{SWEEP_FILE}")):
         try:
             found = read_sweep(path.parent)
-        except UserError:  # it is told where it is asked for
+        except UserError:  # reported when that sweep is used
             continue
         differences = _differences(found.identity, wanted)
         if differences and all(f": {SOURCE_OF}" in one for one in differences):
             yield (
-                f"Note: {found.folder} holds the same sweep with other code: {differences[0]}. "
-                "Its runs are not used here; to go on with it, undo the change and repeat the "
-                "command."
+                f"Note: {found.folder} contains the same sweep with different code: "
+                f"{differences[0]}. Its runs are not used here; to continue it, undo the change "
+                "and repeat the command."
             )
 
 
-_UNSAID = "the default"  # an identity leaves out what has it
+_UNSAID = "the default"  # identities omit defaults
 
 
 def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
@@ -355,8 +356,10 @@ def _differences(found: Any, wanted: Any, path: str = "") -> list[str]:
         ]
     if isinstance(found, dict) or isinstance(wanted, dict):
         return [f"{path} is only {'here' if found == _UNSAID else 'there'}"]
-    return [] if found == wanted else [f"{path} is {_told(found)} there, {_told(wanted)} here"]
+    if found == wanted:
+        return []
+    return [f"{path} is {_shown(found)} there and {_shown(wanted)} here"]
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "none" if value is None else f"{str(value):.40}"

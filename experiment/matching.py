@@ -1,5 +1,5 @@
-"""Equal sizes: the width at which an arm has as many parameters, all or active, or FLOPs, as the
-baseline."""
+"""Equal sizes: find the width at which an arm has as many parameters (all or active) or FLOPs as
+the baseline."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from model_config import ModelArchitectureConfig
 from patterns import Pattern, by_layer
 
 TOLERANCE = 0.005
-"""Counts that differ by no more than this share are equal."""
+"""Relative difference up to which counts are considered equal."""
 
 USUAL = 2.0
-"""An FFN is made at most this many times wider or narrower; beyond that n_embd changes, too. Each
-of N experts may be N times narrower still, since together they are then as wide as one network."""
+"""Maximum factor by which the FFN width is changed; beyond it, n_embd is changed, too. Each of N
+experts may be N times narrower still, since together they are then as wide as one network."""
 
 MOST_TRIES = 64
-"""Widths tried in a row for one that the parts can work with."""
+"""Number of consecutive widths tried to find one that is valid for all components."""
 
 MOST_LAYERS, MOST_WEIGHTS = 10_000, 10**15
-"""Of a model in a sweep; more are not counted."""
+"""Size limits of a model in a sweep."""
 
 Count = Callable[[ModelArchitectureConfig], float]
 FFN_KEYS = ("ffn_hidden", "ffn_multiplier", "ffn_multiple_of")
 
 
 def size_problems(config: ModelArchitectureConfig) -> Iterator[Problem]:
-    """What is too large about a model to be counted, told without making it."""
+    """Yield problems for models that are too large to count, without building them."""
     if config.n_layer > MOST_LAYERS:
         yield Problem(
             ("n_layer",),
-            f"n_layer={config.n_layer} is more than the {MOST_LAYERS:,} layers that a model in a "
+            f"n_layer={config.n_layer} exceeds the {MOST_LAYERS:,} layers that a model in a "
             "sweep may have; lower it.",
         )
     widest = max(layer.get("ffn_hidden", 0) for layer in config.kinds)
@@ -47,26 +47,26 @@ def size_problems(config: ModelArchitectureConfig) -> Iterator[Problem]:
         yield Problem(
             ("n_layer", "n_embd", "ffn_hidden"),
             f"n_layer={config.n_layer}, n_embd={config.n_embd} and ffn_hidden={widest} "
-            f"make more than the {MOST_WEIGHTS:.0e} weights that a model in a sweep may have; "
+            f"give more than the {MOST_WEIGHTS:.0e} weights that a model in a sweep may have; "
             "lower one of them.",
         )
 
 
 @functools.cache
 def _sizes(config: ModelArchitectureConfig) -> tuple[int, int]:
-    """Total and active parameters of a model, without making them."""
+    """Number of total and active parameters of a model, without allocating them."""
     with torch.device("meta"):
         model = GPT(config)
         return model.num_parameters(), model.active_parameters()
 
 
 def parameters(config: ModelArchitectureConfig) -> int:
-    """All parameters of a model."""
+    """Number of parameters of a model."""
     return _sizes(config)[0]
 
 
 def active_parameters(config: ModelArchitectureConfig) -> int:
-    """The parameters of a model that a token uses."""
+    """Number of parameters of a model that a token uses."""
     return _sizes(config)[1]
 
 
@@ -78,7 +78,7 @@ def flops_per_token(config: ModelArchitectureConfig, sequence_length: int) -> fl
 
 
 def counter(match: str, sequence_length: int) -> Count:
-    """What counts one of `request.MATCHED` of a model."""
+    """The function that computes a count of `request.MATCHED` for a model."""
     counts: dict[str, Count] = {
         "active_params": active_parameters,
         "params": parameters,
@@ -90,19 +90,19 @@ def counter(match: str, sequence_length: int) -> Count:
 def solve(
     config: ModelArchitectureConfig, count: Count, target: float, fixed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The keys to change so that `count(config)` is within TOLERANCE of a target; none where it is.
+    """Find the keys to change to bring `count(config)` within TOLERANCE of a target; may be empty.
 
-    The width of the FFN is changed first; where that would be out of proportion (see USUAL), or it
-    is fixed, n_embd is, too.
+    The FFN width is changed first. If that would be out of proportion (see USUAL), or it is fixed,
+    n_embd is changed, too.
 
     Args:
-        config: The arm's.
-        count: Rises with both widths.
-        target: The baseline's count.
-        fixed: Keys that make the arm what it is, and so may not change.
+        config: The config of the arm.
+        count: The count, which increases with both widths.
+        target: The count of the baseline.
+        fixed: Keys that define the arm and must not change.
 
     Raises:
-        UserError: no width comes near enough.
+        UserError: If no width comes close enough.
     """
     if _off(count(config), target) <= TOLERANCE:
         return {}
@@ -116,7 +116,7 @@ def solve(
     finer = f"lower ffn_multiple_of={multiple}, " if multiple and multiple > 1 else ""
     raise UserError(
         f"no width brings its {count(config):,.0f} within {TOLERANCE:.1%} of the baseline's "
-        f"{target:,.0f} (the nearest is {nearest:.2%} off); {finer}leave ffn_hidden or n_embd "
+        f"{target:,.0f} (the closest is {nearest:.2%} off); {finer}leave ffn_hidden or n_embd "
         "free, or use --match=none."
     )
 
@@ -128,7 +128,7 @@ def _off(count: float, target: float) -> float:
 def _candidates(
     config: ModelArchitectureConfig, count: Count, target: float, fixed: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """Changes of widths that come near the target, those that change least first."""
+    """Yield changes of widths that come close to the target, smallest changes first."""
     extreme = []
     may_widen = not fixed.intersection(FFN_KEYS) and "ffn_hidden" in config
     if may_widen:
@@ -148,9 +148,9 @@ def _candidates(
 
 
 def _ffn_width(config: ModelArchitectureConfig, count: Count, target: float) -> dict[str, Any]:
-    """The FFN width, of those allowed, whose count is nearest to the target.
+    """The allowed FFN width with the count closest to the target.
 
-    Where layers differ in it, all are made wider or narrower by one factor.
+    If layers have different widths, all are scaled by the same factor.
     """
     layers = [layer for layer in config.layers if "ffn_hidden" in layer]
     first, multiple = layers[0].ffn_hidden, layers[0].ffn_multiple_of
@@ -173,12 +173,12 @@ def _ffn_width(config: ModelArchitectureConfig, count: Count, target: float) -> 
 
 
 def _first(config: ModelArchitectureConfig, key: str) -> Any:
-    """The value of a key in the first layer that has it; None where none has."""
+    """The value of a key in the first layer that has it; None if no layer does."""
     return next((getattr(layer, key) for layer in config.kinds if key in layer), None)
 
 
 def embedding_widths(config: ModelArchitectureConfig, count: Count, target: float) -> Iterator[int]:
-    """The width that heads allow whose count is nearest to the target, then its neighbours."""
+    """Yield the width allowed by the heads with the count closest to the target, then neighbors."""
 
     def width(number: int) -> int:
         return _allowed_width(config, number)
@@ -193,26 +193,26 @@ def embedding_widths(config: ModelArchitectureConfig, count: Count, target: floa
 
 
 def _allowed_width(config: ModelArchitectureConfig, number: int) -> int:
-    """The first multiple of n_head from a number of them up that the parts can work with: RoPE
-    rotates pairs."""
+    """The first multiple of n_head, from `number` times n_head upward, that is valid for all
+    components; RoPE, for example, needs pairs."""
     for near in range(number, number + MOST_TRIES):
         width = near * _heads(config)
         with contextlib.suppress(ConfigError):
             config.changed(n_embd=width)
             return width
-    return number * _heads(config)  # whose ConfigError says why
+    return number * _heads(config)  # its ConfigError gives the reason
 
 
 def _heads(config: ModelArchitectureConfig) -> int:
-    """The number that n_embd must be a multiple of."""
+    """The number of which n_embd must be a multiple."""
     return _first(config, "n_head") or 1
 
 
 def _nearest(counted: Callable[[int], float], target: float, start: int) -> int:
-    """The whole number from 1 up at which a rising function is nearest to the target.
+    """The integer, at least 1, at which an increasing function is closest to the target.
 
-    Looks around `start` first, and guesses that the function is linear every other time: it costs
-    far more than the search.
+    The search starts around `start` and alternates between linear interpolation and bisection, to
+    minimize calls of the function, which is expensive.
     """
     low = high = start
     while counted(high) < target:

@@ -1,4 +1,4 @@
-"""What a sweep runs: its arms, their seeds, the trials of tuning, and the jobs that all this is."""
+"""The plan of a sweep: arms, seeds, tuning trials, and the resulting jobs."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ _NOT_THE_PLAN = (Role.BOOKKEEPING, Role.SEED)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A sweep that can be run.
+    """A sweep that is ready to run.
 
     Attributes:
-        request: What was asked.
-        arms: Made equal in size and budget, the baseline first.
-        directory: The folder that paths in the request start from.
-        dataset: What all train on.
-        trials: Of each arm what it tries first, as many for every arm; none if nothing is tuned.
+        request: The request.
+        arms: The arms with equal sizes and budgets, the baseline first.
+        directory: The folder to which paths in the request are relative.
+        dataset: The training data of all arms.
+        trials: The tuning trials of each arm, the same number for every arm; empty if nothing is
+            tuned.
         looks: Numbers of seeds after which verdicts were shown.
-        reached: Of each arm the seeds that it is trained with so far, in a sweep that goes on until
-            it is sure; None: all.
+        reached: Number of seeds to train each arm with so far, in a sweep with --until_sure; None:
+            all.
     """
 
     request: Request
@@ -62,18 +63,18 @@ class Plan:
 
     @property
     def match(self) -> str:
-        """What is equal: `params` where a token uses all parameters of every arm, which is the same
-        as `active_params`, and the plainer word."""
+        """The matched count. `active_params` becomes `params`, the simpler term, if a token uses
+        all parameters of every arm."""
         sparse = any(arm.is_sparse for arm in self.arms)
         asked = self.request.match
         return asked if sparse or asked != "active_params" else "params"
 
-    # What it is called, and when it is another
+    # Name and identity
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that makes it this sweep, the project's code included: to change any of it would mix
-        two experiments. More seeds do not."""
+        """Everything that defines the sweep, including the project's code: changing any of it would
+        mix two experiments. The number of seeds is not included."""
         return self._asked | {"source": source_digest(PROJECT)[:12]}
 
     @cached_property
@@ -97,7 +98,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The folder's: as asked, else after the baseline and what is varied, and a digest."""
+        """The folder name: as requested, else the baseline, the varied keys and a digest."""
         if self.request.name:
             return self.request.name
         text = json.dumps(self._asked, sort_keys=True)
@@ -112,7 +113,7 @@ class Plan:
 
     @property
     def studied(self) -> list[str]:
-        """Keys of the recipe that may differ between arms."""
+        """Recipe keys that may differ between arms."""
         tried = [trial.arm for own in self.trials.values() for trial in own]
         return sorted(studied_keys(self.request, [*self.arms, *tried]))
 
@@ -120,7 +121,7 @@ class Plan:
 
     @property
     def seeds(self) -> list[Seeds]:
-        """Those of the verdict: the config's, and the numbers after them."""
+        """The seeds of the final runs: those of the config, and the following numbers."""
         return self._seeds_from(0, self.request.seeds)
 
     @property
@@ -134,18 +135,18 @@ class Plan:
 
     @property
     def trials_each(self) -> int:
-        """Trials of every arm."""
+        """Number of trials per arm."""
         return len(self.trials[self.baseline.name])
 
     def trial_jobs(self, arm: str, trial: Trial) -> list[Job]:
-        """The runs of one trial of an arm, a job for each seed of tuning."""
+        """The jobs of a trial of an arm, one for each tuning seed."""
         title = f"{arm} with {assignments(trial.choice)}" if trial.choice else arm
         return [
             self._job(arm, trial.arm, TRIALS_FOLDER, title, seeds) for seeds in self.tuning_seeds
         ]
 
     def tuning_jobs(self) -> list[Job]:
-        """The runs of all trials, every arm's first trial before any second."""
+        """The jobs of all trials, starting with the first trial of every arm."""
         return [
             job
             for together in zip(*self.trials.values(), strict=True)
@@ -154,8 +155,8 @@ class Plan:
         ]
 
     def final_jobs(self, tuned: Mapping[str, Tuned]) -> list[Job]:
-        """The runs that the verdict rests on, of the arms whose trials have ended: the first seed
-        of every arm before any second, so that what is done is always comparable."""
+        """The jobs of the final runs, for the arms whose trials have ended. They start with the
+        first seed of every arm, so that completed runs are always comparable."""
         return [
             self._job(name, own.arm, RUNS_FOLDER, name, seeds)
             for k, seeds in enumerate(self.seeds)
@@ -165,12 +166,12 @@ class Plan:
 
     @property
     def schedule(self) -> list[Look]:
-        """The looks of a sweep that goes on until it is sure; none of another."""
+        """The scheduled looks of a sweep with --until_sure; empty otherwise."""
         return scheduled_looks(self.request.seeds) if self.request.until_sure else []
 
     @property
     def is_timed(self) -> bool:
-        """Whether a number of minutes ends the runs."""
+        """Whether the budget is in minutes."""
         return self.request.budget is not None and self.request.budget.unit == "minutes"
 
     @cached_property
@@ -187,7 +188,7 @@ class Plan:
         }
 
     def _job(self, name: str, arm: Arm, where: str, title: str, seeds: Seeds) -> Job:
-        """A run of the arm of a name, trained as `arm` says."""
+        """A job of the arm called `name`, trained with the settings of `arm`."""
         seed, data_seed = seeds
         flags = {**arm.flags, "seed": seed, "data_seed": data_seed}
         flags = {key: value for key, value in flags.items() if key not in _WHERE}
@@ -208,9 +209,9 @@ class Plan:
         )
 
     def tuned(self) -> dict[str, Tuned]:
-        """Of each arm what its trials say, over the seeds of tuning.
+        """The tuning outcome of each arm, over the tuning seeds.
 
-        An arm is left out while a trial of it is missing: fewer trials would be a handicap.
+        Arms with missing trials are omitted, because fewer trials would be a disadvantage.
         """
         found: dict[str, Tuned] = {}
         for arm in self.arms:
@@ -221,12 +222,12 @@ class Plan:
         return found
 
     def allowances(self, tuned: Mapping[str, Tuned]) -> dict[str, float]:
-        """Of each arm whose trials ended, see `tuning.allowances`; none if nothing is tuned."""
+        """The allowances of the tuned arms, see `tuning.allowances`; empty if nothing is tuned."""
         return allowances(tuned) if self.trials_each else {}
 
 
 def make_plan(request: Request, directory: Path) -> Plan:
-    """The plan of a request; see `ArmMaker.equal_arms` and `equal_trials` for what it raises."""
+    """Create the plan of a request; see `ArmMaker.equal_arms` and `equal_trials` for errors."""
     maker = ArmMaker(request)
     arms = tuple(maker.equal_arms())
     return Plan(request, arms, directory, maker.dataset, equal_trials(maker, arms))
@@ -244,11 +245,11 @@ def _config(arm: Arm) -> dict[str, Any]:
         f"{SOURCE_OF}{name}": found[:12]
         for name, found in plugin_digests(arm.settings.plugins).items()
     }
-    return said | sources
+    return values | sources
 
 
 def _mean_loss(jobs: Sequence[Job]) -> float | None:
-    """The mean loss of a trial; None where a run diverged."""
+    """The mean loss of a trial; None if a run diverged."""
     losses = [job.loss for job in jobs]
     diverged = any(job.status == DIVERGED for job in jobs) or None in losses
     return None if diverged else fmean(losses)

@@ -1,4 +1,4 @@
-"""Running jobs with an engine, and telling a person how they go."""
+"""Run jobs with an engine and report their progress."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from training_logger import format_duration
 def run_jobs(
     jobs: Sequence[Job], engine: Engine, stop: StopRequest, console: Console
 ) -> list[Outcome]:
-    """Run the jobs that have not ended; those that failed come back."""
+    """Run the jobs that have not ended; returns the outcomes of those that failed."""
     waiting = [job for job in jobs if job.status not in ENDED]
     done = len(jobs) - len(waiting)
     if stop.requested or not jobs:
         return []
     if done:
-        console.say(f"{done if waiting else 'all'} of {len(jobs)} runs are done already.")
+        console.say(f"{done if waiting else 'all'} of {len(jobs)} runs are already done.")
     if not waiting:
         return []
     failed = []
@@ -34,9 +34,9 @@ def run_jobs(
 
 
 class Progress:
-    """A line for every run that ended, and on a terminal a bar beneath, with the time left.
+    """Prints a line for every run that ends, and on a terminal a progress bar with the time left.
 
-    What earlier sessions did of a run is no part of the work: it took none of this session's time.
+    Progress made in earlier sessions is excluded, since it took none of this session's time.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console):
@@ -55,11 +55,11 @@ class Progress:
         self._console.close()
 
     def show(self, outcome: Outcome | None) -> None:
-        """Move on, and print how a run went where one ended."""
+        """Update the bar, and print the outcome of a run that ended."""
         if outcome:
             self._left.pop(outcome.job.folder, None)
             if outcome.status == FAILED:
-                self._costs[outcome.job.folder] = 0.0  # how soon it failed tells nothing of others
+                self._costs[outcome.job.folder] = 0.0  # its duration says nothing about others
             self._console.say(self._line(outcome))
         self._console.advance(self._share_done, f"{self._ended}/{self._runs} runs")
 
@@ -69,7 +69,7 @@ class Progress:
 
     @property
     def _share_done(self) -> float:
-        """Of this session's work, from 0 to 1; runs under way count as far as they are."""
+        """Fraction of this session's work that is done, from 0 to 1, including runs in progress."""
         to_do = sum(
             min(job.cost * (1 - job.share_done), self._costs[folder])
             for folder, job in self._left.items()

@@ -1,4 +1,4 @@
-"""What a person asks of a sweep, read and checked as far as that goes without any data."""
+"""The request for a sweep, parsed and validated as far as possible without data."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ MATCHED = {
     "params": "parameters",
     "flops": "FLOPs per token",
 }
-"""What `--match` makes equal."""
+"""Counts that `--match` can make equal."""
 
 MATCHES = (*MATCHED, "none")
 
 MOST_RUNS = 10_000
-"""Of a sweep; also the most seeds that an arm or a trial may have."""
+"""Maximum number of runs in a sweep, and of seeds of an arm or a trial."""
 
 TUNING_SEEDS_FROM = 10_000
-"""How far the seeds of tuning lie from those of the verdict: no verdict rests on a seed that a key
-was chosen by."""
+"""Offset of the tuning seeds from those of the final runs, so that verdicts never use seeds with
+which keys were tuned."""
 
 LONGEST_FOLDER_NAME = 200  # bytes
 
 Texts = Mapping[str, tuple[str, ...]]
-"""Keys and the values listed for each, as the command line spells them."""
+"""Keys with the values listed for each, as written on the command line."""
 
 _INSTEAD = {
     "seed": "use --seeds=N",
     "data_seed": "use --seeds=N",
-    "max_iters": "use --budget tokens=N, which ends every arm at the same",
-    "max_minutes": "use --budget minutes=N, which ends every arm at the same",
+    "max_iters": "use --budget tokens=N, which applies to every arm",
+    "max_minutes": "use --budget minutes=N, which applies to every arm",
     "run_name": "the sweep names its runs; --name names the sweep",
     "resume": "the same command resumes a sweep",
 }
@@ -52,28 +52,28 @@ def is_variable(key: Key) -> bool:
 
 
 def is_tunable(key: Key) -> bool:
-    """Whether each arm that has a key may choose its own value by trials: one of the recipe, or an
-    option of a part."""
+    """Whether each arm may choose its own value of a key by trials: a recipe key, or an option of a
+    component."""
     owned = key.role is Role.ARCHITECTURE and key.owner != ""
     return is_variable(key) and (key.role is Role.RECIPE or owned)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """A sweep as it was asked for.
+    """A requested sweep.
 
     Attributes:
-        files: Config files that every arm has.
-        flags: The same of `--key=value`, as text.
-        vary: Keys whose values make arms.
-        arms: Config files that make an arm each.
+        files: Config files of every arm.
+        flags: `--key=value` flags of every arm, as text.
+        vary: Keys whose values define arms.
+        arms: Config files that define one arm each.
         design: ablation (one change at a time) or factorial (all combinations).
-        match: What every arm has as much of as the baseline, a key of MATCHED, or none.
-        budget: What every arm spends; None: the tokens that the baseline's config says.
-        tune: Keys whose values the arms that have them try before their final runs.
-        seeds: Seeds of each arm; the most of them if `until_sure`.
+        match: The count to match with the baseline, a key of MATCHED, or none.
+        budget: The budget of every run. None: the tokens of the baseline's config.
+        tune: Keys and values to try before the final runs, for arms that have the keys.
+        seeds: Number of seeds per arm; the maximum if `until_sure`.
         until_sure: Whether seeds are added at scheduled looks until each verdict is decided.
-        tune_seeds: Seeds of each trial.
+        tune_seeds: Number of seeds per trial.
         margin: Differences up to this many nats per token count as equal.
         name: Folder of the sweep; None: made from what is asked.
         one_of_several: Whether it is asked of several baselines, of which some may have what is
@@ -117,14 +117,14 @@ class Request:
 
     @property
     def _fewest_arms(self) -> int:
-        """How many arms there are at least: one of the values of a key may be the config's own."""
+        """Lower bound on the number of arms; one of a key's values may be that of the config."""
         lists = [len(values) for values in self.vary.values()]
         if self.design == "factorial":
             return prod(max(2, count) for count in lists)
         return 1 + sum(max(1, count - 1) for count in lists) + max(0, len(self.arms) - 1)
 
     def size_problems(self, arms: int) -> Iterator[Problem]:
-        """The problem of a sweep of so many arms that has too many runs."""
+        """Yield the problem if a sweep with this many arms has too many runs."""
         trials = prod(map(len, self.tune.values())) if self.tune else 0
         runs = arms * (self.seeds + trials * self.tune_seeds)
         if runs > MOST_RUNS:
@@ -136,7 +136,7 @@ class Request:
             )
 
     def seed_problems(self, seed: int, data_seed: int) -> Iterator[Problem]:
-        """The problems of the highest seeds that runs get, given those of the config."""
+        """Yield problems with the highest seeds of the runs, given the seeds of the config."""
         offset = TUNING_SEEDS_FROM + self.tune_seeds if self.tune else self.seeds
         for key, first in (("seed", seed), ("data_seed", data_seed)):
             problem = KEYS[key].problem(first + offset - 1)
@@ -146,18 +146,18 @@ class Request:
 
 
 def read_lists(option: str, texts: Iterable[str]) -> Texts:
-    """`["a=1,2", "b=x"]` as keys and their values. Raises ConfigError with every text that is
-    something else, or has a key that came before."""
+    """Parse `["a=1,2", "b=x"]` as keys with values. Raises ConfigError with every invalid text and
+    repeated key."""
     found: dict[str, tuple[str, ...]] = {}
     problems = []
     for text in texts:
         key, equals, values = text.partition("=")
         listed = tuple(value for value in values.split(",") if value)
         if not equals or not listed:
-            message = f"cannot read {option} {text!r}; write {option} key=value,value"
+            message = f"cannot parse {option} {text!r}; write {option} key=value,value"
             problems.append(Problem((), message))
         elif key in found:
-            message = f"{option} {key} is given more than once; list its values in one."
+            message = f"{option} {key} is given more than once; list all values in one option."
             problems.append(Problem((key,), message))
         else:
             found[key] = listed
@@ -197,14 +197,14 @@ def _flag_problems(request: Request) -> list[Problem]:
     for key in request.flags:
         option = next((o for o, keys in _options(request).items() if key in keys), None)
         if option:
-            message = f"--{key} sets what {option} is to choose; drop one."
+            message = f"--{key} conflicts with {option}, which sets that key; drop one."
             found.append(Problem((key,), message))
     for key in sorted({"run_name", "resume"}.intersection(request.flags)):
-        found.append(Problem((key,), f"--{key} is no key of a sweep: {_INSTEAD[key]}."))
+        found.append(Problem((key,), f"--{key} is not available in a sweep: {_INSTEAD[key]}."))
     for key in sorted(request.vary.keys() & request.tune.keys()):
         found.append(Problem((key,), f"{key} is both in --vary and in --tune; drop one."))
     if request.arms and request.design == "factorial":
-        message = "--arms are no combination of factors; drop them, or --design=factorial."
+        message = "--arms cannot be used with --design=factorial; drop one of them."
         found.append(Problem((), message))
     if request.design == "factorial" and len(request.vary) < 2:
         message = (
@@ -214,8 +214,9 @@ def _flag_problems(request: Request) -> list[Problem]:
         found.append(Problem((), message))
     if request.name is not None and not _is_folder_name(request.name):
         message = (
-            f"--name={request.name!r} must be one folder's name of at most {LONGEST_FOLDER_NAME} "
-            "bytes, without control characters; out_dir says where it is."
+            f"--name={request.name!r} must be a single folder name of at most "
+            f"{LONGEST_FOLDER_NAME} bytes without control characters; set its location with "
+            "out_dir."
         )
         found.append(Problem((), message))
     if not request.vary and not request.arms:
@@ -229,6 +230,6 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _options(request: Request) -> dict[str, Collection[str]]:
-    """What decides keys in place of a flag."""
+    """The keys that options set instead of flags."""
     lengths = ("max_iters", "max_minutes") if request.budget else ()
     return {"--tune": request.tune, "--budget": lengths}

@@ -1,4 +1,4 @@
-"""Which runs a comparison is of, and what a sweep knows of them beyond their logs."""
+"""Select the runs of a comparison, and add what their sweeps declare beyond the logs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ DEFAULT_LATEST = 3
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is to be compared.
+    """The runs to compare.
 
     Attributes:
-        runs: Those that could be read.
-        problems: What is wrong with each other run, or the manifest of a sweep.
-        baseline: A run of the group to compare with; None where no sweep says which it is.
-        design: What the sweeps declared.
+        runs: The runs that could be read.
+        problems: The problems of the other runs and of manifests.
+        baseline: A run of the group to compare with; None if no sweep declares one.
+        design: The declarations of the sweeps.
     """
 
     runs: list[LoggedRun]
@@ -54,12 +54,12 @@ class Selection:
         margin: float | None = None,
         tuned: Sequence[str] = (),
     ) -> Findings:
-        """What the runs show; see `comparison.findings.compare`.
+        """Compare the runs; see `comparison.findings.compare`.
 
         Args:
-            baseline: What to compare with; None: that of the sweep.
-            margin: Differences up to this count as equal; None: as declared.
-            tuned: Keys that every arm was given the same trials to choose.
+            baseline: The group to compare with. Defaults to the baseline of the sweep.
+            margin: Differences up to this count as equal. Defaults to the declared margin.
+            tuned: Keys that were tuned with the same number of trials for every arm.
         """
         design = dataclasses.replace(
             self.design,
@@ -72,25 +72,27 @@ class Selection:
 def select(
     words: Sequence[str], latest: int | None, out_dir: Path, *, baseline_given: bool = False
 ) -> Selection:
-    """The runs that command-line words mean; without any, the newest that are in no sweep: a run
-    of a sweep is one seed of an arm, and its sweep is compared as a whole.
+    """Select the runs that command-line words refer to.
+
+    Without words, select the newest runs outside of sweeps: a run of a sweep is only one seed of an
+    arm, and its sweep should be compared as a whole.
 
     Args:
-        words: Runs, sweeps, folders that hold some, globs, or names under `out_dir`.
-        latest: How many of the newest, where there are no words.
-        out_dir: The folder searched.
-        baseline_given: Whether somebody has said what to compare with.
+        words: Runs, sweeps, folders that contain them, globs, or names under `out_dir`.
+        latest: Number of newest runs to select if there are no words.
+        out_dir: The folder to search.
+        baseline_given: Whether the user specified a baseline.
 
     Raises:
-        UserError: none of the runs of a sweep's baseline can be read while others can, and no
-            other baseline is given.
+        UserError: If no baseline run of a sweep can be read, although others can, and no other
+            baseline is given.
     """
     if not words:
         return _newest_alone(out_dir, latest or DEFAULT_LATEST)
     words = list(expand(where_named(word, out_dir) for word in words))
     folders = [folder for folder in map(sweep_folder, words) if folder]
     others = find([word for word in words if not sweep_folder(word)])
-    # A part of a sweep, or a sweep beside other runs, is bound by what the sweep declared.
+    # The declarations of a sweep also apply to parts of it, and to a sweep next to other runs.
     around = {log: list(_sweeps_around(log)) for log in others}
     sweeps, unread = _read_sweeps([*folders, *chain.from_iterable(around.values())])
     unbound = [log for log, own in around.items() if unread.keys() & {f.resolve() for f in own}]
@@ -112,18 +114,18 @@ def select(
 
 
 def _sweeps_around(log: Path) -> Iterator[Path]:
-    """The folder of the sweep that a run belongs to, by its path and by that without links."""
+    """Yield the folder of the sweep that a run belongs to, by its path and its resolved path."""
     for path in dict.fromkeys((log, log.resolve())):
         if len(path.parents) > 2 and _is_file(path.parents[2] / SWEEP_FILE):
             yield path.parents[2]
 
 
 def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
-    """What sweeps declared.
+    """The combined declarations of sweeps.
 
     Args:
-        sweeps: Those that runs belong to.
-        having: Of the runs, the sweeps that they belong to; None for a run of none.
+        sweeps: The sweeps that runs belong to.
+        having: The sweep of each run; None for runs without a sweep.
     """
     found = Design(
         arms=max((len(sweep.arms) - 1 for sweep in sweeps), default=None),
@@ -162,14 +164,14 @@ def _design(sweeps: Sequence[Sweep], having: Collection[str | None]) -> Design:
 
 
 def where_named(word: str, out_dir: Path) -> str:
-    """The folder under `out_dir` for a run's or a sweep's name; anything else as it is."""
+    """The folder under `out_dir` for the name of a run or sweep; other words are unchanged."""
     named = [out_dir / word, out_dir / "sweeps" / word]
     found = [] if os.path.exists(word) else [path for path in named if os.path.exists(path)]
     return str(found[0]) if found else word
 
 
 def series_named(words: Sequence[str], out_dir: Path) -> Path | None:
-    """The folder of the series of sweeps that the only word names; None if it names none."""
+    """The folder of a series of sweeps, if the only word names one; else None."""
     if len(words) != 1:
         return None
     folder = Path(where_named(words[0], out_dir))
@@ -177,18 +179,18 @@ def series_named(words: Sequence[str], out_dir: Path) -> Path | None:
 
 
 def sweep_folder(word: str) -> Path | None:
-    """The folder of the sweep that a word names, by itself or by its manifest."""
+    """The folder of the sweep that a word refers to, as its folder or its manifest; else None."""
     folder = Path(word).parent if Path(word).name == SWEEP_FILE else Path(word)
     return folder if _is_file(folder / SWEEP_FILE) else None
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is a file; no path is an error, however long or odd."""
+    """Whether a file exists; never raises, even for invalid paths."""
     return os.path.isfile(path)
 
 
 def _newest_alone(out_dir: Path, count: int) -> Selection:
-    """The newest runs that are in no sweep."""
+    """The newest runs outside of sweeps."""
     sweeps = set(sweeps_below(out_dir))
     logs = logs_below(out_dir)
     alone = [path for path in logs if sweeps.isdisjoint(path.parents)]
@@ -209,8 +211,8 @@ def _runs(count: int) -> str:
 
 
 def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], dict[Path, str]]:
-    """The sweeps whose manifests can be read, each once; and by its resolved folder, what is wrong
-    with each other."""
+    """Read sweeps, each once; returns those with a valid manifest, and the problems of the others
+    by resolved folder."""
     sweeps: dict[Path, Sweep] = {}
     problems: dict[Path, str] = {}
     for folder in folders:
@@ -225,8 +227,8 @@ def _read_sweeps(folders: Iterable[Path]) -> tuple[list[Sweep], dict[Path, str]]
 
 
 def _places(sweeps: Sequence[Sweep]) -> dict[Path, dict[str, Any]]:
-    """Of each run's folder, what the first sweep that lists it says of the run: the sweep, what it
-    calls the arm, and whether it is a trial."""
+    """For each run directory, what the first sweep that lists it declares: the sweep, the name of
+    the arm, and whether the run is a trial."""
     found: dict[Path, dict[str, Any]] = {}
     for sweep in reversed(sweeps):
         own = {"sweep": str(sweep.folder)}
@@ -237,30 +239,30 @@ def _places(sweeps: Sequence[Sweep]) -> dict[Path, dict[str, Any]]:
 
 
 def _without_log(sweep: Sweep) -> Iterator[str]:
-    """What is to be said of the runs of a sweep that have no log: those that have printed something
-    by name, the others by number."""
+    """Yield messages about the runs of a sweep without a log: by name if they printed something,
+    otherwise as a count."""
     missing = [run for run in sweep.runs if not _is_file(run / RUN_FILE)]
     failed = [run for run in missing if _is_file(output_file(run))]
     for run in failed:
-        why = "it failed before it logged anything, or has just begun"
+        why = "it failed before it logged anything, or has just started"
         yield f"{run}: {why}; see {output_file(run)}"
     waiting = len(missing) - len(failed)
     if waiting:
         verb = "have" if waiting > 1 else "has"
-        yield f"{_runs(waiting)} of {sweep.folder} that {verb} not begun"
+        yield f"{_runs(waiting)} of {sweep.folder} that {verb} not started"
 
 
 def _baseline_of(
     sweeps: Sequence[Sweep], named: Sequence[Sweep], runs: Sequence[LoggedRun]
 ) -> LoggedRun | None:
-    """A run of the baseline of the first sweep; None if there is no sweep, or only a part of one
-    was asked for, without its baseline."""
+    """A baseline run of the first sweep; None if there is no sweep, or only a part of one without
+    its baseline was requested."""
     for run in runs:
         if sweeps and run.path.parent in sweeps[0].baseline:
             return run
     if not named or not runs:
         return None
     raise UserError(
-        f"no run of the baseline of {sweeps[0].folder} can be read, so there is nothing to compare "
-        "with; train it with the command of the sweep, or name another group with --baseline."
+        f"no baseline run of {sweeps[0].folder} can be read, so there is nothing to compare with; "
+        "train it with the command of the sweep, or choose another group with --baseline."
     )

@@ -1,6 +1,6 @@
-"""`series.json`: sweeps that belong together, rungs of a ladder or changes on several baselines.
+"""`series.json`: related sweeps, such as the rungs of a ladder or changes on several baselines.
 
-Each has a folder of its own; the file, in the folder of the series, says where they are.
+Each sweep has its own folder; the file, in the folder of the series, lists them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Member:
 
     Attributes:
         label: `params=1M`, or the name of a baseline.
-        folder: Of the sweep.
+        folder: Folder of the sweep.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Sweeps that belong together.
+    """A series of related sweeps.
 
     Attributes:
         kind: LADDER or BASELINES.
@@ -70,10 +70,10 @@ def write_series(folder: Path, series: Series) -> None:
 
 
 def read_series(folder: Path) -> Series:
-    """The series of a folder.
+    """Read the series in a folder.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: If the file is damaged.
     """
     found = read_checked(folder / SERIES_FILE, read_json, _CHECK, "a series of sweeps")
     members = [

@@ -24,7 +24,7 @@ from experiment.series_file import LADDER, read_series
 
 @dataclasses.dataclass(frozen=True)
 class SeriesView:
-    """A series as its readers want it.
+    """The presentation of a series.
 
     Attributes:
         sections: What a person reads, in order.
@@ -42,16 +42,16 @@ class SeriesView:
 def view_series(
     folder: Path, baseline: str | None, margin: float | None, say: Callable[[str], None]
 ) -> SeriesView:
-    """What the sweeps that a series lists show together.
+    """Compare the sweeps of a series together.
 
     Args:
-        folder: Where `series_file` is.
-        baseline: What each sweep is compared with; None: its own baseline.
-        margin: Differences up to this count as equal; None: as each sweep declared.
-        say: Called with a line about each run that had to be excluded.
+        folder: The folder with the series file.
+        baseline: The group to compare with in each sweep. Defaults to its own baseline.
+        margin: Differences up to this count as equal. Defaults to each sweep's declaration.
+        say: Called with a message for each excluded run.
 
     Raises:
-        UserError: The series cannot be read, or has no runs.
+        UserError: If the series cannot be read, or has no runs.
     """
     series = read_series(folder)
     found: dict[str, Findings] = {}

@@ -1,4 +1,4 @@
-"""The jobs of a sweep as tasks of SLURM arrays: the script, its submission, and the wait for it."""
+"""Run the jobs of a sweep as SLURM array tasks: write the script, submit it, and wait for it."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from experiment.jobs import (
 )
 
 QUEUE_SECONDS = 10.0
-"""Between two calls of squeue, which asks a server that all users of the cluster share."""
+"""Interval between calls of squeue, which loads a server shared by all users of the cluster."""
 
 SETTLING_SECONDS = 60.0
-"""What a shared file system may take to show what a task that left the queue has written."""
+"""Time for a shared file system to show the files of a task that left the queue."""
 
 SILENCE_SECONDS = 600.0
-"""For how long squeue may fail, as it does while its server restarts."""
+"""How long squeue may fail, for example while its server restarts."""
 
 COMMAND_SECONDS = 120.0
-"""For how long a command of SLURM may take."""
+"""Timeout of SLURM commands."""
 
 MOST_TASKS = 1_000
-"""Of an array, which SLURM allows unless a cluster lowers MaxArraySize."""
+"""Maximum number of tasks per array, SLURM's default limit (MaxArraySize)."""
 
 SAVING_SECONDS = 120
-"""How long before its time limit a run is asked to save and stop."""
+"""Time before its time limit at which a run is asked to save and stop."""
 
 COMMANDS = ("sbatch", "squeue", "scancel")
 
-# Options that the sweep sets itself: long name -> short one.
+# sbatch options that the sweep sets itself: long name -> short name.
 _SET_HERE = {
     "--array": "-a",
     "--chdir": "-D",
@@ -65,23 +65,23 @@ _SET_HERE = {
 
 
 def parse_slurm_options(text: str, processes: int) -> tuple[str, ...]:
-    """`"--partition=gpu -t 4:00:00"` as options of sbatch, `("--partition=gpu", "-t 4:00:00")`.
+    """Split `"--partition=gpu -t 4:00:00"` into `("--partition=gpu", "-t 4:00:00")`.
 
     Args:
-        text: As the command line spells it.
-        processes: Of a run, which has a GPU for each.
+        text: The options, as written on the command line.
+        processes: Number of processes per run, each with its own GPU.
 
     Raises:
-        ConfigError: With every option that cannot be read, is set by the sweep, or asks for another
-            number of GPUs.
+        ConfigError: If options cannot be parsed, are set by the sweep, or request another number of
+            GPUs; it lists them all.
     """
     example = '--slurm_options="--partition=gpu --time=4:00:00"'
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise _refused(f"cannot read --slurm_options ({error}); write {example}") from error
+        raise _refused(f"cannot parse --slurm_options ({error}); write {example}") from error
     if not words or not words[0].startswith("-") or not text.isprintable():
-        raise _refused(f"cannot read --slurm_options={text!r}; write {example}")
+        raise _refused(f"cannot parse --slurm_options={text!r}; write {example}")
     options: list[list[str]] = []
     for word in words:
         if word.startswith("-"):
@@ -106,7 +106,7 @@ def _option_problems(option: str, processes: int) -> Iterator[str]:
     short = name[:2] if not name.startswith("--") else None
     for long, letter in _SET_HERE.items():
         if name == long or (short and short == letter):
-            gpus = f", --gres=gpu:TYPE:{processes} to name a type of GPU" * ("gpu" in long)
+            gpus = f", or use --gres=gpu:TYPE:{processes} to choose a GPU type" * ("gpu" in long)
             yield f"{name} is set by the sweep itself; drop it{gpus}."
     if name != "--gres":
         return
@@ -115,8 +115,8 @@ def _option_problems(option: str, processes: int) -> Iterator[str]:
         count = int(rest[-1]) if rest and rest[-1].isdigit() else 1
         if kind == "gpu" and count != processes:
             yield (
-                f"{option} asks for {count} GPU{'s' * (count > 1)}, but --gpus_per_run={processes};"
-                " give both the same number."
+                f"{option} requests {count} GPU{'s' * (count > 1)}, but "
+                f"--gpus_per_run={processes}; use the same number for both."
             )
 
 
@@ -129,11 +129,11 @@ def array_script(
     """The script of an array with a task for each job; it runs in the folder of the sweep.
 
     Args:
-        jobs: In the order of their task numbers, from 0.
-        workers: Tasks at a time; None: as many as have room.
+        jobs: The jobs in order of their task numbers, from 0.
+        workers: Number of concurrent tasks. None: as many as fit.
         on_gpus: Whether each process has a GPU.
-        processes: That train a run together.
-        options: Of sbatch. They come last, so that they win.
+        processes: Number of processes per run.
+        options: Options of sbatch. They come last, so that they take precedence.
     """
     name = slug(jobs[0].folder.parents[1].name)
     asked = [
@@ -155,13 +155,13 @@ def array_script(
 #!/bin/bash
 {header}
 
-# Written by sweep.py. Each task trains one run, or goes on with it.
+# Written by sweep.py. Each task trains or continues one run.
 
 {variables}
 {"" if on_gpus else _shared_cores(processes)}
 unchanged() {{  # digests and files, as sha256sum prints them
     sha256sum --check --quiet <<< "$1" || {{
-        echo "These files changed while the task waited; the run was not begun."
+        echo "These files changed while the task was waiting; the run was not started."
         exit 1
     }}
 }}
@@ -170,13 +170,13 @@ case $SLURM_ARRAY_TASK_ID in
 {tasks}
 esac
 
-# SLURM signals the process of the script alone, so the run takes its place.
+# SLURM signals only the process of the script, so the run replaces it.
 exec "${{command[@]}}"
 """
 
 
 def _shared_cores(processes: int) -> str:
-    """Lines that give each process its part of the task's cores, unless OMP_NUM_THREADS is set."""
+    """Script lines that divide the task's cores among processes, unless OMP_NUM_THREADS is set."""
     return (
         f"cores=$((${{SLURM_CPUS_PER_TASK:-{processes}}} / {processes}))\n"
         f"export {THREADS}=${{{THREADS}:-$((cores > 1 ? cores : 1))}}\n"
@@ -184,7 +184,7 @@ def _shared_cores(processes: int) -> str:
 
 
 def _task(number: int, job: Job, processes: int) -> str:
-    """The branch of one task."""
+    """The `case` branch of a task."""
     listed = "\n".join(f"{digest}  {path}" for path, digest in job.files.items())
     check = f"    unchanged {shlex.quote(listed)}\n" if listed else ""
     return (
@@ -201,17 +201,18 @@ def _task(number: int, job: Job, processes: int) -> str:
 
 
 class SlurmEngine:
-    """Tasks of SLURM arrays, on machines that share this one's files and Python environment.
+    """Runs jobs as SLURM array tasks on machines that share this one's files and Python
+    environment.
 
     Args:
-        folder: The sweep's; its folder `slurm` keeps the scripts and what SLURM prints.
-        workers: Tasks at a time; None: as many as the cluster has room for.
-        device: The key of the runs: they have GPUs unless it is cpu.
-        processes: That train a run together, on one machine.
-        options: Of sbatch, see `parse_slurm_options`.
+        folder: The folder of the sweep; its subfolder `slurm` contains scripts and SLURM output.
+        workers: Number of concurrent tasks. None: as many as fit on the cluster.
+        device: The `device` key of the runs; they use GPUs unless it is cpu.
+        processes: Number of processes per run, on one machine.
+        options: Options of sbatch; see `parse_slurm_options`.
 
     Raises:
-        UserError: SLURM is not installed, or an array of this sweep is in the queue already.
+        UserError: If SLURM is not installed, or an array of this sweep is already in the queue.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class SlurmEngine:
         jobs[0].output.parent.mkdir(parents=True, exist_ok=True)
         tasks = {number: _Task(job) for number, job in enumerate(jobs)}
         array = self._submit(jobs)
-        stop_at = None  # when what still runs is killed
+        stop_at = None  # when to kill the remaining tasks
         queue = _Queue()
         try:
             while tasks:
@@ -277,12 +278,12 @@ class SlurmEngine:
                 yield None
                 time.sleep(POLL_SECONDS)
         finally:
-            if tasks:  # an error or a second Ctrl-C; no run may go on without its sweep
+            if tasks:  # an error or a second Ctrl-C; no run may continue without its sweep
                 _cancel(array)
 
     def _outcome(self, array: str, number: int, task: _Task, stopped: bool) -> Outcome | None:
-        """How the run of a task that left the queue went; None while that is not known, and for one
-        that was stopped before it began."""
+        """The outcome of a task that left the queue; None while unknown, or if it was stopped
+        before it started."""
         job, seconds = task.job, task.left_at - (task.began or task.submitted)
         status = job.status
         if status in ENDED:
@@ -294,20 +295,20 @@ class SlurmEngine:
         return Outcome(job, FAILED, seconds, self._failure(array, number, task))
 
     def _failure(self, array: str, number: int, task: _Task) -> str:
-        """What a task that failed or vanished said last, and what SLURM said of it."""
+        """The last output of a task that failed or disappeared, and that of SLURM."""
         name, output = f"{array}_{number}", task.job.output
         said = last_lines(output, task.said_before) if output.exists() else ""
         slurm = self._scripts / f"{name}.txt"
         cause = last_lines(slurm, 0) if slurm.exists() else ""
-        told = [
-            f"task {name} left the queue before its run had ended"
+        lines = [
+            f"task {name} left the queue before its run ended"
             + (f"; {output} ends with:\n{said}" if said else " and printed nothing"),
             *([f"{slurm} ends with:\n{cause}"] if cause else []),
         ]
-        return "\n".join(told)
+        return "\n".join(lines)
 
     def _submit(self, jobs: Sequence[Job]) -> str:
-        """Submit an array and return its ID, which names its script."""
+        """Submit an array; returns its ID, after which the script is named."""
         script = self._scripts / "array.sh"
         text = array_script(jobs, self._limit, self._on_gpus, self._processes, self._options)
         script.write_text(text, encoding="utf-8")
@@ -317,7 +318,7 @@ class SlurmEngine:
             raise UserError(
                 f"sbatch refused {script}: {_one_line(done.stderr)}; change --slurm_options{gpus}."
             )
-        array = done.stdout.strip().partition(";")[0]  # the cluster may follow
+        array = done.stdout.strip().partition(";")[0]  # may be followed by the cluster name
         script.rename(self._scripts / f"{array}.sh")
         return array
 
@@ -327,15 +328,15 @@ class SlurmEngine:
         for script in self._scripts.glob("*.sh"):
             if queue.states(script.stem):
                 raise UserError(
-                    f"array {script.stem} of this sweep is in the queue, which a sweep that was "
-                    f"killed may have left; wait until it ends, or run scancel {script.stem}, and "
-                    "repeat the command."
+                    f"array {script.stem} of this sweep is already in the queue, possibly left by "
+                    f"a killed sweep; wait until it ends, or run scancel {script.stem}, and repeat "
+                    "the command."
                 )
 
 
 class _Task:
-    """A task as far as it is known: when it was submitted, first seen to run, and seen to have left
-    the queue, by time.monotonic(); the bytes that its run had printed before."""
+    """The known state of a task: when it was submitted, first seen running, and found to have left
+    the queue, by time.monotonic(); and the size of its run's earlier output in bytes."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -346,19 +347,19 @@ class _Task:
 
 
 def _note(tasks: Mapping[int, _Task], states: Mapping[int, str]) -> None:
-    """Note which tasks run, and which have left the queue."""
+    """Record which tasks are running, and which have left the queue."""
     now = time.monotonic()
     for number, task in tasks.items():
         if states.get(number, "PENDING") != "PENDING" and task.began is None:
             task.began = now
         if number in states:
-            task.left_at = None  # put back into the queue, as after a failure of its node
+            task.left_at = None  # requeued, for example after a node failure
         elif task.left_at is None:
             task.left_at = now
 
 
 class _Queue:
-    """What squeue tells of this user's arrays."""
+    """The state of this user's arrays according to squeue."""
 
     def __init__(self) -> None:
         self._lines: list[list[str]] = []
@@ -366,14 +367,14 @@ class _Queue:
         self._heard = time.monotonic()
 
     def look_if_due(self) -> bool:
-        """Look, if the last time is long enough ago; whether there is news."""
+        """Call squeue if the last call is long enough ago; returns whether there is an update."""
         return time.monotonic() - self._looked >= QUEUE_SECONDS and self.look()
 
     def look(self) -> bool:
-        """Look; False if squeue failed, so that what it told before stands.
+        """Call squeue; returns False if it failed, in which case the last state is kept.
 
         Raises:
-            UserError: squeue has been failing for long.
+            UserError: If squeue has been failing for SILENCE_SECONDS.
         """
         self._looked = time.monotonic()
         user = f"--user={getpass.getuser()}"
@@ -390,24 +391,24 @@ class _Queue:
         return False
 
     def states(self, array: str) -> dict[int, str]:
-        """Of each task of an array that waits or runs, its state."""
+        """The state of each waiting or running task of an array."""
         lines = [line for line in self._lines if len(line) == 3 and line[0] == array]
         return {int(task): state for _, task, state in lines if task.isdigit()}
 
 
 def _stop(array: str) -> None:
-    """Take the tasks that wait from the queue, and ask those that run to save and stop."""
+    """Remove waiting tasks from the queue, and ask running tasks to save and stop."""
     _ran("scancel", "--state=PENDING", array)
     _ran("scancel", "--signal=TERM", "--batch", array)
 
 
 def _cancel(array: str) -> None:
-    """End all tasks of an array at once."""
+    """End all tasks of an array immediately."""
     _ran("scancel", array)
 
 
 def _ran(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A command of SLURM, run to its end; Ctrl-C does not reach it."""
+    """Run a SLURM command; Ctrl-C does not reach it."""
     try:
         return subprocess.run(
             command,
@@ -419,8 +420,8 @@ def _ran(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
             start_new_session=True,
         )
     except subprocess.TimeoutExpired:
-        told = f"no answer within {COMMAND_SECONDS:.0f} seconds"
-        return subprocess.CompletedProcess(command, 1, "", told)
+        message = f"no response within {COMMAND_SECONDS:.0f} seconds"
+        return subprocess.CompletedProcess(command, 1, "", message)
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""How long a run will take, by a few steps of it on random tokens."""
+"""Estimate the duration of a run by timing a few steps on random tokens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from recipe.optimizers import make_optimizer
 from training.hardware import autocast, prepare_device, resolve_device, resolve_dtype, synchronize
 
 STEPS = 3
-"""Timed micro-batches, after one that warms up."""
+"""Number of timed micro-batches, after one for warm-up."""
 
 FORWARD_SHARE = 1 / 3
-"""Of a step's time, what validating as many tokens takes: the backward pass is twice the forward
-one."""
+"""Fraction of a step's time that validation takes for as many tokens: the backward pass takes twice
+as long as the forward pass."""
 
 
 def seconds_of_run(settings: Settings, steps: int, val_tokens: int, processes: int = 1) -> float:
-    """Seconds that the training and the validations of so many steps take on this machine, without
-    the start of the process, without compiling, and without what processes send each other.
+    """Estimated seconds for training and validation on this machine, excluding process start-up,
+    compilation and communication.
 
     Args:
-        settings: The run's.
-        steps: Optimizer steps.
-        val_tokens: Those of the validation split, which eval_tokens=0 reads whole.
-        processes: That share every batch.
+        settings: The settings of the run.
+        steps: Number of optimizer steps.
+        val_tokens: Tokens in the validation split, all of which are read if eval_tokens=0.
+        processes: Number of processes that share every batch.
     """
     training = settings.training
     share = Shares(training.gradient_accumulation_steps, training.batch_size, processes)
@@ -47,7 +47,7 @@ def seconds_of_run(settings: Settings, steps: int, val_tokens: int, processes: i
 
 
 def _seconds_of_micro_batch(settings: Settings, sequences: int) -> float:
-    """The median time of forward, backward and update of one micro-batch of so many sequences."""
+    """The median time of forward, backward and optimizer step for a micro-batch."""
     training = settings.training
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
@@ -70,9 +70,9 @@ def _seconds_of_micro_batch(settings: Settings, sequences: int) -> float:
 
 
 def seconds_to_start(processes: int = 1) -> float:
-    """Seconds that the processes of a run take until they can begin to train."""
+    """Seconds until the processes of a run can start training."""
     command = [sys.executable, "-c", "import train"]
-    if processes > 1:  # torchrun starts scripts, and with --no-python anything
+    if processes > 1:  # torchrun starts scripts; with --no-python, any command
         command = launched([sys.executable, "--no-python", *command], processes)
     began = time.perf_counter()
     subprocess.run(command, cwd=PROJECT, check=True)

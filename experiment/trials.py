@@ -1,4 +1,4 @@
-"""Tuning: what each arm tries before its final runs, as many trials for every arm."""
+"""Tuning trials: what each arm tries before its final runs, with equal numbers of trials."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from experiment.request import Request
 from options import KEYS
 
 Choice = Mapping[str, str]
-"""Values of the tuned keys, as flags spell them."""
+"""Values of the tuned keys, as written on the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Values that an arm tries.
+    """A combination of values that an arm tries.
 
     Attributes:
-        choice: Of the tuned keys that it has then.
-        arm: The arm with them, of equal size and budget.
+        choice: The values of the tuned keys that the arm uses.
+        arm: The arm with these values, with equal size and budget.
     """
 
     choice: Choice
@@ -29,15 +29,15 @@ class Trial:
 
 
 def equal_trials(maker: ArmMaker, arms: Sequence[Arm]) -> dict[str, tuple[Trial, ...]]:
-    """The trials of each arm; none where nothing is tuned.
+    """Create the trials of each arm; empty if nothing is tuned.
 
     Args:
-        maker: What made the arms.
-        arms: Made equal, the baseline first.
+        maker: The maker of the arms.
+        arms: The arms with equal sizes and budgets, the baseline first.
 
     Raises:
-        ConfigError: a trial cannot be trained, or no trial uses a key.
-        UserError: some arms have more trials than others, or trials cannot be made equal.
+        ConfigError: If a trial cannot be trained, or no trial uses a key.
+        UserError: If some arms have more trials than others, or trials cannot be made equal.
     """
     trials = {arm.name: _trials_of(arm, maker, arms[0]) for arm in arms}
     unused = list(used_by_none([trial.arm for own in trials.values() for trial in own]))
@@ -48,7 +48,7 @@ def equal_trials(maker: ArmMaker, arms: Sequence[Arm]) -> dict[str, tuple[Trial,
 
 
 def _trials_of(arm: Arm, maker: ArmMaker, baseline: Arm) -> tuple[Trial, ...]:
-    """Every combination of the values to tune, of the keys that the arm has with them."""
+    """All combinations of the tuned values, restricted to keys that the arm uses."""
     tune = maker.request.tune
     cells = product(*tune.values()) if tune else ()
     trials: dict[str, Trial] = {}
@@ -61,7 +61,8 @@ def _trials_of(arm: Arm, maker: ArmMaker, baseline: Arm) -> tuple[Trial, ...]:
 
 
 def _refuse_unequal(request: Request, trials: Mapping[str, Sequence[Trial]]) -> None:
-    """More trials would be a head start. An arm has fewer where it lacks tuned keys."""
+    """Raise UserError if arms have different numbers of trials, which would be unfair. An arm has
+    fewer if it does not use a tuned key."""
     most = max(trials, key=lambda name: len(trials[name]))
     fewest = min(trials, key=lambda name: len(trials[name]))
     if len(trials[most]) == len(trials[fewest]):
@@ -70,9 +71,9 @@ def _refuse_unequal(request: Request, trials: Mapping[str, Sequence[Trial]]) -> 
     lacking = min(uses, key=uses.__getitem__)
     raise UserError(
         f"--tune {lacking}: arm {fewest} does not use {KEYS.owned_by(lacking)}, which the key "
-        f"belongs to, so it would get {count_trials(len(trials[fewest]))} and arm {most} "
-        f"{len(trials[most])}. Give every arm the same number: also tune a key that only {fewest} "
-        f"has, over as many values, or drop --tune {lacking}."
+        f"belongs to, so it would get {count_trials(len(trials[fewest]))}, but arm {most} would "
+        f"get {len(trials[most])}. Give every arm the same number: also tune a key that only "
+        f"{fewest} has, with as many values, or drop --tune {lacking}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the trials of each arm say: the values that it is trained with, and how sure they are."""
+"""Evaluate tuning trials: the values to train each arm with, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Tuned:
     """The outcome of the trials of an arm.
 
     Attributes:
-        arm: The arm as its final runs train it.
+        arm: The arm with the settings of its final runs.
         choice: The values of the tuned keys; empty if nothing was tuned.
-        key: The key along which a curve was fitted; None if there was none.
-        tried: Its values as flags spell them, rising.
-        losses: The mean loss of each, None where a run failed.
+        key: The key for which a curve was fitted; None if there is no curve.
+        tried: Its tried values as written on the command line, in increasing order.
+        losses: The mean loss for each value; None if a run failed.
         fit: The fitted optimum; None without a curve.
-        spread: Highest minus lowest of the losses of the trials, but those more than HIGHEST above
-            the lowest, see `inference.tuning.range_of`.
-        edges: The keys whose value is the lowest or highest that was tried.
+        spread: Range of the losses of the trials, excluding those more than HIGHEST above the
+            lowest; see `inference.tuning.range_of`.
+        edges: The keys whose chosen value is the lowest or highest tried value.
     """
 
     arm: Arm
@@ -40,15 +40,15 @@ class Tuned:
 
 
 def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -> Tuned:
-    """What the trials of an arm say.
+    """Evaluate the trials of an arm.
 
-    One tuned number, such as the learning rate, is fitted by a parabola over its values, and the
-    arm is trained at the optimum. Of anything else the trial with the lowest loss is taken.
+    For a single tuned number, such as the learning rate, a parabola is fitted to the losses, and
+    the arm is trained at its optimum. Otherwise the trial with the lowest loss is chosen.
 
     Args:
-        arm: The arm, untuned.
-        trials: All that it tries; none if nothing is tuned.
-        losses: The mean loss of each over the seeds of tuning; None where a run failed.
+        arm: The untuned arm.
+        trials: All trials of the arm; empty if nothing is tuned.
+        losses: The mean loss of each trial over the tuning seeds; None if a run failed.
     """
     if not trials:
         return Tuned(arm, {})
@@ -78,8 +78,8 @@ def outcome(arm: Arm, trials: Sequence[Trial], losses: Sequence[float | None]) -
 
 
 def _spread(near: Sequence[tuple[Trial, float]], trials: Sequence[Trial]) -> float:
-    """The range of the losses of the trials near the best one. HIGHEST if there are too few values
-    of some number among them, see `range_of`; of words, all are tried."""
+    """The range of the losses of the trials near the best one; HIGHEST if they include too few
+    values of a numeric key, see `range_of`. For other keys, the trials are exhaustive."""
     losses = [loss for _, loss in near]
     tried, kept = _numbers(trials), _numbers([trial for trial, _ in near])
     coarse = any(
@@ -91,7 +91,7 @@ def _spread(near: Sequence[tuple[Trial, float]], trials: Sequence[Trial]) -> flo
 
 
 def _edges(best: Trial, trials: Sequence[Trial]) -> tuple[str, ...]:
-    """The keys of numbers whose value in the best trial is the lowest or highest tried."""
+    """The numeric keys whose value in the best trial is the lowest or highest tried."""
     return tuple(
         key
         for key, values in _numbers(trials).items()
@@ -100,7 +100,7 @@ def _edges(best: Trial, trials: Sequence[Trial]) -> tuple[str, ...]:
 
 
 def _numbers(trials: Sequence[Trial]) -> dict[str, set[float]]:
-    """By key the values that the trials have of it, of the keys whose values are all numbers."""
+    """The tried values of each numeric key."""
     found = {}
     for key in dict.fromkeys(key for trial in trials for key in trial.choice):
         with contextlib.suppress(ValueError):
@@ -109,8 +109,8 @@ def _numbers(trials: Sequence[Trial]) -> dict[str, set[float]]:
 
 
 def allowances(tuned: Mapping[str, Tuned]) -> dict[str, float]:
-    """By arm how far the loss at its best value may lie below that of its final runs, nats per
-    token; see `inference.tuning.allowance`. The scatter of curves is pooled over the arms."""
+    """For each arm, how much lower the loss could be at its best value than in its final runs, in
+    nats per token; see `inference.tuning.allowance`. The scatter is pooled over the arms."""
     noise = noise_of([own.losses for own in tuned.values()], [own.fit for own in tuned.values()])
     return {
         name: own.spread if own.fit is None else allowance(own.fit, noise)
@@ -119,8 +119,8 @@ def allowances(tuned: Mapping[str, Tuned]) -> dict[str, float]:
 
 
 def _number_of(trials: Sequence[Trial]) -> str | None:
-    """The one key that the trials differ in, if its values are positive numbers that may take any
-    value between."""
+    """The only tuned key, if its values are positive numbers and it accepts any value in between;
+    else None."""
     keys = {key for trial in trials for key in trial.choice}
     if len(keys) != 1:
         return None
@@ -129,12 +129,12 @@ def _number_of(trials: Sequence[Trial]) -> str | None:
         return None
     try:
         values = [float(trial.choice[key]) for trial in trials]
-    except ValueError:  # none, or a pattern
+    except ValueError:  # `none` or a pattern
         return None
     return key if min(values) > 0 else None
 
 
 def _spelled(value: float, tried: Sequence[str]) -> str:
-    """A value in three digits; one that was tried as it was spelled."""
+    """Format a value with three digits; tried values keep their notation."""
     same = [text for text in tried if abs(float(text) / value - 1) < 1e-9]
     return same[0] if same else f"{value:.3g}"

@@ -121,11 +121,11 @@ def test_a_sweep_and_the_same_again(
     engine = InThisProcess()
     monkeypatch.setattr(sweep, "make_engine", lambda *_: engine)
     assert sweeps(*command) == 0
-    assert "all of 4 runs are done already." in capsys.readouterr().out
+    assert "all of 4 runs are already done." in capsys.readouterr().out
     assert not engine.jobs
 
     assert sweeps(*ARMS, *COURSE, "--seeds=3") == 0
-    assert "4 of 6 runs are done already." in capsys.readouterr().out
+    assert "4 of 6 runs are already done." in capsys.readouterr().out
     assert [job.folder.name for job in engine.jobs] == [
         *("baseline-s1339", "normalization-rmsnorm-s1339")
     ]
@@ -166,7 +166,7 @@ def test_a_stop_and_the_same_command_again(
         time.sleep(0.02)
     child.send(signal.SIGINT)
     assert child.finish() == 1, child.errors
-    assert "SIGINT received: the sweep stopped; the same command continues it" in child.output
+    assert "SIGINT received: sweep stopped; the same command continues it" in child.output
     assert log_of(sweeps.runs["baseline-s1337"])["status"] == "interrupted"
     assert list((sweeps.runs["baseline-s1337"] / "checkpoints").glob("step_*"))
     assert len(sweeps.runs) == 1
@@ -202,7 +202,7 @@ def test_a_kill_and_the_same_command_again(
     assert child.finish() == -signal.SIGKILL
     before = plugin.read_text()
     plugin.write_text(before.replace("0.1", "0.2"))
-    with pytest.raises(UserError, match=r"baseline: source of slowed.py is \w+ there, \w+ here"):
+    with pytest.raises(UserError, match=r"baseline: source of slowed.py is \w+ there and \w+ here"):
         sweeps(*course)
     plugin.write_text(before)
     assert sweeps(*course) == 1  # trains the other arm, slowly
@@ -225,7 +225,7 @@ def test_runs_of_two_processes(
     course = (*ARMS, *COURSE, "--seeds=1", "--batch_size=4")
     assert sweeps(*course, "--gpus_per_run=2") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Each run trains in 2 processes, which torchrun starts on one machine." in said
+    assert "Each run uses 2 processes, started by torchrun on one machine." in said
     whole = Sweeps(dataset, tmp_path / "whole")
     assert whole(*course) == 0
     for name, run in whole.runs.items():
@@ -235,7 +235,7 @@ def test_runs_of_two_processes(
         assert [step["val_loss"] for step in two["eval_steps"]] == pytest.approx(expected, abs=1e-5)
     capsys.readouterr()
     assert sweeps(*course) == 0
-    assert "all of 2 runs are done already." in capsys.readouterr().out
+    assert "all of 2 runs are already done." in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_a_stop_of_runs_of_two_processes(sweeps: Sweeps, tmp_path: Path) -> None
         time.sleep(0.02)
     child.send(signal.SIGINT)
     assert child.finish() == 1, child.errors
-    assert "SIGINT received: the sweep stopped; the same command continues it" in child.output
+    assert "SIGINT received: sweep stopped; the same command continues it" in child.output
     run = sweeps.runs["baseline-s1337"]
     assert log_of(run)["status"] == "interrupted"
     assert list((run / "checkpoints").glob("step_*"))
@@ -419,7 +419,7 @@ def test_until_sure_adds_seeds_for_undecided_arms(
     trained = len(engine.jobs)
     assert sweeps(*command, "--margin=1e-6") == 0
     assert len(engine.jobs) == trained  # nothing is left to train
-    with pytest.raises(UserError, match="max_seeds is 6 there, 9 here"):
+    with pytest.raises(UserError, match="max_seeds is 6 there and 9 here"):
         sweeps(*command[:-1], "--max_seeds=9", "--margin=1e-6")
 
 
@@ -462,7 +462,7 @@ def test_a_trial_that_is_missing_holds_its_arm_back(
     command = (*ARMS, *COURSE, "--tune", "learning_rate=1e-3,1e-2", "--seeds=1")
     assert sweeps(*command) == 1
     said = capsys.readouterr()
-    assert "tuned normalization=rmsnorm: waits for its trials" in said.out
+    assert "tuned normalization=rmsnorm: waiting for its trials" in said.out
     assert list(sweeps.runs) == ["baseline-s1337"]
     monkeypatch.setattr(InThisProcess, "run", of_old)
     assert sweeps(*command) == 0
@@ -552,16 +552,19 @@ def test_the_plan_for_other_programs(sweeps: Sweeps, capsys: pytest.CaptureFixtu
         ),
         ((*ARMS, "--tune_seeds=-1"), "--tune_seeds=-1 must be from 1 to 10,000."),
         ((*ARMS, "--dataset=nowhere"), "unknown dataset 'nowhere'."),
-        (("--vary", "bias"), "cannot read --vary 'bias'; write --vary key=value,value"),
-        ((*ARMS, "--json"), "--json has no effect without --dry_run; add it, or drop this."),
-        ((*ARMS, "--print_config"), "--print_config is train.py's; see --dry_run."),
+        (("--vary", "bias"), "cannot parse --vary 'bias'; write --vary key=value,value"),
+        (
+            (*ARMS, "--json"),
+            "--json has no effect without --dry_run; add --dry_run or drop --json.",
+        ),
+        ((*ARMS, "--print_config"), "--print_config is an option of train.py; see --dry_run."),
         ((*ARMS, "--nlayer=3"), "unknown key 'nlayer'; did you mean 'n_layer'?"),
         ((*ARMS, "--dry-run"), "there is no option --dry-run; did you mean --dry_run?"),
         ((*ARMS, "--worker=2"), "there is no option --worker; did you mean --workers?"),
         ((*ARMS, "absent.py"), "no file 'absent.py'"),
         ((*ARMS, "--max_minutes=1"), "use --budget minutes=1, which"),
         ((*ARMS, "--out_dir=/proc/none"), "/proc/none"),
-        ((*ARMS, "--budget", "minutes"), "cannot read 'minutes'; write tokens=20M"),
+        ((*ARMS, "--budget", "minutes"), "cannot parse 'minutes'; write tokens=20M"),
     ],
 )
 def test_refusals(sweeps: Sweeps, arguments: tuple[str, ...], message: str) -> None:
@@ -573,7 +576,7 @@ def test_refusals(sweeps: Sweeps, arguments: tuple[str, ...], message: str) -> N
 
 def test_another_sweep_of_the_name(sweeps: Sweeps, engine: InThisProcess) -> None:
     assert sweeps(*ARMS, "--max_iters=0", "--seeds=1", "--match=none") == 0
-    with pytest.raises(UserError, match="baseline: weight_decay is the default there, 0.2 here"):
+    with pytest.raises(UserError, match="baseline: weight_decay is the default there and 0.2 here"):
         sweeps(*ARMS, "--max_iters=0", "--seeds=1", "--match=none", "--weight_decay=0.2")
 
 

@@ -80,7 +80,7 @@ def test_a_task_that_ray_loses_fails_alone(workshop: Workshop) -> None:
 
 @pytest.mark.usefixtures("_cluster")
 def test_a_cluster_without_gpus(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the Ray cluster has no GPU; add a machine that has one"):
+    with pytest.raises(ValueError, match="the Ray cluster has no GPU; add a machine with one"):
         RayEngine(tmp_path, None, "cuda")
 
 

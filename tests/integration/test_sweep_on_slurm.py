@@ -61,7 +61,7 @@ def test_a_sweep_ends_with_its_comparison(
     runs = (workshop.out_dir / "sweeps/it/runs").iterdir()
     assert [log_of(run)["status"] for run in runs] == ["completed"] * 2
     assert on_slurm(*ARMS, *COURSE) == 0
-    assert "all of 2 runs are done already." in capsys.readouterr().out
+    assert "all of 2 runs are already done." in capsys.readouterr().out
     assert submitted(cluster) == 1
 
 
@@ -121,7 +121,7 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(
     presser.start()
     assert on_slurm(*ARMS, *slow, "--workers=1") == 1
     presser.join()
-    assert "SIGINT received: the sweep stopped" in capsys.readouterr().out
+    assert "SIGINT received: sweep stopped" in capsys.readouterr().out
     assert log_of(run)["status"] == "interrupted"
     assert list((run / "checkpoints").glob("step_*"))
     assert not list((cluster / "tasks").iterdir())
@@ -168,4 +168,4 @@ def test_runs_ask_for_gpus_that_this_machine_need_not_have(
     arguments = (*ARMS, *COURSE, "--device=cuda", "--dtype=bfloat16", "--dry_run")
     argv = workshop.argv(*arguments, "--engine=slurm", "--gpus_per_run=2", run_name=None)
     assert sweep.main(argv) == 0
-    assert "Each run trains in 2 processes" in " ".join(capsys.readouterr().out.split())
+    assert "Each run uses 2 processes" in " ".join(capsys.readouterr().out.split())

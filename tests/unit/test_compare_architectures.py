@@ -703,11 +703,11 @@ def test_an_arm_never_stands_in_for_a_baseline_that_is_missing(tmp_path, compare
         (path / "run.json").unlink()
     code, out, err = compare(sweep)
     assert (code, out) == (1, "")
-    assert "no run of the baseline" in err
+    assert "no baseline run of" in err
     assert "--baseline" in err
     code, out, err = compare(sweep, "--baseline=fast")
     assert code == 0
-    assert err == f"excluded: 4 runs of {sweep} that have not begun\n"
+    assert err == f"excluded: 4 runs of {sweep} that have not started\n"
 
 
 def test_arms_keep_the_names_they_were_asked_by(tmp_path, compare):
@@ -748,7 +748,7 @@ def test_runs_that_failed_before_they_logged_anything_are_named(tmp_path, compar
         [
             f"excluded: {sweep}/runs/fast-1: it failed before it logged anything, or has just "
             f"begun; see {sweep}/output/fast-1.txt",
-            f"excluded: 2 runs of {sweep} that have not begun",
+            f"excluded: 2 runs of {sweep} that have not started",
         ],
     )
 

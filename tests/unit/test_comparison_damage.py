@@ -266,21 +266,21 @@ def test_an_environment_of_lists_or_objects_is_named(tmp_path: Path, key: str, v
     [
         ("schedule.0.alpha", 1, "schedule[0].alpha is 1, not a number between 0 and 1"),
         ("schedule.0.alpha", 0, "schedule[0].alpha is 0, not a number between 0 and 1"),
-        ("schedule.1.n", 2, "schedule has looks whose n does not rise"),
+        ("schedule.1.n", 2, "schedule has looks whose n does not increase"),
         (
             "arms.0.tuned",
             {"rate": "none"},
-            "arms[0] has a curve of tuning, but no number that was fitted to it",
+            "arms[0] has a tuning curve, but no fitted number",
         ),
         (
             "arms.0.tuned",
             {},
-            "arms[0] has a curve of tuning, but no number that was fitted to it",
+            "arms[0] has a tuning curve, but no fitted number",
         ),
         (
             "arms.0.tuning.losses",
             [3.1, 3.0, 2.9],
-            "arms[0].tuning has not as many losses as tried values",
+            "arms[0].tuning does not have as many losses as tried values",
         ),
         ("arms.0.tuning.tried.1", "none", "arms[0].tuning.tried[1] is 'none', not a number"),
         (

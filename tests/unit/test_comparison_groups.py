@@ -854,7 +854,7 @@ def test_a_confidence_sequence_needs_pairs_and_says_so():
         *(simulated_run("b", seed, 2.9 + seed / 1e4, model=RMS) for seed in range(11, 15)),
     ]
     verdict = compare(runs, design=Design(seeds=4, looks=(2,))).rows[1].verdict
-    assert verdict.reason == "fewer than 2 seeds are shared, as intervals after added seeds need"
+    assert verdict.reason == "fewer than 2 shared seeds, which intervals after adding seeds require"
 
 
 def test_effects_after_added_seeds_are_those_of_a_confidence_sequence():

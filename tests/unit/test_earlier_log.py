@@ -125,7 +125,7 @@ class TestWhichRun:
             (logged / name).unlink()
         with make_logger(logged, resume=ResumePoint(10, 3, "its own")) as logger:
             assert logger.run_id == "its own"
-        assert "has no log: it starts at step 10" in capsys.readouterr().out
+        assert "has no log; a new one starts at step 10" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")

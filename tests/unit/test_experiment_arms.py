@@ -77,21 +77,21 @@ def test_so_is_the_config_beside_what_is_varied(tiny_dataset: Path, tmp_path: Pa
 
 def test_values_that_the_config_has(tiny_dataset: Path) -> None:
     told = refusal(tiny_dataset, vary={"bias": ("False",)})
-    assert told == "--vary bias=False: the config has that; list another value."
+    assert told == "--vary bias=False: the config already has that value; list another one."
 
 
 def test_twins(tiny_dataset: Path, tmp_path: Path) -> None:
     arms = [config_file(tmp_path, name, arch_preset="llama") for name in ("one", "other")]
-    assert refusal(tiny_dataset, arms=arms) == "other is one again, key by key; drop one."
+    assert refusal(tiny_dataset, arms=arms) == "other and one have the same config; drop one."
     arms = [arms[0], config_file(tmp_path, "team", arch_preset="team")]
-    assert "team is one again" in refusal(tiny_dataset, arms=arms)
+    assert "team and one have the same config" in refusal(tiny_dataset, arms=arms)
 
 
 def test_arms_of_one_folder(tiny_dataset: Path, tmp_path: Path) -> None:
     arms = [config_file(tmp_path, f"a{mark}b", arch_preset="gpt2") for mark in " -"]
     arms[1].write_text("arch_preset = 'llama'\n")
     told = refusal(tiny_dataset, arms=arms)
-    assert told.startswith("the runs of two arms, a b and a-b, would be called a-b; rename")
+    assert told.startswith("the runs of the arms a b and a-b would both be named a-b; rename")
 
 
 def test_a_single_file(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_another_recipe(
     given = config_file(tmp_path, "given", **{key: OWN.get(key, 1e-3)})
     arm = config_file(tmp_path, "arm", **{key: value})
     told = refusal(tiny_dataset, flags={key: None}, files=[given], vary=NORMS, arms=[arm])
-    assert told.startswith(f"arm arm has {key}={value} (from {arm}:1), the baseline ")
+    assert told.startswith(f"arm arm has {key}={value} (from {arm}:1), but the baseline has ")
     assert told.endswith(f"they would not be comparable; {advice}")
 
 
@@ -183,8 +183,8 @@ def test_another_schedule(tiny_dataset: Path, tmp_path: Path) -> None:
     arm = config_file(tmp_path, "arm", warmup_iters=20)
     told = refusal(tiny_dataset, flags={"warmup_iters": None}, vary=NORMS, arms=[arm])
     assert told == (
-        "arm arm has warmup_iters of 20.0% of its steps (from --warmup_iters), the baseline 5.0%: "
-        "they would not be comparable; set it for all arms."
+        "arm arm has warmup_iters at 20.0% of its steps (from --warmup_iters), but the baseline "
+        "has 5.0%, so they would not be comparable; set it for all arms."
     )
 
 
@@ -212,8 +212,8 @@ def test_minutes_without_a_budget(tiny_dataset: Path, tmp_path: Path, origin: st
     where = f"{file}:1" if origin == "file" else "--max_minutes"
     told = refusal(tiny_dataset, vary=NORMS, **given)
     assert told == (
-        f"max_minutes=2 (from {where}) is no budget of a sweep; use --budget minutes=2, which "
-        "ends every run after as many, or --budget tokens=N."
+        f"max_minutes=2 (from {where}) cannot be used in a sweep; use --budget minutes=2, which "
+        "gives every run the same time, or --budget tokens=N."
     )
 
 
@@ -343,9 +343,9 @@ def test_what_is_studied(tiny_dataset: Path, asked: dict[str, Any], studied: set
     [
         (
             {"vary": {"n_layer": ("20000",)}},
-            "n_layer=20000 is more than the 10,000 layers",
+            "n_layer=20000 exceeds the 10,000 layers",
         ),
-        ({"vary": {"n_embd": ("1000000000",)}}, "make more than the 1e+15 weights"),
+        ({"vary": {"n_embd": ("1000000000",)}}, "give more than the 1e+15 weights"),
         (
             {"vary": NORMS, "flags": {"seed": str(2**32 - 2)}},
             f"the runs need seeds from seed={2**32 - 2} up: seed={2**32 + 2} must be below {2**32}",

@@ -78,7 +78,7 @@ def test_a_config_that_changed_begins_no_run(
         config.unlink()
     outcome = run_job(job, {}, at_once)
     assert outcome.status == FAILED
-    assert outcome.message.startswith("arm.py changed while the sweep ran")
+    assert outcome.message.startswith("arm.py changed while the sweep was running")
     assert not job.folder.exists()
 
 
@@ -88,7 +88,10 @@ def test_a_run_that_another_process_trains(make: Callable[..., Job]) -> None:
     with locked(job.folder):
         outcome = run_job(job, {}, at_once)
     assert outcome.status == FAILED
-    assert f"is being trained by process {os.getpid()}, which a sweep that was" in outcome.message
+    assert (
+        f"is being trained by process {os.getpid()}, possibly left by a killed sweep"
+        in outcome.message
+    )
     assert not (job.folder / "begun").exists()
 
 

@@ -142,7 +142,7 @@ def test_multiples_are_kept() -> None:
 
 def test_both_fixed() -> None:
     config = tiny_config()
-    with pytest.raises(ValueError, match=r"no width brings its .* \(the nearest is 9.09% off\)"):
+    with pytest.raises(ValueError, match=r"no width brings its .* \(the closest is 9.09% off\)"):
         solve(config, parameters, 1.1 * parameters(config), ["n_embd", "ffn_hidden"])
 
 

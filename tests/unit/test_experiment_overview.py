@@ -102,10 +102,10 @@ def test_the_numbers_are_the_arms(plan: Callable[..., Plan]) -> None:
 
 
 def test_what_is_equal_is_told(plan: Callable[..., Plan]) -> None:
-    assert "Equal parameters within 0.5 % as they are." in overview(plan())
-    assert "Sizes are as they are (--match=none)." in overview(plan(match="none"))
+    assert "Equal parameters within 0.5 %, without changes." in overview(plan())
+    assert "Sizes are not matched (--match=none)." in overview(plan(match="none"))
     assert "Equal FLOPs per token within 0.5 %" in overview(plan(match="flops"))
-    assert f"Every run spends {format_count(3200)} tokens." in overview(plan())
+    assert f"Budget of every run: {format_count(3200)} tokens." in overview(plan())
     timed = overview(plan(budget=Budget("minutes", 2)))
     assert "Every run trains for 2 minutes" in timed
     assert "steps  tokens" not in timed
@@ -123,7 +123,7 @@ def test_both_sizes_of_a_mixture_of_experts_are_told(plan: Callable[..., Plan], 
     active, total = map(format_count, (moe.active_parameters, moe.parameters))
     ratio = moe.flops_per_token / baseline.flops_per_token
     assert (
-        f"ffn_type=moe: {active} of {total} parameters are active for a token; {ratio:.2f}x the "
+        f"ffn_type=moe: {active} of {total} parameters are active per token; {ratio:.2f}x the "
         "FLOPs per token of the baseline."
     ) in told
     assert "baseline: " not in told
@@ -155,7 +155,7 @@ def test_a_warning_where_a_token_uses_much_more_or_less(
         active = moe.active_parameters / baseline.active_parameters
         assert float(found[0]) == pytest.approx(active, abs=0.005)
         assert float(found[0]) < 0.9
-        assert "more than 10 % apart; --match=active_params makes them equal." in told
+        assert "a difference of more than 10 %; --match=active_params makes them equal." in told
 
 
 def test_a_warning_of_flops_alone(plan: Callable[..., Plan]) -> None:
@@ -166,8 +166,8 @@ def test_a_warning_of_flops_alone(plan: Callable[..., Plan]) -> None:
     assert arm.parameters == baseline.parameters
     ratio = f"{arm.flops_per_token / baseline.flops_per_token:.2f}"
     assert (
-        f"Warning: sliding_window=16 has {ratio}x the FLOPs per token of the baseline, more than "
-        "10 % apart; --match=flops makes them equal."
+        f"Warning: sliding_window=16 has {ratio}x the FLOPs per token of the baseline, a "
+        "difference of more than 10 %; --match=flops makes them equal."
     ) in " ".join(overview(made).split())
 
 
@@ -196,21 +196,23 @@ def test_time(plan: Callable[..., Plan]) -> None:
     tuned = plan(seeds=4, tune={"learning_rate": ("1e-3", "2e-3")}, tune_seeds=3)
     assert "about 20.0 min for all runs" in overview(tuned, seconds(tuned))
     timed = plan(seeds=4, budget=Budget("minutes", 1))
-    assert "not counting validation" in overview(timed, seconds(timed))
+    assert "excluding validation" in overview(timed, seconds(timed))
 
 
 def test_gpus_that_are_shared_are_told(plan: Callable[..., Plan]) -> None:
     made = plan()
-    assert "3 workers share 2 GPUs: the speeds" in overview(made, workers=3, gpus=2)
+    assert "3 workers share 2 GPUs: the logged speed" in overview(made, workers=3, gpus=2)
     assert "share" not in "".join(lines_of(made, workers=2, gpus=2)[:-2])
     assert "workers share" not in overview(made, workers=8)
-    each = "2 workers, of 2 processes each, share 3 GPUs: the speeds"
+    each = "2 workers, of 2 processes each, share 3 GPUs: the logged speed"
     assert each in " ".join(overview(made, workers=2, gpus=3, processes=2).split())
-    assert "speeds" not in overview(made, workers=2, gpus=4, processes=2)
+    assert "speed" not in overview(made, workers=2, gpus=4, processes=2)
     timed = plan(budget=Budget("minutes", 1))
     for shared in ({"workers": 3, "gpus": 1}, {"workers": 2}):
-        assert "minutes then buy unequal work" in " ".join(overview(timed, **shared).split())
-    assert "unequal work" not in overview(timed, workers=2, gpus=2)
+        assert "a time budget buys unequal amounts of work" in " ".join(
+            overview(timed, **shared).split()
+        )
+    assert "unequal amounts" not in overview(timed, workers=2, gpus=2)
 
 
 def test_what_it_detects(plan: Callable[..., Plan]) -> None:
@@ -372,10 +374,10 @@ def test_what_is_done_is_not_run_again(plan: Callable[..., Plan], capsys: Any) -
     failed = run_jobs(jobs, engine, Stop(), Console())
     assert engine.jobs == [jobs[1]]
     assert [outcome.job for outcome in failed] == [jobs[1]]
-    assert printed(capsys)[0] == "1 of 2 runs are done already."
+    assert printed(capsys)[0] == "1 of 2 runs are already done."
     log(jobs[1], 3.0)
     assert run_jobs(jobs, engine, Stop(), Console()) == []
-    assert printed(capsys) == ["all of 2 runs are done already."]
+    assert printed(capsys) == ["all of 2 runs are already done."]
 
 
 def test_nothing_is_begun_after_a_stop(plan: Callable[..., Plan]) -> None:

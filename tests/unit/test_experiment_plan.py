@@ -221,12 +221,14 @@ def test_parts_of_ones_own_are_known_by_their_source(
     two = planned("# two\n")
     assert two.name != one.name
     [note] = begun_with_other_code(two.folder, two.identity)
-    assert note.startswith(f"Note: {one.folder} holds the same sweep with other code: arms: ")
+    assert note.startswith(
+        f"Note: {one.folder} contains the same sweep with different code: arms: "
+    )
     assert "source of scale.py is " in note
     other = planned("# two\n", flags={"learning_rate": "2e-3"})
     assert not list(begun_with_other_code(other.folder, other.identity))
     named = planned("# two\n", name=one.name)
-    with pytest.raises(UserError, match=r"baseline: source of scale.py is \w+ there, \w+ here"):
+    with pytest.raises(UserError, match=r"baseline: source of scale.py is \w+ there and \w+ here"):
         sweep.with_seeds_of_before(named)
 
 
@@ -471,20 +473,20 @@ def test_another_sweep_in_the_folder_is_refused(tiny_dataset: Path, tmp_path: Pa
     for asked, difference in (
         (
             {"flags": {"learning_rate": "2e-3"}},
-            "baseline: learning_rate is the default there, 0.002 here",
+            "baseline: learning_rate is the default there and 0.002 here",
         ),
-        ({"match": "params"}, "match is none there, params here"),
+        ({"match": "params"}, "match is none there and params here"),
         (
             {"vary": {"bias": ("True",)}},
             "arms: normalization=rmsnorm is only there; arms: bias=True is only here",
         ),
     ):
         other = tiny_plan(tiny_dataset, tmp_path, **{"vary": NORMS, **mine, **asked})
-        with pytest.raises(ValueError, match="holds another sweep") as error:
+        with pytest.raises(ValueError, match="contains another sweep") as error:
             sweep.with_seeds_of_before(other)
         assert difference in str(error.value)
         assert str(error.value).endswith(
-            "Choose another --name, or undo the difference to go on with it."
+            "Choose another --name, or undo the difference to continue that sweep."
         )
 
 

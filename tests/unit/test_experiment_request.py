@@ -31,7 +31,7 @@ def test_lists() -> None:
 
 @pytest.mark.parametrize("text", ["a", "a=", "a=,", ""])
 def test_what_is_no_list(text: str) -> None:
-    with pytest.raises(ValueError, match="cannot read --tune .*; write --tune key=value,value"):
+    with pytest.raises(ValueError, match="cannot parse --tune .*; write --tune key=value,value"):
         read_lists("--tune", [text])
 
 
@@ -62,30 +62,30 @@ def test_a_key_comes_once() -> None:
         ({"tune": {"learning_rate": ("1e-3", "0.001")}}, "lists a value twice; list each once."),
         (
             {"tune": {"learning_rate": ("1", "2")}, "flags": {"learning_rate": "1"}},
-            "--learning_rate sets what --tune is to choose; drop one.",
+            "--learning_rate conflicts with --tune, which sets that key; drop one.",
         ),
         (
             {"budget": Budget("tokens", 1e6), "flags": {"max_iters": "9"}},
-            "--max_iters sets what --budget is to choose; drop one.",
+            "--max_iters conflicts with --budget, which sets that key; drop one.",
         ),
         (
             {"budget": Budget("tokens", 1e6), "flags": {"max_minutes": "9"}},
-            "--max_minutes sets what --budget is to choose; drop one.",
+            "--max_minutes conflicts with --budget, which sets that key; drop one.",
         ),
-        ({"flags": {"run_name": "x"}}, "--run_name is no key of a sweep"),
-        ({"flags": {"resume": "auto"}}, "--resume is no key of a sweep"),
+        ({"flags": {"run_name": "x"}}, "--run_name is not available in a sweep"),
+        ({"flags": {"resume": "auto"}}, "--resume is not available in a sweep"),
         (
             {"vary": {"learning_rate": ("1", "2")}, "tune": {"learning_rate": ("3",)}},
             "learning_rate is both in --vary and in --tune; drop one.",
         ),
         (
             {"arms": ("a.py",), "design": "factorial", "vary": {**NORMS, "bias": ("False",)}},
-            "--arms are no combination of factors",
+            "--arms cannot be used with --design=factorial",
         ),
         ({"design": "factorial"}, "needs at least 2 keys in --vary, not 1"),
         ({"vary": {}}, "nothing to compare: give --vary key=value,... or --arms FILES."),
-        ({"name": "../elsewhere"}, "--name='../elsewhere' must be one folder's name"),
-        ({"name": ""}, "--name='' must be one folder's name"),
+        ({"name": "../elsewhere"}, "--name='../elsewhere' must be a single folder name"),
+        ({"name": ""}, "--name='' must be a single folder name"),
         ({"name": "a\x1b[31m"}, "without control characters"),
         ({"name": "x" * 201}, "of at most 200 bytes"),
         ({"seeds": 0}, "--seeds=0 must be from 1 to 10,000."),

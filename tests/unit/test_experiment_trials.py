@@ -66,9 +66,9 @@ def test_a_key_of_a_part_that_trials_choose(make: Any) -> None:
 def test_fewer_trials_are_refused(make: Any) -> None:
     assert told(make, vary=ROPE, tune={"rope_theta": ("500", "1000", "2000")}) == (
         "--tune rope_theta: arm baseline does not use position_encoding=rope, which the key "
-        "belongs to, so it would get 1 trial and arm position_encoding=rope 3. Give every arm the "
-        "same number: also tune a key that only baseline has, over as many values, or drop --tune "
-        "rope_theta."
+        "belongs to, so it would get 1 trial, but arm position_encoding=rope would get 3. Give "
+        "every arm the same number: also tune a key that only baseline has, with as many "
+        "values, or drop --tune rope_theta."
     )
     refusal = told(
         make,
@@ -76,7 +76,7 @@ def test_fewer_trials_are_refused(make: Any) -> None:
         tune={"beta1": ("0.8", "0.9"), "lion_beta1": ("0.7", "0.8", "0.9"), "beta2": ("0.9",)},
     )
     assert "--tune lion_beta1: arm baseline does not use optimizer=lion" in refusal
-    assert "it would get 2 trials and arm optimizer=lion 3." in refusal
+    assert "it would get 2 trials, but arm optimizer=lion would get 3." in refusal
 
 
 def test_a_key_that_no_arm_has(make: Any) -> None:

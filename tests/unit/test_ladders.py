@@ -41,15 +41,15 @@ def test_the_steps_of_a_ladder():
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("params", "cannot read 'params'"),
-        ("width=1,2,3", "cannot read"),
-        ("params=1M,1M,4M", "with rising numbers"),
-        ("params=4M,2M,1M", "with rising numbers"),
+        ("params", "cannot parse 'params'"),
+        ("width=1,2,3", "cannot parse"),
+        ("params=1M,1M,4M", "with increasing numbers"),
+        ("params=4M,2M,1M", "with increasing numbers"),
         ("params=0,1M,2M", "above 0"),
-        ("params=1M,x,4M", "cannot read"),
-        ("params=1M,4M", "has 2 rungs; a ladder has 3 to 100"),
-        ("params=1M,2M,3M", "spans 9x of compute; a ladder needs 16x"),
-        ("tokens=1M,2M,4M", "spans 4x of compute"),
+        ("params=1M,x,4M", "cannot parse"),
+        ("params=1M,4M", "has 2 rungs; a ladder needs 3 to 100"),
+        ("params=1M,2M,3M", "spans 9x in compute; a ladder needs 16x"),
+        ("tokens=1M,2M,4M", "spans 4x in compute"),
     ],
 )
 def test_what_is_no_ladder(words, problem):

@@ -104,7 +104,7 @@ def test_a_task_that_fails_is_reported_and_the_others_go_on(
     found = outcomes(engine(), [failing, make("end", "b")])
     assert (found["a"].status, found["b"].status) == (FAILED, COMPLETED)
     assert found["a"].message == (
-        f"task 17_0 left the queue before its run had ended; {failing.output} ends with:\n"
+        f"task 17_0 left the queue before its run ended; {failing.output} ends with:\n"
         "a first line\nno luck"
     )
 
@@ -116,7 +116,7 @@ def test_a_task_that_vanishes(
     found = outcomes(engine(), [make("end", "a")])
     assert found["a"].status == FAILED
     assert found["a"].message == (
-        "task 17_0 left the queue before its run had ended and printed nothing"
+        "task 17_0 left the queue before its run ended and printed nothing"
     )
 
 
@@ -238,7 +238,7 @@ def test_an_array_of_a_sweep_that_was_killed_is_left_alone(
     running = engine().run([make("hang", "a")], never)
     next(running)
     script = tmp_path / "sweep" / "slurm" / "17.sh"
-    with pytest.raises(UserError, match="array 17 of this sweep is in the queue, which a sweep"):
+    with pytest.raises(UserError, match="array 17 of this sweep is already in the queue, possibly"):
         engine()
     running.close()
     wait_until(lambda: not list((cluster / "tasks").iterdir()))
@@ -308,16 +308,16 @@ def test_options_of_sbatch() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "cannot read --slurm_options=''; write --slurm_options=\"--partition=gpu"),
-        ("partition=gpu", "cannot read --slurm_options='partition=gpu'; write"),
-        ("--account='a", "cannot read --slurm_options (No closing quotation); write"),
-        ("-p gpu\nrm -r /", "cannot read --slurm_options='-p gpu\\nrm -r /'; write"),
+        ("", "cannot parse --slurm_options=''; write --slurm_options=\"--partition=gpu"),
+        ("partition=gpu", "cannot parse --slurm_options='partition=gpu'; write"),
+        ("--account='a", "cannot parse --slurm_options (No closing quotation); write"),
+        ("-p gpu\nrm -r /", "cannot parse --slurm_options='-p gpu\\nrm -r /'; write"),
         ("-p gpu --array=0-9", "--slurm_options: --array is set by the sweep itself; drop it."),
         ("-a0-9", "-a0-9 is set by the sweep itself; drop it."),
         ("-n 4", "-n is set by the sweep itself; drop it."),
-        ("--gpus=4", "drop it, --gres=gpu:TYPE:2 to name a type of GPU."),
-        ("--gres=gpu:a100:4", "--gres=gpu:a100:4 asks for 4 GPUs, but --gpus_per_run=2; give both"),
-        ("--gres gpu:a100", "--gres gpu:a100 asks for 1 GPU, but --gpus_per_run=2; give both the"),
+        ("--gpus=4", "drop it, or use --gres=gpu:TYPE:2 to choose a GPU type."),
+        ("--gres=gpu:a100:4", "--gres=gpu:a100:4 requests 4 GPUs, but --gpus_per_run=2; use the"),
+        ("--gres gpu:a100", "--gres gpu:a100 requests 1 GPU, but --gpus_per_run=2; use the same"),
     ],
 )
 def test_options_that_cannot_be(text: str, message: str) -> None:
