@@ -1,4 +1,4 @@
-"""Train the architecture that config files and flags describe, and log what it costs.
+"""Train the architecture described by config files and flags, and log its cost.
 
 python train.py config/arch_llama.py --max_iters=100
 python train.py --help
@@ -61,12 +61,12 @@ from user_files import rerun_plugins
 
 
 def main(argv: list[str]) -> None:
-    """Train as the command line says. Raises UserError for what the user can fix."""
+    """Train as specified on the command line. Raises UserError for user-fixable errors."""
     train_run(argv)
 
 
 def train_run(argv: list[str]) -> Path | None:
-    """`main`, which returns the run directory; None if nothing is to be trained."""
+    """Like `main`, but returns the run directory; None with --dry_run or --print_config."""
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(join_workers())
         console = Console(silent=not workers.first)
@@ -85,7 +85,7 @@ def train_run(argv: list[str]) -> Path | None:
                 print(dry_run(start.settings, assumed))
             return None
         training = start.settings.training
-        precision = torch.get_float32_matmul_precision()  # which `prepare_device` sets
+        precision = torch.get_float32_matmul_precision()  # `prepare_device` changes it
         stack.callback(torch.set_float32_matmul_precision, precision)
         workers = workers.arranged(training.hang_timeout, training.tensor_parallel)
         stack.enter_context(workers.ending_together())
@@ -101,7 +101,7 @@ def train_run(argv: list[str]) -> Path | None:
 
 
 def set_up(start: Start, workers: Workers = ALONE) -> Run:
-    """Everything in place for the next step. Raises UserError for what the user can fix."""
+    """Prepare everything for the next step. Raises UserError for user-fixable errors."""
     training = start.settings.training
     with workers.together():
         device = workers.device(resolve_device(training.device))
@@ -126,9 +126,9 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
     with workers.together():
         run = built(start, settings, dataset, placement, dtype, fits[parallelism])
     run.compilation = compiled
-    # of parts of a user's own, a step may leave some out
+    # A step may leave parameters of custom parts unused.
     run.model = placement.trained_form(run.network, some_unused=bool(settings.plugins))
-    # made last: a failure leaves no empty folder
+    # Created last, so that a failure leaves no empty folder.
     run.folder = workers.only_first(
         lambda: (
             start.run_folder
@@ -146,7 +146,7 @@ def built(
     dtype: torch.dtype,
     memory: ExpectedMemory | None,
 ) -> Run:
-    """The run with its model; it has no run directory yet, and its gradients are not averaged."""
+    """Build the run and its model, still without run directory and gradient averaging."""
     training, device = settings.training, placement.device
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
@@ -184,7 +184,7 @@ def built(
 
 
 def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
-    """Train from where the run is to its end, or until the user asks to stop."""
+    """Train until the run ends or the user asks to stop."""
     training = run.settings.training
     batches = TrainingBatches(
         run.dataset.train,
@@ -218,16 +218,16 @@ def fit(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> None:
                 break
             train_and_log(run, log, *next(prefetched))
         if stopped and not run.finished:
-            saver.finish()  # raises if it is why the run stops
+            saver.finish()  # raises if a failed checkpoint stopped the run
             log.interrupted()
             if run.step and run.saved_at != run.step:
                 saver.save()
             signal = stop.requested or "a signal to another worker"
-            log.say(f"{signal} received: the run stopped after {run.step} steps.")
+            log.say(f"{signal} received: stopped after {run.step} steps.")
 
 
 def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets: Tensor) -> None:
-    """The next step, logged where that is due, which is the only wait for the device."""
+    """Run the next step, and log it if due; only logging waits for the device."""
     training = run.settings.training
     done = run.step + 1
     logs = done % training.log_interval == 0 or done == training.max_iters
@@ -239,7 +239,7 @@ def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets
     run.advance()
     log.advance(done)
     stuck = run.workers.any(run.guard.stuck())
-    if not (logs or run.over or stuck):  # the last two show only now
+    if not (logs or run.over or stuck):  # the last two are known only after the step
         return
     report, (terms, metrics) = run.guard.read(), means.read()
     seconds, steps = run.watch.lap(), done - run.logged_at
@@ -264,9 +264,9 @@ def train_and_log(run: Run, log: TrainingLogger | NoLog, inputs: Tensor, targets
 def train_step(
     run: Run, inputs: Tensor, targets: Tensor, learning_rate: float, *, statistics: bool
 ) -> StepMeans:
-    """One update from micro-batches: inputs and targets are (micro-batches, B, T).
+    """Run an optimizer step over micro-batches; inputs and targets are (micro-batches, B, T).
 
-    A step whose loss or gradient is not finite changes nothing. Returns what the model reported.
+    A step with a non-finite loss or gradient changes nothing. Returns the means over micro-batches.
     """
     means = StepMeans(len(inputs))
     for index, (x, y) in enumerate(zip(inputs, targets, strict=True), start=1):
@@ -294,7 +294,7 @@ def train_step(
 
 
 def validate(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> bool:
-    """Evaluate and log; False where the user asked to stop before it was through."""
+    """Evaluate and log. Returns False if the user asked to stop before it finished."""
     run.watch.stop()
     with log.pause(f"validating on {run.validation.tokens:,} tokens"):
         losses = evaluation_losses(run, stop)
@@ -316,8 +316,8 @@ def validate(run: Run, log: TrainingLogger | NoLog, stop: StopRequest) -> bool:
 
 @torch.no_grad()
 def evaluation_losses(run: Run, stop: StopRequest) -> np.ndarray | None:
-    """The loss of each window of the validation set in nats per token, shape (windows,), or None
-    once a stop is asked for. Workers share the windows."""
+    """The loss of each validation window in nats per token, shape (windows,); None if the user
+    asked to stop. The windows are divided among the workers."""
     run.model.eval()
     losses = torch.zeros(run.validation.windows, device=run.device)
     parts = losses.split(run.settings.training.batch_size)

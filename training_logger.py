@@ -1,8 +1,8 @@
-"""The log of a run: `TrainingLogger`, which writes and prints it, and the functions that read it.
+"""The log of a run: `TrainingLogger`, which writes and prints it, and functions that read it.
 
-training/log_files.py defines the two files of a log, training/earlier_log.py how a run continues
-one, training/log_summary.py what a run came to, and training/log_text.py what is printed. Their
-public names are also available here.
+training/log_files.py defines the two files of a log, training/earlier_log.py continues an existing
+log, training/log_summary.py computes the summary, and training/log_text.py formats console output.
+Their public names are also available here.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ __all__ = [
 
 
 SILENT_SECONDS = 5.0
-"""How long the console may say nothing while a run does not train."""
+"""Work outside training that takes longer than this is announced on the console."""
 
 
 def _now() -> str:
@@ -104,7 +104,7 @@ def _now() -> str:
 
 
 class NoLog:
-    """The log of a worker that keeps none, since the first worker does."""
+    """A log that does nothing, for workers other than the first."""
 
     def __enter__(self) -> NoLog:
         return self
@@ -113,7 +113,7 @@ class NoLog:
         pass
 
     def say(self, text: str) -> None:
-        """See `TrainingLogger.say`, as for the others."""
+        """See `TrainingLogger` for this and the other methods."""
 
     def pause(self, work: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -135,38 +135,38 @@ class NoLog:
 
 
 class TrainingLogger:
-    """Writes and prints the log of a run, from the numbers that the training loop passes.
+    """Writes and prints the log of a run, given the values that the training loop passes.
 
-    A context manager: entering opens the files and sets the status to "running"; leaving sets it to
-    "completed", or "interrupted" after `interrupted()` or a KeyboardInterrupt. On any other
-    exception it becomes the exception's `run_status`, by default "failed".
+    Use as a context manager: entering opens the files and sets the status to "running"; leaving
+    sets it to "completed", or to "interrupted" after `interrupted()` or a KeyboardInterrupt. After
+    any other exception it is the exception's `run_status`, "failed" by default.
 
     Args:
         run_dir: The run directory; created if it does not exist.
         run_name: The name of the run.
-        config: Every config key and its value.
+        config: All config keys and values.
         architecture: `name, parameters, flops_per_token, flops_per_token_causal,
             attention_ffn_ratio`, ...
         environment: `python, torch, cuda, driver, device, commit, source_sha256`, ...
         data: `dataset, fingerprint, train_tokens, val_tokens`, ...
-        plugins: The SHA-256 of each plugin, by file name.
-        roles: What each key of the config is for, see `options.Role`.
-        defaults: The options of parts that are at their defaults; a comparison leaves them out
-            where only one of two architectures has the part.
-        peak_flops: Peak of the hardware in FLOP/s; None if it is unknown.
-        max_iters: Optimizer steps of the whole run; None if a time limit may end it earlier:
-            progress is then shown without a total.
-        resume: The checkpoint that the run continues from. Records after it are dropped, since
+        plugins: SHA-256 of each plugin, by file name.
+        roles: The role of each config key; see `options.Role`.
+        defaults: Options of parts that have their default values; a comparison omits them if only
+            one of two architectures has the part.
+        peak_flops: Peak of the hardware in FLOP/s; None if unknown.
+        max_iters: Optimizer steps of the whole run; None if a time limit may end it earlier, in
+            which case progress is shown without a total.
+        resume: The checkpoint that the run continues from. Records after it are removed, because
             those steps are repeated. None starts a new log.
-        sinks: Additional outputs for every record, names in `LOG_SINKS`.
-        console: Prints the lines; None creates one.
+        sinks: Additional outputs for every record, by name in `LOG_SINKS`.
+        console: The console to print to. Defaults to a new one.
         brief: Whether to print a single line for each log step.
-        one_of_several: Whether other processes of the same parent train the model with this one.
+        one_of_several: Whether other processes with the same parent train the model too.
 
     Raises:
-        UserError: On entering, if a new log would replace one, the log is damaged or belongs to
-            another run than the checkpoint, or a sink cannot be opened. Later, if a file cannot be
-            written.
+        UserError: On entering, if a new log would overwrite an existing one, the log is damaged or
+            belongs to a different run than the checkpoint, or a sink cannot be opened. Later, if a
+            file cannot be written.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class TrainingLogger:
             raise UserError(problem)
 
     def _closing_lines(self, status: str) -> str:
-        """How the run ended, where its log is, and what can be done with it."""
+        """The final message: how the run ended, where its log is, and which commands come next."""
         took = format_clock(self._wall_seconds())
         best = self._summary.best
         loss = f", best val loss {best['val_loss']:.4f} (step {best['iter']})" if best else ""
@@ -279,14 +279,14 @@ class TrainingLogger:
         return "\n".join(lines)
 
     def _end(self, status: str) -> str | None:
-        """Write the whole run.json; returns what went wrong, or None."""
+        """Write the complete run.json; returns an error message, or None."""
         try:
             self._metrics.close()
             ended = {"status": status, "end_time": _now()}
             self._refresh_page(**ended)
             self._write_run(**ended, records=True)
         except OSError as error:
-            with contextlib.suppress(OSError):  # the status at least, which takes less space
+            with contextlib.suppress(OSError):  # at least the status, which needs less space
                 self._write_run(status="failed", end_time=_now())
             return f"cannot write {self.run_dir / RUN_FILE}: {error.strerror or error}."
         return None
@@ -301,11 +301,11 @@ class TrainingLogger:
         )
 
     def _take_up_log(self, resume: ResumePoint) -> list[dict[str, Any]]:
-        """Keep the log up to a checkpoint and add this start to it; returns the records."""
+        """Truncate the log to a checkpoint and add this start to it; returns the records."""
         earlier = earlier_run(self.run_dir, resume)
         lines: list[dict[str, Any]] = []
         if earlier is None and not (self.run_dir / METRICS_FILE).exists():
-            self.say(f"{self.run_dir} has no log: it starts at step {resume.step}.")
+            self.say(f"{self.run_dir} has no log; a new one starts at step {resume.step}.")
         else:
             lines = lines_to_resume(self.run_dir, resume.step, resume.logged)
         with file_errors(f"write the log in {self.run_dir}"):
@@ -321,7 +321,7 @@ class TrainingLogger:
 
     @property
     def run_id(self) -> str:
-        """Identifies the run, also after its directory is moved."""
+        """Unique ID of the run, which does not change if its directory is moved."""
         return self._run["run_id"]
 
     @property
@@ -335,7 +335,7 @@ class TrainingLogger:
         return self._summary.to_dict(self._wall_seconds())
 
     def sync(self) -> None:
-        """Return when every record so far would survive a power cut."""
+        """Flush all records to disk."""
         with file_errors(f"write {self.run_dir / METRICS_FILE}"):
             self._metrics.sync()
 
@@ -345,8 +345,8 @@ class TrainingLogger:
 
     @contextlib.contextmanager
     def pause(self, work: str) -> Iterator[None]:
-        """A block of work between two steps. It is announced the first time, and each time after
-        one that took more than SILENT_SECONDS."""
+        """A context for work between two steps. The work is announced the first time, and again
+        whenever it took more than SILENT_SECONDS the last time."""
         if self._pauses.get(work, math.inf) > SILENT_SECONDS:
             self.say(f"{work} ...")
         began = time.perf_counter()
@@ -354,7 +354,7 @@ class TrainingLogger:
         self._pauses[work] = time.perf_counter() - began
 
     def advance(self, iter: int) -> None:
-        """Move the progress bar to `iter` steps done; cheap enough for every step."""
+        """Move the progress bar to `iter` steps; cheap enough to call every step."""
         self._console.advance(iter)
 
     def log_step(
@@ -373,23 +373,23 @@ class TrainingLogger:
         bad_steps: int,
         share_done: float,
     ) -> None:
-        """Record and print a log interval that ends with `iter` steps done.
+        """Record and print a log interval.
 
         Args:
             iter: Optimizer steps done.
-            loss: What was minimised; nats per token.
-            terms: Its terms by name. Unless that is the cross-entropy alone, they are recorded, and
-                `loss` is the cross-entropy among them, if it is one, so that runs of different
-                objectives can be compared.
-            metrics: What the model's parts reported: a value for each layer, None if it has none.
+            loss: The training objective, in nats per token.
+            terms: The terms of the objective by name. Unless cross-entropy is the only one, the
+                terms and the objective are recorded, and the recorded `loss` is the cross-entropy
+                if there is one, so that runs with different objectives can be compared.
+            metrics: Metrics of the model's parts by name, one value per layer, None if absent.
             lr: Learning rate of the last step.
             time_ms: Milliseconds per step.
-            tokens_seen: Training tokens of all steps so far.
-            tokens_per_second: Training tokens per second of this interval.
-            memory: Bytes: `allocated, peak, reserved`, or `resident, peak`; None where unknown.
-            gradients: `norm` of the gradient, and `mean, std` where they were measured.
-            bad_steps: Steps skipped so far, for a loss or gradient that was not finite.
-            share_done: Share of the run that is done, by its limit of steps or of minutes.
+            tokens_seen: Training tokens so far.
+            tokens_per_second: Training tokens per second in this interval.
+            memory: Bytes: `allocated, peak, reserved`, or `resident, peak`; None if unknown.
+            gradients: `norm` of the gradient, and `mean, std` if measured.
+            bad_steps: Steps skipped so far because of a non-finite loss or gradient.
+            share_done: Fraction of the run that is done, by its step or time limit.
         """
         plain = set(terms) <= {"cross_entropy"}
         several = {} if plain else {"objective": loss, "terms": dict(terms)}
@@ -421,14 +421,14 @@ class TrainingLogger:
         tokens_seen: int,
         seconds: float,
     ) -> None:
-        """Record and print an evaluation after `iter` steps, and bring run.json up to date.
+        """Record and print an evaluation, and update run.json.
 
         Args:
             iter: Optimizer steps done.
-            val_loss: Nats per token.
-            val_bits_per_byte: The same text, in bits per byte of it.
-            tokens_seen: Training tokens of all steps so far; the training FLOPs follow from it.
-            seconds: Seconds of training so far, as the loop counts them.
+            val_loss: Validation loss in nats per token.
+            val_bits_per_byte: Validation loss in bits per byte of the text.
+            tokens_seen: Training tokens so far, which determine the training FLOPs.
+            seconds: Training time so far in seconds, as counted by the training loop.
         """
         record = {
             "iter": iter,
@@ -443,23 +443,23 @@ class TrainingLogger:
         self.say(format_eval(record, self._max_iters, self._summary.best))
 
     def log_sample(self, *, iter: int, tokens_seen: int, prompt: str, text: str) -> None:
-        """Record and print text that the model wrote after `iter` steps.
+        """Record and print generated text.
 
         Args:
             iter: Optimizer steps done.
-            tokens_seen: Training tokens of all steps so far.
-            prompt: What it was given.
-            text: How it went on.
+            tokens_seen: Training tokens so far.
+            prompt: The prompt.
+            text: The continuation.
         """
         record = {"iter": iter, "tokens_seen": tokens_seen, "prompt": prompt, "text": text}
         self._append("sample", record)
         self.say(format_sample(record))
 
     def log_checkpoint(self, path: Path | str, step: int) -> None:
-        """Record and print that the state after `step` steps was saved.
+        """Record and print that the checkpoint of a step was saved.
 
-        run.json lists the existing checkpoints, with paths relative to the run directory, which may
-        be moved.
+        run.json lists the existing checkpoints with paths relative to the run directory, so that
+        the directory can be moved.
         """
         relative = Path(os.path.relpath(path, self.run_dir)).as_posix()
         kept = [
@@ -472,17 +472,17 @@ class TrainingLogger:
         self.say(f"checkpoint of step {step} saved in {path}")
 
     def interrupted(self) -> None:
-        """Mark the run as stopped early by request, so that it does not count as completed."""
+        """Mark the run as stopped early on request, so that it does not count as completed."""
         self._interrupted = True
 
     def _wall_seconds(self) -> float:
         return round(self._earlier_seconds + time.perf_counter() - self._started, 3)
 
     def _utilization(self, tokens_per_second: float) -> dict[str, Any]:
-        """Model FLOPs utilization, as PaLM (arXiv:2204.02311, appendix B) defines it.
+        """Model FLOPs utilization, as defined by PaLM (arXiv:2204.02311, appendix B).
 
         achieved_tflops = tokens_per_second * flops_per_token / 1e12, with the full T x T square;
-        mfu_percent = 100 * achieved_tflops / peak_tflops, None where the peak is unknown.
+        mfu_percent = 100 * achieved_tflops / peak_tflops, None if the peak is unknown.
         """
         architecture = self._run["architecture"]
         achieved = tokens_per_second * architecture["flops_per_token"] / 1e12

@@ -1,1 +1,1 @@
-"""Parts of training that a config chooses: learning-rate schedules, objectives, optimizers."""
+"""Training components chosen by the config: schedules, objectives, optimizers, log sinks."""

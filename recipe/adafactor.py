@@ -1,4 +1,4 @@
-"""Adafactor: second moments in the memory of their row and column means."""
+"""Adafactor: second moments factored into row and column means."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from recipe.parameters import parameter_groups
 _adafactor = Section("Optimizer", Role.RECIPE)
 
 SQUARE_EPS = 1e-30
-"""Added to squared gradients; the paper's epsilon 1."""
+"""Added to squared gradients; epsilon_1 in the paper."""
 
 LEAST_RMS = 1e-3
-"""What a parameter's size counts as at least, so that zeros can grow; the paper's epsilon 2."""
+"""Lower bound on a parameter's RMS, so that zeros can grow; epsilon_2 in the paper."""
 
 
 @OPTIMIZERS.register("adafactor", label="Adafactor", paper="Shazeer and Stern 2018, 1804.04235")
 class Adafactor(PerParameter):
-    """Adam's second moment, of a matrix kept as the means of its rows and columns; no momentum.
+    """Adam without momentum, with the second moment of a matrix factored into row and column means.
 
-    Of more than two dimensions, the last two are those of matrices, as of experts. The learning
-    rate is the schedule's, in place of the paper's 1/sqrt(step).
+    Weights with more than two dimensions are stacks of matrices in the last two, such as experts.
+    The learning rate comes from the schedule, instead of the paper's 1/sqrt(step).
     """
 
     class Options:
@@ -68,7 +68,8 @@ class Adafactor(PerParameter):
 
 
 def _first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Of a matrix (..., R, C) the means of its rows (..., R, 1) and columns (..., 1, C)."""
+    """Initial state; for a matrix (..., R, C), row means (..., R, 1) and column means (..., 1,
+    C)."""
     step = torch.zeros((), device=parameter.device)
     if parameter.ndim < 2:
         return {"step": step, "square": torch.zeros_like(parameter)}
@@ -77,7 +78,7 @@ def _first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
 
 
 def _inverse_root(squares: Tensor, state: dict[str, Tensor], new: Tensor) -> Tensor:
-    """1 over the root of the second moment, in which `squares` get the weight `new`."""
+    """Update the second moment with `squares` at weight `new`; returns 1 over its square root."""
     if "square" in state:
         return state["square"].lerp_(squares, new).rsqrt()
     row = state["row"].lerp_(squares.mean(dim=-1, keepdim=True), new)

@@ -1,4 +1,4 @@
-"""What matmuls compute in: `dtype`. Weights, gradients and what the optimizer keeps are float32."""
+"""Compute dtypes of matmuls: `dtype`. Weights, gradients and optimizer state are float32."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from options import Role
 
 
 class ComputeType:
-    """A compute dtype, and the devices that have it."""
+    """A compute dtype, and the devices that support it."""
 
     dtype: ClassVar[torch.dtype]
     cuda_capability: ClassVar[tuple[int, int]] = (0, 0)
-    """The lowest of a CUDA device that computes in it."""
+    """Minimum CUDA compute capability."""
     macos: ClassVar[int] = 0
-    """The lowest version of macOS that does on Apple's GPUs."""
+    """Minimum macOS version for MPS."""
 
 
 DTYPES = Registry(
@@ -32,14 +32,14 @@ DTYPES = Registry(
 
 @DTYPES.register("float32", label="FP32")
 class Float32(ComputeType):
-    """8 bits of exponent, 23 of mantissa."""
+    """8 exponent bits, 23 mantissa bits."""
 
     dtype = torch.float32
 
 
 @DTYPES.register("bfloat16", label="BF16")
 class BFloat16(ComputeType):
-    """8 bits of exponent, 7 of mantissa: the range of float32."""
+    """8 exponent bits, 7 mantissa bits: the range of float32."""
 
     dtype = torch.bfloat16
     cuda_capability = (8, 0)
@@ -48,6 +48,6 @@ class BFloat16(ComputeType):
 
 @DTYPES.register("float16", label="FP16")
 class Float16(ComputeType):
-    """5 bits of exponent, 10 of mantissa: needs a scaled loss."""
+    """5 exponent bits, 10 mantissa bits: needs loss scaling."""
 
     dtype = torch.float16

@@ -1,4 +1,4 @@
-"""Lion: steps of equal size in every direction."""
+"""Lion: sign momentum, with updates of equal magnitude for all elements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _lion = Section("Optimizer", Role.RECIPE)
 
 @OPTIMIZERS.register("lion", label="Lion", paper="Chen et al. 2023, arXiv 2302.06675")
 class Lion(PerParameter):
-    """Follow the sign of the averaged gradient; wants about a tenth of AdamW's learning rate."""
+    """Follows the sign of the averaged gradient; needs about a tenth of AdamW's learning rate."""
 
     class Options:
         lion_beta1: float = _lion.option(

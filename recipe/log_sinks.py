@@ -1,7 +1,7 @@
-"""Where the log of a run goes besides its JSON files: a table, TensorBoard, Weights & Biases.
+"""Log sinks: send the log of a run to CSV, TensorBoard or Weights & Biases: `log_to`.
 
-The JSON files stay the record. A sink is a copy of their lines for other tools, which may lose it:
-one that fails during training is switched off with a message, and the run goes on.
+The JSON files remain the authoritative log; a sink copies their records for other tools. A sink
+that fails during training is disabled with a message, and the run continues.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ TAGS = {
     "flops": "spent/flops",
     "seconds": "spent/seconds",
 }
-"""What trackers draw: a number of a flat line, and the name of its curve."""
+"""The curves of trackers: maps a key of a flat record to the name of its curve."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What a sink needs to know of a run when it starts or resumes.
+    """Information for a sink when a run starts or resumes.
 
     Attributes:
-        run_dir: Folder of the run.
-        run_name: What the run is called.
-        start_time: When it first started; with the name it identifies the run.
-        config: Every key of the run and its value.
-        lines: The lines of metrics.jsonl up to the checkpoint that the run resumes from.
+        run_dir: The run directory.
+        run_name: The name of the run.
+        start_time: When the run first started; together with the name it identifies the run.
+        config: All config keys and values of the run.
+        lines: The records of metrics.jsonl up to the checkpoint that the run resumes from.
     """
 
     run_dir: Path
@@ -68,28 +68,28 @@ class Beginning:
 
 
 class Sink:
-    """Something that takes the lines of a log. It is made open, from a `Beginning`.
+    """An output for the records of a log. It is opened when it is created from a `Beginning`.
 
-    Options that it declares are in the config of that.
+    The values of its options are in `Beginning.config`.
     """
 
     package: ClassVar[str | None] = None
-    """What `pip install` has to bring before it can be made."""
+    """The pip package that it needs; None if none."""
 
     @classmethod
     def keys_in_sweep(cls, sweep: str) -> dict[str, Any]:
-        """Keys of its own that the runs of a sweep of this name get, unless the user sets them."""
+        """Defaults of the sink's options for the runs of a sweep with this name."""
         return {}
 
     def __init__(self, beginning: Beginning):
-        """Open it. Whatever it raises ends the run before it starts."""
+        """Open the sink. An exception prevents the run from starting."""
 
     def record(self, line: Mapping[str, Any]) -> None:
-        """Take a line that metrics.jsonl has just got."""
+        """Write a record that was just appended to metrics.jsonl."""
         raise NotImplementedError
 
     def close(self, *, failed: bool) -> None:
-        """The run is over, or has failed."""
+        """Close the sink at the end of the run; `failed`: whether the run failed."""
 
 
 LOG_SINKS = Registry(
@@ -103,7 +103,7 @@ LOG_SINKS = Registry(
 
 
 def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A line without nesting: `{"memory": {"peak": 1}}` gives `{"memory/peak": 1}`."""
+    """Flatten a record: `{"memory": {"peak": 1}}` becomes `{"memory/peak": 1}`."""
     found: dict[str, Any] = {}
     for key, value in line.items():
         nested = isinstance(value, Mapping)
@@ -112,7 +112,7 @@ def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def curves_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a line by the names of their curves."""
+    """The values of a record by the names of their curves, without None."""
     return {
         TAGS[key]: value for key, value in flat(line).items() if key in TAGS and value is not None
     }
@@ -123,10 +123,9 @@ def curves_of(line: Mapping[str, Any]) -> dict[str, float]:
 
 @LOG_SINKS.register("csv", label="CSV")
 class CsvSink(Sink):
-    """`metrics.csv` in the run's folder: a row for each line of metrics.jsonl, in its order.
+    """`metrics.csv` in the run directory, with a row for each record of metrics.jsonl.
 
-    The header names every column; if a line adds a column, the file is rewritten. A value that a
-    line lacks is an empty cell.
+    If a record adds a column, the file is rewritten. Missing values are empty cells.
     """
 
     def __init__(self, beginning: Beginning):
@@ -140,7 +139,7 @@ class CsvSink(Sink):
         write_atomically(self._path, self._text([header, *rows] if rows else []))
 
     def _rows(self) -> list[dict[str, str]]:
-        """The rows so far, without their empty cells."""
+        """The rows written so far, without empty cells."""
         with open(self._path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         return [{column: cell for column, cell in row.items() if cell} for row in rows]
@@ -161,10 +160,10 @@ class CsvSink(Sink):
 
 @LOG_SINKS.register("tensorboard", label="TensorBoard")
 class TensorBoardSink(Sink):
-    """Curves in `tensorboard/` of the run's folder, over `iter`, and the config as text.
+    """Curves over `iter` in `tensorboard/` of the run directory, and the config as text.
 
-    Each start of the run writes the curves from the beginning and purges earlier ones, so they
-    equal the lines of metrics.jsonl however often the run was resumed.
+    Each start of the run purges the curves and writes them from the beginning, so they match
+    metrics.jsonl no matter how often the run was resumed.
     """
 
     package = "tensorboard"
@@ -194,10 +193,10 @@ class TensorBoardSink(Sink):
 
 @LOG_SINKS.register("wandb", label="W&B")
 class WandbSink(Sink):
-    """A run of Weights & Biases: the same curves, over `iter`, and the config.
+    """A Weights & Biases run with the same curves over `iter`, and the config.
 
-    A resumed run continues its own curves; steps that it repeats keep their first values, since
-    Weights & Biases accepts no step twice. Its files are in `wandb/` of the run's folder.
+    A resumed run continues its curves. Repeated steps keep their first values, because Weights &
+    Biases does not accept a step twice. Local files are in `wandb/` of the run directory.
     """
 
     class Options:
@@ -240,21 +239,21 @@ class WandbSink(Sink):
 
 
 def missing_packages(names: Iterable[str]) -> list[str]:
-    """The packages that sinks need and that are not installed."""
+    """The packages that the sinks need but that are not installed."""
     needed = [LOG_SINKS[name].package for name in names]
     return [name for name in needed if name and importlib.util.find_spec(name) is None]
 
 
 class OpenSinks:
-    """The sinks of a run while it trains.
+    """The open sinks of a run.
 
     Args:
         names: Names in LOG_SINKS.
-        beginning: What they are made from.
-        say: Prints a message, for a sink that is disabled.
+        beginning: Passed to each sink.
+        say: Prints a message if a sink is disabled.
 
     Raises:
-        UserError: one cannot be opened.
+        UserError: If a sink cannot be opened.
     """
 
     def __init__(self, names: Iterable[str], beginning: Beginning, say: Callable[[str], None]):
@@ -263,12 +262,13 @@ class OpenSinks:
         for name in names:
             try:
                 self._open[name] = LOG_SINKS[name](beginning)
-            except Exception as error:  # whatever a tracker raises, it is the user's to fix
+            except Exception as error:  # trackers raise anything, for the user to fix
                 for sink in self._open.values():
                     with contextlib.suppress(Exception):
                         sink.close(failed=True)
                 raise UserError(
-                    f"log_to={name!r} cannot start ({_told(error)}); fix that, or change log_to."
+                    f"log_to={name!r} cannot start ({_described(error)}); fix that, or change "
+                    "log_to."
                 ) from error
 
     def record(self, line: Mapping[str, Any]) -> None:
@@ -282,10 +282,10 @@ class OpenSinks:
         for name, sink in list(self._open.items()):
             try:
                 act(sink)
-            except Exception as error:  # no failure of a tracker is worth a run
+            except Exception as error:  # a tracker must never end a run
                 del self._open[name]
-                self._say(f"log_to={name!r} failed ({_told(error)}) and is disabled.")
+                self._say(f"log_to={name!r} failed ({_described(error)}) and is disabled.")
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

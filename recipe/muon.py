@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal; AdamW for what is no hidden matrix."""
+"""Muon: orthogonalized momentum for hidden matrices, AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recipe.parameters import decay_groups, hidden_matrices, trainable_parameter
 _muon = Section("Optimizer", Role.RECIPE)
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial a x + b x^3 + c x^5 that Jordan iterates. It is steep at 0: five steps take
-singular values from 0.002 to 1 to between 0.68 and 1.21, and none exactly to 1."""
+"""Coefficients of Jordan's odd polynomial a x + b x^3 + c x^5. It is steep at 0: five iterations
+map singular values in [0.002, 1] to [0.68, 1.21], but do not converge to exactly 1."""
 
 LEAST_NORM = 1e-7
 
@@ -25,10 +25,10 @@ LEAST_NORM = 1e-7
     "muon", label="Muon", paper="Jordan et al. 2024, kellerjordan.github.io/posts/muon"
 )
 class Muon(PerParameter):
-    """Orthogonalised momentum for hidden matrices; AdamW for embeddings, LM head and vectors.
+    """Orthogonalized momentum for hidden matrices; AdamW for embeddings, LM head and vectors.
 
-    Matrices that one weight stacks, such as queries, keys and values, are orthogonalised one by
-    one, and so is each expert's; see `Part.matrix_rows`.
+    Matrices stacked in one weight, such as queries, keys and values, or experts, are orthogonalized
+    separately; see `Part.matrix_rows`.
     """
 
     class Options(Moments):
@@ -106,7 +106,7 @@ class Muon(PerParameter):
             matrix.add_(step, alpha=-group["lr"] * _adjustment(matrix, group["adjust"]))
 
     def step_flops(self) -> int:
-        """Of the Newton-Schulz iterations."""
+        """Matmul FLOPs of the Newton-Schulz iterations."""
         return sum(
             orthogonalization_flops(
                 (*parameter.shape[:-2], rows, parameter.shape[-1]), group["steps"]
@@ -118,18 +118,19 @@ class Muon(PerParameter):
 
 
 def _matrices(weight: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Views of the matrices that a weight stacks: of one weight (A, B) whose matrices are all alike
-    one view (matrices, rows, B), which takes one batched matmul where they would take several."""
+    """Views of the matrices stacked in a weight. If the matrices of a weight (A, B) all have the
+    same shape, this is one view (matrices, rows, B), which needs one batched matmul instead of
+    several."""
     if weight.ndim == 2 and len(rows) > 1 and len(set(rows)) == 1:
         return (weight.unflatten(0, (len(rows), rows[0])),)
     return weight.split(rows, dim=-2)
 
 
 def orthogonalized(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Nearly U V^T of matrices x = U S V^T, (..., A, B), by Newton-Schulz iterations in a dtype.
+    """Approximate U V^T for matrices x = U S V^T of shape (..., A, B), by Newton-Schulz iterations.
 
     Raises:
-        RuntimeError: for more than three dimensions.
+        RuntimeError: If x has more than three dimensions.
     """
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
@@ -145,13 +146,13 @@ def orthogonalized(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 def orthogonalization_flops(shape: tuple[int, ...], steps: int) -> int:
-    """FLOPs of the matmuls of `orthogonalized`, a multiply-add being 2: for m x n with m <= n, each
-    step has two of m x n by m and one of m x m by m."""
+    """FLOPs of the matmuls of `orthogonalized`; a multiply-add counts as 2. For an m x n matrix
+    with m <= n, each iteration has two m x m x n matmuls and one m x m x m matmul."""
     m, n = sorted(shape[-2:])
     return steps * math.prod(shape[:-2]) * (4 * m * m * n + 2 * m**3)
 
 
 def _adjustment(matrix: Tensor, kind: str) -> float:
-    """The factor on the learning rate of a matrix (..., A, B)."""
+    """The learning-rate factor of a matrix (..., A, B)."""
     a, b = matrix.shape[-2:]
     return max(1, a / b) ** 0.5 if kind == "original" else 0.2 * max(a, b) ** 0.5

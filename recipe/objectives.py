@@ -1,7 +1,7 @@
-"""What training minimises: `objective`. Validation is always plain cross-entropy.
+"""Training objectives: `objective`. Validation always uses plain cross-entropy.
 
-An objective is made with the training config. It runs inside the model's forward pass, and the
-auxiliary losses of the model's parts are added to what it returns.
+An objective is created from the training config. It runs inside the model's forward pass, and the
+auxiliary losses of the model's parts are added to its result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Terms = dict[str, Tensor]
 
 
 class Objective:
-    """A loss of the model's last hidden states."""
+    """A loss computed from the model's last hidden states."""
 
     class Options:
         z_loss_coef: float = option(
@@ -31,13 +31,16 @@ class Objective:
         self.z_loss_coef = config.z_loss_coef
 
     def __call__(self, x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
-        """The loss, a scalar, and the terms that add up to it, detached, by name.
+        """Compute the loss.
 
         Args:
-            x: What the LM head reads (B, T, C).
-            head: The LM head: `head(x)` gives the logits (B, T, V), `head.loss` their
-                cross-entropy without holding all of them.
-            targets: The next tokens (B, T); -1 is left out.
+            x: Input of the LM head (B, T, C).
+            head: The LM head: `head(x)` gives the logits (B, T, V), `head.loss` their cross-entropy
+                without storing all of them.
+            targets: The next tokens (B, T); -1 is ignored.
+
+        Returns:
+            The loss, a scalar, and the terms that add up to it, detached, by name.
         """
         raise NotImplementedError
 
@@ -60,14 +63,14 @@ class CrossEntropy(Objective):
 
 
 def make_objective(config: Any) -> Objective:
-    """The objective that a training config chooses."""
+    """Create the objective chosen by a training config."""
     return OBJECTIVES[config.objective](config)
 
 
 def validation_loss(x: Tensor, head: LMHead, targets: Tensor) -> tuple[Tensor, Terms]:
-    """Plain cross-entropy, which validation reads whatever is trained on.
+    """Plain cross-entropy, used for validation with any objective.
 
-    The term "cross_entropy" has the loss of each window, (B,); none of it has a gradient.
+    The term "cross_entropy" is the loss of each window, (B,). No gradients are computed.
     """
     losses = head.window_losses(x, targets)
     return losses.mean(), {"cross_entropy": losses}

@@ -1,4 +1,4 @@
-"""Optimizers: `optimizer`. Each is one of torch's, made with the model and the training config."""
+"""Optimizers: `optimizer`. Each is a `torch.optim.Optimizer` created from model and config."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _optimizer = Section("Optimizer", Role.RECIPE)
 
 
 class UpdateRule(torch.optim.Optimizer):
-    """An optimizer that a config can choose. It is made with the model and the training config.
+    """Base class of optimizers, created from the model and the training config.
 
-    A group of parameters may have a `rate_scale`: a factor on the learning rate of the step, 1 if
-    it has none. What an optimizer keeps from step to step is tensors, in `state` of a parameter and
-    on its device: only then can a step be skipped without waiting for the device, and a run be
-    resumed exactly.
+    A parameter group may have a `rate_scale`, a factor on the learning rate that defaults to 1. All
+    state must be tensors in `state` of a parameter, on the parameter's device: otherwise steps
+    cannot be skipped without waiting for the device, and runs cannot be resumed exactly.
     """
 
     class Options:
@@ -32,11 +31,11 @@ class UpdateRule(torch.optim.Optimizer):
         )
 
     least_bytes: ClassVar[int] = 0
-    """Bytes kept of each number of a parameter, at least: a bound on memory before any is used."""
+    """Lower bound on the bytes of optimizer state per parameter element."""
 
     elementwise: ClassVar[bool] = False
-    """Whether it updates each number of a parameter by itself, so that workers can each update a
-    slice; else a parameter is gathered where it is updated."""
+    """Whether each element of a parameter is updated independently, so that every worker can update
+    a slice. Otherwise parameters are gathered for the update."""
 
     def step_flops(self) -> int:
         """Matmul FLOPs of a step. Elementwise work is not counted."""
@@ -44,7 +43,7 @@ class UpdateRule(torch.optim.Optimizer):
 
     @classmethod
     def problems(cls, config: Any) -> Iterator[Problem]:
-        """What of a training config, the values sound one by one, it cannot work with."""
+        """Yield problems with the training config, whose values are individually valid."""
         return iter(())
 
 
@@ -59,13 +58,13 @@ OPTIMIZERS = Registry(
 
 
 class PerParameter(UpdateRule):
-    """An optimizer that updates one parameter after the other, as `update` says.
+    """An optimizer that updates one parameter at a time, by `update`.
 
-    It takes `found_inf` as torch's fused optimizers do: if that is 1, a step changes nothing. A
-    parameter's first step, which creates its state, must be good; `StepGuard` sees to that.
+    It supports `found_inf` like torch's fused optimizers: if that is 1, a step changes nothing. The
+    first step of a parameter, which creates its state, must be good; `StepGuard` ensures that.
     """
 
-    _step_supports_amp_scaling = True  # torch's word for taking found_inf
+    _step_supports_amp_scaling = True  # torch's name for supporting found_inf
 
     def update(
         self,
@@ -74,12 +73,12 @@ class PerParameter(UpdateRule):
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:
-        """Change a parameter and its state, in place.
+        """Update a parameter and its state in place.
 
         Args:
             parameter: The parameter.
-            gradient: Its gradient, not to be changed.
-            state: What is kept of it; empty in its first step, which creates all that is kept.
+            gradient: Its gradient; must not be changed.
+            state: Its state; empty in the first step, which must create all entries.
             group: The options of its group: "lr", "weight_decay" and others.
         """
         raise NotImplementedError
@@ -100,27 +99,27 @@ class PerParameter(UpdateRule):
 
 
 def make_optimizer(model: nn.Module, config: Any) -> UpdateRule:
-    """The optimizer that a training config chooses, of every parameter that requires a gradient.
+    """Create the optimizer chosen by a training config, for all parameters that require gradients.
 
     Raises:
-        UserError: if it leaves out a parameter, or has one that requires none. See
-            `trainable_parameters` for others.
+        UserError: If the optimizer omits a parameter, or includes one that does not require a
+            gradient; see also `trainable_parameters`.
     """
     optimizer = OPTIMIZERS[config.optimizer](model, config)
     trainable = {parameter: name for name, parameter in trainable_parameters(model)}
     updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     left_out = [name for parameter, name in trainable.items() if parameter not in updated]
     if left_out or len(updated) > len(trainable):
-        which = f"leaves out {', '.join(left_out[:3])}" if left_out else "includes others"
+        which = f"omits {', '.join(left_out[:3])}" if left_out else "includes others"
         raise UserError(
             f"optimizer={quoted(config.optimizer)} updates {len(updated)} parameters, but the "
-            f"model has {len(trainable)} that require a gradient; it {which}."
+            f"model has {len(trainable)} that require gradients; it {which}."
         )
     return optimizer
 
 
 class Moments:
-    """The options of optimizers that average the gradient and its square."""
+    """The options of optimizers with first and second moments."""
 
     beta1: float = _optimizer.option(0.9, "decay rate of the first moment", at_least=0, below=1)
     beta2: float = _optimizer.option(0.95, "decay rate of the second moment", at_least=0, below=1)
@@ -130,10 +129,11 @@ class Moments:
 def adamw_update(
     parameter: nn.Parameter, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
 ) -> None:
-    """An update of AdamW, for optimizers that treat some parameters so; see `PerParameter.update`.
+    """Update a parameter by AdamW, for optimizers that use it for some parameters.
 
     Args:
-        group: Its "betas", "eps", "lr" and "weight_decay".
+        group: Options "betas", "eps", "lr" and "weight_decay"; see `PerParameter.update` for the
+            rest.
     """
     if not state:
         state["step"] = torch.zeros((), device=parameter.device)
@@ -184,7 +184,7 @@ class SGD(UpdateRule, torch.optim.SGD):
             nesterov=config.sgd_nesterov,
             fused=True,
         )
-        if config.sgd_momentum:  # torch's kernel creates it for all parameters at once, or fails
+        if config.sgd_momentum:  # torch's kernel fails unless all parameters or none have a buffer
             for _, parameter in trainable_parameters(model):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
@@ -193,6 +193,6 @@ class SGD(UpdateRule, torch.optim.SGD):
         if config.sgd_nesterov and not config.sgd_momentum:
             yield Problem(
                 ("sgd_nesterov", "sgd_momentum"),
-                "sgd_nesterov=True has no effect with sgd_momentum=0; raise it, or drop "
-                "sgd_nesterov.",
+                "sgd_nesterov=True has no effect with sgd_momentum=0; raise sgd_momentum, or "
+                "drop sgd_nesterov.",
             )

@@ -1,4 +1,4 @@
-"""The parameters that an optimizer updates, in groups, and which of them are hidden matrices."""
+"""Parameter groups of optimizers, and which parameters are hidden matrices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from errors import UserError
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Every parameter that requires a gradient, once, with its name; a tied one by its first.
+    """All parameters that require gradients, with their names; tied ones once, under the first
+    name.
 
     Raises:
-        UserError: if nothing is trainable, or two parameters share memory without being the same
-            parameter (both would be updated).
+        UserError: If nothing is trainable, or two distinct parameters share memory (both would be
+            updated).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise UserError(
-            f"{type(model).__name__} has 0 parameters that require a gradient; "
+            f"{type(model).__name__} has no parameters that require gradients; "
             "there is nothing to train."
         )
     _refuse_shared_memory(named)
@@ -40,16 +41,16 @@ def _refuse_shared_memory(named: Iterable[tuple[str, nn.Parameter]]) -> None:
         owner = owners.setdefault(place, name)
         if owner != name:
             raise UserError(
-                f"{owner} and {name} are two parameters in the same memory, and would be updated "
+                f"{owner} and {name} are two parameters that share memory and would be updated "
                 "twice; tie them by assigning the same nn.Parameter to both."
             )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: weight decay for matrices (two dimensions or more), none for vectors and
-    what parts declare by `Part.undecayed`.
+    """Split parameters into optimizer groups: weight decay for tensors of two or more dimensions,
+    none for vectors and parameters in `Part.undecayed`.
 
-    Every parameter that requires a gradient is in one group, once. See `trainable_parameters` for
+    Every parameter that requires gradients is in exactly one group. See `trainable_parameters` for
     the errors.
     """
     return decay_groups(model, [p for _, p in trainable_parameters(model)], weight_decay)
@@ -58,7 +59,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def decay_groups(
     model: nn.Module, parameters: Iterable[nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The `parameter_groups` of some parameters of a model."""
+    """`parameter_groups` for some of the parameters of a model."""
     parts = (module for module in model.modules() if isinstance(module, Part))
     undecayed = {getattr(part, name) for part in parts for name in part.undecayed}
     decayed, others = [], []
@@ -73,14 +74,14 @@ def decay_groups(
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
-    """The weights that map hidden states to hidden states, with the rows of each matrix in them.
+    """The weights that map hidden states to hidden states, with the rows of each stacked matrix.
 
-    They are the weights of Linear layers but the LM head, and what parts declare by
-    `Part.matrix_rows`. Embeddings, also tied ones, are not among them, nor are parameters that a
-    part does not declare, such as the filters of a convolution.
+    These are the weights of Linear layers except the LM head, and those declared by
+    `Part.matrix_rows`. Embeddings, including tied ones, are excluded, and so are other parameters
+    that a part does not declare, such as convolution filters.
 
     Raises:
-        UserError: if the rows that a part declares are not those of the weight.
+        UserError: If the rows that a part declares do not match the weight.
     """
     found: dict[nn.Parameter, tuple[int, ...]] = {}
     outside: set[nn.Parameter] = set()
@@ -95,15 +96,15 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
 
 
 def _declared(part: Part) -> dict[nn.Parameter, tuple[int, ...]]:
-    """The weights that a part declares, with the rows of their matrices."""
+    """The weights that a part declares, with the rows of each stacked matrix."""
     declared = {}
     for name, rows in part.matrix_rows.items():
         owner = getattr(part, name)
         weight = owner if isinstance(owner, nn.Parameter) else owner.weight
         if sum(rows) != weight.shape[-2]:
             raise UserError(
-                f"{type(part).__name__}.matrix_rows says that {name} stacks {sum(rows)} rows, but "
-                f"it has {weight.shape[-2]} (its shape is {tuple(weight.shape)})."
+                f"{type(part).__name__}.matrix_rows declares {sum(rows)} rows for {name}, but it "
+                f"has {weight.shape[-2]} (shape {tuple(weight.shape)})."
             )
         declared[weight] = tuple(rows)
     return declared

@@ -1,5 +1,5 @@
-"""Learning-rate schedules after the warm-up: `lr_schedule`. A schedule is made with the training
-config, whose derived values are filled in."""
+"""Learning-rate schedules after the warm-up: `lr_schedule`. A schedule is created from the training
+config with its derived values."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _schedule = Section("Length and learning rate", Role.RECIPE)
 
 
 class Schedule:
-    """The learning rate as a share of the peak, from the end of the warm-up on."""
+    """A learning-rate schedule, starting at the end of the warm-up."""
 
     def __init__(self, config: Any):
         self.config = config
 
     def rate(self, position: float) -> float:
-        """The learning rate at a position, in steps, that is not within the warm-up."""
+        """The learning rate at a position after the warm-up, in steps."""
         raise NotImplementedError
 
     @classmethod
     def problems(cls, config: Any) -> Iterator[Problem]:
-        """What of a training config this schedule cannot work with."""
+        """Yield problems with the training config."""
         return iter(())
 
 
@@ -40,7 +40,7 @@ LR_SCHEDULES = Registry(
 
 
 class Decay(Schedule):
-    """From the peak to `min_lr` at `lr_decay_iters`, and on at that."""
+    """Decays from the peak to `min_lr` at `lr_decay_iters`, and stays there."""
 
     class Options:
         lr_decay_iters: int | None = _schedule.option(
@@ -64,11 +64,11 @@ class Decay(Schedule):
         return lowest + self.share(progress) * (peak - lowest)
 
     def decay_begins(self) -> float:
-        """The step at which the decay begins."""
+        """The step at which the decay starts."""
         return self.config.warmup_iters
 
     def share(self, progress: float) -> float:
-        """1 at progress 0, where the decay begins; 0 at progress 1."""
+        """The position between `min_lr` (0) and the peak (1), from 1 at progress 0 to 0 at 1."""
         raise NotImplementedError
 
     @classmethod
@@ -77,7 +77,7 @@ class Decay(Schedule):
             yield Problem(
                 ("min_lr", "learning_rate"),
                 f"min_lr={config.min_lr:g} is above learning_rate={config.learning_rate:g}; lower "
-                "it.",
+                "min_lr.",
             )
 
 
@@ -85,7 +85,7 @@ class Decay(Schedule):
     "cosine", label="Cosine", paper="Loshchilov and Hutter 2016 (SGDR), arXiv 1608.03983"
 )
 class Cosine(Decay):
-    """Half a cosine, without restarts."""
+    """Half a cosine period, without restarts."""
 
     def share(self, progress: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -93,7 +93,7 @@ class Cosine(Decay):
 
 @LR_SCHEDULES.register("linear", label="Linear")
 class Linear(Decay):
-    """A straight line."""
+    """Linear decay."""
 
     def share(self, progress: float) -> float:
         return 1.0 - progress
@@ -101,7 +101,7 @@ class Linear(Decay):
 
 @LR_SCHEDULES.register("wsd", label="WSD", paper="Hu et al. 2024 (MiniCPM), arXiv 2404.06395")
 class WarmupStableDecay(Linear):
-    """The peak, then a straight line over the last `wsd_decay_fraction` of the schedule."""
+    """Constant at the peak, then linear decay over the last `wsd_decay_fraction` of the steps."""
 
     class Options:
         wsd_decay_fraction: float = _schedule.option(
@@ -118,16 +118,16 @@ class WarmupStableDecay(Linear):
 
 @LR_SCHEDULES.register("constant", label="Constant")
 class Constant(Schedule):
-    """The peak throughout."""
+    """Constant at the peak."""
 
     def rate(self, position: float) -> float:
         return self.config.learning_rate
 
 
 def learning_rate_at(position: float, config: Any) -> float:
-    """The learning rate at a position on the schedule: a step, counted from 0, or between two.
+    """The learning rate at a position on the schedule, in steps from 0; may be fractional.
 
-    Linear warm-up over `warmup_iters` steps, above zero from the first, then `lr_schedule`.
+    Linear warm-up over `warmup_iters` steps, above zero from the first step, then `lr_schedule`.
     """
     if position < config.warmup_iters:
         return config.learning_rate * (position + 1) / (config.warmup_iters + 1)

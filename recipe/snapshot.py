@@ -1,4 +1,4 @@
-"""Taking back an optimizer step that turns out to be bad, without waiting for the device."""
+"""Undo an optimizer step without waiting for the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from errors import UserError
 
 
 class Snapshot:
-    """Parameters, and what an optimizer keeps of them, as they are before a step."""
+    """A copy of parameters and their optimizer state, taken before a step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]):
         self._optimizer = optimizer
@@ -23,10 +23,10 @@ class Snapshot:
 
     @torch.no_grad()
     def restore_if(self, bad: Tensor) -> None:
-        """Go back to it if `bad`, a scalar on the device, is not 0.
+        """Restore the snapshot if `bad`, a scalar tensor on the device, is not 0.
 
         Raises:
-            UserError: if the step made or dropped entries of the state, which cannot be taken back.
+            UserError: If the step created or removed state entries, which cannot be undone.
         """
         bad = bad.bool()
         for parameter, before in self._parameters.items():
@@ -37,8 +37,8 @@ class Snapshot:
         before = self._states[parameter]
         if now.keys() != before.keys():
             raise UserError(
-                f"{type(self._optimizer).__name__} kept {sorted(before)} of a parameter before a "
-                f"step and {sorted(now)} after it; create all of its state in the first step."
+                f"{type(self._optimizer).__name__} had the state {sorted(before)} for a parameter "
+                f"before a step and {sorted(now)} after it; create all state in the first step."
             )
         for key, value in now.items():
             torch.where(bad, before[key], value, out=value)

@@ -1,5 +1,5 @@
-"""Activation checkpointing: activations of a block are dropped after the forward pass and computed
-again in the backward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv
+"""Activation checkpointing: discard a block's activations after the forward pass and recompute them
+in the backward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv
 1604.06174)."""
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _KEPT = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_attention_math.default,
 }
-"""Operations whose outputs selective checkpointing keeps: those that take long to compute again."""
+"""Operations whose outputs selective checkpointing keeps, because recomputing them is expensive."""
 
 
 def checkpoint_block(block: nn.Module, mode: str) -> None:
-    """Recompute a block's activations in the backward pass. Its modules keep their names.
+    """Recompute a block's activations in the backward pass. Module names do not change.
 
     Args:
         block: A block of a model.
-        mode: `none`; `block`: keep only what it reads; `selective`: keep the outputs of matmuls and
-            attention as well.
+        mode: `none`; `block`: keep only the block's inputs; `selective`: also keep the outputs of
+            matmuls and attention.
     """
     if mode == "none":
         return

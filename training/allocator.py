@@ -1,7 +1,7 @@
-"""The C library's memory allocator: keep what is freed, as a training step needs it again.
+"""Make glibc's memory allocator keep freed memory, because the next training step needs it again.
 
-By default glibc returns large blocks to the system when they are freed, and every step pays to have
-them mapped and cleared again.
+By default glibc returns large freed blocks to the system, and every step pays to map and clear them
+again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for later allocations of this process.
 
     Returns:
-        Whether it does; not if there is another C library, or the environment tunes it (MALLOC_*,
-        GLIBC_TUNABLES).
+        Whether the options were set. False if the C library is not glibc, or if the environment
+        already tunes the allocator (MALLOC_*, GLIBC_TUNABLES).
     """
     tuned = "GLIBC_TUNABLES" in os.environ or any(key.startswith("MALLOC_") for key in os.environ)
     if tuned or platform.libc_ver()[0] != "glibc":

@@ -1,19 +1,19 @@
-"""Checkpoints: written atomically, checked by checksum, read without executing anything.
+"""Checkpoints: written atomically, verified by checksum, loaded without executing code.
 
     <run>/checkpoints/step_00000100/
-        model.safetensors       every weight once, by its first name
-        optimizer.safetensors   what the optimizer keeps of each parameter, by its name
-        rng.json                states of the random generators
-        state.json              schema_version, step, val_loss and what the loop hands over
-        plugins/                sources of the user's own parts
-        tokenizer.json          where the tokenizer is one of Hugging Face tokenizers
+        model.safetensors       every weight once, under its first name
+        optimizer.safetensors   optimizer state of each parameter, by parameter name
+        rng.json                states of the random number generators
+        state.json              schema_version, step, val_loss, state of the training loop
+        plugins/                source code of the user's plugins
+        tokenizer.json          the tokenizer, if it is a Hugging Face tokenizer
         manifest.json           size and sha256 of every file above; written last
 
-A checkpoint is built in a temporary folder beside its place and renamed when it is on the disk, so
-a kill at any moment leaves those before it whole.
+A checkpoint is written to a temporary folder next to its final path and renamed once it is on disk,
+so killing the run at any moment leaves earlier checkpoints intact.
 
-A checkpoint may come from somebody else: every file is a regular file that the manifest names, JSON
-is bounded in size, and whatever in it is not sound raises a UserError.
+Checkpoints are not trusted: every file must be a regular file listed in the manifest, the size of
+JSON files is limited, and invalid content raises UserError.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ _REQUIRED = (_MODEL, _OPTIMIZER, _RNG, _STATE)
 _NEWEST_TRIES = 5
 
 _HELD_OPEN = (PermissionError,) if os.name == "nt" else ()
-"""What deleting a checkpoint raises on Windows while another process reads it; it is deleted after
-the next one is saved."""
+"""Raised on Windows when deleting a checkpoint that another process reads; it is deleted after the
+next one is saved."""
 
 Loaded = TypeVar("Loaded")
 
 
 class Vanished(UserError):
-    """A checkpoint was deleted while it was read, as a run deletes its older ones."""
+    """A checkpoint was deleted while it was being read; runs delete their older checkpoints."""
 
 
 _TEMPORARY = ".tmp_"
@@ -88,34 +88,36 @@ def save_checkpoint(
     rng: dict[str, Any] | None = None,
     tokenizer_files: Mapping[str, bytes] = types.MappingProxyType({}),
 ) -> Path:
-    """Save a checkpoint of a step and drop those that are no longer kept.
+    """Save a checkpoint and delete the ones that are no longer needed.
 
-    Kept are the newest `keep` and the one of lowest `val_loss`. Checkpoints of later steps are
-    dropped too: they are of a course that the run has left by resuming from before them.
+    The newest `keep` checkpoints and the one with the lowest `val_loss` are kept. Checkpoints of
+    later steps are deleted: the run was resumed from an earlier step, so they no longer belong to
+    it.
 
     Args:
-        folder: The run's `checkpoints` folder; made where it is missing in the run's.
-        step: Optimizer steps done. A checkpoint of the same step is replaced.
-        weights: Those of the model, from `whole_weights`.
-        kept: What its optimizer keeps, from `Updates.gathered`.
-        state: What else `load_state` shall return; anything JSON can hold.
-        val_loss: Validation loss of these very weights, None where it was not measured.
-        plugins: File name to source of the user's own parts.
-        keep: Newest checkpoints to keep, at least 1.
-        rng: States of the random generators, from `capture_rng`; None: as they are now.
+        folder: The run's `checkpoints` folder; created if missing. The run directory must exist.
+        step: Optimizer steps done. An existing checkpoint of the same step is replaced.
+        weights: The model's weights, from `whole_weights`.
+        kept: The optimizer state, from `Updates.gathered`.
+        state: Additional values for `load_state` to return; must be JSON-serializable.
+        val_loss: Validation loss of exactly these weights; None if it was not measured.
+        plugins: Maps the file name of each plugin to its source code.
+        keep: Number of newest checkpoints to keep, at least 1.
+        rng: States of the random number generators, from `capture_rng`. Defaults to the current
+            states.
         tokenizer_files: `Tokenizer.files` of the data's tokenizer.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        UserError: a plugin's name is not that of a .py file, or `state` has a key of ours.
-        UserError: the disk is full or not writable, or the run directory is gone; earlier
-            checkpoints are as they were, and nothing half-written is left.
+        ValueError: If a plugin's name is not that of a .py file, or `state` has a reserved key.
+        UserError: If the disk is full or not writable, or the run directory is gone. Earlier
+            checkpoints are unchanged, and no partial checkpoint is left.
     """
     target = folder / f"step_{step:08d}"
     with _saving(folder):
-        folder.mkdir(exist_ok=True)  # the run directory is there, or was removed under the run
+        folder.mkdir(exist_ok=True)  # no `parents`: fail if the run directory was removed
         _remove_leftovers(folder)
         with _draft_of(target) as draft:
             _save_tensors(draft / _MODEL, weights)
@@ -134,12 +136,12 @@ def save_checkpoint(
 
 @contextlib.contextmanager
 def _saving(folder: Path) -> Iterator[None]:
-    """Raise a UserError that names the newest checkpoint where one cannot be saved."""
+    """Turn an OSError while saving into a UserError that names the newest checkpoint."""
     try:
         yield
     except OSError as error:
         saved = [path.name for path in list_checkpoints(folder)]
-        left = f"the newest there is {saved[-1]}" if saved else "there is none yet"
+        left = f"the newest checkpoint is {saved[-1]}" if saved else "it has no checkpoint yet"
         raise UserError(
             f"cannot save a checkpoint in {folder}: {error.strerror or error}; {left}. Free space "
             f"or restore the directory, then continue with --resume={folder.parent}."
@@ -148,7 +150,7 @@ def _saving(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _draft_of(target: Path) -> Iterator[Path]:
-    """A temporary directory beside a checkpoint's place; removed where it is not published."""
+    """Yield a temporary directory next to the target; remove it if saving fails."""
     draft = target.with_name(f"{_TEMPORARY}saving_{target.name}")
     try:
         draft.mkdir()
@@ -162,7 +164,7 @@ def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, file, metadata={"format": "pt"})
-    except SafetensorError as error:  # which hides the OSError of a full disk, say
+    except SafetensorError as error:  # safetensors wraps an OSError, such as that of a full disk
         raise OSError(str(error)) from error
 
 
@@ -176,8 +178,7 @@ def _full_state(step: int, val_loss: float | None, state: dict[str, Any]) -> dic
     taken = sorted(ours.keys() & state.keys())
     if taken:
         raise ValueError(
-            f"state has {', '.join(taken)}, which the checkpoint writes itself; "
-            "use another key or drop it."
+            f"state contains reserved keys ({', '.join(taken)}); rename or remove them."
         )
     return ours | state
 
@@ -185,7 +186,9 @@ def _full_state(step: int, val_loss: float | None, state: dict[str, Any]) -> dic
 def _write_plugins(folder: Path, plugins: dict[str, str]) -> None:
     for name, source in plugins.items():
         if not _is_plain_py(name):
-            raise ValueError(f"plugin {name!r} is not the plain name of a .py file; drop the path.")
+            raise ValueError(
+                f"plugin {name!r} is not the plain name of a .py file; remove the path."
+            )
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(source.encode())
 
@@ -208,14 +211,14 @@ def _sha256(path: Path) -> str:
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """Return when the folder and all in it would survive a power cut."""
+    """Flush the folder and everything in it to disk."""
     for path in (*folder.rglob("*"), folder):
         _fsync(path)
 
 
 def _fsync(path: Path) -> None:
     if path.is_dir() and os.name != "posix":
-        return  # only POSIX systems can open a folder
+        return  # folders can be opened on POSIX systems only
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -224,10 +227,10 @@ def _fsync(path: Path) -> None:
 
 
 def _publish(draft: Path, target: Path) -> None:
-    """Give a finished draft its name.
+    """Rename a finished draft to its final name.
 
-    What it replaces is first renamed to one that `list_checkpoints` knows as well: at every moment
-    one of the two is found.
+    An existing checkpoint of that name is first renamed to a name that `list_checkpoints` also
+    recognizes, so that one of the two can be found at any moment.
     """
     replaced = target.with_name(target.name + _REPLACED)
     if target.exists():
@@ -251,7 +254,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 
 
 def _val_loss(path: Path) -> float:
-    """That of a checkpoint; infinite where it was not measured or cannot be read."""
+    """The validation loss of a checkpoint; infinite if it was not measured or cannot be read."""
     try:
         loss = load_state(path)["val_loss"]
     except UserError:
@@ -260,14 +263,14 @@ def _val_loss(path: Path) -> float:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder; it loses its name first, so that half of it is never taken for a whole."""
+    """Delete a folder, renaming it first so that a partly deleted one is never used."""
     doomed = path.with_name(f"{_TEMPORARY}removing_{path.name}")
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what a kill left behind: drafts, half-removed folders, replaced checkpoints."""
+    """Delete what a killed run left behind: drafts, partly deleted and replaced checkpoints."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
     for path in folder.glob(f"*{_REPLACED}"):
@@ -279,7 +282,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a `checkpoints` folder, by step; `verify` says whether they are whole."""
+    """The checkpoints in a `checkpoints` folder, sorted by step. They are not verified."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("step_*")):  # a replaced one sorts after its successor
         if _NAME.fullmatch(path.name):
@@ -297,28 +300,29 @@ def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        UserError: naming the damaged file, and why.
+        UserError: If a file is damaged; the message names it and says why.
     """
     for name, (size, sha256) in _read_manifest(path).items():
         with _reading(path, name) as file:
             actual_size = file.stat().st_size
             actual_sha256 = _sha256(file) if actual_size == size else None
         if actual_size != size:
-            raise UserError(f"{file} has {actual_size} bytes, its manifest says {size}.")
+            raise UserError(f"{file} has {actual_size} bytes, but its manifest says {size}.")
         if actual_sha256 != sha256:
             raise UserError(
-                f"{file} was altered: its sha256 is {actual_sha256}, its manifest says {sha256}."
+                f"{file} was altered: its sha256 is {actual_sha256}, but its manifest says "
+                f"{sha256}."
             )
 
 
 @contextlib.contextmanager
 def _reading(path: Path, name: str) -> Iterator[Path]:
-    """The place of a checkpoint's file, once it is known to be a regular file inside its folder.
+    """Yield the path of a checkpoint's file after checking that it is a regular file.
 
     Raises:
-        Vanished: the checkpoint no longer exists.
-        UserError: it is no such file, or the block raises an error of the file system's, of
-            safetensors' or of torch's.
+        Vanished: If the checkpoint no longer exists.
+        UserError: If it is not a regular file inside the folder, or if the body raises an error of
+            the file system, of safetensors or of torch.
     """
     file = path / name
     try:
@@ -326,9 +330,9 @@ def _reading(path: Path, name: str) -> Iterator[Path]:
             raise UserError(f"{file.parent} is a symbolic link; replace it with a folder.")
         open_regular(file).close()
         yield file
-    except (OSError, RuntimeError) as error:  # torch raises the latter where it maps a file
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if it cannot map a file
         if not path.is_dir():
-            raise Vanished(f"{path} was deleted while it was read; try again.") from error
+            raise Vanished(f"{path} was deleted while it was being read; try again.") from error
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read: {reason}.") from error
     except SafetensorError as error:
@@ -339,15 +343,15 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     with _reading(path, name) as file:
         content = read_json(file)
     if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: it does not hold a JSON object.")
+        raise UserError(f"{file} is damaged: it does not contain a JSON object.")
     return content
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of each file, by its name."""
+    """Read the size and sha256 of each file, by file name."""
     files = _read_json(path, _MANIFEST).get("files")
     if not isinstance(files, dict) or not all(map(_is_fingerprint, files.values())):
-        raise UserError(f"{path / _MANIFEST} is not a manifest: it has no sound entry `files`.")
+        raise UserError(f"{path / _MANIFEST} is not a manifest: it has no valid `files` entry.")
     missing = [name for name in _REQUIRED if name not in files]
     if missing:
         raise UserError(f"{path / _MANIFEST} does not list {', '.join(missing)}.")
@@ -355,7 +359,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     strange = [name for name in files if name not in known and not _is_plugin(name)]
     if strange:
         raise UserError(
-            f"{path / _MANIFEST} lists {strange[0]!r}, which is not a file of a checkpoint."
+            f"{path / _MANIFEST} lists {strange[0]!r}, which does not belong to a checkpoint."
         )
     return {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
 
@@ -380,7 +384,7 @@ def _is_plain_py(name: str) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value read from JSON is an int that a count may have, at least 0."""
+    """Whether a value read from JSON is a valid count: an int of at least 0."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
@@ -392,11 +396,14 @@ def is_number(value: Any) -> bool:
 
 
 def newest_whole(folder: Path) -> tuple[Path, list[str]]:
-    """The newest undamaged checkpoint in a `checkpoints` folder, and why newer ones were passed by.
+    """Find the newest intact checkpoint in a `checkpoints` folder.
+
+    Returns:
+        The checkpoint, and a note for each newer one that was skipped.
 
     Raises:
-        Vanished: one was deleted while it was read; a newer one has been saved.
-        UserError: where there is none.
+        Vanished: If one was deleted while it was being read, because a newer one was saved.
+        UserError: If there is no intact checkpoint.
     """
     notes: list[str] = []
     for path in reversed(list_checkpoints(folder)):
@@ -408,14 +415,14 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
             notes.append(f"Skipped the damaged checkpoint {path.name}: {error}")
         else:
             return path, notes
-    found = "\n".join(notes) or "It holds none; let the run save one first."
-    raise UserError(f"no whole checkpoint in {folder}.\n{found}")
+    found = "\n".join(notes) or "It contains none; let the run save one first."
+    raise UserError(f"no intact checkpoint in {folder}.\n{found}")
 
 
 def runs_newest_first(out_dir: Path) -> list[Path]:
-    """The runs anywhere under `out_dir` that have a checkpoint, the last to save one first."""
+    """The runs anywhere under `out_dir` that have a checkpoint, most recently saved first."""
     saved_at = {}
-    # os.walk passes over a folder that vanishes while it is walked, which rglob does not.
+    # Unlike rglob, os.walk skips a folder that is deleted during the walk.
     for place, folders, _ in os.walk(out_dir):
         if "checkpoints" not in folders:
             continue
@@ -428,7 +435,7 @@ def runs_newest_first(out_dir: Path) -> list[Path]:
 
 
 def _saved_at(checkpoint: Path) -> int:
-    """When it was saved, in nanoseconds; if it was deleted meanwhile, the time of that."""
+    """The time at which a checkpoint was saved, in nanoseconds, or at which it was deleted."""
     try:
         return checkpoint.stat().st_mtime_ns
     except FileNotFoundError:
@@ -438,48 +445,52 @@ def _saved_at(checkpoint: Path) -> int:
 def load_newest(
     where: str, out_dir: Path, load: Callable[[Path], Loaded]
 ) -> tuple[Loaded, Path, list[str]]:
-    """Find a checkpoint and load from it, although its run may be deleting older ones.
+    """Find a checkpoint and load from it, even while its run deletes older ones.
 
-    Where a checkpoint vanishes between the two, the newest is looked for again.
+    If the checkpoint is deleted before it is loaded, the search starts over.
 
     Args:
-        where: A checkpoint, as `find_checkpoint` takes it.
-        out_dir: The folder that holds the runs.
-        load: Reads what is wanted from a checkpoint that `verify` has passed.
+        where: A checkpoint, as in `find_checkpoint`.
+        out_dir: The folder that contains the runs.
+        load: Loads from a verified checkpoint.
 
     Returns:
-        What `load` returned, the checkpoint, and why newer ones were passed by.
+        The result of `load`, the checkpoint, and a note for each newer one that was skipped.
 
     Raises:
-        UserError: as `find_checkpoint` and `load`, or every checkpoint vanished.
+        UserError: As in `find_checkpoint` and `load`, or if every checkpoint was deleted.
     """
     for _ in range(_NEWEST_TRIES):
         with contextlib.suppress(Vanished):
             path, notes = find_checkpoint(where, out_dir)
             return load(path), path, notes
     raise UserError(
-        f"{_NEWEST_TRIES} checkpoints of {where!r} in a row were deleted before they were read: "
-        "its run saves faster than that. Raise its keep_checkpoints, or wait for its end."
+        f"{_NEWEST_TRIES} checkpoints of {where!r} in a row were deleted before they could be "
+        "read, because its run saves too often. Raise its keep_checkpoints, or wait until it ends."
     )
 
 
 def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
-    """The checkpoint that a user means, verified, and why newer ones of its run were passed by.
+    """Find and verify the checkpoint that a user refers to.
 
     Args:
-        where: `latest` or `auto` (of the run that saved last), the name of a run under `out_dir`,
-            a run's folder, or a checkpoint's folder.
-        out_dir: The folder that holds the runs.
+        where: `latest` or `auto` (the run that saved most recently), the name of a run under
+            `out_dir`, a run directory, or the folder of a checkpoint.
+        out_dir: The folder that contains the runs.
+
+    Returns:
+        The checkpoint, and a note for each newer one that was skipped.
 
     Raises:
-        Vanished: it was deleted while it was read; `load_newest` tries again.
-        UserError: where there is none such, or it is damaged.
+        Vanished: If it was deleted while it was being read; `load_newest` tries again.
+        UserError: If there is no such checkpoint, or it is damaged.
     """
     runs = runs_newest_first(out_dir)
     if where in NEWEST:
         if not runs:
             raise UserError(
-                f"no run under {out_dir} has a checkpoint; train one, or give the path of one."
+                f"no run under {out_dir} has a checkpoint; train a model, or give the path of a "
+                "checkpoint."
             )
         return newest_whole(runs[0] / "checkpoints")
     for path in (Path(where), out_dir / where):
@@ -499,17 +510,17 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `state`, with `schema_version`, `step` and `val_loss`.
+    """Load the `state` given to `save_checkpoint`, plus `schema_version`, `step` and `val_loss`.
 
     Raises:
-        UserError: the checkpoint is of another schema, or one of these three is not sound.
+        UserError: If the checkpoint has another schema version, or one of these values is invalid.
     """
     state = _read_json(path, _STATE)
     version = state.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has checkpoint schema {version!r}, this version reads {SCHEMA_VERSION}; load "
-            "it with the version that wrote it."
+            f"{path} has checkpoint schema {version!r}, but this version reads {SCHEMA_VERSION}; "
+            "load it with the version that wrote it."
         )
     loss = state.get("val_loss")
     if not is_count(state.get("step")) or not (loss is None or is_number(loss)):
@@ -518,7 +529,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def load_plugins(path: Path) -> dict[str, str]:
-    """File name to source of the user's own parts. Raises UserError if it cannot be read."""
+    """The source code of each plugin, by file name. Raises UserError if it cannot be read."""
     names = [name for name in _read_manifest(path) if _is_plugin(name)]
     sources = {}
     for name in sorted(names):
@@ -531,7 +542,7 @@ def load_plugins(path: Path) -> dict[str, str]:
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each saved weight, from the header of its file alone."""
+    """The shape of each saved weight; reads only the header of the file."""
     with _reading(path, _MODEL) as file, safe_open(file, "pt") as saved:
         names = saved.keys()
         shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
@@ -539,24 +550,24 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_other_shapes(path: Path, model: nn.Module) -> None:
-    """Raise UserError where a checkpoint's weights are not those of a model, which may be on meta.
+    """Raise UserError if the names or shapes of a checkpoint's weights differ from a model's.
 
-    Reads the header of the file alone.
+    Reads only the header of the file. The model may be on the meta device.
     """
     own = {name: tuple(tensor.shape) for name, tensor in own_tensors(model).items()}
     _refuse_misfit(path / _MODEL, weight_shapes(path), own)
 
 
 def load_model_weights(path: Path, model: nn.Module, parts: Parts | None = None) -> None:
-    """Copy the weights of a checkpoint into a model of the same shape, on whatever device it is.
+    """Copy the weights of a checkpoint into a model of the same shape, on any device.
 
     Args:
         path: The checkpoint.
         model: The model.
-        parts: What this worker holds of its tensors; None: it holds all.
+        parts: The parts of the tensors that this worker holds. Defaults to whole tensors.
 
     Raises:
-        UserError: naming every weight that does not fit.
+        UserError: If weights do not match; the message names them.
     """
     parts = parts or Parts()
     saved, own = _read_tensors(path, _MODEL), own_tensors(model)
@@ -573,7 +584,7 @@ def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def _current_name(name: str) -> str:
-    """The name of a weight of today's models for one of when every mixer was `attention`."""
+    """Translate a weight's name from checkpoints in which every mixer was called `attention`."""
     return re.sub(r"^(blocks\.\d+)\.attention(?=\.|_norm|_out_norm)", r"\1.mixer", name)
 
 
@@ -582,24 +593,24 @@ def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _kind(dtype: torch.dtype, shape: Sequence[int]) -> str:
-    """The shape of a tensor, after its dtype where that is not a floating-point one."""
+    """Describe a tensor by its shape, preceded by its dtype unless that is a float."""
     return f"{'' if dtype.is_floating_point else f'{dtype} '}{tuple(shape)}"
 
 
 def load_optimizer(path: Path, updates: Updates) -> None:
-    """Take up what the optimizer of a checkpoint kept of each parameter, by the parameter's name.
+    """Load the optimizer state of a checkpoint, matched by parameter name.
 
-    Learning rate, betas and decay are not taken up: they come from the config.
+    Learning rate, betas and weight decay are not loaded: they come from the config.
 
     Raises:
-        UserError: naming every entry that does not fit the model and its optimizer.
+        UserError: If entries do not match the model and its optimizer; the message names them.
     """
     saved = {
         entry: tensor
         for entry, tensor in _read_tensors(path, _OPTIMIZER).items()
         if _parameter_of(entry) not in updates.elsewhere
     }
-    with_state = {_parameter_of(entry) for entry in saved}  # the others had no gradient so far
+    with_state = {_parameter_of(entry) for entry in saved}  # others have had no gradient yet
     updates.create_state(with_state)
     own = {entry: _kind(dtype, shape) for entry, (dtype, shape) in updates.slots().items()}
     _refuse_misfit(path / _OPTIMIZER, _kinds(saved), own)
@@ -612,26 +623,26 @@ def _parameter_of(entry: str) -> str:
 
 
 def _refuse_misfit(file: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    problems = [f"{name} is not of this model" for name in saved if name not in own]
+    problems = [f"{name} is not in the model" for name in saved if name not in own]
     problems += [f"{name} is missing" for name in own if name not in saved]
     problems += [
-        f"{name} is {saved[name]} there and {own[name]} here"
+        f"{name} is {saved[name]} in the checkpoint and {own[name]} in the model"
         for name in saved
         if name in own and saved[name] != own[name]
     ]
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
         raise UserError(
-            f"{file} does not fit the model ({len(problems)} differences): {shown}. "
+            f"{file} does not match the model ({len(problems)} differences): {shown}. "
             f"Build the model from the config in {file.with_name(_STATE)}."
         )
 
 
-# --- random generators
+# --- random number generators
 
 
 def capture_rng() -> dict[str, Any]:
-    """The states of Python's, NumPy's global and torch's generators, as JSON can hold them."""
+    """The states of Python's, NumPy's global and torch's generators, JSON-serializable."""
     version, words, gauss_next = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
     numpy_words = numpy_state["state"]["key"].tolist()
@@ -645,7 +656,7 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(states: dict[str, Any]) -> None:
-    """Take up the states of `capture_rng`; those of devices that are not here are left aside."""
+    """Restore the states from `capture_rng`; states of missing devices are ignored."""
     version, words, gauss_next = states["python"]
     random.setstate((version, tuple(words), None if gauss_next is None else float(gauss_next)))
     numpy_words = states["numpy"]["state"]
@@ -661,10 +672,10 @@ def restore_rng(states: dict[str, Any]) -> None:
 
 
 def load_rng(path: Path) -> None:
-    """Put the random generators where they were when the checkpoint was saved.
+    """Restore the random number generators to their states at the checkpoint.
 
     Raises:
-        UserError: what is saved is not the state of such generators.
+        UserError: If the saved states are invalid.
     """
     states = _read_json(path, _RNG)
     try:

@@ -1,4 +1,4 @@
-"""The time that training takes, apart from validation and saving."""
+"""Measure training time, excluding validation and saving."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from training.hardware import synchronize
 
 
 class Stopwatch:
-    """Counts seconds while it runs; stopping waits for the work queued on the device.
+    """A stopwatch that counts seconds; stopping it waits for the work queued on the device.
 
     Attributes:
-        device: Where the work is done.
-        total: Seconds counted so far, up to the last stop or lap; `read` has those since.
+        device: The device that does the work.
+        total: Seconds counted up to the last stop or lap; `read` includes those since.
     """
 
     def __init__(self, device: torch.device, total: float = 0.0):
@@ -24,25 +24,25 @@ class Stopwatch:
         self._lap_began = total
 
     def start(self) -> None:
-        """Count from now on; does nothing where it runs already."""
+        """Start counting; does nothing if already running."""
         if self._running_since is None:
             self._running_since = time.perf_counter()
 
     def stop(self) -> None:
-        """Count no further; does nothing where it does not run."""
+        """Stop counting; does nothing if not running."""
         if self._running_since is not None:
             synchronize(self.device)
             self._count()
             self._running_since = None
 
     def read(self) -> float:
-        """Seconds so far, without waiting for the device, which may lag behind."""
+        """Seconds so far, without waiting for work still queued on the device."""
         if self._running_since is None:
             return self.total
         return self.total + time.perf_counter() - self._running_since
 
     def lap(self) -> float:
-        """Seconds counted since the last lap. To be called when the device has been waited for."""
+        """Seconds counted since the last lap. Synchronize the device before calling it."""
         if self._running_since is not None:
             self._count()
         seconds = self.total - self._lap_began

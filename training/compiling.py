@@ -1,4 +1,4 @@
-"""Whether `compile=auto` compiles the model: if the run is long enough to amortize the time."""
+"""Decide whether `compile=auto` compiles the model: if the run is long enough to pay for it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from model_builder import GPT
 from training.hardware import peak_flops
 
 SAVED_SHARE = 0.05
-"""Fraction of the training time on a CPU that compilation saves, a conservative estimate. Measured
-on an EPYC with AVX512-BF16: in CPU time of one thread, 7 % for GPT-2 124M in bfloat16 and 18 % for
-a 0.8M-parameter model in float32; in wall time of two threads, nothing for the former."""
+"""Fraction of the training time that compilation saves on a CPU, a conservative estimate. Measured
+on an EPYC with AVX512-BF16: with one thread, 7 % of CPU time for GPT-2 124M in bfloat16 and 18 %
+for a 0.8M-parameter model in float32; with two threads, no wall time for GPT-2 124M."""
 
 EAGER_SHARE = 0.4
 """Fraction of a CPU's peak that an uncompiled model reaches, used to estimate the run's time."""
 
 SLOW_CPU = 20e9
-"""FLOP/s that every core reaches."""
+"""FLOP/s per core that any CPU reaches."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """Whether a model is compiled, and why, in words for the start report."""
+    """Whether a model is compiled, and the reason shown in the start report."""
 
     compiles: bool
     reason: str = ""
@@ -44,13 +44,13 @@ def compilation(
 ) -> Compilation:
     """Decide whether to compile the model of a run.
 
-    auto compiles on CUDA, and on a CPU if compilation saves more time than it takes. It counts the
-    whole run, so that a resumed run gets the same answer. Custom components may not compile, so
-    auto does not compile runs with plugins on a CPU.
+    `auto` compiles on CUDA, and on a CPU if compilation saves more time than it takes. It considers
+    the whole run, so that a resumed run makes the same decision. Custom components may not compile,
+    so `auto` does not compile runs with plugins on a CPU.
 
     Args:
         settings: The settings of the run, completed for its dataset.
-        device: The device that trains.
+        device: The training device.
         dtype: Compute dtype of the matmuls.
         workers: Number of workers.
     """
@@ -76,14 +76,14 @@ def has_compiler() -> bool:
 
 
 def compile_seconds(layers: int) -> float:
-    """Estimated seconds to compile a model with this many layers on a CPU without a cache. Measured
-    on 2 cores of an EPYC: 28 and 34 s for LLaMA with 4 layers, 39 and 40 s with 12."""
+    """Estimated seconds to compile a model with this many layers on a CPU, without a cache.
+    Measured on 2 cores of an EPYC: 28 and 34 s for LLaMA with 4 layers, 39 and 40 s with 12."""
     return 25 + 1.3 * layers
 
 
 def training_seconds(settings: Settings, dtype: torch.dtype, workers: int = 1) -> float:
-    """Estimated seconds that an uncompiled run trains on CPUs. The peak is measured only if the run
-    would be worth compiling on slow CPUs; otherwise this is the time on slow CPUs."""
+    """Estimated training time of an uncompiled run on CPUs, in seconds. The peak is measured only
+    if the run would be worth compiling on slow CPUs; otherwise this is the time on slow CPUs."""
     training = settings.training
     limit = 60 * training.max_minutes or math.inf
     with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""Standard output while something trains: lines, and on a terminal a progress bar beneath them.
+"""Console output during training: lines, and on a terminal a progress bar below them.
 
-The console ends neither a run nor a sweep. Once a write fails (the terminal was closed, the reader
-of a pipe left), it stops printing and the work goes on.
+The console never ends a run or a sweep. Once a write fails (the terminal or the pipe was closed),
+printing stops and the work continues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cli import discard_output, escape_what_cannot_be_encoded
 
 
 class Console:
-    """Prints lines; `open_bar` adds a progress bar where standard output is a terminal.
+    """Prints lines; `open_bar` adds a progress bar if standard output is a terminal.
 
     Args:
         silent: Print nothing.
@@ -28,7 +28,7 @@ class Console:
         escape_what_cannot_be_encoded()
 
     def open_bar(self, done: float, total: float | None, **look: Any) -> None:
-        """Show progress from `done` on, of `total` if that is known; `look` is for tqdm."""
+        """Show a progress bar that starts at `done`. `total` may be None; `look` goes to tqdm."""
         self._attempt(lambda: self._open_bar(done, total, look))
 
     def _open_bar(self, done: float, total: float | None, look: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class Console:
         )
 
     def say(self, text: str) -> None:
-        """Print above the bar; without a bar this is a plain print."""
+        """Print a line, above the bar if there is one."""
         self._attempt(lambda: self._print(text))
 
     def _print(self, text: str) -> None:
@@ -51,7 +51,7 @@ class Console:
         sys.stdout.flush()
 
     def advance(self, done: float, note: str = "") -> None:
-        """Move the bar to `done`, with a note beside it; cheap enough for every step."""
+        """Move the bar to `done`, with a note next to it; cheap enough to call every step."""
         if self._bar is not None and not self._bar.disable:
             self._attempt(lambda: self._advance(done, note))
 
@@ -66,7 +66,7 @@ class Console:
             self._attempt(self._bar.close)
 
     def _attempt(self, write: Callable[[], object]) -> None:
-        """Write, unless a write has failed before."""
+        """Call `write`, unless an earlier write failed."""
         if self._silent:
             return
         try:

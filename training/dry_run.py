@@ -1,4 +1,4 @@
-"""What a run will need and take, before it starts: `train.py --dry_run`. Nothing is allocated."""
+"""Estimate the memory, time and cost of a run: `train.py --dry_run`. Nothing is allocated."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ from training_logger import (
 )
 
 MFU = 0.4
-"""Model FLOPs utilization that a run is assumed to have, unless the command says otherwise."""
+"""Default model FLOPs utilization."""
 
 WORKERS_OF_A_MACHINE = 8
-"""That hold one copy of the model under hsdp, unless `shard_size` says otherwise."""
+"""Workers that share one copy of the model under hsdp, unless `shard_size` is set."""
 
 LARGEST_BATCH = 2**16
-"""Sequences of a micro-batch that a dry run looks at."""
+"""Largest micro-batch considered, in sequences."""
 
 SMALL_VOCABULARY = 256
-"""The memory of logits is the memory of a step less that of a step with this vocabulary."""
+"""The memory of the logits is that of a step minus that of a step with this vocabulary size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What a dry run assumes about the machines.
+    """The assumptions of a dry run about the machines.
 
     Attributes:
-        gpu: The GPU's name, as in `KNOWN_GPUS`; None: this machine's device.
-        workers: How many train together.
+        gpu: Name of the GPU, as in `KNOWN_GPUS`; None: this machine's device.
+        workers: Number of workers.
         mfu: Model FLOPs utilization.
-        price: Of one device for an hour, in dollars; None if unknown.
+        price: Dollars per device and hour; None if unknown.
     """
 
     gpu: str | None
@@ -69,7 +69,7 @@ class Assumed:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the options of a dry run; the rest is left to `configurator`."""
+    """The parser of the dry-run options; `configurator` parses the rest."""
     flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     flags.add_argument("--dry_run", action="store_true")
     for name in ("device_name", "workers", "mfu", "price_per_hour"):
@@ -78,22 +78,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[Assumed | None, list[str]]:
-    """Split the options of a dry run from a command line. Returns None for them without --dry_run,
-    and the remaining arguments.
+    """Split the dry-run options from a command line.
+
+    Returns:
+        The options, None without --dry_run; and the remaining arguments.
 
     Raises:
-        ConfigError: an option has an impossible value, or no effect.
+        ConfigError: If an option has an invalid value, or has no effect.
     """
     for argument in argv:
         if argument.startswith("--dry_run="):
-            message = f"cannot read {quoted(argument)}; write --dry_run; --device_name names a GPU."
+            message = (
+                f"cannot parse {quoted(argument)}; --dry_run takes no value. Choose a GPU with "
+                "--device_name."
+            )
             raise ConfigError([Problem(("dry_run",), message)])
     found, rest = parser().parse_known_args(list(argv))
     given = {key: v for key, v in vars(found).items() if key != "dry_run" and v is not None}
     if not found.dry_run:
         problems = [
             Problem(
-                (key,), f"--{key}={text} has no effect without --dry_run; add it, or drop this."
+                (key,),
+                f"--{key}={text} has no effect without --dry_run; add --dry_run, or drop it.",
             )
             for key, text in given.items()
         ]
@@ -141,11 +147,11 @@ class Machine:
     """The devices of a dry run.
 
     Attributes:
-        name: Of one.
+        name: Name of a device.
         kind: Device type.
-        dtype: What matmuls compute in.
-        memory: Bytes that a worker has; None if unknown.
-        peak: Of one in FLOP/s; None if unknown.
+        dtype: Compute dtype of the matmuls.
+        memory: Bytes available to a worker; None if unknown.
+        peak: Peak FLOP/s of a device; None if unknown.
     """
 
     name: str
@@ -156,10 +162,11 @@ class Machine:
 
 
 def dry_run(settings: Settings, assumed: Assumed) -> str:
-    """Model, memory for every way to spread it, time and cost of a run, as text.
+    """Report the model size, the memory under each `parallelism`, the time and the cost of a run.
 
     Raises:
-        ConfigError: the batch does not divide among the workers, or the vocabulary is unknown.
+        ConfigError: If the batch does not divide among the workers, or the vocabulary size is
+            unknown.
     """
     settings = _with_vocabulary(settings)
     training = settings.training
@@ -179,27 +186,28 @@ def dry_run(settings: Settings, assumed: Assumed) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a run needs, on any GPU.
+    """The compute and memory that a run needs on any GPU.
 
     Attributes:
-        flops: Of all steps, the optimizer's included and validation not.
-        memory: Bytes of each worker, spread as `parallelism` says, or in the way that needs the
-            least if it is "auto"; None if that cannot be told before the run.
+        flops: FLOPs of all steps, including the optimizer, excluding validation.
+        memory: Bytes per worker under the run's `parallelism`, or under the one that needs the
+            least if it is "auto"; None if it cannot be estimated.
     """
 
     flops: float
     memory: int | None
 
     def hours(self, peak: float, workers: int, mfu: float) -> float:
-        """How long the steps take on devices of a peak in FLOP/s."""
+        """Hours that the steps take on devices with this peak in FLOP/s."""
         return self.flops / (peak * workers * mfu) / 3600
 
 
 def needs_on_gpus(settings: Settings, workers: int, dtype: torch.dtype) -> Needs:
-    """What a run needs on several GPUs that compute in `dtype`.
+    """Estimate the needs of a run on several GPUs that compute in `dtype`.
 
     Raises:
-        ConfigError: the batch does not divide among the workers, or the vocabulary is unknown.
+        ConfigError: If the batch does not divide among the workers, or the vocabulary size is
+            unknown.
     """
     settings = _with_vocabulary(settings)
     group = _workers(settings.training, workers)
@@ -209,7 +217,7 @@ def needs_on_gpus(settings: Settings, workers: int, dtype: torch.dtype) -> Needs
 
 
 def dtype_on_gpu(training: TrainingConfig, name: str) -> torch.dtype:
-    """What matmuls compute in on a GPU of this full name, as `resolve_dtype` decides there."""
+    """The compute dtype that `resolve_dtype` would choose on a GPU with this full name."""
     if training.dtype != "auto":
         return getattr(torch, training.dtype)
     return torch.bfloat16 if peak_of_gpu(name, torch.bfloat16) else torch.float32
@@ -227,7 +235,7 @@ def _cost_and_flops(settings: Settings) -> tuple[dict, float]:
 
 
 def _workers(training: TrainingConfig, count: int) -> Workers:
-    """The workers that would train; ConfigError for what they could not do."""
+    """The workers of the run; raises ConfigError if they cannot train it."""
     workers = workers_to_start(count, training.tensor_parallel)
     local = min(count, WORKERS_OF_A_MACHINE)
     workers = dataclasses.replace(workers, local_size=local)
@@ -246,15 +254,15 @@ def _of_workers(what: str, machine: Machine, assumed: Assumed) -> str:
 
 
 def _with_vocabulary(settings: Settings) -> Settings:
-    """The settings with the vocabulary of their data, which must be prepared or given."""
+    """The settings with the vocabulary size of their data, which must be prepared or given."""
     folder = prepared_folder(settings.training.dataset)
     if folder is not None:
         return settings.for_data(read_meta(folder)["vocab_size"])
     if settings.fixes_vocabulary:
         return settings
     message = (
-        f"dataset={settings.training.dataset!r} is not prepared, so its vocabulary is not known; "
-        "prepare it, or give --vocab_size."
+        f"dataset={settings.training.dataset!r} is not prepared, so its vocabulary size is "
+        "unknown; prepare it, or give --vocab_size."
     )
     raise ConfigError([Problem(("dataset", "vocab_size"), message)])
 
@@ -282,7 +290,7 @@ def _size_rows(cost: dict, training: TrainingConfig) -> list[tuple[str, str]]:
         ("FLOPs/token", f"{cost['flops_per_token']:,} at {training.sequence_length} tokens"),
         (
             "batch",
-            f"{training.tokens_per_step:,} tokens a step: gradient_accumulation_steps "
+            f"{training.tokens_per_step:,} tokens per step: gradient_accumulation_steps "
             f"{training.gradient_accumulation_steps} x batch_size {training.batch_size} x "
             f"sequence_length {training.sequence_length}",
         ),
@@ -290,13 +298,13 @@ def _size_rows(cost: dict, training: TrainingConfig) -> list[tuple[str, str]]:
 
 
 class Memory:
-    """The memory of one worker, for every way to spread the model.
+    """The memory of one worker under each `parallelism`.
 
     Args:
         config: The architecture.
-        training: The batch of one worker.
-        machine: What it trains on.
-        workers: All of them.
+        training: The training config with the batch of one worker.
+        machine: The machine it trains on.
+        workers: The workers of the run.
     """
 
     def __init__(
@@ -320,23 +328,24 @@ class Memory:
         return expected_memory(config, training, self._machine.kind, self._machine.dtype)
 
     def _step(self, batch_size: int) -> ExpectedMemory | None:
-        """The memory of a step with micro-batches of so many sequences, if all is on one device."""
+        """The memory of a step on one device with micro-batches of `batch_size` sequences."""
         if batch_size not in self._steps:
             training = TrainingConfig.make(self._training.to_dict(), {"batch_size": batch_size})
             self._steps[batch_size] = self._traced(self._config, training)
         return self._steps[batch_size]
 
     def rows(self) -> list[tuple[str, str]]:
-        """For each way to spread the model its memory by component."""
+        """Table rows: the memory by component under each `parallelism`."""
         available = self._machine.memory
         has = "of unknown size" if available is None else format_bytes(available)
         head = [("device", f"{has}; micro-batches of {self._training.batch_size} sequences")]
         if self._step(self._training.batch_size) is None:
-            return [*head, ("memory", "unknown: a step cannot be traced before it runs")]
+            return [*head, ("memory", "unknown: the step cannot be traced")]
         return head + [row for name in self._ways() for row in self._rows_of(name)]
 
     def least(self) -> int | None:
-        """Bytes of a worker, spread as the config says, else in the way that needs the least."""
+        """Bytes per worker under the config's `parallelism`; for "auto", under the one that needs
+        the least."""
         if self._step(self._training.batch_size) is None:
             return None
         asked = self._training.parallelism
@@ -372,33 +381,35 @@ class Memory:
         return memory_of_worker(step, parallelism, self._training, self._workers)
 
     def _needed(self, memory: ExpectedMemory) -> int:
-        """With the batches, where they are on the device."""
+        """Total bytes, including the batches if they are on the device."""
         return memory.total + (batch_bytes(self._training) if self._machine.kind == "cpu" else 0)
 
     def _logits(self) -> int:
-        """What a step needs for a large vocabulary, beside weights: logits and their gradients."""
+        """Bytes of the logits and their gradients."""
         if self._without_logits is None:
             return 0
         step = self._step(self._training.batch_size)
         return max(0, step.activations - self._without_logits.activations)
 
     def _largest_batch(self, parallelism: str) -> int:
-        """Sequences of a micro-batch that fit, to a few percent; 0 if one does not.
+        """The largest micro-batch that fits, in sequences, to a few percent; 0 if none fits.
 
-        Memory is linear in them, once they are many enough for one phase of the step to decide.
+        Memory is linear in the batch size once the batch is large enough for one phase of the step
+        to determine the peak.
         """
         return self._extrapolated(parallelism, self._large_batch)
 
     @cached_property
     def _large_batch(self) -> int:
-        """A micro-batch of about the size that fits. All ways share it, as each size is traced."""
+        """A micro-batch size close to the largest that fits. Shared by every `parallelism`, because
+        each size must be traced."""
         batch = 2 * self._training.batch_size
         for _ in range(2):
             batch = min(max(self._extrapolated(self._ways()[0], batch), 2), LARGEST_BATCH)
         return batch
 
     def _extrapolated(self, parallelism: str, batch: int) -> int:
-        """Sequences that fit on the line through `batch` and half of it."""
+        """Extrapolate the number of sequences that fit from `batch` and half of it."""
         sizes = (batch // 2, batch)
         half, whole = (self._needed(self._of_worker(parallelism, size)) for size in sizes)
         each = max((whole - half) / (batch - batch // 2), 1)
@@ -408,11 +419,11 @@ class Memory:
 def _time_rows(
     flops: float, training: TrainingConfig, machine: Machine, assumed: Assumed
 ) -> Iterator[tuple[str, str]]:
-    """How long the steps take, and what they cost; validation and start left out."""
+    """Table rows: the time and cost of the steps, excluding validation and start-up."""
     tokens = training.max_iters * training.tokens_per_step
     yield "steps", f"{training.max_iters:,}, {format_count(tokens)} tokens, {format_flops(flops)}"
     if machine.peak is None:
-        yield "time", f"unknown: the peak of {machine.name} is not known"
+        yield "time", f"unknown: the peak FLOP/s of {machine.name} is not known"
         return
     hours = Needs(flops, None).hours(machine.peak, assumed.workers, assumed.mfu)
     dtype = str(machine.dtype).removeprefix("torch.")
@@ -422,7 +433,7 @@ def _time_rows(
         f"{format_flops(machine.peak)}/s ({dtype}); validation and start-up excluded",
     )
     if training.max_minutes:
-        yield "", f"max_minutes={training.max_minutes:g} may end it before"
+        yield "", f"max_minutes={training.max_minutes:g} may end the run earlier"
     if assumed.price is not None:
         total = hours * assumed.workers * assumed.price
         yield "cost", f"${total:,.2f} at ${assumed.price:.2f} per device and hour"

@@ -1,4 +1,4 @@
-"""The log that a run directory holds already: continued from a checkpoint, refused, or renamed."""
+"""An existing log in a run directory: continue it from a checkpoint, refuse it, or rename it."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from training.log_files import (
 
 
 def refuse_existing_log(run_dir: Path) -> None:
-    """Raise UserError where a directory holds the log of a run already."""
+    """Raise UserError if a directory already contains the log of a run."""
     present = [name for name in (RUN_FILE, METRICS_FILE) if (run_dir / name).exists()]
     if present:
         raise UserError(
-            f"{run_dir} already holds a run ({', '.join(present)}); "
+            f"{run_dir} already contains a run ({', '.join(present)}); "
             "choose another --run_name, continue it with --resume, or remove the folder."
         )
 
 
 def set_aside_unfinished_log(run_dir: Path) -> str | None:
-    """Rename the log of a run that did not complete, and that nothing can resume.
+    """Rename the log of a run that did not complete and has no checkpoint to resume from.
 
     Returns:
-        The new name of its run.json, `run.before-N.json`; None where there was no such log.
+        The new name of its run.json, `run.before-N.json`; None if there was no such log.
     """
     try:
         status = read_run(run_dir / RUN_FILE).get("status")
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError):
-        status = None  # damaged; all the more reason to keep it
+        status = None  # damaged, but worth keeping
     if status == "completed":
         return None
 
@@ -69,8 +69,8 @@ class ResumePoint:
 
     Attributes:
         step: Optimizer steps done.
-        logged: Records in metrics.jsonl when it was saved; None if the checkpoint does not say.
-        run_id: The run that it belongs to; None if the checkpoint does not say.
+        logged: Number of records in metrics.jsonl when it was saved; None if not recorded.
+        run_id: The run that it belongs to; None if not recorded.
     """
 
     step: int
@@ -79,10 +79,10 @@ class ResumePoint:
 
 
 def earlier_run(run_dir: Path, resume: ResumePoint) -> dict[str, Any] | None:
-    """What run.json holds so far, without its records; None if there is no such file.
+    """Read run.json without its records; None if there is no such file.
 
     Raises:
-        UserError: If it is damaged, or belongs to another run than the checkpoint.
+        UserError: If it is damaged, or belongs to a different run than the checkpoint.
     """
     path = run_dir / RUN_FILE
     try:
@@ -93,7 +93,7 @@ def earlier_run(run_dir: Path, resume: ResumePoint) -> dict[str, Any] | None:
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); restore it, or remove it to continue without the "
-            "start time and the list of checkpoints that it held."
+            "start time and the list of checkpoints that it contained."
         ) from error
     if run_id and resume.run_id and run_id != resume.run_id:
         raise UserError(
@@ -107,12 +107,12 @@ def earlier_run(run_dir: Path, resume: ResumePoint) -> dict[str, Any] | None:
 def kept_of_earlier_run(
     earlier: Mapping[str, Any], run: Mapping[str, Any], step: int
 ) -> dict[str, Any]:
-    """What run.json keeps of the starts before: what the start that continues does not determine.
+    """The entries of run.json that a continued run keeps from its earlier starts.
 
     Args:
         earlier: The run.json of the earlier starts.
-        run: That of the start that continues.
-        step: Of the checkpoint that it continues from.
+        run: The run.json of the new start.
+        step: Step of the checkpoint that the run continues from.
     """
     checkpoints = earlier.get("checkpoints", [])
     return {
@@ -139,7 +139,7 @@ def _then(
 
 
 def _starts_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The starts that a run.json lists; an older one has one environment for all of them."""
+    """The starts listed in a run.json; older versions have one environment for all starts."""
     if "starts" in run:
         return run["starts"]
     environment = run.get("environment", {})
@@ -148,19 +148,19 @@ def _starts_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def lines_to_resume(run_dir: Path, step: int, logged: int | None) -> list[dict[str, Any]]:
-    """The records that a run had logged when it saved the checkpoint of a step, oldest first.
+    """The records that a run had logged when it saved a checkpoint, oldest first.
 
-    They come from metrics.jsonl; where that lacks some, from run.json, which has them all once a
-    run has ended.
+    They are read from metrics.jsonl. If it lacks some, they come from run.json, which contains all
+    records once a run has ended.
 
     Args:
         run_dir: The run directory.
-        step: Of the checkpoint.
-        logged: How many records the checkpoint says there were; None for a checkpoint that does
-            not say, whose records are those up to its step.
+        step: Step of the checkpoint.
+        logged: Number of records according to the checkpoint; None if it was not recorded, in which
+            case the records up to `step` are returned.
 
     Raises:
-        UserError: records are missing, or there more than once.
+        UserError: If records are missing or duplicated.
     """
     metrics = run_dir / METRICS_FILE
     lines = read_metrics(metrics)
@@ -182,7 +182,7 @@ def lines_to_resume(run_dir: Path, step: int, logged: int | None) -> list[dict[s
 def _merged(
     lines: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The records of both, each once, in the order of time."""
+    """Merge two lists of records in chronological order, without duplicates."""
     records = {(line["kind"], line["iter"]): line for line in (*others, *lines)}
     return sorted(
         records.values(),
@@ -191,7 +191,7 @@ def _merged(
 
 
 def _history_problem(lines: Sequence[Mapping[str, Any]], step: int, logged: int | None) -> str:
-    """What is wrong with the records up to a step; empty where nothing is."""
+    """Describe what is wrong with the records up to a step; empty if nothing is."""
     if logged is not None and len(lines) < logged:
         return f"it has {len(lines)} of {logged} records"
     for kind in LIST_OF_KIND:

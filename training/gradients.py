@@ -1,4 +1,4 @@
-"""The gradients of a model: their norm, mean and deviation, over all workers that hold some."""
+"""Norm, mean and standard deviation of a model's gradients, over all workers that hold some."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from training.workers import Workers
 
 
 class Gradients:
-    """Gradients that this worker holds whole.
+    """Gradients that this worker holds completely.
 
     Args:
-        parameters: Those that may have one.
+        parameters: The parameters that may have a gradient.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
         self._parameters = list(parameters)
 
     def norm(self) -> Tensor:
-        """Of all entries, a scalar on the device.
+        """The norm of all gradients, a scalar tensor on the device.
 
         Raises:
-            ValueError: no parameter has a gradient.
+            ValueError: If no parameter has a gradient.
         """
         return get_total_norm(self._tensors())
 
     def statistics(self) -> dict[str, Tensor]:
-        """Norm, mean and standard deviation of all entries, as tensors on the device.
+        """Norm, mean and standard deviation of all gradient entries, as tensors on the device.
 
         Raises:
-            ValueError: no parameter has a gradient.
+            ValueError: If no parameter has a gradient.
         """
         norm, (total, count) = self.norm(), self._total_and_count()
         mean = total / count
-        # The variance is the mean square less the squared mean; rounding may take it below zero.
+        # The variance is the mean square minus the squared mean; rounding may make it negative.
         variance = (norm / math.sqrt(count)).square() - mean.square()
         return {"norm": norm, "mean": mean, "std": variance.clamp(min=0.0).sqrt()}
 
@@ -49,7 +49,7 @@ class Gradients:
     def _tensors(self) -> list[Tensor]:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if not gradients:
-            raise ValueError("0 parameters have a gradient; call backward() first.")
+            raise ValueError("No parameter has a gradient; call backward() first.")
         return gradients
 
 
@@ -57,8 +57,8 @@ class SharedGradients(Gradients):
     """Gradients of which every worker holds a part.
 
     Args:
-        copies: For each parameter of this worker, how many workers hold the same.
-        workers: All that hold some.
+        copies: For each parameter of this worker, the number of workers that hold the same one.
+        workers: All workers that hold a part.
     """
 
     def __init__(self, copies: Mapping[nn.Parameter, int], workers: Workers):
@@ -74,7 +74,7 @@ class SharedGradients(Gradients):
         return self._sum(_total).float(), round(count.item())
 
     def _sum(self, value_of: Callable[[list[Tensor]], Tensor | int]) -> Tensor:
-        """What a value that adds up over tensors is for all gradients."""
+        """Sum a per-tensor value over the gradients of all workers, counting copies once."""
         by_copies: dict[int, list[Tensor]] = {}
         for parameter, copies in self._copies.items():
             if parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""The machine a run trains on: device, compute dtype, peak speed, memory, and its description."""
+"""The training hardware: device, compute dtype, peak FLOP/s, memory and description."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for `auto | cpu | cuda | mps`; auto takes cuda, then mps, then cpu.
+    """The device for `auto | cpu | cuda | mps`; auto prefers cuda, then mps, then cpu.
 
     Raises:
-        UserError: where the device is not there.
+        UserError: If the device is not available.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -45,7 +45,7 @@ def resolve_device(name: str) -> torch.device:
     if not available[name]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise UserError(
-            f"device={name!r} is not available to torch {torch.__version__} (there is: {there}); "
+            f"device={name!r} is not available to torch {torch.__version__} (available: {there}); "
             f"set device='auto', or install the driver and a torch build with {name.upper()}."
         )
     return torch.device(name)
@@ -54,11 +54,11 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The compute dtype for `auto | float32 | bfloat16 | float16` on a device.
 
-    auto is bfloat16 where the device has instructions for it (CUDA from capability 8.0, x86 with
+    auto is bfloat16 if the device has instructions for it (CUDA from capability 8.0, x86 with
     AMX-BF16 or AVX512-BF16), else float32.
 
     Raises:
-        UserError: where the device cannot compute in it.
+        UserError: If the device does not support the dtype.
     """
     if name == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
@@ -69,12 +69,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             for capability in (kind.cuda_capability, torch.cuda.get_device_capability(device))
         )
         raise UserError(
-            f"dtype={name!r} needs CUDA capability {needed}, and {device_name(device)} has {has}; "
+            f"dtype={name!r} needs CUDA capability {needed}, but {device_name(device)} has {has}; "
             "set dtype='float16' or 'float32'."
         )
     if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(kind.macos, 0):
         raise UserError(
-            f"dtype={name!r} on mps needs macOS {kind.macos}, and this is "
+            f"dtype={name!r} on mps needs macOS {kind.macos}, but this is "
             f"{platform.mac_ver()[0]}; set dtype='float16' or 'float32'."
         )
     return kind.dtype
@@ -89,7 +89,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def _cpu_info(key: str) -> str:
-    """What Linux says of its first processor under `key`; empty elsewhere."""
+    """The value of `key` for the first processor in Linux's /proc/cpuinfo; empty elsewhere."""
     try:
         text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -99,8 +99,8 @@ def _cpu_info(key: str) -> str:
 
 
 def resolve_async_save(wanted: bool | str, device: torch.device) -> bool:
-    """Whether to write checkpoints beside training for `auto | True | False`: auto does on an
-    accelerator, from which the state is copied in any case."""
+    """Whether to write checkpoints in the background for `auto | True | False`; auto does so on an
+    accelerator, whose state must be copied to the CPU anyway."""
     return device.type != "cpu" if wanted == "auto" else bool(wanted)
 
 
@@ -110,8 +110,8 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def prepare_device(device: torch.device, *, tf32: bool = False) -> None:
-    """Set what all of a process is to train with: on a CPU, memory that is kept when it is freed,
-    and the library of float32 matmuls; on CUDA, whether these may use TF32."""
+    """Configure the process for training: on a CPU, keep freed memory and choose the float32 matmul
+    library; on CUDA, allow or forbid TF32."""
     set_tf32(tf32)
     if device.type == "cpu":
         keep_freed_memory()
@@ -120,11 +120,11 @@ def prepare_device(device: torch.device, *, tf32: bool = False) -> None:
 
 
 def onednn_multiplies_faster() -> bool:
-    """Whether float32 matmuls on this CPU are better left to oneDNN than to MKL.
+    """Whether oneDNN computes float32 matmuls faster than MKL on this CPU.
 
-    MKL uses AVX-512 on Intel's CPUs only, oneDNN on AMD's too: more than twice as fast on an EPYC
-    of the Zen 5 generation. torch calls oneDNN where matmuls may round to bfloat16 ("medium"), but
-    oneDNN does round only where a CPU has AMX; elsewhere it computes in float32 throughout.
+    MKL uses AVX-512 on Intel CPUs only, oneDNN also on AMD CPUs: it is more than twice as fast on a
+    Zen 5 EPYC. torch calls oneDNN if matmuls may round to bfloat16 ("medium"), but oneDNN rounds
+    only if the CPU has AMX; otherwise it computes in float32 throughout.
     """
     flags = _cpu_info("flags").split()
     rounds = any(flag.startswith("amx") for flag in flags)
@@ -132,9 +132,9 @@ def onednn_multiplies_faster() -> bool:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Let float32 matmuls and convolutions on CUDA use TF32, or forbid it, for this process.
+    """Allow or forbid TF32 in float32 matmuls and convolutions on CUDA, for this process.
 
-    By its own default torch forbids it in matmuls only.
+    torch's default forbids it in matmuls only.
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
@@ -148,7 +148,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all it was given; a CPU always has."""
+    """Wait for all work queued on a device; returns at once for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -159,10 +159,10 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on every device.
 
     Raises:
-        UserError: where the seed is not in [0, 2**32), which is what NumPy takes.
+        UserError: If the seed is not in [0, 2**32), the range that NumPy accepts.
     """
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed} is not in [0, {2**32}); choose a smaller one.")
+        raise UserError(f"seed={seed} is not in [0, {2**32}); choose one in that range.")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -170,21 +170,21 @@ def seed_everything(seed: int) -> None:
 
 # --- peak speed
 
-# Dense peaks in TFLOP/s from the vendors' data sheets and architecture white papers; a sheet that
-# gives a figure with 2:4 sparsity is halved. Half precision is that with float32 accumulation, as
-# torch computes it (GeForce cards have a higher figure for float16 accumulation). "float32" is
-# without tensor cores, "tf32" what torch uses for float32 where TF32 is allowed.
-# The pattern is the whole name that torch.cuda.get_device_name gives, less "NVIDIA", "Tesla" and
-# "GeForce": a laptop part or a slice of a card has another name, another peak, and no entry.
-# The float32 of AMD devices is that of their matrix cores, which compute in float32 throughout.
-# torch sees each of the two dies (GCDs) of an MI250X as a device, so its peaks are half the card's.
-# Some drivers name it "MI250X/MI250", which may be either card, so that name has no entry.
-# Sources: V100, T4, A100, A30, A40, A10, L4, L40, L40S, H100 and H200 data sheets; A10G data sheet
-# (AWS); GH200 data sheet; HGX B200 and GB200 NVL72 (per GPU) in the Blackwell data sheet; HGX B300
-# and GB300 NVL72 (per GPU) in the Blackwell Ultra data sheet; RTX 30 and A6000: GA102 white paper;
-# RTX A4000 and A5000 data sheets, TF32 at half the rate of half precision as in the GA102 white
-# paper; RTX 40 and 6000 Ada: Ada white paper; RTX 50: RTX Blackwell white paper; RTX PRO 6000: RTX
-# PRO Blackwell white paper; MI250X, MI300X, MI325X and MI355X data sheets.
+# Dense peaks in TFLOP/s from the vendors' data sheets and architecture white papers; figures given
+# with 2:4 sparsity are halved. Half-precision peaks are those with float32 accumulation, which
+# torch uses (GeForce cards have a higher figure for float16 accumulation). "float32" is without
+# tensor cores, "tf32" is what torch uses for float32 if TF32 is allowed. The pattern matches the
+# full name from torch.cuda.get_device_name, without "NVIDIA", "Tesla" and "GeForce": a laptop GPU
+# or a slice of a card has another name, another peak, and no entry. The float32 peak of AMD devices
+# is that of their matrix cores, which compute in full float32. torch sees each of the two dies
+# (GCDs) of an MI250X as a device, so its peaks are half the card's. Some drivers report
+# "MI250X/MI250", which may be either card, so that name has no entry. Sources: V100, T4, A100, A30,
+# A40, A10, L4, L40, L40S, H100 and H200 data sheets; A10G data sheet (AWS); GH200 data sheet; HGX
+# B200 and GB200 NVL72 (per GPU) in the Blackwell data sheet; HGX B300 and GB300 NVL72 (per GPU) in
+# the Blackwell Ultra data sheet; RTX 30 and A6000: GA102 white paper; RTX A4000 and A5000 data
+# sheets, TF32 at half the rate of half precision as in the GA102 white paper; RTX 40 and 6000 Ada:
+# Ada white paper; RTX 50: RTX Blackwell white paper; RTX PRO 6000: RTX PRO Blackwell white paper;
+# MI250X, MI300X, MI325X and MI355X data sheets.
 PEAK_TFLOPS: dict[str, dict[str, float]] = {
     r"V100-SXM[23]-\d+GB": {"float32": 15.7, "float16": 125.0},
     r"V100-PCIE-\d+GB": {"float32": 14.0, "float16": 112.0},
@@ -245,10 +245,11 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """The dense peak of a device in a compute dtype, in FLOP/s; None where it is not known.
+    """The dense peak of a device in a compute dtype, in FLOP/s; None if unknown.
 
-    A CUDA device's is from `PEAK_TFLOPS`; on CUDA, float32 means TF32 where torch is set to use it.
-    A CPU's is that of the fastest of many matmuls, in this process and earlier ones.
+    The peak of a CUDA device is from `PEAK_TFLOPS`; on CUDA, float32 means TF32 if torch is set to
+    use it. The peak of a CPU is that of the fastest of many matmuls, in this process and earlier
+    ones.
     """
     if device.type == "cpu":
         precision = torch.get_float32_matmul_precision()
@@ -259,11 +260,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def peak_of_gpu(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
-    """The dense peak of a GPU in a compute dtype, in FLOP/s; None where it is not known.
+    """The dense peak of a GPU in a compute dtype, in FLOP/s; None if unknown.
 
     Args:
-        name: As `torch.cuda.get_device_name` gives it.
-        dtype: What matmuls compute in.
+        name: The name from `torch.cuda.get_device_name`.
+        dtype: Compute dtype of the matmuls.
         tf32: Whether float32 means TF32.
     """
     name = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", name)
@@ -294,7 +295,7 @@ KNOWN_GPUS: dict[str, tuple[str, int]] = {
     "B200": ("NVIDIA B200", 180 * 10**9),
     "MI300X": ("AMD Instinct MI300X", 192 * 10**9),
 }
-"""Full names and memory in bytes, by data sheet, of GPUs that a dry run can be told of."""
+"""Full name and memory in bytes, by data sheet, of the GPUs that a dry run knows."""
 
 
 def _uses_tf32() -> bool:
@@ -302,35 +303,37 @@ def _uses_tf32() -> bool:
 
 
 _PEAK_SHAPES = ((512, 512, 512), (1024, 256, 1024), (1024, 1024, 1024), (2048, 768, 3072))
-"""Matmuls (rows, inner, columns) of a CPU's peak: tokens x width x hidden width, as in a model."""
+"""Matmuls (rows, inner, columns) that measure a CPU's peak: tokens x width x hidden width."""
 
 _HIGHEST_CPU_PEAK = 1e15
-"""FLOP/s that no CPU reaches; a kept peak above it is damaged."""
+"""FLOP/s that no CPU reaches; a cached peak above it is invalid."""
 
 _PEAK_SECONDS = 2.0
-"""The longest that a process measures a CPU's peak."""
+"""Time limit for measuring a CPU's peak in a process."""
 
 _PEAK_STEADY = 20
-"""Rounds over the shapes without a faster matmul, by over 1 %, after which measuring ends."""
+"""Measuring ends after this many rounds over the shapes without an improvement of over 1 %."""
 
 _PEAK_STEADY_IF_KNOWN = 2
-"""The same, where an earlier process has measured: few rounds to see whether it was slowed down."""
+"""The same if an earlier process has measured the peak: a few rounds show whether that process was
+slowed down."""
 
 _PEAK_PAUSE = 0.02
-"""Seconds between rounds: a busy machine slows all matmuls that come close together."""
+"""Seconds between rounds: other load on the machine slows down all matmuls in quick succession."""
 
 _PEAK_LONGEST = 0.02
-"""Seconds; a shape that takes longer at the best speed so far is left out, but for the smallest: it
-is likely to be interrupted, and on a machine that slow a smaller one keeps all threads busy."""
+"""Seconds. Shapes that take longer at the best speed so far are skipped, except the smallest: long
+matmuls are likely to be interrupted, and on such a slow machine smaller ones suffice to keep all
+threads busy."""
 
 
 @functools.cache
 def _measured_cpu_peak(dtype: torch.dtype, threads: int, precision: str) -> float:
-    """FLOP/s of the fastest matmul that this machine is known to do with `threads` threads, and
-    with the library of float32 matmuls that torch's `precision` stands for.
+    """FLOP/s of the fastest matmul known on this machine, with `threads` threads and the float32
+    matmul library that torch's `precision` selects.
 
-    What else a machine does only ever slows a matmul down, often for seconds on a shared one. So
-    the best of earlier processes counts too; it is kept in `_cpu_peaks_file`.
+    Other load only ever slows a matmul down, often for seconds on a shared machine. The best result
+    of earlier processes therefore counts too; it is cached in `_cpu_peaks_file`.
     """
     machine = (device_name(torch.device("cpu")), threads, dtype, torch.__version__, precision)
     key = " | ".join(map(str, machine))
@@ -340,17 +343,20 @@ def _measured_cpu_peak(dtype: torch.dtype, threads: int, precision: str) -> floa
 
 
 def _fastest_matmul(dtype: torch.dtype, known: float) -> float:
-    """FLOP/s of the fastest matmul, in rounds over the shapes until the best is steady.
+    """Time matmuls in rounds over the shapes until the best result is steady.
 
     Args:
-        dtype: Of the operands.
-        known: What the machine is known to reach, 0 where nothing is: less is no news.
+        dtype: Dtype of the operands.
+        known: The best known result in FLOP/s, or 0.
+
+    Returns:
+        FLOP/s of the fastest matmul, at least `known`.
     """
     wanted = _PEAK_STEADY_IF_KNOWN if known else _PEAK_STEADY
     deadline = time.perf_counter() + _PEAK_SECONDS
     operands = [
         [torch.full(size, 0.5, dtype=dtype) for size in ((m, k), (k, n), (m, n))]
-        for m, k, n in _PEAK_SHAPES  # draws nothing from the generators
+        for m, k, n in _PEAK_SHAPES  # constants, to leave the random number generators alone
     ]
     fastest, steady = known, 0
     while steady < wanted:
@@ -371,13 +377,13 @@ def _fastest_matmul(dtype: torch.dtype, known: float) -> float:
 
 
 def _cpu_peaks_file() -> Path:
-    """Where CPU peaks are kept: in NANOARCH_CACHE_DIR, by default ~/.cache/nanoarch."""
+    """The cache of CPU peaks, in NANOARCH_CACHE_DIR (default ~/.cache/nanoarch)."""
     folder = os.environ.get("NANOARCH_CACHE_DIR") or Path("~/.cache/nanoarch").expanduser()
     return Path(folder) / "cpu_peaks.json"
 
 
 def _known_cpu_peaks() -> dict[str, float]:
-    """The peaks in FLOP/s that earlier processes measured; none from a missing or damaged file."""
+    """The peaks in FLOP/s from earlier processes; empty if the file is missing or damaged."""
     try:
         found = json.loads(_cpu_peaks_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -392,7 +398,7 @@ def _known_cpu_peaks() -> dict[str, float]:
 
 
 def _remember_cpu_peak(key: str, peak: float) -> None:
-    """Keep a peak that is higher than what is kept; where nothing can be written, it is not."""
+    """Cache a peak that is higher than the cached one; does nothing if the file is not writable."""
     known = _known_cpu_peaks()
     if known.get(key, 0.0) >= peak:
         return
@@ -408,12 +414,12 @@ def _remember_cpu_peak(key: str, peak: float) -> None:
 
 
 def memory_stats(device: torch.device) -> dict[str, int | None]:
-    """Memory of this process on a device, in bytes; None where the platform does not say.
+    """Memory of this process on a device, in bytes; None if the platform does not report it.
 
     Returns:
-        allocated: in use by tensors now. On a CPU it is `resident` instead: what the process holds.
-        peak: the most of it since the process began.
-        reserved: held by torch's allocator, in use or not; a CPU has none.
+        allocated: Memory in use by tensors. On a CPU, `resident` instead: the resident set size.
+        peak: The peak since the process started.
+        reserved: Memory held by torch's allocator, in use or not; absent on a CPU.
     """
     return _MEMORY_STATS[device.type](device)
 
@@ -454,9 +460,9 @@ def _peak_resident_bytes() -> int:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Memory that a device has, in use or not, in bytes: a CPU's is `host_memory`.
+    """Total memory of a device in bytes; None if the platform does not report it.
 
-    None where the platform does not say.
+    For a CPU this is `host_memory`.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -466,7 +472,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def host_memory() -> int:
-    """The machine's RAM in bytes, in use or not, or a container's limit (cgroup v2) if lower."""
+    """Total RAM of the machine in bytes, or the container's limit (cgroup v2) if lower."""
     total = psutil.virtual_memory().total
     try:
         limit = _MEMORY_LIMIT.read_text(encoding="ascii").strip()
@@ -479,7 +485,7 @@ def host_memory() -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The name a person knows a device by, such as `NVIDIA H200` or its CPU's model."""
+    """The product name of a device, such as `NVIDIA H200` or the CPU model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return (
@@ -491,8 +497,8 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a run's numbers depend on besides its config, `provenance` included; None where it
-    cannot be told."""
+    """The software and hardware that a run's results depend on, including `provenance`; unknown
+    values are None."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

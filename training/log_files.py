@@ -1,16 +1,16 @@
-"""The two files of a run's log: how they are written and read.
+"""Write and read the two files of a run's log.
 
-`<run_dir>/metrics.jsonl`: one JSON object per line, a record, written as it happens. `kind` is
-"train", "eval" or "sample", `wall_seconds` the time that the run has taken so far over all its
+`<run_dir>/metrics.jsonl` has one record per line, a JSON object, appended during training. `kind`
+is "train", "eval" or "sample"; `wall_seconds` is the wall time of the run so far over all its
 starts.
 
-`<run_dir>/run.json`: the run as one object, replaced atomically, so that a reader never meets half
-a file. While the run lasts, its records are in metrics.jsonl alone, and run.json holds what stays
-small: its lists `training_iterations`, `eval_steps` and `samples` are empty until the run ends,
-completed or not. `read_log` reads both files.
+`<run_dir>/run.json` describes the run as one object. It is replaced atomically, so that a reader
+never sees a partial file. During the run, the records are only in metrics.jsonl, which keeps
+run.json small: its lists `training_iterations`, `eval_steps` and `samples` are empty until the run
+ends, completed or not. `read_log` reads both files.
 
-Units are SI. An `iter` is the number of optimizer steps done. Losses are nats per token. Times of
-day are UTC, ISO 8601. NaN and infinity, which JSON does not have, become null.
+Units are SI. `iter` is the number of optimizer steps done. Losses are in nats per token. Timestamps
+are UTC, ISO 8601. NaN and infinity, which JSON lacks, become null.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 
 LIST_OF_KIND = {"train": "training_iterations", "eval": "eval_steps", "sample": "samples"}
-"""Where run.json keeps the records of each kind."""
+"""The list in run.json that holds the records of each kind."""
 
 
 # Writing
 
 
 def json_safe(value: Any) -> Any:
-    """`value` with every NaN and infinity in it as None, and tuples as lists."""
+    """Replace every NaN and infinity in `value` by None, and tuples by lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -53,8 +53,8 @@ def write_run(run_dir: Path, run: Mapping[str, Any], *, records: bool) -> None:
 
     Args:
         run_dir: The run directory.
-        run: The object, its lists of records empty.
-        records: Whether to fill these lists from metrics.jsonl.
+        run: The object, with empty lists of records.
+        records: Whether to fill the lists from metrics.jsonl.
     """
     rest = json.dumps(run, indent=1, allow_nan=False) + "\n"
     texts = []
@@ -67,7 +67,7 @@ def write_run(run_dir: Path, run: Mapping[str, Any], *, records: bool) -> None:
 
 
 def _listed(metrics: Path, kind: str) -> Iterator[str]:
-    """The records of a kind as the inside of a JSON list, up to and with its end."""
+    """Yield the records of a kind as the text of a JSON list, from after its `[` to its `]`."""
     separator = "\n  "
     for line, text in _whole_lines(metrics):
         if line["kind"] == kind:
@@ -77,14 +77,14 @@ def _listed(metrics: Path, kind: str) -> Iterator[str]:
 
 
 class MetricsFile:
-    """A metrics.jsonl that is being written. What `append` returns from has left the process."""
+    """A metrics.jsonl opened for appending. Writes are unbuffered."""
 
     def __init__(self, path: Path):
         refuse_irregular(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a record; an OSError leaves the file as it was."""
+        """Append a record; if an OSError is raised, the file is unchanged."""
         size = self._file.seek(0, os.SEEK_END)
         left = metrics_line(line).encode()
         try:
@@ -95,7 +95,7 @@ class MetricsFile:
             raise
 
     def sync(self) -> None:
-        """Return when every record would survive a power cut."""
+        """Flush all records to disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def metrics_line(line: Mapping[str, Any]) -> str:
 
 
 def _parse_metrics_line(text: str) -> dict[str, Any] | None:
-    """The record that a line of metrics.jsonl holds; None where the line is damaged."""
+    """Parse a line of metrics.jsonl; returns None if it is damaged."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -125,7 +125,7 @@ def _parse_metrics_line(text: str) -> dict[str, Any] | None:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The records of a metrics.jsonl and their text, oldest first; see `read_metrics`."""
+    """Yield the records of a metrics.jsonl with their text, oldest first; see `read_metrics`."""
     if not path.exists():
         return
     with (
@@ -146,16 +146,16 @@ def _whole_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, oldest first, without a last line that a kill cut short.
+    """The records of a metrics.jsonl, oldest first; an incomplete last line is ignored.
 
     Raises:
-        UserError: A line before the last is damaged.
+        UserError: If a line before the last is damaged.
     """
     return [line for line, _ in _whole_lines(path)]
 
 
 def last_metrics(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a metrics.jsonl, without reading what is before; None before any."""
+    """The last complete record of a metrics.jsonl, read from the end of the file; None if empty."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
         texts = file.read().decode("utf-8", errors="replace").split("\n")[:-1]
@@ -163,14 +163,14 @@ def last_metrics(path: Path) -> dict[str, Any] | None:
 
 
 def read_run(path: Path) -> Any:
-    """What a run.json holds, without parsing its log lines: `training_iterations` is left empty.
+    """Read a run.json without parsing its training records: `training_iterations` is left empty.
 
-    Those lines are nine tenths of the file, and `summary` tells what they came to. `write_run`
-    indents by one space, so a line that starts with ` ]` can only end a list of the top level; a
-    file that is laid out otherwise is parsed whole.
+    Those records are nine tenths of the file, and `summary` has the results. `write_run` indents by
+    one space, so a line that starts with ` ]` can only end a top-level list; a file with another
+    layout is parsed completely.
 
     Raises:
-        ValueError: The file is no JSON.
+        ValueError: If the file is not valid JSON.
     """
     text = _content(path)
     before, key, lines = text.partition(b'\n "training_iterations": [\n')
@@ -179,11 +179,11 @@ def read_run(path: Path) -> Any:
 
 
 def read_log(run_dir: Path) -> dict[str, Any]:
-    """The whole log of a run: run.json, with the records of metrics.jsonl while it has none.
+    """The complete log of a run: run.json, with the records of metrics.jsonl if it has none.
 
     Raises:
-        OSError: There is no run.json.
-        ValueError: A file is damaged.
+        OSError: If there is no run.json.
+        ValueError: If a file is damaged.
     """
     log = json.loads(_content(run_dir / RUN_FILE))
     if not any(log.get(name) for name in LIST_OF_KIND.values()):
@@ -198,7 +198,7 @@ def records_of(lines: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, 
 
 
 def records_in_run_file(run_dir: Path) -> list[dict[str, Any]]:
-    """The records that run.json holds; none where there is no such file or it is damaged."""
+    """The records in run.json; empty if the file is missing or damaged."""
     try:
         log = json.loads(_content(run_dir / RUN_FILE))
         records = [line for name in LIST_OF_KIND.values() for line in log.get(name, [])]

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class RunningMedian:
-    """The median of the numbers added so far, which are kept sorted."""
+    """The median of the numbers added so far."""
 
     def __init__(self) -> None:
         self._ordered: list[float] = []
@@ -28,10 +28,10 @@ class RunningMedian:
 
 
 class RunSummary:
-    """The summary of a run so far, updated record by record; what is not known yet is null.
+    """The summary of a run so far, updated record by record; unknown values are null.
 
-    The medians leave out the first log interval, which pays for warming up and compiling, unless
-    it is the only one. `total_flops` counts training, by the full (not the causal) convention.
+    The medians exclude the first log interval, which includes warm-up and compilation, unless it is
+    the only one. `total_flops` counts training by the full (not the causal) convention.
     """
 
     def __init__(self, flops_per_token: int):
@@ -47,7 +47,7 @@ class RunSummary:
         self._mfu_percent = RunningMedian()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a record of metrics.jsonl; samples add nothing."""
+        """Add a record of metrics.jsonl; samples are ignored."""
         if line["kind"] == "sample":
             return
         self._total_tokens = max(self._total_tokens, line["tokens_seen"])
@@ -70,7 +70,7 @@ class RunSummary:
             self._mfu_percent.add(line["mfu"]["mfu_percent"])
 
     def to_dict(self, wall_seconds: float) -> dict[str, Any]:
-        """The summary as run.json has it."""
+        """The `summary` object of run.json."""
         best, only = self.best or {}, self._first_interval
         if only is not None and only is not self._last_interval:
             only = None
@@ -93,11 +93,11 @@ class RunSummary:
 
 
 class TimeLeft:
-    """How long a run will still take, by its pace since the first log line of this start, which
-    includes validation and saving.
+    """Estimates the remaining time of a run from its pace since the first log line of this start,
+    including validation and saving.
 
     Attributes:
-        seconds: After the last log line; None before the first.
+        seconds: Remaining seconds as of the last log line; None before the first.
     """
 
     def __init__(self) -> None:
@@ -105,12 +105,12 @@ class TimeLeft:
         self._first: tuple[float, float] | None = None
 
     def update(self, done: float, wall_seconds: float, training_seconds: float) -> None:
-        """Take a log line.
+        """Update the estimate at a log line.
 
         Args:
-            done: Share of the run that is done.
+            done: Fraction of the run that is done.
             wall_seconds: Wall time so far.
-            training_seconds: Estimated training time so far, for the pace at the first log line.
+            training_seconds: Training time so far, which gives the pace at the first log line.
         """
         if self._first is None:
             self._first = done, wall_seconds

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the lines that a run prints.
+"""Format numbers for people, and the lines that a run prints.
 
 Units are SI: 1 GB is 1e9 bytes, 1 TFLOP/s is 1e12 FLOP/s.
 """
@@ -11,28 +11,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LINE_WIDTH = 100
-"""Columns of tables."""
+"""Width of tables, in columns."""
 
 CONSOLE_WIDTH = 80
-"""Columns of what a run prints."""
+"""Width of a run's console output, in columns."""
 
 UNBROKEN_SPACE = "\N{NO-BREAK SPACE}"
-"""In the value of a row: a space at which the line is not wrapped."""
+"""A space in the value of a row at which lines are not wrapped."""
 
 
-# Numbers, as people read them
+# Numbers
 
 
 def format_number(value: float | None, spec: str) -> str:
-    """`value` by a format specification; `-` where there is no finite number."""
+    """Format `value` by a format specification; `-` if it is None or not finite."""
     return "-" if value is None or not math.isfinite(value) else format(value, spec)
 
 
 def _scaled(value: float | None, units: Sequence[str], small_decimals: int = 1) -> str:
-    """`value` in the unit (each 1000 times the one before) that leaves it under 1000.
+    """Format `value` in the unit that keeps it below 1000; each unit is 1000 times the previous.
 
-    Below 100 it has `small_decimals` decimals, from there on one; whole numbers of the first unit
-    have none. `-` where there is no finite number.
+    Numbers below 100 get `small_decimals` decimals, larger ones one decimal, and whole numbers of
+    the first unit none. `-` if `value` is None or not finite.
     """
     if value is None or not math.isfinite(value):
         return "-"
@@ -46,17 +46,17 @@ def _scaled(value: float | None, units: Sequence[str], small_decimals: int = 1) 
 
 
 def format_count(value: float | None) -> str:
-    """`1.23B`, `124.4M`, `12.34K`, `987`; `-` where there is no finite number."""
+    """`1.23B`, `124.4M`, `12.34K`, `987`; `-` if `value` is None or not finite."""
     return _scaled(value, ("", "K", "M", "B", "T"), small_decimals=2)
 
 
 def format_flops(value: float | None) -> str:
-    """`854.7 MFLOPs`; `-` where there is no finite number."""
+    """`854.7 MFLOPs`; `-` if `value` is None or not finite."""
     return _scaled(value, [f" {prefix}FLOPs" for prefix in ("", *"kMGTPEZ")])
 
 
 def format_bytes(value: float | None) -> str:
-    """`3.2 GB`, where 1 GB is 1e9 bytes; `-` where there is no finite number."""
+    """`3.2 GB`, where 1 GB is 1e9 bytes; `-` if `value` is None or not finite."""
     return _scaled(value, [f" {prefix}B" for prefix in ("", *"kMGTP")])
 
 
@@ -64,10 +64,10 @@ def format_bytes(value: float | None) -> str:
 
 
 def format_start_report(sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
-    """Titled blocks of `name  value` rows, the values aligned over all blocks and wrapped.
+    """Format titled blocks of `name  value` rows; values are wrapped, and aligned over all blocks.
 
     Args:
-        sections: Of each block the title and its rows.
+        sections: Title and rows of each block.
 
     Returns:
         Lines of at most CONSOLE_WIDTH columns.
@@ -79,7 +79,7 @@ def format_start_report(sections: Sequence[tuple[str, Sequence[tuple[str, str]]]
 
 
 def format_rows(rows: Sequence[tuple[str, str]]) -> str:
-    """`name  value` rows, values aligned and wrapped; lines of at most CONSOLE_WIDTH columns."""
+    """Format `name  value` rows, values aligned and wrapped to CONSOLE_WIDTH columns."""
     return "\n".join(_rows(rows, max((len(name) for name, _ in rows), default=0) + 2))
 
 
@@ -92,7 +92,7 @@ def _rows(rows: Sequence[tuple[str, str]], column: int, indent: str = "") -> lis
             initial_indent=f"{indent}{name}".ljust(column),
             subsequent_indent=" " * column,
             break_on_hyphens=False,
-            break_long_words=False,  # a path stays one that can be copied
+            break_long_words=False,  # so that paths can be copied
         ) or [f"{indent}{name}"]
     return [line.replace(UNBROKEN_SPACE, " ") for line in lines]
 
@@ -115,7 +115,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _pack(fields: Sequence[str]) -> str:
-    """Fields separated by bars, on as few lines as CONSOLE_WIDTH allows."""
+    """Join fields with bars, on as few lines as CONSOLE_WIDTH allows."""
     lines = [fields[0]]
     for field in fields[1:]:
         if len(lines[-1]) + 3 + len(field) <= CONSOLE_WIDTH:
@@ -132,7 +132,7 @@ def _progress(iter: int, max_iters: int | None) -> str:
 
 
 def _memory_field(memory: Mapping[str, float | None]) -> str:
-    """`mem 11.2 peak 133 reserved 134 GB`: first what is allocated, or resident on a CPU."""
+    """`mem 11.2 peak 133 reserved 134 GB`; `mem` is allocated memory, or resident on a CPU."""
     shown = {"allocated": "mem", "resident": "mem", "peak": "peak", "reserved": "reserved"}
     parts = [
         f"{label} {memory[key] / 1e9:.3g}"
@@ -143,7 +143,7 @@ def _memory_field(memory: Mapping[str, float | None]) -> str:
 
 
 def _tflops(value: float | None) -> str:
-    """Three digits that matter, without an exponent: `0.0517`, `45.6`, `989`, `2250`."""
+    """Three significant digits, without an exponent: `0.0517`, `45.6`, `989`, `2250`."""
     return format_number(value, ".0f" if value is not None and value >= 100 else ".3g")
 
 
@@ -152,12 +152,12 @@ def _percent(value: float | None) -> str:
 
 
 def format_step(record: Mapping[str, Any], max_iters: int | None, eta: float | None = None) -> str:
-    """A record of `training_iterations` as lines: what it learns, how fast, then the rest.
+    """Format a record of `training_iterations` as lines: progress, speed, then the rest.
 
     Args:
         record: The record.
         max_iters: Steps of the whole run; None if unknown.
-        eta: Seconds that the run will still take; None if unknown.
+        eta: Remaining seconds of the run; None if unknown.
     """
     mfu, gradients = record["mfu"], record["gradients"]
     progress = [
@@ -188,7 +188,7 @@ def format_step(record: Mapping[str, Any], max_iters: int | None, eta: float | N
 def format_step_briefly(
     record: Mapping[str, Any], max_iters: int | None, eta: float | None = None
 ) -> str:
-    """A record of `training_iterations` as one line; see `format_step`."""
+    """Format a record of `training_iterations` as one line; see `format_step`."""
     percent = record["mfu"]["mfu_percent"]
     fields = [
         _progress(record["iter"], max_iters),
@@ -208,7 +208,7 @@ def _eta(seconds: float | None) -> list[str]:
 def format_eval(
     record: Mapping[str, Any], max_iters: int | None, best: Mapping[str, Any] | None
 ) -> str:
-    """A record of `eval_steps` as a line; `best` is the record of the lowest loss so far."""
+    """Format a record of `eval_steps`; `best` is the record with the lowest loss so far."""
     best_text = "none finite" if best is None else f"{best['val_loss']:.4f} (step {best['iter']})"
     fields = [
         _progress(record["iter"], max_iters),
@@ -220,7 +220,7 @@ def format_eval(
 
 
 def format_sample(record: Mapping[str, Any]) -> str:
-    """A record of `samples` as an indented block. Control characters are shown as dots."""
+    """Format a record of `samples` as an indented block. Control characters become dots."""
     text = f"{record['prompt']}{record['text']}".strip("\n").expandtabs(4)
     shown = "".join(c if c.isprintable() or c == "\n" else "." for c in text)
     lines = [

@@ -1,6 +1,6 @@
-"""How much of the machine's CPUs other processes use while a run trains.
+"""Measure the CPU usage of other processes while a run trains.
 
-Seconds of two runs can only be compared if each had the machine to itself, so the log records it.
+The times of two runs are only comparable if each had the machine to itself, so the log records it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import psutil
 
 
 class OtherLoad:
-    """Measures the CPU time of other processes since it was made.
+    """Measures the CPU time of other processes since this object was created.
 
-    On a machine in containers this is that of the whole host. Processes that this one started,
-    such as those that compile, count as its own.
+    In a container, this covers the whole host. Child processes, such as compilers, count as this
+    process.
 
     Args:
-        of_parent: All that the parent of this process started count as its own, too, as the workers
-            of torchrun do.
+        of_parent: Whether all children of this process's parent count as this process; set it for
+            workers started by torchrun.
     """
 
     def __init__(self, of_parent: bool = False) -> None:
@@ -30,8 +30,8 @@ class OtherLoad:
         self._share = 1.0
 
     def share(self) -> float:
-        """CPU time of others as a share of what all CPUs could have given, from 0 to 1; as it was
-        when it was last known if the parent has gone."""
+        """CPU time of other processes as a fraction of the available CPU time, from 0 to 1; the
+        last known value if the parent has ended."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._share = self._measured()
         return self._share
@@ -44,7 +44,7 @@ class OtherLoad:
 
 
 def _cpu_seconds(process: psutil.Process) -> tuple[float, float, float]:
-    """The time; CPU seconds so far of all processes, and of one and those it started."""
+    """The current time; CPU seconds so far of all processes; and of one and its children."""
     times = psutil.cpu_times()
     busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
     # guest time is part of user time on Linux

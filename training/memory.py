@@ -1,13 +1,13 @@
-"""What a run will need of memory, before it starts.
+"""Estimate the memory of a run before it starts.
 
 The peak of a training step is found by tracing one: forward, loss, backward, clipping and the
-optimizer's step run under FakeTensorMode, which computes nothing, while every tensor storage that
-is made and freed is counted. So transients count too, such as the logits in float32, their
-log-softmax and their gradient, which are most of the peak where the vocabulary is large. On a CPU
-the allocator keeps small blocks that are freed, so the most of them is added to the most of large
-ones. What Python, torch and the inside of kernels need is not counted.
+optimizer step run under FakeTensorMode, which computes nothing, and every tensor storage that is
+allocated and freed is counted. This includes temporaries such as the logits in float32, their
+log-softmax and their gradient, which dominate the peak if the vocabulary is large. On a CPU the
+gaps between the blocks of the heap are added (HEAP_SLACK). Memory used by Python, by torch itself
+and inside kernels is not counted.
 
-Layers are alike, so two small depths are traced and the rest is extrapolated.
+Since layers are alike, two small depths are traced and the result is extrapolated.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ from training.optimizer_state import create_state, takes_found_inf
 from training_config import TrainingConfig
 
 COMPILED_SHARE = 0.25
-"""torch.compile computes some activations anew instead of keeping them, how many is not known
-beforehand: a compiled run is refused only where even this share of them does not fit."""
+"""Fraction of the activations that a compiled run needs at least: torch.compile recomputes some
+instead of keeping them, and how many is not known in advance. A compiled run is refused only if
+even this fraction does not fit."""
 
 WEIGHT_BYTES = 8
-"""Per parameter in float32: the weight and its gradient."""
+"""Bytes per float32 parameter: the weight and its gradient."""
 
 HEAP_SLACK = {"none": 0.42, "block": 1.2, "selective": 0.65}
-"""The gaps between the blocks of a CPU's heap, as a share of all, by `activation_checkpointing`;
-fitted to measurements (`scripts/memory.py`)."""
+"""Gaps between the blocks of a CPU's heap, as a fraction of the peak, by `activation_checkpointing`
+mode; fitted to measurements (`scripts/memory.py`)."""
 
 LAYER_BYTES = 20_000
-"""What Python holds for the modules of a layer, at least, whatever their widths."""
+"""Lower bound on the bytes that Python needs for the modules of a layer, at any width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,46 +62,46 @@ class ExpectedMemory:
     weights: int
     """Weights and gradients."""
     optimizer: int
-    """What the optimizer keeps of the weights."""
+    """Optimizer state."""
     activations: int
-    """What else is held at the peak: activations and their gradients, casts of weights, logits."""
+    """Everything else at the peak: activations and their gradients, casts of weights, logits."""
 
     block: int = 0
     """Weights and gradients of the largest block; part of `weights`."""
     ends: int = 0
-    """Weights and gradients of what is in no block: embedding, LM head, final norm."""
+    """Weights and gradients outside the blocks: embedding, LM head, final norm."""
     heap: bool = False
-    """Whether it is in the heap of a CPU, which keeps what is freed."""
+    """Whether the memory is on the heap of a CPU, which keeps freed memory."""
     saved_copy: int = 0
-    """The copy of weights and optimizer state that checkpoints are written from (`async_save`)."""
+    """Copy of weights and optimizer state from which checkpoints are written (`async_save`)."""
 
     @property
     def state(self) -> int:
-        """Weights, gradients, and what the optimizer keeps of them."""
+        """Bytes of weights, gradients and optimizer state."""
         return self.weights + self.optimizer
 
     def of_worker(
         self, parallelism: str, shards: int, workers: int, gathers: bool = False
     ) -> ExpectedMemory:
-        """The memory of one of several workers, each of which has this batch.
+        """The memory of one of several workers that each process this batch.
 
         Args:
-            parallelism: Other than "auto".
-            shards: Workers that share a copy of the parameters.
-            workers: All workers.
-            gathers: Whether a sharded parameter is gathered where the optimizer updates it.
+            parallelism: The value of `parallelism`; not "auto".
+            shards: Number of workers that share a copy of the parameters.
+            workers: Number of all workers.
+            gathers: Whether sharded parameters are gathered for the optimizer step.
         """
         if workers == 1:
             return self
         optimizer = self.optimizer // (workers if parallelism == "zero1" else shards)
         if shards > 1:
-            # The ends, and two blocks' weights and one's gradients; each also as a message.
+            # The ends, the weights of two blocks and the gradients of one; each with its message.
             messages = 2 * self.ends + 3 * self.block
-            if self.heap:  # which keeps them apart; fitted to measurements
+            if self.heap:  # which keeps their memory separate; fitted to measurements
                 messages += self.ends + 3 * self.block
             messages += self.weights // shards if gathers else 0
         else:
-            # DDP arranges gradients anew after the first step; the heap keeps the first buckets.
+            # DDP rebuilds its buckets after the first step; the heap keeps the memory of the first.
             messages = self.weights // 2 if self.heap else 0
         return dataclasses.replace(
             self,
@@ -114,20 +115,20 @@ class ExpectedMemory:
         return self.state + self.activations + self.saved_copy
 
     def least(self, compiled: bool) -> float:
-        """What cannot be done without, bytes."""
+        """Lower bound on the bytes needed; `compiled`: whether the model is compiled."""
         activations = self.activations * (COMPILED_SHARE if compiled else 1)
         return self.state + activations + self.saved_copy
 
 
-# Bounds that need no trace
+# Bounds without a trace
 
 
 def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
-    """Parameters of the embedding and of attention, if every layer has it; a lower bound.
+    """Lower bound on the number of parameters: the embedding, and attention if every layer has it.
 
     Args:
         config: The architecture, of any size.
-        vocab_size: Tokens of the vocabulary, at least.
+        vocab_size: Lower bound on the vocabulary size.
     """
     attention = min(
         2 * config.n_embd * layer.head_dim * (layer.n_head + layer.n_kv_head)
@@ -141,13 +142,13 @@ def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
 def least_state(
     config: ModelArchitectureConfig, vocab_size: int, optimizer: str, workers: int = 1
 ) -> int:
-    """Bytes that training holds whatever the batch: a lower bound that takes no time.
+    """Lower bound on the bytes that training needs at any batch size; cheap to compute.
 
     Args:
         config: The architecture, of any size.
-        vocab_size: Tokens of the vocabulary, at least.
-        optimizer: Its name.
-        workers: Over how many workers parameters and the rest may be spread.
+        vocab_size: Lower bound on the vocabulary size.
+        optimizer: Name of the optimizer.
+        workers: Number of workers that the training state may be spread over.
     """
     each = WEIGHT_BYTES + OPTIMIZERS[optimizer].least_bytes
     spread = each * least_parameters(config, vocab_size) // workers
@@ -155,7 +156,7 @@ def least_state(
 
 
 def batch_bytes(training: TrainingConfig) -> int:
-    """Bytes on the host of int64 inputs and targets: of a step, and of those prefetched."""
+    """Bytes of int64 inputs and targets on the host: the current batch and the prefetched ones."""
     return (PREFETCH_DEPTH + 1) * 16 * training.tokens_per_step
 
 
@@ -165,24 +166,24 @@ def batch_bytes(training: TrainingConfig) -> int:
 def expected_memory(
     config: ModelArchitectureConfig, training: TrainingConfig, device: str, dtype: torch.dtype
 ) -> ExpectedMemory | None:
-    """The memory of a training step, from a trace that computes nothing.
+    """Estimate the memory of a training step from a trace that computes nothing.
 
     Args:
         config: The architecture.
-        training: The batch, and the optimizer. If a step has several micro-batches, the gradients
-            of the ones before are held while the next is computed.
+        training: The batch and the optimizer. With gradient accumulation, the accumulated gradients
+            are held throughout the step.
         device: Device type.
-        dtype: Compute type of the matmuls.
+        dtype: Compute dtype of the matmuls.
 
     Returns:
-        The expectation; None if the model cannot be traced, as with a part whose shapes depend on
-        the data.
+        The estimate; None if the model cannot be traced, for example because shapes depend on the
+        data.
 
     Raises:
-        UserError: the model cannot be made.
+        UserError: If the model cannot be built.
     """
     config = _traceable(config, device)
-    # The shapes of a GPU's step can be traced where there is none.
+    # A GPU's step can be traced on a CPU, as only shapes matter.
     place = "cpu" if device == "cuda" and not torch.cuda.is_available() else device
     traced = []
     try:
@@ -192,23 +193,23 @@ def expected_memory(
                 traced.append(_trace(smaller, training, place, dtype))
     except UserError:
         raise
-    except Exception:  # whatever a part of the user's own does that a fake tensor cannot
+    except Exception:  # a plugin may do anything that fake tensors do not support
         return None
     slack = HEAP_SLACK[training.activation_checkpointing] if device == "cpu" else 0.0
     return _extrapolated(traced, config.n_layer, slack)
 
 
 def _traceable(config: ModelArchitectureConfig, device: str) -> ModelArchitectureConfig:
-    """The config with SDPA in place of the fused kernels that cannot be traced, and keep alike."""
+    """The config with SDPA instead of fused kernels, which cannot be traced but use as much."""
     if set(config.attention_backends_on(device)) <= {"manual", "sdpa"}:
         return config
     return config.adapted(attention_backend="sdpa", attention_softcap=None)
 
 
 def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
-    """Two depths a period of the layers' patterns apart; the depth itself where that is no more.
+    """The depths to trace: two that differ by one period of the layer patterns, or the full depth.
 
-    The shallower has two periods or more: one whose backward pass comes first, and another.
+    The shallower one has at least two periods: the one whose backward pass runs first, and another.
     """
     period, layers = config.period, config.n_layer
     shallow = config.prefix + 2 * period + (layers - config.prefix) % period
@@ -220,23 +221,24 @@ def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
 
 @dataclasses.dataclass
 class _Trace:
-    """One traced step, and the most bytes alive in each of its phases, the optimizer's left out."""
+    """The memory of one traced step, in bytes."""
 
     layers: int
+    """Number of layers of the traced model."""
     weights: int
-    """Bytes of weights and gradients."""
+    """Weights and gradients."""
     block: int
-    """Those of them in the largest block."""
+    """Weights and gradients of the largest block."""
     ends: int
-    """Those of them in no block."""
+    """Weights and gradients outside the blocks."""
     optimizer: int
-    """Bytes that the optimizer keeps, during the whole step."""
+    """Optimizer state, which is held during the whole step."""
     peaks: dict[str, int]
-    """Of each phase."""
+    """Peak of each phase, excluding the optimizer state."""
 
 
 def _extrapolated(traced: list[_Trace], layers: int, slack: float) -> ExpectedMemory:
-    """What the traces say of a model of `layers` layers: each phase's peak is linear in them."""
+    """Extrapolate traces to a model with `layers` layers: each phase's peak is linear in depth."""
     first, last = traced[0], traced[-1]
     gap = max(last.layers - first.layers, 1)
 
@@ -252,7 +254,7 @@ def _extrapolated(traced: list[_Trace], layers: int, slack: float) -> ExpectedMe
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages alive, and the most of them in each phase."""
+    """Counts the bytes of live storages, and their peak in each phase."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,12 +264,12 @@ class _LiveStorages(TorchDispatchMode):
         self.enter("forward")
 
     def enter(self, phase: str) -> None:
-        """Begin a phase."""
+        """Start a phase."""
         self._phase = phase
         self._note_peak()
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once, until it is freed."""
+        """Count a tensor's storage once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
@@ -277,7 +279,7 @@ class _LiveStorages(TorchDispatchMode):
             self._note_peak()
 
     def leave_out(self, tensor: Tensor) -> None:
-        """Do not count a tensor's storage."""
+        """Exclude a tensor's storage from the count."""
         self._known[tensor.untyped_storage()._cdata] = 0
 
     def _release(self, key: int) -> None:
@@ -302,7 +304,7 @@ def _trace(
     device: str,
     dtype: torch.dtype,
 ) -> _Trace:
-    """Trace a step of a model; call it under FakeTensorMode and with `device` the default."""
+    """Trace a training step. Call under FakeTensorMode with `device` as the default device."""
     model = GPT(config)
     for block in model.blocks:
         if training.tensor_parallel > 1:
@@ -344,12 +346,12 @@ def _trace(
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    """Of parameters and their gradients."""
+    """Bytes of parameters and their gradients."""
     return 2 * sum(p.nbytes for p in parameters)
 
 
 def _guarded_step(optimizer: torch.optim.Optimizer, device: str) -> None:
-    """A step that can be undone, as `StepGuard` sees to it."""
+    """An optimizer step that can be undone, as under `StepGuard`."""
     bad = torch.zeros(())
     if takes_found_inf(optimizer, torch.device(device)):
         optimizer.found_inf = bad
@@ -362,7 +364,8 @@ def _guarded_step(optimizer: torch.optim.Optimizer, device: str) -> None:
 
 @contextlib.contextmanager
 def _entering_phases(model: GPT, period: int, storages: _LiveStorages) -> Iterator[None]:
-    """Tell `storages` when the backward pass reaches the last layers, and the layers before."""
+    """Start a phase of `storages` at the backward pass of the last period of layers, and another at
+    that of the earlier layers."""
 
     def at_gradient(phase: str) -> Any:
         def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:

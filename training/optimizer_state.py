@@ -1,4 +1,4 @@
-"""What an optimizer keeps from step to step, and whether a run can skip its steps and resume."""
+"""Optimizer state: create it, and check that steps can be undone and runs can resume."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Settings = list[dict[str, Any]]
 
 
 def takes_found_inf(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-    """Whether a step changes nothing where `optimizer.found_inf` is 1, as torch's fused ones do.
+    """Whether a step changes nothing if `optimizer.found_inf` is 1, as in torch's fused optimizers.
 
-    torch's kernels for Apple's GPUs do not look at it.
+    torch's MPS kernels ignore `found_inf`.
     """
     return device.type != "mps" and getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> Settings:
-    """The options of each group but its learning rate, which every step sets."""
+    """The options of each group, except the learning rate, which every step sets."""
     return [
         {
             key: value.clone() if isinstance(value, Tensor) else value
@@ -35,21 +35,21 @@ def settings_of(optimizer: torch.optim.Optimizer) -> Settings:
 
 
 def refuse_hidden_state(optimizer: torch.optim.Optimizer, before: Settings) -> None:
-    """Refuse an optimizer that keeps what cannot be taken back and saved; waits for the device.
+    """Refuse an optimizer whose state cannot be undone and saved. Synchronizes the device.
 
     Args:
-        optimizer: After its first step.
-        before: Its `settings_of` before that.
+        optimizer: The optimizer, after its first step.
+        before: `settings_of` the optimizer before that step.
 
     Raises:
-        UserError: with the reason.
+        UserError: If the state cannot be undone or saved; the message gives the reason.
     """
     reason = next(_reasons(optimizer, before), None)
     if reason:
         raise UserError(
-            f"{type(optimizer).__name__} cannot be used: it {reason}. A step whose loss or "
-            "gradient is not finite must be undone without waiting for the device, and a run must "
-            "resume exactly."
+            f"{type(optimizer).__name__} cannot be used: it {reason}. Steps with a non-finite loss "
+            "or gradient must be undone without synchronizing the device, and runs must resume "
+            "exactly."
         )
 
 
@@ -57,23 +57,23 @@ def _reasons(optimizer: torch.optim.Optimizer, before: Settings) -> Iterator[str
     for old, new in zip(before, settings_of(optimizer), strict=True):
         for key in old.keys() | new.keys():
             if not _same(old.get(key), new.get(key)):
-                yield f"changes the option {key!r} of its groups in a step; keep it in state[p]"
+                yield f"changes the group option {key!r} during a step; store it in state[p]"
     trained = set(trained_parameters(optimizer))
     for owner, state in optimizer.state.items():
         if owner not in trained:
-            yield f"has state of {owner!r}, which is none of its parameters"
+            yield f"has state for {owner!r}, which is not one of its parameters"
             continue
         for key, value in state.items():
             if not isinstance(value, Tensor):
                 kind = type(value).__name__
-                yield f"keeps {key!r} of a parameter as {kind}; keep a tensor"
+                yield f"stores {key!r} of a parameter as {kind}; store a tensor"
             elif value.device != owner.device:
                 yield (
-                    f"keeps {key!r} on {value.device}, but the parameter is on {owner.device}; "
-                    "keep it there (torch's optimizers do with capturable=True)"
+                    f"stores {key!r} on {value.device}, but the parameter is on {owner.device}; "
+                    "store it there (torch's optimizers do so with capturable=True)"
                 )
             elif not str(key).isidentifier():
-                yield f"calls a state {key!r}; use a name of letters, digits and underscores"
+                yield f"names a state {key!r}; use letters, digits and underscores"
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -84,9 +84,9 @@ def _same(old: Any, new: Any) -> bool:
 
 @torch.no_grad()
 def create_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer create what it keeps of each parameter, by a step of zero gradients.
+    """Make an optimizer create its state by a step with zero gradients.
 
-    Gradients are cleared; parameters stay as they are.
+    Gradients are cleared; parameters do not change.
     """
     parameters = trained_parameters(optimizer)
     before = [parameter.detach().clone() for parameter in parameters]

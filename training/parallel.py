@@ -1,16 +1,15 @@
-"""How the model and what its optimizer keeps are spread over the workers: `parallelism`.
+"""How the model and the optimizer state are spread over the workers: `parallelism`.
 
     none    one process
     ddp     every worker has the whole model; gradients are averaged in the backward pass (Li et al.
             2020, "PyTorch Distributed", VLDB 13(12))
-    zero1   as ddp, but each worker updates a share of the parameters, and only it keeps what the
-            optimizer needs for them (Rajbhandari et al. 2020, arXiv 1910.02054)
+    zero1   like ddp, but each worker updates a share of the parameters and holds only their
+            optimizer state (Rajbhandari et al. 2020, arXiv 1910.02054)
     fsdp    every worker has a slice of each parameter, its gradient and optimizer state; a block's
-            parameters are gathered when it computes (Zhao et al. 2023, arXiv 2304.11277)
+            parameters are gathered when it runs (Zhao et al. 2023, arXiv 2304.11277)
     hsdp    fsdp among the workers of a group, ddp between groups
 
-None of them changes the mathematics: losses differ by rounding, and by the numbers that dropout
-draws.
+None of them changes the mathematics: losses differ only by rounding and by the dropout masks.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def new_placement(
     device: torch.device,
     compiles: bool = False,
 ) -> Replicated:
-    """The placement that `parallelism`, which is not "auto", stands for."""
+    """Create the placement for a value of `parallelism` other than "auto"."""
     checkpointing = training.activation_checkpointing
     options = {"parallelism": parallelism, "compiles": compiles, "checkpointing": checkpointing}
     if parallelism in SHARDED:
@@ -58,7 +57,7 @@ def new_placement(
 
 
 def shards(parallelism: str, training: TrainingConfig, workers: Workers) -> int:
-    """How many workers the parameters of one copy of the model are spread over."""
+    """Number of workers over which the parameters of one copy of the model are sharded."""
     if parallelism not in SHARDED:
         return 1
     if parallelism == "fsdp":
@@ -67,7 +66,7 @@ def shards(parallelism: str, training: TrainingConfig, workers: Workers) -> int:
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype, workers: Workers) -> torch.amp.GradScaler:
-    """What scales the loss in float16, alike on all workers; in other dtypes it does nothing."""
+    """The loss scaler for float16, synchronized over all workers; disabled for other dtypes."""
     enabled = dtype is torch.float16
     if workers.size == 1:
         return torch.amp.GradScaler(device.type, enabled=enabled)
@@ -75,26 +74,26 @@ def loss_scaler(device: torch.device, dtype: torch.dtype, workers: Workers) -> t
 
 
 def _refuse_trained_positions(network: GPT) -> None:
-    """Raise ConfigError for a position encoding whose parameters split attention would train, each
-    worker by the gradients of its heads alone."""
+    """Raise ConfigError for a position encoding with parameters that attention trains: under tensor
+    parallelism each worker would only use the gradients of its own heads."""
     for encoding in network.position_encodings:
         if not encoding.of_whole_model and list(encoding.parameters()):
             message = (
-                f"{type(encoding).__name__} has parameters that attention trains, which "
-                "tensor_parallel divides; use tensor_parallel=1, or another position_encoding."
+                f"{type(encoding).__name__} has parameters that are trained by attention, which "
+                "tensor_parallel splits; use tensor_parallel=1 or another position_encoding."
             )
             raise ConfigError([Problem(("tensor_parallel", "position_encoding"), message)])
 
 
 class Replicated:
-    """Every worker has the whole model; what its optimizer keeps may be divided (zero1).
+    """Every worker has the whole model; the optimizer state may be divided (zero1).
 
     Args:
         workers: The workers of the run.
-        device: This worker's.
+        device: The device of this worker.
         compiles: Whether to compile the model.
         checkpointing: Mode of activation checkpointing; see `checkpoint_block`.
-        parallelism: "zero1" divides among the workers what the optimizer keeps.
+        parallelism: "zero1" divides the optimizer state among the workers.
     """
 
     def __init__(
@@ -115,10 +114,10 @@ class Replicated:
         self._divided: dict[str, Division] = {}
         self._partial: list[str] = []
         self.whole_parts: set[str] = set()
-        """Kinds of parts that tensor parallelism leaves whole on each worker."""
+        """Kinds of parts that tensor parallelism replicates on each worker."""
 
     def new_model(self, config: Any) -> GPT:
-        """A model with its initial weights, on the device; its parameters are spread already."""
+        """Create a model with initial weights on the device, its parameters already distributed."""
         network = GPT(config, ready=self._place_block)
         if self.workers.tensor > 1:
             _refuse_trained_positions(network)
@@ -145,14 +144,14 @@ class Replicated:
 
     @property
     def parts(self) -> Parts:
-        """What this worker holds of the tensors of the model that was made."""
+        """The parts of the model's tensors that this worker holds."""
         return Parts(self.workers, self._divided)
 
     def _place_rest(self, network: GPT) -> None:
         network.to(self.device)
 
     def load(self, network: GPT, load: Callable[[GPT], None]) -> None:
-        """Take up the weights that `load` gives a whole model."""
+        """Load weights. `load` fills a whole model, whose parts are copied into `network`."""
         if self.keeps_whole:
             load(network)
             return
@@ -168,15 +167,15 @@ class Replicated:
         return self.workers.tensor == 1
 
     def trained_form(self, network: GPT, some_unused: bool = False) -> nn.Module:
-        """The model as the loop calls it: compiled if that was asked for, and with gradients
-        averaged over the workers.
+        """The model as the training loop calls it: compiled if requested, with gradients averaged
+        over the workers.
 
         Args:
-            network: From `new_model`.
-            some_unused: Whether a step may use only some of the parameters, which takes time to
-                find out.
+            network: The model from `new_model`.
+            some_unused: Whether a step may leave some parameters unused; detecting them takes time.
         """
-        # Shapes hardly ever change; where nothing is compiled, the seconds to get ready are saved.
+        # Shapes hardly ever change. Uncompiled runs save the seconds that torch.compile takes to
+        # load.
         model = torch.compile(network, dynamic=False) if self.compiles else network
         if self.workers.data_size == 1:
             return model
@@ -185,23 +184,23 @@ class Replicated:
             process_group=self.workers.data_group,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             find_unused_parameters=some_unused,
-            forward_sync_buffers=False,  # they change alike on all workers: see `Workers.mean`
+            forward_sync_buffers=False,  # all workers change them equally: see `Workers.mean`
             gradient_as_bucket_view=True,
         )
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Around the passes of a micro-batch: gradients are averaged once a step, in the last.
+        """A context for one micro-batch: gradients are averaged only in the last one of a step.
 
         Args:
-            model: From `trained_form`.
-            last: Whether it is the step's last micro-batch.
+            model: The model from `trained_form`.
+            last: Whether this is the last micro-batch of the step.
         """
         if self.workers.data_size == 1 or last:
             return contextlib.nullcontext()
         return model.no_sync()
 
     def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:
-        """How an optimizer of the model's parameters updates them; it changes its groups."""
+        """Create the `Updates` of an optimizer of the model's parameters; changes its groups."""
         kind = OwnedUpdates if self.parallelism == "zero1" else Updates
         return kind(network, optimizer, self.parts, self._partial)
 
@@ -209,12 +208,12 @@ class Replicated:
 class Sharded(Replicated):
     """Every worker has a slice of each parameter, by torch's `fully_shard` (FSDP2).
 
-    Scalars, which FSDP2 cannot shard, are on every worker. All workers must use the same parameters
-    in a step.
+    Scalars, which FSDP2 cannot shard, are replicated. All workers must use the same parameters in a
+    step.
 
     Args:
-        copies: Groups of workers that hold all slices each; 1: the slices are spread over all
-            workers.
+        copies: Number of worker groups that each hold a full copy of the model, sharded within the
+            group.
     """
 
     def __init__(self, workers: Workers, device: torch.device, *, copies: int = 1, **options: Any):
@@ -242,12 +241,12 @@ class Sharded(Replicated):
         fully_shard(module, mesh=self._mesh, ignored_params=scalars)
 
     def trained_form(self, network: GPT, some_unused: bool = False) -> nn.Module:
-        """See `Replicated.trained_form`: its parameters are sharded, its blocks compiled."""
+        """See `Replicated.trained_form`; here the blocks are already sharded and compiled."""
         return network
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """See `Replicated.accumulating`; here every micro-batch averages its gradients, so that
-        none is held whole until the next."""
+        """See `Replicated.accumulating`; here every micro-batch averages its gradients, so that no
+        full gradient is held between micro-batches."""
         return contextlib.nullcontext()
 
     def updates(self, network: GPT, optimizer: UpdateRule) -> Updates:

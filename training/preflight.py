@@ -1,4 +1,4 @@
-"""What is refused before a run creates or trains anything."""
+"""Checks that refuse a run before it creates or trains anything."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from training_logger import format_bytes
 def refuse_machine(
     settings: Settings, device: torch.device, dtype: torch.dtype, workers: Workers = ALONE
 ) -> None:
-    """Refuse what these workers cannot train on this machine, whatever the data are.
+    """Refuse settings that these workers cannot train on this machine with any data.
 
     Raises:
-        ConfigError: with every reason.
-        UserError: a part or an optimizer of the user's own does not work; see training/smoke.py.
+        ConfigError: If there are problems; it lists them all.
+        UserError: If a custom part or optimizer does not work; see training/smoke.py.
     """
     uneven = share_problems(settings.training, workers.data_size)
     problems = [
@@ -64,13 +64,13 @@ def refuse_machine(
 
 
 def share_problems(training: TrainingConfig, workers: int) -> list[Problem]:
-    """Why a batch does not divide among so many workers, with the nearest values that do."""
+    """The problem if a batch does not divide among the workers, with the nearest valid values."""
     problem = Shares(training.gradient_accumulation_steps, training.batch_size, workers).problem
     return [Problem(("gradient_accumulation_steps", "batch_size"), problem)] if problem else []
 
 
 def parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator[Problem]:
-    """Why a model cannot be spread over these workers as its config says."""
+    """Yield the reasons why a model cannot be spread over these workers as configured."""
     asked, size = training.parallelism, workers.size
     if asked == "none" and size > 1:
         yield Problem(
@@ -81,8 +81,9 @@ def parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator
     if asked not in ("auto", "none") and not workers.joined:
         yield Problem(
             ("parallelism",),
-            f"parallelism={asked!r} spreads a model over workers, but train.py was started by "
-            "itself; start it with torchrun --standalone --nproc_per_node=N train.py, or drop it.",
+            f"parallelism={asked!r} spreads a model over workers, but train.py was started without "
+            "torchrun; start it with torchrun --standalone --nproc_per_node=N train.py, or drop "
+            "the key.",
         )
     tensor = training.tensor_parallel
     if tensor > 1 and size % tensor:
@@ -91,17 +92,17 @@ def parallelism_problems(training: TrainingConfig, workers: Workers) -> Iterator
             f"tensor_parallel={tensor} does not divide {size} workers; use one of "
             f"{_divisors(size)}."
             if size > 1
-            else f"tensor_parallel={tensor} needs {tensor} workers, but train.py was started by "
-            f"itself; start it with torchrun --standalone --nproc_per_node={tensor} train.py, or "
-            "drop it.",
+            else f"tensor_parallel={tensor} needs {tensor} workers, but train.py was started "
+            f"without torchrun; start it with torchrun --standalone --nproc_per_node={tensor} "
+            "train.py, or drop the key.",
         )
         return
     if tensor > 1 and not OPTIMIZERS[training.optimizer].elementwise:
         able = ", ".join(name for name in OPTIMIZERS if OPTIMIZERS[name].elementwise)
         yield Problem(
             ("tensor_parallel", "optimizer"),
-            f"optimizer={training.optimizer!r} treats a matrix as a whole, which "
-            f"tensor_parallel={tensor} divides; use one of {able}, or tensor_parallel=1.",
+            f"optimizer={training.optimizer!r} needs whole matrices, which "
+            f"tensor_parallel={tensor} splits; use one of {able}, or tensor_parallel=1.",
         )
     if asked != "hsdp" or not workers.joined:
         return
@@ -118,7 +119,7 @@ def _divisors(size: int) -> str:
 
 
 def _plugin_problems(settings: Settings) -> list[Problem]:
-    """A checkpoint keeps the source of each plugin under its file's name."""
+    """Plugins must have distinct file names, under which checkpoints store their source."""
     names = Counter(Path(path).name for path in settings.plugins)
     return [
         Problem(
@@ -140,7 +141,7 @@ def _tf32_problems(
         )
         return [Problem(("tf32", "device"), f"tf32=True has no effect {why}; drop it.")]
     if dtype is not torch.float32:
-        why = f"in {str(dtype).removeprefix('torch.')}: it rounds the inputs of float32 matmuls"
+        why = f"in {str(dtype).removeprefix('torch.')}: it affects float32 matmuls only"
         fix = "drop it, or set dtype='float32'"
         return [Problem(("tf32", "dtype"), f"tf32=True has no effect {why}; {fix}.")]
     return []
@@ -155,7 +156,7 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
 
 
 def _size_problems(settings: Settings, device: torch.device, workers: Workers) -> Iterator[Problem]:
-    """What can never fit, by arithmetic that takes no time and no memory."""
+    """Yield problems of runs that cannot fit, by cheap lower bounds."""
     training = share_of(settings.training, workers.data_size)
     yield from _batch_problems(training)
     available = total_memory(device)
@@ -173,8 +174,8 @@ def _batch_problems(training: TrainingConfig) -> Iterator[Problem]:
             ("gradient_accumulation_steps", "batch_size", "sequence_length"),
             f"gradient_accumulation_steps={training.gradient_accumulation_steps} x "
             f"batch_size={training.batch_size} x sequence_length={training.sequence_length} are "
-            f"{training.tokens_per_step} tokens a step, which need {format_bytes(needed)} for "
-            f"inputs and targets, prefetched ones included, but the machine has "
+            f"{training.tokens_per_step} tokens per step, which need {format_bytes(needed)} for "
+            f"inputs and targets, including prefetched ones, but the machine has "
             f"{format_bytes(host)}; lower one of them.",
         )
 
@@ -187,7 +188,7 @@ def _state_problems(
     if needed > available:
         yield Problem(
             ("n_layer", "n_embd", "vocab_size"),
-            f"n_layer={model.n_layer} of n_embd={model.n_embd} needs at least "
+            f"n_layer={model.n_layer} with n_embd={model.n_embd} needs at least "
             f"{format_bytes(needed)} for weights, gradients and optimizer state "
             f"({least_parameters(model, vocab_size)} parameters or more), but "
             f"{device_name(device)} has {format_bytes(available)}; lower n_layer, n_embd, n_head, "
@@ -202,10 +203,10 @@ def _logits_problems(
     if needed > available:
         yield Problem(
             ("batch_size", "sequence_length", "vocab_size"),
-            f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
-            f"at least {format_bytes(needed)} for the logits of {vocab_size} tokens, but "
-            f"{device_name(device)} has {format_bytes(available)}; lower batch_size, and raise "
-            "gradient_accumulation_steps as much: the steps stay the same.",
+            f"batch_size={training.batch_size} with sequence_length={training.sequence_length} "
+            f"needs at least {format_bytes(needed)} for logits over {vocab_size} tokens, but "
+            f"{device_name(device)} has {format_bytes(available)}; lower batch_size and raise "
+            "gradient_accumulation_steps by the same factor: the steps stay the same.",
         )
 
 
@@ -216,11 +217,11 @@ def fitting(
     compiled: bool,
     workers: Workers = ALONE,
 ) -> dict[str, ExpectedMemory | None]:
-    """The ways to spread a run's model that fit, the fastest first, and what each worker will need
-    of memory; None if that cannot be told before it is tried.
+    """The values of `parallelism` that fit, fastest first, with the expected memory per worker;
+    None if it cannot be estimated.
 
     Raises:
-        ConfigError: it is more than the device has, whatever else is in there.
+        ConfigError: If none fits on the device.
     """
     too_large = list(_size_problems(settings, device, workers))
     if too_large:
@@ -241,7 +242,7 @@ def fitting(
         return fits
     each = f" for each of {workers.local_size} workers" if workers.local_size > 1 else ""
     message = (
-        f"batch_size={training.batch_size} of sequence_length={training.sequence_length} needs "
+        f"batch_size={training.batch_size} with sequence_length={training.sequence_length} needs "
         f"{'at least' if compiled else 'about'} {format_bytes(memory.least(compiled) + batches)} "
         f"({format_bytes(memory.state)} of it for weights, gradients and "
         "optimizer state), but "
@@ -254,8 +255,8 @@ def fitting(
 def memory_of_worker(
     whole: ExpectedMemory, parallelism: str, training: TrainingConfig, workers: Workers
 ) -> ExpectedMemory:
-    """The memory of a worker, the first if they differ, given what the whole model needs with the
-    worker's share of the batch."""
+    """The memory of a worker (the first one, if they differ), given that of the whole model with
+    the worker's share of the batch."""
     parts = shards(parallelism, training, workers)
     gathers = not OPTIMIZERS[training.optimizer].elementwise
     memory = whole.of_worker(parallelism, parts, workers.data_size, gathers)
@@ -266,7 +267,7 @@ def memory_of_worker(
 
 
 def _available(device: torch.device, workers: Workers) -> int | None:
-    """Bytes that a worker may use of its device; None if unknown."""
+    """Bytes of its device that a worker may use; None if unknown."""
     available = total_memory(device)
     if available is None or device.type != "cpu":
         return available
@@ -274,14 +275,14 @@ def _available(device: torch.device, workers: Workers) -> int | None:
 
 
 def _candidates(training: TrainingConfig, workers: Workers) -> list[str]:
-    """The values of `parallelism` to try, the fastest first."""
+    """The values of `parallelism` to try, fastest first."""
     if training.parallelism != "auto":
         return [training.parallelism]
     return ["none"] if workers.size == 1 else ["ddp", "fsdp"]
 
 
 def share_of(training: TrainingConfig, workers: int) -> TrainingConfig:
-    """The batch of one of several workers."""
+    """The training config with the batch of one of several workers."""
     if workers == 1:
         return training
     shares = Shares(training.gradient_accumulation_steps, training.batch_size, workers)
@@ -293,11 +294,14 @@ def share_of(training: TrainingConfig, workers: int) -> TrainingConfig:
 
 
 def _memory_fix(memory: ExpectedMemory, available: int, training: TrainingConfig) -> str:
-    """What to lower of a run that does not fit."""
+    """Which keys to lower for a run that does not fit."""
     if memory.state > available:
         return "n_layer, n_embd or vocab_size"
     if training.batch_size == 1:
         return "sequence_length"
     if memory.state + memory.activations / training.batch_size > available:
         return "batch_size and n_layer, n_embd or vocab_size: one sequence does not fit"
-    return "batch_size, and raise gradient_accumulation_steps as much: the steps stay the same"
+    return (
+        "batch_size and raise gradient_accumulation_steps by the same factor: the steps stay the "
+        "same"
+    )

@@ -1,4 +1,4 @@
-"""Which code a run was made by: the commit, and digests of the project's source and of plugins."""
+"""Record which code produced a run: commit, and digests of the project's source and plugins."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from source_files import PROJECT, local_imports, source_files
 from user_files import module_name
 
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics")
-"""What git is asked for changes to tracked files: those that a run adds results to left out."""
+"""The git command for changes to tracked files, except in metrics/, where runs add results."""
 
 
 def provenance() -> dict[str, Any]:
-    """What identifies the project's code; None where it cannot be told.
+    """Identify the project's code; unknown values are None.
 
-    `commit` is that of the project's own checkout, `dirty` whether tracked files outside metrics/
-    differ from it, `source_sha256` the digest of the files of SOURCE.
+    `commit` is the commit of the project's own checkout, `dirty` whether tracked files outside
+    metrics/ differ from it, and `source_sha256` the digest of the SOURCE files.
     """
     commit = _commit()
     return {
@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def source_digest(project: Path) -> str:
-    """SHA-256 over the names and contents of the files of SOURCE, as hexadecimal digits."""
+    """SHA-256 over the names and contents of the SOURCE files, as a hexadecimal string."""
     digest = hashlib.sha256()
     for path in source_files(project):
         digest.update(f"{path.relative_to(project).as_posix()} {text_digest(path)}\n".encode())
@@ -38,7 +38,7 @@ def source_digest(project: Path) -> str:
 
 
 def text_digest(path: Path) -> str:
-    """SHA-256 of a source file, the same whatever its line ends."""
+    """SHA-256 of a source file, independent of its line endings."""
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
@@ -70,7 +70,7 @@ def source_sha256(source: str) -> str:
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints; None where it is not installed, fails, or takes 10 seconds."""
+    """The output of a command; None if it is not installed, fails, or takes over 10 seconds."""
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True

@@ -1,4 +1,4 @@
-"""What is printed before training: the model, its cost, the data, the machine."""
+"""The start report: the model, its cost, the data and the machine."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from training_logger import (
 )
 
 ALWAYS_SHOWN = ("bias", "weight_tying", "dropout")
-"""Keys of the model that the report shows even at their defaults, besides its parts and sizes."""
+"""Model keys shown even at their defaults, besides components and sizes."""
 
 LONG_SECONDS = 3600.0
-"""A run that is expected to take longer says so."""
+"""Expected duration above which the report includes a warning."""
 
 Rows = list[tuple[str, str]]
 
 
 def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
-    """What a reader needs to know before the first step. At most 20 lines for common models."""
+    """The report printed before the first step. At most 20 lines for common models."""
     config = run.network.config
     return format_rows(
         [
@@ -67,7 +67,7 @@ def _words(values: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 
 def _components(settings: Settings) -> str:
-    """The preset, the parts, and what else departs from the defaults."""
+    """The preset, the components, and other keys that differ from their defaults."""
     values = settings.model.to_dict()
     parts = [key for key in values if _is_part(key) or key in ALWAYS_SHOWN]
     given = values.keys() - {*parts, *_size_keys(settings), *settings.derived}
@@ -78,7 +78,7 @@ def _components(settings: Settings) -> str:
 
 
 def _is_part(key: str) -> bool:
-    """Whether a key chooses a part; not that of backends, which compute the same."""
+    """Whether a key chooses a component; excludes backends, which do not change the result."""
     return key in REGISTRIES and KEYS[key].role is Role.ARCHITECTURE
 
 
@@ -87,7 +87,7 @@ def _sizes(settings: Settings) -> str:
 
 
 def _size_keys(settings: Settings) -> list[str]:
-    """Those of the section Sizes, and derived ones that are whole numbers."""
+    """The keys of the section Sizes, and derived integer keys."""
     return [
         key
         for key, value in settings.model.to_dict().items()
@@ -114,21 +114,21 @@ def _cost(run: Run) -> Rows:
 
 
 def _active(cost: Mapping[str, Any]) -> Rows:
-    """The parameters that a token uses, if those are not all."""
+    """The number of parameters that a token uses, if it does not use all."""
     active = cost["active_parameters"]
     if active == cost["parameters"]:
         return []
-    return [("", f"{active:,} of them active: used by a token")]
+    return [("", f"{active:,} of them active (used per token)")]
 
 
 def _optimizer_cost(run: Run) -> Rows:
-    """The matmuls of the optimizer, if it has any: FLOPs per token leave them out."""
+    """Matmul FLOPs of the optimizer, if any; FLOPs per token exclude them."""
     flops = run.cost["optimizer_flops_per_step"]
     if not flops:
         return []
     of_model = run.cost["flops_per_token"] * run.settings.training.tokens_per_step
     share = format_number(100 * flops / of_model, ".3g")
-    return [("optimizer", f"{flops:,} FLOPs per step besides, {share} % of those of the model")]
+    return [("optimizer", f"{flops:,} additional FLOPs per step, {share} % of the model's")]
 
 
 def _data(run: Run) -> str:
@@ -155,7 +155,7 @@ def _training(training: TrainingConfig) -> str:
 
 
 def _optimizer(training: TrainingConfig) -> str:
-    """Its name, and its options that are not at their defaults."""
+    """The optimizer's name, and its options that differ from their defaults."""
     values = training.to_dict()
     own = OPTIMIZERS.entry(training.optimizer).keys
     changed = [key for key in own if values[key] != KEYS[key].default]
@@ -167,11 +167,11 @@ def _length(training: TrainingConfig) -> str:
     steps = f"{_steps(training.max_iters)}, {total} tokens"
     if training.max_minutes == 0:
         return steps
-    return f"{training.max_minutes:g} minutes of training, but at most {steps}"
+    return f"{training.max_minutes:g} minutes of training, at most {steps}"
 
 
 def _long(run: Run, peak_flops: float | None) -> Rows:
-    """A warning, if the run is expected to take over an hour."""
+    """A warning if the run is expected to take over an hour."""
     training = run.settings.training
     tokens = (training.max_iters - run.step) * training.tokens_per_step
     flops = tokens * run.cost["flops_per_token"]
@@ -180,7 +180,7 @@ def _long(run: Run, peak_flops: float | None) -> Rows:
         seconds = min(seconds, 60 * training.max_minutes - run.seconds)
     if seconds <= LONG_SECONDS:
         return []
-    about = f"about {format_duration(seconds)} at {100 * MFU:g} % MFU, without validation"
+    about = f"about {format_duration(seconds)} at {100 * MFU:g} % MFU, excluding validation"
     return [("time", f"{about}; --max_minutes=60 limits it to an hour")]
 
 
@@ -208,13 +208,13 @@ def _spread(run: Run) -> str:
     if run.workers.tensor == 1:
         return words
     whole = ", ".join(sorted(run.placement.whole_parts))
-    kept = f"; whole on each worker: {whole}" if whole else ""
+    kept = f"; replicated on each worker: {whole}" if whole else ""
     return f"{words}, tensor_parallel {run.workers.tensor}{kept}"
 
 
 def _memory(memory: ExpectedMemory | None) -> str:
     if memory is None:
-        return "unknown: a step cannot be traced before it runs"
+        return "unknown: the step cannot be traced"
     copied = f", copy for async_save {format_bytes(memory.saved_copy)}" if memory.saved_copy else ""
     return (
         f"{format_bytes(memory.total)} expected: model and optimizer "
@@ -224,7 +224,7 @@ def _memory(memory: ExpectedMemory | None) -> str:
 
 def _compute_type(run: Run) -> str:
     name = str(run.dtype).removeprefix("torch.")
-    return f"{name} by TF32" if run.settings.training.tf32 else name
+    return f"{name} with TF32" if run.settings.training.tf32 else name
 
 
 def _peak(device: str, peak_flops: float | None) -> str:

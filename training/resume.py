@@ -1,4 +1,4 @@
-"""Resuming from a checkpoint: which one, with which settings, and what may not change."""
+"""Resume from a checkpoint: find it, merge its settings, and refuse incompatible changes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from training_config import TrainingConfig
 from training_logger import ResumePoint
 
 FIXED_ROLES = {Role.ARCHITECTURE, Role.DATA, Role.SEED}
-"""The roles of keys that say what a run is: with another value it would be another run."""
+"""The roles of keys that define a run: a different value would make it a different run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where training begins.
+    """The starting point of training.
 
     Attributes:
-        settings: What to train with: the checkpoint's, with what the command line changed.
+        settings: The settings to train with: those of the checkpoint, with changes from the command
+            line.
         checkpoint: The checkpoint to resume from; None for a new run.
-        state: What the loop saved in it.
-        notes: Lines for the user: damaged checkpoints skipped, settings changed.
+        state: The training-loop state saved in the checkpoint.
+        notes: Messages for the user: damaged checkpoints skipped, settings changed.
     """
 
     settings: Settings
@@ -46,7 +47,7 @@ class Start:
 
     @property
     def resume_point(self) -> ResumePoint | None:
-        """Where the log of the resumed run continues."""
+        """The point at which the log of the resumed run continues; None for a new run."""
         if self.checkpoint is None:
             return None
         state = self.state
@@ -54,28 +55,28 @@ class Start:
 
     @property
     def run_folder(self) -> Path | None:
-        """The directory of the resumed run."""
+        """The directory of the resumed run; None for a new run."""
         return None if self.checkpoint is None else self.checkpoint.parents[1]
 
 
 Found = tuple[Path | None, tuple[str, ...]]
-"""The checkpoint to resume from, None for a new run; and lines for the user."""
+"""The checkpoint to resume from, None for a new run; and messages for the user."""
 
 
 def find_start(asked: Asked, new: Callable[[Asked], Settings] = resolve) -> Start:
-    """Where `resume` says to begin, and with which settings; see `find_resumed`, `start_from`."""
+    """Find the starting point that `resume` asks for; see `find_resumed` and `start_from`."""
     return start_from(asked, find_resumed(asked), new)
 
 
 def find_resumed(asked: Asked) -> Found:
-    """The checkpoint that `resume` says to begin from.
+    """Find the checkpoint that `resume` refers to.
 
-    `none` is a new run. `auto` is the run of run_name, where that is set, else the newest run under
-    out_dir that agrees with the fixed keys given and that no process trains; where there is none, a
-    new run. Else a run or a checkpoint, as `find_checkpoint` takes it.
+    `none` starts a new run. `auto` resumes the run named by `run_name` if that is set, else the
+    newest run under `out_dir` that matches the given fixed keys and is not being trained; if there
+    is none, it starts a new run. Other values name a run or a checkpoint, as in `find_checkpoint`.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its run is being trained.
+        UserError: If there is no such checkpoint, it is damaged, or its run is being trained.
     """
     where, out_dir = asked.value("resume"), Path(asked.value("out_dir") or "")
     if where in ("none", None):
@@ -92,19 +93,19 @@ def find_resumed(asked: Asked) -> Found:
 
 
 def start_from(asked: Asked, found: Found, new: Callable[[Asked], Settings] = resolve) -> Start:
-    """The start from a checkpoint, or of a new run, whose settings `new` gives. A preset that is
-    given stands for all of its keys.
+    """Start from a checkpoint, or start a new run with the settings from `new`. A preset in `asked`
+    counts as all of its keys.
 
     Raises:
-        UserError: the checkpoint is damaged.
-        ConfigError: a fixed key was given another value than the run has.
+        UserError: If the checkpoint is damaged.
+        ConfigError: If a fixed key was given a value that differs from the run's.
     """
     path, notes = found
     if path is None:
         return Start(new(asked), notes=notes)
     state = load_run_state(path)
     resumed = _merged(asked, path, state)
-    saved = _saved_values(state)  # which has parts that are registered: _merged refuses others
+    saved = _saved_values(state)  # all its parts are registered: _merged refuses others
     problems = [*_conflicts(asked, resumed, saved), *_changed_plugins(resumed, path)]
     if problems:
         raise ConfigError(problems)
@@ -112,43 +113,43 @@ def start_from(asked: Asked, found: Found, new: Callable[[Asked], Settings] = re
     notes = [*notes, _going_on(path, state, resumed.training), *_changes(resumed, saved)]
     if resumed.training.max_iters < state["step"]:
         raise UserError(
-            f"max_iters={resumed.training.max_iters} is below the {state['step']} steps that "
-            f"{path} has done; raise it, or resume from an earlier checkpoint."
+            f"max_iters={resumed.training.max_iters} is below {state['step']}, the step of "
+            f"{path}; raise it, or resume from an earlier checkpoint."
         )
     return Start(resumed, path, state, tuple(notes))
 
 
 def _in_its_run(path: Path) -> Path:
-    """The checkpoint; UserError where it does not lie in the folder of a run."""
+    """Return the checkpoint's path; raises UserError if it is not in a run directory."""
     path = path if len(path.parents) > 1 else path.absolute()
     if path.parent.name != "checkpoints":
         raise UserError(
             f"{path} is not in the `checkpoints` folder of a run, so there is no run to resume; "
-            "move it back there, or pass the run's name."
+            "move it back, or pass the run's name."
         )
     return path
 
 
 def _going_on(path: Path, state: dict[str, Any], training: TrainingConfig) -> str:
-    """A line that says which run continues, from which step."""
+    """A message that says which run continues, and from which step."""
     run, step, end = path.parents[1], state["step"], training.max_iters
     if step >= end and state["evaluated_at"] == step:
         return (
-            f"{run} has completed its {end} steps; to train it further, resume it with a larger "
+            f"{run} has completed its {end} steps; to train longer, resume with a larger "
             f"--max_iters."
         )
     return f"Resuming {run} at step {step} of {end}."
 
 
 def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Settings:
-    """The settings that a checkpoint was saved with. Runs no code of the checkpoint's.
+    """Load the settings that a checkpoint was saved with. Runs no code from the checkpoint.
 
     Args:
         path: The checkpoint.
-        registered: Sources of plugins that the user gave and that are registered by now.
+        registered: Sources of the plugins that the user gave; they are already registered.
 
     Raises:
-        UserError: it is damaged, or was trained with parts of the user's own that are not
+        UserError: If the checkpoint is damaged, or was trained with custom parts that are not
             registered.
     """
     values = _loadable(load_run_state(path))
@@ -159,7 +160,7 @@ def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Se
 
 
 def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
-    """Raise UserError where a checkpoint names parts that are not registered, and has them."""
+    """Raise UserError if a checkpoint uses unregistered parts whose plugins it contains."""
     saved = [str(path / "plugins" / name) for name in load_plugins(path)]
     unknown = [
         f"{key}={values[key]!r}"
@@ -169,13 +170,13 @@ def _refuse_unknown_parts(path: Path, values: dict[str, Any]) -> None:
     if saved and unknown:
         raise NotAllowed(
             f"{path} was trained with custom parts, whose code is not run automatically: "
-            f"{', '.join(unknown)}. Review {', '.join(saved)}, then allow it by "
+            f"{', '.join(unknown)}. Review {', '.join(saved)}, then allow it with "
             f"{NotAllowed.missing_flag}."
         )
 
 
 def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `auto` means, and why others were skipped."""
+    """The checkpoint that `auto` refers to, None if there is none, and why others were skipped."""
     wanted, notes = asked.value("run_name"), []
     for folder in runs_newest_first(out_dir):
         if wanted not in ("auto", folder.name):
@@ -195,7 +196,7 @@ def _newest_fitting(asked: Asked, out_dir: Path) -> tuple[Path | None, list[str]
 
 
 def _fits(asked: Asked, path: Path, state: dict[str, Any]) -> bool:
-    """Whether a run can be resumed with what is asked; other errors are reported later."""
+    """Whether a run can be resumed with the requested keys; other errors are reported later."""
     try:
         return not _conflicts(asked, _merged(asked, path, state), _saved_values(state))
     except ConfigError as error:
@@ -203,9 +204,9 @@ def _fits(asked: Asked, path: Path, state: dict[str, Any]) -> bool:
 
 
 def _merged(asked: Asked, path: Path, state: dict[str, Any]) -> Settings:
-    """The saved settings, overridden by what is asked.
+    """The saved settings, overridden by the requested ones.
 
-    Derived values are derived again, unless they are fixed for the run. Paths, trust in plugins and
+    Derived values are recomputed, unless they are fixed for the run. Paths, trust in plugins and
     log outputs come from the command line, never from the saved run.
     """
     saved = _loadable(state)
@@ -226,12 +227,12 @@ def _loadable(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _saved_values(state: dict[str, Any]) -> dict[str, Any]:
-    """Every key of today and the value that the run was saved with, or the default."""
+    """Every current key with the value that the run was saved with, or its default."""
     return settings_from_dict(_loadable(state)).to_dict()
 
 
 def _is_fixed(key: str) -> bool:
-    """Whether another value would make it another run."""
+    """Whether a different value of a key would make it a different run."""
     if key not in KEYS:
         return False
     fixed = KEYS[key].metadata["fixed"]
@@ -239,12 +240,13 @@ def _is_fixed(key: str) -> bool:
 
 
 def is_restored(key: str) -> bool:
-    """Whether a run that is resumed has the value that it was saved with."""
+    """Whether a resumed run gets the saved value of a key."""
     return key not in KEYS or KEYS[key].metadata["restored"]
 
 
 def _conflicts(asked: Asked, settings: Settings, saved: Mapping[str, Any]) -> list[Problem]:
-    """The keys that make it another run: given ones, and with a preset those that it implies."""
+    """Problems with the keys that would make it a different run: given keys, and those that a given
+    preset implies."""
     now = settings.to_dict()
     wanted = {key: (now.get(key), asked.given[key].origin) for key in asked.given if key in KEYS}
     if "arch_preset" in asked.given:
@@ -252,8 +254,8 @@ def _conflicts(asked: Asked, settings: Settings, saved: Mapping[str, Any]) -> li
     return [
         Problem(
             (key,),
-            f"{origin}: {key}={value!r}, but the run to resume has {key}={saved.get(key)!r}; drop "
-            "it, or start a new run without --resume.",
+            f"{origin}: {key}={value!r}, but the run to resume has {key}={saved.get(key)!r}; "
+            "drop it, or start a new run without --resume.",
         )
         for key, (value, origin) in wanted.items()
         if _is_fixed(key) and value != saved.get(key)
@@ -261,8 +263,8 @@ def _conflicts(asked: Asked, settings: Settings, saved: Mapping[str, Any]) -> li
 
 
 def _implied_by_preset(asked: Asked) -> dict[str, tuple[Any, str]]:
-    """The architecture that a preset makes of what is asked, and where each value came from; the
-    vocabulary is the data's."""
+    """The architecture that a preset and the requested keys imply, and the origin of each value.
+    The vocabulary size comes from the data unless it is given."""
     settings = resolve(asked)
     return {
         key: (value, _origin(settings, key))
@@ -272,7 +274,7 @@ def _implied_by_preset(asked: Asked) -> dict[str, tuple[Any, str]]:
 
 
 def _changed_plugins(settings: Settings, path: Path) -> list[Problem]:
-    """Plugins whose source is no longer what the run was trained with."""
+    """Problems with plugins whose source has changed since the run was trained."""
     if settings.training.allow_changed_plugins:
         return []
     changes = (
@@ -282,7 +284,8 @@ def _changed_plugins(settings: Settings, path: Path) -> list[Problem]:
     return [
         Problem(
             ("plugins",),
-            f"{change} Restore it, or resume with the changed one by --allow_changed_plugins=True.",
+            f"{change} Restore it, or resume with the changed one using "
+            "--allow_changed_plugins=True.",
         )
         for change in changes
     ]
@@ -295,13 +298,13 @@ def _origin(settings: Settings, key: str) -> str:
 
 
 def _changes(settings: Settings, saved: Mapping[str, Any]) -> list[str]:
-    """A line for each value that differs from the saved one."""
+    """A message for each value that differs from the saved one."""
     notes = [
-        f"{key}={value!r} from here on; it was {saved.get(key)!r}"
+        f"{key}: {saved.get(key)!r} -> {value!r}"
         for key, value in settings.to_dict().items()
         if is_restored(key) and value != saved.get(key)
     ]
     log_to, now = saved.get("log_to"), settings.training.log_to
     if log_to and log_to != now:
-        notes.append(f"log_to={now!r}; it was {log_to!r}: pass --log_to={log_to} to keep it.")
+        notes.append(f"log_to: {log_to!r} -> {now!r}; pass --log_to={log_to} to keep it.")
     return notes

@@ -1,4 +1,4 @@
-"""A run: what it consists of, how far it is, and going back to a checkpoint."""
+"""A training run: its components, its progress, and restoring it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ from user_files import located
 
 @dataclasses.dataclass
 class Run:
-    """What a run consists of, and how far it is.
+    """The components of a training run, and its progress.
 
     Attributes:
-        memory: What it is expected to need; None where that cannot be told.
-        placement: What each worker has of the model.
-        network: The model; `model` is the same as the loop calls it, see `Replicated.trained_form`.
-        optimizer_flops: Matmul FLOPs of its step, over all workers.
-        updates: Which parameters the optimizer of this worker updates.
-        scaler: Of the loss in float16, whose range is small; elsewhere it does nothing.
-        watch: Time spent in training steps, validation and saving not counted.
+        memory: Expected memory of a step; None if it cannot be estimated.
+        placement: How the model is spread over the workers.
+        network: The model.
+        model: The model as the training loop calls it; see `Replicated.trained_form`.
+        optimizer_flops: Matmul FLOPs of an optimizer step, over all workers.
+        updates: The parameters that this worker's optimizer updates.
+        scaler: The loss scaler for float16; disabled for other dtypes.
+        watch: Time spent in training steps, excluding validation and saving.
         step: Optimizer steps done.
-        seconds: What `watch` showed after the last of them.
+        seconds: Reading of `watch` after the last step.
         logged_at: The step of the last log line.
-        evaluated_at: The step of the last validation, None before the first.
-        val_loss: What that gave, in nats per token; None where it is not known.
-        saved_at: The step of the last checkpoint, None before the first.
-        sampled_at: The step of the last sample, None before the first.
+        evaluated_at: The step of the last validation; None before the first.
+        val_loss: Result of the last validation, in nats per token; None if unknown.
+        saved_at: The step of the last checkpoint; None before the first.
+        sampled_at: The step of the last sample; None before the first.
         compilation: Whether the model is compiled, and why.
     """
 
@@ -77,28 +78,28 @@ class Run:
 
     @property
     def workers(self) -> Workers:
-        """Those that train it, of which this process is one."""
+        """The workers of the run, including this process."""
         return self.placement.workers
 
     @property
     def device(self) -> torch.device:
-        """That of this worker."""
+        """The device of this worker."""
         return self.placement.device
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every key and its value, for the log and the checkpoints; run_name is the folder's."""
+        """All keys and values, for the log and the checkpoints; `run_name` is the folder's name."""
         return {**self.settings.to_dict(), "run_name": self.folder.name}
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What the model is and costs, and the matmul FLOPs of the optimizer apart."""
+        """The model's cost report, plus the matmul FLOPs of an optimizer step."""
         cost = self.whole_network.cost_report(self.settings.training.sequence_length)
         return {**cost, "optimizer_flops_per_step": self.optimizer_flops}
 
     @property
     def whole_network(self) -> GPT:
-        """The model as it would be on one worker; its weights are not to be used."""
+        """The model as it would be on one worker. Do not use its weights: it may be on meta."""
         if self.workers.tensor == 1:
             return self.network
         with torch.device("meta"):  # the network has a share of the heads and hidden units
@@ -109,19 +110,20 @@ class Run:
         return self.step * self.settings.training.tokens_per_step
 
     def advance(self) -> None:
-        """Count the step that was just given to the device."""
+        """Count the step that was just queued on the device."""
         self.step += 1
-        if self.settings.training.max_minutes:  # then it decides when the run ends
+        if self.settings.training.max_minutes:  # the time decides when the run ends
             self.seconds = self.workers.clock(self.watch.read())
         else:
             self.seconds = self.watch.read()
 
     @property
     def position(self) -> float:
-        """Where it is on the schedule of its learning rate, in steps.
+        """Position on the learning-rate schedule, in steps.
 
-        A share of the minutes stands for that share of max_iters, so that the schedule ends with
-        the run whichever limit ends it (Geiping and Goldstein 2022, "Cramming", arXiv 2212.14034).
+        A fraction of `max_minutes` counts as that fraction of `max_iters`, so that the schedule
+        ends with the run, whichever limit ends it (Geiping and Goldstein 2022, "Cramming", arXiv
+        2212.14034).
         """
         training = self.settings.training
         if training.max_minutes == 0:
@@ -131,28 +133,28 @@ class Run:
 
     @property
     def share_done(self) -> float:
-        """Share of its steps or minutes that are done, whichever is larger."""
+        """Fraction of the steps or of the minutes that are done, whichever is larger."""
         return min(1.0, self.position / self.settings.training.max_iters)
 
     @property
     def over(self) -> bool:
-        """Whether its steps are done, or its minutes spent."""
+        """Whether all steps are done or the time limit is reached."""
         return self.position >= self.settings.training.max_iters
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the weights as they are now are to be validated, and have not been."""
+        """Whether the current weights should be validated and have not been."""
         interval = self.settings.training.eval_interval
         at_interval = interval > 0 and self.step % interval == 0
         return (at_interval or self.over) and self.evaluated_at != self.step
 
     @property
     def finished(self) -> bool:
-        """Whether it is over and validated."""
+        """Whether the run is over and its final weights are validated."""
         return self.over and self.evaluated_at == self.step
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has of it beside tensors, its step and its log, for `restore`."""
+        """The state for `restore` that a checkpoint stores besides tensors, step and log."""
         return {
             "config": self.config,
             "derived": self.settings.derived,
@@ -168,15 +170,15 @@ class Run:
         }
 
     def restore(self, start: Start) -> None:
-        """Go back to where a checkpoint was saved, random generators included.
+        """Restore the run from a checkpoint, including the random number generators.
 
         Raises:
-            UserError: the data is not what the checkpoint was trained on.
+            UserError: If the data is not what the checkpoint was trained on.
         """
         saved, found = start.state["data_fingerprint"], self.dataset.fingerprint
         if saved != found:
             raise UserError(
-                f"the run to resume was trained on data of fingerprint {saved[:12]}, but "
+                f"the run to resume was trained on data with fingerprint {saved[:12]}, but "
                 f"dataset={self.settings.training.dataset!r} now has {found[:12]}; prepare the "
                 "same data again, or start a new run."
             )
@@ -184,7 +186,7 @@ class Run:
         load_optimizer(start.checkpoint, self.updates)
         load_rng(start.checkpoint)
         self.guard.load_state_dict(start.state["stepper"])
-        if start.state["stepper"]["scaler"]:  # empty unless float16 was trained in
+        if start.state["stepper"]["scaler"]:  # empty unless it trained in float16
             self.scaler.load_state_dict(start.state["stepper"]["scaler"])
         self.step = self.saved_at = self.logged_at = start.state["step"]
         self.sampled_at = start.state.get("sampled_at")

@@ -1,8 +1,8 @@
-"""Run directories: a new one gets an unused name, and only one process at a time trains in one.
+"""Run directories: create one with an unused name, and lock it for one process at a time.
 
-A process that trains locks the file `<run>/.lock` and writes its process ID there. The operating
-system releases the lock when the process ends, however it ends; the file stays. Where the system or
-the file system has no locks, nothing is refused.
+A process that trains locks the file `<run>/.lock` and writes its process ID to it. The operating
+system releases the lock when the process ends for any reason; the file remains. If the system or
+the file system does not support locks, locking always succeeds.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from safe_files import refuse_irregular
 LOCK_FILE = ".lock"
 
 PATIENCE = 0.2
-"""Seconds to wait for a lock. A process that only looks whether it is free holds it for less."""
+"""Seconds to wait for a lock. Processes that only check whether it is free hold it for less."""
 
 
 def run_directory(out_dir: Path, name: str, stem: str) -> Path:
-    """The run directory of a name; for "auto" a new one, named after `stem` and made here."""
+    """The run directory called `name`; for "auto", a new one named after `stem`, which is
+    created."""
     return make_run_directory(stem, out_dir) if name == "auto" else out_dir / name
 
 
 def make_run_directory(name: str, out_dir: Path) -> Path:
-    """Make and return a new run directory in `out_dir`: name, date and time, and a number if that
-    exists, as when two runs start in the same second."""
+    """Create a run directory in `out_dir`, named after `name`, date and time, and numbered if that
+    exists, for example because two runs start in the same second."""
     stem = f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    with file_errors(f"make a run directory in {out_dir}"):
+    with file_errors(f"create a run directory in {out_dir}"):
         out_dir.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
@@ -57,7 +58,7 @@ def locked(folder: Path, key: str = "run_name") -> Iterator[None]:
         key: The flag that names it on the command line.
 
     Raises:
-        UserError: If another process, or this one, holds the lock already.
+        UserError: If another process, or this one, already holds the lock.
     """
     with file_errors(f"write in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,10 +84,10 @@ def refuse_locked(folder: Path) -> None:
 
 
 def process_in(folder: Path) -> str | None:
-    """The ID of the process that is training in a directory, or None. Needs no right to write."""
+    """The ID of the process that is training in a directory, or None. Needs read access only."""
     path = folder / LOCK_FILE
     refuse_irregular(path, follow_links=False)
-    mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS locks only what may be written
+    mode = "r+" if os.access(path, os.W_OK) else "r"  # NFS locks writable files only
     with (
         file_errors(f"read {path}"),
         contextlib.suppress(FileNotFoundError),
@@ -99,7 +100,8 @@ def process_in(folder: Path) -> str | None:
 
 
 def _lock(file: TextIO) -> bool:
-    """Try to lock a file; False if another process holds it. True where there are no locks."""
+    """Try to lock a file. Returns False if another process holds the lock; True if locks are not
+    supported."""
     deadline = time.monotonic() + PATIENCE
     try:
         while not lock_descriptor(file.fileno(), blocking=False):
@@ -117,7 +119,7 @@ def _unlock(file: TextIO) -> None:
 
 
 def _holder(file: TextIO) -> str:
-    """The process ID in a lock file; `unknown` where it is not written yet, or cannot be read while
+    """The process ID in a lock file; `unknown` if it is not written yet, or cannot be read while
     the file is locked, as on Windows."""
     with contextlib.suppress(OSError):
         file.seek(0)

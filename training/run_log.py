@@ -1,4 +1,4 @@
-"""The log of a run: its folder, which one process owns, and what is told before the first step."""
+"""Open the log of a run: lock its directory and print the start report."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from training_logger import NoLog, TrainingLogger, refuse_existing_log, set_asid
 
 @contextlib.contextmanager
 def own_folder(run: Run, start: Start, console: Console) -> Iterator[None]:
-    """Keep the run directory for this process, and make room in it for the log of a new run.
+    """Lock the run directory, and rename the log of an unfinished run if a new run starts.
 
     Raises:
-        UserError: another process trains in it, or it holds a run that completed.
+        UserError: If another process trains in it, or it contains a completed run.
     """
     with locked(run.folder):
         if start.checkpoint is None:
             if run.settings.training.resume == "auto":
                 renamed = set_aside_unfinished_log(run.folder)
-                if renamed:  # its run was killed before it saved anything, or lost what it saved
-                    console.say(f"The log in {run.folder} has no checkpoint: renamed to {renamed}.")
+                if renamed:  # the run was killed before its first checkpoint, or lost them all
+                    log = f"the log in {run.folder}, which has no checkpoint"
+                    console.say(f"Renamed {log}, to {renamed}.")
             refuse_existing_log(run.folder)
         yield
 
 
 def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog:
-    """The log of a run, after its start report is printed; the first worker keeps it."""
+    """Print the start report and open the log of a run. Only the first worker logs."""
     if not run.workers.first:
         return NoLog()
     training = run.settings.training
     machine = environment(run.device)
     machine["device_count"] = run.workers.size
-    machine["parallelism"] = run.placement.parallelism  # what auto came to
+    machine["parallelism"] = run.placement.parallelism  # the resolved value of "auto"
     machine["compiled"] = run.placement.compiles
     peak = peak_flops(run.device, run.dtype)
     console.say(start_report(run, machine["device"], peak))

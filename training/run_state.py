@@ -1,4 +1,4 @@
-"""What train.py saves in a checkpoint's state.json, checked before anything relies on it."""
+"""Load and validate the state that train.py saves in a checkpoint's state.json."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ from training.checkpoint import is_count, is_number, load_state, refuse_other_sh
 from training.hardware import host_memory
 
 MOST_KEYS = 1000
+"""Maximum number of keys in a config."""
 MOST_CHARACTERS = 4096
-"""Of a config, and of each text in it: a path is the longest."""
+"""Maximum length of a string in a config; paths are the longest."""
 
 
 def load_run_state(path: Path) -> dict[str, Any]:
-    """The state of a run in a checkpoint; keys that this version does not know pass unchecked.
+    """Load the state of a run from a checkpoint; unknown keys are not checked.
 
     Raises:
-        UserError: a key is missing or its value is not of the kind that train.py saves, or the
-            config is of a model that the weights cannot be.
+        UserError: If a key is missing or its value is invalid, or if the config does not match the
+            sizes of the weights.
     """
     state = load_state(path)
     faulty = [key for key, sound in _CHECKS.items() if key not in state or not sound(state[key])]
     faulty += [key for key, sound in _LATER_CHECKS.items() if not sound(state.get(key))]
     if faulty:
         raise UserError(
-            f"{path / 'state.json'} is damaged: {', '.join(faulty)} missing or not of the kind "
-            "that train.py saves; use another checkpoint."
+            f"{path / 'state.json'} is damaged: {', '.join(faulty)} missing or invalid; use "
+            "another checkpoint."
         )
     _refuse_sizes(path, state["config"])
     return state
 
 
 def refuse_other_weights(path: Path, config: ModelArchitectureConfig) -> None:
-    """Raise UserError where a checkpoint's weights are not those of a model of this config.
+    """Raise UserError if a checkpoint's weights do not match a model with this config.
 
-    Neither the model nor the weights are made: it is cheap for any size.
+    Neither the model nor the weights are allocated, so the check is cheap at any size.
     """
     _refuse_sizes(path, config.to_dict())
     with torch.device("meta"):
@@ -53,9 +54,9 @@ def refuse_other_weights(path: Path, config: ModelArchitectureConfig) -> None:
 
 
 def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise UserError for sizes that the saved weights cannot have.
+    """Raise UserError for sizes in a config that the saved weights cannot have.
 
-    What passes is small enough to build on the meta device, as `refuse_other_weights` does.
+    Configs that pass are small enough to build on the meta device, as `refuse_other_weights` does.
     """
     shapes = weight_shapes(path)
     dimensions = [size for shape in shapes.values() if 0 not in shape for size in shape]
@@ -83,7 +84,7 @@ def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _values_of_layers(key: str, value: Any) -> list[Any]:
-    """The values that layers have; a value that cannot be read, the config refuses."""
+    """The values of a key over the layers; empty if unreadable, which the config refuses later."""
     try:
         meant = KEYS[key].read(value)
     except UserError:
@@ -92,19 +93,20 @@ def _values_of_layers(key: str, value: Any) -> list[Any]:
 
 
 def _refuse_positions(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise UserError for a block_size whose tables of positions do not fit this machine."""
+    """Raise UserError for a block_size whose position tables do not fit in memory."""
     length, width = config.get("block_size"), config.get("n_embd")
     memory = host_memory()
     if not (is_count(length) and is_count(width)):
-        return  # what is not a count, the config refuses
+        return  # the config refuses them later
     if 4 * length * width > memory:
         raise UserError(
-            f"{path}: block_size={length} positions of n_embd={width} float32 numbers take "
-            f"{4 * length * width:,} bytes, but this machine has {memory:,}; use one with more."
+            f"{path}: block_size={length} positions of n_embd={width} float32 numbers need "
+            f"{4 * length * width:,} bytes, but this machine has {memory:,}; use a machine with "
+            "more memory."
         )
 
 
-# The kinds of values
+# Checks of values
 
 
 def _is_text(value: Any) -> bool:
@@ -118,19 +120,19 @@ def _is_config(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    """Whether a value is a table of texts."""
+    """Whether a value is a dict of strings."""
     return isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
 
 
 def _is_setting(value: Any) -> bool:
-    """Whether a value may be that of a key; which it takes is the config's to say."""
+    """Whether a value can be that of a config key; the config checks the rest."""
     if value is None or isinstance(value, bool) or _is_text(value):
         return True
     return is_number(value) and abs(value) < 2**63  # so that no arithmetic on it overflows
 
 
 def _is_tokenizer(value: Any) -> bool:
-    """As `Tokenizer.to_meta` makes it."""
+    """Whether a value has the form of `Tokenizer.to_meta`."""
     if not isinstance(value, dict) or not _is_text(value.get("name")):
         return False
     digest, end = value.get("sha256", ""), value.get("end_of_text")
@@ -142,7 +144,7 @@ def _is_tokenizer(value: Any) -> bool:
 
 
 def _is_stepper(value: Any) -> bool:
-    """As `StepGuard.state_dict` and `GradScaler.state_dict` make it."""
+    """Whether a value has the form of `StepGuard.state_dict` plus a scaler state."""
     return (
         isinstance(value, dict)
         and is_count(value.get("bad_steps"))
@@ -155,7 +157,7 @@ _SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_grow
 
 
 def _is_scaler(value: Any) -> bool:
-    """As GradScaler.state_dict makes it: empty where nothing is scaled."""
+    """Whether a value has the form of `GradScaler.state_dict`, which is empty if disabled."""
     if not isinstance(value, dict):
         return False
     return not value or (value.keys() == _SCALER and all(map(is_number, value.values())))
@@ -177,4 +179,4 @@ _LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "sampled_at": lambda value: value is None or is_count(value),
     "plugin_paths": lambda value: value is None or _is_texts(value),
 }
-"""Of keys that older checkpoints lack."""
+"""Checks of keys that older checkpoints lack."""

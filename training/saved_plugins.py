@@ -1,4 +1,4 @@
-"""`--plugins=saved`: the plugins that a run was trained with, run because the user says so."""
+"""`--plugins=saved`: run the plugins that a run was trained with, at the user's request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.run_state import load_run_state
 from user_files import located, read_source
 
 SAVED = "saved"
-"""What stands for them among the files of `--plugins`."""
+"""The word for the saved plugins among the files of `--plugins`."""
 
 PLUGINS_HELP = (
     "comma-separated .py files that register custom components; saved: those that the run was "
@@ -32,19 +32,19 @@ class NotAllowed(UserError):
 
 
 def named_plugins(plugins: str, where: str, out_dir: Path, config_files: Sequence[str] = ()) -> str:
-    """A value of `plugins` with the files of a run in place of `saved`.
+    """Replace `saved` in a value of `plugins` by the plugin files of a run.
 
-    A file that is where it was during training, with the same code, is used there; otherwise its
-    copy in the checkpoint. Nothing is run here.
+    If a file still exists at its original path with the same code, that file is used; otherwise its
+    copy in the checkpoint. No code is run here.
 
     Args:
-        plugins: Files separated by commas, `saved` among them or not.
-        where: The run, as `find_checkpoint` takes it.
-        out_dir: The folder that holds the runs.
+        plugins: Comma-separated files, optionally including `saved`.
+        where: The run, as in `find_checkpoint`.
+        out_dir: The folder that contains the runs.
         config_files: Files that are run anyway.
 
     Raises:
-        UserError: there is no such run, or a file is there but has changed.
+        UserError: If there is no such run, or a file exists but has changed.
     """
     names = [name for name in map(str.strip, plugins.split(",")) if name]
     if SAVED not in names:
@@ -56,10 +56,10 @@ def named_plugins(plugins: str, where: str, out_dir: Path, config_files: Sequenc
 
 
 def resumed_plugins(argv: Sequence[str]) -> list[str]:
-    """The arguments of train.py with the files of the run to resume in place of `--plugins=saved`.
+    """Replace `--plugins=saved` in the arguments of train.py by the files of the run to resume.
 
     Raises:
-        UserError: no run is resumed; else as `named_plugins`.
+        UserError: If no run is resumed; otherwise as in `named_plugins`.
     """
     arguments = split_arguments(argv)
     flags = arguments.flags
@@ -69,8 +69,8 @@ def resumed_plugins(argv: Sequence[str]) -> list[str]:
     where = flags.get("resume", "none")
     if where == "none":
         raise UserError(
-            f"--plugins={SAVED} stands for the plugins of a run that is resumed; add --resume=RUN, "
-            "or name the files."
+            f"--plugins={SAVED} means the plugins of the run to resume; add --resume=RUN, or name "
+            "the files."
         )
     out_dir = Path(flags.get("out_dir", KEYS["out_dir"].default))
     if where == "auto":
@@ -82,7 +82,7 @@ def resumed_plugins(argv: Sequence[str]) -> list[str]:
 
 
 def _newest(out_dir: Path, run_name: str) -> Path:
-    """The newest checkpoint of the run of that name, or of any."""
+    """The newest checkpoint of the run with that name, or of any run for `auto`."""
     for folder in runs_newest_first(out_dir):
         if run_name in ("auto", folder.name):
             return newest_whole(folder / "checkpoints")[0]
@@ -92,7 +92,7 @@ def _newest(out_dir: Path, run_name: str) -> Path:
 
 
 def plugin_files(path: Path) -> list[str]:
-    """The files of the plugins of a checkpoint. Raises UserError where one of them has changed."""
+    """The plugin files of a checkpoint. Raises UserError if one of them has changed."""
     places = load_run_state(path).get("plugin_paths") or {}
     files = []
     for name, source in load_plugins(path).items():
@@ -107,22 +107,22 @@ def plugin_files(path: Path) -> list[str]:
         if now != source:
             raise UserError(
                 f"{_changed(original, now, source)}; restore it, use the code that the run was "
-                f"trained with by --plugins={copy}, or the changed code by --plugins={original}."
+                f"trained with (--plugins={copy}), or the changed code (--plugins={original})."
             )
         files.append(original)
     return files
 
 
 def _changed(file: str, now: str, then: str) -> str:
-    """That a plugin has changed since a run was trained, with both digests."""
+    """The message that a plugin has changed since a run was trained, with both digests."""
     return (
-        f"{file} has changed since the run was trained: its sha256 is {source_sha256(now)}, then "
+        f"{file} has changed since the run was trained: its sha256 is {source_sha256(now)}, but "
         f"it was {source_sha256(then)}"
     )
 
 
 def plugin_changes(plugins: Mapping[str, str], path: Path) -> list[str]:
-    """Of given plugins (path -> source), a line on each whose code is not that of a checkpoint."""
+    """A message for each given plugin (path -> source) whose code differs from a checkpoint's."""
     saved = load_plugins(path)
     return [
         f"{_changed(given, source, saved[Path(given).name])}; the code that it was trained with is "

@@ -1,4 +1,4 @@
-"""Saving the checkpoints of a run, synchronously or in the background (`async_save`)."""
+"""Save the checkpoints of a run, synchronously or in the background (`async_save`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from training_logger import NoLog, TrainingLogger
 
 
 class CheckpointSaver:
-    """Saves the state of a run, on the first worker, one checkpoint at a time.
+    """Saves the state of a run from the first worker, one checkpoint at a time.
 
-    In the background, the state is copied to CPU buffers, which are reused for the next checkpoint,
-    and a thread writes them. Workers exchange no messages in the meantime.
+    To save in the background, the state is copied to CPU buffers, which are reused for the next
+    checkpoint, and a thread writes them without communication between workers.
 
         with CheckpointSaver(run, log) as saver:
             for step in ...:
@@ -31,11 +31,12 @@ class CheckpointSaver:
                 if workers.any(saver.poll()):
                     break
 
-    Leaving the block waits for the checkpoint in progress, except after a KeyboardInterrupt.
+    On exit, the context manager waits for the checkpoint in progress, except after a
+    KeyboardInterrupt.
 
     Args:
         run: The run.
-        log: Its log, which lists the checkpoints.
+        log: The run's log, which lists the checkpoints.
     """
 
     def __init__(self, run: Run, log: TrainingLogger | NoLog):
@@ -57,7 +58,7 @@ class CheckpointSaver:
             self.finish()
         elif self._writing and not isinstance(error, KeyboardInterrupt):
             self._writing.wait()
-            if self._writing.error:  # which is not to hide why the run ends
+            if self._writing.error:  # not raised, so as not to hide why the run ends
                 self._log.say(
                     f"the checkpoint of step {self._writing.step} was not written: "
                     f"{self._writing.error}"
@@ -69,8 +70,8 @@ class CheckpointSaver:
         """Save a checkpoint that `--resume` continues from. All workers must call this together.
 
         Raises:
-            Diverged: the run cannot be continued.
-            UserError: this checkpoint or the one before could not be written.
+            Diverged: If the run cannot be continued.
+            UserError: If this checkpoint or the previous one could not be written.
         """
         run = self._run
         run.watch.stop()
@@ -85,9 +86,9 @@ class CheckpointSaver:
                 self._start(self._writer(weights, kept))
 
     def _writer(self, weights: dict[str, Tensor], kept: dict[str, Tensor]) -> Callable[[], Path]:
-        """What writes the run as it is now, whenever it is called."""
+        """A function that writes the current state of the run, whenever it is called."""
         run, log = self._run, self._log
-        log.sync()  # so that no checkpoint knows of records that a power cut may take
+        log.sync()  # a checkpoint must not count records that a power failure may lose
         return partial(
             save_checkpoint,
             run.folder / "checkpoints",
@@ -110,8 +111,8 @@ class CheckpointSaver:
         self._writing = _Writing(write, self._run.step)
 
     def poll(self) -> bool:
-        """Log the checkpoint in progress if it is finished. Returns whether it failed, in which
-        case `finish` raises the error. Does not block or communicate."""
+        """Log the checkpoint in progress if it is finished. Returns whether writing failed, in
+        which case `finish` raises the error. Does not block or communicate."""
         if self._writing is None or not self._writing.done:
             return False
         if self._writing.error:
@@ -123,7 +124,7 @@ class CheckpointSaver:
         """Wait for the checkpoint in progress. All workers must call this together.
 
         Raises:
-            UserError: it could not be written.
+            UserError: If it could not be written.
         """
         if not self._asynchronous:
             return
@@ -133,18 +134,18 @@ class CheckpointSaver:
                 self._log_written()
 
     def _log_written(self) -> None:
-        """Raises what writing it raised."""
+        """Log the finished checkpoint. Raises the exception that writing it raised, if any."""
         assert self._writing
         writing, self._writing = self._writing, None
         self._log.log_checkpoint(writing.result(), writing.step)
 
 
 class _Writing:
-    """A checkpoint that a thread writes.
+    """A checkpoint that is being written by a thread.
 
     Args:
-        write: What writes it, and returns its folder.
-        step: Its step.
+        write: Writes the checkpoint and returns its folder.
+        step: The step of the checkpoint.
     """
 
     def __init__(self, write: Callable[[], Path], step: int):
@@ -169,7 +170,7 @@ class _Writing:
         self._thread.join()
 
     def result(self) -> Path:
-        """The folder of the finished checkpoint. Raises what writing it raised."""
+        """The folder of the finished checkpoint. Raises the exception that writing it raised."""
         if self.error:
             raise self.error
         assert self._path
@@ -177,7 +178,7 @@ class _Writing:
 
 
 class HostBuffers:
-    """Copies named tensors to memory of the CPU that is reused under the same name.
+    """Copies named tensors to CPU buffers, which are reused for tensors of the same name.
 
     A copy from a GPU is complete once the device is synchronized.
     """

@@ -1,7 +1,7 @@
-"""Tensors of which each worker holds a part: how to make them whole, and take a part of a whole.
+"""Gather tensors of which each worker holds a part, and take a worker's part of a whole tensor.
 
-A parameter may be divided twice: a share of its sections by tensor parallelism, see
-`components.tensor_split`; and of that, a slice by FSDP, which is a DTensor.
+A parameter may be divided twice: tensor parallelism gives each worker a share of its sections (see
+`components.tensor_split`), and FSDP a slice of that share, as a DTensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Parts:
 
     Args:
         workers: All workers.
-        divided: By name, the parameters of which a worker has a share by tensor parallelism.
+        divided: How tensor parallelism divides parameters, by parameter name.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Parts:
         self._divided = divided
 
     def are_of(self, name: str) -> bool:
-        """Whether tensor parallelism divides the parameter of this name."""
+        """Whether tensor parallelism divides the parameter with this name."""
         return name in self._divided
 
     def whole(self, name: str, tensor: Tensor) -> Tensor:
-        """The parameter of this name, or what is kept of each of its numbers, as a whole. All
-        workers must call this together."""
+        """Gather a parameter, or its elementwise optimizer state, from all workers. All workers
+        must call this together."""
         tensor = gathered_slices(tensor)
         if name not in self._divided:
             return tensor
@@ -50,24 +50,24 @@ class Parts:
         return self._divided[name].whole(shares)
 
     def part(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
-        """What this worker has of a whole, the parameter being `like`; no messages."""
+        """This worker's part of a whole tensor; `like` is its parameter. Does not communicate."""
         if name in self._divided:
             workers = self.workers
             whole = self._divided[name].share(whole, workers.tensor_rank, workers.tensor)
         return slice_of(whole, like)
 
     def copy(self, name: str, whole: Tensor, into: Tensor) -> None:
-        """Copy a whole tensor into the parameter of this name; no messages."""
+        """Copy this worker's part of a whole tensor into `into`. Does not communicate."""
         with torch.no_grad():
             local(into).copy_(self.part(name, whole.to(into.device), into))
 
     def shape(self, name: str, parameter: Tensor) -> tuple[int, ...]:
-        """That of the whole parameter."""
+        """The shape of the whole parameter."""
         shape = tuple(parameter.shape)
         return self._divided[name].shape(shape) if name in self._divided else shape
 
     def copies(self, name: str, parameter: Tensor) -> int:
-        """How many workers hold the same part of a parameter."""
+        """Number of workers that hold the same part of a parameter."""
         held = self.workers.tensor if name in self._divided else 1
         if isinstance(parameter, DTensor):
             sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
@@ -76,17 +76,17 @@ class Parts:
 
 
 def gathered_slices(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP sharded as its workers hold it together; they must call this together."""
+    """Gather the slices of a tensor that FSDP sharded. All its workers must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This worker's slice, in the same memory."""
+    """This worker's slice of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's slice of a tensor that is to be sharded like another; no messages."""
+    """This worker's slice of a whole tensor if sharded like `like`. Does not communicate."""
     if not isinstance(like, DTensor):
         return tensor
     mesh, placements = like.device_mesh, like.placements
@@ -94,7 +94,7 @@ def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def sharded_like(part: Tensor, like: DTensor) -> DTensor:
-    """The tensor of which `part` is this worker's slice, sharded like another of its shape."""
+    """Create a DTensor sharded like `like`, of which `part` is this worker's slice."""
     return DTensor.from_local(
         part,
         like.device_mesh,
@@ -106,7 +106,7 @@ def sharded_like(part: Tensor, like: DTensor) -> DTensor:
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's state_dict, a tied one once, by its first name."""
+    """The tensors of a model's state_dict by name; tied tensors once, under their first name."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (name, tensor))
@@ -114,19 +114,19 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 ToCpu = Callable[[str, Tensor], Tensor]
-"""Gives the CPU's form of a named tensor."""
+"""Copies a named tensor to the CPU."""
 
 
 def on_cpu(name: str, tensor: Tensor) -> Tensor:
-    """A tensor on the CPU; itself, if it is there."""
+    """Move a tensor to the CPU."""
     return tensor.cpu()
 
 
 def gathered_weights(
     model: nn.Module, parts: Parts | None = None, to_cpu: ToCpu = on_cpu
 ) -> dict[str, Tensor]:
-    """A model's `own_tensors`, whole, on the CPU of the first worker; empty on the others. All
-    workers must call this together."""
+    """Gather a model's `own_tensors` on the CPU of the first worker; returns an empty dict on the
+    others. All workers must call this together."""
     parts = parts or Parts()
     whole = ((name, parts.whole(name, own)) for name, own in own_tensors(model).items())
     return on_first(whole, parts.workers, to_cpu)
@@ -135,9 +135,10 @@ def gathered_weights(
 def on_first(
     tensors: Iterable[tuple[str, Tensor]], workers: Workers, to_cpu: ToCpu = on_cpu
 ) -> dict[str, Tensor]:
-    """Named tensors, one after the other, on the CPU of the first worker; empty on the others."""
+    """Copy named tensors one by one to the CPU of the first worker; returns an empty dict on the
+    others."""
     kept = {}
-    for name, tensor in tensors:  # on all workers: to make a tensor whole takes all of them
+    for name, tensor in tensors:  # iterated on all workers, since gathering involves all of them
         if workers.first:
             kept[name] = to_cpu(name, tensor)
     return kept

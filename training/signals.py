@@ -1,5 +1,5 @@
-"""Stopping a run by SIGINT (Ctrl-C), SIGTERM, SIGHUP (a terminal that closes), or on Windows
-Ctrl-Break: the first signal asks it to finish and save, a second one ends it at once."""
+"""Stop a run on SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), or on Windows
+Ctrl-Break: the first signal makes it finish and save, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 
 
 SAME_REQUEST_SECONDS = 0.3
-"""Signals that follow the first this soon are no second thought: torchrun passes on what a terminal
-sends to all, and Linux may tell a process more than once that its parent has gone."""
+"""Signals this soon after the first one are part of the same request: torchrun forwards signals
+that the terminal sends to all processes anyway, and Linux may report the death of a parent
+repeatedly."""
 
 
 class StopRequest:
-    """Whether the user asked to stop; a context manager that handles the signals, except those
-    that are ignored (SIGHUP under nohup).
+    """A context manager that records signals to stop, except those that are ignored (SIGHUP under
+    nohup).
 
-    The first signal sets `requested`, for the loop to act on, and is acknowledged on standard error
-    at once; a second raises KeyboardInterrupt wherever the program is, unless it comes so soon that
-    it is the same request. Leaving restores the handlers.
+    The first signal sets `requested`, which the training loop checks, and is acknowledged on
+    standard error at once. A second one raises KeyboardInterrupt, unless it comes so soon that it
+    is part of the same request. The handlers are restored on exit.
 
     Args:
         finishing: What the program does before it stops, for the acknowledgement.
-        silent: Acknowledge nothing.
+        silent: Whether to omit the acknowledgement.
     """
 
     def __init__(self, finishing: str = "finishing this step", silent: bool = False) -> None:
@@ -63,5 +64,5 @@ class StopRequest:
             return
         again = "press Ctrl-C again" if number == signal.SIGINT else "send another signal"
         text = f"\n{self.requested}: {self._finishing}; {again} to quit now\n"
-        with contextlib.suppress(OSError, ValueError):  # no terminal is left to read it
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             os.write(sys.stderr.fileno(), text.encode())  # Python's streams are not reentrant

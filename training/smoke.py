@@ -1,4 +1,4 @@
-"""A quick check of a user's own parts before a run starts: shapes, backward, finite gradients."""
+"""Smoke-test custom parts before a run starts: shapes, backward pass, finite gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.hardware import autocast
 from training.step_guard import StepGuard
 
 KEEP_SHAPE = ("normalization", "activation", "ffn_type", "mixer")
-"""Keys that choose parts whose output has the shape of their input."""
+"""Keys of parts whose output must have the shape of their input."""
 
 TOKENS = 8
 VOCABULARY = 64
@@ -33,15 +33,15 @@ VOCABULARY = 64
 def check_own_parts(
     config: ModelArchitectureConfig, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Train a small model for a step with the parts of the user's own that a config names.
+    """Train a small model for one step with the custom parts that a config uses.
 
-    Does nothing where it names none. A part may demand its own width (groups of channels), so one
-    that fails in a small model is tried at the config's widths. What it raises there passes, with
-    its traceback and a note that says which parts were checked.
+    Does nothing if there are none. A part may need a certain width (such as groups of channels), so
+    if it fails in a small model, it is tried at the config's widths. Exceptions raised there
+    propagate, with a note that says which parts were checked.
 
     Raises:
-        UserError: a part's output has another shape, or it leaves a loss or a gradient that is not
-            finite, or its parameters without a gradient.
+        UserError: If the output of a part has the wrong shape, the loss or a gradient is not
+            finite, or the part's parameters get no gradient.
     """
     own = {
         part: f"{key}={getattr(layer, key)!r} ({part.__name__} in {inspect.getfile(part)})"
@@ -67,9 +67,9 @@ def check_own_parts(
 
 
 def _few_layers(config: ModelArchitectureConfig) -> Iterator[ModelArchitectureConfig]:
-    """The config with few layers: with few heads and tokens as well, and at its own widths.
+    """Yield the config with few layers: first with few heads and tokens, then at its own widths.
 
-    The small one is left out where the parts cannot be combined at that size.
+    The first one is omitted if the parts cannot be combined at that size.
     """
     layers = {"n_layer": min(config.n_layer, max(2, config.prefix + config.period))}
     with contextlib.suppress(ConfigError):
@@ -78,7 +78,7 @@ def _few_layers(config: ModelArchitectureConfig) -> Iterator[ModelArchitectureCo
 
 
 def _small_sizes(config: ModelArchitectureConfig) -> dict[str, Any]:
-    """Few heads and tokens; the widths stay where layers differ in the shape of their heads."""
+    """Small sizes for a config; widths do not change if layers differ in the shape of heads."""
     windows = [w + 1 for w in (layer.get("sliding_window") for layer in config.kinds) if w]
     length = min(config.block_size, max([*windows, 2 * TOKENS]))
     sizes = {"block_size": length, "vocab_size": VOCABULARY}
@@ -136,7 +136,7 @@ def _shape_check(words: str) -> Callable[..., None]:
         expected = tuple(args[0].shape)
         if not isinstance(output, Tensor):
             raise UserError(
-                f"{words}: forward must return a tensor of shape {expected}, that of its input, "
+                f"{words}: forward must return a tensor with the shape of its input, {expected}, "
                 f"not {type(output).__name__}."
             )
         if tuple(output.shape) != expected:
@@ -149,8 +149,8 @@ def _shape_check(words: str) -> Callable[..., None]:
 
 
 def _check_gradients(words: str, instances: nn.ModuleList) -> None:
-    """Some parameter must get a gradient: not all need to, as experts that no token chose, or a
-    part that does nothing in some layers."""
+    """Check that some parameter gets a gradient, and that gradients are finite. Not all parameters
+    need one: an expert may get no token, or a part may do nothing in some layers."""
     trained = [(name, p) for name, p in instances.named_parameters() if p.requires_grad]
     names = list(dict.fromkeys(name.partition(".")[2] for name, _ in trained))
     if trained and all(parameter.grad is None for _, parameter in trained):
@@ -165,13 +165,13 @@ def _check_gradients(words: str, instances: nn.ModuleList) -> None:
 
 
 def check_own_optimizer(settings: Settings, device: torch.device, dtype: torch.dtype) -> None:
-    """Update a small model by an optimizer of the user's own, and let it meet a bad step.
+    """Smoke-test a custom optimizer on a small model, including a step that must be skipped.
 
-    Does nothing if the config chooses another. An exception that the optimizer raises passes.
+    Does nothing if the optimizer is not custom. Exceptions that it raises propagate.
 
     Raises:
-        UserError: the optimizer leaves out a parameter, keeps what cannot be undone and saved (see
-            `refuse_hidden_state`), or makes weights that are not finite.
+        UserError: If the optimizer omits a parameter, has state that cannot be undone and saved
+            (see `refuse_hidden_state`), or makes weights non-finite.
     """
     own = OPTIMIZERS[settings.training.optimizer]
     if not is_users_own(own):
@@ -189,9 +189,9 @@ def check_own_optimizer(settings: Settings, device: torch.device, dtype: torch.d
             optimizer.zero_grad()
             for name, parameter in model.named_parameters():
                 if not parameter.isfinite().all():
-                    what = "bad step, which must change nothing," if factor != 1 else "step"
+                    what = "skipped step, which must change nothing," if factor != 1 else "step"
                     raise UserError(
                         f"optimizer={settings.training.optimizer!r} ({own.__name__} in "
                         f"{inspect.getfile(own)}): a {what} makes {name} of a small model "
-                        "not finite."
+                        "non-finite."
                     )

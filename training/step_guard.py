@@ -1,6 +1,6 @@
-"""Steps whose loss or gradient is not finite: found and skipped on the device, counted, reported.
+"""Detect steps with a non-finite loss or gradient on the device, skip them, and count them.
 
-Nothing here waits for the device but reading the numbers of a step, which log lines need.
+Only reading the results of a step, for log lines, waits for the device.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from training.optimizer_state import refuse_hidden_state, settings_of, takes_fou
 
 
 class Diverged(UserError):
-    """The loss or gradient was not finite for too many steps in a row; the message says more."""
+    """The loss or gradient was not finite for too many steps in a row."""
 
     run_status = "diverged"
-    """What it makes of the run in its log."""
+    """The status of the run in its log."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """The numbers of the last step, on the host.
+    """The results of the last step, on the host.
 
     Attributes:
-        loss: Mean loss of the step, nats per token.
-        gradients: `norm`, before clipping; `mean` and `std` where the step was asked for them.
-        bad_steps: Steps skipped since the run began, its loss or gradient not being finite.
-        longest_bad_run: The most in a row since the run began or was taken up.
+        loss: Mean loss of the step, in nats per token.
+        gradients: `norm`, before clipping; `mean` and `std` if requested for the step.
+        bad_steps: Steps skipped since the start of the run because of a non-finite loss or
+            gradient.
+        longest_bad_run: Most bad steps in a row since the run started or was resumed.
     """
 
     loss: float
@@ -43,10 +44,10 @@ class StepReport:
 
 
 class LaggingScalar:
-    """A scalar on a device as the host last saw it: looking at it never waits for the device.
+    """A device scalar that the host can read without waiting for the device.
 
-    On CUDA a copy to pinned memory is queued behind the work that makes the value, and the host
-    takes it once it has arrived, a few steps late. Elsewhere reading is cheap, and nothing lags.
+    On CUDA, a copy to pinned memory is queued behind the work that computes the value, and the host
+    reads it once it has arrived, a few steps late. On other devices reading is cheap and immediate.
     """
 
     def __init__(self, device: torch.device):
@@ -57,7 +58,7 @@ class LaggingScalar:
             self._landing = torch.zeros((), pin_memory=True)
 
     def look(self, value: Tensor) -> float:
-        """The latest of the values passed so far that has reached the host."""
+        """Pass the current value; returns the latest value that has reached the host."""
         if self._arrival is None:
             self._seen = float(value)
             return self._seen
@@ -71,12 +72,12 @@ class LaggingScalar:
 
 
 class StepGuard:
-    """Finds steps whose loss or gradient norm is not finite, so that they change nothing.
+    """Detects steps with a non-finite loss or gradient norm and makes them change nothing.
 
-    Weights and all that the optimizer keeps then stay as they are. An optimizer that takes
-    `found_inf`, as torch's fused ones do, skips such a step on the device. With any other, the step
-    is taken back on the device, by hooks around `optimizer.step()`. In float16 an overflow under
-    the loss scale is counted the same; a few of them at the start are normal.
+    Weights and optimizer state then do not change. An optimizer that supports `found_inf`, as
+    torch's fused ones do, skips such a step on the device. With any other, hooks around
+    `optimizer.step()` undo the step on the device. In float16, an overflow due to the loss scale
+    also counts as a bad step; a few of them at the start are normal.
 
         loss.backward()
         norm = guard.check(loss)
@@ -88,9 +89,10 @@ class StepGuard:
             guard.stop_if_stuck(report)
 
     Args:
-        optimizer: From `make_optimizer`.
-        max_bad_steps: So many bad steps in a row stop the run.
-        gradients: Those of the whole model; None: the optimizer's parameters have them all.
+        optimizer: The optimizer from `make_optimizer`.
+        max_bad_steps: Number of bad steps in a row that stops the run.
+        gradients: The gradients of the whole model. Defaults to those of the optimizer's
+            parameters.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class StepGuard:
         self._whole = gradients or Gradients(self._parameters)
         self._max_bad_steps = max_bad_steps
         device = self._parameters[0].device
-        # Counts are float32 like the rest, to be read in one transfer; exact up to 2**24.
+        # Counts are float32 like the rest, to be read in one transfer. They are exact up to 2**24.
         self._loss, self._bad, self._bad_steps, self._bad_in_a_row, self._longest_bad_run = (
             torch.zeros((), device=device) for _ in range(5)
         )
@@ -123,11 +125,12 @@ class StepGuard:
 
     @torch.no_grad()
     def check(self, loss: Tensor, *, statistics: bool = False) -> Tensor:
-        """Note whether a step is bad, from its loss and its gradients; returns their norm.
+        """Check the loss and gradients of a step; returns the gradient norm, a scalar tensor.
 
         Args:
-            loss: Mean loss of the step, a scalar on the device.
-            statistics: Also take the mean and deviation of the gradients, for `read`.
+            loss: Mean loss of the step, a scalar tensor on the device.
+            statistics: Whether to also compute the mean and standard deviation of the gradients,
+                for `read`.
         """
         self._loss = loss.detach()
         self._gradients = self._whole.statistics() if statistics else {"norm": self._whole.norm()}
@@ -141,15 +144,15 @@ class StepGuard:
 
     @property
     def good(self) -> Tensor:
-        """1 if the last step was good, 0 if it is to change nothing; on the device."""
+        """1 if the last step was good, 0 if it must change nothing; a tensor on the device."""
         return 1 - self._bad
 
     def allows_update(self) -> bool:
-        """Whether to call the optimizer's step.
+        """Whether to call `optimizer.step()`.
 
-        Always, if it has updated all parameters that have a gradient before. Otherwise it creates
-        state, which could not be taken back: this then waits for the device, and is False for a
-        bad step.
+        Always True if the optimizer has updated all parameters with a gradient before. Otherwise
+        the step creates state, which cannot be undone: this method then waits for the device and
+        returns False for a bad step.
         """
         new = [p for p in self._with_gradient() if p not in self._updated]
         if new and self._bad.item():
@@ -162,7 +165,7 @@ class StepGuard:
         return [p for p in self._parameters if p.grad is not None]
 
     def _keep(self) -> None:
-        """Before a step: keep what it may change, unless it is known to be good."""
+        """Before a step: save what it may change, unless it is known to be good."""
         if self._watches and not self._creates_state:
             self._before = Snapshot(self._optimizer, self._with_gradient())
 
@@ -175,7 +178,7 @@ class StepGuard:
         self._before, self._watches, self._creates_state = None, False, False
 
     def read(self) -> StepReport:
-        """The numbers of the last step; waits for the device, so only call it at log steps."""
+        """The results of the last step. Waits for the device, so call it only at log steps."""
         device_numbers = (
             self._loss,
             self._bad_steps,
@@ -201,8 +204,8 @@ class StepGuard:
             raise Diverged(
                 f"{report.longest_bad_run} steps in a row had a non-finite loss or gradient and "
                 f"were skipped (max_bad_steps={self._max_bad_steps}): the run has diverged. Resume "
-                "from a checkpoint before that with a lower learning_rate, a longer warmup_iters, "
-                "or a dtype of more range (bfloat16, float32)."
+                "from an earlier checkpoint with a lower learning_rate, more warmup_iters, or a "
+                "dtype with more range (bfloat16, float32)."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,7 +213,7 @@ class StepGuard:
         return {"bad_steps": int(self._bad_steps), "bad_in_a_row": int(self._bad_in_a_row)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the counters of `state_dict`."""
+        """Restore the counters from `state_dict`."""
         self._bad_steps.fill_(state["bad_steps"])
         self._bad_in_a_row.fill_(state["bad_in_a_row"])
-        self._longest_bad_run.zero_()  # a bad spell that is over must not stop the run again
+        self._longest_bad_run.zero_()  # earlier bad steps must not stop the run again

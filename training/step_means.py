@@ -1,4 +1,4 @@
-"""What the micro-batches of a step come to: the loss, its terms, and what parts reported."""
+"""Average the loss, its terms and the metrics of parts over the micro-batches of a step."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class StepMeans:
         self._sums: TrainingOutput | None = None
 
     def add(self, output: TrainingOutput) -> None:
-        """Count a micro-batch."""
+        """Add a micro-batch."""
         share = tree_map(lambda tensor: tensor.detach() / self._micro_batches, output)
         self._sums = share if self._sums is None else tree_map(_add, self._sums, share)
 
     def share(self, workers: Workers) -> None:
-        """Take the means over all workers, each of which has counted as many micro-batches."""
+        """Average over all workers, which must have added the same number of micro-batches."""
         self._sums = workers.mean(self.output)
 
     @property
     def output(self) -> TrainingOutput:
-        """The means; once all micro-batches are counted."""
+        """The means; valid once all micro-batches are added."""
         assert self._sums is not None
         return self._sums
 
     def read(self) -> tuple[dict[str, float], dict[str, list[Any]]]:
-        """The terms of the loss by name, and for each `part.metric` its value in every layer, None
-        in those that have none; waits for the device."""
+        """The loss terms by name, and the value of each `part.metric` in every layer, None for
+        layers without it. Waits for the device."""
         terms = {name: term.item() for name, term in self.output.terms.items()}
         layers = [
             {

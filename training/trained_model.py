@@ -1,4 +1,4 @@
-"""The model and tokenizer of a checkpoint, as sample.py and the export read them."""
+"""Load the model and tokenizer of a checkpoint, for sampling and export."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from training.saved_plugins import plugin_changes
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """What a checkpoint holds for use.
+    """A model and its tokenizer, loaded from a checkpoint.
 
     Attributes:
-        model: In evaluation mode, on the device asked for.
-        tokenizer: That of the data that it was trained on.
-        checkpoint: Where they come from.
-        notes: Lines for the user: damaged checkpoints passed by, plugins that have changed.
+        model: The model in evaluation mode, on the requested device.
+        tokenizer: The tokenizer of the training data.
+        checkpoint: The checkpoint they were loaded from.
+        notes: Messages for the user: damaged checkpoints that were skipped, plugins that have
+            changed.
     """
 
     model: GPT
@@ -46,21 +47,20 @@ def load_trained(
     download: bool = False,
     **changes: Any,
 ) -> TrainedModel:
-    """Load from a run's newest whole checkpoint, or from the checkpoint named.
+    """Load from a run's newest intact checkpoint, or from a given checkpoint.
 
-    Runs no code of the checkpoint's, and needs no network unless `download` is set.
+    Runs no code from the checkpoint, and needs no network unless `download` is set.
 
     Args:
-        where: A checkpoint, as `find_checkpoint` takes it; its run may be training.
-        out_dir: The folder that holds the runs.
-        plugins: Sources of the plugins that the user gave and that are registered by now.
-        device: Where to put the model.
-        download: Download the tokenizer's vocabulary if it is not cached.
-        changes: Keys of the architecture to change if a layer has them, such as
-            `attention_backend`.
+        where: A checkpoint, as in `find_checkpoint`; its run may still be training.
+        out_dir: The folder that contains the runs.
+        plugins: Sources of the plugins that the user gave; they are already registered.
+        device: The device for the model.
+        download: Whether to download the tokenizer's vocabulary if it is not cached.
+        changes: Architecture keys to change if a layer has them, such as `attention_backend`.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its tokenizer is not to be had.
+        UserError: If there is no such checkpoint, it is damaged, or its tokenizer is not available.
     """
 
     def load(path: Path) -> tuple[GPT, Tokenizer]:
@@ -71,7 +71,7 @@ def load_trained(
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
                 f"{path} is damaged: its tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} "
-                f"tokens, but its model {config.vocab_size}; use another checkpoint."
+                f"tokens, but its model has {config.vocab_size}; use another checkpoint."
             )
         model = GPT(config).to(device).eval()
         load_model_weights(path, model)

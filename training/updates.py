@@ -1,9 +1,9 @@
-"""Which parameters the optimizer of this worker updates, and how it receives their gradients.
+"""Distribute optimizer updates: which parameters this worker updates, and with which gradients.
 
-An optimizer sees plain tensors only. If parameters are sharded and the update of a number depends
-on that number alone (`UpdateRule.elementwise`), each worker updates its slices. An optimizer that
-treats a matrix as a whole, such as Muon, updates a share of the parameters, gathered; so does any
-optimizer if only what it keeps is to be divided (ZeRO-1).
+Optimizers only see plain tensors. If parameters are sharded and the optimizer is elementwise
+(`UpdateRule.elementwise`), each worker updates its slices. If the optimizer needs whole matrices,
+such as Muon, each worker gathers and updates a share of the parameters; the same is done for any
+optimizer if only the optimizer state is to be divided (ZeRO-1).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from training.sharded_tensors import (
 from training.workers import Workers
 
 MOST_UNDER_WAY = 4
-"""Parameters that are broadcast at a time: each is whole meanwhile."""
+"""Parameters that are broadcast at the same time; each takes the memory of a whole parameter."""
 
 
 class Updates:
-    """The updates of one optimizer. By itself, every worker makes all of them.
+    """The updates of one optimizer. In this base class, every worker updates all parameters.
 
         loss.backward()
         updates.take_gradients()
@@ -45,16 +45,16 @@ class Updates:
         optimizer.zero_grad()
 
     Attributes:
-        optimizer: What updates the parameters of `own`.
-        own: The parameters that it updates, by the name of the model's.
-        elsewhere: The names of those that only other workers update.
+        optimizer: The optimizer, which updates the parameters in `own`.
+        own: The parameters that this worker updates, by their names in the model.
+        elsewhere: The names of parameters that only other workers update.
 
     Args:
         model: The model.
-        optimizer: Of its parameters; its groups are changed.
-        parts: What this worker holds of the model's tensors; None: it holds all.
-        partial: Names of parameters whose gradients are to be added up over the workers that share
-            the blocks' weights.
+        optimizer: An optimizer of the model's parameters; its groups are changed.
+        parts: The parts of the model's tensors that this worker holds. Defaults to whole tensors.
+        partial: Names of parameters whose gradients must be summed over the workers of the tensor
+            group.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Updates:
         return self._parameters
 
     def _hand_over(self) -> None:
-        """Let the optimizer, which was made with the model's parameters, have `own` instead."""
+        """Replace the model's parameters in the optimizer's groups by those in `own`."""
         named = {self._parameters[name]: own for name, own in self.own.items()}
         for group in self.optimizer.param_groups:
             group["params"] = [named[p] for p in group["params"] if p in named]
@@ -93,20 +93,20 @@ class Updates:
             }
 
     def _own_part(self, value: Tensor) -> Tensor:
-        """Of what an optimizer kept of a sharded parameter from the start."""
+        """This worker's part of the initial optimizer state of a sharded parameter."""
         return local(value)
 
     # Around a step
 
     def take_gradients(self) -> None:
-        """After the backward pass: hand the optimizer its gradients."""
+        """After the backward pass: give the optimizer its gradients."""
         for name in self._partial:
             gradient = self._parameters[name].grad
             if gradient is not None:
                 dist.all_reduce(local(gradient), group=self._workers.tensor_group)
 
     def give_parameters(self) -> None:
-        """After the optimizer's step: hand the model its new parameters."""
+        """After the optimizer step: give the model its new parameters."""
 
     @property
     def gradients(self) -> Gradients:
@@ -120,20 +120,20 @@ class Updates:
         return SharedGradients(copies, self._workers)
 
     def _copies(self, name: str) -> int:
-        """How many workers update the same numbers of a parameter."""
+        """Number of workers that update the same elements of a parameter."""
         return self._parts.copies(name, self._parameters[name])
 
-    # What is kept from step to step
+    # Optimizer state
 
     def kept(self) -> Iterator[tuple[str, Tensor]]:
-        """All that the optimizers of all workers keep, as whole tensors, by parameter and key. All
+        """Yield the optimizer state of all workers as whole tensors, named `parameter.key`. All
         workers must iterate together, as each tensor is gathered from them."""
         for name, own in self.own.items():
             for key, value in self.optimizer.state.get(own, {}).items():
                 yield f"{name}.{key}", self._whole(name, value)
 
     def _whole(self, name: str, value: Tensor) -> Tensor:
-        """Something kept of a parameter, as of the whole one."""
+        """Gather a state tensor of a parameter into that of the whole parameter."""
         like = self._parameters[name]
         if not self._is_of_each_number(name, value):
             return value
@@ -144,12 +144,11 @@ class Updates:
         return value.shape == self.own[name].shape
 
     def gathered(self, to_cpu: ToCpu = on_cpu) -> dict[str, Tensor]:
-        """What `kept` gives, on the CPU of the first worker; empty on the others."""
+        """The tensors of `kept` on the CPU of the first worker; an empty dict on the others."""
         return on_first(self.kept(), self._workers, to_cpu)
 
     def create_state(self, names: Collection[str]) -> None:
-        """Let the optimizer create what it keeps of some of the parameters, in place of what it
-        keeps so far."""
+        """Replace the optimizer state by newly created state for the parameters in `names`."""
         self.optimizer.state.clear()
         create_state(self.optimizer)
         for name, own in self.own.items():
@@ -157,7 +156,7 @@ class Updates:
                 self.optimizer.state.pop(own, None)
 
     def slots(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """What this worker's optimizer keeps, by parameter and key: dtype, and shape as a whole."""
+        """Dtype and whole shape of each state tensor of this worker, by `parameter.key`."""
         return {
             f"{name}.{key}": (value.dtype, self._whole_shape(name, value))
             for name, own in self.own.items()
@@ -170,13 +169,13 @@ class Updates:
         return tuple(value.shape)
 
     def put(self, entry: str, value: Tensor) -> None:
-        """Take up what was `kept` under a name."""
+        """Load a state tensor from `kept`."""
         name, _, key = entry.rpartition(".")
         slot = self.optimizer.state[self.own[name]][key]
         slot.copy_(self._part(name, value) if self._is_of_each_number(name, slot) else value)
 
     def _part(self, name: str, value: Tensor) -> Tensor:
-        """What this worker's optimizer keeps of something of a whole parameter."""
+        """This worker's part of the state tensor of a whole parameter."""
         return self._parts.part(name, value, self._parameters[name])
 
 
@@ -204,10 +203,10 @@ class SlicedUpdates(Updates):
 
 
 class OwnedUpdates(Updates):
-    """Every worker updates some of the parameters; if FSDP sharded them, it gathers these first.
+    """Every worker updates some of the parameters, gathering them first if FSDP sharded them.
 
     Raises:
-        UserError: there are fewer parameters than workers.
+        UserError: If there are fewer parameters than workers.
     """
 
     def _own_parameters(self) -> dict[str, nn.Parameter]:
@@ -232,7 +231,7 @@ class OwnedUpdates(Updates):
     @torch.no_grad()
     def take_gradients(self) -> None:
         sharded = any(isinstance(p, DTensor) for p in self._parameters.values())
-        if sharded:  # else they are averaged in the backward pass
+        if sharded:  # otherwise they were averaged in the backward pass
             average_replicated(self._parameters.values(), self._workers)
         super().take_gradients()
         for name, p in self._parameters.items():
@@ -264,14 +263,15 @@ class OwnedUpdates(Updates):
             local(parameter).copy_(slice_of(values, parameter))
 
     def _send(self, name: str, parameter: nn.Parameter) -> tuple[dist.Work, str, Tensor]:
-        """Begin to broadcast a parameter from its owner."""
+        """Start broadcasting a parameter from its owner."""
         values = self.own.get(name, parameter).detach()
         if isinstance(values, DTensor):
             values = torch.empty(values.shape, device=values.device)
         return self._broadcast(values, self._owners[name], wait=False), name, values
 
     def _broadcast(self, tensor: Tensor, owner: int, *, wait: bool = True) -> dist.Work | None:
-        """To the workers that have the same share of the blocks, from one by its `data_rank`."""
+        """Broadcast from the worker with `data_rank` `owner` to those with the same share of the
+        blocks."""
         group = self._workers.data_group
         return dist.broadcast(tensor, group=group, group_src=owner, async_op=not wait)
 
@@ -310,7 +310,7 @@ class OwnedUpdates(Updates):
 
 
 def owners_of(sizes: Mapping[str, int], workers: int) -> dict[str, int]:
-    """The worker that updates each parameter, so that all update about as many numbers."""
+    """Assign each parameter to the worker that updates it, balancing the number of elements."""
     loads, owners = [0] * workers, {}
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         owners[name] = loads.index(min(loads))
@@ -319,7 +319,7 @@ def owners_of(sizes: Mapping[str, int], workers: int) -> dict[str, int]:
 
 
 def average_replicated(parameters: Iterable[nn.Parameter], workers: Workers) -> None:
-    """Average the gradients of parameters that are not sharded beside others that are."""
+    """Average the gradients of the parameters that are not sharded in a sharded model."""
     plain = [p for p in parameters if not isinstance(p, DTensor) and p.grad is not None]
     if plain:
         for parameter, mean in zip(plain, workers.mean([p.grad for p in plain]), strict=True):

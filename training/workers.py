@@ -1,10 +1,10 @@
 """Workers: the processes that train one model together, each on its share of every batch.
 
-`torchrun` starts them and gives each a rank. What each holds of the model, `parallel` says. One
-process without torchrun is a single worker, for which all of this does nothing.
+`torchrun` starts them and gives each a rank; `parallel` spreads the model over them. A process
+started without torchrun is a single worker, for which all operations here do nothing.
 
-A worker that acted on its own clock or its own signals would leave the others waiting, so such
-decisions are made together: see `any` and `clock`.
+A worker that acted on its own clock or signals would leave the others waiting, so such decisions
+are made together; see `any` and `clock`.
 """
 
 from __future__ import annotations
@@ -38,43 +38,43 @@ T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 GRACE_SECONDS = 2.0
-"""How long a failing worker waits for the others: for their timeouts, which expire at about the
-same time, or for one of them to print why the run ends."""
+"""How long a failing worker waits for the others, whose timeouts expire at about the same time, or
+for one of them to print why the run ends."""
 
 _FIRST_IS_DONE = "first_is_done"
 
 _REPORTED = "reported"
-"""Key in the store: the exit status of a worker that reports a UserError."""
+"""Key in the store for the exit status of a worker that reports a UserError."""
 
 REFUSAL_SECONDS = 5.0
-"""How long to wait for an answer from the address of torchrun's store."""
+"""How long to wait for a connection to torchrun's store."""
 
 _OF_COMMUNICATION = re.compile(r"gloo|nccl|pair closure|timed out|timeout", re.IGNORECASE)
-"""What the text of a RuntimeError has if workers could not exchange a message."""
+"""Matches the text of a RuntimeError that is due to failed communication."""
 
 POLL_SECONDS = 0.01
-"""Between two looks of a worker at what others left in the store."""
+"""Interval at which a worker polls the store."""
 
 SETTLING_SECONDS = 0.05
-"""How long the threads of a backend get to release the tensors of completed messages."""
+"""Time for the threads of a backend to release the tensors of completed messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """The workers of a run, as one of them sees them.
+    """The workers of a run, from the point of view of one of them.
 
     Attributes:
-        rank: Which one this is, from 0.
-        size: How many there are.
-        local_rank: Which one this is among those on the same machine.
-        local_size: How many there are on it.
-        store: Where workers leave notes for each other; None for a single one.
-        group: The process group for messages; None: the default one, with torch's timeout.
-        timeout: How long its messages may take; None: torch's.
-        tensor: How many workers, of ranks that follow each other, share the weights of each block
-            and train on the same sequences.
-        tensor_group: Those of them that share with this one.
-        data_group: Those that have the same share of the weights as this one.
+        rank: Rank of this worker, from 0.
+        size: Number of workers.
+        local_rank: Rank of this worker on its machine.
+        local_size: Number of workers on its machine.
+        store: Key-value store shared by the workers; None if torchrun was not used.
+        group: The process group for messages; None: the default group, with torch's timeout.
+        timeout: Timeout of messages; None: torch's.
+        tensor: Number of workers with consecutive ranks that share the weights of each block and
+            train on the same sequences.
+        tensor_group: The workers that share the weights with this one.
+        data_group: The workers that have the same share of the weights as this one.
     """
 
     rank: int = 0
@@ -90,7 +90,7 @@ class Workers:
 
     @property
     def joined(self) -> bool:
-        """Whether torchrun started this process, be it alone."""
+        """Whether torchrun started this process, possibly as the only worker."""
         return self.store is not None
 
     @property
@@ -99,7 +99,7 @@ class Workers:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This worker's own device, of the given type."""
+        """This worker's device of the given type."""
         if self.size == 1 or device.type != "cuda":
             return device
         own = torch.device("cuda", self.local_rank)
@@ -108,25 +108,25 @@ class Workers:
 
     @property
     def data_rank(self) -> int:
-        """Which share of every batch this worker has."""
+        """Index of this worker's share of every batch."""
         return self.rank // self.tensor
 
     @property
     def data_size(self) -> int:
-        """How many shares there are of every batch."""
+        """Number of shares of every batch."""
         return self.size // self.tensor
 
     @property
     def tensor_rank(self) -> int:
-        """Which share of the weights of each block this worker has."""
+        """Index of this worker's share of the weights of each block."""
         return self.rank % self.tensor
 
     def arranged(self, timeout_seconds: float, tensor: int) -> Workers:
-        """The same workers, with groups whose messages time out after so many seconds.
+        """The same workers, with process groups that have a timeout.
 
         Args:
-            timeout_seconds: As a run has them.
-            tensor: See `Workers`; what does not divide is for `preflight` to refuse.
+            timeout_seconds: The timeout of messages.
+            tensor: See `Workers`; `preflight` refuses values that do not divide the workers.
         """
         if not self.joined:
             return self
@@ -142,12 +142,12 @@ class Workers:
         )
 
     def _subgroup(self, ranks: Tensor) -> dist.ProcessGroup:
-        """That of the rows of ranks in which this worker is."""
+        """The process group of the row of `ranks` that contains this worker."""
         return dist.new_subgroups_by_enumeration(ranks.tolist(), self.timeout)[0]
 
     def mesh(self, device: torch.device, copies: int = 1) -> DeviceMesh:
-        """The workers as `fully_shard` takes them: those that hold the slices of a model, in a row;
-        of several copies of the model, a row for each."""
+        """The device mesh for `fully_shard`: a row of workers for each copy of the model, over
+        which its parameters are sharded."""
         if copies == 1:
             return DeviceMesh.from_group(self.data_group, device.type)
         grid = torch.arange(self.size).view(copies, -1, self.tensor)  # tensor innermost
@@ -156,10 +156,10 @@ class Workers:
         names, own = ("replicate", "shard"), grid[..., self.tensor_rank]
         return DeviceMesh.from_group([columns, rows], device.type, own, mesh_dim_names=names)
 
-    # Numbers
+    # Reductions
 
     def mean(self, tree: T) -> T:
-        """A nested structure with every tensor averaged over the workers, in one all-reduce."""
+        """Average every tensor of a nested structure over the workers, in one all-reduce."""
         if self.size == 1:
             return tree
         leaves, shape = tree_flatten(tree)
@@ -172,13 +172,13 @@ class Workers:
         )
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """A tensor added up over the workers, in place."""
+        """Sum a tensor over the workers, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def largest(self, numbers: dict[str, int | None]) -> dict[str, int | None]:
-        """For each name the largest number that a worker has; None if none has one."""
+        """For each name, the largest number of any worker; None if no worker has one."""
         if self.size == 1:
             return numbers
         held = torch.tensor([-1 if n is None else n for n in numbers.values()])
@@ -188,11 +188,11 @@ class Workers:
     # Decisions
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds for some worker."""
+        """Whether the flag is set on any worker."""
         return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
 
     def clock(self, seconds: float) -> float:
-        """The seconds that the first worker has counted."""
+        """The seconds counted by the first worker."""
         if self.size == 1:
             return seconds
         shared = torch.tensor(seconds, dtype=torch.float64)
@@ -200,7 +200,7 @@ class Workers:
         return shared.item()
 
     def from_first(self, value: T) -> T:
-        """What the first worker has."""
+        """The first worker's value."""
         if self.size == 1:
             return value
         box = [value]
@@ -208,7 +208,7 @@ class Workers:
         return box[0]
 
     def first_in_common(self, choices: list[str]) -> str:
-        """The first of this worker's choices that all workers have; they have one in common."""
+        """The first of this worker's choices that all workers share; at least one must exist."""
         if self.size == 1:
             return choices[0]
         found: list[list[str]] = [[]] * self.size
@@ -216,8 +216,8 @@ class Workers:
         return next(choice for choice in choices if all(choice in own for own in found))
 
     def first_then_all(self, action: Callable[[], T]) -> T:
-        """Run an action, which may take hours, on the first worker and then on the others, where
-        its work is already done."""
+        """Run an action, which may take hours, on the first worker, and then on the others, which
+        find its work already done."""
         if self.size == 1:
             return action()
         with self.together():
@@ -240,10 +240,10 @@ class Workers:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A block that succeeds on all workers or on none.
+        """A context whose body succeeds on all workers or on none.
 
-        If it raises a UserError on some worker, the first worker raises it and the others exit
-        silently. The block must not communicate.
+        If the body raises a UserError on any worker, the first worker raises it and the others exit
+        silently. The body must not communicate.
         """
         if self.size == 1:
             yield
@@ -267,23 +267,23 @@ class Workers:
 
     def separate_randomness(self, seed: int, step: int) -> None:
         """Seed torch differently for each share of a batch, as a function of seed, step and share
-        alone."""
+        only."""
         if self.size > 1:
             sequence = np.random.SeedSequence(seed, spawn_key=(step, self.data_rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
-    # Faults
+    # Failures
 
     def note(self, step: int) -> None:
         """Record this worker's step for `naming_the_missing`."""
         if self.size > 1:
-            with contextlib.suppress(dist.DistError):  # a torchrun that was killed took the store
+            with contextlib.suppress(dist.DistError):  # the store is gone if torchrun was killed
                 self.store.set(f"step_{self.rank}", str(step))
 
     @contextlib.contextmanager
     def ending_together(self) -> Iterator[None]:
-        """A block that all workers leave together. If several raise a UserError in it, the first
-        worker reports it, and the others exit silently."""
+        """A context that all workers leave together. If several raise a UserError in it, the first
+        worker reports it and the others exit silently."""
         try:
             yield
             if self.size > 1:
@@ -306,13 +306,14 @@ class Workers:
 
     @contextlib.contextmanager
     def naming_the_missing(self) -> Iterator[None]:
-        """Add to a communication error the workers that did not answer: those that do not raise one
-        at about the same time. If a worker reports a UserError, exit silently instead."""
+        """Add a note to communication errors that names the workers that did not respond: those
+        that do not raise one at about the same time. If a worker reports a UserError, exit silently
+        instead."""
         try:
             yield
         except RuntimeError as error:
             if self.size > 1 and _is_of_communication(error):
-                # torchrun sends it as soon as one worker has ended; this one has yet to report
+                # torchrun sends SIGTERM once a worker exits, but this one has yet to report.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 with contextlib.suppress(dist.DistError):  # as in `note`
                     self.store.set(f"waited_{self.rank}", "")
@@ -329,19 +330,19 @@ class Workers:
         }
         if not missing:
             return "All workers failed."
-        told = ", ".join(f"{rank} (in step {steps.get(rank, '0')})" for rank in missing)
-        return f"Workers that did not answer: {told}."
+        listed = ", ".join(f"{rank} (at step {steps.get(rank, '0')})" for rank in missing)
+        return f"Workers that did not respond: {listed}."
 
     # Batches
 
     def share(self, items: Iterable[T]) -> Iterator[tuple[bool, T]]:
         """This worker's share of the items: every data_size-th, starting at its data_rank.
 
-        All workers get the same number of items, since a sharded model communicates at every call:
-        a worker that has fewer gets the first item again.
+        All workers get the same number of items, because a sharded model communicates in every
+        call: workers with fewer items get the first item of the last group as padding.
 
         Yields:
-            Whether this worker counts the item (not if it is padding, or if another worker of the
+            Whether this worker counts the item (False for padding, or if another worker of the
             tensor group counts it), and the item.
         """
         remaining = iter(items)
@@ -354,23 +355,23 @@ class Workers:
 
 
 class _Left(SystemExit):
-    """Ends a worker silently, since another one reports why."""
+    """Ends a worker silently, because another one reports the error."""
 
 
 def _leave(status: int) -> NoReturn:
-    """Exit silently once the first worker has had time to report: torchrun stops all workers as
+    """Exit silently after giving the first worker time to report: torchrun stops all workers as
     soon as one exits with an error."""
     time.sleep(GRACE_SECONDS)
     raise _Left(status) from None
 
 
 def _is_of_communication(error: RuntimeError) -> bool:
-    """Whether an error means that another worker did not answer; gloo raises plain ones."""
+    """Whether an error is a communication failure; gloo raises plain RuntimeErrors."""
     return isinstance(error, dist.DistError) or bool(_OF_COMMUNICATION.search(str(error)))
 
 
 def started_as_worker() -> bool:
-    """Whether torchrun, or something like it, started this process."""
+    """Whether torchrun, or a similar launcher, started this process."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
 
 
@@ -379,12 +380,12 @@ ALONE = Workers()
 
 
 def workers_to_start(count: int, tensor: int = 1) -> Workers:
-    """The workers that torchrun would start on this machine, for checks before it does: they have
-    nobody to send a message to.
+    """The workers that torchrun would start on this machine, for checks in advance; they cannot
+    communicate.
 
     Args:
-        count: How many.
-        tensor: See `Workers`; what does not divide is for `preflight` to refuse.
+        count: Number of workers.
+        tensor: See `Workers`; `preflight` refuses values that do not divide the workers.
     """
     if count == 1:
         return ALONE
@@ -394,10 +395,10 @@ def workers_to_start(count: int, tensor: int = 1) -> Workers:
 
 @contextlib.contextmanager
 def join_workers() -> Iterator[Workers]:
-    """The workers that torchrun started, connected; a single one without it.
+    """Connect the workers that torchrun started; yields a single worker without torchrun.
 
-    Messages about CPU tensors go over gloo, those about CUDA tensors over NCCL. A UserError uses up
-    no restarts: torchrun then stops all workers, since they would only raise it again.
+    CPU tensors are sent over gloo, CUDA tensors over NCCL. A UserError does not cause a restart:
+    torchrun is made to stop all workers, since they would only raise it again.
     """
     if not started_as_worker():
         yield ALONE
@@ -419,21 +420,21 @@ def join_workers() -> Iterator[Workers]:
     try:
         with workers.naming_the_missing():
             yield workers
-            dist.barrier()  # not after an error: the others may wait elsewhere, or be gone
+            dist.barrier()  # not after an error: the others may wait elsewhere or have exited
     except (UserError, _Left):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this worker may have yet to report
         ends_torchrun = True
         raise
     finally:
         time.sleep(SETTLING_SECONDS)
-        dist.destroy_process_group()  # from which the others know
+        dist.destroy_process_group()  # which tells the others
         if ends_torchrun:
             _forgo_restarts(torchrun, workers)
 
 
 def _store() -> dist.Store:
-    """The store for the rendezvous. torchrun's store outlives the workers, so each start of them
-    uses a prefix of its own: the addresses of workers that died must not be found."""
+    """The store for the rendezvous. torchrun's store outlives the workers, so each start uses its
+    own prefix, which prevents workers from finding the addresses of dead ones."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -444,9 +445,9 @@ def _store() -> dist.Store:
 
 
 def _refuse_closed(host: str, port: int) -> None:
-    """Raise UserError if nothing listens at the address of torchrun's store, which is there before
-    the workers are: torchrun was killed, and TCPStore would try for minutes. After any other error
-    it is right to try again."""
+    """Raise UserError if nothing listens at the address of torchrun's store. torchrun starts its
+    store before the workers, so it was killed, and TCPStore would retry for minutes. Other errors
+    are left to TCPStore, which retries."""
     try:
         socket.create_connection((host, port), REFUSAL_SECONDS).close()
     except ConnectionRefusedError:
@@ -456,13 +457,13 @@ def _refuse_closed(host: str, port: int) -> None:
 
 
 def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
-    """A new name that the workers of one start agree on, each time that they are started.
+    """Agree on a unique name for this start of the workers.
 
-    torchrun's count of restarts is no such name: every node counts the failures of its own workers.
-    What an earlier start left in the store is overwritten, or asks for nothing.
+    torchrun's restart count is not unique: every node counts the failures of its own workers.
+    Entries of earlier starts in the store are overwritten or have no effect.
 
     Raises:
-        RuntimeError: Some worker has not started within the timeout of the store.
+        RuntimeError: If a worker has not started within the timeout of the store.
     """
     own = uuid.uuid4().hex
     if rank:
@@ -484,12 +485,12 @@ def _name_of_start(store: dist.Store, rank: int, size: int) -> str:
 
 
 def _forgo_restarts(torchrun: int, workers: Workers) -> None:
-    """Have torchrun stop the workers of this node, if it would start them again instead. One of
-    them does it: a second signal would keep torchrun from waiting for them.
+    """Make torchrun stop the workers of this node if it would restart them instead. Only one worker
+    does so, because a second signal would keep torchrun from waiting for them.
 
     Args:
-        torchrun: The process that started this one.
-        workers: Of whom this is one.
+        torchrun: Process ID of the torchrun that started this worker.
+        workers: The workers, including this one.
     """
     done, allowed = (
         int(os.environ.get(f"TORCHELASTIC_{key}", 0)) for key in ("RESTART_COUNT", "MAX_RESTARTS")
@@ -497,10 +498,10 @@ def _forgo_restarts(torchrun: int, workers: Workers) -> None:
     if done >= allowed or torchrun == 1 or torchrun != os.getppid():  # 1 if it was killed
         return
     if workers.size > workers.local_size:
-        time.sleep(GRACE_SECONDS)  # the store, which the others ask, may end with it
+        time.sleep(GRACE_SECONDS)  # the store, which the others still use, may end with torchrun
     try:
         first = workers.store.add(f"stopped_{os.environ.get('GROUP_RANK')}", 1) == 1
-    except dist.DistError:  # another node's torchrun took the store
+    except dist.DistError:  # the store ended with the torchrun of another node
         first = workers.local_rank == 0
     if first:
         with contextlib.suppress(OSError):
@@ -508,8 +509,8 @@ def _forgo_restarts(torchrun: int, workers: Workers) -> None:
 
 
 def _end_with_parent() -> None:
-    """On Linux, get SIGTERM when the parent dies: a torchrun that is killed stops no workers. One
-    that was killed before this has no store any more, see `_store`."""
+    """On Linux, request SIGTERM for when the parent dies: a killed torchrun does not stop its
+    workers. If it was killed before this call, its store is gone; see `_store`."""
     if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, AttributeError):

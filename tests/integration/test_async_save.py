@@ -104,7 +104,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_soon(
 
     before_writing(monkeypatch, refuse)
     flags = ("--max_iters=100000", "--eval_interval=50000", "--checkpoint_minutes=0.001")
-    with pytest.raises(UserError, match="No space left on device; there is none yet"):
+    with pytest.raises(UserError, match="No space left on device; it has no checkpoint yet"):
         workshop.train(*flags, BESIDE)
     log = log_of(workshop.out_dir / "run")
     assert log["status"] == "failed"

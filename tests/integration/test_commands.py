@@ -97,7 +97,7 @@ class TestMachineErrors:
 
     def test_a_batch_beyond_the_memory(self, workshop: Workshop) -> None:
         message = workshop.refused("--batch_size=100000000")
-        assert "batch_size=100000000 x sequence_length=32 are 3200000000 tokens a step" in message
+        assert "batch_size=100000000 x sequence_length=32 are 3200000000 tokens per step" in message
         assert re.search(r"need 256\.0 GB for inputs and targets, .* the machine has ", message)
         assert not workshop.out_dir.exists()
 
@@ -108,7 +108,7 @@ class TestMachineErrors:
     def test_a_run_is_never_overwritten(self, workshop: Workshop) -> None:
         run = workshop.train("--max_iters=1")
         before = (run / "run.json").read_bytes()
-        assert "already holds a run" in workshop.refused("--max_iters=1")
+        assert "already contains a run" in workshop.refused("--max_iters=1")
         assert (run / "run.json").read_bytes() == before
 
 
@@ -289,7 +289,7 @@ class Cube(Activation):
         ):
             assert child.finish() == 1
             assert "custom parts, whose code is not run automatically" in child.errors
-            assert f"Review {kept}, then allow it by --plugins=saved.\n  python " in child.errors
+            assert f"Review {kept}, then allow it with --plugins=saved.\n  python " in child.errors
             assert "Traceback" not in child.errors
         assert not mark.exists()
 

@@ -278,7 +278,7 @@ def test_a_run_goes_through_every_way_to_spread_it(
         (("--tensor_parallel=2",), "does not divide ffn_hidden=85; use one of 1, 5, 17, 85"),
         (
             ("--tensor_parallel=2", "--optimizer=muon"),
-            "optimizer='muon' treats a matrix as a whole, which tensor_parallel=2 divides",
+            "optimizer='muon' needs whole matrices, which tensor_parallel=2 splits",
         ),
     ],
 )
@@ -405,7 +405,7 @@ def test_a_worker_that_hangs_is_named(workshop: Workshop, tmp_path: Path) -> Non
         2, "config/arch_gpt2.py", "--n_layer=1", "--ffn_type=stuck", *flags
     )
     assert first.finish() == 1
-    assert "Workers that did not answer: 1 (in step 12)." in first.errors
+    assert "Workers that did not respond: 1 (at step 12)." in first.errors
     assert log_of(workshop.out_dir / "run")["status"] == "failed"
     assert second.finish() != 0
 
@@ -421,7 +421,7 @@ def test_a_worker_that_hangs_before_the_first_step_is_named(
     flags = (*course(), "--n_layer=1", f"--plugins={plugin}", "--hang_timeout=3")
     first, second = workshop.start_workers(2, "config/arch_gpt2.py", "--ffn_type=stuck", *flags)
     assert first.finish() == 1
-    assert "Workers that did not answer: 1 (in step 0)." in first.errors
+    assert "Workers that did not respond: 1 (at step 0)." in first.errors
     assert second.finish() != 0
 
 
@@ -462,9 +462,9 @@ def test_an_error_of_one_worker_alone_names_it(workshop: Workshop, tmp_path: Pat
     first, second = workshop.start_workers(2, "config/arch_gpt2.py", *flags)
     assert second.finish() == 1
     assert "RuntimeError: out of memory, say" in second.errors
-    assert "did not answer" not in second.errors
+    assert "did not respond" not in second.errors
     assert first.finish() == 1
-    assert "Workers that did not answer: 1 (in step" in first.errors
+    assert "Workers that did not respond: 1 (at step" in first.errors
 
 
 SCALING = """
@@ -556,7 +556,7 @@ def test_a_position_encoding_that_heads_train_is_not_split(
     flags = ("--position_encoding=table", f"--plugins={plugin}", "--tensor_parallel=2")
     first, second = workshop.start_workers(2, *LLAMA, "--ffn_multiple_of=2", *course(), *flags)
     assert finish([first, second]) == [2, 2]
-    assert "Table has parameters that attention trains" in first.errors
+    assert "Table has parameters that are trained by attention" in first.errors
 
 
 @pytest.mark.parametrize("async_save", [False, True])

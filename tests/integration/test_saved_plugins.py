@@ -114,7 +114,7 @@ def test_nothing_is_run_without_permission(run: Path, workshop: Workshop, plugin
             command()
         assert str(raised.value) == (
             f"{checkpoint_at(run, 1)} was trained with custom parts, whose code is not run "
-            f"automatically: activation='slope'. Review {kept}, then allow it by --plugins=saved."
+            f"automatically: activation='slope'. Review {kept}, then allow it with --plugins=saved."
         )
     assert not (plugin.parent / "was_run").exists()
     assert not (kept.parent / "was_run").exists()
@@ -150,9 +150,9 @@ def test_a_changed_file_is_reported_with_both_digests(run: Path, plugin: Path, c
     with pytest.raises(UserError) as raised:
         sampled(run, "--plugins=saved")
     assert str(raised.value) == (
-        f"{plugin} has changed since the run was trained: its sha256 is {digest(changed)}, then it "
-        f"was {digest(PART)}; restore it, use the code that the run was trained with by "
-        f"--plugins={kept}, or the changed code by --plugins={plugin}."
+        f"{plugin} has changed since the run was trained: its sha256 is {digest(changed)}, but it "
+        f"was {digest(PART)}; restore it, use the code that the run was trained with "
+        f"(--plugins={kept}), or the changed code (--plugins={plugin})."
     )
     assert not (plugin.parent / "was_run").exists()
     with forgotten():
@@ -160,11 +160,11 @@ def test_a_changed_file_is_reported_with_both_digests(run: Path, plugin: Path, c
     assert "has changed" not in capsys.readouterr().err
     with forgotten():
         sampled(run, f"--plugins={plugin}")
-    assert f"its sha256 is {digest(changed)}, then it was {digest(PART)}" in capsys.readouterr().err
+    assert f"its sha256 is {digest(changed)}, but it was {digest(PART)}" in capsys.readouterr().err
 
 
 def test_a_new_run_has_no_saved_plugins(workshop: Workshop, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a run that is resumed; add --resume=RUN, or name the"):
+    with pytest.raises(UserError, match="the run to resume; add --resume=RUN, or name the"):
         train.main(workshop.argv("--plugins=saved"))
     with pytest.raises(UserError, match="no run to resume in .* yet; name the files"):
         train.main(workshop.argv("--plugins", "saved", "--resume=auto"))
@@ -187,7 +187,7 @@ def test_a_strange_record_of_paths_does_no_harm(run: Path, paths) -> None:
     if isinstance(paths, dict) and all(isinstance(place, str) for place in paths.values()):
         assert plugin_files(path) == [str(path / "plugins" / "slope.py")]
     else:
-        with pytest.raises(UserError, match="plugin_paths missing or not of the kind"):
+        with pytest.raises(UserError, match="plugin_paths missing or invalid"):
             plugin_files(path)
 
 
@@ -197,7 +197,7 @@ def test_the_command_that_is_suggested_works(run: Path) -> None:
     refused = subprocess.run(typed, cwd=REPOSITORY, capture_output=True, text=True)
     assert refused.returncode == 1
     message, suggested = refused.stderr.splitlines()
-    assert message.endswith("then allow it by --plugins=saved.")
+    assert message.endswith("then allow it with --plugins=saved.")
     words = shlex.split(suggested)
     expected = ["python", "sample.py", f"--run={run}", "--max_new_tokens=3", "--device=cpu"]
     assert words == [*expected, "--prompt=a b", "--plugins=saved"]

@@ -329,10 +329,10 @@ class TestLog:
 
     def test_a_long_run_says_how_long(self, workshop: Workshop, capsys, monkeypatch) -> None:
         workshop.train("--max_iters=1")
-        assert "MFU, without validation" not in capsys.readouterr().out
+        assert "MFU, excluding validation" not in capsys.readouterr().out
         monkeypatch.setattr("training.report.LONG_SECONDS", 0.0)
         workshop.train("--max_iters=1", "--run_name=long")
-        assert "at 40 % MFU, without validation; --max_minutes=60" in capsys.readouterr().out
+        assert "at 40 % MFU, excluding validation; --max_minutes=60" in capsys.readouterr().out
 
     def test_a_model_without_attention_has_a_report(self, workshop: Workshop, capsys) -> None:
         flags = [flag for flag in workshop.argv() if not flag.startswith("--n_head")]

@@ -179,7 +179,7 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path):
     train(model, optimizer, 1)
     path = save(tmp_path, 1, model=model, optimizer=optimizer)
     other, lion = make(optimizer="lion")
-    with pytest.raises(ValueError, match=r"\.exp_avg_sq is not of this model"):
+    with pytest.raises(ValueError, match=r"\.exp_avg_sq is not in the model"):
         load_optimizer(path, Updates(other, lion))
 
 
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_was_not_measured(tmp_path):
 
 
 def test_a_state_that_takes_our_keys_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="state has step, which the checkpoint writes itself"):
+    with pytest.raises(ValueError, match=r"state contains reserved keys \(step\)"):
         save(tmp_path, 1, state={"step": 2})
     assert list_checkpoints(tmp_path) == []
 
@@ -269,12 +269,12 @@ def test_weights_of_another_model_are_an_error_that_names_each(tmp_path):
     wider = Net(width=8)
     wider.extra = nn.Linear(2, 2)
     del wider.seen
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit") as error:
+    with pytest.raises(ValueError, match=r"model\.safetensors does not match") as error:
         load_model_weights(path, wider)
     message = str(error.value)
-    assert "seen is not of this model" in message
+    assert "seen is not in the model" in message
     assert "extra.weight is missing" in message
-    assert "embedding.weight is (11, 6) there and (11, 8) here" in message
+    assert "embedding.weight is (11, 6) in the checkpoint and (11, 8) in the model" in message
     assert "state.json" in message
 
 
@@ -293,7 +293,7 @@ def test_moments_of_another_model_are_an_error(tmp_path):
     train(model, optimizer, 1)
     path = save(tmp_path, 1, model=model, optimizer=optimizer)
     other = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"hidden\.bias\.exp_avg is not of this model"):
+    with pytest.raises(ValueError, match=r"hidden\.bias\.exp_avg is not in the model"):
         load_optimizer(path, Updates(other, make_optimizer(other, TrainingConfig())))
 
 
@@ -301,7 +301,7 @@ def test_another_schema_is_an_error(tmp_path):
     path = save(tmp_path, 1)
     state = load_state(path) | {"schema_version": 99}
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(ValueError, match="has checkpoint schema 99, this version reads 1"):
+    with pytest.raises(ValueError, match="has checkpoint schema 99, but this version reads 1"):
         load_state(path)
 
 
@@ -326,7 +326,7 @@ FILES = ("model.safetensors", "optimizer.safetensors", "rng.json", "state.json",
     ("damage", "message"),
     [
         (flip_a_byte, "was altered: its sha256 is"),
-        (truncate, r"has \d+ bytes, its manifest says \d+"),
+        (truncate, r"has \d+ bytes, but its manifest says \d+"),
         (Path.unlink, "cannot be read: No such file"),
     ],
 )
@@ -350,7 +350,7 @@ def test_damage_names_the_file_and_falls_back(tmp_path, name, damage, message):
         (None, "cannot be read: No such file"),
         ("{", "is damaged: Expecting"),
         ("[" * 10**5, "is damaged: maximum recursion depth"),
-        ("[]", "is damaged: it does not hold a JSON object"),
+        ("[]", "is damaged: it does not contain a JSON object"),
         ('{"files": {"model.safetensors": {"size": 3}}}', "is not a manifest"),
         ('{"files": {"a": {"size": true, "sha256": "x"}}}', "is not a manifest"),
         ('{"files": {}}', r"does not list model\.safetensors, optimizer"),
@@ -386,7 +386,7 @@ def test_every_flipped_byte_of_a_manifest_is_found(tmp_path):
 
 
 def test_no_whole_checkpoint_is_an_error_that_says_why(tmp_path):
-    with pytest.raises(ValueError, match=r"no whole checkpoint in .*\nIt holds none"):
+    with pytest.raises(ValueError, match=r"no intact checkpoint in .*\nIt contains none"):
         newest_whole(tmp_path)
     flip_a_byte(save(tmp_path, 1) / "rng.json")
     with pytest.raises(ValueError, match=r"step_00000001: .*rng\.json was altered"):
@@ -568,7 +568,7 @@ def test_an_error_in_the_middle_of_a_save_leaves_those_before(tmp_path, monkeypa
     save(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "save_file", _disk_is_full)
     with pytest.raises(
-        UserError, match="No space left on device; the newest there is step_0+1."
+        UserError, match="No space left on device; the newest checkpoint is step_0+1."
     ) as e:
         save(tmp_path, 2)
     assert f"--resume={tmp_path.parent}" in str(e.value)
@@ -580,7 +580,7 @@ def test_safetensors_own_error_of_a_full_disk_is_one_too(tmp_path, monkeypatch):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(UserError, match="No space left on device .*there is none yet"):
+    with pytest.raises(UserError, match="No space left on device .*it has no checkpoint yet"):
         save(tmp_path, 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -720,7 +720,7 @@ def test_an_unknown_run_is_an_error_with_the_nearest_and_the_choices(out_dir):
 
 
 def test_no_run_at_all_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no run under .* has a checkpoint; train one"):
+    with pytest.raises(ValueError, match="no run under .* has a checkpoint; train a model"):
         find_checkpoint("latest", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="Runs with a checkpoint: none"):
         find_checkpoint("some", tmp_path)

@@ -96,7 +96,7 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture)
         (["--dry_run", "--mfu=40"], "--mfu=40 must be a number above 0 and at most 1"),
         (["--dry_run", "--price_per_hour=x"], "--price_per_hour=x must be a number"),
         (["--dry_run", "--mfu"], "--mfu= must be a number"),
-        (["--dry_run=H100"], "cannot read '--dry_run=H100'; write --dry_run"),
+        (["--dry_run=H100"], "cannot parse '--dry_run=H100'; --dry_run takes no value"),
     ],
 )
 def test_impossible_options_are_refused(argv: list[str], message: str) -> None:
@@ -109,7 +109,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         report("--tensor_parallel=3")
     with pytest.raises(ConfigError, match="does not divide among 8 workers"):
         report("--batch_size=3")
-    with pytest.raises(ConfigError, match="its vocabulary is not known; prepare it, or give"):
+    with pytest.raises(ConfigError, match="its vocabulary size is unknown; prepare it, or give"):
         dry_run(load(["--dataset=not_prepared"]), H100)
 
 

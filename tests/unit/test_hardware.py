@@ -81,7 +81,7 @@ def test_auto_takes_the_fastest_device_that_is_there(machine, there, expected):
 @pytest.mark.parametrize("name", ["cuda", "mps"])
 def test_an_absent_device_is_an_error_that_names_the_fix(machine, name):
     machine()
-    with pytest.raises(ValueError, match=rf"'{name}' is not available .*there is: cpu.*'auto'"):
+    with pytest.raises(ValueError, match=rf"'{name}' is not available .*available: cpu.*'auto'"):
         resolve_device(name)
 
 
@@ -125,14 +125,14 @@ def test_a_dtype_asked_for_is_given(machine, name, device):
 
 def test_bfloat16_on_an_old_gpu_is_an_error_that_names_the_fix(machine):
     machine(cuda=True, name="Tesla T4", capability=(7, 5))
-    with pytest.raises(ValueError, match=r"capability 8\.0, and Tesla T4 has 7\.5; .*'float16'"):
+    with pytest.raises(ValueError, match=r"capability 8\.0, but Tesla T4 has 7\.5; .*'float16'"):
         resolve_dtype("bfloat16", CUDA)
     assert resolve_dtype("float16", CUDA) is torch.float16
 
 
 def test_bfloat16_on_an_old_macos_is_an_error_that_names_the_fix(machine):
     machine(mps=True, macos=13)
-    with pytest.raises(ValueError, match=r"needs macOS 14, and this is 13\.0; .*'float16'"):
+    with pytest.raises(ValueError, match=r"needs macOS 14, but this is 13\.0; .*'float16'"):
         resolve_dtype("bfloat16", MPS)
 
 

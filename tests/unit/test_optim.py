@@ -56,14 +56,14 @@ def test_frozen_parameters_are_in_no_group_and_no_group_is_empty():
 
 def test_nothing_to_train_is_an_error():
     model = nn.Linear(3, 3).requires_grad_(False)
-    with pytest.raises(ValueError, match="Linear has 0 parameters that require a gradient"):
+    with pytest.raises(ValueError, match="Linear has no parameters that require gradients"):
         parameter_groups(model, 0.1)
 
 
 def test_two_parameters_in_the_same_memory_are_an_error():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = nn.Parameter(model[0].weight.data)
-    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are two parameters in the same"):
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are two parameters that share"):
         parameter_groups(model, 0.1)
 
 

@@ -98,7 +98,7 @@ def test_an_optimizer_that_leaves_out_a_parameter_is_refused():
 
     with forgotten():
         OPTIMIZERS.register("partial", label="Partial")(Partial)
-        message = r"='partial' updates 3 parameters, but .* has 6 .*leaves out layers\.0\.bias, lay"
+        message = r"='partial' updates 3 parameters, but .* has 6 .*omits layers\.0\.bias, lay"
         with pytest.raises(UserError, match=message):
             make_optimizer(Layers(), settings("partial"))
 
@@ -192,9 +192,7 @@ def test_a_parameter_is_a_hidden_matrix_only_if_its_part_says_so():
 
 def test_declared_rows_that_are_not_those_of_the_weight_are_refused(monkeypatch):
     monkeypatch.setattr(Experts, "rows", (3, 3))
-    with pytest.raises(
-        UserError, match=r"Experts.matrix_rows says that weight stacks 6 rows, .* 8"
-    ):
+    with pytest.raises(UserError, match=r"Experts.matrix_rows declares 6 rows for weight, .* 8"):
         hidden_matrices(Experts())
 
 

@@ -42,7 +42,7 @@ class TestMemory:
         has(total)
         assert self.fitting() == needed
         has(total - 1)
-        with pytest.raises(ConfigError, match="lower batch_size, and raise gradient_acc"):
+        with pytest.raises(ConfigError, match="lower batch_size and raise gradient_acc"):
             self.fitting()
 
     def test_both_numbers_and_what_takes_them(self, has) -> None:
@@ -53,7 +53,7 @@ class TestMemory:
         settings = load([*self.TINY, "--batch_size=64"])
         needed = expected_memory(settings.model, settings.training, "cpu", torch.float32)
         total = needed.total + 5 * 16 * 64 * 32
-        assert f"batch_size=64 of sequence_length=32 needs about {total / 1e6:.1f} MB" in message
+        assert f"batch_size=64 with sequence_length=32 needs about {total / 1e6:.1f} MB" in message
         assert f"({needed.state / 1e3:.1f} kB of it for weights" in message
         assert "has 2.0 MB; lower batch_size" in message
 
@@ -123,26 +123,26 @@ class TestSizesThatNeverFit:
     @pytest.mark.parametrize(
         ("flags", "words"),
         [
-            (["--n_layer=100000"], ("n_layer=100000 of n_embd=768 needs at least 3.8 TB",)),
-            ([f"--n_layer={10**18}"], (f"n_layer={10**18} of n_embd=768", "parameters or more")),
+            (["--n_layer=100000"], ("n_layer=100000 with n_embd=768 needs at least 3.8 TB",)),
+            ([f"--n_layer={10**18}"], (f"n_layer={10**18} with n_embd=768", "parameters or more")),
             ([f"--n_layer={10**7}", "--n_embd=1", "--n_head=1"], ("needs at least 200.6 GB",)),
-            ([f"--n_embd={10**12}", "--n_head=1"], (f"of n_embd={10**12} needs",)),
-            ([f"--head_dim={10**15}"], ("n_layer=12 of n_embd=768 needs",)),
+            ([f"--n_embd={10**12}", "--n_head=1"], (f"with n_embd={10**12} needs",)),
+            ([f"--head_dim={10**15}"], ("n_layer=12 with n_embd=768 needs",)),
             (
                 [f"--vocab_size={10**15}"],
                 ("lower n_layer, n_embd, n_head, head_dim or vocab_size",),
             ),
             (
                 [f"--batch_size={10**8}", "--vocab_size=256"],
-                (f"batch_size={10**8}", "for the logits"),
+                (f"batch_size={10**8}", "for logits over"),
             ),
             (
                 [f"--gradient_accumulation_steps={10**8}"],
-                ("102400000000 tokens a step, which need 8.2 TB", "the machine has 24.0 GB"),
+                ("102400000000 tokens per step, which need 8.2 TB", "the machine has 24.0 GB"),
             ),
             (
                 ["--position_encoding=none", f"--block_size={10**15}"],
-                (f"sequence_length={10**15} are", "tokens a step"),
+                (f"sequence_length={10**15} are", "tokens per step"),
             ),
         ],
     )
@@ -190,4 +190,4 @@ def test_the_fix_for_memory_names_the_model_where_no_batch_fits() -> None:
     training = load(["--batch_size=4"]).training
     memory = ExpectedMemory(weights=12, optimizer=8, activations=40)
     assert _memory_fix(memory, 25, training).startswith("batch_size and n_layer")
-    assert _memory_fix(memory, 35, training).startswith("batch_size, and raise")
+    assert _memory_fix(memory, 35, training).startswith("batch_size and raise")

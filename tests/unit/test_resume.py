@@ -114,7 +114,7 @@ class TestForeignRun:
         start = self.resumed(tmp_path)
         assert start.settings.training.log_to == ""
         assert start.settings.training.out_dir == str(tmp_path)
-        wanted = "log_to=''; it was 'wandb': pass --log_to=wandb to keep it."
+        wanted = "log_to: 'wandb' -> ''; pass --log_to=wandb to keep it."
         assert wanted in start.notes
 
     def test_where_the_log_is_sent_may_be_given_again(self, tmp_path) -> None:

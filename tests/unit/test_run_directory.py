@@ -64,7 +64,7 @@ def test_a_name_that_another_takes_between_is_not_shared(tmp_path, monkeypatch):
 
 def test_out_dir_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make a run directory in .*file: File exists"):
+    with pytest.raises(UserError, match="cannot create a run directory in .*file: File exists"):
         make_run_directory("llama", tmp_path / "file")
 
 

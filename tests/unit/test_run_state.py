@@ -164,7 +164,7 @@ def test_keys_of_later_versions_pass(tmp_path):
 )
 def test_a_value_of_another_kind_names_its_key(tmp_path, key, value):
     path = save_run(tmp_path / "run", **{key: value})
-    with pytest.raises(UserError, match=rf"state\.json is damaged: {key} missing or not"):
+    with pytest.raises(UserError, match=rf"state\.json is damaged: {key} missing or invalid"):
         load_run_state(path)
 
 
@@ -178,7 +178,10 @@ def test_a_value_of_another_kind_names_its_key(tmp_path, key, value):
         ({"n_head": 10**9}, "n_head=1000000000, but the largest dimension of a weight is 257"),
         ({"block_size": 10**12}, "block_size=1000000000000 positions of n_embd=8"),
         ({"ffn_hidden": None, "ffn_multiplier": 1e12}, r"ffn_multiplier=.* must be at most"),
-        ({"ffn_hidden": 48}, r"does not fit the model .*\(32, 8\) there and \(48, 8\) here"),
+        (
+            {"ffn_hidden": 48},
+            r"does not match the model .*\(32, 8\) in the checkpoint and \(48, 8\) in",
+        ),
     ],
 )
 def test_a_size_that_the_weights_do_not_have_is_refused_before_it_is_made(
@@ -199,7 +202,7 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(tmp_path):
     characters = "".join(map(chr, range(256, 600)))
     tokenizer = {"name": "chars", "characters": characters}
     path = save_run(tmp_path / "run", tokenizer=tokenizer)
-    with pytest.raises(UserError, match="'chars' has 344 tokens, but its model 257"):
+    with pytest.raises(UserError, match="'chars' has 344 tokens, but its model has 257"):
         load_trained(str(path), path.parent, {})
 
 
@@ -262,7 +265,7 @@ def test_a_manifest_lists_only_files_of_a_checkpoint(saved, name):
     content = json.loads((saved / "manifest.json").read_text())
     content["files"][name] = content["files"]["state.json"]
     (saved / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="which is not a file of a checkpoint"):
+    with pytest.raises(UserError, match="which does not belong to a checkpoint"):
         verify(saved)
 
 

@@ -181,12 +181,12 @@ def shared(self: Counting, parameter: nn.Parameter, steps: int) -> None:
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [
-        (counter, "keeps 'step' of a parameter as int; keep a tensor"),
-        (elsewhere, r"keeps 'step' on meta, but the parameter is on cpu; .*capturable=True"),
-        (dotted, r"calls a state 'a\.b'; use a name of letters"),
-        (grouped, "changes the option 'k' of its groups in a step; keep it in state"),
-        (grouped_tensor, "changes the option 'scale' of its groups"),
-        (shared, "has state of 'all', which is none of its parameters"),
+        (counter, "stores 'step' of a parameter as int; store a tensor"),
+        (elsewhere, r"stores 'step' on meta, but the parameter is on cpu; .*capturable=True"),
+        (dotted, r"names a state 'a\.b'; use letters"),
+        (grouped, "changes the group option 'k' during a step; store it in state"),
+        (grouped_tensor, "changes the group option 'scale'"),
+        (shared, "has state for 'all', which is not one of its parameters"),
     ],
 )
 def test_an_optimizer_whose_state_cannot_be_taken_back_is_refused(monkeypatch, kept, reason):
@@ -210,7 +210,9 @@ def test_state_that_comes_later_is_refused(monkeypatch):
     run.optimizer = Counting(run.model)
     run.guard = StepGuard(run.optimizer, 10)
     step(run, ONES)
-    message = r"kept \['first'\] of a parameter before a step and \['first', 'second'\] after"
+    message = (
+        r"had the state \['first'\] for a parameter before a step and \['first', 'second'\] after"
+    )
     with pytest.raises(UserError, match=message):
         step(run, ONES)
 

@@ -98,7 +98,7 @@ def test_equal_gradients_have_no_deviation():
 
 
 def test_statistics_without_a_gradient_are_an_error():
-    with pytest.raises(ValueError, match="0 parameters have a gradient"):
+    with pytest.raises(ValueError, match="No parameter has a gradient"):
         Gradients(Squares().parameters()).statistics()
 
 

@@ -453,7 +453,9 @@ def test_a_new_log_never_overwrites_one(tmp_path):
     with make_logger(tmp_path) as logger:
         log_eval(logger, 10)
     before = (tmp_path / "run.json").read_text()
-    with pytest.raises(ValueError, match=r"already holds a run \(run.json, metrics.jsonl\).*--res"):
+    with pytest.raises(
+        ValueError, match=r"already contains a run \(run.json, metrics.jsonl\).*--res"
+    ):
         make_logger(tmp_path).__enter__()
     assert (tmp_path / "run.json").read_text() == before
 

@@ -1,5 +1,5 @@
-"""The page of one run, `report.html` beside its log, rewritten while it trains.
+"""The report page of a run, `report.html` next to its log, rewritten during training.
 
-`series.py` keeps the curves, `page.py` says what the page shows and when it is written; `run.js`
-draws it and loads it again. What it has in common with the page of a comparison is in `pages/`.
+`series.py` stores the curves, `page.py` builds and writes the page, and `run.js` draws and reloads
+it. Code shared with the comparison page is in `pages/`.
 """

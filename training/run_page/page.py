@@ -1,4 +1,4 @@
-"""What the page of a run shows, and when it is written."""
+"""Build the report page of a run, and decide when to write it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from training.log_text import (
 from training.run_page.series import PANELS, Panels
 
 LEAST_SECONDS = 2.0
-"""Between two versions of the page while the run trains."""
+"""Minimum number of seconds between two versions of the page during training."""
 
 MOST_SHARE = 0.005
-"""Of the run's time that writing the page may take; on a slow disk the page changes less often."""
+"""Maximum fraction of the run's time spent writing the page; on a slow disk it is updated less
+often."""
 
 RUNNING = "running"
 _HERE = Path(__file__).parent
@@ -42,12 +43,12 @@ _ROLES = {
 
 
 class RunPage:
-    """Writes `report.html` of a run; a failure of it ends no run.
+    """Writes `report.html` of a run; failures never end the run.
 
     Args:
         run_dir: The run directory.
-        say: Prints a message, if the page can no longer be written.
-        clock: Seconds.
+        say: Prints a message if the page can no longer be written.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class RunPage:
         self._clock = clock
         self._panels = Panels()
         self._last: dict[str, Mapping[str, Any]] = {}
-        self._samples: list[Mapping[str, Any]] = []  # the newest first
-        self._due: float | None = None  # not written yet
+        self._samples: list[Mapping[str, Any]] = []  # newest first
+        self._due: float | None = None  # None: not written yet
         self._failed = False
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take a record of metrics.jsonl."""
+        """Add a record of metrics.jsonl."""
         self._panels.add(record)
         self._last[record["kind"]] = record
         if record["kind"] == "sample":
@@ -75,13 +76,13 @@ class RunPage:
     def refresh(
         self, run: Mapping[str, Any], max_iters: int | None, seconds_left: float | None = None
     ) -> None:
-        """Write the page unless it was written just now; the last version, of a run that is no
-        longer running, is always written.
+        """Write the page, unless it was written very recently. The final version, of a run that has
+        ended, is always written.
 
         Args:
-            run: The object of run.json, with its summary; its lists of records are not used.
+            run: The object of run.json with its summary; its lists of records are not used.
             max_iters: Steps of the whole run; None if a time limit may end it earlier.
-            seconds_left: Until the run ends; None if unknown.
+            seconds_left: Seconds until the run ends; None if unknown.
         """
         start = self._clock()
         is_first, early = self._due is None, start < (self._due or 0.0)
@@ -91,10 +92,10 @@ class RunPage:
             text = self._text(run, max_iters, seconds_left)
             page = text.encode("utf-8", "backslashreplace")
             write_atomically(self.path, [page], durable=False)
-        except Exception as error:  # a page is not worth a run
+        except Exception as error:  # the page must never end a run
             self._failed = True
             reason = error.strerror if isinstance(error, OSError) else error
-            self._say(f"{self.path} cannot be written ({reason}); the run goes on without it.")
+            self._say(f"{self.path} cannot be written ({reason}); the run continues without it.")
         now = self._clock()
         taken = 0.0 if is_first else now - start  # the first is written before training begins
         self._due = now + max(LEAST_SECONDS, taken / MOST_SHARE)
@@ -125,7 +126,7 @@ class RunPage:
 
 
 def _facts(run: Mapping[str, Any]) -> list[str]:
-    """What the run is, in a few words."""
+    """Short facts that identify the run."""
     parameters = format_count(run["architecture"].get("parameters"))
     return [
         str(run["architecture"].get("name", "")),
@@ -142,7 +143,7 @@ def _share_done(last: Mapping[str, Mapping[str, Any]], max_iters: int | None) ->
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A number that the page begins with, and what there is to say beside it."""
+    """A number at the top of the page, with a note next to it."""
 
     name: str
     value: str
@@ -183,7 +184,7 @@ class Block:
     """Names and values under a title.
 
     Attributes:
-        is_open: Whether it is shown at first.
+        is_open: Whether it is expanded initially.
     """
 
     title: str
@@ -192,7 +193,7 @@ class Block:
 
     @property
     def shown(self) -> list[tuple[str, Any]]:
-        """The pairs, numbers without the digits that rounding adds."""
+        """The pairs, with floats formatted to six significant digits."""
         return [
             (key, f"{value:.6g}" if isinstance(value, float) else value)
             for key, value in self.pairs

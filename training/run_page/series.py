@@ -1,4 +1,4 @@
-"""The curves of a run, kept small however long it trains."""
+"""The curves of a run, thinned to a bounded number of points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pages.thinning import with_spikes
 
 MOST_POINTS = 500
-"""Points of a curve on the page; spikes are kept."""
+"""Maximum number of points of a curve on the page; spikes are kept."""
 
 BYTES = (" B", " kB", " MB", " GB", " TB")
 COUNTS = ("", "K", "M", "B", "T")
@@ -20,10 +20,10 @@ class Curve:
     """A curve of a panel.
 
     Attributes:
-        kind: Of the records that have it.
-        places: Where a record may have the number: the keys that lead to it, the first found.
-        hue: The CSS class of its colour.
-        dash: Dashes and gaps of its line in pixels; `none`: solid.
+        kind: The kind of records that contain its values.
+        places: Key paths at which a record may have the value; the first one found is used.
+        hue: The CSS class of its color.
+        dash: Lengths of dashes and gaps in pixels; `none`: solid.
         marked: Whether each point has a marker.
     """
 
@@ -35,7 +35,7 @@ class Curve:
     marked: bool = False
 
     def value(self, record: Mapping[str, Any]) -> float | None:
-        """The number of a record; None where it has none that is finite."""
+        """The value in a record; None if there is no finite one."""
         for place in self.places:
             found: Any = record
             for key in place:
@@ -50,11 +50,11 @@ class Panel:
     """A chart of the page.
 
     Attributes:
-        name: Its anchor.
-        unit: What its values are in, for its title.
-        units: The prefixes of that; none: plain decimals.
-        logarithmic: Whether values that are far apart get a logarithmic axis.
-        from_zero: Whether its axis begins at zero.
+        name: The anchor of the panel.
+        unit: The unit of its values, for the title.
+        units: Scaled units of the axis labels; None: plain decimals.
+        logarithmic: Whether a large range of values gets a logarithmic axis.
+        from_zero: Whether the axis starts at zero.
     """
 
     name: str
@@ -108,21 +108,21 @@ PANELS = (
     ),
 )
 
-_FAR_APART = 30.0  # times the lowest value: from there on a logarithmic axis
+_FAR_APART = 30.0  # ratio of highest to lowest value above which the axis is logarithmic
 
 Point = tuple[float, float, float, float]
 """Steps, tokens, wall-clock seconds, value."""
 
 
 class Series:
-    """The points of one curve: at most twice MOST_POINTS are held."""
+    """The points of one curve; stores at most twice MOST_POINTS."""
 
     def __init__(self, curve: Curve):
         self._curve = curve
         self._points: list[Point] = []
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Add what a record of metrics.jsonl has of it."""
+        """Add the point of a record of metrics.jsonl, if it has one."""
         value = self._curve.value(record) if record["kind"] == self._curve.kind else None
         if value is None:
             return
@@ -131,7 +131,7 @@ class Series:
             self._points = self.thinned()
 
     def thinned(self) -> list[Point]:
-        """At most MOST_POINTS of the points, with every spike."""
+        """At most MOST_POINTS of the points, including every spike."""
         return with_spikes(self._points, MOST_POINTS, lambda point: point[3])
 
 
@@ -150,7 +150,7 @@ class Panels:
             yield from own
 
     def data(self) -> dict[str, Any]:
-        """What run.js draws: axes, and panels with their points."""
+        """The data that run.js draws: axes, and panels with their points."""
         points = {
             panel: [series.thinned() for series in own] for panel, own in self._series.items()
         }
@@ -181,7 +181,7 @@ def _axis(
 
 
 def _time_unit(longest: float) -> tuple[str, float]:
-    """The unit for times up to so many seconds, and its seconds."""
+    """The unit for times up to `longest` seconds, and its length in seconds."""
     units = (("s", 1.0, 300.0), ("min", 60.0, 4 * 3600.0), ("h", 3600.0, 10 * 86400.0))
     fitting = (unit[:2] for unit in units if longest <= unit[2])
     return next(fitting, ("days", 86400.0))
