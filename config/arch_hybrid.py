@@ -1,3 +1,3 @@
-"""Rotary positions and LayerNorm without bias around GPT-2's GELU network; tied output head."""
+"""GPT-2's GELU network with rotary positions and LayerNorm without bias; tied LM head."""
 
 arch_preset = "hybrid"

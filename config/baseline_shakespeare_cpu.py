@@ -1,13 +1,13 @@
-"""The clean control for a CPU: the recipe that nanoGPT's README has for one, about a minute long.
+"""The baseline for a CPU: the CPU recipe of nanoGPT's README, which takes about a minute.
 
-`python scripts/baseline.py --cpu` trains it and checks the bar: a best validation loss of at most
-1.92 nats per character on the whole validation split. nanoGPT itself measures 1.898, 1.898 and
-1.906 for seeds 1337 to 1339.
+`python scripts/baseline.py --cpu` trains it and checks its best validation loss: at most 1.92 nats
+per character on the whole validation split. nanoGPT itself reaches 1.898, 1.898 and 1.906 with
+seeds 1337 to 1339.
 """
 
 arch_preset = "legacy"
 
-# Data: every character of Tiny Shakespeare's last tenth is validated on
+# Data: validation on every character of Tiny Shakespeare's last tenth
 dataset = "shakespeare_char"
 eval_tokens = 0
 batch_size = 12
@@ -29,7 +29,7 @@ min_lr = 1e-4
 beta2 = 0.99  # a step has few tokens
 weight_decay = 0.1
 
-# Nothing that trades exactness for speed
+# Nothing that trades accuracy for speed
 device = "cpu"
 dtype = "float32"
 attention_backend = "manual"

@@ -1,4 +1,4 @@
-"""A short training for `scripts/reproducibility_audit.py`: exact where that is ours to choose.
+"""A short run for `scripts/reproducibility_audit.py`, with all approximations disabled.
 
 Dropout is on, so that the random generators are audited too.
 """

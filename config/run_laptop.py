@@ -1,4 +1,4 @@
-"""A small model of Tiny Shakespeare: text with the words and the form of a play, from a CPU.
+"""A small model of Tiny Shakespeare, trained on a CPU: its samples have the form of a play.
 
     python train.py config/arch_llama.py config/run_laptop.py
     python sample.py --run=latest --max_new_tokens=500
@@ -8,9 +8,9 @@ Schedule: warm-up over 100 steps, then a cosine from 3e-3 to 3e-4.
 Loss: measured with seed 1337, nats per character of the whole validation split: 1.66 as arch_llama,
 1.82 as arch_gpt2.
 Time: measured on one core of an AMD EPYC in bfloat16 (torch 2.13.0), start and validation included:
-2 min 20 s of CPU time as arch_llama, 2 min 7 s as arch_gpt2. The machine was shared, so the wall
-time was longer: 3 min 35 s and 4 min 46 s. On two cores a step of arch_llama took 83 ms (over 100
-steps, on the same machine when it was less busy).
+2 min 20 s of CPU time with arch_llama, 2 min 7 s with arch_gpt2. The machine was shared, so the
+wall time was longer: 3 min 35 s and 4 min 46 s. On two cores a step of arch_llama took 83 ms (mean
+of 100 steps, on the same machine when it was less busy).
 """
 
 dataset = "shakespeare_char"

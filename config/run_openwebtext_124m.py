@@ -1,10 +1,10 @@
-"""The size of GPT-2 (124M) on OpenWebText: nanoGPT's recipe, for any architecture.
+"""A model of GPT-2's size (124M) on OpenWebText: nanoGPT's recipe, for any architecture.
 
     torchrun --nproc_per_node=8 train.py config/arch_gpt2.py config/run_openwebtext_124m.py
 
 Tokens: 491,520 a step, 294.9B in 600,000 steps.
 Schedule: warm-up over 2,000 steps, then a cosine from 6e-4 to 6e-5.
-Loss: about 2.85 nats per token is expected of a GPT-2 (nanoGPT's README, for one without biases).
+Loss: about 2.85 nats per token is expected for GPT-2 (nanoGPT's README, without biases).
 Not yet run here.
 Time and cost: not yet run. arch_gpt2 has 854,654,976 FLOPs per token; at 40 % of the 989 TFLOP/s of
 8 H100, which is the speed of llm.c's PyTorch trainer (modded-nanogpt's README: 10B tokens of this
@@ -14,7 +14,7 @@ llm.c's discussion 677). nanoGPT took about 4 days on 8 A100.
 
 dataset = "openwebtext"
 
-# 124M parameters as arch_gpt2
+# 124M parameters with arch_gpt2
 n_layer = 12
 n_head = 12
 n_embd = 768
@@ -24,7 +24,7 @@ sequence_length = 1024
 batch_size = 12
 gradient_accumulation_steps = 40
 
-max_iters = 600000  # 33 times through the data
+max_iters = 600000  # 33 epochs
 warmup_iters = 2000
 learning_rate = 6e-4
 

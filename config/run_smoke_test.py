@@ -1,6 +1,6 @@
-"""Learn one sequence of 256 tokens by heart; `scripts/smoke_test.py` brings the data.
+"""Overfit a single sequence of 256 tokens; `scripts/smoke_test.py` provides the data.
 
-Sizes are the model's own here, so that it fits any machine; an architecture may be put after it.
+The model is small enough for any machine; an architecture file after this one may change it.
 """
 
 n_layer = 2
@@ -8,7 +8,7 @@ n_head = 4
 n_embd = 128
 block_size = 256
 
-batch_size = 1  # of the only sequence that there is
+batch_size = 1  # the data is a single sequence
 max_iters = 100
 learning_rate = 3e-3
 warmup_iters = 10

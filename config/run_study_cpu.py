@@ -1,7 +1,7 @@
-"""How every arm of docs/study-cpu.md is trained: small enough that a laptop trains dozens.
+"""The training recipe of every arm of docs/study-cpu.md: a laptop can train dozens of them.
 
-`python scripts/study_cpu.py` runs that study. The sizes, of 0.8M parameters, are here; what the
-model is, the files beside this one say.
+`python scripts/study_cpu.py` runs the study. This file sets the sizes (0.8M parameters); the
+architecture is set by the other config files.
 """
 
 dataset = "shakespeare_char"

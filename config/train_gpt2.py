@@ -1,6 +1,6 @@
-"""GPT-2 (124M) on OpenWebText in nanoGPT's flat keys: about 0.5M tokens a step, 300B in all.
+"""GPT-2 (124M) on OpenWebText with nanoGPT's flat keys: about 0.5M tokens per step, 300B in total.
 
-Meant for eight A100s over days; nothing here suits a laptop.
+Takes days on eight A100s; not suitable for a laptop.
 """
 
 dataset = "openwebtext"

@@ -1,4 +1,4 @@
-"""A small character-level model of Tiny Shakespeare in nanoGPT's flat keys.
+"""A small character-level model of Tiny Shakespeare with nanoGPT's flat keys.
 
 Minutes on one GPU; on a CPU add --n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12
 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.

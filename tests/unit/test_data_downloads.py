@@ -37,7 +37,7 @@ def test_another_file_is_refused_wherever_it_comes_from(stand_in, tmp_path):
     for given in (wrong, None):
         with pytest.raises(ValueError, match="not Tiny Shakespeare: its sha256 is"):
             downloads.tiny_shakespeare(given, tmp_path)
-    with pytest.raises(ValueError, match=r"no file .*gone\.txt"):
+    with pytest.raises(ValueError, match=r"file not found: .*gone\.txt"):
         downloads.tiny_shakespeare(tmp_path / "gone.txt", tmp_path)
 
 

@@ -503,7 +503,7 @@ REFUSED = {
         "ffn_hidden": 50,
         "ffn_multiple_of": 16,
     },
-    "makes 64, disagree": {"ffn_hidden": 50, "ffn_multiplier": 2.0},
+    "which gives 64; drop one": {"ffn_hidden": 50, "ffn_multiplier": 2.0},
     "sliding_window='5*3+none' needs at least 4 layers, but n_layer=2; shorten it, or raise "
     "n_layer.": {"sliding_window": "5*3+none"},
     "sliding_window='5*2+none*' needs at least 3 layers": {"sliding_window": "5*2+none*"},

@@ -193,7 +193,7 @@ def test_the_comment_of_the_fast_recipe_gives_tokens_and_sizes():
 
 def test_the_fast_recipe_reaches_the_loss_that_it_names():
     """By what its comment says was measured."""
-    [bar] = said(FAST, r"validation loss ([\d.]+)\. ")
+    [bar] = said(FAST, r"validation loss of ([\d.]+)\. ")
     losses = said(FAST, r"([\d.]+), ([\d.]+) and ([\d.]+) with seeds 1337 to 1339")
     assert max(losses) <= bar
 
@@ -234,6 +234,6 @@ def test_the_fast_recipe_reaches_its_loss(seed, tmp_path):
     command = [sys.executable, "train.py", f"config/{FAST}", *flags]
     subprocess.run(command, cwd=CONFIG.parent, check=True, capture_output=True)
     run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    [bar] = said(FAST, r"validation loss ([\d.]+)\.")
+    [bar] = said(FAST, r"validation loss of ([\d.]+)\.")
     assert [record["iter"] for record in run["eval_steps"]] == [run["config"]["max_iters"]]
     assert run["eval_steps"][0]["val_loss"] <= bar
