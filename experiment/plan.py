@@ -245,7 +245,7 @@ def _config(arm: Arm) -> dict[str, Any]:
         f"{SOURCE_OF}{name}": found[:12]
         for name, found in plugin_digests(arm.settings.plugins).items()
     }
-    return values | sources
+    return said | sources
 
 
 def _mean_loss(jobs: Sequence[Job]) -> float | None:
