@@ -118,7 +118,7 @@ def test_the_loss_in_a_random_direction(keys):
 
 @pytest.mark.parametrize("name", NORMS.names)
 def test_norms(name):
-    check(in_double(NORMS[name](6, tiny_layer())), random_input(2, 3, 6))
+    check(in_double(NORMS[name](6, tiny_layer(normalization=name))), random_input(2, 3, 6))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS.names)
