@@ -397,6 +397,7 @@ class Stuck(StandardFFN):
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_named(workshop: Workshop, tmp_path: Path) -> None:
     plugin = tmp_path / "stuck.py"
     plugin.write_text(STUCK)

@@ -150,6 +150,7 @@ def served(folder):
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_served_page_follows_the_run_and_stops_with_it(browser, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(run_page, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(run_page, "MOST_SHARE", 1e9)

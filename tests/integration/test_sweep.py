@@ -336,6 +336,7 @@ class Other(Renamed):
 '''
 
 
+@pytest.mark.slow
 def test_one_architecture_under_three_names(
     sweeps: Sweeps, tmp_path: Path, engine: InThisProcess
 ) -> None:

@@ -33,6 +33,8 @@ ACTIVATION_FORMULAS = {
     "relu2": lambda x: torch.where(x > 0, x * x, 0.0),
     "leaky_relu": lambda x: torch.where(x > 0, x, x / 100),
     "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "xielu": lambda x: torch.where(x > 0, 0.8 * x * x, 0.8 * (torch.exp(x) - 1 - x)) + x / 2,
 }
 
 
@@ -49,6 +51,10 @@ NORM_FORMULAS = {
     "layernorm_nobias": lambda x, eps, w: over_root_mean_square(centred(x), eps) * w[0],
     "rmsnorm": lambda x, eps, w: over_root_mean_square(x, eps) * w[0],
     "rmsnorm_unit_offset": lambda x, eps, w: over_root_mean_square(x, eps) * (1 + w[0]),
+    "layernorm_nogain": lambda x, eps, w: over_root_mean_square(centred(x), eps),
+    "rmsnorm_nogain": lambda x, eps, w: over_root_mean_square(x, eps),
+    "dyt": lambda x, eps, w: torch.tanh(w[0] * x) * w[1] + w[2],
+    "derf": lambda x, eps, w: torch.erf(w[0] * x + w[3]) * w[1] + w[2],
     "none": lambda x, eps, w: x,
 }
 """Of x, eps and the parameters in order."""
@@ -180,7 +186,10 @@ def test_the_slope_of_leaky_relu_is_an_option():
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 @pytest.mark.parametrize("name", NORM_FORMULAS)
 def test_norms(name, eps):
-    x, norm = random(4, 3, 32), shaken(NORMS[name](32, tiny_layer(norm_eps=eps)))
+    keys = {"normalization": name}
+    if "norm_eps" in NORMS.entry(name).keys:
+        keys["norm_eps"] = eps
+    x, norm = random(4, 3, 32), shaken(NORMS[name](32, tiny_layer(**keys)))
     expected = NORM_FORMULAS[name](x, eps, list(norm.parameters()))
     assert_close(norm(x), expected, TOLERANCE)
 
