@@ -199,7 +199,7 @@ def _why_no_estimate(baseline: Results, arm: Results, rule: Rule) -> str:
             "independent; give each --seed its own --data_seed"
         )
     if len(shared) < 2 and rule.needs_pairs:
-        return "fewer than 2 seeds are shared, as intervals after added seeds need"
+        return "fewer than 2 shared seeds, which intervals after adding seeds require"
     if len(shared) > 1 and all(arm.losses[seed] == baseline.losses[seed] for seed in shared):
         return "every seed has the loss of the baseline, as the same model would"
     return "all seeds give the same difference, so its variance is unknown"

@@ -344,7 +344,7 @@ def test_the_package_has_the_commit_without_remotes_and_no_secret(tmp_path):
 
 
 def test_a_file_that_holds_a_secret_is_not_sent():
-    secret = " ".join(("Train", "the architecture that config files"))
+    secret = " ".join(("Train", "the architecture described by config"))
     with pytest.raises(UserError, match=r"^train.py contains a secret"):
         project_files([], Redactor([secret]))
 

@@ -71,9 +71,9 @@ def test_no_name_is_better_or_worse(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("second", "problem"),
     [
-        ("", "two is one again, key by key"),
-        ("data_seed = 99\n", "the baseline 1337: they would not be comparable"),
-        ("seed = 99\n", "the baseline 1337: they would not be comparable"),
+        ("", "two and one have the same config; drop one"),
+        ("data_seed = 99\n", "the baseline has 1337, so they would not be comparable"),
+        ("seed = 99\n", "the baseline has 1337, so they would not be comparable"),
     ],
 )
 def test_a_sweep_refuses_what_is_no_other_arm(tmp_path, second, problem):

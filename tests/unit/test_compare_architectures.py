@@ -747,7 +747,7 @@ def test_runs_that_failed_before_they_logged_anything_are_named(tmp_path, compar
         0,
         [
             f"excluded: {sweep}/runs/fast-1: it failed before it logged anything, or has just "
-            f"begun; see {sweep}/output/fast-1.txt",
+            f"started; see {sweep}/output/fast-1.txt",
             f"excluded: 2 runs of {sweep} that have not started",
         ],
     )

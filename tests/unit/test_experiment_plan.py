@@ -253,7 +253,9 @@ def test_what_a_plugin_imports_is_part_of_the_sweep_and_of_its_runs(
     helper.write_text("FACTOR = 2.0\n")
     assert job.changed_files == [str(helper.resolve())]
     two = tiny_plan(tiny_dataset, tmp_path, **asked)
-    with pytest.raises(UserError, match=r"source of import my_scale_helper is \w+ there, \w+ here"):
+    with pytest.raises(
+        UserError, match=r"source of import my_scale_helper is \w+ there and \w+ here"
+    ):
         sweep.with_seeds_of_before(two)
     sys.modules.pop("my_scale_helper")
 
