@@ -598,7 +598,14 @@ ONCE_TRAINED = ("agent:/files", "agent:/file", "phase:done", "before:terminate")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_at_every_stage(moment, number, cloud: Cloud):
     def send_signal() -> None:
         os.kill(os.getpid(), number)

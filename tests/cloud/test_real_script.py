@@ -79,6 +79,7 @@ def head() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_reclaimed_pod_is_replaced_and_the_volume_goes_on(world, surroundings):
     checkpoints = surroundings / "volumes/vol1/nanoarch/tried/out/tried/checkpoints"
 

@@ -191,6 +191,7 @@ def test_a_strange_record_of_paths_does_no_harm(run: Path, paths) -> None:
             plugin_files(path)
 
 
+@pytest.mark.slow
 def test_the_command_that_is_suggested_works(run: Path) -> None:
     typed = [sys.executable, "sample.py", f"--run={run}", "--plugins", "", "--max_new_tokens=3"]
     typed += ["--device=cpu", "--prompt=a b"]

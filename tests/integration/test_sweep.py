@@ -150,6 +150,7 @@ class Slowed(GELU):
 '''
 
 
+@pytest.mark.slow
 def test_a_stop_and_the_same_command_again(
     dataset: Path, sweeps: Sweeps, tmp_path: Path, engine: InThisProcess
 ) -> None:

@@ -44,6 +44,7 @@ def submitted(cluster: Path) -> int:
     return len(list(cluster.glob("*.sh")))
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_its_comparison(
     on_slurm: Callable[..., int],
     workshop: Workshop,

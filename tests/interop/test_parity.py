@@ -103,7 +103,16 @@ def test_saved_there_and_loaded_here(name, tmp_path):
     assert_close(load(tmp_path)(idx), theirs(idx).logits)
 
 
-@every_reference
+FIRST_OF_FAMILY = {config: name for name, (config, _) in reversed(REFERENCES.items())}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FIRST_OF_FAMILY.values() else pytest.param(name, marks=pytest.mark.slow)
+        for name in REFERENCES
+    ],
+)
 def test_trained_here_and_loaded_there(name, tmp_path):
     """50 steps from our own initial weights, in the architecture of the family."""
     torch.manual_seed(0)

@@ -57,6 +57,7 @@ def test_memory_is_told_for_every_way_to_spread_the_model() -> None:
     assert f"weights {weights / 4:.1f} MB" in rows(text, "hsdp")
 
 
+@pytest.mark.slow
 def test_the_largest_batch_just_fits() -> None:
     flags = ("--gradient_accumulation_steps=8", "--n_layer=2")
     most = int(re.search(r"fits: (\d+)", rows(report(*flags), "ddp"))[1])
