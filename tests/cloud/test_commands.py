@@ -173,7 +173,7 @@ def test_a_cost_log_that_was_cut_short_is_read(cloud: Cloud):
 def test_output_that_nobody_reads_does_not_change_the_exit_status(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w") as nobody:
+    with open(writing, "w", encoding="utf-8") as nobody:
         monkeypatch.setattr(sys, "stdout", nobody)
         runpod_deploy._print("x")
         nobody.flush()  # as at the exit, where an error would be an exit status

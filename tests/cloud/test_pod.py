@@ -93,9 +93,9 @@ def test_a_job_runs_its_steps_and_leaves_a_done_marker(pod, unpacked):
     ran = new_job(pod)
     ran.start(STEPS)
     wait_for(ran)
-    log = Path(pod.path("pod.log")).read_text().split()
+    log = Path(pod.path("pod.log")).read_text(encoding="utf-8").split()
     assert log == ["[setup]", "set", "up", "[smoke]", "[train]", "trained"]
-    done = json.loads(Path(pod.home, "done.json").read_text())
+    done = json.loads(Path(pod.home, "done.json").read_text(encoding="utf-8"))
     assert (done["phase"], done["exit_code"], done["deployment"]) == ("done", 0, "abc")
 
 
@@ -117,7 +117,7 @@ def test_a_container_that_restarts_does_not_train_again(pod, unpacked):
 
 
 def test_a_container_that_restarts_continues_the_job(pod, unpacked):
-    Path(pod.path("started.json")).write_text(json.dumps({"steps": STEPS}))
+    Path(pod.path("started.json")).write_text(json.dumps({"steps": STEPS}), encoding="utf-8")
     again = new_job(pod)
     wait_for(again)
     assert again.phase == "done"
@@ -131,7 +131,7 @@ def test_a_server_that_restarts_ends_the_training_that_outlived_it(pod, unpacked
         if path.exists():
             break
         time.sleep(0.01)
-    first = psutil.Process(json.loads(path.read_text())["process"])
+    first = psutil.Process(json.loads(path.read_text(encoding="utf-8"))["process"])
     again = new_job(pod)
     assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
     again.stop()
@@ -142,7 +142,7 @@ def test_another_process_with_the_id_of_a_step_is_left_alone(pod, unpacked):
     other = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         write(pod.path("step.json"), json.dumps({"process": other.pid}))
-        Path(pod.path("started.json")).write_text(json.dumps({"steps": STEPS}))
+        Path(pod.path("started.json")).write_text(json.dumps({"steps": STEPS}), encoding="utf-8")
         wait_for(new_job(pod))
         assert other.poll() is None
     finally:
@@ -162,14 +162,14 @@ def test_a_pod_that_failed_does_not_end_the_next_one_on_its_volume(pod, unpacked
 
 def test_the_done_marker_of_another_deployment_does_not_count(pod, unpacked):
     Path(pod.home, "done.json").write_text(
-        json.dumps({"deployment": "other", "phase": "done", "exit_code": 0})
+        json.dumps({"deployment": "other", "phase": "done", "exit_code": 0}), encoding="utf-8"
     )
     assert new_job(pod).phase == "waiting"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"deployment": "abc", "pod": "pod1"}'])
 def test_a_damaged_done_marker_does_not_stop_the_server(text, pod, unpacked):
-    Path(pod.home, "done.json").write_text(text)
+    Path(pod.home, "done.json").write_text(text, encoding="utf-8")
     assert new_job(pod).phase in ("waiting", "failed")
 
 
@@ -226,11 +226,13 @@ def test_status_json_is_on_the_volume_and_follows_the_job(pod, unpacked):
     ran = new_job(pod)
     supervising = Supervisor(pod, ran)
     supervising.look()
-    assert json.loads(Path(pod.home, "status.json").read_text())["phase"] == "waiting"
+    assert (
+        json.loads(Path(pod.home, "status.json").read_text(encoding="utf-8"))["phase"] == "waiting"
+    )
     ran.start(STEPS)
     wait_for(ran)
     supervising.look()
-    assert json.loads(Path(pod.home, "status.json").read_text())["over"] is True
+    assert json.loads(Path(pod.home, "status.json").read_text(encoding="utf-8"))["over"] is True
 
 
 def test_training_is_stopped_before_the_time_is_up(tmp_path, unpacked):
@@ -256,7 +258,7 @@ def test_the_list_has_no_checkpoint_that_is_being_written(pod):
     for name in ("step_00000020", ".tmp_1"):
         (checkpoints / name).mkdir(parents=True)
         (checkpoints / name / "model.safetensors").write_text("x")
-    Path(pod.results, ".lock").write_text("1")
+    Path(pod.results, ".lock").write_text("1", encoding="utf-8")
     assert list(Listing(pod.results).whole()["files"]) == [
         "checkpoints/step_00000020/model.safetensors"
     ]
@@ -342,7 +344,7 @@ def test_the_deadline_holds_even_if_the_first_start_is_forgotten(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pod": "pod1"}', '{"pod": "pod1", "time": NaN}'])
 def test_a_damaged_record_of_the_first_start_does_not_stop_the_switch(text, tmp_path):
     pod = Place(environment(tmp_path))
-    Path(pod.path("first-start.json")).write_text(text)
+    Path(pod.path("first-start.json")).write_text(text, encoding="utf-8")
     assert 990 < Remaining(pod).seconds() <= 1000
 
 
@@ -442,7 +444,7 @@ def test_every_request_needs_the_token(method, path, token, server):
 def test_only_results_are_served(path, server, pod):
     Path(pod.results).mkdir(parents=True)
     os.symlink("/etc/passwd", Path(pod.results, "linked"))
-    Path(pod.home, "done.json").write_text("{}")
+    Path(pod.home, "done.json").write_text("{}", encoding="utf-8")
     assert ask(server, "GET", f"/file?path={path}&offset=0&length=100")[0] == 404
 
 
