@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from components.layer_config import LayerConfig
 from components.part import Part
 from components.registry import Registry
-from components.rope_scalings import ROPE_SCALINGS, rope_frequencies, rotated_dimensions
+from components.rope_scalings import (
+    ROPE_SCALINGS,
+    rope_frequencies,
+    rotary_head,
+    rotated_dimensions,
+)
 from errors import Problem
 from options import option
 
@@ -152,11 +157,11 @@ class RotaryPosition(PositionEncoding):
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
-        rotated = rotated_dimensions(config)
+        rotated, (key, dim) = rotated_dimensions(config), rotary_head(config)
         if rotated % 2 or rotated == 0:
             yield Problem(
-                ("rope_fraction", "head_dim", "n_head", "n_embd"),
-                f"rope_fraction={config.rope_fraction:g} of head_dim={config.head_dim} rotates "
+                ("rope_fraction", key, "n_head", "n_embd"),
+                f"rope_fraction={config.rope_fraction:g} of {key}={dim} rotates "
                 f"{rotated} dimensions, but RoPE rotates pairs and needs an even number above 0.",
             )
 

@@ -14,9 +14,16 @@ from errors import Problem
 from options import option
 
 
+def rotary_head(config: LayerConfig) -> tuple[str, int]:
+    """Key and size of the part of a head that RoPE acts on: a separate part, as in multi-head
+    latent attention, or the whole head."""
+    key = "qk_rope_head_dim" if "qk_rope_head_dim" in config else "head_dim"
+    return key, getattr(config, key)
+
+
 def rotated_dimensions(config: LayerConfig) -> int:
     """Number of dimensions of each head that RoPE rotates."""
-    dim = config.get("qk_rope_head_dim") or config.head_dim
+    _, dim = rotary_head(config)
     # A fraction such as 30/44 means 30 dimensions, although rounding makes the product smaller.
     return int(dim * config.rope_fraction + 1e-6)
 
@@ -111,12 +118,12 @@ class NTKScaling(Stretched):
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
         yield from super().problems(config)
+        key, dim = rotary_head(config)
         if rotated_dimensions(config) <= 2:
             yield Problem(
-                ("rope_scaling", "head_dim", "rope_fraction"),
-                f"rope_scaling='ntk' needs more than 2 rotated dimensions; head_dim="
-                f"{config.head_dim} with rope_fraction={config.rope_fraction:g} rotates "
-                f"{rotated_dimensions(config)}.",
+                ("rope_scaling", key, "rope_fraction"),
+                f"rope_scaling='ntk' needs more than 2 rotated dimensions; {key}={dim} with "
+                f"rope_fraction={config.rope_fraction:g} rotates {rotated_dimensions(config)}.",
             )
 
 

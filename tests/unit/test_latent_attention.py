@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from components.latent_attention import LatentAttention
 from components.positions import POSITIONS
+from errors import ConfigError
 from model_builder import GPT
 from tests.tiny import ROPE, context, tiny_config, tokens
 
@@ -127,6 +128,21 @@ def test_gradients():
 
     x = torch.randn(1, 4, C, dtype=torch.float64, requires_grad=True)
     assert gradcheck(call, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"qk_rope_head_dim": 3}, "rope_fraction=1 of qk_rope_head_dim=3 rotates 3 dimensions"),
+        (
+            {"qk_rope_head_dim": 2, "rope_scaling": "ntk", "rope_scaling_factor": 2.0},
+            "needs more than 2 rotated dimensions; qk_rope_head_dim=2 with rope_fraction=1",
+        ),
+    ],
+)
+def test_what_rope_cannot_rotate_is_refused(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny_config(**mla(**keys))
 
 
 def test_its_cost_is_that_of_the_paper():
