@@ -78,8 +78,8 @@ one key changed: {parameters} parameters, {flops:,} FLOPs per token for sequence
 tokens, {state} of decoding state for one of them in bfloat16. Activations are compared in a `glu`
 network.
 
-**Reference**: what the tests compare the component with, outputs and gradients, from the same
-random weights: a class of `transformers`; or its formula, written out in a test.
+**Reference**: what the tests compare the component with, using the same random weights: a class of
+`transformers`, or the formula of the component, written out in a test.
 [verification.md](verification.md) has the measured differences."""
 
 
