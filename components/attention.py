@@ -172,7 +172,7 @@ class Attention(Mixer):
         bias = None if context.score_bias is None else context.score_bias[self.own_heads]
         y = self.backend(q, k, v, bias, dropout, static_start, self.sinks)
         if self.exclusion is not None:
-            y = _without_own_value(y, own_v, self.exclusion)
+            y = y - self._along_own_value(y, own_v)
         y = y.transpose(1, 2)
         if self.gate is not None:
             y = y * self.gate(x).sigmoid().view(B, T, self.n_head, -1)
@@ -214,6 +214,15 @@ class Attention(Mixer):
             return v
         first = context.take(self.values_name)
         return v + self.value_share * (first - v)
+
+    def _along_own_value(self, y: Tensor, v: Tensor) -> Tensor:
+        """The part of y (B, H, T, D) along v (B, H_kv, T, D) that `exclusive_attention` removes."""
+        own = F.normalize(v, dim=-1).unsqueeze(2)  # (B, H_kv, 1, T, D), for all heads it serves
+        grouped = y.unflatten(1, (v.shape[1], -1))
+        along = ((grouped * own).sum(-1, keepdim=True) * own).flatten(1, 2)
+        if isinstance(self.exclusion, Tensor):
+            along = along * self.exclusion.tanh()[:, None, None].to(y.dtype)
+        return along
 
     def new_state(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
@@ -280,21 +289,11 @@ def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
 
 
 def _exclusion(config: LayerConfig) -> nn.Parameter | float | None:
-    """The fraction of a token's own value that is removed from each head's output, before tanh if
-    learned; None: nothing is removed."""
+    """What `exclusive_attention` removes of each head's own value: 1.0, all of it; or the tanh of a
+    learned number per head; None, nothing."""
     if config.exclusive_attention == "learned":
         return nn.Parameter(torch.zeros(config.n_head))
     return 1.0 if config.exclusive_attention == "full" else None
-
-
-def _without_own_value(y: Tensor, v: Tensor, exclusion: nn.Parameter | float) -> Tensor:
-    """Remove a fraction of the component of y (B, H, T, D) along v (B, H_kv, T, D)."""
-    own = F.normalize(v, dim=-1).unsqueeze(2)  # (B, H_kv, 1, T, D), for all heads it serves
-    grouped = y.unflatten(1, (v.shape[1], -1))
-    along = ((grouped * own).sum(-1, keepdim=True) * own).flatten(1, 2)
-    if isinstance(exclusion, float):
-        return y - along
-    return y - exclusion.tanh()[:, None, None].to(y.dtype) * along
 
 
 def attended_pairs(seq_len: int, window: int | None, causal: bool) -> int:

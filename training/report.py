@@ -8,7 +8,7 @@ from typing import Any
 from configurator import Settings, shown
 from model_components import REGISTRIES
 from options import KEYS, Role
-from training.dry_run import MFU
+from training.dry_run import MFU, Needs
 from training.memory import ExpectedMemory
 from training.run import Run
 from training_components import OPTIMIZERS
@@ -174,8 +174,8 @@ def _long(run: Run, peak_flops: float | None) -> Rows:
     """A warning if the run is expected to take over an hour."""
     training = run.settings.training
     tokens = (training.max_iters - run.step) * training.tokens_per_step
-    flops = tokens * run.cost["flops_per_token"]
-    seconds = flops / (MFU * peak_flops * run.workers.size) if peak_flops else 0.0
+    needs = Needs(tokens * run.cost["flops_per_token"], None)
+    seconds = 3600 * needs.hours(peak_flops, run.workers.size, MFU) if peak_flops else 0.0
     if training.max_minutes:
         seconds = min(seconds, 60 * training.max_minutes - run.seconds)
     if seconds <= LONG_SECONDS:

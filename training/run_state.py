@@ -70,9 +70,9 @@ def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
         "ffn_hidden": (total, f"{total} numbers are saved"),
     }
     heads = (largest, f"the largest dimension of a weight is {largest}")
-    limits |= dict.fromkeys(("n_head", "n_kv_head", "head_dim"), heads)
-    limits |= dict.fromkeys(("q_lora_rank", "kv_lora_rank"), heads)
-    limits |= dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), heads)
+    of_heads = ("n_head", "n_kv_head", "head_dim", "qk_nope_head_dim", "qk_rope_head_dim")
+    latents = ("v_head_dim", "q_lora_rank", "kv_lora_rank")
+    limits |= dict.fromkeys((*of_heads, *latents), heads)
     for key, (most, found) in limits.items():
         value = config.get(key)
         if any(is_count(size) and size > most for size in _values_of_layers(key, value)):
