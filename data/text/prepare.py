@@ -72,13 +72,14 @@ def main(argv: list[str]) -> None:
     def documents() -> Iterator[Document]:
         return file_documents(args.input, args.val_fraction, args.text_field)
 
+    splits = documents()  # first: a missing file is an error before a vocabulary is downloaded
     if args.tokenizer == CharTokenizer.name:
         tokenizer = CharTokenizer(characters_of(documents()))
     else:
         tokenizer = tokenizer_called(args.tokenizer)
     all_txt = all(path.suffix == ".txt" for path in args.input)
     write_dataset(
-        documents(),
+        splits,
         tokenizer,
         args.out,
         name=args.name,
