@@ -46,9 +46,10 @@ class Reference(NamedTuple):
 
 
 _PARITY = "interop/test_parity.py"
+_FAMILIES = Reference("[model families](interop.md)", _PARITY)
 
 REFERENCES: dict[tuple[str, str], Reference] = {
-    ("mixer", "attention"): Reference("every family of docs/interop.md", _PARITY),
+    ("mixer", "attention"): _FAMILIES,
     ("mixer", "mla"): Reference("DeepseekV3Attention", "unit/test_latent_attention.py"),
     ("mixer", "gated_deltanet"): Reference("Qwen3NextGatedDeltaNet", "unit/test_mixers.py"),
     ("mixer", "short_conv"): Reference("Lfm2ShortConv", "unit/test_mixers.py"),
@@ -61,12 +62,17 @@ REFERENCES: dict[tuple[str, str], Reference] = {
 written out in a test."""
 
 OPTION_REFERENCES: dict[str, Reference] = {
+    **dict.fromkeys(("n_kv_head", "head_dim", "qk_norm", "qk_norm_over"), _FAMILIES),
+    **dict.fromkeys(("attention_scale", "attention_softcap", "sliding_window"), _FAMILIES),
+    **dict.fromkeys(("attention_bias", "attention_out_bias"), _FAMILIES),
     "attention_sinks": Reference("GptOssAttention", "unit/test_attention_variants.py"),
     "attention_gate": Reference("Qwen3NextAttention", "unit/test_attention_variants.py"),
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
 }
 
+EXTENDED = {"attention"}
+"""Components with options that their reference lacks."""
 
 INTRODUCTION = """# Catalogue
 
@@ -169,7 +175,7 @@ def _options(registry: Registry) -> Iterator[list[str]]:
     for key, owners in _owned(registry):
         default = "none" if key.default is None else str(key.default)
         reference = OPTION_REFERENCES.get(key.name)
-        if len(owners) == 1:
+        if len(owners) == 1 and owners[0] not in EXTENDED:
             reference = reference or REFERENCES.get((registry.key, owners[0]))
         yield [
             f"`{key.name}`",
