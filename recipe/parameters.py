@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 
 from components.head import LMHead
 from components.part import Part
 from errors import UserError
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether FSDP sharded a tensor, that is, whether it is a DTensor.
+
+    Looks for the class instead of importing it: the import takes almost a third of the start of a
+    run, and a process that has not imported the class has no DTensor.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's slice of a tensor, sharing its memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -34,7 +49,7 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _refuse_shared_memory(named: Iterable[tuple[str, nn.Parameter]]) -> None:
     owners: dict[tuple[int, int], str] = {}
     for name, parameter in named:
-        here = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        here = local(parameter)
         if here.numel() == 0:
             continue
         place = here.untyped_storage()._cdata, here.storage_offset()

@@ -21,8 +21,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from components.blocks import Block
@@ -70,6 +68,8 @@ def loss_scaler(device: torch.device, dtype: torch.dtype, workers: Workers) -> t
     enabled = dtype is torch.float16
     if workers.size == 1:
         return torch.amp.GradScaler(device.type, enabled=enabled)
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler  # slow to import
+
     return ShardedGradScaler(device.type, enabled=enabled, process_group=workers.group)
 
 
@@ -237,6 +237,8 @@ class Sharded(Replicated):
         self._shard(network)
 
     def _shard(self, module: nn.Module) -> None:
+        from torch.distributed.fsdp import fully_shard  # slow to import
+
         scalars = {p for p in module.parameters() if p.ndim == 0}
         fully_shard(module, mesh=self._mesh, ignored_params=scalars)
 

@@ -13,9 +13,9 @@ from types import MappingProxyType
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from components.tensor_split import Division
+from recipe.parameters import is_sharded, local
 from training.workers import ALONE, Workers
 
 
@@ -69,7 +69,7 @@ class Parts:
     def copies(self, name: str, parameter: Tensor) -> int:
         """Number of workers that hold the same part of a parameter."""
         held = self.workers.tensor if name in self._divided else 1
-        if isinstance(parameter, DTensor):
+        if is_sharded(parameter):
             sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
             held *= math.prod(size for placement, size in sizes if placement.is_shard())
         return self.workers.size // held
@@ -77,24 +77,23 @@ class Parts:
 
 def gathered_slices(tensor: Tensor) -> Tensor:
     """Gather the slices of a tensor that FSDP sharded. All its workers must call this together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This worker's slice of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
     """This worker's slice of a whole tensor if sharded like `like`. Does not communicate."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     mesh, placements = like.device_mesh, like.placements
     return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
 
 
-def sharded_like(part: Tensor, like: DTensor) -> DTensor:
+def sharded_like(part: Tensor, like: Tensor) -> Tensor:
     """Create a DTensor sharded like `like`, of which `part` is this worker's slice."""
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         part,
         like.device_mesh,

@@ -14,16 +14,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from errors import UserError
+from recipe.parameters import is_sharded, local
 from training.gradients import Gradients, SharedGradients
 from training.optimizer_state import create_state
 from training.sharded_tensors import (
     Parts,
     ToCpu,
     gathered_slices,
-    local,
     on_cpu,
     on_first,
     sharded_like,
@@ -137,7 +136,7 @@ class Updates:
         like = self._parameters[name]
         if not self._is_of_each_number(name, value):
             return value
-        own = sharded_like(value, like) if isinstance(like, DTensor) else value
+        own = sharded_like(value, like) if is_sharded(like) else value
         return self._parts.whole(name, own)
 
     def _is_of_each_number(self, name: str, value: Tensor) -> bool:
@@ -184,7 +183,7 @@ class SlicedUpdates(Updates):
 
     def _own_parameters(self) -> dict[str, nn.Parameter]:
         return {
-            name: nn.Parameter(local(p.detach())) if isinstance(p, DTensor) else p
+            name: nn.Parameter(local(p.detach())) if is_sharded(p) else p
             for name, p in self._parameters.items()
         }
 
@@ -192,7 +191,7 @@ class SlicedUpdates(Updates):
         average_replicated(self._parameters.values(), self._workers)
         super().take_gradients()
         for name, p in self._parameters.items():
-            if isinstance(p, DTensor):
+            if is_sharded(p):
                 self.own[name].grad = None if p.grad is None else local(p.grad)
                 p.grad = None
 
@@ -218,9 +217,7 @@ class OwnedUpdates(Updates):
             )
         self._owners = owners_of(sizes, workers.data_size)
         return {
-            name: nn.Parameter(torch.zeros(p.shape, device=p.device))
-            if isinstance(p, DTensor)
-            else p
+            name: nn.Parameter(torch.zeros(p.shape, device=p.device)) if is_sharded(p) else p
             for name, p in self._parameters.items()
             if self._owners[name] == workers.data_rank
         }
@@ -230,7 +227,7 @@ class OwnedUpdates(Updates):
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        sharded = any(isinstance(p, DTensor) for p in self._parameters.values())
+        sharded = any(is_sharded(p) for p in self._parameters.values())
         if sharded:  # otherwise they were averaged in the backward pass
             average_replicated(self._parameters.values(), self._workers)
         super().take_gradients()
@@ -238,7 +235,7 @@ class OwnedUpdates(Updates):
             own = self.own.get(name)
             if own is p:
                 continue
-            if isinstance(p, DTensor):
+            if is_sharded(p):
                 gradient, values = p.grad, gathered_slices(p)
                 gradient = None if gradient is None else gathered_slices(gradient)
                 if own is not None:
@@ -259,13 +256,13 @@ class OwnedUpdates(Updates):
     def _receive(self, message: dist.Work, name: str, values: Tensor) -> None:
         message.wait()
         parameter = self._parameters[name]
-        if isinstance(parameter, DTensor):
+        if is_sharded(parameter):
             local(parameter).copy_(slice_of(values, parameter))
 
     def _send(self, name: str, parameter: nn.Parameter) -> tuple[dist.Work, str, Tensor]:
         """Start broadcasting a parameter from its owner."""
         values = self.own.get(name, parameter).detach()
-        if isinstance(values, DTensor):
+        if is_sharded(values):
             values = torch.empty(values.shape, device=values.device)
         return self._broadcast(values, self._owners[name], wait=False), name, values
 
@@ -320,7 +317,7 @@ def owners_of(sizes: Mapping[str, int], workers: int) -> dict[str, int]:
 
 def average_replicated(parameters: Iterable[nn.Parameter], workers: Workers) -> None:
     """Average the gradients of the parameters that are not sharded in a sharded model."""
-    plain = [p for p in parameters if not isinstance(p, DTensor) and p.grad is not None]
+    plain = [p for p in parameters if not is_sharded(p) and p.grad is not None]
     if plain:
         for parameter, mean in zip(plain, workers.mean([p.grad for p in plain]), strict=True):
             parameter.grad = mean

@@ -27,6 +27,19 @@ def test_a_command_works_with_its_streams_closed(closed: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+SLOW = ("torch.distributed.tensor", "torch._dynamo", "scipy.stats", "matplotlib", "transformers")
+"""Modules that are slow to import and that few commands need."""
+
+
+def test_commands_start_without_slow_modules() -> None:
+    imports = "import sys, train, sample, sweep, compare_architectures"
+    loaded = f"print([name for name in {SLOW} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{imports}; {loaded}"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+
+
 # Commands that are suggested
 
 

@@ -12,9 +12,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model_builder import GPT
 from recipe.optimizers import make_optimizer
+from recipe.parameters import local
 from tests.tiny import tiny_config
 from training.parallel import Sharded
-from training.sharded_tensors import local
 from training.updates import owners_of
 from training.workers import Workers
 from training_config import TrainingConfig
