@@ -494,6 +494,7 @@ def test_equal_minutes(sweeps: Sweeps, engine: InThisProcess) -> None:
     assert not arm.set_apart
 
 
+@pytest.mark.slow  # 8 runs
 def test_effects_of_the_factors_named(sweeps: Sweeps, engine: InThisProcess) -> None:
     """Also where the widths that make sizes equal differ between the arms."""
     vary = ("--vary", "n_kv_head=1", "--vary", "normalization=rmsnorm", "--design=factorial")
@@ -593,6 +594,7 @@ def test_two_at_a_time_in_a_folder(sweeps: Sweeps) -> None:
 # Series of sweeps
 
 
+@pytest.mark.slow  # 18 runs
 def test_a_ladder_ends_with_its_page(
     dataset: Path, tmp_path: Path, engine: InThisProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -609,6 +611,7 @@ def test_a_ladder_ends_with_its_page(
     assert len(engine.jobs) == 18
 
 
+@pytest.mark.slow  # 10 runs
 def test_several_baselines_end_with_their_page(
     dataset: Path, tmp_path: Path, engine: InThisProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:

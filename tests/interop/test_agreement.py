@@ -212,26 +212,32 @@ def runs(fields: Fields) -> bool:
     return True
 
 
+some_and_many = pytest.mark.parametrize("number", [2, pytest.param(16, marks=pytest.mark.slow)])
+
+
 @every_family
-def test_random_files_are_read_as_transformers_reads_them_or_refused(model_type):
-    files = (random_file(model_type, Random(f"{model_type}{seed}")) for seed in range(40))
+@some_and_many
+def test_random_files_are_read_as_transformers_reads_them_or_refused(model_type, number):
+    seeds = range(20 * number)
+    files = (random_file(model_type, Random(f"{model_type}{seed}")) for seed in seeds)
     wanted = (fields for fields in files if not refused(fields) and runs(fields))
-    alike = list(itertools.islice(wanted, 5))
-    assert len(alike) == 5
+    alike = list(itertools.islice(wanted, number))
+    assert len(alike) == number
     for fields in alike:
         assert_read_alike(fields)
 
 
 @every_family
+@some_and_many
 @torch.no_grad()
-def test_random_architectures_are_written_as_they_are_or_refused(model_type, tmp_path):
-    seeds = range(40)
+def test_random_architectures_are_written_as_they_are_or_refused(model_type, number, tmp_path):
+    seeds = range(20 * number)
     configs = (random_architecture(model_type, Random(f"{model_type}{seed}")) for seed in seeds)
-    written = list(itertools.islice((config for config in configs if fits(config)), 2))
-    assert len(written) == 2
-    for number, config in enumerate(written):
+    written = list(itertools.islice((config for config in configs if fits(config)), number))
+    assert len(written) == number
+    for index, config in enumerate(written):
         torch.manual_seed(0)
-        model, folder, idx = enlarged(GPT(config).eval()), tmp_path / str(number), tokens(LONGEST)
+        model, folder, idx = enlarged(GPT(config).eval()), tmp_path / str(index), tokens(LONGEST)
         save(model, folder)
         assert_close(from_folder(folder)(idx).logits, model(idx))
 

@@ -103,13 +103,14 @@ def test_saved_there_and_loaded_here(name, tmp_path):
     assert_close(load(tmp_path)(idx), theirs(idx).logits)
 
 
-FIRST_OF_FAMILY = {config: name for name, (config, _) in reversed(REFERENCES.items())}
+TRAINED_ALWAYS = ("GPT-2", "LLaMA 2", "Gemma 2")
+"""References that every run of the tests trains; `-m slow` trains them all."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in FIRST_OF_FAMILY.values() else pytest.param(name, marks=pytest.mark.slow)
+        name if name in TRAINED_ALWAYS else pytest.param(name, marks=pytest.mark.slow)
         for name in REFERENCES
     ],
 )
