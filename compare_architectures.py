@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
         default="",
         metavar="KEYS",
         help=(
-            "comma-separated keys that were tuned with the same trials for every arm, so they "
-            "may differ between arms"
+            "comma-separated keys that were tuned with the same number of trials for every arm, "
+            "so they may differ between arms"
         ),
     )
     flags.add_argument(
@@ -131,20 +131,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _problem(arguments: argparse.Namespace) -> str | None:
     if arguments.runs and arguments.latest is not None:
-        return "name runs or ask for the --latest ones, not both"
+        return "runs and --latest cannot be combined; drop one"
     if arguments.latest is not None and arguments.latest < 1:
         return f"--latest={arguments.latest} must be at least 1"
     if arguments.margin is not None and not 0 < arguments.margin < float("inf"):
         return f"--margin={arguments.margin:g} must be above 0, in nats per token"
     if arguments.ratio and arguments.format in ("json", "csv"):
-        return f"--ratio is a view of text and markdown; --format={arguments.format} has it always"
+        return f"--ratio is for text and markdown; --format={arguments.format} contains it anyway"
     plots = {"--plot": arguments.plot, "--plot_tuning": arguments.plot_tuning}
     found = (plot_problem(path, option) for option, path in plots.items() if path)
     return next((problem for problem in found if problem), None)
 
 
 def render(findings: Findings, arguments: argparse.Namespace) -> str:
-    """Findings in the format that was asked for."""
+    """Format the findings as requested by `--format`."""
     if arguments.format == "json":
         return to_json(findings)
     if arguments.format == "csv":
@@ -155,8 +155,7 @@ def render(findings: Findings, arguments: argparse.Namespace) -> str:
 
 
 def write_html(findings: Findings, path: Path) -> int:
-    """Write the page and say where it is, beside the comparison that a program may be reading;
-    returns 0, or 1 where it cannot be written."""
+    """Write the HTML page and print its path to stderr; returns 0, or 1 if it cannot be written."""
     try:
         write_page(findings, path)
     except OSError as error:
@@ -167,7 +166,7 @@ def write_html(findings: Findings, path: Path) -> int:
 
 
 def plot(findings: Findings, path: Path) -> int:
-    """Writes the figure and says so; returns 0, or 1 where that cannot be done."""
+    """Write the figure and print its path to stderr; returns 0, or 1 if it cannot be written."""
     try:
         write_plot(findings, path)
     except (UserError, OSError) as error:
@@ -181,7 +180,7 @@ def plot(findings: Findings, path: Path) -> int:
 
 
 def plot_tuning(findings: Findings, path: Path) -> int:
-    """Draw the curves of tuning and say so; returns 0, or 1 if that cannot be done."""
+    """Plot the tuning curves and print the path to stderr; returns 0, or 1 on failure."""
     try:
         write_tuning_plot(findings.design.declared.curves, path)
     except (UserError, OSError) as error:
@@ -192,13 +191,13 @@ def plot_tuning(findings: Findings, path: Path) -> int:
 
 
 def say(message: str) -> None:
-    """Print one line beside the comparison, which a program may be reading."""
+    """Print one line to stderr, because a program may be reading the comparison from stdout."""
     print(printable(message), file=sys.stderr)
 
 
 def _no_run(arguments: argparse.Namespace, chosen: Selection) -> str:
     if arguments.runs:
-        return "No run found among those named."
+        return "No run found in the given paths."
     if chosen.problems:
         return f"No other run found under {arguments.out_dir}/."
     return f"No run found under {arguments.out_dir}/. Train one first: python train.py"
@@ -213,7 +212,7 @@ def _refuse_unknown_keys(tuned: Sequence[str], runs: Sequence[LoggedRun]) -> Non
 
 
 def compare_series(folder: Path, arguments: argparse.Namespace) -> int:
-    """Print what a series of sweeps shows; returns 0, or 1 if it cannot be read or drawn."""
+    """Print the comparison of a series of sweeps; returns 0, or 1 if it cannot be read or drawn."""
     unused = {
         "--tuned": arguments.tuned,
         "--ratio": arguments.ratio,
@@ -221,12 +220,12 @@ def compare_series(folder: Path, arguments: argparse.Namespace) -> int:
         "--format=csv": arguments.format == "csv",
     }
     for option in (option for option, given in unused.items() if given):
-        say(f"{option} is for one sweep; name one of those that {folder / SERIES_FILE} lists.")
+        say(f"{option} works for a single sweep; pass one listed in {folder / SERIES_FILE}.")
         return 1
     try:
         view = view_series(folder, arguments.baseline, arguments.margin, say)
         if arguments.plot and view.draw is None:
-            raise UserError("--plot is for one sweep or a ladder; name one of the sweeps.")
+            raise UserError("--plot works for a single sweep or a ladder; pass one of the sweeps.")
         print(_rendered(view, arguments.format))
         if arguments.plot:
             view.draw(arguments.plot)
@@ -253,7 +252,7 @@ def in_colour() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the comparison; returns 0, or 1 where there is nothing to compare or to draw."""
+    """Print the comparison; returns 0, or 1 if there is nothing to compare or to draw."""
     arguments = parse_arguments(argv)
     folder = series_named(arguments.runs, Path(arguments.out_dir))
     if folder:

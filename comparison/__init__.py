@@ -1,8 +1,8 @@
-"""What runs show: which architecture is better, by how much, at what cost, and how surely.
+"""Compare runs: which architecture is better, by how much, at what cost, and with what confidence.
 
-`runs` are loaded and gathered into `groups` that differ only by seed; their `curves` are read at
-equal budgets; means are judged by `inference` and put into `verdicts`; `effects` of a factorial
-design are told apart. `findings` holds all that; `exports` and `tables` print it, and `figures`
-prepares what `plot` and `report` draw. The protocol and each statistic are explained in
-docs/statistics.md.
+`runs` loads the runs, and `groups` groups those that differ only by seed. `curves` compares them at
+equal budgets, `judging` gives the verdicts with the statistics of `inference`, and `effects`
+estimates the effects of a factorial design. `findings` contains the results; `exports` and `tables`
+print them, and `figures` prepares what `plot` and `report` draw. docs/statistics.md explains the
+protocol and each statistic.
 """

@@ -1,4 +1,4 @@
-"""What to run next where single runs allow no verdict."""
+"""Suggest the command to run next if one run per arm allows no verdict."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SHARED = (
     *("arch_preset", "n_layer", "n_head", "n_embd", "block_size", "dataset", "max_iters"),
     *("batch_size", "gradient_accumulation_steps", "learning_rate", "dtype", "eval_tokens"),
 )
-"""Keys that the command repeats if all arms agree in them."""
+"""Keys that the command sets if all arms have the same value."""
 
 
 def command_for_verdicts(
     baseline: Group, arms: Sequence[tuple[Group, Mapping[str, Any]]]
 ) -> str | None:
-    """The sweep that compares the same arms over several seeds; None if none can be told.
+    """The command of a sweep that compares the same arms over several seeds; None if no sweep can.
 
     Args:
-        baseline: What the arms are compared with.
-        arms: Each arm, and the keys that make it another than the baseline, with its values.
+        baseline: The baseline of the arms.
+        arms: Each arm, with the keys in which it differs from the baseline and its values.
     """
     varied = _varied(baseline, arms)
     if varied is None:

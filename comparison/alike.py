@@ -1,4 +1,4 @@
-"""In what the sweeps of a series are not alike, though they should be."""
+"""Unintended differences between the sweeps of a series."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from comparison.findings import Findings
 from comparison.groups import conditions
 
 _SAME_IN_ALL = ("data", "tokenizer", "validation set", "compute dtype")
-"""Conditions without which losses of different sweeps cannot be held against each other."""
+"""Conditions that must be equal to compare losses of different sweeps."""
 
 
 def other_conditions(findings: Sequence[Findings]) -> list[str]:
-    """The conditions in which the baselines are not all alike; nothing may be concluded from sweeps
-    that have some."""
+    """The conditions in which the baselines differ; if there are any, nothing may be concluded from
+    the sweeps together."""
     first, *others = conditions([own.baseline.group for own in findings])
     return [key for key in _SAME_IN_ALL if any(own.get(key) != first.get(key) for own in others)]
 
 
 def other_code_or_machine(findings: Sequence[Findings]) -> list[str]:
-    """What else the baselines are not alike in: code, versions, devices."""
+    """Other differences between the baselines: code, versions, devices."""
     return list(unlike_code_or_machine(own.baseline.group for own in findings))

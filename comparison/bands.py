@@ -1,4 +1,4 @@
-"""A group's validation curve with its spread over seeds: what the plot and the page draw."""
+"""The validation curve of a group with its range over seeds, as the plot and the page draw it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from comparison.groups import Group
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Losses of a group over a unit of budget, nats per token; the lists are of one length.
+    """Losses of a group over a unit of budget, in nats per token; all lists have the same length.
 
     Attributes:
-        budgets: What was spent, rising.
-        mean: The mean loss over the counted seeds.
-        low: That of the luckiest seed at each budget.
-        high: That of the unluckiest.
+        budgets: The budgets, in increasing order.
+        mean: The mean loss over the included seeds at each budget.
+        low: The lowest loss of a seed at each budget.
+        high: The highest loss of a seed at each budget.
     """
 
     budgets: list[float]
@@ -29,16 +29,16 @@ class Band:
 
     @property
     def trained(self) -> Band | None:
-        """The band after step 0; None where nothing is left of it."""
+        """The band after step 0; None if it has no other point."""
         start = bisect_right(self.budgets, 0)
         return self._at(range(start, len(self.budgets))) if self.budgets[start:] else None
 
     def since(self, least: float) -> Band:
-        """The band from a budget on."""
+        """The band from this budget upward."""
         return self._at(range(bisect_left(self.budgets, least), len(self.budgets)))
 
     def thinned(self, most: int) -> Band:
-        """At most so many of its points, evenly chosen, with the first and the last."""
+        """The band with at most this many evenly spaced points, including the first and last."""
         count = len(self.budgets)
         if count <= most:
             return self
@@ -50,12 +50,12 @@ class Band:
 
 
 def band(group: Group, axis: str) -> Band | None:
-    """The band of a group, at every budget at which one of its runs was validated and which all
-    of them reached; None where there is no such budget.
+    """The band of a group, at every budget at which one of its runs was evaluated and that all of
+    them reached; None if there is no such budget.
 
     Args:
-        group: Its counted runs are drawn.
-        axis: A unit of budget, of `curves.AXES`.
+        group: The group; only its included runs are used.
+        axis: A unit of budget, a key of `curves.AXES`.
     """
     curves = [curve(run, axis) for run in group.counted]
     if not curves or not all(curves):

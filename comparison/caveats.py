@@ -1,4 +1,4 @@
-"""What a reader should know beside a verdict: what differs besides the architectures."""
+"""Caveats of a verdict: what differs besides the architectures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comparison.design import Design
 from comparison.groups import Group
 from comparison.runs import LoggedRun
 
-_MOST_VALUES = 3  # that a caveat lists
+_MOST_VALUES = 3  # listed in a caveat
 
 
 def _in_environments(key: str) -> Callable[[LoggedRun], list[Any]]:
@@ -33,24 +33,24 @@ _FACETS: dict[str, Callable[[LoggedRun], list[Any]]] = {
     "device": _in_environments("device"),
     "number of devices": _in_environments("device_count"),
 }
-"""By name what each start of a run says of it; None where the log does not tell."""
+"""Functions that return the value of a facet at each start of a run; None if it was not logged."""
 
 _UNKNOWN_DATA = {
     "fingerprint": "no fingerprint of the data in the log: compared by the name of the dataset",
     "val_fingerprint": "no fingerprint of the validation set in the log: compared by eval_tokens",
 }
-"""By key of the data what to say where a log does not have it."""
+"""The caveat for each key of the data that a log lacks."""
 
 _UNLISTED = ("plugins",)
-"""Facets whose values say nothing to a reader."""
+"""Facets whose values are not meaningful to readers."""
 
 
 def caveats(group: Group, baseline: Group, design: Design) -> Iterator[str]:
-    """What a reader should know of a group beside the baseline, a phrase each.
+    """Yield the caveats of comparing a group with the baseline, one phrase each.
 
-    Each facet in which their counted runs are not all alike, with the values of both; a facet that
-    some run does not tell counts as unlike where others tell it. And what is unsure of the tuning,
-    of the code and of the data.
+    They list the facets in which the included runs differ, with the values of both groups; a facet
+    that only some runs have logged counts as different. Others concern the tuning, the code and the
+    data.
     """
     for name, facet in _FACETS.items():
         own, other = (_told(g, facet) for g in (group, baseline))
@@ -77,8 +77,8 @@ def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
     by_hand = [k for k in design.tuned if group.config.get(k) != baseline.config.get(k)]
     if by_hand:
         yield (
-            f"{', '.join(by_hand)} was tuned outside this comparison, for which the interval "
-            "allows nothing"
+            f"{', '.join(by_hand)} was tuned outside this comparison; the interval includes no "
+            "allowance for that"
         )
     allowed = design.allowance(group), design.allowance(baseline)
     if any(allowed):
@@ -87,11 +87,11 @@ def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
         yield "tune finer: an allowance exceeds the margin"
     for each, whose in ((group, "arm"), (baseline, "baseline")):
         if design.is_at_edge(each):
-            yield f"the tuned value of the {whose} is at the edge of those tried"
+            yield f"the tuned value of the {whose} is at the edge of the tried values"
 
 
 def allowance_caveat(arm: float, baseline: float) -> str:
-    """What the interval of a difference allows for tuning, nats per token."""
+    """The caveat about the tuning allowances of a difference, in nats per token."""
     return (
         f"the interval includes allowances for tuning: {arm:.4f} nats (arm), {baseline:.4f} "
         "(baseline)"
@@ -99,7 +99,7 @@ def allowance_caveat(arm: float, baseline: float) -> str:
 
 
 def unlike_code_or_machine(groups: Iterable[Group]) -> Iterator[str]:
-    """In which of code, plugins, torch version and device the counted runs are not all alike."""
+    """Yield which of code, plugins, torch version and device differ between the included runs."""
     counted = list(groups)
     for name in ("source code", "plugins", "torch version", "device"):
         if len(set().union(*(_told(group, _FACETS[name]) for group in counted))) > 1:

@@ -1,8 +1,8 @@
-"""Validation curves: the loss at a budget, and the cost of a loss.
+"""Validation curves: the loss at a budget, and the budget needed for a loss.
 
-Between two evaluations the loss is taken to be linear in the logarithm of the budget: a power law
-(Kaplan et al. 2020, arXiv 2001.08361) is smooth in it, and the straight line between far points
-would lie above the curve.
+Between two evaluations, the loss is interpolated linearly in the logarithm of the budget. Loss
+curves resemble power laws (Kaplan et al. 2020, arXiv 2001.08361), which are convex in the budget:
+interpolating linearly in the budget itself would overestimate the loss between distant points.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from inference.contrasts import Term, estimate_contrast
 from inference.estimates import Estimate
 
 AXES = {"tokens": "tokens_seen", "flops": "flops", "seconds": "seconds"}
-"""Each unit of a budget, and what the records of an evaluation call it."""
+"""The units of budget, with their keys in the records of evaluations."""
 
 Curve = list[tuple[float, float]]
-"""(budget spent, validation loss) at each evaluation, the budget strictly rising."""
+"""(budget spent, validation loss) at each evaluation, with strictly increasing budget."""
 
 
 def curve(run: LoggedRun, axis: str) -> Curve:
@@ -36,7 +36,7 @@ def curve(run: LoggedRun, axis: str) -> Curve:
 
 
 def loss_at(points: Curve, budget: float) -> float | None:
-    """The loss once a budget is spent; None outside the curve."""
+    """The loss at a budget; None outside the curve."""
     if not points or not points[0][0] <= budget <= points[-1][0]:
         return None
     index = bisect_left(points, budget, key=lambda point: point[0])
@@ -47,7 +47,7 @@ def loss_at(points: Curve, budget: float) -> float | None:
 
 
 def loss_error(points: Curve, budget: float) -> float:
-    """How far `loss_at` may be off: 0 at an evaluation, infinite outside the curve.
+    """Upper bound of the error of `loss_at`: 0 at an evaluation, infinite outside the curve.
 
     A falling loss lies between those of the evaluations around it. If the curve is convex there,
     it also lies above the straight lines through the evaluations before and after.
@@ -70,15 +70,15 @@ def loss_error(points: Curve, budget: float) -> float:
 
 
 def _along(x0: float, x1: float, x: float) -> float:
-    """How far x is from x0 to x1, on a logarithmic scale where there is one."""
+    """The relative position of x between x0 and x1, on a logarithmic scale if x0 is above 0."""
     if x0 <= 0:
         return (x - x0) / (x1 - x0)
     return math.log(x / x0) / math.log(x1 / x0)
 
 
 def cost_of(points: Curve, loss: float) -> float | None:
-    """The budget at which the curve first comes down to a loss; None where it begins below it, or
-    never does."""
+    """The budget at which the curve first falls to a loss; None if it starts at or below it, or
+    never reaches it."""
     if points[0][1] <= loss:
         return None
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -89,8 +89,8 @@ def cost_of(points: Curve, loss: float) -> float | None:
 
 
 def common_budget(groups: Iterable[Group], axis: str) -> float | None:
-    """The largest budget that every counted run of the groups spent; None where one is unknown,
-    or where seconds of unlike machines would be compared."""
+    """The largest budget that every included run of the groups spent; None if one is unknown, or
+    for seconds if the machines differ."""
     groups = [group for group in groups if group.n]
     if axis == "seconds" and len(set().union(*machines(groups))) > 1:
         return None
@@ -101,12 +101,13 @@ def common_budget(groups: Iterable[Group], axis: str) -> float | None:
 def speedup(
     group: Group, baseline: Group, axis: str, seeds: Collection[Any] | None = None
 ) -> Estimate | None:
-    """The natural logarithm of how many times less a group spends than the baseline for one loss.
+    """The natural logarithm of the speed-up of a group: the budget that the baseline needs for a
+    loss, divided by the budget that the group needs for it.
 
-    For each seed, the loss is one that both runs reach: the final one of the baseline, or of the
-    group where that is higher. So swapping the two turns the sign, and no run is cut short. The
-    mean is over the given seeds, or all. None where no loss is shared, the seeds are not paired,
-    or the group is the baseline.
+    For each seed, the loss is one that both runs reach: the final loss of the baseline, or of the
+    group if that is higher. So swapping the two only changes the sign, and both runs are used in
+    full. The mean is over the given seeds, or all. None if no loss is shared, the seeds are not
+    paired, or the group is the baseline.
     """
     own, other = machines([group, baseline])
     if group is baseline or (axis == "seconds" and own != other):
@@ -123,7 +124,7 @@ def speedup(
 
 
 def _log_ratio(baseline: Curve, arm: Curve) -> float | None:
-    """log(cost of the baseline / cost of the arm) at the higher of both final losses."""
+    """log(cost of the baseline / cost of the arm) at the higher of their final losses."""
     if not baseline or not arm:
         return None
     loss = max(baseline[-1][1], arm[-1][1])

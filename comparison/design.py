@@ -1,4 +1,4 @@
-"""What was declared of a comparison before its runs, by the manifest of a sweep or by a person."""
+"""What was declared about a comparison before its runs: in manifests of sweeps, or by options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from inference.verdicts import MARGIN
 
 @dataclasses.dataclass(frozen=True)
 class TuningCurve:
-    """What the trials of an arm came to.
+    """The results of the tuning trials of an arm.
 
     Attributes:
-        key: The number that was tuned.
-        tried: Its values.
-        losses: Mean final loss at each, nats per token; None where a run failed.
-        fitted: The value that the runs of the verdict have.
-        allowance: By how much the loss at the best value may be lower, nats per token.
+        key: The tuned key.
+        tried: Its tried values.
+        losses: Mean final loss for each value, in nats per token; None if a run failed.
+        fitted: The value that the final runs were trained with.
+        allowance: How much lower the loss could be at the best value, in nats per token.
     """
 
     arm: str
@@ -33,13 +33,13 @@ class TuningCurve:
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a reader is told of a sweep, beyond what the analysis needs.
+    """Facts about a sweep that are shown to readers but not used by the analysis.
 
     Attributes:
-        command: That made it.
+        command: The command that created the sweep.
         match: The `--match` of the sweep.
-        budget: What every run spends, as the command says; None: what the config says.
-        curves: Of each arm whose number was tuned.
+        budget: The budget of every run as given by the command; None: that of the config.
+        curves: The tuning curves of the arms for which a number was tuned.
     """
 
     command: str | None = None
@@ -50,10 +50,10 @@ class Declared:
 
 @dataclasses.dataclass(frozen=True)
 class Promise:
-    """What a sweep declared of its runs.
+    """What a sweep declared about its runs.
 
     Attributes:
-        seeds: Seeds of each arm; None if they are added until the verdict is sure.
+        seeds: Number of seeds per arm; None for a sweep with --until_sure.
         looks: Numbers of seeds after which verdicts were shown.
     """
 
@@ -66,31 +66,30 @@ class Design:
     """A declared comparison.
 
     Attributes:
-        arms: Arms beside the baseline; None if nobody said, then those that are compared.
-        baselines: Sweeps and the arms that they declared as their baselines.
-        all_pairs: Whether the baseline is an arm that no sweep declared as that. Whoever names it
-            may have seen the results, so intervals hold for all pairs of arms.
-        seeds: Seeds per arm; None if nobody said. There is no verdict before all have finished:
-            a verdict that is looked at seed by seed is false more often than promised.
-        schedule: Looks of a sweep that goes on until it is sure; none of one with a fixed number of
+        arms: Number of arms besides the baseline; None if not declared: the arms compared.
+        baselines: Sweeps with the arms that they declared as their baselines.
+        all_pairs: Whether the baseline is an arm that no sweep declared as its baseline. It may
+            have been chosen after seeing the results, so intervals hold for all pairs of arms.
+        seeds: Number of seeds per arm; None if not declared. There is no verdict before all have
+            finished, because stopping after any seed would raise the error rate.
+        schedule: The scheduled looks of a sweep with --until_sure; empty for a fixed number of
             seeds.
         seed_order: The (seed, data_seed) of its runs, in the order in which they are added.
         looks: Numbers of seeds after which verdicts were shown. If seeds were added after one, the
-            intervals are those of a confidence sequence, which holds however many looks there are.
-        undeclared_looks: Those after which seeds were added, see `with_looks_at`.
-        promises: By sweep what it declared of its runs, if it is compared beside other runs. That
-            of a sweep compared by itself is in `seeds`, `schedule` and `looks`.
+            intervals are confidence sequences, which are valid for any number of looks.
+        undeclared_looks: The looks after which seeds were added; see `with_looks_at`.
+        promises: By sweep, what it declared about its runs if it is compared with other runs. The
+            declarations of a sweep compared alone are in `seeds`, `schedule` and `looks`.
         margin: Differences up to this many nats per token count as equal.
-        declared_margin: What sweeps declared of it, the smallest; None if none did.
-        tuned: Keys that every arm was given the same trials to choose.
-        studied: The same for the arms of one sweep, by its folder, and the keys of the recipe that
-            it varies.
-        allowances: By sweep and arm how far the loss at the arm's best tuned value may lie below
-            that of its runs, nats per token.
-        at_edge: Sweeps and arms whose tuned value is at an end of those that were tried.
-        varied: Keys that were varied on purpose; they lead the changes of an arm.
-        factors: The keys of a factorial design; none: those that the groups themselves show.
-        declared: What else a reader is told.
+        declared_margin: The smallest margin that a sweep declared; None if none did.
+        tuned: Keys that were tuned with the same number of trials for every arm.
+        studied: By folder of a sweep, the recipe keys that it tuned or varied.
+        allowances: By sweep and arm, how much lower the arm's loss could be at its best tuned
+            value, in nats per token.
+        at_edge: Sweeps and arms with a tuned value at the edge of the tried values.
+        varied: Keys that were varied on purpose; they come first in the changes of an arm.
+        factors: The keys of a factorial design; empty: derived from the groups.
+        declared: Further declarations to show to readers.
     """
 
     arms: int | None = None
@@ -113,24 +112,25 @@ class Design:
     declared: Declared = Declared()
 
     def rule(self, arms: int) -> Rule:
-        """How intervals are made.
+        """The rule for intervals.
 
         Args:
-            arms: Arms that are compared; more than were declared if their code differs.
+            arms: Number of arms compared, which exceeds the declared number if code differs.
         """
         return self.rule_for(self.family(arms))
 
     def rule_for(self, family: int) -> Rule:
-        """How intervals that hold for so many together are made."""
+        """The rule for intervals that are simultaneous over a family of this size."""
         return ConfidenceSequence(family) if self.undeclared_looks else DeclaredSeeds(family)
 
     def family(self, arms: int) -> int:
-        """Arms, or pairs of arms, that intervals hold for together, given how many are compared."""
+        """Number of arms, or pairs of arms, over which intervals are simultaneous, given the number
+        of arms compared."""
         count = max(self.arms or 0, arms, 1)
         return count * (count + 1) // 2 if self.all_pairs else count
 
     def against(self, baseline: Group) -> Design:
-        """The design of a comparison with a group."""
+        """The design with this group as the baseline."""
         chosen = any(
             run.sweep is not None and (run.sweep, run.arm) not in self.baselines
             for run in baseline.runs
@@ -138,8 +138,8 @@ class Design:
         return dataclasses.replace(self, all_pairs=chosen)
 
     def with_looks_at(self, groups: Iterable[Group]) -> Design:
-        """The design with the looks after which seeds were added to some of these groups, by
-        their sweep or from elsewhere."""
+        """The design with `undeclared_looks`: those after which any of these groups got more seeds,
+        from its own sweep or from other runs."""
         seen: set[int] = set()
         for group in groups:
             own = [promise for sweep, promise in self.promises.items() if sweep in group.sweeps]
@@ -156,12 +156,12 @@ class Design:
     def waits_for(self, group: Group) -> str:
         """Why the losses of a group may not be judged yet; empty if they may."""
         if any(run.trial for run in group.runs):
-            return f"{group.name} has trials of tuning, which no verdict may rest on"
+            return f"{group.name} contains tuning trials, which cannot be used for a verdict"
         own = [promise for sweep, promise in self.promises.items() if sweep in group.sweeps]
         if any(promise.seeds is None for promise in own):
             return (
-                f"{group.name} is of a sweep that adds seeds until sure, which is judged only by "
-                "itself"
+                f"{group.name} belongs to a sweep with --until_sure, which gets verdicts only if "
+                "compared alone"
             )
         declared = max([self.seeds or 0, *(promise.seeds for promise in own)])
         finished = group.n + group.diverged
@@ -170,16 +170,16 @@ class Design:
         return ""
 
     def allowance(self, group: Group) -> float:
-        """How far the loss of a group at its best tuned value may lie below that of its runs."""
+        """How much lower the loss of a group could be at its best tuned value."""
         return max(self.allowances.get((run.sweep, run.arm), 0.0) for run in group.runs)
 
     def is_at_edge(self, group: Group) -> bool:
-        """Whether the tuned value of a group is at an end of those that were tried."""
+        """Whether the tuned value of a group is at the edge of the tried values."""
         return any((run.sweep, run.arm) in self.at_edge for run in group.runs)
 
     def may_differ(self, group: Group, baseline: Group) -> set[str]:
-        """The keys of the recipe that are part of an arm. What a sweep tuned or varied says nothing
-        of runs outside it."""
+        """The recipe keys that may differ between the two. Keys that a sweep tuned or varied count
+        only if all runs belong to it."""
         sweeps = group.sweeps | baseline.sweeps
         shared = self.studied.get(next(iter(sweeps)) or "", ()) if len(sweeps) == 1 else ()
         return {*self.tuned, *shared}

@@ -1,8 +1,8 @@
-"""A factorial design: what each factor does on average, and which factors do not simply add up.
+"""Factorial designs: main effects of the factors, and their two-way interactions.
 
-Effects are contrasts of group means (Box, Hunter and Hunter, "Statistics for Experimenters"), each
-level against that of the baseline. A main effect is averaged over all levels of the other factors;
-an interaction is how far two changes together depart from the sum of both.
+Effects are contrasts of group means (Box, Hunter and Hunter, "Statistics for Experimenters"), with
+each level compared to that of the baseline. A main effect is averaged over all levels of the other
+factors; an interaction is the deviation of the joint effect of two changes from their sum.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Effect:
     """A main effect (one change) or an interaction (two) on the final loss, nats per token.
 
     Attributes:
-        changes: Of each factor in it, its level, such as `ffn_type=swiglu`.
-        contrast: The effect; its interval holds together with those of all effects of the design.
+        changes: The level of each of its factors, such as `ffn_type=swiglu`.
+        contrast: The effect; its interval is simultaneous over all effects of the design.
     """
 
     changes: tuple[str, ...]
@@ -36,14 +36,14 @@ Levels = dict[str, Any]
 
 
 def factors_of(groups: Sequence[Group], named: Sequence[str] = ()) -> dict[str, list[Any]]:
-    """The keys that span a full factorial design and their levels, the baseline's first.
+    """The keys that span a full factorial design with their levels, the baseline's level first.
 
-    Empty where the groups are no full factorial of at least two factors.
+    Empty unless the groups form a full factorial of at least two factors.
 
     Args:
-        groups: The baseline first.
-        named: The factors; where there are none, those keys of the model that differ and do not
-            follow from others, as a width follows from a network.
+        groups: The groups, the baseline first.
+        named: The factors. If empty, the model keys that differ and are not derived from others, as
+            a width is derived from the FFN type.
     """
     keys = named or dict.fromkeys(key for group in groups for key in group.model_keys)
     levels = {key: _distinct(group.config.get(key) for group in groups) for key in keys}
@@ -55,10 +55,11 @@ def factors_of(groups: Sequence[Group], named: Sequence[str] = ()) -> dict[str, 
 
 
 def _independent(groups: Sequence[Group], levels: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The keys that are enough to tell the groups apart.
+    """A minimal set of keys that distinguishes the groups.
 
-    What follows from several factors has the most values, and of keys that change together the
-    derived one has the longer name (bias, attention_bias): those are tried first.
+    Keys are removed while the others still distinguish them. Keys derived from several factors have
+    the most values, and of keys that change together the derived one has the longer name (bias,
+    attention_bias), so those are removed first.
     """
     left = dict(levels)
     for key in sorted(levels, key=lambda key: (len(levels[key]), len(key)), reverse=True):
@@ -83,13 +84,13 @@ def effects(
     allowance: Callable[[Group], float] = lambda _: 0.0,
     rule_for: Callable[[int], Rule] = DeclaredSeeds,
 ) -> list[Effect]:
-    """Main effects, then two-way interactions; none where the groups are no full factorial.
+    """Main effects, then two-way interactions; empty unless the groups form a full factorial.
 
     Args:
-        groups: Comparable ones, the baseline first.
-        named: The factors, where they are known; see `factors_of`.
-        allowance: How far below its losses those at a group's best learning rate may lie.
-        rule_for: How intervals that hold for so many effects together are made.
+        groups: The comparable groups, the baseline first.
+        named: The factors if known; see `factors_of`.
+        allowance: How much lower the losses of a group could be at its best learning rate.
+        rule_for: Returns the rule for intervals that are simultaneous over a number of effects.
     """
     factors = factors_of(groups, named)
     found: list[tuple[Levels, list[Term]]] = []
@@ -116,7 +117,7 @@ def _terms(
     change: Levels,
     allowance: Callable[[Group], float],
 ) -> list[Term]:
-    """Of the effect of a change of one factor, or of the interaction of two."""
+    """The terms of the effect of a change of one factor, or of the interaction of two."""
     others = prod(len(levels) for key, levels in factors.items() if key not in change)
     signs = [_sign(group.config.get, factors, change) for group in groups]
     return [
@@ -127,8 +128,8 @@ def _terms(
 
 
 def _sign(level_of: Callable[[str], Any], factors: dict[str, list[Any]], change: Levels) -> int:
-    """+1 at an even number of baseline levels among the changed factors, -1 at an odd one, 0 for
-    a group that has neither level of one of them."""
+    """+1 for an even number of baseline levels among the changed factors, -1 for an odd number, 0
+    for a group in which one of them has a third level."""
     sign = 1
     for key, level in change.items():
         if level_of(key) == factors[key][0]:

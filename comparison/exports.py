@@ -1,4 +1,4 @@
-"""Findings as a program reads them: JSON and CSV."""
+"""Findings in machine-readable form: JSON and CSV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from inference.verdicts import Verdict
 from training_logger import json_safe
 
 DOCUMENT_VERSION = 2
-"""Of the JSON document; it changes when a reader of the last one would misread this one."""
+"""Version of the JSON document; increased by changes that break its readers."""
 
 
 # Numbers of a group
@@ -35,7 +35,7 @@ def _summary(key: str) -> Callable[[LoggedRun], float | None]:
 
 
 def numbers(group: Group) -> dict[str, float | None]:
-    """What a group reached and what it cost: means over seeds, the largest memory."""
+    """The results and costs of a group: means over seeds, but the largest memory."""
     return {
         "parameters": group.architecture["parameters"],
         ACTIVE: group.architecture.get("active_parameters"),
@@ -54,7 +54,7 @@ def numbers(group: Group) -> dict[str, float | None]:
 
 
 def costs(findings: Findings) -> list[str]:
-    """The quantities that tell what the groups cost: all of COST that there is to say."""
+    """The cost quantities to show: those of COST that are known and informative."""
     sparse = any(row.group.is_sparse for row in findings.rows)
     return [key for key in COST if sparse or key != ACTIVE]
 
@@ -63,7 +63,7 @@ def costs(findings: Findings) -> list[str]:
 
 
 def document(findings: Findings) -> dict[str, Any]:
-    """Findings as an object for JSON; losses in nats per token, simultaneous 95 % intervals."""
+    """Findings as a JSON object; losses in nats per token, simultaneous 95 % intervals."""
     design = findings.design
     return json_safe(
         {
@@ -188,7 +188,7 @@ def _estimate_object(
 
 
 def factor_object(log: Estimate | None) -> dict[str, Any]:
-    """A factor from what is known of its logarithm."""
+    """A factor and its interval, from an estimate of its logarithm."""
     if log is None:
         return {"factor": None, "interval": None, "n": 0}
     half = log.half_width(ALPHA)
@@ -207,13 +207,13 @@ def to_json(findings: Findings) -> str:
 # CSV
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet takes for a formula."""
+"""First characters by which spreadsheets recognize a formula."""
 
 
 def to_csv(findings: Findings) -> str:
-    """A line for each group; lists and objects are spread over columns or joined by semicolons.
+    """One line per group; objects are flattened into columns, lists are joined by semicolons.
 
-    Text that a spreadsheet would take for a formula begins with `'`.
+    Text that a spreadsheet would interpret as a formula is prefixed with `'`.
     """
     lines = [_flat(group) for group in _group_objects(findings)]
     columns = dict.fromkeys(column for line in lines for column in line)
@@ -225,7 +225,7 @@ def to_csv(findings: Findings) -> str:
 
 
 def _quoted(cell: Any) -> Any:
-    """A cell that no spreadsheet runs; numbers are left as they are."""
+    """Escape a cell that a spreadsheet would run as a formula; numbers are unchanged."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 

@@ -1,5 +1,5 @@
 """What the plot and the page draw, as plain data: curves with their bands, differences with their
-intervals, and what they are called."""
+intervals, and labels."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ BUDGET_TITLES = {
     "flops": "training FLOPs",
     "seconds": "training time",
 }
-"""What each unit of budget is called along an axis."""
+"""The axis label of each unit of budget."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A difference or an effect with its interval, nats per token; below zero is better.
+    """A difference or an effect with its interval, in nats per token; negative is better.
 
     Attributes:
         verdict: better, worse, equal or inconclusive.
-        seeds: The difference of each pair of seeds, where there are pairs.
+        seeds: The difference of each pair of runs with the same seeds; empty if unpaired.
     """
 
     value: float
@@ -44,19 +44,19 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArmFigure:
-    """An arm as it is drawn.
+    """The data to draw an arm.
 
     Attributes:
-        seeds: How many runs count.
-        loss: Mean final validation loss, nats per token.
-        bands: Its validation curve over each unit of budget in which it has one.
-        training_bands: Called with the most points that a curve may have, the same of its training
-            loss; it reads the logs of the runs.
-        verdict: On the final loss.
-        terms: In what it is equal to the baseline; see `groups.terms`.
-        new_text: Whether its verdict holds on new text, where that is known.
-        difference: From the final loss of the baseline; None where that cannot be judged.
-        caveats: What else differs from the baseline, a phrase each.
+        seeds: Number of included runs.
+        loss: Mean final validation loss, in nats per token.
+        bands: Its validation curves by unit of budget.
+        training_bands: Returns the same for the training loss, given the maximum number of points
+            of a curve; reads the logs of the runs.
+        verdict: The verdict on the final loss.
+        terms: What is equal to the baseline; see `groups.terms`.
+        new_text: Whether its verdict holds on new text, if known.
+        difference: The difference in final loss from the baseline; None if it cannot be judged.
+        caveats: Other differences from the baseline, one phrase each.
     """
 
     label: Label
@@ -73,12 +73,12 @@ class ArmFigure:
 
 @dataclasses.dataclass(frozen=True)
 class BudgetAxis:
-    """A unit of budget over which there are curves.
+    """A unit of budget that has curves.
 
     Attributes:
         unit: A key of `curves.AXES`.
-        comparable: Whether every arm that is compared and was trained has spent a known amount of
-            it, seconds on one machine.
+        comparable: Whether the amount is known for every compared arm that was trained, and for
+            seconds whether all ran on one machine.
     """
 
     unit: str
@@ -88,12 +88,12 @@ class BudgetAxis:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """All that is drawn of a comparison.
+    """The data to draw a comparison.
 
     Attributes:
-        arms: Those of `Findings.rows`, in their order.
-        axes: Without the units over which no arm has a curve.
-        margin: Differences up to this count as equal, nats per token.
+        arms: The arms of `Findings.rows`, in that order.
+        axes: The units of budget for which at least one arm has a curve.
+        margin: Differences up to this many nats per token count as equal.
     """
 
     arms: tuple[ArmFigure, ...]
@@ -102,7 +102,7 @@ class Figures:
 
     @property
     def compared(self) -> list[ArmFigure]:
-        """The baseline and the arms that are comparable with it."""
+        """The baseline and the arms that can be compared with it."""
         return [arm for arm in self.arms if not arm.label.set_apart]
 
 
@@ -148,14 +148,14 @@ def _comparable(trained: Iterable[GroupResult], unit: str) -> bool:
 
 
 def difference_of(verdict: Verdict | None) -> Difference | None:
-    """What a verdict rests on; None where there is no estimate."""
+    """The difference behind a verdict; None if there is no estimate."""
     if verdict is None or verdict.difference is None:
         return None
     return Difference(verdict.difference.value, *verdict.interval, verdict.word)
 
 
 def final_difference(row: GroupResult, baseline: Group) -> Difference | None:
-    """The difference in final loss of an arm, with that of each pair of seeds."""
+    """The difference in final loss of an arm, with the differences of single seeds."""
     found = difference_of(row.verdict)
     if found is None or not row.verdict.difference.paired:
         return found
@@ -165,7 +165,7 @@ def final_difference(row: GroupResult, baseline: Group) -> Difference | None:
 
 
 def contrast_figure(contrast: Contrast) -> Difference:
-    """A contrast, called better or worse where its interval excludes 0."""
+    """A contrast, marked as better or worse if its interval excludes 0."""
     value = contrast.estimate.value
     word = INCONCLUSIVE if not contrast.shown else BETTER if value < 0 else WORSE
     return Difference(value, *contrast.interval, word)

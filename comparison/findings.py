@@ -1,4 +1,4 @@
-"""Everything that runs show, as data, which every view is made of."""
+"""The findings of a comparison as data, from which all views are made."""
 
 from __future__ import annotations
 
@@ -33,23 +33,21 @@ from inference.verdicts import Verdict, unjudged
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupResult:
-    """A group beside the baseline.
+    """A group compared with the baseline.
 
     Attributes:
-        changes: The keys that make it another arm, and its values of them.
-        set_apart: The conditions in which it is unlike the baseline; where there are any, it is
+        changes: The keys in which it differs from the baseline as an arm, with its values.
+        set_apart: The conditions in which it differs from the baseline; if there are any, it is
             not compared.
-        verdict: On the final validation loss.
-        new_text: Whether the verdict holds on new text; None where that is not known, or where
-            text changes nothing.
-        terms: In what it is equal to the baseline, and the ratios of what is not; see
-            `groups.terms`.
-        caveats: What else differs, a phrase each; see `caveats`.
-        at_equal: For each unit of budget, what the largest that it and the baseline spent gave.
-        speedups: For each, the logarithm of how much less of it the group needs; see
-            `curves.speedup`.
-        pareto: Whether no compared group is better in one of loss, memory and speed and no worse
-            in the others, by their means; None where that is not known of it.
+        verdict: The verdict on the final validation loss.
+        new_text: Whether the verdict holds on new text; None if unknown, or if the variance of text
+            is negligible.
+        terms: What is equal to the baseline, and the ratios of what is not; see `groups.terms`.
+        caveats: Other differences, one phrase each; see `caveats`.
+        at_equal: By unit of budget, the reading at the largest budget that both spent.
+        speedups: By unit of budget, the logarithm of the speed-up; see `curves.speedup`.
+        pareto: Whether it is in the Pareto set: no compared group is better in one of mean loss,
+            memory and speed without being worse in another. None if one of its own is unknown.
     """
 
     group: Group
@@ -66,19 +64,19 @@ class GroupResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What runs show.
+    """The results of a comparison.
 
     Attributes:
-        rows: The baseline, the groups compared with it, then those set apart.
-        design: What was declared.
-        family: Arms that the verdicts hold for together.
-        next_looks: By name, seeds of the next look at each arm of a sweep that goes on until it is
-            sure; arms that have stopped are not in it.
-        axes: The units of budget in which some group has a reading at an equal budget.
-        effects: Of a factorial design; else none.
-        notes_on_runs: What a reader has to know of runs, a sentence each.
-        further_notes: And of the comparison as a whole.
-        notes_on_seconds: And of seconds.
+        rows: The baseline, the groups compared with it, then those that are not comparable.
+        design: The declarations.
+        family: Number of arms over which the verdicts are simultaneous.
+        next_looks: By name, the number of seeds at the next look at each arm of a sweep with
+            --until_sure; without arms that have stopped.
+        axes: The units of budget for which a group has a reading at an equal budget.
+        effects: The effects of a factorial design; otherwise empty.
+        notes_on_runs: Notes on runs, one sentence each.
+        further_notes: Notes on the comparison as a whole.
+        notes_on_seconds: Notes on times.
     """
 
     rows: tuple[GroupResult, ...]
@@ -93,7 +91,7 @@ class Findings:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All that a reader has to know."""
+        """All notes."""
         return self.notes_on_runs + self.further_notes + self.notes_on_seconds
 
     @property
@@ -112,15 +110,15 @@ def compare(
     baseline: str | LoggedRun | None = None,
     design: Design | None = None,
 ) -> Findings:
-    """What runs show of architectures.
+    """Compare runs.
 
     Args:
-        runs: At least one.
-        baseline: What to compare with; see `groups.find_baseline`.
-        design: What was declared; None: nothing.
+        runs: One or more runs.
+        baseline: The group to compare with; see `groups.find_baseline`.
+        design: The declarations; None: nothing was declared.
 
     Raises:
-        UserError: The baseline is not among the runs.
+        UserError: If the baseline is not among the runs.
     """
     groups = group_runs(runs)
     base = find_baseline(groups, baseline)
@@ -135,7 +133,7 @@ def compare(
     pareto = _pareto_set(compared)
 
     def seeds(group: Group) -> Collection[Any]:
-        """Those that the verdict rests on."""
+        """The seeds used for the verdict."""
         if design.schedule:
             return design.seed_order[: standings[group.name].seeds]
         return list(group.losses)
@@ -146,7 +144,7 @@ def compare(
             group=group,
             changes=changes(group, base, design.may_differ(group, base), design.varied),
             set_apart=apart[group.name],
-            verdict=verdicts[group.name] if alike else unjudged("set apart", design.margin),
+            verdict=verdicts[group.name] if alike else unjudged("not comparable", design.margin),
             new_text=on_new_text(group, base, verdicts[group.name], seeds(group))
             if alike
             else None,
@@ -180,7 +178,7 @@ def compare(
 
 
 def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
-    """Those of a factorial design of which no run failed and every arm may be judged."""
+    """The effects of a factorial design; empty if a run failed or an arm may not be judged."""
     base = groups[0]
     whole = not any(group.diverged or bar(group, base, design) for group in groups)
     return effects(groups, design.factors, design.allowance, design.rule_for) if whole else []
@@ -190,8 +188,8 @@ def _effects(groups: Sequence[Group], design: Design) -> list[Effect]:
 
 
 def _pareto_set(groups: Sequence[Group]) -> dict[str, bool]:
-    """Of each group whose loss (from two seeds or more), memory and speed are known, all on one
-    machine, whether none is better in one and no worse in the others."""
+    """Whether each group is in the Pareto set of loss, memory and speed. Includes the groups for
+    which all three are known, the loss from two or more seeds; empty if machines differ."""
     if len(set().union(*machines(groups))) > 1:
         return {}
     known = {group.name: point for group in groups if None not in (point := _point(group))}
@@ -202,7 +200,7 @@ def _pareto_set(groups: Sequence[Group]) -> dict[str, bool]:
 
 
 def _point(group: Group) -> tuple[float | None, ...]:
-    """Loss, memory and slowness: less is better of each."""
+    """Loss, memory and negative speed, each of which is better if lower."""
     speed = group.mean(lambda run: run.summary.get("median_tokens_per_second"))
     comparable = group.n > 1 and not group.diverged
     return group.loss if comparable else None, group.peak_memory, speed and -speed
@@ -212,7 +210,7 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-# What a reader has to know
+# Notes
 
 
 def _notes_on_runs(groups: Sequence[Group], compared: Sequence[Group]) -> Iterator[str]:
@@ -225,7 +223,7 @@ def _further_notes(
     groups: Sequence[Group], compared: Sequence[Group], design: Design, named: bool
 ) -> Iterator[str]:
     if len(groups) > len(compared) == 1:
-        yield "No group is comparable with the baseline; --baseline names another."
+        yield "No group is comparable with the baseline; choose another with --baseline."
     base, *arms = compared
     if arms and all(group.n == 1 for group in compared):
         known = [(arm, changes(arm, base, design.may_differ(arm, base))) for arm in arms]
@@ -233,32 +231,32 @@ def _further_notes(
         yield "Each arm has one run, so this table is descriptive. " + (
             f"For verdicts: {command}"
             if command
-            else "For verdicts, train each arm again with other values of --seed and --data_seed, "
+            else "For verdicts, train each arm with other values of --seed and --data_seed, too, "
             "or use sweep.py."
         )
     if design.schedule:
         planned = ", ".join(str(look.n) for look in design.schedule)
         yield (
-            f"Seeds are added until the verdicts are sure: looks at {planned}, each with its share "
-            "of the error rate. Arms that were decided earlier keep their intervals."
+            f"Sequential testing: looks at {planned} seeds share the error rate. An arm stops once "
+            "its verdict is conclusive, and keeps its interval."
         )
     elif design.undeclared_looks:
         seen = ", ".join(map(str, design.undeclared_looks))
         yield (
-            f"Seeds were added after a verdict had been shown at {seen}: the intervals are those "
-            "of a confidence sequence."
+            f"Seeds were added after a verdict had been shown at {seen}, so the intervals are "
+            "confidence sequences."
         )
     elif len(compared) > 1 and any(g.n > 1 and not design.declares(g) for g in compared):
         what, it = ("number of seeds was", "it")
         if named:
             what, it = ("number of seeds and the baseline were", "they")
         yield (
-            f"The {what} not declared before the runs, as a sweep does. The error rates hold only "
-            f"if {it} did not depend on the results."
+            f"The {what} not declared before the runs, as in a sweep. The error rates are valid "
+            f"only if {it} did not depend on the results."
         )
     if design.all_pairs and arms:
         yield (
-            f"{base.name} is not the baseline that was declared, and may have been chosen by the "
+            f"{base.name} is not the declared baseline and may have been chosen after seeing the "
             f"results: the intervals hold for all {design.family(len(arms))} pairs of arms."
         )
     if design.declared_margin not in (None, design.margin):
@@ -286,7 +284,7 @@ def _notes_on_seconds(compared: Sequence[Group]) -> Iterator[str]:
 
 
 def _shared_randomness(groups: Sequence[Group]) -> Iterator[str]:
-    """What all runs have in common, which the intervals therefore do not cover."""
+    """Yield a note if all runs share a seed, whose randomness the intervals do not cover."""
     seeds = {run.seeds for group in groups for run in group.counted}
     if len(seeds) < 2:
         return
@@ -303,7 +301,7 @@ def _shared_randomness(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _failures(groups: Sequence[Group]) -> Iterator[str]:
-    """How often runs failed, with an exact interval, and how that compares with the baseline."""
+    """Yield failure rates with exact intervals, and their comparison with the baseline."""
     base, *arms = groups
     runs = {group.name: group.n + group.diverged for group in groups}
     for group in groups:
@@ -325,7 +323,7 @@ def _failures(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _blow_ups(groups: Sequence[Group]) -> Iterator[str]:
-    """Runs that ended far above the others of their arm, which are kept."""
+    """Yield notes on runs that ended far above the others of their arm; they are not excluded."""
     flags = blow_ups([list(group.losses.values()) for group in groups])
     for group, own in zip(groups, flags, strict=True):
         for run, far in zip(group.counted, own, strict=True):

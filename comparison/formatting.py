@@ -1,4 +1,4 @@
-"""How numbers, verdicts and changes are written, the same in every view that people read."""
+"""Formatting of numbers and changes, shared by all human-readable views."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from training_logger import format_bytes, format_count, format_flops, format_num
 
 
 def format_path(path: Path) -> str:
-    """A path as a person types it: from the current directory if it is in that."""
+    """A path as a user would type it: relative if it is below the current directory."""
     inside = path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd()) if inside else path)
 
 
 def format_loss(value: float | None) -> str:
-    """`2.5050`, nats per token or bits per byte; `-` where there is no finite number."""
+    """`2.5050`, nats per token or bits per byte; `-` if not finite."""
     return format_number(value, ".4f")
 
 
 def format_difference(value: float | None) -> str:
-    """`-0.1975`, always with its sign; `-` where there is no finite number."""
+    """`-0.1975`, always with its sign; `-` if not finite."""
     return format_number(value, "+.4f")
 
 
 def format_interval(ends: tuple[float, float] | None) -> str:
-    """`[-0.0486, -0.0154]`; `-` where there is none."""
+    """`[-0.0486, -0.0154]`; `-` if there is none."""
     return "-" if ends is None else f"[{', '.join(f'{end:+.4f}' for end in ends)}]"
 
 
 def format_p(value: float | None) -> str:
-    """`0.148`, `<0.001`; `-` where there is none."""
+    """`0.148`, `<0.001`; `-` if there is none."""
     return "<0.001" if value is not None and value < 0.001 else format_number(value, ".3f")
 
 
 def format_factor(value: float | None) -> str:
-    """`1.07x`; `-` where there is no finite number."""
+    """`1.07x`; `-` if not finite."""
     text = format_number(value, ".3g")
     return text if text == "-" else f"{text}x"
 
 
 def format_percent(value: float | None) -> str:
-    """`45.3%`; `-` where there is no finite number."""
+    """`45.3%`; `-` if not finite."""
     text = format_number(value, ".1f")
     return text if text == "-" else f"{text}%"
 
@@ -56,7 +56,7 @@ def format_budget(axis: str, budget: float) -> str:
 
 
 def axis_name(axis: str) -> str:
-    """A unit of budget as it is written: `FLOPs`."""
+    """The name of a unit of budget, such as `FLOPs`."""
     return axis.replace("flops", "FLOPs")
 
 
@@ -66,20 +66,20 @@ def assignments(keys: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> Any:
-    """A number without what rounding adds to it: 0.000538, not 0.0005380000000000001."""
+    """A number without rounding errors: 0.000538, not 0.0005380000000000001."""
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """A number of a group: the head of its column, and how it is written."""
+    """A number of a group: its column header and format."""
 
     label: str
     format: Callable[[float | None], str]
 
 
 ACTIVE = "active_parameters"
-"""Shown only where they are fewer than all, as in a mixture of experts."""
+"""Shown only if lower than the total, as in a mixture of experts."""
 
 QUANTITIES = {
     "loss": Quantity("val loss", format_loss),
@@ -96,7 +96,7 @@ QUANTITIES = {
     "total_tokens": Quantity("tokens", format_count),
     "total_flops": Quantity("total FLOPs", format_flops),
 }
-"""By the keys of `exports.numbers`: first what a group reached, then what it cost."""
+"""By key of `exports.numbers`: the results of a group, then its costs."""
 
 REACHED = tuple(QUANTITIES)[:3]
 COST = tuple(QUANTITIES)[3:]

@@ -1,8 +1,8 @@
-"""Groups: runs that differ only by their seeds, and in what two groups are unlike.
+"""Groups of runs that differ only by their seeds, and the differences between groups.
 
-Two groups may be compared where they were trained by one recipe on the same data and validated on
-the same tokens: those are the *conditions* of a group. What the model is, how long it was trained
-and on which machine are no conditions, but what a comparison is about.
+Two groups can be compared if they were trained with the same recipe on the same data and validated
+on the same tokens: these are the *conditions* of a group. The model, the training length and the
+machine are not conditions, but the subject of the comparison.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from options import Role
 from training_logger import format_count, format_number
 
 SAME_BUDGET = 0.01
-"""Budgets that differ by no more than this share count as equal: a run stops after whole steps."""
+"""Relative difference up to which budgets count as equal, because runs stop after whole steps."""
 
 SAME_SHARE = 0.02
-"""Shares of a schedule that differ by no more than this count as equal: steps are whole numbers."""
+"""Difference up to which fractions of a schedule count as equal, because steps are integers."""
 
-_SCHEDULE = ("warmup_iters", "lr_decay_iters")  # conditions as shares of max_iters
+_SCHEDULE = ("warmup_iters", "lr_decay_iters")  # conditions as fractions of max_iters
 _CONDITIONS = (Role.RECIPE, Role.DATA)
 _TELLING_RUNS_APART = (Role.ARCHITECTURE, Role.RECIPE, Role.LENGTH, Role.DATA)
 
@@ -37,14 +37,14 @@ class Group:
     """Runs that differ only by seed.
 
     Attributes:
-        name: That of the arm in its sweep, else of the architecture; with what else is different,
-            where two groups share it.
-        runs: All of them, in the order in which they started.
-        counted: Those that the numbers are made of: one for each seed, of equal length in steps
-            or in minutes, finite.
-        left_out: Of each other run, why it is not among those.
-        diverged: How many were left out for want of a finite loss.
-        short: Seeds that were left out because no run of them got as far as the others.
+        name: The name of the arm in its sweep, or of the architecture; followed by other
+            differences if two groups have the same name.
+        runs: All runs, in the order in which they started.
+        counted: The included runs, on which all numbers are based: one per seed, of equal length in
+            steps or in minutes, with a finite loss.
+        left_out: For each excluded run, the reason.
+        diverged: Number of runs excluded because they diverged.
+        short: Number of seeds excluded because none of their runs got as far as the others.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Group:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config of its oldest run, which stands for all but the seeds."""
+        """The config of its oldest run; the others differ only by seeds."""
         return self.runs[0].config
 
     @property
@@ -65,38 +65,38 @@ class Group:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether a token leaves some parameters unused, as far as the log says."""
+        """Whether a token uses only some of the parameters, according to the log."""
         total = self.architecture["parameters"]
         return self.architecture.get("active_parameters") not in (None, total)
 
     @property
     def arm(self) -> str | None:
-        """What a sweep calls it; None where its runs belong to none."""
+        """Its name in a sweep; None if its runs do not belong to one."""
         return self.runs[0].arm
 
     @property
     def arm_or_name(self) -> str:
-        """What its sweep calls it, which is the same in other sweeps; else its name."""
+        """Its name in its sweep, which is the same in other sweeps; otherwise its own name."""
         return self.arm or self.name
 
     @property
     def sweeps(self) -> set[str | None]:
-        """The sweeps that its runs belong to; None stands for none."""
+        """The sweeps that its runs belong to; None for runs outside of sweeps."""
         return {run.sweep for run in self.runs}
 
     @property
     def model_keys(self) -> dict[str, Any]:
-        """The keys of the config that say what the model is."""
+        """The config keys that define the model."""
         return self.runs[0].having(Role.ARCHITECTURE)
 
     @property
     def losses(self) -> Sample:
-        """The final validation loss for each seed, nats per token."""
+        """The final validation loss of each seed, in nats per token."""
         return {run.seeds: run.loss for run in self.counted}
 
     @property
     def failed_seeds(self) -> set[tuple[Any, Any]]:
-        """Seeds of which a run diverged and none finished."""
+        """Seeds with a diverged run and no finished one."""
         return {run.seeds for run in self.runs if run.diverged} - set(self.losses)
 
     @property
@@ -105,32 +105,32 @@ class Group:
 
     @property
     def loss(self) -> float | None:
-        """Mean final validation loss, nats per token."""
+        """Mean final validation loss, in nats per token."""
         return self.mean(lambda run: run.loss)
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the final validation loss from seed to seed."""
+        """Standard deviation of the final validation loss over seeds."""
         return deviation(list(self.losses.values()))
 
     def mean(self, number: Callable[[LoggedRun], float | None]) -> float | None:
-        """The mean of a number of the counted runs; None where one of them lacks it."""
+        """The mean of a number over the included runs; None if one of them lacks it."""
         numbers = [number(run) for run in self.counted]
         return None if None in numbers or not numbers else fmean(numbers)
 
     @property
     def peak_memory(self) -> float | None:
-        """Bytes; the largest of the counted runs."""
+        """The largest peak memory of the included runs, in bytes."""
         peaks = [run.summary.get("peak_memory_bytes") for run in self.counted]
         return max((peak for peak in peaks if peak is not None), default=None)
 
     @property
     def progress(self) -> float | None:
-        """The share of the planned steps or minutes that the last evaluation came after."""
+        """The fraction of the planned steps or minutes completed at the last evaluation."""
         return self.mean(lambda run: run.progress)
 
     def share_of_length(self, key: str) -> float | None:
-        """A number of steps over max_iters; None where the run has none."""
+        """A number of steps as a fraction of max_iters; None if the run does not have the key."""
         steps, planned = self.config.get(key), self.config.get("max_iters")
         return steps / planned if planned and steps is not None else None
 
@@ -139,7 +139,7 @@ class Group:
 
 
 def group_runs(runs: Iterable[LoggedRun]) -> list[Group]:
-    """The runs in groups, the group of the oldest run first."""
+    """Group the runs; the group of the oldest run comes first."""
     gathered: dict[str, list[LoggedRun]] = {}
     for run in sorted(runs, key=lambda run: run.start_time):
         gathered.setdefault(_identity(run), []).append(run)
@@ -151,7 +151,7 @@ _COST = ("parameters", "flops_per_token", "flops_per_token_causal", "attention_f
 
 
 def _identity(run: LoggedRun) -> str:
-    """The same text for runs that differ only by seed."""
+    """A text that is the same for runs that differ only by seed."""
     [config] = _compared([run], *_TELLING_RUNS_APART)
     cost = [run.architecture.get(key) for key in _COST]
     data = [run.data.get(key) for key in ("fingerprint", "tokenizer", "val_fingerprint")]
@@ -161,8 +161,8 @@ def _identity(run: LoggedRun) -> str:
 
 
 def _compared(runs: Sequence[LoggedRun], *roles: Role) -> list[dict[str, Any]]:
-    """Of each run the keys of some roles by which it is compared with the others: not those of
-    which every log has what they came to."""
+    """For each run, the keys of these roles by which it is compared with the others; without keys
+    for which every log has the resulting value, see `logged_keys.compared_by`."""
     return [
         {
             key: value
@@ -174,7 +174,7 @@ def _compared(runs: Sequence[LoggedRun], *roles: Role) -> list[dict[str, Any]]:
 
 
 def _group(runs: Sequence[LoggedRun]) -> Group:
-    """Runs of one identity as a group that is named after its arm or its architecture."""
+    """Create a group from runs with the same identity, named after its arm or architecture."""
     furthest = max(runs, key=_progress)
     diverged = [run for run in runs if run.diverged]
     counted: dict[Any, LoggedRun] = {}
@@ -186,12 +186,12 @@ def _group(runs: Sequence[LoggedRun]) -> Group:
             continue
         first = copied.setdefault(run.run_id, run) if run.run_id else run
         if first is not run:
-            left_out.append(f"{run.folder}: a copy of {first.folder}, by its run_id")
+            left_out.append(f"{run.folder}: a copy of {first.folder} (same run_id)")
         elif not run.eval_steps or _progress(run) < (1 - SAME_BUDGET) * _progress(furthest):
             left_out.append(f"{run.run_name} ({run.status}): {_short_of(run, furthest)}")
             short.add(run.seeds)
         elif run.seeds in counted:
-            left_out.append(f"{run.run_name}: the seeds of {counted[run.seeds].run_name} again")
+            left_out.append(f"{run.run_name}: same seeds as {counted[run.seeds].run_name}")
         else:
             counted[run.seeds] = run
     return Group(
@@ -209,14 +209,14 @@ def _progress(run: LoggedRun) -> float:
 
 
 def _short_of(run: LoggedRun, furthest: LoggedRun) -> str:
-    """How much less than another a run has done, in the unit that limits both."""
+    """How far a run got compared with another, in the unit that limits both."""
     if run.limit_seconds is None:
         return f"{format_count(run.tokens)} of {format_count(furthest.tokens)} tokens"
     return f"{run.seconds or 0:.0f} of {run.limit_seconds:.0f} seconds"
 
 
 def _named_apart(groups: Sequence[Group]) -> list[Group]:
-    """The groups with names that tell them apart."""
+    """The groups with unique names."""
     namesakes: dict[str, list[Group]] = {}
     for group in groups:
         namesakes.setdefault(group.name, []).append(group)
@@ -225,7 +225,7 @@ def _named_apart(groups: Sequence[Group]) -> list[Group]:
 
 
 def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
-    """Groups of one name, each with that name and the keys that tell it from the others."""
+    """Yield groups with the same name, each with that name and the keys in which it differs."""
     everything = [
         _telling(group, own) for group, own in zip(namesakes, conditions(namesakes), strict=True)
     ]
@@ -239,7 +239,7 @@ def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
 
 
 def _telling(group: Group, own_conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """All that may tell a group from its namesakes, given its conditions beside theirs."""
+    """Everything in which a group may differ from others of the same name, given its conditions."""
     length = group.runs[0].having(Role.LENGTH)
     source, *plugins = group.runs[0].code
     code = {"code": ", ".join(source), "plugins": json.dumps(plugins, sort_keys=True)}
@@ -247,16 +247,16 @@ def _telling(group: Group, own_conditions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value as a reader can bear it: the start of a fingerprint is enough."""
+    """A value shortened for readers: only the start of a fingerprint."""
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
 
 
-# Groups beside each other
+# Comparing groups
 
 
 def conditions(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Of each group what must be equal for a comparison with the others, by label."""
+    """For each group, what must be equal to compare it with the others, by label."""
     runs = [group.runs[0] for group in groups]
     return [
         {
@@ -273,17 +273,17 @@ def conditions(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _resumed(run: LoggedRun) -> str | None:
-    """The settings with which a run began, where it was resumed with others."""
+    """The settings with which a run started, if it was resumed with others."""
     found = run.resumed_with(*_TELLING_RUNS_APART)
     return "; ".join(map(assignments, found)) or None
 
 
 def machines(groups: Sequence[Group]) -> list[set[tuple[Any, ...]]]:
-    """Of each group what its counted runs ran on, as far as it decides their speed.
+    """For each group, the machines of its included runs, as far as they affect speed.
 
-    Of the keys of execution those count that all runs have: an option of attention does not tell
-    it from a mixer that has no such option. A run that shared its CPUs with other processes ran on
-    no machine like any other.
+    Only execution keys that all runs have are included, since an attention option cannot be
+    compared with a mixer that lacks it. A run that shared its CPUs with other processes counts as a
+    machine of its own.
     """
     having = [set(run.having(Role.EXECUTION)) for group in groups for run in group.counted]
     shared = sorted(set.intersection(*having)) if having else []
@@ -306,9 +306,9 @@ def machines(groups: Sequence[Group]) -> list[set[tuple[Any, ...]]]:
 def changes(
     group: Group, baseline: Group, tuned: Collection[str] = (), varied: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What makes it another arm than the baseline: keys of the model, or tuned ones, with its own
-    values. Those that were varied come first, then what follows from them; options at their
-    defaults are left out if only one of the two has the part."""
+    """The keys in which an arm differs from the baseline, of the model or tuned, with its values.
+    Varied keys come first, then keys derived from them; default options are omitted if only one of
+    the two has the component."""
     own, other = (
         {**g.model_keys, **{key: g.config.get(key) for key in tuned}} for g in (group, baseline)
     )
@@ -322,10 +322,11 @@ def changes(
 
 
 def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[str]:
-    """The conditions in which two groups are not alike, as `label: its value, not the other's`.
+    """The conditions in which two groups differ, as `label: its value, not the baseline's`.
 
     Args:
-        tuned: Keys that every arm was given the same trials to choose; they are no conditions.
+        tuned: Keys that were tuned with the same number of trials for every arm; they are not
+            conditions.
     """
     own, other = conditions([group, baseline])
     found = [
@@ -342,9 +343,10 @@ def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[s
 
 
 def unequal_length(group: Group, baseline: Group) -> str | None:
-    """Why two final losses are not at one budget; None where they are.
+    """Why two final losses are not at equal budgets; None if they are.
 
-    They are where tokens, FLOPs or seconds agree, and both runs got as far on their schedule.
+    They are if tokens, FLOPs or seconds agree, and both runs completed the same fraction of their
+    schedules.
     """
     if not _near(group.progress, baseline.progress):
         shares = " and ".join(f"{100 * (g.progress or 0):.0f} %" for g in (group, baseline))
@@ -360,7 +362,7 @@ def unequal_length(group: Group, baseline: Group) -> str | None:
 
 
 def terms(group: Group, baseline: Group) -> str:
-    """In what two groups are equal, and the ratios of what is not: `at equal tokens, 1.24x the
+    """What is equal in two groups, and the ratios of what is not: `at equal tokens, 1.24x the
     parameters, 1.20x the FLOPs`."""
     quantities: dict[str, Callable[[LoggedRun], float | None]] = {
         "parameters": lambda run: run.architecture["parameters"],
@@ -387,7 +389,7 @@ def terms(group: Group, baseline: Group) -> str:
 
 
 def _near(one: float | None, other: float | None, tolerance: float | None = None) -> bool:
-    """Whether two numbers agree within a tolerance, by default SAME_BUDGET of the larger."""
+    """Whether two numbers agree within a tolerance; the default is SAME_BUDGET of the larger."""
     if one is None or other is None:
         return one is other
     if tolerance is None:
@@ -396,14 +398,14 @@ def _near(one: float | None, other: float | None, tolerance: float | None = None
 
 
 def find_baseline(groups: Sequence[Group], name: str | LoggedRun | None) -> Group:
-    """The group to compare with.
+    """Find the group to compare with.
 
     Args:
-        name: That of a group, of an arm of a sweep, of an architecture, or the start of the names
-            of its runs; or one of its runs; None: the oldest group.
+        name: The name of a group, of an arm of a sweep, or of an architecture, or a prefix of its
+            run names; or one of its runs. None: the group of the oldest run.
 
     Raises:
-        UserError: No group is called so, or more than one is.
+        UserError: If no group or several groups match.
     """
     if name is None:
         return groups[0]
@@ -421,5 +423,5 @@ def find_baseline(groups: Sequence[Group], name: str | LoggedRun | None) -> Grou
             return found[0]
         if found:
             names = "; ".join(group.name for group in found)
-            raise UserError(f"--baseline={name} is more than one group: {names}. Name one whole.")
+            raise UserError(f"--baseline={name} matches several groups: {names}. Choose one.")
     raise UserError(unknown_name("baseline", name, [group.name for group in groups]))

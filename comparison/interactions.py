@@ -1,4 +1,4 @@
-"""Whether changes do the same on several baselines: the effect on each, and the interaction."""
+"""Whether changes have the same effect on several baselines: effects and interactions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from training_logger import format_count, json_safe
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """By how much a change does more on one baseline than on the first.
+    """The effect of a change on one baseline minus its effect on the first.
 
     Attributes:
-        change: What the sweeps call the arm.
+        change: The name of the arm in the sweeps.
         baseline: The label of the other baseline.
-        contrast: The difference of the differences, nats per token; its interval holds together
-            with those of all interactions. None if there is none.
-        reason: Why there is none; empty if there is one.
+        contrast: The difference of the differences, in nats per token; its interval is simultaneous
+            over all interactions. None if it cannot be estimated.
+        reason: Why it cannot be estimated; empty if it can.
     """
 
     change: str
@@ -37,13 +37,14 @@ class Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class OnBaselines:
-    """What changes do on each of several baselines.
+    """The effects of changes on several baselines.
 
     Attributes:
-        findings: By label of the baseline, those of its sweep.
-        rows: By label of the baseline and change, what its sweep shows of the change.
-        notes: By label, what a reader has to know of that sweep, a sentence each.
-        interactions: Of each change that all baselines have tried, and each baseline but the first.
+        findings: By label of the baseline, the findings of its sweep.
+        rows: By label of the baseline and change, the result of the change in its sweep.
+        notes: By label, the notes on that sweep, one sentence each.
+        interactions: The interaction of each change that was tried on all baselines, for each
+            baseline except the first.
     """
 
     findings: Mapping[str, Findings]
@@ -58,7 +59,7 @@ class OnBaselines:
 
 
 def on_baselines(findings: Mapping[str, Findings]) -> OnBaselines:
-    """What the sweeps of the baselines, by label, show of the changes that all of them tried."""
+    """Compare the sweeps of several baselines, given their findings by label."""
     rows = {label: _rows(own) for label, own in findings.items()}
     first, *others = findings
     changes = [name for name in rows[first] if all(name in own for own in rows.values())]
@@ -91,10 +92,10 @@ def _interaction(
     """The effect of an arm on the second of two baselines minus that on the first.
 
     Args:
-        name: What the sweeps call the arm.
-        label: The second baseline.
-        two: What each sweep shows, and its row of the arm.
-        rule: How the interval is made.
+        name: The name of the arm in the sweeps.
+        label: The label of the second baseline.
+        two: The findings of each sweep, with its row for the arm.
+        rule: The rule for the interval.
     """
     unlike = other_conditions([own for own, _ in two])
     if unlike:
@@ -109,7 +110,7 @@ def _interaction(
         for weight, group in ((sign, row.group), (-sign, base)):
             terms.append(Term(weight, group.losses, own.design.allowance(group)))
     contrast = judge_contrast(terms, rule)
-    reason = "" if contrast else "the baselines share fewer than 2 seeds, or all give the same"
+    reason = "" if contrast else "fewer than 2 shared seeds, or they all give the same difference"
     return Interaction(name, label, contrast, reason)
 
 
@@ -117,7 +118,7 @@ def _interaction(
 
 
 def interaction_sections(found: OnBaselines) -> Iterator[TitledTable]:
-    """What there is to say, in order."""
+    """Yield the sections to show, in order."""
     bases = {label: own.baseline.group for label, own in found.findings.items()}
     yield TitledTable(
         "Baselines",
@@ -161,12 +162,12 @@ def _level(found: OnBaselines) -> Iterator[str]:
 
 
 def sentences_on(found: OnBaselines, label: str) -> list[str]:
-    """Which changes do something else on a baseline than on the first."""
+    """Sentences on the changes whose effect on a baseline differs from that on the first."""
     first = found.baselines[0]
     interactions = [own for own in found.interactions if own.baseline == label]
     apart = list(_not_on_all(found)) if label == found.baselines[-1] else []
     if not interactions:
-        return ["No change was tried on all baselines.", *apart]
+        return ["No change was tested on all baselines.", *apart]
     words = []
     for own in interactions:
         if own.contrast is None:
@@ -176,19 +177,19 @@ def sentences_on(found: OnBaselines, label: str) -> list[str]:
             words.append(
                 f"The effect of {own.change} on the loss is {lower} on {label} than on {first}."
             )
-    nothing = f"No change is shown to have a different effect on {label} and {first}."
+    nothing = f"No change has been shown to have different effects on {label} and {first}."
     return [*(words or [nothing]), *apart]
 
 
 def _not_on_all(found: OnBaselines) -> Iterator[str]:
-    """Changes that some baselines have not tried."""
+    """Yield sentences on changes that were not tested on all baselines."""
     changes = dict.fromkeys(change for own in found.rows.values() for change in own)
     for change in changes:
         tried = [label for label, own in found.rows.items() if change in own]
         if len(tried) < len(found.baselines):
             yield (
-                f"{change} was tried on {' and '.join(tried)} only: a sweep skips what its "
-                "baseline has already."
+                f"{change} was tested on {' and '.join(tried)} only: a sweep skips values that its "
+                "baseline already has."
             )
 
 
@@ -211,7 +212,7 @@ def _cells(contrast: Contrast | None) -> tuple[str, str, str]:
 
 
 def interaction_document(found: OnBaselines) -> dict[str, Any]:
-    """The same as an object for JSON; nats per token."""
+    """The results as a JSON object, in nats per token."""
     return json_safe(
         {
             "document_version": 1,

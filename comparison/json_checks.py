@@ -1,7 +1,6 @@
-"""Files from elsewhere, made safe to use: read, checked against a declared shape, text escaped.
+"""Safe reading of untrusted files: check them against a declared schema, and escape text.
 
-A shape is declared once, as checks made of checks; whatever passes can be used without further
-care.
+A schema is declared once, by combining checks; values that pass need no further validation.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from typing import Any
 from errors import UserError, printable
 
 LARGEST_FILE = 1_000_000_000
-"""Bytes. A log of a million evaluations is smaller."""
+"""Maximum size in bytes. A log of a million evaluations is smaller."""
 
 LARGEST, SMALLEST = 1e36, 1e-30
-"""Magnitudes of numbers, besides 0: squares and quotients of two stay within what a float holds."""
+"""Allowed magnitudes of nonzero numbers; squares and quotients of two cannot overflow a float."""
 
 LONGEST_NAME, LONGEST_TEXT = 1_000, 100_000  # characters
-DEEPEST = 8  # lists and objects inside each other
+DEEPEST = 8  # nesting of lists and objects
 
 Check = Callable[[Any], Sequence[str]]
-"""What is wrong with a value, each with its place: `.eval_steps[3].val_loss is 'x', not a number`;
-empty where nothing is."""
+"""Returns the problems of a value with their locations, such as `.eval_steps[3].val_loss is 'x',
+not a number`; empty if it is valid."""
 
 _FINE: Sequence[str] = ()
 
@@ -60,20 +59,20 @@ def between(low: float, high: float) -> Check:
 
 
 def text(longest: int = LONGEST_TEXT) -> Check:
-    """Text of at most so many characters."""
+    """Text of at most this many characters."""
 
     def check(value: Any) -> Sequence[str]:
         if not isinstance(value, str):
             return (f" is {told(value)}, not text",)
         if len(value) > longest:
-            return (f" has {len(value):,} characters, at most {longest:,} are allowed",)
+            return (f" has {len(value):,} characters; at most {longest:,} are allowed",)
         return _FINE
 
     return check
 
 
 def spelled(check: Check) -> Check:
-    """The text of a number that passes a check."""
+    """Text that contains a number that passes a check."""
 
     def check_number(value: Any) -> Sequence[str]:
         if not isinstance(value, str):
@@ -92,12 +91,12 @@ def flag(value: Any) -> Sequence[str]:
 
 
 def nullable(check: Check) -> Check:
-    """Null, or what passes another check."""
+    """Null, or a value that passes another check."""
     return lambda value: _FINE if value is None else check(value)
 
 
 def scalar(value: Any) -> Sequence[str]:
-    """Null, true, false, a number or text: what can be a key of a dict."""
+    """Null, true, false, a number or text, which can be a dict key."""
     if value is None or isinstance(value, bool):
         return _FINE
     if isinstance(value, list | dict):
@@ -106,11 +105,11 @@ def scalar(value: Any) -> Sequence[str]:
 
 
 def plain(value: Any, deepest: int = DEEPEST) -> Sequence[str]:
-    """Any JSON value, of finite numbers, at most so many lists and objects inside each other."""
+    """Any JSON value with finite numbers and at most this many levels of nesting."""
     if not isinstance(value, list | dict):
         return scalar(value)
     if not deepest:
-        return (f" has more than {DEEPEST} lists and objects inside each other",)
+        return (f" is nested more than {DEEPEST} levels deep",)
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
         problems = plain(item, deepest - 1)
@@ -120,7 +119,7 @@ def plain(value: Any, deepest: int = DEEPEST) -> Sequence[str]:
 
 
 def list_of(check: Check, *, most: int, fewest: int = 0) -> Check:
-    """A list of so many items that all pass a check; the first that does not is told."""
+    """A list of `fewest` to `most` items that all pass a check; reports the first that does not."""
 
     def check_all(value: Any) -> Sequence[str]:
         if not isinstance(value, list):
@@ -144,9 +143,9 @@ def record(
     """An object.
 
     Args:
-        required: Keys that it must have, and the check of each value.
-        optional: Keys that it may lack.
-        others: The check of all other values; None: they are not used, so they may be anything.
+        required: Required keys, with the check of each value.
+        optional: Optional keys, with the check of each value.
+        others: The check of all other values; None: they are not used, so anything is allowed.
     """
     known = {**required, **(optional or {})}
 
@@ -164,7 +163,7 @@ def record(
 
 
 def that(check: Check, holds: Callable[[Any], bool], problem: str) -> Check:
-    """What passes a check and for which `holds` is true; else it has the problem."""
+    """A value that passes a check and for which `holds` is true; otherwise it has the problem."""
     return lambda value: check(value) or (_FINE if holds(value) else (problem,))
 
 
@@ -182,7 +181,7 @@ def _placed(key: str | int, problem: str) -> str:
 
 
 def told(value: Any) -> str:
-    """A value in a message."""
+    """A value as shown in a message."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     if value is None or isinstance(value, bool):
@@ -195,17 +194,17 @@ def told(value: Any) -> str:
 
 
 def read_checked(path: Path, read: Callable[[Path], Any], check: Check, what: str) -> Any:
-    """What `read(path)` returns, once it passes a check.
+    """Return `read(path)` if it passes a check.
 
     Args:
         path: A file.
-        read: Raises ValueError, or whatever JSON of the wrong shape makes it raise.
-        check: The shape that the result must have.
-        what: What the file should be, `the log of a run`.
+        read: Reads the file; raises ValueError, or any error that JSON of the wrong shape causes.
+        check: The schema of the result.
+        what: What the file should be, such as `the log of a run`.
 
     Raises:
-        UserError: with the path: it cannot be read, or what it holds is too large, damaged or of
-            another shape.
+        UserError: If the file cannot be read, or is too large, damaged or invalid; the message
+            names the path.
     """
     try:
         size = os.stat(path).st_size
@@ -230,7 +229,7 @@ def read_checked(path: Path, read: Callable[[Path], Any], check: Check, what: st
 
 
 def all_printable(value: Any) -> Any:
-    """A checked JSON value whose texts and keys are all `errors.printable`."""
+    """A checked JSON value with all its texts and keys made `errors.printable`."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Which groups may be judged, and the verdicts on those that may."""
+"""The verdicts on groups, and the reasons why some groups cannot be judged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BASELINE = "baseline"
 
 
 def final_standings(groups: Sequence[Group], design: Design) -> dict[str, Standing]:
-    """By name the verdict on the final losses of each group, and the next look at it if seeds are
-    added until it is sure; the first group is the baseline."""
+    """By name, the verdict on the final losses of each group, and the next look at it in a sweep
+    with --until_sure; the first group is the baseline."""
     base, *arms = groups
     if not design.schedule:
         found = judged_groups(groups, lambda g: g.losses, lambda g: bar(g, base, design), design)
@@ -39,13 +39,13 @@ def judged_groups(
     bar: Callable[[Group], str],
     design: Design,
 ) -> dict[str, Verdict]:
-    """By name the verdict on each group; the first is the baseline.
+    """By name, the verdict on each group; the first group is the baseline.
 
     Args:
-        groups: Comparable ones.
-        losses: What to judge a group by.
-        bar: Why a group may not be judged; empty if it may.
-        design: What was declared.
+        groups: The comparable groups.
+        losses: Returns the losses by which to judge a group.
+        bar: Returns why a group cannot be judged; empty if it can.
+        design: The declarations.
     """
 
     def results(group: Group) -> Results:
@@ -66,16 +66,16 @@ def judged_groups(
 
 
 def unfinished(group: Group, baseline: Group, design: Design) -> str:
-    """Why no losses of a group may be judged yet, at whatever budget; empty if they may.
+    """Why a group cannot be judged yet, at any budget; empty if it can.
 
-    A sweep shows no verdict and no interval before its declared seeds have finished: whoever stops
-    when the numbers please is wrong more often than promised.
+    A sweep shows no verdict and no interval before its declared seeds have finished, because
+    stopping as soon as the results look good would raise the error rate.
     """
     return design.waits_for(group) or design.waits_for(baseline)
 
 
 def bar(group: Group, baseline: Group, design: Design) -> str:
-    """Why the final losses of a group may not be judged; empty if they may."""
+    """Why the final losses of a group cannot be judged; empty if they can."""
     both = (group, baseline)
     waits = unfinished(group, baseline, design)
     if waits:

@@ -1,4 +1,4 @@
-"""What an arm is called, the same in the tables, the plot and the page."""
+"""Labels of arms, shared by the tables, the plot and the page."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from comparison.groups import Group, changes
 from comparison.judging import BASELINE
 
 LONGEST_NAME = 60
-"""Characters of changes that still make a name; what is longer is called by its architecture."""
+"""Maximum number of characters of changes used as a name; longer ones are replaced by the name of
+the architecture."""
 
 _NO_PRESETS = (None, "none", "custom")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """The number and the name of an arm, and what it is beyond its name.
+    """The number, name and details of an arm.
 
     Attributes:
-        number: Its place in `Findings.rows`, from 1; the baseline is 1.
-        name: What was asked for: an arm of a sweep, a preset, what was changed of one or of the
-            baseline; the name of the architecture where that is not known or long.
+        number: Its position in `Findings.rows`, from 1; the baseline is 1.
+        name: The name of the arm in a sweep, the preset, or the changes from a preset or from the
+            baseline; the name of the architecture if these are unknown or long.
         in_sweep: Whether the name is that of an arm of a sweep.
         set_apart: Whether it is not comparable with the baseline.
-        unfinished: The statuses of counted runs that are not completed.
-        details: The architecture and the changes from the baseline, as far as the name does not
-            say them.
+        unfinished: The statuses of included runs that are not completed.
+        details: The architecture and the changes from the baseline, unless the name contains them.
     """
 
     number: int
@@ -52,7 +52,7 @@ def labels(findings: Findings) -> list[Label]:
 
 
 def _names(rows: Sequence[GroupResult]) -> Iterator[str]:
-    """What was asked for of each row; two rows may share it."""
+    """Yield the name of each row; names may not be unique."""
     first: dict[str, Group] = {}
     for row in rows:
         group, preset = row.group, row.group.config.get("arch_preset")

@@ -1,4 +1,4 @@
-"""What a ladder shows: of each arm, how its gain over the baseline changes with the budget."""
+"""The findings of a ladder: how the gain of each arm over the baseline changes with the budget."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from inference.ladder import (
 from inference.samples import shared_seeds
 
 SAME_SPAN = 0.99
-"""Share of the span that a ladder needs that is enough: runs stop after whole steps."""
+"""Fraction of FEWEST_SPAN that is accepted, because runs stop after whole steps."""
 
 Where = Mapping[str, tuple[str, ...]]
-"""Of each sentence or phrase the labels of the rungs of which it is true, in order."""
+"""By sentence or phrase, the labels of the rungs to which it applies, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,17 @@ class ArmOnLadder:
     """An arm over the rungs.
 
     Attributes:
-        name: What the sweeps call it.
-        differences: Mean difference in final loss at each rung, nats per token; None where there
-            is none.
-        ladder: Its multipliers; None if they cannot be told.
-        reason: Why they cannot; empty if they can.
-        allowances: At each rung those for the tuning of the arm and of the baseline, nats per
-            token; None where it has no runs.
-        compute: Training FLOPs at each rung; None where no run of it finished.
-        terms: Where it spends other FLOPs than the baseline, what is equal and what is not; see
+        name: Its name in the sweeps.
+        differences: Mean difference in final loss at each rung, in nats per token; None if there is
+            no estimate.
+        ladder: Its multipliers; None if they cannot be estimated.
+        reason: Why they cannot be estimated; empty if they can.
+        allowances: At each rung, the tuning allowances of the arm and of the baseline, in nats per
+            token; None if it has no runs.
+        compute: Training FLOPs at each rung; None if none of its runs finished.
+        terms: If its FLOPs differ from the baseline's: what is equal and what is not; see
             `groups.terms`.
-        caveats: What else differs from the baseline, see `caveats`.
+        caveats: Other differences from the baseline; see `caveats`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ArmOnLadder:
 
     @property
     def allowance(self) -> float:
-        """The largest allowance at a rung, of arm and baseline together."""
+        """The largest sum of the allowances of arm and baseline at a rung."""
         return max(sum(own or ()) for own in self.allowances)
 
     @property
@@ -68,17 +68,17 @@ class ArmOnLadder:
 
 @dataclasses.dataclass(frozen=True)
 class LadderFindings:
-    """What a ladder shows.
+    """The findings of a ladder.
 
     Attributes:
-        labels: Of each rung, such as `params=1M`.
-        rungs: The findings at each.
-        baseline: What its sweeps call the baseline.
-        compute: Training FLOPs of the baseline at each rung; None where no run of it finished.
-        arms: In the order of the sweeps.
-        family: Arms that the intervals of the exponents hold for together.
-        unlike: In what the baselines of the rungs are not alike, though they should be.
-        notes: What a reader has to know of runs.
+        labels: The label of each rung, such as `params=1M`.
+        rungs: The findings at each rung.
+        baseline: The name of the baseline in the sweeps.
+        compute: Training FLOPs of the baseline at each rung; None if none of its runs finished.
+        arms: The arms, in the order of the sweeps.
+        family: Number of arms over which the intervals of the exponents are simultaneous.
+        unlike: Unintended differences between the baselines of the rungs.
+        notes: Notes on runs.
     """
 
     labels: tuple[str, ...]
@@ -92,7 +92,7 @@ class LadderFindings:
 
 
 def climb_ladder(rungs: Mapping[str, Findings]) -> LadderFindings:
-    """What the rungs, by label in rising order, show together."""
+    """Combine the findings of rungs, given by label in increasing order."""
     findings = tuple(rungs.values())
     names = dict.fromkeys(row.group.arm_or_name for own in findings for row in own.rows[1:])
     family = max(own.family for own in findings)
@@ -109,7 +109,7 @@ def climb_ladder(rungs: Mapping[str, Findings]) -> LadderFindings:
 
 
 def _where(sentences: Iterable[tuple[str, str]]) -> Where:
-    """Labels by sentence, from pairs of both."""
+    """Labels by sentence, from pairs of label and sentence."""
     found: dict[str, tuple[str, ...]] = {}
     for label, sentence in sentences:
         found[sentence] = (*found.get(sentence, ()), label)
@@ -130,7 +130,7 @@ def _climbed(name: str, rungs: Mapping[str, Findings], family: int) -> ArmOnLadd
     ladder, reason = None, next(_obstacles(rows, findings), "")
     if not reason:
         ladder = climb(_rungs(rows, findings), family)
-        reason = "" if ladder else "the baseline's losses do not fall with compute at every rung"
+        reason = "" if ladder else "the baseline's loss does not fall from each rung to the next"
     return ArmOnLadder(
         name,
         differences=tuple(found and found.value for found in differences),
@@ -151,24 +151,24 @@ def _climbed(name: str, rungs: Mapping[str, Findings], family: int) -> ArmOnLadd
 
 
 def _flops(row: GroupResult) -> float | None:
-    """Training FLOPs of a run; None if none finished."""
+    """Training FLOPs of a run of the arm; None if none finished."""
     return row.group.mean(lambda run: run.flops)
 
 
 def _other_flops(row: GroupResult, findings: Findings) -> bool:
-    """Whether an arm spends other FLOPs than the baseline."""
+    """Whether the training FLOPs of an arm differ from the baseline's."""
     own, base = _flops(row), _flops(findings.baseline)
     return bool(own and base) and abs(own - base) > SAME_BUDGET * base
 
 
 def _allowances(row: GroupResult, findings: Findings) -> tuple[float, float]:
-    """Those for the tuning of the arm and of the baseline, nats."""
+    """The tuning allowances of the arm and of the baseline, in nats per token."""
     allowance = findings.design.allowance
     return allowance(row.group), allowance(findings.baseline.group)
 
 
 def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings]) -> Iterator[str]:
-    """What forbids to climb: there must be enough rungs, each of which can be judged."""
+    """Yield the reasons why no multiplier can be estimated, such as too few rungs."""
     if len(rows) < FEWEST_RUNGS:
         yield f"{len(rows)} rungs have runs; {FEWEST_RUNGS} are needed"
     unlike = other_conditions(findings)
@@ -183,14 +183,14 @@ def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings])
             yield "runs failed at some rung"
         elif own.design.undeclared_looks:
             yield (
-                "seeds were added after a verdict had been shown at some rung, so that intervals "
-                "for a declared number of seeds do not hold"
+                "seeds were added after a verdict had been shown at some rung, so intervals for a "
+                "declared number of seeds are not valid"
             )
     if len(_shared(rows, findings)) < FEWEST_SEEDS:
-        yield f"fewer than {FEWEST_SEEDS} seeds finished at every rung"
+        yield f"fewer than {FEWEST_SEEDS} seeds have finished at all rungs"
     compute = [_flops(own.baseline) for own in findings]
     if max(compute) < SAME_SPAN * FEWEST_SPAN * min(compute):
-        yield f"the rungs span less than {FEWEST_SPAN:.0f}x of compute"
+        yield f"the rungs span less than {FEWEST_SPAN:.0f}x in compute"
 
 
 def _shared(rows: Sequence[GroupResult], findings: Sequence[Findings]) -> list[Any]:

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE = (10.0, 4.0)  # inches
-_APART = 0.012  # of a decade of compute, between the intervals of arms
-_LEAST_SPAN = 1.5  # the axis of multipliers reaches so much farther than they do
+_APART = 0.012  # offset between the intervals of arms, in decades of compute
+_LEAST_SPAN = 1.5  # factor by which the multiplier axis extends beyond the multipliers
 
 
 def write_ladder_plot(found: LadderFindings, path: Path) -> None:
-    """Draw a ladder into a file of one of `plot.FILE_TYPES`; its folder is made.
+    """Plot a ladder to a file of one of `plot.FILE_TYPES`; creates its folder.
 
     Raises:
-        UserError: There is no finished run.
-        OSError: The file cannot be written.
+        UserError: If there is no finished run.
+        OSError: If the file cannot be written.
     """
     write_figure(lambda: _draw(found), path)
 
@@ -69,7 +69,7 @@ def _draw_losses(panel: Axes, found: LadderFindings) -> None:
 
 
 def _draw_multipliers(panel: Axes, found: LadderFindings) -> None:
-    """How many times less compute each arm needs, with 95 % intervals."""
+    """The compute multiplier of each arm, with 95 % intervals."""
     panel.set_xlabel("rung, and training compute of the baseline")
     panel.set_ylabel("compute multiplier (above 1: needs less)")
     panel.set_yscale("log")
@@ -93,7 +93,7 @@ def _draw_multipliers(panel: Axes, found: LadderFindings) -> None:
 
 
 def _label_factors(panel: Axes) -> None:
-    """Few, plain labels for a logarithmic axis: 0.5x, 1x, 2x."""
+    """Label a logarithmic axis with a few plain numbers: 0.5x, 1x, 2x."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = panel.get_ylim()

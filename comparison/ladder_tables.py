@@ -1,4 +1,4 @@
-"""A ladder as a person reads it, and as JSON."""
+"""A ladder as text tables and as JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _TRENDS = {
     GROWS: "grows with compute",
     FADES: "fades with compute",
     HOLDS: f"holds: the exponent is within {SAME_EXPONENT:g} of 0",
-    INCONCLUSIVE: "may grow or fade: the exponent is not known well enough",
+    INCONCLUSIVE: "may grow or fade: the interval of the exponent is too wide",
 }
 
 
 def ladder_sections(found: LadderFindings) -> Iterator[TitledTable]:
-    """What there is to say, in order."""
+    """Yield the sections to show, in order."""
     rows = []
     for label, own, compute in zip(found.labels, found.rungs, found.compute, strict=True):
         base = own.baseline.group
@@ -35,7 +35,7 @@ def ladder_sections(found: LadderFindings) -> Iterator[TitledTable]:
 
 
 def about_rungs(found: LadderFindings) -> Iterator[str]:
-    """What a reader has to know of the rungs and their runs."""
+    """Yield notes on the rungs and their runs."""
     if found.unlike:
         yield f"The rungs differ in {', '.join(found.unlike)}."
     for note, labels in found.notes.items():
@@ -62,15 +62,15 @@ def _arm(found: LadderFindings, arm: ArmOnLadder) -> TitledTable:
 
 
 def about_arm(arm: ArmOnLadder, labels: Sequence[str]) -> Iterator[str]:
-    """What differs between an arm and the baseline besides the architecture."""
+    """Yield what differs between an arm and the baseline besides the architecture."""
 
     def listed(phrases: Where) -> str:
         return "; ".join(f"{phrase} ({_rungs(own, labels)})" for phrase, own in phrases.items())
 
     if arm.terms:
-        yield f"The arm runs {listed(arm.terms)}, which the multiplier counts."
+        yield f"The arm runs {listed(arm.terms)}; the multiplier accounts for that."
     if arm.caveats:
-        yield f"Besides: {listed(arm.caveats)}."
+        yield f"Notes: {listed(arm.caveats)}."
 
 
 def _sentences(found: LadderFindings, arm: ArmOnLadder) -> Iterator[str]:
@@ -82,12 +82,12 @@ def _sentences(found: LadderFindings, arm: ArmOnLadder) -> Iterator[str]:
     family = found.family
     together = f", which holds for {family} arms together" if family > 1 else ""
     yield (
-        f"{arm.word}: {trend(arm)}{unlike}. The multiplier goes as compute to the power "
+        f"{arm.word}: {trend(arm)}{unlike}. The multiplier scales as compute to the power "
         f"{arm.ladder.exponent:+.3f} [{low:+.3f}, {high:+.3f}]{together}."
     )
     yield (
-        "The multiplier is how many times less compute the arm needs for the baseline's loss; "
-        "its interval holds for one rung at a time (exploratory)."
+        "The multiplier is the baseline's compute divided by the compute that the arm needs for "
+        "the same loss; its interval holds for one rung at a time (exploratory)."
     )
     if arm.allowance:
         text = format_number(arm.allowance, ".4f")
@@ -98,8 +98,8 @@ def _sentences(found: LadderFindings, arm: ArmOnLadder) -> Iterator[str]:
 
 
 def trend(arm: ArmOnLadder) -> str:
-    """What the trend of the multiplier means for the gain of the arm, or for what it costs; why
-    there is none."""
+    """What the trend of the multiplier means for the gain or the disadvantage of the arm, or why
+    there is no trend."""
     return arm.reason if arm.ladder is None else _trend(arm.ladder)
 
 
@@ -118,7 +118,7 @@ def _trend(ladder: Ladder) -> str:
 
 
 def ladder_document(found: LadderFindings) -> dict[str, Any]:
-    """A ladder as an object for JSON; losses in nats per token."""
+    """A ladder as a JSON object; losses in nats per token."""
     return json_safe(
         {
             "document_version": 1,

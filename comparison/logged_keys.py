@@ -1,7 +1,7 @@
-"""What the keys of a logged run are for.
+"""The roles of the keys of a logged run.
 
-A comparison loads neither plugins nor torch, so a run's log says the role of each of its keys. Logs
-of earlier versions do not; theirs are listed here.
+A comparison loads neither plugins nor torch, so the log of a run records the role of each of its
+keys. Logs of earlier versions do not; the roles of their keys are listed here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _BEFORE_ROLES_WERE_LOGGED = {
     Role.EXECUTION: "attention_backend device compile parallelism shard_size tensor_parallel "
     "activation_checkpointing",
 }
-"""The role of every key but those of the architecture, and of those that `saved_configs.upgraded`
-adds."""
+"""The role of every key except architecture keys and those added by `saved_configs.upgraded`."""
 
 _ROLES = frozenset(Role)
 _EARLIER_ROLES = {
@@ -42,12 +41,13 @@ _COUNTED = {
 
 
 def role_of(key: str, recorded: Mapping[str, str]) -> Role:
-    """What a key is for: as its run recorded it, else as it was before runs did."""
+    """The role of a key as recorded by its run, or by this table for older logs."""
     if recorded.get(key) in _ROLES:
         return Role(recorded[key])
     return _EARLIER_ROLES.get(key, Role.ARCHITECTURE)
 
 
 def compared_by(key: str) -> tuple[str, str] | None:
-    """Where a log may have what a key's value came to, by which runs are then compared instead."""
+    """The section and name under which a log may have the value that results from a key, by which
+    runs are then compared instead; None if there is none."""
     return _COUNTED.get(key)

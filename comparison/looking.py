@@ -1,7 +1,7 @@
-"""Scheduled looks at a sweep that goes on until it is sure, taken again from its runs.
+"""Scheduled looks at a sweep with --until_sure, recomputed from its runs.
 
-What each look decides follows from the runs alone, so nothing has to be remembered between the
-sessions of a sweep, and a comparison shows the verdicts by which the sweep stopped its arms.
+The result of each look depends only on the runs, so a sweep need not store it between sessions, and
+a comparison shows the same verdicts by which the sweep stopped its arms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inference.verdicts import Results
 
 
 def standings_of(base: Group, arms: Sequence[Group], design: Design) -> list[Standing]:
-    """Where each arm stands; see `inference.looks.take_looks`."""
+    """The standing of each arm; see `inference.looks.take_looks`."""
 
     def results(arm: int | None, count: int) -> Results | None:
         group = base if arm is None else arms[arm]

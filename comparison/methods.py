@@ -1,4 +1,4 @@
-"""How a comparison was made, in a few lines: what the page's box of methods says."""
+"""A short description of the methods of a comparison, for the page."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from inference.estimates import Estimate
 from inference.quantiles import ALPHA
 
 Line = tuple[str, str]
-"""What it is about, and the sentence."""
+"""A term and its description."""
 
 
 _SIZES = {
-    "active_params": "equal parameters that a token uses, within 0.5 %",
+    "active_params": "equal active parameters per token, within 0.5 %",
     "params": "equal parameters, within 0.5 %",
     "flops": "equal FLOPs per token, within 0.5 %",
-    "none": "not made equal",
+    "none": "not matched",
 }
 
 
 def methods(findings: Findings) -> Iterator[Line]:
-    """Budget, sizes, tuning, seeds, test and command, as far as they are known."""
+    """Yield budget, sizes, tuning, seeds, test and command, as far as known."""
     design, base = findings.design, findings.baseline.group
     declared = design.declared
     if declared.budget:
@@ -50,7 +50,7 @@ def _test(findings: Findings) -> str:
     arms = f"{findings.family} {'pair' if findings.design.all_pairs else 'arm'}"
     arms += "s" * (findings.family > 1)
     if findings.design.undeclared_looks:
-        kind, correction = "confidence sequences", "union bound; seeds were added after a verdict"
+        kind, correction = "confidence sequences", "union bound; seeds added after a verdict"
     else:
         kind, correction = "intervals", "Sidak"
     level = f"simultaneous {100 * (1 - ALPHA):.0f} % {kind} for {arms} ({correction})"
@@ -61,19 +61,19 @@ def _tuning(findings: Findings) -> str:
     curves = findings.design.declared.curves
     if not curves:
         if any(findings.design.allowances.values()):
-            return "by trials: every arm was trained with the values of its best one"
+            return "every arm was trained with the values of its best trial"
         tuned = ", ".join(findings.design.tuned)
-        return f"{tuned}, outside this comparison" if tuned else "none: every arm has one recipe"
+        return f"{tuned}, outside this comparison" if tuned else "none: all arms share one recipe"
     keys = ", ".join(sorted({curve.key for curve in curves}))
     tried = max(len(curve.tried) for curve in curves)
-    return f"{keys}: {tried} values for each arm, final seeds at the fitted optimum"
+    return f"{keys}: {tried} values per arm, final runs at the fitted optimum"
 
 
 def _seeds(findings: Findings) -> str:
     design = findings.design
     if design.schedule:
         looks = ", ".join(str(look.n) for look in design.schedule)
-        number = f"added until sure, with looks at {looks}"
+        number = f"sequential testing with looks at {looks}"
     else:
         number = f"{design.seeds} declared" if design.seeds else "not declared before the runs"
     return "; ".join([number, *_pairing(_estimates(findings))])
@@ -82,6 +82,6 @@ def _seeds(findings: Findings) -> str:
 def _pairing(estimates: Sequence[Estimate]) -> Iterator[str]:
     paired = [estimate.paired for estimate in estimates]
     if any(paired):
-        yield "pairs share seed and data order"
+        yield "paired by seed and data order"
     if not all(paired):
-        yield "arms that share fewer than two seeds are compared unpaired"
+        yield "unpaired for arms that share fewer than two seeds"

@@ -1,8 +1,8 @@
-"""Whether a difference depends on which text was read: seeds crossed with blocks of the text.
+"""Whether a verdict generalizes to new text: seeds crossed with blocks of the validation text.
 
-A verdict is about one validation text. The losses of the final weights on blocks of that text tell
-how much the difference varies from block to block, and so how well it is known for new text of the
-same kind.
+A verdict is about one validation text. The losses of the final weights on blocks of that text show
+how much the difference varies between blocks, and thus how precisely it is known for new text of
+the same kind.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from inference.estimates import MODERATED, PAIRED
 from inference.verdicts import BETTER, EQUAL, WORSE, Verdict
 
 FEWEST_BLOCKS = 21
-"""About 84 KB of text. The variance of fewer has less than three degrees of freedom and is often so
-low by chance that text would seem to change nothing."""
+"""Minimum number of blocks, about 84 KB of text. With fewer, the variance of text has less than
+three degrees of freedom and is often so low by chance that it would seem negligible."""
 
 SAME_LOSS = 1e-3
-"""Share by which the mean over blocks may differ from the logged loss: blocks differ in length."""
+"""Maximum relative difference between the mean over blocks and the logged loss; blocks differ in
+length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,10 @@ class NewText:
 
     Attributes:
         interval: Simultaneous interval for new seeds and new text.
-        holds: Whether the verdict can be read off this interval, too.
-        blocks: Blocks of text that it rests on.
-        df: Degrees of freedom of the variance of text. They are far fewer than blocks, because
-            neighbouring blocks are alike.
+        holds: Whether this interval gives the same verdict.
+        blocks: Number of blocks of text used.
+        df: Degrees of freedom of the variance of text, far fewer than blocks because neighboring
+            blocks are correlated.
     """
 
     interval: tuple[float, float]
@@ -49,17 +50,17 @@ class NewText:
 def on_new_text(
     group: Group, baseline: Group, verdict: Verdict, seeds: Collection[Any]
 ) -> NewText | None:
-    """What the blocks of the validation text say of a verdict.
+    """Extend a verdict to new text, using the blocks of the validation text.
 
     Args:
         group: The arm.
-        baseline: What it was compared with.
-        verdict: On the final losses.
-        seeds: The seeds that it rests on.
+        baseline: The baseline that it was compared with.
+        verdict: The verdict on the final losses.
+        seeds: The seeds used for the verdict.
 
     Returns:
-        None without a verdict on paired, independent seeds, if a run has no losses of blocks, or if
-        `with_text` has nothing to say.
+        None without a verdict on paired, independent seeds, if a run has no block losses, or if
+        `with_text` returns None.
     """
     if verdict.word not in (BETTER, WORSE, EQUAL):
         return None
@@ -70,27 +71,27 @@ def on_new_text(
 
 
 def with_text(verdict: Verdict, values: np.ndarray) -> NewText | None:
-    """What a verdict comes to if text is a source of chance like seeds.
+    """Extend a verdict to new text by treating text as a random factor like seeds.
 
-    Blocks of one text are not independent: neighbours of 4 KB were seen to correlate by 0.1 to 0.4
-    in their differences. The variance of text allows for that, see `inference.crossed`.
+    Blocks of one text are not independent: in our runs, the differences of neighboring 4 KB blocks
+    had correlations of 0.1 to 0.4. The variance of text accounts for that; see `inference.crossed`.
 
-    The half-width is the root of the sum of the squares of two: the verdict's, and that of text by
-    itself at the same level. If each source of chance is normal, the interval covers the difference
-    at least as often as promised at any level (Banerjee 1961, "On confidence interval for two-means
-    problem based on separate estimates of variances and tabulated values of t-table"). One t
-    interval with Satterthwaite's degrees of freedom does not at the levels of large families: where
-    the variance of text, which has few, comes out low by chance, its weight and so the estimate of
-    the degrees of freedom go wrong with it.
+    The half-width is the square root of the sum of two squared half-widths: that of the verdict,
+    and that of text alone at the same level. If both random factors are normal, the coverage of the
+    interval is at least nominal at any level (Banerjee 1961, "On confidence interval for two-means
+    problem based on separate estimates of variances and tabulated values of t-table"). A single t
+    interval with Satterthwaite's degrees of freedom undercovers at the levels of large families: if
+    the variance of text, which has few degrees of freedom, is low by chance, so is its weight in
+    the estimate of the degrees of freedom.
 
     Args:
-        verdict: On the means over blocks.
+        verdict: The verdict on the means over blocks.
         values: Arm minus baseline in nats per token, shape (seeds, blocks), in the order of the
             text.
 
     Returns:
-        None if text changes nothing, as its variance is below a tenth of that of seeds; or if it is
-        too short to tell, see `FEWEST_BLOCKS`.
+        None if the variance of text is negligible (below a tenth of that of seeds), or if the text
+        is too short to estimate it; see `FEWEST_BLOCKS`.
     """
     if values.shape[1] < FEWEST_BLOCKS:
         return None
@@ -106,7 +107,7 @@ def with_text(verdict: Verdict, values: np.ndarray) -> NewText | None:
 
 
 def _differences(group: Group, baseline: Group, seeds: Collection[Any]) -> np.ndarray | None:
-    """Arm minus baseline, (seeds, blocks); None if a run has no losses of the same blocks."""
+    """Arm minus baseline, (seeds, blocks); None unless all runs have losses of the same blocks."""
     arm, base = ({run.seeds: run for run in own.counted} for own in (group, baseline))
     shared = [own for own in arm if own in base and own in seeds]
     losses = [[_of_final_weights(own[seed]) for seed in shared] for own in (arm, base)]
@@ -117,7 +118,7 @@ def _differences(group: Group, baseline: Group, seeds: Collection[Any]) -> np.nd
 
 
 def _of_final_weights(run: LoggedRun) -> np.ndarray | None:
-    """The losses of blocks, unless they are those of other weights than the logged loss."""
+    """The block losses; None if the logged loss is from other weights."""
     losses = run.text_losses
     if losses is None or abs(losses.mean() - run.loss) > SAME_LOSS * run.loss:
         return None

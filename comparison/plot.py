@@ -1,9 +1,8 @@
-"""Findings as a figure: loss against each budget, and how far each arm is from the baseline.
+"""Plot findings: loss over each budget, and the difference of each arm from the baseline.
 
-The upper panels draw the mean loss over seeds and the band from the luckiest to the unluckiest;
-the lower panel is their key, and shows the difference from the baseline with its 95 % interval.
-Arms have the numbers that they have in the tables. matplotlib is imported only to draw, and no
-display is needed or opened.
+The upper panels show the mean loss over seeds with a band from the lowest to the highest seed. The
+lower panel is the legend, with the difference from the baseline and its 95 % interval. Arms are
+numbered as in the tables. matplotlib is imported only for drawing and needs no display.
 """
 
 from __future__ import annotations
@@ -39,36 +38,36 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text, which an editor can change
-    "svg.hashsalt": "nanoarch",  # the same findings give the same file
-    "text.parse_math": False,  # a $ in a name is a $
+    "pdf.fonttype": 42,  # TrueType, so that text can be edited
+    "svg.hashsalt": "nanoarch",  # makes files reproducible
+    "text.parse_math": False,  # no LaTeX for a $ in a name
 }
 _UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
 _WIDTH, _CURVES_HEIGHT, _LINE_HEIGHT, _NOTE_HEIGHT = 10.0, 3.4, 0.18, 0.13  # inches
 _AXIS_HEIGHT, _CHARACTER_WIDTH = 0.55, 0.068  # inches
-_LEFT, _LABELS_LEFT, _VERDICTS_LEFT = 0.01, 0.06, 0.86  # shares of the width
+_LEFT, _LABELS_LEFT, _VERDICTS_LEFT = 0.01, 0.06, 0.86  # fractions of the width
 _LABEL_WIDTH, _LABEL_LINES, _NOTE_WIDTH = 60, 2, 170  # characters, lines, characters
 _SMALL = 6.5  # points
-_PANEL_GAP = 0.1  # inches around a panel, so that the ticks of two do not meet
-_ZERO_WIDTH = 0.2  # decades that the axis takes from zero to the first evaluation
-_TICK_GAP = 1 / 5  # of a panel's width, between two ticks at least
-_FINEST_TICK = 1000  # shares of the longest budget; a smaller one would meet that at zero
+_PANEL_GAP = 0.1  # inches around a panel, so that tick labels do not overlap
+_ZERO_WIDTH = 0.2  # decades on the axis between zero and the first evaluation
+_TICK_GAP = 1 / 5  # minimum distance between ticks, as a fraction of a panel's width
+_FINEST_TICK = 1000  # ticks below 1/1000 of the longest budget would overlap the one at zero
 _TRAINING_POINTS = 200
 _FIRST_SHOWN, _FIRST_SPANNED = 1 / 6, 1 / 4
-"""Shares of the longest budget: where the curves begin, and from where on the loss axis spans them.
-With the losses of an untrained model their ends could not be told apart."""
+"""Fractions of the longest budget at which the curves start, and from which the loss axis spans
+them. If it included the losses of an untrained model, their ends would be indistinguishable."""
 
 _FROM_ZERO = 1 / 20
-"""Curves begin at step 0 if the first evaluation after it comes no sooner, as a share of the
-longest budget: zero then takes little room on an axis that is logarithmic from there on."""
+"""Curves start at step 0 if the next evaluation is at this fraction of the longest budget or later:
+zero then takes little room on an axis that is logarithmic from there."""
 
 _FEWEST_SPANNED = 3
-"""Points that the loss axis spans at least, where a curve has as many."""
+"""Minimum number of points that the loss axis spans, if a curve has that many."""
 
 _FARTHEST = 4
-"""What reaches so many times farther than the median arm leaves the picture, which else would show
-nothing of the others. A note says so."""
+"""Arms that extend this many times farther than the median arm are cut off, because they would hide
+the differences between the others. A note says so."""
 
 
 # Arms
@@ -76,7 +75,7 @@ nothing of the others. A note says so."""
 
 @dataclasses.dataclass(frozen=True)
 class PlottedArm:
-    """An arm and its line."""
+    """An arm and its line style."""
 
     figure: ArmFigure
     line: Mapping[str, Any]
@@ -91,7 +90,7 @@ class PlottedArm:
 
     @property
     def label(self) -> str:
-        """Its number and what it is called, in _LABEL_LINES."""
+        """Its number and name, in at most _LABEL_LINES lines."""
         text = f"{self.number}  {_name(self.figure.label)}"
         lines = textwrap.wrap(text, _LABEL_WIDTH)
         if len(lines) > _LABEL_LINES:
@@ -100,11 +99,11 @@ class PlottedArm:
 
     @property
     def lines(self) -> int:
-        """How many its label has."""
+        """Number of lines of its label."""
         return self.label.count("\n") + 1
 
     def band(self, unit: str) -> Band | None:
-        """Its curve; None unless it goes beyond step 0."""
+        """Its curve; None if it ends at step 0."""
         whole = self.figure.bands.get(unit)
         return whole if whole and whole.trained else None
 
@@ -115,7 +114,7 @@ def _name(label: Label) -> str:
 
 
 def arms_of(figures: Figures) -> list[PlottedArm]:
-    """The arms that are compared, the baseline first."""
+    """The compared arms, the baseline first."""
     return [PlottedArm(arm, _line(arm.label)) for arm in figures.compared]
 
 
@@ -131,7 +130,7 @@ def _line(label: Label) -> dict[str, Any]:
 
 
 def plot_problem(path: Path, option: str = "--plot") -> str | None:
-    """Why no plot can be written to a file of this name, or None."""
+    """Why no plot can be written to a file of this name; None if it can."""
     if path.suffix.lower() not in FILE_TYPES:
         return f"{option}={path} must end in one of {', '.join(FILE_TYPES)}"
     if importlib.util.find_spec("matplotlib") is None:
@@ -140,17 +139,17 @@ def plot_problem(path: Path, option: str = "--plot") -> str | None:
 
 
 def write_plot(findings: Findings, path: Path) -> None:
-    """Draw findings into a file of one of FILE_TYPES; its folder is made.
+    """Plot findings to a file of one of FILE_TYPES; creates its folder.
 
     Raises:
-        UserError: there is no loss to draw.
-        OSError: the file cannot be written.
+        UserError: If there is no loss to draw.
+        OSError: If the file cannot be written.
     """
     write_figure(lambda: draw(findings), path)
 
 
 def write_figure(draw: Callable[[], Figure], path: Path) -> None:
-    """Make a figure in the style of the project and write it; OSError where that fails."""
+    """Draw a figure in the project's style and write it. Raises OSError if that fails."""
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
@@ -160,17 +159,17 @@ def write_figure(draw: Callable[[], Figure], path: Path) -> None:
 
 
 def styled_figure(size: tuple[float, float]) -> Figure:
-    """An empty figure of a size in inches."""
+    """An empty figure with a size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(size, layout="constrained")
 
 
 def draw(findings: Findings) -> Figure:
-    """A panel of curves for each unit of budget that can be compared, and below them the key.
+    """Draw a panel of curves for each comparable unit of budget, and the legend below them.
 
     Raises:
-        UserError: there is no loss to draw.
+        UserError: If there is no loss to draw.
     """
     figures = figures_of(findings)
     arms = arms_of(figures)
@@ -180,7 +179,7 @@ def draw(findings: Findings) -> Figure:
     titles = {axis.unit: axis.title for axis in figures.axes}
     alone = arms[0].figure.training_bands(_TRAINING_POINTS) if len(arms) == 1 else {}
     limits = _loss_limits([found for bands in panels.values() for found in bands.values()])
-    if len(arms) == 1:  # there is nothing to tell it apart from
+    if len(arms) == 1:  # no differences between arms to show
         limits = _whole_limits([*next(iter(panels.values())).values(), *alone.values()])
     drawn = {number for bands in panels.values() for number in bands}
     notes = textwrap.wrap(" ".join(_notes(figures, arms, drawn, limits)), _NOTE_WIDTH)
@@ -207,7 +206,7 @@ def draw(findings: Findings) -> Figure:
 
 
 def _title(arms: Sequence[PlottedArm]) -> str:
-    """What the curves are."""
+    """The title of the curves."""
     if len(arms) == 1:
         training = " and training (blue)" if arms[0].figure.training_bands(2) else ""
         seeds = f", mean of {arms[0].figure.seeds} seeds" if arms[0].figure.seeds > 1 else ""
@@ -216,7 +215,7 @@ def _title(arms: Sequence[PlottedArm]) -> str:
     if counts == [1]:
         return "Validation loss of one seed"
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    return f"Validation loss: mean of {seeds} seeds, and the range from the lowest to the highest"
+    return f"Validation loss: mean of {seeds} seeds, with the range from the lowest to the highest"
 
 
 def _notes(
@@ -225,17 +224,17 @@ def _notes(
     drawn: Collection[str],
     limits: tuple[float, float],
 ) -> Iterator[str]:
-    """What is not in the picture, a sentence each."""
+    """Yield what is not in the figure, one sentence each."""
     above = [arm for arm in arms if arm.number in drawn and arm.figure.loss > limits[1]]
     if above:
         ends = ", ".join(f"{arm.number} ends at {arm.figure.loss:.4f}" for arm in above)
         yield f"Above the losses shown: {ends}."
     lost = [arm.number for arm in arms if arm.number not in drawn]
     if lost:
-        yield f"Without a finite loss after step 0: {', '.join(lost)}."
+        yield f"No finite loss after step 0: {', '.join(lost)}."
     apart = [arm.label.name for arm in figures.arms if arm.label.set_apart]
     if apart:
-        yield f"Left out, since not comparable with the baseline: {', '.join(apart)}."
+        yield f"Excluded because not comparable with the baseline: {', '.join(apart)}."
     told: dict[str, list[str]] = {}
     for arm in arms:
         for caveat in arm.figure.caveats:
@@ -248,7 +247,7 @@ def _notes(
 
 
 def _panels(figures: Figures, arms: Sequence[PlottedArm]) -> Iterator[tuple[str, dict[str, Band]]]:
-    """Each unit of budget that can be compared, and by number the bands of the arms over it."""
+    """Yield each comparable unit of budget, with the bands of the arms by number."""
     for axis in figures.axes:
         if axis.comparable:
             bands = {arm.number: arm.band(axis.unit) for arm in arms}
@@ -256,8 +255,8 @@ def _panels(figures: Figures, arms: Sequence[PlottedArm]) -> Iterator[tuple[str,
 
 
 def _loss_limits(bands: Sequence[Band]) -> tuple[float, float]:
-    """The losses to show: those of the last three quarters, or of the last few evaluations, but of
-    arms that reach much farther up than most."""
+    """The range of losses to show: those of the last three quarters, or of the last few
+    evaluations, except those of arms far above most others."""
     ends = [_end(band) for band in bands]
     low = min(min(end.low) for end in ends)
     reach = _usual([max(end.high) - low for end in ends]) or 0.01 * abs(low)
@@ -265,20 +264,20 @@ def _loss_limits(bands: Sequence[Band]) -> tuple[float, float]:
 
 
 def _end(band: Band) -> Band:
-    """What the loss axis spans of a band."""
+    """The part of a band that the loss axis spans."""
     least = _FIRST_SPANNED * band.budgets[-1]
     return band.since(min(least, band.budgets[-_FEWEST_SPANNED:][0]))
 
 
 def _whole_limits(bands: Sequence[Band]) -> tuple[float, float]:
-    """All losses of some bands."""
+    """The range of all losses of bands."""
     low, high = min(min(band.low) for band in bands), max(max(band.high) for band in bands)
     room = 0.05 * (high - low) or 0.01 * abs(low)
     return low - room, high + room
 
 
 def _usual(reaches: Sequence[float]) -> float:
-    """The farthest of those that do not reach much farther than most."""
+    """The largest value that is not much larger than most."""
     return max(reach for reach in reaches if reach <= _FARTHEST * median(reaches))
 
 
@@ -298,7 +297,7 @@ def _draw_curves(
 
 
 def _span_budgets(panel: Axes, bands: Sequence[Band]) -> None:
-    """A logarithmic axis over the end of the curves, or from step 0 on if they have few points."""
+    """Set a logarithmic axis over the end of the curves, or from step 0 if they have few points."""
     last = max(band.budgets[-1] for band in bands)
     first = min(band.trained.budgets[0] for band in bands)
     if any(band.budgets[0] == 0 for band in bands) and first >= _FROM_ZERO * last:
@@ -311,7 +310,7 @@ def _span_budgets(panel: Axes, bands: Sequence[Band]) -> None:
 
 
 def _draw_training(panel: Axes, found: Band) -> None:
-    """The training loss of the only arm, behind its validation loss, and all of both in sight."""
+    """Draw the training loss of a single arm behind its validation loss, with all of both shown."""
     panel.set_xscale("linear")
     panel.set_xlim(0, max(found.budgets[-1], panel.get_xlim()[1]))
     panel.plot(found.budgets, found.mean, color=COLOURS[0], linewidth=0.8, zorder=1)
@@ -329,7 +328,7 @@ def _label_budgets(panel: Axes, unit: str, title: str) -> None:
 
 
 def _budget_ticks(panel: Axes) -> list[float]:
-    """Round numbers with room for their text, the roundest first, and zero if the axis has it."""
+    """Round numbers with enough room for their labels, and zero if it is on the axis."""
     low, high = panel.get_xlim()
     place = panel.xaxis.get_transform().transform
     start, width = place([low])[0], place([high])[0] - place([low])[0]
@@ -347,7 +346,7 @@ def _budget_ticks(panel: Axes) -> list[float]:
 def _number_ends(
     panel: Axes, drawn: Sequence[tuple[PlottedArm, Band]], limits: tuple[float, float]
 ) -> None:
-    """The numbers at the right edge, with a thin line from each to the end of its curve."""
+    """Write the arms' numbers at the right edge, each with a thin line to the end of its curve."""
     shown = [(arm, found) for arm, found in drawn if found.mean[-1] <= limits[1]]
     shown.sort(key=lambda pair: pair[1].mean[-1])
     gap = 0.045 * (limits[1] - limits[0])
@@ -362,7 +361,7 @@ def _number_ends(
                 "arrowstyle": "-",
                 "color": arm.colour,
                 "linewidth": 0.5,
-                "shrinkB": 3 if len(found.budgets) == 1 else 0,  # not into the dot
+                "shrinkB": 3 if len(found.budgets) == 1 else 0,  # stop before the dot
             },
             color=arm.colour,
             fontsize=_SMALL,
@@ -372,7 +371,7 @@ def _number_ends(
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Rising heights moved as little as it takes for neighbours to be `gap` apart."""
+    """Move increasing heights as little as possible so that neighbors are at least `gap` apart."""
     clusters: list[list[float]] = []
     for height in heights:
         cluster = [height]
@@ -383,22 +382,22 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _placed(cluster: Sequence[float], gap: float) -> list[float]:
-    """As many places as there are heights, `gap` apart around their middle."""
+    """Heights that are `gap` apart and centered on the mean of the given ones."""
     lowest = fmean(cluster) - gap * (len(cluster) - 1) / 2
     return [lowest + gap * index for index in range(len(cluster))]
 
 
-# The key, with the differences from the baseline
+# The legend, with the differences from the baseline
 
 
 def _draw_key(
     key: SubFigure, span: tuple[float, float], arms: Sequence[PlottedArm], margin: float
 ) -> None:
-    """A row for each arm: its line, its label, its difference and its verdict. The only arm needs
-    none: the title names it.
+    """Draw a row for each arm: its line, label, difference and verdict. A single arm needs none,
+    because the title names it.
 
     Args:
-        span: Where the rows begin and end, as shares of the height.
+        span: Start and end of the rows, as fractions of the height.
     """
     from matplotlib.transforms import blended_transform_factory
 
@@ -429,7 +428,7 @@ def _draw_key(
 
 
 def _brief(arm: PlottedArm) -> str:
-    """The verdict in the words that there is room for beside an interval."""
+    """A verdict short enough to fit next to an interval."""
     word, difference = arm.figure.verdict.word, arm.figure.difference
     if difference is None:
         return word
@@ -439,7 +438,7 @@ def _brief(arm: PlottedArm) -> str:
 def _draw_differences(
     panel: Axes, judged: Sequence[tuple[PlottedArm, float]], margin: float
 ) -> None:
-    """Each judged arm's difference at its height, with the interval and what counts as equal."""
+    """Draw the difference of each judged arm in its row, with the interval and the margin."""
     differences = [arm.figure.difference for arm, _ in judged]
     low, high = _difference_limits([_spanned(found, margin) for found in differences])
     panel.set_xlim(low, high)
@@ -461,14 +460,14 @@ def _draw_differences(
 
 
 def _spanned(found: Difference, margin: float) -> tuple[float, float]:
-    """What of an interval the axis is to span: not one that is infinite, but its difference."""
+    """The range that the axis should span for an interval; if infinite, only its difference."""
     if math.isfinite(found.high - found.low):
         return found.low, found.high
     return min(found.value, -margin), max(found.value, margin)
 
 
 def _difference_limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """What the axis spans: 0, and the intervals that do not reach much farther than most."""
+    """The range of the axis: 0, and the intervals that are not much longer than most."""
     reaches = [max(-low, high) for low, high in intervals]
     reach = _usual(reaches)
     usual = [interval for interval, r in zip(intervals, reaches, strict=True) if r <= reach]

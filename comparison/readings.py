@@ -1,9 +1,9 @@
-"""Losses at equal budgets: exploratory, and judged only where the reading is sound.
+"""Losses at equal budgets: exploratory, and judged only if the reading is reliable.
 
-A loss read in mid-training says little of an architecture if the learning rate of one run has
-decayed further than that of the other, and a loss between two evaluations is a guess. So a reading
-has a verdict only if both runs are as far on their schedule and the guess is much better than the
-difference; else it is descriptive.
+A loss in mid-training says little about an architecture if the learning rate of one run has decayed
+further than that of the other, and a loss between two evaluations is interpolated. So a reading
+gets a verdict only if both runs are at the same point of their schedules and the interpolation
+error is small compared with the difference; otherwise it is descriptive.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from inference.samples import Sample
 from inference.verdicts import Verdict
 
 SAME_PROGRESS = 0.01
-"""Shares of a schedule that differ by no more than this are the same place on it."""
+"""Difference up to which fractions of a schedule count as the same point."""
 
 SOUND_ERROR = 0.1
-"""An interpolation may be off by this share of the difference, or of the margin if that is more."""
+"""Maximum interpolation error, as a fraction of the difference or of the margin, whichever is
+larger."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,13 @@ class Reading:
     """A group at a budget that it and the baseline spent.
 
     Attributes:
-        budget: The largest such; for the baseline, what its own runs spent.
-        losses: Of the group, for each of its seeds.
-        difference: Mean over the shared seeds, from the baseline at this budget; None if none.
-        final: Whether both are at the end of their runs, so that the reading tells nothing new.
-        verdict: None for a reading that is descriptive.
-        descriptive: Why it is.
+        budget: The largest such budget; for the baseline, that of its own runs.
+        losses: The losses of the group by seed.
+        difference: Mean difference from the baseline at this budget over the shared seeds; None if
+            there are none.
+        final: Whether both runs end at this budget, so that the reading adds nothing new.
+        verdict: The verdict; None for a descriptive reading.
+        descriptive: Why there is no verdict.
     """
 
     budget: float
@@ -52,12 +54,13 @@ class Reading:
 def readings(
     groups: Sequence[Group], design: Design, verdicts: Mapping[str, Verdict]
 ) -> dict[str, dict[str, Reading]]:
-    """For each unit of budget, by name the reading of each group that has one.
+    """For each unit of budget, the readings of the groups by name.
 
     Args:
-        groups: The baseline first.
-        design: What was declared.
-        verdicts: By name those on the final losses, which readings at the end of the runs have too.
+        groups: The groups, the baseline first.
+        design: The declarations.
+        verdicts: By name, the verdicts on the final losses, which are also those of readings at the
+            end of the runs.
     """
     found = {axis: _on_axis(groups, axis, design, verdicts) for axis in AXES}
     return {axis: own for axis, own in found.items() if len(own) > 1}
@@ -79,7 +82,7 @@ def _on_axis(
     verdicts[base.name] = final[base.name]
     left = [g for g in groups if g.name in pairs.keys() - verdicts.keys()]
     sound = [group for group in left if not pairs[group.name].unsound]
-    # Arms with one budget share the baseline's losses at it, and can borrow variances.
+    # Arms read at the same budget share the baseline's losses and can borrow variances.
     for budget in dict.fromkeys(pairs[group.name].budget for group in sound):
         at = [group for group in sound if pairs[group.name].budget == budget]
         verdicts |= judged_groups(
@@ -102,7 +105,7 @@ def _on_axis(
 
 
 def losses_at(group: Group, axis: str, budget: float) -> Sample:
-    """The loss of each seed at a budget that every run spent, nats per token."""
+    """The loss of each seed at a budget that every run spent, in nats per token."""
     found = {run.seeds: loss_at(curve(run, axis), budget) for run in group.counted}
     return {seeds: loss for seeds, loss in found.items() if loss is not None}
 
@@ -125,10 +128,10 @@ class _Pair:
 
     @cached_property
     def unsound(self) -> str:
-        """Why it has no verdict; empty if it may have one."""
+        """Why there is no verdict; empty if there can be one."""
         waits = unfinished(*self._groups, self._design)
         if waits or self._design.schedule:
-            return waits or "seeds are added until sure, which only final losses allow for"
+            return waits or "sequential testing applies to final losses only"
         shares = [self._progress(group) for group in self._groups]
         if None in shares or abs(shares[0] - shares[1]) > SAME_PROGRESS:
             told = " and ".join("?" if s is None else f"{100 * s:.0f} %" for s in shares)
@@ -137,14 +140,14 @@ class _Pair:
         if math.isinf(error):
             return "outside the evaluations of a run"
         if error > SOUND_ERROR * max(abs(self.difference or 0), self._design.margin):
-            return f"between evaluations: may be off by {error:.4f}"
+            return f"between evaluations: interpolation error up to {error:.4f}"
         return ""
 
     def _progress(self, group: Group) -> float | None:
-        """The share of the schedule after which the budget was spent."""
+        """The fraction of the schedule completed at this budget."""
         ends = [curve(run, self._axis)[-1][0] for run in group.counted]
         return group.progress and group.progress * self.budget / fmean(ends)
 
     def _error(self, group: Group) -> float:
-        """How far interpolation may put the mean loss off."""
+        """Upper bound of the interpolation error of the mean loss."""
         return fmean(loss_error(curve(run, self._axis), self.budget) for run in group.counted)

@@ -1,4 +1,4 @@
-"""Runs as their logs tell them: found, loaded and checked."""
+"""Find, load and check the logs of runs."""
 
 from __future__ import annotations
 
@@ -42,34 +42,34 @@ from training_logger import (
 )
 
 SWEEP_FILE, TRIALS_FOLDER = "sweep.json", "tuning"
-"""In the folder of a sweep: its manifest, and the folder of the runs that only tuned."""
+"""In the folder of a sweep: its manifest, and the folder of its tuning runs."""
 
 
 MOST_OTHER_LOAD = 0.1
-"""Share of a machine's CPUs that other processes may use while a run's seconds still count."""
+"""Maximum fraction of a machine's CPUs used by other processes for a run's times to be compared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """A run as its log tells it; the fields are those of run.json, see training_logger.
+    """A run as described by its log; the fields are those of run.json, see training_logger.
 
-    Its log lines are not kept, since `summary` tells what they came to: a thousand runs fit.
+    The records of log intervals are not kept in memory, so that thousands of runs can be loaded.
 
     Attributes:
-        run_id: Identifies it, also after its folder was copied; None where the log does not say.
-        config: Its keys and their values, in the keys of today, see `saved_configs.upgraded`.
-        roles: What keys are for, as far as the log says it.
-        defaults: The options of parts that are at their defaults, as far as the log says it.
-        plugins: Of each plugin file and of each module that plugins import its digest; None where
-            the log does not say.
-        environments: That of each start of the run, where they are logged.
-        earlier_plugins: Those of earlier starts that are unlike the last.
-        earlier_configs: Of earlier starts the keys whose values were others, with those.
-        other_load: The largest share of the machine's CPUs that other processes used during a
-            start; None where the log does not say it of every start.
-        arm: What the sweep that the run belongs to calls its arm.
+        run_id: Identifies the run, even if its folder is copied; None if not logged.
+        config: The config, with current key names; see `saved_configs.upgraded`.
+        roles: The roles of keys, if logged.
+        defaults: The options of components that have default values, if logged.
+        plugins: The digest of each plugin file and of each module that plugins import; None if not
+            logged.
+        environments: The environment of each start of the run, if logged.
+        earlier_plugins: The plugins of earlier starts that differ from the last.
+        earlier_configs: For earlier starts, the keys that had other values, with these values.
+        other_load: The largest fraction of the machine's CPUs that other processes used during a
+            start; None unless logged for every start.
+        arm: The name of its arm in its sweep.
         sweep: The folder of that sweep.
-        trial: Whether it is a trial by which the sweep tuned.
+        trial: Whether it is a tuning trial of the sweep.
     """
 
     path: Path
@@ -96,31 +96,31 @@ class LoggedRun:
 
     @cached_property
     def folder(self) -> str:
-        """Its folder as text that can be printed."""
+        """Its folder as printable text."""
         return printable(str(self.path.parent))
 
     @property
     def starts(self) -> Sequence[Mapping[str, Any]]:
-        """The environment of each start: more than one if the run was resumed."""
+        """The environment of each start; several if the run was resumed."""
         return self.environments or (self.environment,)
 
     @property
     def alone(self) -> bool:
-        """Whether it had the machine to itself, as far as the log says: its speed is its own."""
+        """Whether it had the machine to itself according to the log, so that its times count."""
         return self.other_load is not None and self.other_load <= MOST_OTHER_LOAD
 
     @cached_property
     def code(self) -> list[Any]:
-        """What identifies the code of its starts: the digests of the project's source, or where
-        one is missing, commits and whether they had changes; and the digests of plugins."""
+        """Identifies the code of its starts: the digests of the project's source (or if one is
+        missing, commits and whether there were uncommitted changes) and of plugins."""
         sources = {start.get("source_sha256") for start in self.starts}
         if None in sources:
             sources = {(start.get("commit"), start.get("dirty")) for start in self.starts}
         return [sorted(map(str, sources)), self.plugins, *self.earlier_plugins]
 
     def resumed_with(self, *roles: Role) -> list[dict[str, Any]]:
-        """The keys of some roles that were changed when it was resumed, with the values that they
-        had before; none of a run whose starts all had one config."""
+        """The keys with these roles that were changed when the run was resumed, with their earlier
+        values."""
         found = (
             {key: value for key, value in own.items() if role_of(key, self.roles) in roles}
             for own in self.earlier_configs
@@ -129,8 +129,8 @@ class LoggedRun:
 
     @cached_property
     def text_losses(self) -> np.ndarray | None:
-        """The losses of its final weights on blocks of the validation text; None where it has none
-        that can be read."""
+        """The losses of the final weights on blocks of the validation text; None if missing or
+        unreadable."""
         try:
             return load_text_losses(self.path.parent)
         except UserError:
@@ -138,9 +138,9 @@ class LoggedRun:
 
     @property
     def training_losses(self) -> np.ndarray:
-        """Of each log interval with a finite loss: tokens seen, seconds of training, and the loss
-        in nats per token; shape (intervals, 3). Read from the log each time; empty where it has
-        none that can be read."""
+        """For each log interval with a finite loss: tokens seen, seconds of training, and the loss
+        in nats per token; shape (intervals, 3). Read from the log at each call; empty if missing or
+        unreadable."""
         points, seconds, before = [], 0.0, 0
         for line in self._records("train", _TRAINING):
             seconds += line["time_ms"] / 1000 * max(0, line["iter"] - before)
@@ -151,12 +151,12 @@ class LoggedRun:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """The records of what it wrote while it trained, `iter`, `prompt` and `text`: read from the
-        log each time; empty where it has none that can be read."""
+        """The text samples generated during training, with `iter`, `prompt` and `text`. Read from
+        the log at each call; empty if missing or unreadable."""
         return self._records("sample", _SAMPLES)
 
     def _records(self, kind: str, check: Check) -> list[dict[str, Any]]:
-        """The records of a kind that its log has, empty where they do not pass a check."""
+        """The log records of a kind; empty if they do not pass a check."""
         path = self.path.with_name(METRICS_FILE)
         try:
             lines = read_checked(path, read_metrics, _EVERY_LINE, "the log of a run")
@@ -166,18 +166,18 @@ class LoggedRun:
         return [] if check(found) else found
 
     def having(self, *roles: Role) -> dict[str, Any]:
-        """Its keys of some roles, with their values."""
+        """The config keys with these roles, and their values."""
         return {k: value for k, value in self.config.items() if role_of(k, self.roles) in roles}
 
     def came_to(self, key: str) -> Any:
-        """What the value of a key came to, by which runs are compared instead; None where the log
-        does not have it, or nothing but the key itself says it."""
+        """The value that resulted from a key, by which runs are compared instead; None if it is not
+        logged, or there is none for this key."""
         place = compared_by(key)
         return place and getattr(self, place[0]).get(place[1])
 
     @property
     def seeds(self) -> tuple[Any, Any]:
-        """(seed, data_seed): runs of two groups that share these are paired."""
+        """(seed, data_seed), by which runs of two groups are paired."""
         return self.config.get("seed"), self.config.get("data_seed")
 
     @property
@@ -201,13 +201,13 @@ class LoggedRun:
 
     @property
     def limit_seconds(self) -> float | None:
-        """The seconds of training after which it was to end; None where only steps ended it."""
+        """The time limit in seconds of training; None if only the number of steps is limited."""
         return 60 * (self.config.get("max_minutes") or 0) or None
 
     @property
     def progress(self) -> float | None:
-        """The share of its steps or of its minutes, whichever is larger, that the last evaluation
-        came after; 1 at most. None where its log does not tell."""
+        """The fraction of its steps or of its minutes, whichever is larger, completed at the last
+        evaluation; at most 1. None if unknown."""
         limits = (
             (self._last.get("iter"), self.config.get("max_iters")),
             (self.seconds, self.limit_seconds),
@@ -217,13 +217,13 @@ class LoggedRun:
 
     @property
     def loss(self) -> float | None:
-        """Validation loss at the last evaluation, nats per token; None where it is not finite."""
+        """Validation loss at the last evaluation, in nats per token; None if not finite."""
         return self._last.get("val_loss")
 
     @property
     def diverged(self) -> bool:
-        """Whether it failed to train: it was given up after steps that were not finite, or ended
-        without a finite loss, or with one that is not below that of its initial weights."""
+        """Whether training failed: it was stopped after non-finite steps, or ended without a finite
+        loss or with one that is not below that of its initial weights."""
         if self.status == "diverged":
             return True
         if not self.eval_steps:
@@ -235,8 +235,8 @@ class LoggedRun:
 
 # Loading
 
-# The shape of what is read from a log: keys that are used, and what their values may be. Other
-# keys of config, architecture, environment and data are shown, so they may be any plain value.
+# The schema of a log: the keys that are used and their allowed values. Other keys of config,
+# architecture, environment and data are only shown, so they may have any plain value.
 
 _COUNT = number(0)
 _STEPS = nullable(number(0, 1e18))
@@ -367,13 +367,13 @@ def _check_run(document: Any) -> Sequence[str]:
 
 
 def load_run(path: Path | str) -> LoggedRun:
-    """The run of a folder, of a run.json, or of the metrics.jsonl beside one.
+    """Load the run in a folder, or that of a run.json or metrics.jsonl file.
 
-    Control characters in its texts are escaped, see `errors.printable`.
+    Control characters in its texts are escaped; see `errors.printable`.
 
     Raises:
-        UserError: There is none, it is damaged, it is the file of something else, or a value that
-            a comparison uses has the wrong type or size.
+        UserError: If the log is missing, damaged or another kind of file, or a value used by
+            comparisons has the wrong type or size.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -382,8 +382,8 @@ def load_run(path: Path | str) -> LoggedRun:
         path = path.with_name(RUN_FILE)
     if not os.path.isfile(path):
         raise UserError(
-            f"{path}: no such file; name the folder of a run, or its {RUN_FILE} "
-            f"(a {METRICS_FILE} alone does not tell what was trained)."
+            f"{path}: no such file; pass the folder of a run, or its {RUN_FILE} "
+            f"(a {METRICS_FILE} alone does not contain the config)."
         )
     document = read_checked(path, read_run, _check_run, "the log of a run")
     starts = document.get("starts", ())
@@ -409,7 +409,7 @@ def load_run(path: Path | str) -> LoggedRun:
 
 
 def _of_starts(starts: Sequence[Mapping[str, Any]], key: str) -> tuple[dict[str, Any], ...]:
-    """What starts had that the last has otherwise, each once."""
+    """The values that earlier starts had and the last one does not, without duplicates."""
     found: list[dict[str, Any]] = []
     for own in (all_printable(start[key]) for start in starts if key in start):
         if own not in found:
@@ -421,7 +421,7 @@ _SHOWN = ("run_name", "status", "start_time", "config", "architecture", "environ
 
 
 def _up_to_date(run: LoggedRun) -> LoggedRun:
-    """A run as far as its metrics.jsonl got, which has its records until run.json takes them."""
+    """Update a run with the records of its metrics.jsonl, which are added to run.json later."""
     path = run.path.with_name(METRICS_FILE)
     if not os.path.isfile(path):
         return run
@@ -442,9 +442,10 @@ def _up_to_date(run: LoggedRun) -> LoggedRun:
 
 
 def find(patterns: Sequence[str]) -> Iterator[Path]:
-    """What command-line words name, each log once: runs, globs, or folders with runs below them.
+    """Yield the logs that command-line words refer to, each once: runs, globs, or folders with runs
+    below them.
 
-    A word that names nothing comes back as it is, for `load_run` to say what is wrong with it.
+    A word that matches nothing is returned unchanged, so that `load_run` reports it.
     """
     seen = set()
     for word in expand(patterns):
@@ -456,7 +457,7 @@ def find(patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def expand(patterns: Iterable[str]) -> Iterator[str]:
-    """What exists for each glob; a word that names or matches nothing as it is."""
+    """Expand globs; words that match nothing are returned unchanged."""
     for pattern in patterns:
         if os.path.exists(pattern):
             yield pattern
@@ -472,22 +473,22 @@ def _logs_at(path: Path) -> list[Path]:
 
 
 def logs_below(folder: Path) -> list[Path]:
-    """The logs in a folder and the folders below it, in order.
+    """The logs in a folder and its subfolders, in order.
 
-    Not those of a sweep's trials: the best of several was chosen for its loss, which is therefore
-    no sample of an arm's.
+    Tuning trials of sweeps are excluded: the best of several trials was chosen by its loss, which
+    is therefore biased.
     """
     trials = {sweep / TRIALS_FOLDER for sweep in sweeps_below(folder)}
     return [path for path in sorted(folder.rglob(RUN_FILE)) if trials.isdisjoint(path.parents)]
 
 
 def sweeps_below(folder: Path) -> list[Path]:
-    """The folders of sweeps, in order: a folder itself and those below it that hold a manifest."""
+    """The folders of sweeps, in order: the folder and its subfolders that contain a manifest."""
     return sorted(path.parent for path in folder.rglob(SWEEP_FILE) if os.path.isfile(path))
 
 
 def load_runs(paths: Iterable[Path | str]) -> tuple[list[LoggedRun], list[str]]:
-    """The runs that can be read, in order, and of each other path what is wrong with it."""
+    """The runs that can be read, in order, and the problems of the other paths."""
     runs, problems = [], []
     for path in paths:
         try:
@@ -498,5 +499,5 @@ def load_runs(paths: Iterable[Path | str]) -> tuple[list[LoggedRun], list[str]]:
 
 
 def newest(runs: Iterable[LoggedRun], count: int) -> list[LoggedRun]:
-    """The `count` runs that started last, the newest first."""
+    """The `count` runs that were started last, the newest first."""
     return sorted(runs, key=lambda run: run.start_time, reverse=True)[:count]

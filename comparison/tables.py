@@ -1,4 +1,4 @@
-"""Findings as a person reads them: numbered groups and tables, as text or Markdown."""
+"""Findings as numbered groups and tables, in text or Markdown."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from training_logger import LINE_WIDTH
 
 @dataclasses.dataclass(frozen=True)
 class TitledTable:
-    """A titled table, or without one a titled list of sentences.
+    """A table with a title and sentences below it, or only a title and sentences.
 
     Attributes:
-        header: Of each column its name; the first column labels the rows.
-        rows: A cell for each column.
-        sentences: What stands below the table.
+        header: The column names; the first column contains the row labels.
+        rows: The cells of each row, one per column.
+        sentences: The sentences below the table.
     """
 
     title: str
@@ -48,10 +48,10 @@ class TitledTable:
 
 
 def sections(findings: Findings, ratio: bool = False) -> Iterator[TitledTable]:
-    """What there is to say, in order; groups are numbered, the baseline is 1.
+    """Yield the sections to show, in order; groups are numbered, the baseline is 1.
 
     Args:
-        ratio: Also quality against memory and speed.
+        ratio: Whether to include quality against memory and speed.
     """
     numbered = dict(zip(map(str, range(1, len(findings.rows) + 1)), findings.rows, strict=True))
     compared = {number: row for number, row in numbered.items() if not row.set_apart}
@@ -81,7 +81,7 @@ def _names(findings: Findings) -> TitledTable:
         return f"{label.number}  {label.name}{unfinished}" + (f": {what}" if what else "")
 
     return TitledTable(
-        "Groups: runs that differ only by seed, and how they differ from the baseline",
+        "Groups of runs that differ only by seed, with their differences from the baseline",
         sentences=[sentence(label) for label in labels(findings)],
     )
 
@@ -90,7 +90,7 @@ _JUDGED = ("difference", "95 % interval", "p", "verdict")
 
 
 def _judged(verdict: Verdict | None) -> tuple[str, ...]:
-    """The cells under _JUDGED."""
+    """The cells of the _JUDGED columns."""
     if verdict is None:
         return "-", "-", "-", "descriptive"
     if verdict.difference is None:
@@ -102,12 +102,12 @@ def _judged(verdict: Verdict | None) -> tuple[str, ...]:
 def _estimated(
     estimate: Estimate, interval: tuple[float, float], p_adjusted: float
 ) -> tuple[str, ...]:
-    """An estimate, its interval and its p value."""
+    """The cells of an estimate, its interval and its p value."""
     return format_difference(estimate.value), format_interval(interval), format_p(p_adjusted)
 
 
 def _numbers(group: Group, keys: Sequence[str]) -> tuple[str, ...]:
-    """The cells of a group under the labels of these quantities."""
+    """The cells of a group for these quantities."""
     known = numbers(group)
     return tuple(QUANTITIES[key].format(known[key]) for key in keys)
 
@@ -124,8 +124,8 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
     sentences = [f"{number}  {line_of(row)}" for number, row in rows.items()]
     if findings.noise_floor is not None:
         sentences.append(
-            "Noise floor: two runs of the baseline that differ only by seed differ by "
-            f"{findings.noise_floor:.4f} (sd, from {findings.baseline.group.n} seeds)."
+            "Noise floor: the difference between two runs of the baseline has a standard deviation "
+            f"of {findings.noise_floor:.4f} ({findings.baseline.group.n} seeds)."
         )
     if any(row.verdict.interval for row in rows.values()):
         sentences.append(
@@ -136,7 +136,7 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
         row.verdict.difference and row.verdict.difference.n != row.group.n for row in rows.values()
     ):
         sentences.append(
-            "A difference rests on the n seeds of its line, the means on all runs of a group."
+            "Differences use the n seeds given in their lines; means use all runs of a group."
         )
     return TitledTable(
         "Final validation loss, nats per token",
@@ -147,7 +147,7 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
 
 
 def family_of(findings: Findings) -> str:
-    """What the intervals hold for together: `all 4 arms`."""
+    """The family over which the intervals are simultaneous: `all 4 arms`."""
     count = findings.family
     if findings.design.all_pairs:
         return f"all {count} pairs of arms" if count > 1 else "the one pair of arms"
@@ -155,7 +155,7 @@ def family_of(findings: Findings) -> str:
 
 
 def line_of(row: GroupResult) -> str:
-    """The verdict in words, and what else a reader should know."""
+    """The verdict in words, followed by the caveats."""
     noted = f" Note: {'; '.join(row.caveats)}." if row.caveats else ""
     return verdict_line(row.verdict, row.terms, row.new_text) + ("." if noted else "") + noted
 
@@ -163,7 +163,7 @@ def line_of(row: GroupResult) -> str:
 def _costs(rows: Mapping[str, GroupResult], keys: Sequence[str]) -> TitledTable:
     sentence = "seconds: in training steps; tokens/s and MFU: medians; 1 GB = 1e9 bytes."
     if ACTIVE in keys:
-        sentence = f"active: parameters that a token uses; {sentence}"
+        sentence = f"active: parameters used per token; {sentence}"
     return TitledTable(
         "Cost",
         ("", *_labels(keys)),
@@ -215,8 +215,8 @@ def _speedups(rows: Mapping[str, GroupResult]) -> TitledTable:
             if row.verdict.word != BASELINE
         ],
         [
-            "How many times less a group needs to reach that loss, with a 95 % interval. A group "
-            "that ends higher is compared at its own final loss."
+            "Budget that the baseline needs to reach that loss, divided by that of the group, with "
+            "a 95 % interval. A group that ends higher is compared at its own final loss."
         ],
     )
 
@@ -254,15 +254,16 @@ def _ratio(rows: Mapping[str, GroupResult]) -> TitledTable:
         ("", "val loss", "memory", "tokens/s", "FLOPs/token", "params", "Pareto"),
         [cells(number, row) for number, row in rows.items()],
         [
-            "*: no group has a lower mean loss, less memory or more speed without giving up "
-            "another; -: unknown, or of one seed. Differences within the noise floor may be chance."
+            "*: in the Pareto set: no group is better in one of mean loss, memory and speed "
+            "without being worse in another; -: unknown, or one seed. Differences within the noise "
+            "floor may be due to chance."
         ],
     )
 
 
 def _set_apart(rows: Mapping[str, GroupResult]) -> TitledTable:
     return TitledTable(
-        "Set apart: not comparable with the baseline",
+        "Not comparable with the baseline",
         ("", "n", *_labels(REACHED)),
         [(number, str(row.group.n), *_numbers(row.group, REACHED)) for number, row in rows.items()],
         [f"{number}  {'; '.join(row.set_apart)}" for number, row in rows.items()],
@@ -295,7 +296,7 @@ def text_of(tables: Iterable[TitledTable], colour: bool = False) -> str:
 
 
 def wrapped(sentence: str) -> list[str]:
-    """Lines of a sentence below a table; those after the first are indented further."""
+    """Wrap a sentence below a table; lines after the first are indented further."""
     return textwrap.wrap(
         sentence,
         LINE_WIDTH,
@@ -308,7 +309,7 @@ def wrapped(sentence: str) -> list[str]:
 def aligned(
     header: Sequence[str], rows: Sequence[Sequence[str]], colour: bool = False
 ) -> Iterator[str]:
-    """Lines of a table; columns that do not fit beside the others come below them."""
+    """The lines of a table; columns that do not fit continue below."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for columns in _fitting(widths):
         for row in (header, *rows):
@@ -320,7 +321,7 @@ def aligned(
 
 
 def _fitting(widths: Sequence[int]) -> list[list[int]]:
-    """The columns in as many parts as it takes for each to fit; each begins with the labels."""
+    """Split the columns into as many parts as needed to fit; each part starts with the labels."""
     parts, used = [[0]], widths[0] + 2
     for column, width in enumerate(widths[1:], start=1):
         if used + 2 + width > LINE_WIDTH and len(parts[-1]) > 1:
@@ -352,7 +353,7 @@ def markdown_of(tables: Iterable[TitledTable]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table in GitHub's Markdown, numbers to the right of the labels."""
+    """Yield the lines of a table in GitHub's Markdown, with all but the labels right-aligned."""
     yield _markdown_row(header)
     yield "|---" + "|---:" * (len(header) - 1) + "|"
     yield from map(_markdown_row, rows)

@@ -1,4 +1,4 @@
-"""The training loss of a group over a unit of budget, its spikes kept."""
+"""The training loss of a group over a unit of budget, with its spikes preserved."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from comparison.groups import Group
 
 
 def training_bands(group: Group, most: int) -> dict[str, Band]:
-    """By unit of budget, the training loss over the counted runs: none of it has a log of steps,
-    no band.
+    """By unit of budget, the training loss of the included runs; empty if none has step records.
 
-    A budget is divided into at most `most` stretches. The mean is over the log intervals of all
-    runs in a stretch, `low` and `high` are the lowest and the highest of them, so that a band
-    shows every spike that was logged.
+    The budget is divided into at most `most` bins. The mean is over the log intervals of all runs
+    in a bin; `low` and `high` are the lowest and highest of them, so a band shows every logged
+    spike.
     """
     logs = [run.training_losses for run in group.counted]
     if not logs or any(len(log) == 0 for log in logs):
@@ -32,7 +31,7 @@ def training_bands(group: Group, most: int) -> dict[str, Band]:
 
 
 def _binned(spent: np.ndarray, losses: np.ndarray, stretches: int) -> Band:
-    """Losses gathered in stretches of equal width; stretches without one are left out."""
+    """Losses in bins of equal width; empty bins are omitted."""
     width = spent.max() / stretches or 1.0
     index = np.clip(np.ceil(spent / width).astype(int) - 1, 0, stretches - 1)
     order = np.argsort(index, kind="stable")

@@ -1,4 +1,4 @@
-"""The curves by which each arm was tuned, with the fitted parabola and its band, as a figure."""
+"""Plot the tuning curve of each arm, with the fitted parabola and its confidence band."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS, _PANEL = 4, (2.5, 2.1)  # panels in a row, and the inches of each
-_PLACES = 60  # along a parabola
-_HIGHEST = 0.4  # nats above the lowest loss of an arm; what lies higher is not of interest
+_COLUMNS, _PANEL = 4, (2.5, 2.1)  # panels per row, and their size in inches
+_PLACES = 60  # points of a parabola
+_HIGHEST = 0.4  # nats above the lowest loss of an arm; higher losses are cut off
 
 
 def write_tuning_plot(curves: Sequence[TuningCurve], path: Path) -> None:
-    """Draw the curves into a file of one of `plot.FILE_TYPES`; its folder is made.
+    """Plot the curves to a file of one of `plot.FILE_TYPES`; creates its folder.
 
     Raises:
-        UserError: Nothing was tuned that has a curve.
-        OSError: The file cannot be written.
+        UserError: If there is no tuning curve.
+        OSError: If the file cannot be written.
     """
     if not curves:
-        raise UserError("nothing to plot: no sweep that tuned one number, such as learning_rate.")
+        raise UserError("nothing to plot: no sweep tuned a single number such as learning_rate.")
     write_figure(lambda: _draw(curves), path)
 
 

@@ -1,4 +1,4 @@
-"""A verdict in one line, the same in every view."""
+"""Verdicts in one line, shared by all views."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from inference.verdicts import EQUAL, INCONCLUSIVE, Verdict
 
 
 def verdict_line(verdict: Verdict, terms: str = "", new_text: NewText | None = None) -> str:
-    """`better: -0.0320 [-0.0486, -0.0154] nats at equal parameters and tokens, n=5, p=0.001`, and
-    what `verdict_notes` adds; without a full stop.
+    """`better: -0.0320 [-0.0486, -0.0154] nats at equal parameters and tokens, n=5, p=0.001`,
+    followed by the `verdict_notes`; without a full stop.
 
     Args:
         verdict: The verdict.
-        terms: In what the arm and the baseline are equal, see `groups.terms`.
-        new_text: Whether it holds on new text, where that is known.
+        terms: What is equal in the arm and the baseline; see `groups.terms`.
+        new_text: Whether it holds on new text, if known.
     """
     return f"{verdict.word}{_within(verdict)}{after_word(verdict, terms, new_text)}"
 
@@ -27,7 +27,7 @@ def _within(verdict: Verdict) -> str:
 
 
 def after_word(verdict: Verdict, terms: str = "", new_text: NewText | None = None) -> str:
-    """What the line says after the word: `: -0.0320 [-0.0486, -0.0154] nats ...`, or nothing."""
+    """The line after the verdict word: `: -0.0320 [-0.0486, -0.0154] nats ...`; may be empty."""
     notes = list(verdict_notes(verdict))
     if verdict.difference is not None:
         notes = [_numbers(verdict, terms), *notes]
@@ -59,13 +59,13 @@ def _p(value: float) -> str:
 
 
 def verdict_notes(verdict: Verdict) -> Iterator[str]:
-    """What there is to say beside the word and the numbers."""
+    """Yield notes on a verdict in addition to its word and numbers."""
     if verdict.reason:
         yield verdict.reason
     if verdict.difference is None:
         return
     if not verdict.difference.paired:
-        yield "seeds are not shared, so not paired"
+        yield "unpaired, because seeds are not shared"
     if verdict.negligible:
         yield f"by less than {verdict.margin:g}"
     if verdict.screening:
@@ -75,7 +75,7 @@ def verdict_notes(verdict: Verdict) -> Iterator[str]:
 
 
 def reading_verdict(reading: Reading) -> tuple[str, str]:
-    """The word for a reading at an equal budget, and what there is to say beside it."""
+    """The word for a reading at an equal budget, and the notes on it."""
     if reading.verdict is None:
         return "descriptive", reading.descriptive
     return reading.verdict.word, "; ".join(verdict_notes(reading.verdict))
@@ -84,7 +84,7 @@ def reading_verdict(reading: Reading) -> tuple[str, str]:
 def _what_it_takes(verdict: Verdict) -> str:
     needed, detectable = verdict.seeds_needed, verdict.detectable
     if needed is not None:
-        return f"to find a difference of {verdict.margin:g} takes about {needed} seeds"
+        return f"detecting a difference of {verdict.margin:g} takes about {needed} seeds"
     if detectable is None:
-        return f"{verdict.difference.n} seeds find no difference, since some were added later"
-    return f"{verdict.difference.n} seeds find differences from {detectable:.2g}"
+        return f"{verdict.difference.n} seeds cannot detect a difference (some were added later)"
+    return f"{verdict.difference.n} seeds can detect differences of {detectable:.2g} or more"

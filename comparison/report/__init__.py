@@ -1,6 +1,6 @@
-"""The comparison as one page of HTML that needs nothing but a browser.
+"""The comparison as a single self-contained HTML page.
 
-`page.py` fills the Jinja2 templates in `templates/`, with the style and the script that stand
-beside it; the other modules prepare what the templates show, as plain data. Every number in it is
-one of the JSON document, which the page carries.
+`page.py` renders the Jinja2 templates in `templates/` with their style and scripts; the other
+modules prepare their data. Every number on the page comes from the JSON document, which the page
+contains.
 """

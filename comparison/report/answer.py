@@ -1,4 +1,4 @@
-"""The answer in words, which the page begins with."""
+"""The answer in words, at the top of the page."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Answer:
     """Which arms are better, worse or equal, and which are inconclusive.
 
     Attributes:
-        headline: The verdict on the arm that gains most, or else loses most; empty if none does.
-        count: How many arms there are of each verdict.
-        n: Seeds of the baseline.
-        loss: Of the baseline, at its end.
+        headline: The verdict on the best arm, or if none is better, on the worst; empty if no arm
+            is better or worse.
+        count: The number of arms with each verdict, in words.
+        n: Number of seeds of the baseline.
+        loss: Final loss of the baseline.
     """
 
     headline: str
@@ -77,20 +78,20 @@ def _clearest(arms: Sequence[ArmFigure], baseline: ArmFigure) -> str:
 
 
 def _count(counts: dict[str, int], apart: int) -> str:
-    """The number of arms of each verdict, and of those that are not comparable, in words."""
+    """The number of arms with each verdict, and of those that are not comparable, in words."""
     other = f" {apart} arm{'s' * (apart != 1)} cannot be compared with it." if apart else ""
     total = sum(counts.values())
     if not total:
-        nothing = "No arm is comparable with the baseline" if apart else "There is one arm only"
+        nothing = "No arm is comparable with the baseline" if apart else "There is only one arm"
         return f"{nothing}, so there is nothing to compare.{other}"
     if total == 1:
         (verdict,) = counts
-        return f"The one arm beside the baseline {_PHRASES[verdict][0]}.{other}"
+        return f"The only arm besides the baseline {_PHRASES[verdict][0]}.{other}"
     if len(counts) == 1:
         (verdict,) = counts
-        return f"All {total} arms beside the baseline {_PHRASES[verdict][1]}.{other}"
+        return f"All {total} arms besides the baseline {_PHRASES[verdict][1]}.{other}"
     phrases = [f"{count} {_PHRASES[verdict][count > 1]}" for verdict, count in counts.items()]
-    return f"Of {total} arms beside the baseline, {_and(phrases)}.{other}"
+    return f"Of {total} arms besides the baseline, {_and(phrases)}.{other}"
 
 
 def _and(phrases: Sequence[str]) -> str:

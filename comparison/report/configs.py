@@ -1,4 +1,4 @@
-"""The configs of the runs and where they ran: keys against arms, and values told once."""
+"""The configs of the arms, and the environment and data of their runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from comparison.runs import LoggedRun
 from pages.rendering import IN_LOGS_ONLY
 
 _NAMES = {"run_name"}  # differ from run to run by design
-_MOST_VALUES = 8  # of one key that a cell or a row lists
+_MOST_VALUES = 8  # listed for a key in a cell or row
 _ABSENT = "not logged"
 
 Facts = Callable[[LoggedRun], Mapping[str, Any]]
-"""A table of a run: its config, its environment, its data."""
+"""Returns a section of the log of a run: its config, environment or data."""
 
 
-# The configs, a column for each arm
+# The configs, one column per arm
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigTable:
-    """The keys of the configs.
+    """The config keys and their values.
 
     Attributes:
-        arms: A column each, the baseline's first.
-        differing: By key the value in each arm, where these are not all the same.
-        shared: By key the one value of the others.
+        arms: The arms, one column each, the baseline first.
+        differing: By key, the value in each arm, for keys that differ.
+        shared: By key, the common value, for keys that do not differ.
     """
 
     arms: Sequence[Label]
@@ -67,16 +67,16 @@ def _listed(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
 
 
-# Environment and data, told once
+# Environment and data
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedFacts:
-    """What the runs agree on, and what they do not.
+    """Facts about the runs, shared or differing.
 
     Attributes:
-        differing: By key each value, and whose it is.
-        shared: By key the value of all runs, but for what only logs have.
+        differing: By key, each value with the arms that have it.
+        shared: By key, the value of all runs, except facts that are only useful in logs.
     """
 
     title: str
@@ -85,7 +85,7 @@ class SharedFacts:
 
 
 def shared_facts(findings: Findings) -> list[SharedFacts]:
-    """What every run agrees on, once; elsewhere each value, and whose it is."""
+    """The environment and data of the runs: shared values once, others with their arms."""
     return [
         _facts_of("Software and machine", findings, lambda run: run.environment),
         _facts_of("Data", findings, lambda run: run.data),
@@ -111,7 +111,7 @@ def _facts_of(title: str, findings: Findings, facts: Facts) -> SharedFacts:
 
 
 def _owned(findings: Findings, facts: Facts, key: str, values: Sequence[str]) -> Iterator[str]:
-    """Each value with the arms and the number of runs that have it."""
+    """Yield each value with the arms and the number of runs that have it."""
     for value in values[:_MOST_VALUES]:
         owners = {
             number: sum(str(facts(run).get(key, _ABSENT)) == value for run in row.group.runs)
@@ -126,7 +126,7 @@ def _owned(findings: Findings, facts: Facts, key: str, values: Sequence[str]) ->
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """`1 to 3, 7`: rising numbers, three or more in a row as a range."""
+    """`1 to 3, 7`: increasing numbers, with three or more consecutive ones as a range."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""What curves.js draws: for each arm and unit of budget, the mean loss and its band over seeds."""
+"""The data that curves.js draws: the mean loss of each arm and its band over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comparison.figures import ArmFigure, BudgetAxis, Figures
 from pages.palette import dashes_of, hue
 
 FIRST_SHOWN = 8
-"""Arms whose curves are shown at first; a reader adds others."""
+"""Number of arms whose curves are shown initially."""
 
 _LINE_WIDTH = 2  # pixels, as in style.css
 BUDGET_AXES = {
@@ -34,9 +34,9 @@ _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 200, 30, 6_000
 def curve_data(figures: Figures) -> dict[str, Any]:
     """The axes that have curves, and the arms with their bands.
 
-    Losses are rounded to the four decimals that are shown, budgets to six digits. A curve of very
-    many evaluations is thinned, the sooner the more arms there are, so that the page stays small;
-    `thinned` tells.
+    Losses are rounded to the four decimals that are shown, budgets to six digits. Curves with many
+    points are thinned to keep the page small, depending on the number of arms; `thinned` is true in
+    that case.
     """
     most = most_points(figures)
     shown = shown_at_first(figures)
@@ -73,25 +73,25 @@ def curve_data(figures: Figures) -> dict[str, Any]:
 
 
 def drawn_as(number: int) -> dict[str, Any]:
-    """What chart.js needs to draw an arm as everywhere: its number, colour and dashes."""
+    """The number, color and dashes with which chart.js draws an arm."""
     dashes = " ".join(f"{_LINE_WIDTH * own:g}" for own in dashes_of(number))
     return {"number": number, "hue": hue(number), "dash": dashes or "none"}
 
 
 def most_points(figures: Figures) -> int:
-    """Points that a curve may have so that the page stays small."""
+    """Maximum number of points of a curve, which keeps the page small."""
     return min(_MOST_POINTS, max(_FEWEST_POINTS, _ALL_POINTS // len(figures.arms)))
 
 
 def _caution(figures: Figures, axis: BudgetAxis) -> str:
-    """What keeps curves over this unit from being compared; empty where nothing does."""
+    """Why curves over this unit cannot be compared; empty if they can."""
     if axis.unit != "seconds" or axis.comparable or len(figures.compared) == 1:
         return ""
-    return "Seconds cannot be compared here: they are not all of one machine, or not all known."
+    return "Seconds cannot be compared: they are from different machines, or some are unknown."
 
 
 def shown_at_first(figures: Figures) -> Collection[int]:
-    """The baseline and the arms of lowest loss, among those compared with it."""
+    """The numbers of the baseline and of the compared arms with the lowest losses."""
 
     def loss(arm: ArmFigure) -> float:
         return float("inf") if arm.loss is None else arm.loss

@@ -1,7 +1,7 @@
-// The curves of a comparison: which arms, which loss, over which budget.
+// The curves of a comparison, for a choice of arms, loss and unit of budget.
 
-const FEWEST = 5; // evaluations from which on the second half is shown at first
-const MANY = 12; // arms from which on one looks for them by name
+const FEWEST = 5; // evaluations from which only the second half is shown initially
+const MANY = 12; // arms from which there is a search field
 
 class Curves {
   constructor(data) {
@@ -10,9 +10,9 @@ class Curves {
     this.axis = view.get("axis") in data.axes ? view.get("axis") : Object.keys(data.axes)[0];
     this.logarithmic = view.get("log") === "1";
     const points = data.arms.flatMap((arm) => Object.values(arm.bands.validation).map(({ spent }) => spent.length));
-    const drawn = Math.max(...points) > 1 ? this.losses[0] : this.losses.at(-1); // a point is no curve
+    const drawn = Math.max(...points) > 1 ? this.losses[0] : this.losses.at(-1); // a single point is not a curve
     this.loss = this.losses.includes(view.get("loss")) ? view.get("loss") : drawn;
-    // where they differ is the question, if there is enough of it
+    // the differences at the end matter most, if there are enough points
     const long = data.arms.length > 1 && Math.max(...points) >= FEWEST;
     this.secondHalf = view.has("half") ? view.get("half") === "1" : long;
     const first = view.has("arms") ? view.get("arms").split(",").map(Number) : null;
@@ -55,7 +55,7 @@ class Curves {
     );
   }
 
-  /** An item that tells a point, and where it is if that is not told above. */
+  /** A list item with the values of a point, and its budget unless the title gives it. */
   reading(arm, point, at) {
     const item = html("li", { "data-key": arm.number }, html("span", { class: `badge ${arm.hue}` }, String(arm.number)), " ");
     if (!point) item.append(html("span", { class: "why" }, "not evaluated yet"));

@@ -1,4 +1,4 @@
-"""The numbers of the JSON document as the page shows them."""
+"""Numbers of the JSON document, formatted for the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Place = tuple[str | int, ...]
-"""Where a value stands in the document: `("groups", 1, "loss")`."""
+"""The location of a value in the document, such as `("groups", 1, "loss")`."""
 
 Format = Callable[[Any], str]
 
@@ -17,8 +17,8 @@ class ShownNumber:
     """A number, rounded for readers.
 
     Attributes:
-        exact: As Python writes it, unrounded.
-        pointer: Its place in the document, a JSON pointer.
+        exact: The unrounded number as text.
+        pointer: Its location in the document as a JSON pointer.
     """
 
     text: str
@@ -27,20 +27,20 @@ class ShownNumber:
 
 
 class DocumentNumbers:
-    """Reads numbers of a JSON document by their places."""
+    """Reads numbers of a JSON document by location."""
 
     def __init__(self, document: Mapping[str, Any]):
         self._document = document
 
     def at(self, *place: str | int) -> Any:
-        """What the document has at a place; None where some part of the way there is null."""
+        """The value at a location; None if it or one of its parents is null."""
         found: Any = self._document
         for step in place:
             found = None if found is None else found[step]
         return found
 
     def show(self, format: Format, *place: str | int) -> ShownNumber | None:
-        """The number at a place; None where there is none."""
+        """The number at a location; None if there is none."""
         value = self.at(*place)
         if value is None:
             return None
@@ -50,12 +50,12 @@ class DocumentNumbers:
     def interval(
         self, format: Format, *place: str | int
     ) -> tuple[ShownNumber | None, ShownNumber | None] | None:
-        """The ends of the interval at a place; None where there is none."""
+        """The ends of the interval at a location; None if there is none."""
         if self.at(*place) is None:
             return None
         return self.show(format, *place, 0), self.show(format, *place, 1)
 
 
 def typeset(number: str) -> str:
-    """A number with the minus sign of print in place of the hyphen."""
+    """A number with a minus sign instead of a hyphen."""
     return number.replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""What a comparison is called, and of what it is: the title of its page."""
+"""The title of the page of a comparison."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Heading:
     """The title of a page.
 
     Attributes:
-        name: That of the sweep, or how many arms are compared.
-        facts: Dataset, budget and date, as far as they are known.
+        name: The name of the sweep, or the number of arms compared.
+        facts: Dataset, budget and date, as far as known.
     """
 
     name: str
@@ -42,13 +42,13 @@ def heading(findings: Findings, figures: Figures) -> Heading:
 
 
 def datasets(runs: Sequence[LoggedRun]) -> str:
-    """The names of the datasets, three at most."""
+    """The names of the datasets, at most three."""
     names = dict.fromkeys(str(run.data.get("dataset", "")) for run in runs)
     return ", ".join(list(filter(None, names))[:3])
 
 
 def _budget(findings: Findings) -> str:
-    """What each run of the baseline spends."""
+    """The budget of each run of the baseline."""
     declared, base = findings.design.declared, findings.baseline.group
     if declared.budget:
         return f"{declared.budget} per run"

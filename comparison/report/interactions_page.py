@@ -1,4 +1,4 @@
-"""The page of changes on several baselines: their effects on each, and by how much they differ."""
+"""The page of changes on several baselines: their effects on each, and the interactions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_interactions_page(found: OnBaselines, about: AboutSeries) -> None:
     """Write the page to `about.page`.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: If it cannot be written.
     """
     write_series_page(interactions_to_html(found, about), about.page)
 
@@ -45,8 +45,8 @@ def interactions_to_html(found: OnBaselines, about: AboutSeries) -> str:
         list(_sections(found, about, tables)),
         exported,
         {},
-        "The intervals of the changes on one baseline hold together with 95 % confidence, and so "
-        "do those of all interactions, which are exploratory.",
+        "The 95 % intervals are simultaneous over the changes on each baseline, and over all "
+        "interactions, which are exploratory.",
     )
 
 
@@ -79,7 +79,7 @@ class _Tables:
         self._places = {own: ("effects", index) for index, own in enumerate(effects)}
 
     def changes(self, label: str) -> Table:
-        """The effect of each change on a baseline."""
+        """The effects of the changes on a baseline."""
         rows = self._found.rows[label]
         places = [self._places[label, change] for change in rows]
         verdicts = [
@@ -98,14 +98,14 @@ class _Tables:
         )
 
     def interactions(self, label: str) -> Table:
-        """By how much each change does more on a baseline than on the first."""
+        """The effect of each change on a baseline minus its effect on the first."""
         listed = enumerate(self._found.interactions)
         own = {index: each for index, each in listed if each.baseline == label}
         places = [("interactions", index) for index in own]
         reasons = [[each.reason] if each.reason else [] for each in own.values()]
         contrasts = [each.contrast and contrast_figure(each.contrast) for each in own.values()]
         return Table(
-            caption="nats per token; left of zero, the change does more for this baseline.",
+            caption="nats per token; left of zero: the change improves this baseline more.",
             title="Change",
             labels=[each.change for each in own.values()],
             columns=[
@@ -118,7 +118,7 @@ class _Tables:
     def _estimates(
         self, places: Sequence[Any], differences: Sequence[Difference | None]
     ) -> list[Column]:
-        """Estimates, drawn where any is known, and in numbers."""
+        """Columns of estimates: as a plot if any is known, and as numbers."""
         show = self._numbers.show
         columns = [
             Column("difference", [show(format_difference, *at, "difference") for at in places]),

@@ -1,5 +1,5 @@
-"""Where a forest plot has its marks: differences with their intervals on one scale, a strip for
-each row of a table. Places are shares of the strip's width, such as `50.00%`."""
+"""The geometry of forest plots: differences with their intervals on a common scale, with a strip
+for each row of a table. Positions are percentages of the strip's width, such as `50.00%`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import ClassVar
 from comparison.figures import Difference
 from comparison.report.document_numbers import typeset
 
-_MARGIN = 4.0  # percent of the width on either side, so that an end is never cut
-_REACH = 3.0  # an interval is drawn as far as this many times the largest difference or noise
+_MARGIN = 4.0  # percent of the width on either side, so that ends are not clipped
+_REACH = 3.0  # intervals are drawn up to this multiple of the largest difference or noise
 
 
-_TICKS = 3.5  # steps between ticks at most: there is room for four numbers on the narrowest strip
-_LEAST_SIDE = 1 / 3  # of the longer side of zero: room for the words that say which is better
-_WIDE = 4.0  # the ratio of factors from which on their ticks are those of a logarithmic scale
+_TICKS = 3.5  # maximum number of tick intervals; the narrowest strip has room for four numbers
+_LEAST_SIDE = 1 / 3  # minimum width of the shorter side relative to the longer, for its label
+_WIDE = 4.0  # ratio of factors above which ticks are those of a logarithmic scale
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What a strip shows, in nats per token, from its left to its right end.
+    """The range of a strip from left to right, in nats per token.
 
     Attributes:
-        floor: The noise floor, shaded on both sides of zero; None where it is not known.
-        sides: What is on the left and on the right of zero.
+        floor: The noise floor, shaded on both sides of zero; None if unknown.
+        sides: The labels of the left and right sides of zero.
     """
 
     low: float
@@ -35,11 +35,11 @@ class Scale:
     sides: ClassVar[tuple[str, str]] = ("← better", "worse →")
 
     def at(self, value: float) -> str:
-        """Where a value stands; one beyond the scale stands at its end."""
+        """The position of a value, clipped to the scale."""
         return f"{self._percent(value):.2f}%"
 
     def width(self, low: float, high: float) -> str:
-        """How wide the range from `low` to `high` is, as far as it is on the scale."""
+        """The width of the range from `low` to `high`, clipped to the scale."""
         left, right = (round(self._percent(end), 2) for end in (low, high))
         return f"{right - left:.2f}%"
 
@@ -48,13 +48,13 @@ class Scale:
         return _MARGIN + (100 - 2 * _MARGIN) * share
 
     def ticks(self) -> list[float]:
-        """Zero and its round neighbours."""
+        """Zero and round numbers on both sides."""
         step = round_step((self.high - self.low) / _TICKS)
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [k * step for k in range(first, last + 1)]
 
     def tick_labels(self) -> list[tuple[str, str]]:
-        """The place and the text of each tick."""
+        """The position and label of each tick."""
         ticks = self.ticks()
         decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if ticks[1:] else 0
         return [
@@ -64,12 +64,12 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class FactorScale(Scale):
-    """What a strip of factors shows, by their natural logarithms."""
+    """The range of a strip of factors, in natural logarithms."""
 
     sides: ClassVar[tuple[str, str]] = ("← needs more", "needs less →")
 
     def tick_labels(self) -> list[tuple[str, str]]:
-        """The place and the text of each tick: `1x` and round factors beside it."""
+        """The position and label of each tick: `1x` and round factors on both sides."""
         return [(self.at(math.log(factor)), f"{factor:.3g}x") for factor in self._factors()]
 
     def _factors(self) -> list[float]:
@@ -92,10 +92,10 @@ def scale_of(
     floor: float | None = None,
     kind: type[Scale] = Scale,
 ) -> Scale | None:
-    """The scale of a plot of differences; None where none of them is known.
+    """The scale of a plot of differences; None if none of them is known.
 
-    Zero and every difference are on it, and the intervals unless they are far longer than what
-    there is to see: one arm of two seeds would squeeze all others into a dot. An interval may be
+    It includes zero and all differences, and intervals unless they are much longer than these:
+    otherwise a single arm with two seeds would make the others unreadable. Intervals may be
     infinite.
     """
     known = [found for found in differences if found]
@@ -113,7 +113,7 @@ def scale_of(
 
 
 def round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is no less."""
+    """The smallest number of the form 1, 2 or 5 times a power of ten that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
@@ -123,8 +123,8 @@ class Mark:
     """A difference and its interval on a strip.
 
     Attributes:
-        goes_on: Whether the interval goes on beyond the left and the right end of the scale.
-        dots: The difference of each pair of seeds.
+        goes_on: Whether the interval extends beyond the left and the right end of the scale.
+        dots: The differences of single seeds.
     """
 
     left: str
@@ -140,10 +140,10 @@ class Strip:
     """A row of a forest plot.
 
     Attributes:
-        hue: The class that colours its mark; empty: by the verdict.
-        zero: Where zero is.
-        floor: The left end and the width of the noise floor; None where it is not known.
-        mark: None where there is no difference to draw.
+        hue: The CSS class that colors its mark; empty: according to the verdict.
+        zero: The position of zero.
+        floor: The left end and the width of the noise floor; None if unknown.
+        mark: The mark; None if there is no difference to draw.
     """
 
     zero: str
@@ -155,7 +155,7 @@ class Strip:
 def strips(
     differences: Sequence[Difference | None], scale: Scale, hues: Sequence[str] = ()
 ) -> list[Strip]:
-    """The strip of each difference, in these colours, or by its verdict if none are given."""
+    """The strips of differences, in these colors or according to their verdicts."""
     floor = scale.floor
     shaded = (scale.at(-floor), scale.width(-floor, floor)) if floor else None
     return [

@@ -30,14 +30,14 @@ from training_logger import format_count, format_flops
 
 _CHARTS = {"multipliers": "Compute multiplier", "losses": "Final validation loss"}
 _REACH = 10.0
-"""Intervals are drawn as far as this many times beyond the multipliers."""
+"""Intervals are drawn up to this factor beyond the multipliers."""
 
 
 def write_ladder_page(found: LadderFindings, about: AboutSeries) -> None:
     """Write the page to `about.page`.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: If it cannot be written.
     """
     write_series_page(ladder_to_html(found, about), about.page)
 
@@ -53,8 +53,8 @@ def ladder_to_html(found: LadderFindings, about: AboutSeries) -> str:
         list(_sections(found, about, tables)),
         exported,
         dict(zip(_CHARTS, (_multipliers(found), _losses(found)), strict=True)),
-        "An interval of a multiplier holds for one rung at a time with 95 % confidence; those of "
-        f"the exponents hold for {_together(found.family)}.",
+        "The 95 % intervals of multipliers hold for one rung at a time; those of the exponents "
+        f"hold for {_together(found.family)}.",
     )
 
 
@@ -91,7 +91,7 @@ def _headline(found: LadderFindings) -> str:
 
 
 def _at_the_top(found: LadderFindings, arm: ArmOnLadder) -> str:
-    """The multiplier at the largest rung, which is nearest to what is of interest."""
+    """The multiplier at the largest rung, which is closest to the scale of interest."""
     if arm.ladder is None:
         return ""
     low, high = arm.ladder.intervals[-1]
@@ -110,9 +110,9 @@ def _lead(found: LadderFindings) -> str:
             f"({max(known) / min(known):.3g}x)"
         )
     return (
-        f"{_the_baseline(found)} has {len(found.labels)} rungs{span}. The multiplier is how many "
-        "times less compute an arm needs for its loss, by the arm's own FLOPs; above 1 is better. "
-        "It grows or fades if it goes as compute to a power above or below 0."
+        f"{_the_baseline(found)} has {len(found.labels)} rungs{span}. The multiplier is the "
+        "baseline's compute divided by the compute that an arm needs for the same loss; above 1 is "
+        "better. It grows or fades if it scales as compute to a power above or below 0."
     )
 
 
@@ -123,15 +123,15 @@ def _the_baseline(found: LadderFindings) -> str:
 def _methods(found: LadderFindings, about: AboutSeries) -> Iterator[tuple[str, str]]:
     yield (
         "Curve",
-        "the losses of the baseline as E + B C^-a; the intervals cover every offset E that fits "
-        "them as well as chance allows",
+        "the losses of the baseline as E + B C^-a; the intervals include all offsets E that are "
+        "consistent with the losses",
     )
     seeds = sorted({own.baseline.group.n for own in found.rungs})
     yield "Seeds", " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + " at each rung"
     tuned = any(arm.allowance for arm in found.arms)
     yield (
         "Tuning",
-        "each rung by itself; the intervals and the trend allow for what tuning leaves open"
+        "each rung separately; the intervals and the trend include allowances for tuning"
         if tuned
         else "no allowance: nothing was tuned",
     )
@@ -160,7 +160,7 @@ class _Tables:
         self._found, self._about, self._numbers = found, about, numbers
 
     def trend(self) -> Table:
-        """A line for each arm."""
+        """A row for each arm."""
         found, numbers = self._found, self._numbers
         places = [("arms", index) for index in range(len(found.arms))]
         signed = "{:+.3f}".format
@@ -177,9 +177,9 @@ class _Tables:
             shown = [numbers.show(format_loss, *at, "allowance") for at in places]
             columns.append(Column("allowance", shown))
         return Table(
-            caption="exponent: the multiplier goes as compute to this power. Intervals hold for "
-            f"{_together(found.family)}. allowance: for tuning, the largest at a rung, of arm and "
-            "baseline together, nats per token.",
+            caption="exponent: the multiplier scales as compute to this power. Intervals hold for "
+            f"{_together(found.family)}. allowance: for tuning, sum of arm and baseline, the "
+            "largest of all rungs, nats per token.",
             labels=[_label(found, arm) for arm in found.arms],
             columns=[
                 *columns,
@@ -188,7 +188,7 @@ class _Tables:
         )
 
     def multipliers(self, arm: ArmOnLadder) -> Table:
-        """A line for each rung, with the multiplier drawn."""
+        """A row for each rung, with a plot of the multiplier."""
         found, numbers = self._found, self._numbers
         place, each = ("arms", found.arms.index(arm)), range(len(found.labels))
         columns = [
@@ -221,15 +221,15 @@ class _Tables:
             columns.insert(0, Column("", drawn, "strip", scale))
         return Table(
             caption="multiplier: above 1, the arm needs less compute. difference: in final loss "
-            "from the baseline, nats per token. allowance: how far below the loss of the runs that "
-            "at the best tuned value may lie; included in the interval.",
+            "from the baseline, nats per token. allowance: how much lower the loss could be at the "
+            "best tuned value; included in the interval.",
             title="Rung",
             labels=found.labels,
             columns=[*columns, self._about.links(found.labels)],
         )
 
     def rungs(self) -> Table:
-        """A line for each rung: the size, the compute and the loss of the baseline."""
+        """A row for each rung: the size, the compute and the loss of the baseline."""
         places = [("rungs", index) for index in range(len(self._found.labels))]
         shown = {
             "params": ("parameters", format_count),
@@ -253,8 +253,8 @@ class _Tables:
 
 
 def _logs(ladder: Ladder | None) -> list[Difference | None]:
-    """The logarithm of the multiplier of each rung, as it is drawn; None where it is infinite, as
-    of a baseline that hardly learns."""
+    """The logarithm of the multiplier at each rung; None if infinite, for example if the baseline
+    hardly learns."""
     if ladder is None:
         return []
     return [
@@ -328,7 +328,7 @@ def _multipliers(found: LadderFindings) -> dict[str, Any]:
 def _multiplier_curves(
     found: LadderFindings, arm: ArmOnLadder, ends: tuple[float, float]
 ) -> Iterator[dict[str, Any]]:
-    """The multipliers of an arm with their intervals, and the trend that is fitted to them."""
+    """The multipliers of an arm with their intervals, and their fitted trend."""
     look = drawn_as(_label(found, arm).number)
     rungs = zip(found.compute, arm.ladder.multipliers, arm.ladder.intervals, strict=True)
     points = [
@@ -342,7 +342,7 @@ def _multiplier_curves(
 
 
 def _fitted(compute: Sequence[float], ladder: Ladder) -> list[float]:
-    """The trend at each rung: through the mean of the log multipliers, with the exponent."""
+    """The trend at each rung: a line through the mean log multiplier with the exponent as slope."""
     x = [math.log(own) for own in compute]
     middle = sum(x) / len(x)
     level = sum(map(math.log, ladder.multipliers)) / len(x)

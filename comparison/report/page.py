@@ -1,4 +1,4 @@
-"""The page, put together: sections in the order of a reader's questions, in one file."""
+"""Render the page: all sections in one file, in the order of a reader's questions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _HERE = Path(__file__).parent
 
 
 def write_page(findings: Findings, path: Path) -> None:
-    """Write the page; folders above it are made.
+    """Write the page; creates its folder.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(to_html(findings, path), encoding="utf-8", errors="backslashreplace")
@@ -38,8 +38,8 @@ def to_html(findings: Findings, path: Path | None = None) -> str:
     """The page as text.
 
     Args:
-        findings: What it shows.
-        path: The file that it is for, from which the pages of runs are linked; None: no links.
+        findings: The findings to show.
+        path: The file of the page, which links to the pages of runs; None: no links.
     """
     exported, figures = document(findings), figures_of(findings)
     numbers = DocumentNumbers(exported)
@@ -68,7 +68,7 @@ class PageSection:
 
     Attributes:
         name: Its anchor.
-        template: The file in `templates/sections/` that shows the content.
+        template: The template in `templates/sections/` that renders the content.
     """
 
     name: str
@@ -80,7 +80,7 @@ class PageSection:
 def _sections(
     tables: ResultTables, findings: Findings, figures: Figures, path: Path | None
 ) -> Iterator[PageSection]:
-    """Those that there is something for, after the verdicts."""
+    """Yield the nonempty sections after the verdicts."""
     yield PageSection("curves", "Curves", "curves.html", figures.axes)
     yield PageSection("results", "Results and cost", "table.html", tables.results())
     if findings.notes:

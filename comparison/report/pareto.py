@@ -1,4 +1,4 @@
-"""Where the scatter of quality against speed has its marks, in the units of its own drawing."""
+"""The geometry of the scatter plot of quality against speed, in SVG units."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from training_logger import format_count
 
 _WIDTH, _HEIGHT = 700, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 660, 12, 280
-_ROOM = 0.08  # share of the span that is left free on either side
+_ROOM = 0.08  # empty space on either side, as a fraction of the range
 _TICKS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """An arm: its speed across, its loss up, and the ends of both intervals.
+    """The point of an arm: its speed (x), its loss (y), and the ends of both intervals.
 
     Attributes:
-        number: That of its label.
+        number: The number of its label.
         inside: Whether it is in the Pareto set.
     """
 
@@ -43,7 +43,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Scatter:
-    """The drawing: its points, and the place and text of each tick."""
+    """The plot: its points, and the position and label of each tick."""
 
     title: str
     points: Sequence[Point]
@@ -58,7 +58,7 @@ class Scatter:
 
 
 def pareto_scatter(figures: Figures, findings: Findings) -> Scatter | None:
-    """Loss against speed of the arms of which both are known; None for fewer than two."""
+    """Loss against speed of the arms for which both are known; None for fewer than two arms."""
     known = [
         (arm.label.number, row.pareto, _interval(_losses(row.group)), _interval(_speeds(row.group)))
         for arm, row in zip(figures.arms, findings.rows, strict=True)
@@ -94,7 +94,7 @@ def _speeds(group: Group) -> list[float]:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean and the ends of its own 95 % interval: low, mean, high."""
+    """A mean with its 95 % interval: low, mean, high."""
     mean, n = fmean(values), len(values)
     half = t_critical(n - 1, ALPHA) * (deviation(values) or 0.0) / math.sqrt(n)
     return mean - half, mean, mean + half

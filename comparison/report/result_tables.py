@@ -1,4 +1,4 @@
-"""The tables of results, each a column after another over the arms."""
+"""The tables of results on the page, with one row per arm."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Column:
     """A column of a table.
 
     Attributes:
-        cells: One for each line, None where there is nothing to show.
-        kind: What the cells are, by which a template shows them: `number` (ShownNumber), `interval`
-            (two of them), `factor` (a number and an interval), `strip` (intervals.Strip), `mark`
-            (a word), `verdict` (the verdict and what else there is to say), `list` (sentences),
-            `link` (a text and an address).
-        axis: Of a column of strips the scale.
+        cells: One cell per row; None if there is nothing to show.
+        kind: The type of the cells, which determines how they are rendered: `number` (ShownNumber),
+            `interval` (two of them), `factor` (a number and an interval), `strip`
+            (intervals.Strip), `mark` (a word), `verdict` (the verdict and notes), `list`
+            (sentences), `link` (a text and a URL).
+        axis: The scale of a column of strips.
     """
 
     label: str
@@ -49,13 +49,13 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A line for each label.
+    """A table with one row per label.
 
     Attributes:
-        title: Of the first column, the labels'.
-        labels: Of arms, or texts.
-        detailed: Whether a label also says how the arm differs from the baseline.
-        wide: Whether it may be wider than a desktop's page; then it scrolls by itself.
+        title: The title of the label column.
+        labels: Labels of arms, or texts.
+        detailed: Whether labels include the differences from the baseline.
+        wide: Whether the table may be wider than the page, so that it needs to scroll.
     """
 
     caption: str
@@ -68,17 +68,17 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class BudgetReading:
-    """The results at equal budgets in one unit; no table where the runs end there."""
+    """The results at equal budgets in one unit; no table if all runs end there."""
 
     unit: str
     table: Table | None
 
 
 class ResultTables:
-    """Makes the tables of one comparison.
+    """Creates the tables of a comparison.
 
     Args:
-        numbers: The JSON document of the findings, where every number shown comes from.
+        numbers: The JSON document of the findings, the source of all numbers shown.
     """
 
     def __init__(self, numbers: DocumentNumbers, findings: Findings, figures: Figures):
@@ -89,18 +89,18 @@ class ResultTables:
         self._compared = [(label, row) for label, row in self._all if not row.set_apart]
         self._apart = [(label, row) for label, row in self._all if row.set_apart]
 
-    # What each arm reached and cost
+    # Results and costs
 
     def results(self) -> Table:
         marks = {True: "yes", False: "no", None: None}
         labels = _labels(self._all)
         shown = costs(self._findings)
-        active = "active: parameters that a token uses. " if ACTIVE in shown else ""
+        active = "active: parameters used per token. " if ACTIVE in shown else ""
         return Table(
             caption="val loss: final, nats per token, mean over n seeds, with its standard "
             f"deviation (sd). {active}tokens/s and MFU: medians; memory: the largest peak, "
-            "1 GB = 1e9 bytes; seconds: in training steps. Pareto: no arm is better in loss, "
-            "memory or speed and no worse in any.",
+            "1 GB = 1e9 bytes; seconds: in training steps. Pareto: no arm is better in one of "
+            "loss, memory and speed without being worse in another.",
             labels=labels,
             columns=[
                 self._column("n", str, _places(labels), "n"),
@@ -112,27 +112,26 @@ class ResultTables:
         )
 
     def pareto(self) -> Table | None:
-        """The arms that none beats in loss, memory and speed at once; None where that is not
-        known."""
+        """The arms in the Pareto set of loss, memory and speed; None if it is unknown."""
         known = [(label, row) for label, row in self._compared if row.pareto is not None]
         labels = [label for label, row in known if row.pareto]
         if not known:
             return None
         return Table(
-            caption=f"{len(labels)} of the {len(known)} arms of which loss, memory and speed are "
-            "known: no other is better in one and no worse in the rest. Differences within the "
-            "noise floor may be chance.",
+            caption=f"The Pareto set: {len(labels)} of the {len(known)} arms with known loss, "
+            "memory and speed. No other arm is better in one without being worse in another. "
+            "Differences within the noise floor may be due to chance.",
             labels=labels,
             columns=self._quantities(labels, ("loss", "peak_memory_bytes", "tokens_per_second")),
         )
 
     def set_apart(self) -> Table | None:
-        """The arms that are not comparable with the baseline; None where all are."""
+        """The arms that are not comparable with the baseline; None if all are."""
         if not self._apart:
             return None
         labels = _labels(self._apart)
         return Table(
-            caption="These were trained or validated under other conditions than the baseline.",
+            caption="Trained or validated under other conditions than the baseline.",
             labels=labels,
             columns=[
                 Column(
@@ -156,11 +155,11 @@ class ResultTables:
             [final_difference(row, self._findings.baseline.group) for _, row in rows],
             verdicts,
             "difference: from the final validation loss of the baseline, over shared seeds; large "
-            "dots: the means, small dots: the pairs of seeds",
+            "dots: means, small dots: single seeds",
         )
 
     def at_equal(self) -> list[BudgetReading]:
-        """The losses and verdicts where each arm and the baseline had spent the same."""
+        """The losses and verdicts at equal budgets."""
         return [self._at_budget(axis) for axis in self._findings.axes]
 
     def _at_budget(self, axis: str) -> BudgetReading:
@@ -174,7 +173,7 @@ class ResultTables:
             ["at_equal", axis],
             [difference_of(reading.verdict) for reading in readings],
             [reading_verdict(reading) for reading in readings],
-            "difference: from the loss of the baseline at the largest budget that both spent",
+            "difference: from the loss of the baseline at the largest budget that both reached",
         )
         spent = self._column("at", lambda value: format_budget(axis, value), places, "budget")
         return BudgetReading(
@@ -189,7 +188,7 @@ class ResultTables:
         verdicts: Sequence[tuple[str, str]],
         caption: str,
     ) -> Table:
-        """Losses and verdicts at a place below that of each arm."""
+        """A table of losses and verdicts, read at a location below that of each arm."""
         labels = _labels(rows)
         places = _places(labels, *below)
         shaded = "" if self._numbers.at("noise_floor") is None else " Shaded: the noise floor."
@@ -208,14 +207,14 @@ class ResultTables:
     # Speed-ups and effects
 
     def speedups(self) -> Table | None:
-        """How much less an arm needs for a loss; None where no arm has such a factor."""
+        """The speed-ups of the arms; None if none is known."""
         rows = [(label, row) for label, row in self._compared if row.verdict.word != BASELINE]
         if not any(log for _, row in rows for log in row.speedups.values()):
             return None
         return Table(
-            caption="Speed-up to the baseline's final loss (exploratory): how many times less an "
-            "arm needs to reach it, with a 95 % interval. An arm that ends higher is compared at "
-            "its own final loss.",
+            caption="Speed-up to the baseline's final loss (exploratory): the budget that the "
+            "baseline needs to reach it, divided by that of the arm, with a 95 % interval. An arm "
+            "that ends higher is compared at its own final loss.",
             labels=_labels(rows),
             columns=[self._factors(unit, _labels(rows)) for unit in self._findings.axes],
         )
@@ -231,14 +230,14 @@ class ResultTables:
         return Column(unit.replace("flops", "FLOPs"), cells, "factor")
 
     def effects(self) -> Table | None:
-        """Of a factorial design; None of another."""
+        """The effects of a factorial design; None for other designs."""
         effects = self._findings.effects
         if not effects:
             return None
         places = [("effects", index) for index in range(len(effects))]
         return Table(
             caption="Main effects, averaged over the other factors, and two-way interactions "
-            "(exploratory); nats per token, below zero is better.",
+            "(exploratory); nats per token, negative is better.",
             title="Change",
             labels=[" x ".join(effect.changes) for effect in effects],
             columns=self._estimates(
@@ -265,8 +264,8 @@ class ResultTables:
         differences: Sequence[Difference | None],
         arms: Sequence[Label] = (),
     ) -> list[Column]:
-        """Estimates: drawn where any is known, in the colours of the arms whose they are; in
-        numbers; and their p values."""
+        """Columns of estimates: as a plot in the arms' colors if any is known, as numbers, and
+        their p values."""
         intervals = [
             self._numbers.interval(format_difference, *place, "interval") for place in places
         ]
@@ -283,7 +282,7 @@ class ResultTables:
 
 
 def reasons(row: GroupResult) -> Iterator[str]:
-    """What there is to say of a verdict beside its numbers."""
+    """Yield the terms and notes of a verdict."""
     if row.verdict.difference is not None and row.terms:
         yield row.terms
     yield from verdict_notes(row.verdict)
@@ -296,5 +295,5 @@ def _labels(rows: Sequence[tuple[Label, GroupResult]]) -> list[Label]:
 
 
 def _places(labels: Sequence[Label], *below: str) -> list[Place]:
-    """Where the arms stand in the document, or something below each."""
+    """The locations of the arms in the document, or of a value below each."""
     return [("groups", label.number - 1, *below) for label in labels]

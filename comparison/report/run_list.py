@@ -1,4 +1,4 @@
-"""The runs behind a comparison: where each lies, and what its model wrote."""
+"""The runs of a comparison: their folders and text samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comparison.runs import LoggedRun
 from pages.rendering import PAGE_FILE
 
 MANY = 40
-"""Runs from which on the list is closed at first."""
+"""Number of runs above which the list is initially collapsed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ListedRun:
     """A run of an arm.
 
     Attributes:
-        link: From the page of the comparison to that of the run; None where there is none.
+        link: The link from the page of the comparison to that of the run; None if there is none.
     """
 
     label: Label
@@ -36,7 +36,7 @@ class RunList:
     """All runs.
 
     Attributes:
-        is_open: Whether the list is short enough to be shown at first.
+        is_open: Whether the list is short enough to be initially open.
     """
 
     runs: Sequence[ListedRun]
@@ -47,8 +47,8 @@ def run_list(findings: Findings, page: Path | None) -> RunList:
     """The runs, arm by arm.
 
     Args:
-        findings: What they show.
-        page: The file that the page is written to; None: it has no links to files.
+        findings: The findings of the comparison.
+        page: The file that the page is written to; None: no links.
     """
     found = [
         ListedRun(label, run, link_to(run.path.parent, page))
@@ -59,7 +59,7 @@ def run_list(findings: Findings, page: Path | None) -> RunList:
 
 
 def link_to(folder: Path, page: Path | None) -> str | None:
-    """The link from a page to that in a folder; None where there is none."""
+    """The link from a page to the page in a folder; None if there is none."""
     target = folder / PAGE_FILE
     if page is None or not os.path.isfile(target):
         return None
@@ -80,7 +80,7 @@ class WrittenByArm:
 
 
 def samples_by_arm(findings: Findings) -> list[WrittenByArm]:
-    """Of each arm of which a run has samples, the last of the first such run."""
+    """For each arm with samples, the last sample of its first run that has any."""
     found = []
     for label, row in zip(labels(findings), findings.rows, strict=True):
         written = next(((run, own) for run in row.group.runs if (own := run.samples)), None)

@@ -1,4 +1,4 @@
-// The charts of a series of sweeps: what arms reach over compute.
+// The charts of a series of sweeps: results of the arms over compute.
 
 class SeriesChart {
   constructor(name, data) {

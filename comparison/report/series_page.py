@@ -1,4 +1,4 @@
-"""What the pages of a ladder and of several baselines share: a heading, and links to the sweeps."""
+"""Shared by the pages of ladders and of several baselines: headings, and links to the sweeps."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _HERE = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class AboutSeries:
-    """A series of sweeps, as its page tells of it.
+    """Facts about a series of sweeps for its page.
 
     Attributes:
-        name: Of the series.
-        command: That made it; empty if that is not known.
-        folders: By label that of each sweep.
-        page: The file that the page is written to; None: it has no links to files.
+        name: The name of the series.
+        command: The command that created it; empty if unknown.
+        folders: By label, the folder of each sweep.
+        page: The file that the page is written to; None: no links.
     """
 
     name: str
@@ -34,23 +34,23 @@ class AboutSeries:
     page: Path | None
 
     def links(self, labels: Sequence[str]) -> Column:
-        """A column of links to the pages of sweeps that have one."""
+        """A column of links to the pages of the sweeps, if they have one."""
         found = {label: link_to(self.folders[label], self.page) for label in labels}
         return Column("page", [own and ("report", own) for own in found.values()], "link")
 
 
 def write_series_page(text: str, path: Path) -> None:
-    """Write a page; folders above it are made.
+    """Write a page; creates its folder.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: If it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def series_heading(about: AboutSeries, findings: Sequence[Findings], what: str) -> Heading:
-    """The name of a series, its dataset, what it consists of, and when it was trained."""
+    """The heading of a series: its name, its dataset, what it consists of, and its dates."""
     runs = [run for own in findings for row in own.rows for run in row.group.runs]
     facts = [datasets(runs), what, dates(runs)]
     return Heading(about.name, [fact for fact in facts if fact])
@@ -68,13 +68,13 @@ def render_series(
     """The page as text.
 
     Args:
-        heading: Its title.
-        headline: The answer in a sentence.
-        lead: What it is about.
-        sections: In order; the first has no title, since it is the answer in numbers.
-        document: The same as JSON, where every number shown comes from.
-        charts: What series.js draws, by the name of each chart.
-        footer: What the intervals of the page hold for.
+        heading: The title.
+        headline: The answer in one sentence.
+        lead: What the page is about.
+        sections: The sections in order; the first, with the answer in numbers, has no title.
+        document: The content as JSON, the source of all numbers shown.
+        charts: The data that series.js draws, by name of the chart.
+        footer: An explanation of the intervals.
     """
     return render(
         _HERE,

@@ -417,7 +417,7 @@ def test_until_sure_adds_seeds_for_undecided_arms(
     assert sweeps.findings.rows[1].verdict.difference.n == 5
     said = " ".join(capsys.readouterr().out.split())
     assert "undecided after 5 seeds: normalization=rmsnorm" in said
-    assert "looks at 5, 6, each with its share of the error rate" in said
+    assert "looks at 5, 6 seeds share the error rate" in said
     trained = len(engine.jobs)
     assert sweeps(*command, "--margin=1e-6") == 0
     assert len(engine.jobs) == trained  # nothing is left to train
@@ -625,7 +625,7 @@ def test_several_baselines_end_with_their_page(
     said = capsys.readouterr().out
     page = sweeps.folder / "report.html"
     assert said.splitlines()[-1] == f"Report: {page}"
-    assert "bias=False was tried on plain only: a sweep skips what its baseline has" in said
+    assert "bias=False was tested on plain only: a sweep skips values that its baseline" in said
     shown = page.read_text(encoding="utf-8")
     for name in ("plain", "lean"):
         assert f'href="./../it-{name}/report.html"' in shown

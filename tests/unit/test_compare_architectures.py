@@ -397,7 +397,7 @@ def test_a_named_run_that_is_not_there_is_skipped_with_its_name(tmp_path, compar
     code, out, err = compare(tmp_path / "lost")
     assert (code, out) == (1, "")
     assert f"excluded: {tmp_path / 'lost'}: no such file; name the folder of a run" in err
-    assert "No run found among those named." in err
+    assert "No run found in the given paths." in err
     run = make_run(tmp_path / "there")
     code, out, err = compare(tmp_path / "lost", run, "--format=json")
     assert (code, compared_runs(out)) == (0, ["there"])
@@ -424,7 +424,7 @@ def test_a_margin_says_what_counts_as_equal(two_arms, compare):
     same = json.loads(compare(two_arms, "--margin=0.001", "--format=json")[1])["groups"][2]
     assert same["verdict"] == "inconclusive"
     needed = same["seeds_needed"]
-    assert same["words"].endswith(f"; to find a difference of 0.001 takes about {needed} seeds")
+    assert same["words"].endswith(f"; detecting a difference of 0.001 takes about {needed} seeds")
 
 
 def test_a_tuned_key_that_no_run_has_is_refused(two_arms, compare):
@@ -437,9 +437,9 @@ def test_tuned_keys_may_differ_between_arms(two_arms, compare):
     settings = {"seed": 1, "data_seed": 1, "learning_rate": 3e-4, "arm": "slow"}
     make_arm(two_arms, "slow", [2.6], start="2025-01-03", config=settings)
     _, out, _ = compare(two_arms)
-    assert section(out, "Set apart")[-1] == "  3  learning_rate: 0.0003, not 0.001"
+    assert section(out, "Not comparable")[-1] == "  3  learning_rate: 0.0003, not 0.001"
     _, out, _ = compare(two_arms, "--tuned=learning_rate")
-    assert "Set apart" not in out
+    assert "Not comparable" not in out
     assert section(out, "Groups")[2].startswith("  3  arm=slow, learning_rate=0.0003: ")
 
 
@@ -481,11 +481,11 @@ def test_an_architecture_without_its_numbers_is_refused(tmp_path):
     ("argv", "message"),
     [
         (["--latest=0"], "--latest=0 must be at least 1"),
-        (["out/a", "--latest=2"], "not both"),
+        (["out/a", "--latest=2"], "cannot be combined"),
         (["--latest=two"], "invalid int value"),
         (["--margin=0"], "--margin=0 must be above 0, in nats per token"),
         (["--margin=nan"], "must be above 0"),
-        (["--ratio", "--format=json"], "--format=json has it always"),
+        (["--ratio", "--format=json"], "--format=json contains it anyway"),
         (["--plot=curves.gif"], "--plot=curves.gif must end in one of .png, .svg, .pdf"),
     ],
 )
@@ -678,7 +678,7 @@ def test_a_sweep_says_which_arm_is_the_baseline_and_what_is_studied(tmp_path, co
         plain, fast = groups["plain"], groups["fast"]
         assert (code, plain["verdict"], fast["verdict"]) == (0, "baseline", "better")
         assert (plain["n"], fast["n"]) == (4, 4)
-        assert fast["changes"]["learning_rate"] == 2e-3  # part of the arm, not set apart
+        assert fast["changes"]["learning_rate"] == 2e-3  # part of the arm, not a condition
 
 
 @pytest.mark.parametrize("word", ["", "sweeps", "sweeps/o*"])
@@ -867,7 +867,7 @@ def test_a_copy_of_a_run_is_no_other_seed(two_arms, compare):
     after = json.loads(compare(two_arms, "--format=json")[1])["groups"][1]
     assert (after["n"], after["interval"]) == (4, before["interval"])
     copy, original = two_arms / "fast-1-b", two_arms / "fast-1"
-    assert f"{copy}: a copy of {original}, by its run_id" in after["excluded"]
+    assert f"{copy}: a copy of {original} (same run_id)" in after["excluded"]
 
 
 def test_a_key_that_was_tuned_by_hand_is_named(two_arms, compare):
@@ -877,8 +877,8 @@ def test_a_key_that_was_tuned_by_hand_is_named(two_arms, compare):
     code, out, _ = compare(two_arms, "--tuned=learning_rate")
     assert code == 0
     assert (
-        "Note: learning_rate was tuned outside this comparison, for which the interval allows "
-        "nothing."
+        "Note: learning_rate was tuned outside this comparison; the interval includes no "
+        "allowance for that."
     ) in " ".join(out.split())
 
 
@@ -942,7 +942,7 @@ def test_no_verdict_rests_on_trials(tmp_path, compare):
     declare(sweep, runs=trials)
     fast = groups_of(compare(sweep / "runs", "--tuned=learning_rate", "--format=json")[1])
     words = [group["words"] for group in fast.values()]
-    assert any("trials of tuning, which no verdict may rest on" in (own or "") for own in words)
+    assert any("tuning trials, which cannot be used for a verdict" in (own or "") for own in words)
 
 
 def test_the_runs_of_a_sweep_are_not_compared_without_its_manifest(tmp_path, compare):

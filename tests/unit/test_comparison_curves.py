@@ -163,7 +163,7 @@ def test_a_reading_between_evaluations_needs_a_large_difference():
     reading = compare([*longer(short, 100), *coarse]).rows[1].at_equal["tokens"]
     assert reading.budget == 75_000
     assert reading.verdict is None
-    assert reading.descriptive.startswith("between evaluations: may be off by 0.")
+    assert reading.descriptive.startswith("between evaluations: interpolation error up to 0.")
 
 
 def test_the_error_of_interpolation_is_bounded_by_convexity():

@@ -105,7 +105,7 @@ def test_a_seed_counts_once_however_often_it_was_run():
     again = simulated_run(seed=1, loss=3.0, start="2025-02-01")
     findings = compare([simulated_run(seed=1, loss=3.0), again])
     assert findings.baseline.group.n == 1
-    assert findings.notes == ("Excluded: plain-1: the seeds of plain-1 again.",)
+    assert findings.notes == ("Excluded: plain-1: same seeds as plain-1.",)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
 def test_where_nothing_is_comparable_that_is_said():
     odd = simulated_run("odd", start="2025-01-02", data={"fingerprint": "cafe"})
     assert compare([simulated_run(), odd]).notes == (
-        "No group is comparable with the baseline; --baseline names another.",
+        "No group is comparable with the baseline; choose another with --baseline.",
     )
     assert compare([simulated_run()]).notes == ()
 
@@ -735,7 +735,7 @@ def test_the_baseline_is_found_by_name_or_by_the_start_of_a_runs_name(three):
 
 
 def test_a_baseline_of_two_groups_or_none_is_refused(three):
-    with pytest.raises(ValueError, match=r"=gpt is more than one group: arch-gpt; arch-gpt-rms"):
+    with pytest.raises(ValueError, match=r"=gpt matches several groups: arch-gpt; arch-gpt-rms"):
         find_baseline(three, "gpt")
     with pytest.raises(ValueError, match=r"'arch-lama'; did you mean 'arch-llama'"):
         find_baseline(three, "arch-lama")

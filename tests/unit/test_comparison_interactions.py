@@ -72,7 +72,7 @@ def test_every_view_says_it(both):
     assert f"arch-less: {verdict_line(row.verdict, row.terms)}" in text
     assert "Simultaneous 95 % intervals for all 3 arms." in text
     assert "Simultaneous 95 % intervals for all 2 interactions, n=5." in text
-    assert "arch-own was tried on arch_gpt2 only: a sweep skips what its baseline has" in text
+    assert "arch-own was tested on arch_gpt2 only: a sweep skips values that its baseline" in text
     document = json.loads(json.dumps(interaction_document(found)))
     assert len(document["effects"]) == 5
     [own] = [own for own in document["effects"] if own["change"] == "arch-own"]
@@ -85,7 +85,7 @@ def test_every_view_says_it(both):
 def test_changes_that_are_not_shared_have_no_interaction():
     found = on_baselines({"a": findings(3.0, 1, one=0.1), "b": findings(3.0, 2, two=0.1)})
     assert found.interactions == ()
-    assert "No change was tried on all baselines" in text_of(interaction_sections(found))
+    assert "No change was tested on all baselines" in text_of(interaction_sections(found))
 
 
 def test_a_sweep_on_each_baseline(tiny_dataset, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_nothing_is_judged_between_looks():
     dearer = simulated_arm("same", drawn(3, 7), model={"arm": "same"}, flops_per_token=1_003_000)
     reading = row(looked_at([*runs[:7], *dearer]), "same").at_equal["flops"]
     assert reading.verdict is None
-    assert reading.descriptive.startswith("seeds are added until sure")
+    assert reading.descriptive.startswith("sequential testing")
     assert found.speedups["tokens"].n == 5
 
 

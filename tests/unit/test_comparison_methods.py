@@ -43,10 +43,8 @@ def test_a_sweep_is_told_whole():
     found = lines(Design(arms=2, seeds=5, declared=DECLARED), good=-0.05, bad=0.05)
     assert found["Budget"] == "tokens=2e+06 for every run"
     assert found["Sizes"] == "equal parameters, within 0.5 %"
-    assert found["Tuning"] == (
-        "learning_rate: 5 values for each arm, final seeds at the fitted optimum"
-    )
-    assert found["Seeds"] == "5 declared; pairs share seed and data order"
+    assert found["Tuning"] == ("learning_rate: 5 values per arm, final runs at the fitted optimum")
+    assert found["Seeds"] == "5 declared; paired by seed and data order"
     assert found["Test"].startswith("paired t; simultaneous 95 % intervals for 2 arms (Sidak)")
     assert found["Command"] == "python sweep.py --vary a=1"
 
@@ -54,7 +52,7 @@ def test_a_sweep_is_told_whole():
 def test_single_runs_say_what_was_not_declared():
     found = lines(Design(), good=-0.05)
     assert found.keys() == {"Budget", "Tuning", "Seeds", "Test"}
-    assert found["Tuning"] == "none: every arm has one recipe"
+    assert found["Tuning"] == "none: all arms share one recipe"
     assert "not declared before the runs" in found["Seeds"]
     assert "for 1 arm (Sidak)" in found["Test"]
 
@@ -68,7 +66,7 @@ def test_arms_without_shared_seeds_are_not_called_pairs():
     found = dict(methods(compare(runs, design=Design())))
     assert found["Test"].startswith("Welch t; simultaneous")
     assert "pairs share" not in found["Seeds"]
-    assert found["Seeds"].endswith("arms that share fewer than two seeds are compared unpaired")
+    assert found["Seeds"].endswith("unpaired for arms that share fewer than two seeds")
 
 
 def test_a_confidence_sequence_is_told():
@@ -114,7 +112,7 @@ def test_without_a_verdict_the_count_leads():
     findings = compare(runs_of(same=0.0))
     found = answer(DocumentNumbers(document(findings)), figures_of(findings))
     assert found.headline == ""
-    assert found.count == "The one arm beside the baseline is equal."
+    assert found.count == "The only arm besides the baseline is equal."
 
 
 def test_tuning_curves_are_drawn(tmp_path):

@@ -266,7 +266,7 @@ def test_groups_that_are_set_apart_are_left_out_by_name():
     runs += simulated_arm("apart", FAST, training={"learning_rate": 3e-4}, start="2025-02-01")
     figure = draw(compare(runs))
     assert lines_of(panels_of(figure)[0][0]).keys() == {"1", "2"}
-    assert "Left out, since not comparable with the baseline: arch-apart." in texts_of(figure)
+    assert "Excluded because not comparable with the baseline: arch-apart." in texts_of(figure)
 
 
 @pytest.mark.parametrize("curve", [[(0, 9.0), (100, None)], [(0, 9.0)]])
@@ -275,7 +275,7 @@ def test_an_arm_that_never_got_a_loss_is_only_in_the_key(curve):
     figure = draw(compare(runs))
     curves, _ = panels_of(figure)
     assert [lines_of(panel).keys() for panel in curves] == [{"1", "2"}] * 3
-    assert "Without a finite loss after step 0: 3." in texts_of(figure)
+    assert "No finite loss after step 0: 3." in texts_of(figure)
     assert "3  arch-lost" in texts_of(figure)
 
 

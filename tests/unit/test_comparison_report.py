@@ -134,10 +134,10 @@ def test_every_section_has_a_title_and_a_link(page):
 @pytest.mark.parametrize(
     ("runs", "said"),
     [
-        ([simulated_run()], "There is one arm only, so there is nothing to compare."),
+        ([simulated_run()], "There is only one arm, so there is nothing to compare."),
         (
             simulated_arm("a", [3.0]) + simulated_arm("b", [2.0], model={"bias": False}),
-            "The one arm beside the baseline is inconclusive.",
+            "The only arm besides the baseline is inconclusive.",
         ),
         (
             simulated_arm("a", [3.0]) + simulated_arm("b", [2.0], data={"fingerprint": "x"}),
@@ -156,7 +156,7 @@ def test_the_answer_where_there_is_little_to_say(runs, said):
 
 def test_the_answer_counts_every_verdict(page):
     shown = "".join(page.texts)
-    assert "Of 3 arms beside the baseline, 1 is better, 1 is worse and 1 " in shown
+    assert "Of 3 arms besides the baseline, 1 is better, 1 is worse and 1 " in shown
     assert "2 arms cannot be compared with it." in shown
 
 
@@ -173,7 +173,7 @@ def test_verdicts_of_one_kind_are_counted_together():
     for index in range(8):
         losses = [2.0 + loss / 100 for loss in range(4)]
         runs += simulated_arm(f"b{index}", losses, model={"n_head": index}, start="2025-02-01")
-    assert "All 8 arms beside the baseline are better." in unbroken(Page(to_html(compare(runs))))
+    assert "All 8 arms besides the baseline are better." in unbroken(Page(to_html(compare(runs))))
 
 
 def test_the_title_says_what_of_and_when():

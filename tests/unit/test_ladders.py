@@ -259,8 +259,8 @@ def test_what_is_odd_at_rungs_is_said_once():
     again = dataclasses.replace(base[0], run_name="again", start_time="2026")
     own["params=2"] = compare([*base, again, *slow], "arch-base")
     text = said(own)
-    assert "Besides: host differs (elsewhere against unknown) (params=2)." in text
-    assert text.count("params=2: Excluded: again: the seeds of base-1 again.") == 1
+    assert "Notes: host differs (elsewhere against unknown) (params=2)." in text
+    assert text.count("params=2: Excluded: again: same seeds as base-1.") == 1
 
 
 def test_caveats_of_every_rung_are_listed_once():
@@ -296,8 +296,8 @@ def test_every_view_has_the_same_numbers(tmp_path):
     ("made", "reason"),
     [
         (lambda: rungs((1.5, 1.5)), "2 rungs have runs; 3 are needed"),
-        (lambda: rungs(n=2), "fewer than 3 seeds finished at every rung"),
-        (lambda: rungs(step=2), "the rungs span less than 16x of compute"),
+        (lambda: rungs(n=2), "fewer than 3 seeds have finished at all rungs"),
+        (lambda: rungs(step=2), "the rungs span less than 16x in compute"),
         (lambda: {**rungs(), "params=1": rungs()["params=0"]}, "do not fall with compute"),
     ],
 )
