@@ -86,14 +86,14 @@ def _sentences(found: LadderFindings, arm: ArmOnLadder) -> Iterator[str]:
         f"{arm.ladder.exponent:+.3f} [{low:+.3f}, {high:+.3f}]{together}."
     )
     yield (
-        "The multiplier is the baseline's compute divided by the compute that the arm needs for "
-        "the same loss; its interval holds for one rung at a time (exploratory)."
+        "The multiplier is the compute that the baseline would need for the arm's loss, divided by "
+        "the arm's compute; its interval holds for one rung at a time (exploratory)."
     )
     if arm.allowance:
         text = format_number(arm.allowance, ".4f")
         yield (
-            f"The intervals allow for tuning: up to {text} nats at a rung, of arm and baseline "
-            "together."
+            f"The intervals include allowances for tuning: up to {text} nats at a rung (sum of arm "
+            "and baseline)."
         )
 
 

@@ -1,10 +1,11 @@
 """Ladders: the same comparison at several budgets, to see whether its outcome holds at scale.
 
-The *multiplier* of an arm is the factor by which it needs less compute to reach the baseline's
-loss. Losses fall steeply at small budgets and slowly at large ones, so a fixed difference in loss
-is worth more and more compute, and a straight line through the differences is not informative.
-Therefore a power law with an offset, L = E + exp(b) C^-a (Hoffmann et al. 2022, arXiv 2203.15556),
-is fitted to the baseline's losses, and differences in loss are converted along that curve.
+The *multiplier* of an arm is the compute that the baseline would need to reach the arm's loss,
+divided by the arm's compute. Losses fall steeply at small budgets and slowly at large ones, so the
+same difference in loss is worth more compute at a larger budget, and a straight line through the
+differences is not informative. Therefore a power law with an offset, L = E + exp(b) C^-a (Hoffmann
+et al. 2022, arXiv 2203.15556), is fitted to the baseline's losses, and differences in loss are
+converted along that curve.
 """
 
 from __future__ import annotations
@@ -101,11 +102,11 @@ def climb(rungs: Sequence[Rung], family: int = 1) -> Ladder | None:
     curve: the arm reaches with C' what the baseline would reach with m C'. The exponent of the
     multiplier is the slope of ln m over ln C.
 
-    The offset is not known well. The intervals are the union of those at every offset that fits the
-    baseline's losses as well as chance and tuning allow. They are widened by what tuning leaves
-    open, at its worst for each: any loss may be lower by its allowance. A lower loss of the arm
-    raises the multiplier of its rung. One of the baseline lowers it, and changes the slope of the
-    curve, and with it the multipliers of all rungs.
+    The offset is uncertain. The intervals are the union of those at all offsets that are consistent
+    with the baseline's losses, given noise and tuning. They are widened by the worst case of the
+    tuning allowances: any loss may be lower by up to its allowance. A lower loss of the arm raises
+    the multiplier at its rung. A lower loss of the baseline reduces it, and changes the slope of
+    the curve and with it the multipliers at all rungs.
 
     Args:
         rungs: At least FEWEST_RUNGS rungs.
@@ -167,7 +168,7 @@ class _Fits:
         return (self.distance - spent) @ self.sums.T
 
     def ends(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends of the answers' intervals at a level, (k + 1,) each."""
+        """Lower and upper ends of the intervals of the results at a level, (k + 1,) each."""
         critical = np.array([t_critical(df, level) for df in self.noise.df])
         misfit = self._least_misfit
         kept = misfit - misfit.min() <= critical.max() ** 2 * self._of_baseline.max()
@@ -178,21 +179,21 @@ class _Fits:
 
     @cached_property
     def _of_baseline(self) -> np.ndarray:
-        """Variances of the means of the baseline about the curve, (k,): those from seeds, or what
-        the best fit leaves if that is more."""
+        """Variances of the baseline's means around the curve, (k,): those from seeds, or the
+        residual variance of the best fit if it is larger."""
         return np.maximum(self.noise.baseline, self.misfit[self.best] / (len(self.rungs) - 2))
 
     @cached_property
     def _parts(self) -> np.ndarray:
-        """Variances of the answers where the offset is known, by the rung whose seeds they come
-        from, (offsets, k + 1, k)."""
+        """Variances of the results given the offset, by the rung whose seeds contribute them,
+        (offsets, k + 1, k)."""
         base, arm = self._per_nat(self.above, self.arm_above)
         parts = base**2 * self._of_baseline + arm**2 * self.noise.arm
         return (parts + 2 * base * arm * self.noise.both).clip(min=0)
 
     def _per_nat(self, above: np.ndarray, arm_above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Derivatives of the answers with respect to the losses of the baseline and of the arm,
-        (offsets, k + 1, k) each. The baseline's also change the curve's exponent a."""
+        """Derivatives of the results with respect to the losses of the baseline and of the arm,
+        (offsets, k + 1, k) each. The baseline's losses also change the curve's exponent a."""
         distance = self.distance @ self.sums.T
         base = self.sums + distance[:, :, None] * self.to_slope
         slope = self.slope[:, None, None]
@@ -200,9 +201,9 @@ class _Fits:
 
     @cached_property
     def _least_misfit(self) -> np.ndarray:
-        """The misfit at each offset, (offsets,), with losses of the baseline that are lower by what
-        suits it best, within the allowances: at least that of losses lower by half of them, less
-        the length of the other half."""
+        """A lower bound of the misfit at each offset, (offsets,), over all baseline losses within
+        their allowances: the norm of the residuals with half of the allowances subtracted, minus
+        the norm of the other half, squared."""
         half = self.allowances[0] / 2
         if not half.any():
             return self.misfit
@@ -216,8 +217,8 @@ class _Fits:
 
     @cached_property
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
-        """How much lower and higher tuning may put each answer, (offsets, k + 1) each, to first
-        order around losses that are lower by half of their allowances."""
+        """How much lower and higher each result could be due to tuning, (offsets, k + 1) each, to
+        first order around losses with half of their allowances subtracted."""
         if not self.allowances.any():
             none = np.zeros_like(self.values)
             return none, none
@@ -233,16 +234,16 @@ class _Fits:
 
 
 def _lowered(above: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Losses above an offset, lower by so much; at least a quarter of them is left."""
+    """Losses above an offset, reduced by their allowances but not below a quarter."""
     return np.maximum(above - allowed, above / 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Noise:
-    """Variances of means over seeds and their covariance, of each rung, (k,) each.
+    """Variances of the means over seeds at each rung, and their covariances, (k,) each.
 
-    Small models and short runs are often noisier. So a rung has its own variances, moderated by
-    those of the other rungs as those of arms are by other arms, see `differences`.
+    Small models and short runs are often noisier. So each rung has its own variances, moderated by
+    those of the other rungs in the same way as those of arms in `differences`.
 
     Attributes:
         df: Degrees of freedom of the variances of each rung.
@@ -264,8 +265,8 @@ class _Noise:
 
 
 def _moderated(variances: np.ndarray, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """The variance of each rung moderated by the others, and whether it is. Of an even number of
-    others the lower median counts: one noisy rung of three says nothing of the rest."""
+    """The variance of each rung moderated by the others, and whether it is moderated. For an even
+    number of others, the lower median is used, so that one noisy rung of three has no influence."""
     others = np.sort([np.delete(variances, j) for j in range(len(variances))], axis=1)
     pool = others[:, (others.shape[1] - 1) // 2] / kappa(seeds)
     borrows = variances <= f_quantile(GUARD, seeds - 1, 2 * (seeds - 1)) * pool

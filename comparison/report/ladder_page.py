@@ -111,8 +111,8 @@ def _lead(found: LadderFindings) -> str:
         )
     return (
         f"{_the_baseline(found)} has {len(found.labels)} rungs{span}. The multiplier is the "
-        "baseline's compute divided by the compute that an arm needs for the same loss; above 1 is "
-        "better. It grows or fades if it scales as compute to a power above or below 0."
+        "compute that the baseline would need for an arm's loss, divided by the arm's compute; "
+        "above 1 is better. It grows or fades if it scales as compute to a power above or below 0."
     )
 
 

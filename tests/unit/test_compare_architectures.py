@@ -214,7 +214,7 @@ def test_arms_are_judged_against_the_oldest(two_arms, compare):
         "2 better: -0.1975 [-0.2214, -0.1736] nats at equal parameters, tokens and FLOPs, n=4, "
         "p<0.001"
     ) in said
-    assert "differ by 0.0183 (sd, from 4 seeds)." in said
+    assert "has a standard deviation of 0.0183 (4 seeds)." in said
     assert section(out, "Validation loss at equal tokens (exploratory)") == [
         "  As above: all runs end at equal tokens."
     ]
@@ -396,7 +396,7 @@ def test_no_run_is_said_plainly(tmp_path, compare):
 def test_a_named_run_that_is_not_there_is_skipped_with_its_name(tmp_path, compare):
     code, out, err = compare(tmp_path / "lost")
     assert (code, out) == (1, "")
-    assert f"excluded: {tmp_path / 'lost'}: no such file; name the folder of a run" in err
+    assert f"excluded: {tmp_path / 'lost'}: no such file; pass the folder of a run" in err
     assert "No run found in the given paths." in err
     run = make_run(tmp_path / "there")
     code, out, err = compare(tmp_path / "lost", run, "--format=json")
@@ -895,12 +895,12 @@ def test_a_baseline_that_was_chosen_afterwards_has_wider_intervals(tmp_path, com
         for own in (declared, chosen)
     ]
     assert widths[1] > 1.2 * widths[0]
-    [note] = [own for own in chosen["notes"] if "chosen by the results" in own]
-    assert note.startswith("fast is not the baseline that was declared")
+    [note] = [own for own in chosen["notes"] if "chosen after seeing" in own]
+    assert note.startswith("fast is not the declared baseline")
     assert "for all 10 pairs of arms" in note
     said = " ".join(compare(one, "--baseline=fast")[1].split())
     assert "Simultaneous 95 % intervals for all 10 pairs of arms." in said
-    assert not any("chosen by the results" in own for own in declared["notes"])
+    assert not any("chosen after seeing the results" in own for own in declared["notes"])
     again = json.loads(compare(one, "--format=json", "--baseline=plain")[1])
     assert again["family"] == 4
 

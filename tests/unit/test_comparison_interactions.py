@@ -169,4 +169,4 @@ def test_added_seeds_and_allowances_are_told_of_each_baseline():
     assert width[1] > width[0] + 0.04
     text = " ".join(text_of(interaction_sections(on_baselines(both))).split())
     assert "includes allowances for tuning: 0.0200 nats (arm)" in text
-    assert "the intervals are those of a confidence sequence" in text
+    assert "the intervals are confidence sequences" in text

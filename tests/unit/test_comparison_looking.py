@@ -91,7 +91,7 @@ def test_a_hopeless_arm_stops():
     findings = looked_at([*arm("base", 1, drawn(1, 10, sd=0.001)), *arm("loud", 2, loud)])
     verdict = row(findings, "loud").verdict
     assert verdict.difference.n == 10
-    assert verdict.reason == "stopped: 20 seeds are unlikely to decide"
+    assert verdict.reason == "stopped: unlikely to be conclusive with 20 seeds"
     assert findings.next_looks == {}
 
 
@@ -123,6 +123,6 @@ def test_an_undecided_arm_with_more_seeds_is_looked_at_again():
         for n in (5, 10)
     )
     assert (five.word, five.difference.n) == ("inconclusive", 5)
-    assert five.reason == "stopped: 10 seeds are unlikely to decide"
+    assert five.reason == "stopped: unlikely to be conclusive with 10 seeds"
     assert (ten.word, ten.difference.n) == ("inconclusive", 10)
     assert ten.difference.value > five.difference.value + 0.05

@@ -76,7 +76,7 @@ def test_a_confidence_sequence_is_told():
 
 def test_tuning_without_a_curve_is_told():
     design = Design(allowances={("out/sweeps/it", "good"): 0.01})
-    assert lines(design, good=-0.05)["Tuning"].startswith("by trials: every arm")
+    assert lines(design, good=-0.05)["Tuning"].startswith("every arm was trained with")
 
 
 def test_looks_are_told():
@@ -128,5 +128,5 @@ def test_tuning_curves_are_drawn(tmp_path):
 
 
 def test_nothing_tuned_has_no_plot(tmp_path):
-    with pytest.raises(UserError, match="no sweep that tuned one number"):
+    with pytest.raises(UserError, match="no sweep tuned a single number"):
         write_tuning_plot([], tmp_path / "curves.svg")

@@ -146,7 +146,7 @@ def test_every_section_has_a_title_and_a_link(page):
         ),
         (
             [dataclasses.replace(simulated_run(status="running"), eval_steps=[])],
-            "none of whose runs is included.",
+            "which has no included runs.",
         ),
     ],
 )
@@ -350,7 +350,7 @@ def test_seconds_of_unlike_machines_are_drawn_with_a_caution(findings):
     runs += simulated_arm("b", [3.2, 3.3], model={"bias": False}, device="a GPU")
     axes = curve_data(figures_of(compare(runs)))["axes"]
     cautions = {name: axis["caution"] for name, axis in axes.items()}
-    assert cautions["seconds"].startswith("Seconds cannot be compared here")
+    assert cautions["seconds"].startswith("Seconds cannot be compared: ")
     assert cautions["tokens"] == cautions["flops"] == ""
     assert curve_data(figures_of(findings))["axes"]["seconds"]["caution"] == ""
 

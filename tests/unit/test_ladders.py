@@ -298,7 +298,7 @@ def test_every_view_has_the_same_numbers(tmp_path):
         (lambda: rungs((1.5, 1.5)), "2 rungs have runs; 3 are needed"),
         (lambda: rungs(n=2), "fewer than 3 seeds have finished at all rungs"),
         (lambda: rungs(step=2), "the rungs span less than 16x in compute"),
-        (lambda: {**rungs(), "params=1": rungs()["params=0"]}, "do not fall with compute"),
+        (lambda: {**rungs(), "params=1": rungs()["params=0"]}, "does not fall from each rung"),
     ],
 )
 def test_what_cannot_be_climbed_says_why(made, reason):
@@ -351,7 +351,7 @@ def test_intervals_allow_for_tuning():
     assert min(widened[2]) > 3 * max(max(own) for own in widened[:2])
     assert (before.word, after.word) == ("holds", "inconclusive")
     view = " ".join(text_of(ladder_sections(climb_ladder(tuned_rungs()))).split())
-    assert "The intervals allow for tuning: up to 0.1600 nats at a rung" in view
+    assert "The intervals include allowances for tuning: up to 0.1600 nats at a rung" in view
 
 
 def tuned_rungs() -> dict[str, Findings]:
