@@ -128,8 +128,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--until_sure",
         action="store_true",
-        help="add seeds at scheduled looks (5, 10, 20 ...) and stop each arm once its verdict is "
-        "decided, instead of using --seeds",
+        help="sequential testing: add seeds at scheduled looks (5, 10, 20 ...) and stop each arm "
+        "once its verdict is conclusive, instead of using --seeds",
     )
     flags.add_argument(
         "--max_seeds",
@@ -386,6 +386,11 @@ def shared_gpus(options: argparse.Namespace, plan: Plan) -> int | None:
 
 def main(argv: list[str]) -> int:
     """Run the sweep of a command line; returns 0 if every run ended, else 1."""
+    return sweep_run(argv)[1]
+
+
+def sweep_run(argv: list[str]) -> tuple[Path, int]:
+    """Like `main`, but also returns the folder of the sweep or of the series."""
     options, rest = parser().parse_known_args(argv)
     try:
         if options.json and not options.dry_run:
@@ -401,7 +406,8 @@ def main(argv: list[str]) -> int:
         if options.baselines:
             plans = baseline_plans(request, options.baselines.split(","))
             return run_series(BASELINES, plans, options, argv)
-        return carry_out(make_plan(request, Path.cwd()), options, argv)
+        plan = make_plan(request, Path.cwd())
+        return plan.folder, carry_out(plan, options, argv)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -410,8 +416,9 @@ def main(argv: list[str]) -> int:
 
 def run_series(
     kind: str, plans: Sequence[tuple[str, Plan]], options: argparse.Namespace, argv: Sequence[str]
-) -> int:
-    """Run related sweeps and compare them; returns 0 if every run ended, else 1."""
+) -> tuple[Path, int]:
+    """Run related sweeps and compare them; returns their folder, and 0 if every run ended, else
+    1."""
     first = plans[0][1].folder
     folder = first.with_name(options.name or f"{first.name}-{kind}")
     if not options.dry_run:
@@ -421,13 +428,13 @@ def run_series(
         if not options.json:
             print(f"\nSweep {number} of {len(plans)}: {label}")
         if carry_out(plan, options, argv):
-            return 1
+            return folder, 1
     if not options.dry_run:
         print(f"\nAll {len(plans)} sweeps together, {format_path(folder)}\n")
         if compare_architectures.main([format_path(folder)]) == 0:
-            view = view_series(folder, None, None, lambda problem: None)  # told just now
+            view = view_series(folder, None, None, lambda problem: None)  # reported just above
             write_report(view.write_page, Path(format_path(folder)), Console())
-    return 0
+    return folder, 0
 
 
 def baseline_plans(request: Request, files: Sequence[str]) -> list[tuple[str, Plan]]:
@@ -635,7 +642,7 @@ def stages(
     plan: Plan, tuned: Mapping[str, Tuned], command: str, console: Console
 ) -> Iterator[Plan]:
     """Yield the plan up to the next look: once, or with --until_sure until every verdict is
-    decided.
+    conclusive or unlikely to become so.
 
     After each stage, whose runs must have ended, the look is recorded in the manifest.
     """
@@ -649,12 +656,12 @@ def stages(
         open_arms = next_looks(plan) if reached else {}
         if not open_arms:
             return
-        console.say(f"undecided after {max(reached.values())} seeds: {', '.join(open_arms)}")
+        console.say(f"inconclusive after {max(reached.values())} seeds: {', '.join(open_arms)}")
         reached = {**reached, **open_arms, plan.baseline.name: max(open_arms.values())}
 
 
 def next_looks(plan: Plan) -> dict[str, int]:
-    """Number of seeds at the next look for each undecided arm, by name."""
+    """By name, the number of seeds at the next look for each arm that has not stopped."""
     findings = select([str(plan.folder)], None, plan.folder).findings()
     arms = {row.group.name: row.group.arm for row in findings.rows}
     return {arms[name]: seeds for name, seeds in findings.next_looks.items()}

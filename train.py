@@ -65,11 +65,15 @@ def main(argv: list[str]) -> None:
     train_run(argv)
 
 
-def train_run(argv: list[str]) -> Path | None:
-    """Like `main`, but returns the run directory; None with --dry_run or --print_config."""
+def train_run(argv: list[str], quiet: bool = False) -> Path | None:
+    """Like `main`, but returns the run directory; None with --dry_run or --print_config.
+
+    With `quiet`, prints nothing about the run; the log is unchanged.
+    """
     with contextlib.ExitStack() as stack:
         workers = stack.enter_context(join_workers())
-        console = Console(silent=not workers.first)
+        silent = quiet or not workers.first
+        console = Console(silent=silent)
         with workers.together():
             assumed, argv = split_dry_run(argv)
         argv = workers.only_first(lambda: resumed_plugins(argv))
@@ -89,9 +93,9 @@ def train_run(argv: list[str]) -> Path | None:
         stack.callback(torch.set_float32_matmul_precision, precision)
         workers = workers.arranged(training.hang_timeout, training.tensor_parallel)
         stack.enter_context(workers.ending_together())
-        run = set_up(start, workers)
+        run = set_up(start, workers, quiet)
         workers.only_first(lambda: stack.enter_context(own_folder(run, start, console)))
-        stop = stack.enter_context(StopRequest(silent=not workers.first))
+        stop = stack.enter_context(StopRequest(silent=silent))
         log = stack.enter_context(open_log(run, start, console))
         fit(run, log, stop)
         return run.folder
@@ -100,7 +104,7 @@ def train_run(argv: list[str]) -> Path | None:
 # Setting up
 
 
-def set_up(start: Start, workers: Workers = ALONE) -> Run:
+def set_up(start: Start, workers: Workers = ALONE, quiet: bool = False) -> Run:
     """Prepare everything for the next step. Raises UserError for user-fixable errors."""
     training = start.settings.training
     with workers.together():
@@ -110,7 +114,7 @@ def set_up(start: Start, workers: Workers = ALONE) -> Run:
         if training.resume == "none":
             refuse_existing_log(Path(training.out_dir) / training.run_name)
     folder = workers.first_then_all(
-        lambda: prepare_if_missing(training.dataset, may_run=start.checkpoint is None)
+        lambda: prepare_if_missing(training.dataset, start.checkpoint is None, quiet)
     )
     with workers.together():
         dataset = Dataset.open(folder, training.sequence_length)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.dataset_files import META_FILE
@@ -15,7 +17,7 @@ DATA_FOLDER = Path(__file__).resolve().parent
 PREPARE_FILE = "prepare.py"
 
 
-def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
+def prepare_if_missing(dataset: str, may_run: bool, quiet: bool = False) -> Path:
     """Find the folder of a dataset; if it is an unprepared dataset of data/, prepare it first.
 
     A prepare script only runs if `dataset` is the plain name of its folder in data/, and neither
@@ -24,6 +26,7 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
     Args:
         dataset: Name of a folder of data/, or path to a prepared dataset.
         may_run: Whether a prepare script may run; False if a checkpoint names the dataset.
+        quiet: Whether to discard the output of the prepare script.
 
     Raises:
         UserError: If there is no such dataset, it is not prepared and its script may not or cannot
@@ -34,8 +37,9 @@ def prepare_if_missing(dataset: str, *, may_run: bool) -> Path:
         return folder
     script = folder / PREPARE_FILE
     if may_run and _is_own_script(dataset, script):
-        print(f"dataset {dataset!r} is not prepared yet: running {script}")
-        _run_prepare(dataset, script)
+        with _discarded_output() if quiet else contextlib.nullcontext():
+            print(f"dataset {dataset!r} is not prepared yet: running {script}")
+            _run_prepare(dataset, script)
         return folder
     if os.path.isfile(script):
         raise UserError(
@@ -84,6 +88,17 @@ def _dataset_names() -> list[str]:
     marks = (META_FILE, PREPARE_FILE)
     folders = sorted(DATA_FOLDER.iterdir()) if DATA_FOLDER.is_dir() else []
     return [folder.name for folder in folders if any((folder / mark).is_file() for mark in marks)]
+
+
+@contextlib.contextmanager
+def _discarded_output() -> Iterator[None]:
+    """A context in which everything printed is discarded."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as sink,
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
+        yield
 
 
 def _run_prepare(dataset: str, script: Path) -> None:

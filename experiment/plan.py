@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from comparison.formatting import assignments
-from comparison.runs import TRIALS_FOLDER
+from comparison.runs import SWEEP_FILE, TRIALS_FOLDER
+from configurator import DEFAULT_PRESET
 from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, SOURCE_OF, Job, digest
@@ -96,20 +97,35 @@ class Plan:
             }
         )
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The folder name: as requested, else the baseline, the varied keys and a digest."""
+        """The folder name: as requested, else the preset of the baseline, the varied keys and a
+        digest. Without a preset, the name of the first config file.
+
+        Earlier versions used the default preset in that case; such a folder keeps its name.
+        """
         if self.request.name:
             return self.request.name
+        preset = self.baseline.settings.arch_preset
+        earlier = self._name_from([preset])
+        files = [Path(path).stem for path in self.request.files[:1]]
+        is_chosen = self.baseline.settings.origins["arch_preset"] != f"preset {DEFAULT_PRESET}"
+        if is_chosen or (self._sweeps / earlier / SWEEP_FILE).exists():
+            return earlier
+        return self._name_from(files)
+
+    def _name_from(self, baseline: Sequence[str]) -> str:
         text = json.dumps(self._asked, sort_keys=True)
         varied = self.request.vary or [Path(path).stem for path in self.request.arms]
-        stem = slug("-".join([self.baseline.settings.arch_preset, *varied]))[:60]
-        return f"{stem}-{digest(text.encode())[:8]}"
+        return f"{slug('-'.join([*baseline, *varied]))[:60]}-{digest(text.encode())[:8]}"
 
     @property
     def folder(self) -> Path:
-        out_dir = Path(self.baseline.settings.training.out_dir)
-        return (self.directory / out_dir / "sweeps" / self.name).resolve()
+        return (self._sweeps / self.name).resolve()
+
+    @property
+    def _sweeps(self) -> Path:
+        return self.directory / self.baseline.settings.training.out_dir / "sweeps"
 
     @property
     def studied(self) -> list[str]:
@@ -176,8 +192,8 @@ class Plan:
 
     @cached_property
     def _files(self) -> dict[str, dict[str, str]]:
-        """Of each arm its config files, its plugins and the local modules that plugins import, as
-        they are now: path -> digest."""
+        """By arm and path, the current digests of its config files, its plugins and the local
+        modules that plugins import."""
         return {
             arm.name: {path: digest((self.directory / path).read_bytes()) for path in paths}
             for arm in self.arms
@@ -234,8 +250,8 @@ def make_plan(request: Request, directory: Path) -> Plan:
 
 
 def _config(arm: Arm) -> dict[str, Any]:
-    """What an arm's config says beyond the defaults, so that a key that is new in a later version
-    makes no other sweep; and the sources of its parts and of what these import."""
+    """The non-default values of an arm's config, so that a key added in a later version does not
+    change the sweep's identity; and the digests of its plugins and of what these import."""
     said = {
         key: value
         for key, value in arm.settings.to_dict().items()

@@ -1,10 +1,11 @@
-"""The Python API of nanoarch: train models, load the logs of runs, compare runs.
+"""The Python API of nanoarch: train models, run sweeps, load the logs of runs, compare runs.
 
     import nanoarch
 
     run = nanoarch.train("config/arch_llama.py", max_iters=100)
     table = pandas.DataFrame(nanoarch.load_runs("out"))
-    result = nanoarch.compare("out")
+    folder = nanoarch.sweep("config/arch_gpt2.py", vary={"qk_norm": True}, seeds=3)
+    result = nanoarch.compare(folder)
     result["groups"][1]["verdict"]
 
 The commands `nanoarch train`, `sweep`, `compare`, `sample` and `export` are those of train.py,
@@ -14,19 +15,21 @@ sweep.py, compare_architectures.py, sample.py and interop.huggingface.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["compare", "load_runs", "train"]
+__all__ = ["compare", "load_runs", "sweep", "train"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def train(*config_files: str | Path, **keys: Any) -> Path:
+def train(*config_files: str | Path, quiet: bool = False, **keys: Any) -> Path:
     """Train as `python train.py` does, in this process.
 
     Args:
         config_files: Config files, applied from left to right.
+        quiet: Whether to print nothing; the log is written as always.
         keys: Values of config keys, such as `max_iters=100`; they override the files.
 
     Returns:
@@ -36,8 +39,58 @@ def train(*config_files: str | Path, **keys: Any) -> Path:
         UserError: the config is invalid, or the run failed for a reason that the user can fix.
     """
     train_run = own_module("train").train_run
-    flags = [f"--{key}={_text(key, value)}" for key, value in keys.items()]
-    return train_run([*map(str, config_files), *flags])
+    return train_run([*map(str, config_files), *_flags(keys)], quiet)
+
+
+def sweep(
+    *config_files: str | Path,
+    vary: Mapping[str, Any] | None = None,
+    arms: Sequence[str | Path] = (),
+    tune: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Path | None:
+    """Plan and run a sweep as `python sweep.py` does; every run is a separate process.
+
+    Example::
+
+        folder = nanoarch.sweep("config/arch_gpt2.py", vary={"bias": [True, False]}, seeds=3)
+        result = nanoarch.compare(folder)
+
+    Args:
+        config_files: Config files of every arm, applied from left to right.
+        vary: Config keys with a list of values, each of which adds an arm. A tuple is a single
+            value that differs between layers.
+        arms: Config files that define one arm each.
+        tune: Keys with a list of values that every arm tries before its final runs.
+        options: Other options of sweep.py, such as `seeds=3`, `budget="tokens=20M"` or
+            `name="mine"`, and values of config keys, which apply to every arm.
+
+    Returns:
+        The folder of the sweep (with `ladder` or `baselines`, of the series); None with `dry_run`.
+        Calling again with the same arguments continues a sweep that has not finished.
+
+    Raises:
+        UserError: the request is invalid, or a run failed or was interrupted.
+    """
+    from errors import UserError
+
+    own = own_module("sweep")
+    lists = [
+        f"--{option}={key}={','.join(_text(key, value) for value in _values(values))}"
+        for option, keys in (("vary", vary), ("tune", tune))
+        for key, values in (keys or {}).items()
+    ]
+    switches = [key for key, value in vars(own.parser().parse_args([])).items() if value is False]
+    flags = [f"--{key}" for key in switches if options.get(key)]
+    others = {key: value for key, value in options.items() if key not in switches}
+    others |= {"arms": arms} if arms else {}
+    try:
+        folder, status = own.sweep_run([*map(str, config_files), *lists, *flags, *_flags(others)])
+    except SystemExit as stop:  # argparse has printed why
+        raise UserError("invalid option of sweep.py; the message above says which.") from stop
+    if status:
+        raise UserError(f"not all runs of {folder} have ended; see the output, and call again.")
+    return None if options.get("dry_run") else folder
 
 
 def own_module(name: str) -> Any:
@@ -51,6 +104,15 @@ def own_module(name: str) -> Any:
     if ROOT not in origin.parents:
         raise ImportError(f"{origin} shadows nanoarch's module {name!r}; rename that file.")
     return importlib.import_module(name)
+
+
+def _flags(keys: Mapping[str, Any]) -> list[str]:
+    return [f"--{key}={_text(key, value)}" for key, value in keys.items()]
+
+
+def _values(values: Any) -> Sequence[Any]:
+    """The values of a key to vary or to tune; a single value is a list of one."""
+    return values if isinstance(values, list) else [values]
 
 
 def _text(key: str, value: Any) -> str:

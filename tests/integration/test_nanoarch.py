@@ -17,6 +17,7 @@ from errors import UserError
 from nanoarch.commands import COMMANDS
 from tests.integration.child import ROOT
 from tests.integration.runs import Workshop
+from tests.integration.test_sweep import InThisProcess
 from tests.test_imports import LAYERS
 from tests.tiny_data import tiny_run_flags, write_tiny_dataset
 
@@ -46,6 +47,38 @@ def test_train_load_and_compare(workshop: Workshop, runs: list[Path]) -> None:
     found = nanoarch.compare(workshop.out_dir)
     assert len(found["groups"]) == 2
     assert [record["run_name"] for record in nanoarch.load_runs(runs[1])] == ["b"]
+
+
+def test_a_quiet_run_prints_nothing(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    keys = {"dataset": str(workshop.dataset), "out_dir": str(workshop.out_dir), "device": "cpu"}
+    keys |= {**KEYS, "max_iters": 1, "eval_tokens": 64, "sample_tokens": 8}
+    run = nanoarch.train("config/arch_llama.py", quiet=True, **keys)
+    assert capfd.readouterr() == ("", "")
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+    assert '"kind": "sample"' in (run / "metrics.jsonl").read_text()
+
+
+def test_sweep(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = InThisProcess()
+    monkeypatch.setattr("sweep.make_engine", lambda *_: engine)
+    keys = {**KEYS, "dataset": str(workshop.dataset), "out_dir": str(workshop.out_dir)}
+    keys |= {"max_iters": 1, "eval_tokens": 64, "sample_tokens": 0, "device": "cpu"}
+    asked = {"vary": {"qk_norm": [True]}, "seeds": 1, "match": "none", **keys}
+    assert nanoarch.sweep("config/arch_llama.py", **asked, dry_run=True) is None
+    assert not engine.jobs
+    folder = nanoarch.sweep("config/arch_llama.py", **asked, until_sure=False)
+    assert folder.name.startswith("llama-qk_norm-")
+    assert [job.arm for job in engine.jobs] == ["baseline", "qk_norm=true"]
+    assert [group["arm"] for group in nanoarch.compare(folder)["groups"]] == [
+        *("baseline", "qk_norm=true")
+    ]
+
+
+def test_a_sweep_that_cannot_run_is_an_error(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match="nothing to compare"):
+        nanoarch.sweep("config/arch_llama.py", dataset=str(workshop.dataset))
+    with pytest.raises(UserError, match="invalid option"):
+        nanoarch.sweep("config/arch_llama.py", vary={"qk_norm": True}, seeds="many")
 
 
 def test_values_of_keys(tmp_path: Path) -> None:

@@ -416,7 +416,7 @@ def test_until_sure_adds_seeds_for_undecided_arms(
     assert counts == {"baseline": 6, "learning_rate=1e-2": 5, "normalization=rmsnorm": 6}
     assert sweeps.findings.rows[1].verdict.difference.n == 5
     said = " ".join(capsys.readouterr().out.split())
-    assert "undecided after 5 seeds: normalization=rmsnorm" in said
+    assert "inconclusive after 5 seeds: normalization=rmsnorm" in said
     assert "looks at 5, 6 seeds share the error rate" in said
     trained = len(engine.jobs)
     assert sweeps(*command, "--margin=1e-6") == 0

@@ -47,6 +47,11 @@ def test_a_missing_dataset_is_prepared_once_with_a_line_about_it(data_folder, ca
     assert (data_folder / "ready" / "runs").read_text() == "x"
 
 
+def test_a_dataset_can_be_prepared_without_output(data_folder, capsys):
+    assert prepare_if_missing("ready", may_run=True, quiet=True) == data_folder / "ready"
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_path_to_a_prepared_folder_serves(tiny_dataset, data_folder, monkeypatch):
     assert prepare_if_missing(str(tiny_dataset), may_run=True) == tiny_dataset
     monkeypatch.chdir(tiny_dataset.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -261,10 +262,25 @@ def test_what_a_plugin_imports_is_part_of_the_sweep_and_of_its_runs(
 
 
 def test_names(plan: Plan, tiny_dataset: Path, tmp_path: Path) -> None:
-    assert plan.name.startswith("legacy-normalization-")
+    assert re.fullmatch(r"normalization-[0-9a-f]{8}", plan.name)
     arms = [config_file(tmp_path, name, arch_preset=name) for name in ("gpt2", "llama")]
     assert tiny_plan(tiny_dataset, tmp_path, arms=arms).name.startswith("gpt2-gpt2-llama-")
     assert tiny_plan(tiny_dataset, tmp_path, vary=NORMS, name="mine").folder.name == "mine"
+    fast = [config_file(tmp_path, "run_fast", dropout=0.1)]
+    assert tiny_plan(tiny_dataset, tmp_path, files=fast, vary=NORMS).name.startswith(
+        "run_fast-normalization-"
+    )
+
+
+def test_a_sweep_named_after_the_default_preset_is_continued(
+    plan: Plan, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """As earlier versions named it."""
+    earlier = tiny_plan(tiny_dataset, tmp_path, vary=NORMS, name=f"legacy-{plan.name}")
+    earlier.folder.mkdir(parents=True)
+    assert tiny_plan(tiny_dataset, tmp_path, vary=NORMS).folder == plan.folder
+    write_manifest(earlier, "python sweep.py")
+    assert tiny_plan(tiny_dataset, tmp_path, vary=NORMS).folder == earlier.folder
 
 
 # Choices
