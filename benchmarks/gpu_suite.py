@@ -5,11 +5,11 @@ benchmarks/gpu_suite.sh --tiny
 benchmarks/gpu_suite.sh --table
 
 The first writes benchmarks/results/<device>-<date>.json and the tables of docs/performance.md. The
-second runs the same list on any device at sizes that a CPU trains in seconds: it shows that the
-suite works, and its numbers mean nothing, so it applies no goal of speed or loss and leaves the
-document as it is. The third only writes the document, from the results that are there.
+second runs the same list on any device, with models that a CPU trains in seconds: it only tests the
+suite, so it applies no goals of speed or loss and does not change the document. The third only
+writes the document, from existing results.
 
-An entry that fails, hangs or does not fit into the time that is left is recorded as such, and the
+An entry that fails, times out or does not fit into the remaining time is recorded as such, and the
 others still run.
 
 Exit status: 0 all passed or were skipped, 1 one failed, timed out or was not run, 2 an error.
@@ -51,7 +51,7 @@ TINY_RESULTS = PROJECT / "out" / "gpu_suite"
 
 
 def write_documents(folder: Path) -> None:
-    """A dataset of this project's documents as bytes: text to learn from that is always there."""
+    """Write a dataset of this project's documents as bytes, a text that is always available."""
     text = "\n".join(
         path.read_text(encoding="utf-8") for path in sorted((PROJECT / "docs").glob("*.md"))
     )
@@ -67,7 +67,7 @@ def write_documents(folder: Path) -> None:
 
 
 def run_suite(device: torch.device, args: argparse.Namespace) -> list[Outcome]:
-    """Run all entries; a line is printed as each ends."""
+    """Run all entries, and print a line when each ends."""
     with tempfile.TemporaryDirectory(prefix="nanoarch-gpu-suite-") as temporary:
         folder = Path(temporary)
         write_documents(folder / "data")
@@ -80,7 +80,7 @@ def run_suite(device: torch.device, args: argparse.Namespace) -> list[Outcome]:
 
 
 def line(outcome: Outcome) -> str:
-    """An outcome as it is printed."""
+    """An outcome as a line to print."""
     numbers = (f"{name} {written(value)}" for name, value in outcome.numbers.items())
     entry = outcome.entry
     details = ", ".join(part for part in (*numbers, outcome.reason, entry.note) if part)
@@ -89,7 +89,7 @@ def line(outcome: Outcome) -> str:
 
 
 def conclusion(outcomes: Sequence[Outcome]) -> tuple[int, str]:
-    """The exit status, and how many entries came to what."""
+    """The exit status, and the number of entries with each outcome."""
     counts = Counter(outcome.status for outcome in outcomes)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     return (PASSED if counts.keys() <= {ENTRY_PASSED, SKIPPED} else FAILED), said
@@ -99,13 +99,13 @@ def checked_device(args: argparse.Namespace) -> torch.device:
     """The device to run on.
 
     Raises:
-        UserError: if the full size was asked for without a GPU, or `against` is not nanoGPT.
+        UserError: If the full size is requested without a GPU, or `against` is not nanoGPT.
     """
     if args.against and not (args.against / "model.py").is_file():
         raise UserError(f"--against={args.against} has no model.py; name a checkout of nanoGPT.")
     device = resolve_device("auto")
     if device.type != "cuda" and not args.tiny:
-        raise UserError("there is no CUDA device; --tiny runs the suite on any.")
+        raise UserError("there is no CUDA device; --tiny runs the suite on any device.")
     return device
 
 

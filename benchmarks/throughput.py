@@ -1,14 +1,14 @@
-"""Tokens per second of whole training steps: several settings in turn, and nanoGPT beside them.
+"""Measure tokens per second of whole training steps, for several settings and for nanoGPT.
 
 python benchmarks/throughput.py config/arch_gpt2.py --vocab_size=50304 --batch_size=4 \\
     --sequence_length=256 --variant "" --variant compile=True --against=../nanoGPT
 
 Everything is measured in one process, interleaved: in each round every contender takes a few steps,
-so that a machine that slows down slows all of them. The medians over the rounds are compared.
+so that a slowdown of the machine affects all of them. The medians over the rounds are compared.
 A step is forward, backward, clipping and the optimizer, on random tokens. Our steps are those of
-train.py. nanoGPT's model.py is imported from a checkout of its repository, and trained as its
-train.py does, in float32, in bfloat16, and in bfloat16 compiled. On a CPU it gains from what our
-train.py sets for the whole process: the allocator and the library of float32 matmuls
+train.py. nanoGPT's model.py is imported from a checkout of its repository and trained as in its
+train.py, in float32, in bfloat16, and in compiled bfloat16. On a CPU it benefits from the
+process-wide settings of our train.py: the allocator and the library of float32 matmuls
 (`training.hardware.prepare_device`).
 
 Exit status: 0 measured, 2 not.
@@ -48,7 +48,7 @@ from training.resume import find_start
 from training.run import Run
 
 WARM_UP = 2
-"""Steps of each contender before any is timed; compilation is in the first."""
+"""Warm-up steps of each contender; the first one includes compilation."""
 
 NANOGPT = {
     "nanoGPT float32": (torch.float32, False),
@@ -59,14 +59,14 @@ NANOGPT = {
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Something that takes training steps.
+    """A model and settings to measure.
 
     Attributes:
-        name: What it is called in the table.
-        step: Takes one.
-        tokens: That a step trains on.
-        flops_per_token: Matmul FLOPs, see `GPT.flops_per_token`.
-        peak: FLOP/s of the device in the compute dtype; None if it is unknown.
+        name: Its name in the table.
+        step: Runs a training step.
+        tokens: Tokens per step.
+        flops_per_token: Matmul FLOPs; see `GPT.flops_per_token`.
+        peak: Peak FLOP/s of the device in the compute dtype; None if unknown.
     """
 
     name: str
@@ -98,7 +98,7 @@ def random_batch(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def ours(run: Run, name: str) -> Contender:
-    """Steps of train.py, of a run that is set up."""
+    """Steps of train.py, for a run that is set up."""
     inputs, targets = random_batch(run)
     rate = run.settings.training.learning_rate
 
@@ -118,7 +118,7 @@ def ours(run: Run, name: str) -> Contender:
 def of_nanogpt(
     module: ModuleType, run: Run, name: str, dtype: torch.dtype, compiled: bool
 ) -> Contender:
-    """nanoGPT's steps on a model and batches of the same size."""
+    """Steps of nanoGPT with a model and batches of the same size."""
     model_keys, training = run.settings.model, run.settings.training
     sizes = {key: getattr(model_keys, key) for key in ("n_layer", "n_head", "n_embd", "vocab_size")}
     with contextlib.redirect_stdout(None):  # it prints its sizes
@@ -146,7 +146,7 @@ def of_nanogpt(
 
 
 def set_up(flags: Sequence[str], variant: str, folder: Path) -> Run:
-    """A run of train.py on data that are there only to be opened."""
+    """Set up a run of train.py; its dataset is only a placeholder."""
     changes = [f"--{pair}" for pair in variant.split(",") if pair]
     changed = {change.partition("=")[0] for change in changes}
     kept = [flag for flag in flags if flag.partition("=")[0] not in changed]
@@ -222,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
         "--variant",
         action="append",
         metavar="KEY=VALUE,...",
-        help="settings to measure, beside the flags of train.py; repeated (default: these alone)",
+        help="settings to measure, added to the flags of train.py; may be repeated (default: none)",
     )
     flags.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of nanoGPT")
     flags.add_argument("--rounds", type=int, default=5, help="default: %(default)s")

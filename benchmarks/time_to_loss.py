@@ -1,17 +1,17 @@
-"""Seconds from command to end for the loss of nanoGPT's CPU recipe: nanoGPT, and this project's.
+"""Measure the time to reach the loss of nanoGPT's CPU recipe: nanoGPT's, and this project's.
 
 python benchmarks/time_to_loss.py --against=../nanoGPT
 
-Runs two commands in turn, each in a process of its own, imports and final validation included:
-nanoGPT's train.py with what its README gives for a CPU, and `train.py` with
-config/run_shakespeare_fast_cpu.py, with another seed in each repetition. Both read Tiny Shakespeare
-by characters, which must be prepared in both checkouts (data/shakespeare_char).
+Runs two commands in turn, each in a separate process, including imports and final validation:
+nanoGPT's train.py with the flags that its README gives for a CPU, and `train.py` with
+config/run_shakespeare_fast_cpu.py, with another seed in each repetition. Both train on the
+characters of Tiny Shakespeare, which must be prepared in both checkouts (data/shakespeare_char).
 
-nanoGPT estimates its loss from 20 batches. What is reported here is that of its checkpoint on the
-windows that this project validates on, the whole validation split.
+nanoGPT estimates its loss from 20 batches. This script reports the loss of its checkpoint on the
+whole validation split, with the windows of this project.
 
-With other work on the machine neither time means much, as both use all cores; the load before each
-run and the CPU time of each are reported too.
+Both use all cores, so times are not meaningful while other processes use the machine; the load
+before each run and its CPU time are reported, too.
 
 Exit status: 0 the mean loss of ours is no higher than nanoGPT's, 1 it is, 2 not measured.
 """
@@ -52,7 +52,7 @@ NANOGPT = (
     *("--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000"),
     "--dropout=0.0",
 )
-"""What nanoGPT's README gives for a CPU."""
+"""The command that nanoGPT's README gives for a CPU."""
 
 RECIPE = CONFIG / "run_shakespeare_fast_cpu.py"
 
@@ -65,13 +65,13 @@ WINDOWS_AT_A_TIME = 128
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """A command that ended.
+    """A finished command.
 
     Attributes:
-        seconds: From its start to its end.
-        cpu_seconds: Of all its threads.
-        load: The machine's load average over a minute, before it started.
-        val_loss: Nats per character of the whole validation split.
+        seconds: Wall time.
+        cpu_seconds: CPU time of all its threads.
+        load: The machine's one-minute load average before it started.
+        val_loss: Loss on the whole validation split, in nats per character.
     """
 
     name: str
@@ -95,7 +95,7 @@ def seconds_of(command: Sequence[str], folder: Path) -> tuple[float, float]:
 
 
 def of_nanogpt(checkout: Path, scratch: Path) -> Timed:
-    """nanoGPT's run; it always draws the same numbers."""
+    """A run of nanoGPT, whose seed is fixed."""
     load = os.getloadavg()[0]
     out = scratch / "nanogpt"
     seconds, cpu = seconds_of([*NANOGPT, f"--out_dir={out}"], checkout)
@@ -114,7 +114,7 @@ def of_ours(seed: int, scratch: Path) -> Timed:
 
 @torch.no_grad()
 def full_loss(checkpoint: Path) -> float:
-    """Of a checkpoint of nanoGPT, in nats per character of the whole validation split."""
+    """Loss of a nanoGPT checkpoint on the whole validation split, in nats per character."""
     model = nanogpt.load(checkpoint)
     length = model.config.block_size
     dataset = Dataset.open(DATA_FOLDER / DATASET, length)
@@ -144,7 +144,7 @@ def line(run: Timed) -> str:
 
 
 def report(nanogpts: Sequence[Timed], ours: Sequence[Timed]) -> str:
-    """What both come to, in a line."""
+    """The comparison in one line."""
     theirs, own = summary(nanogpts), summary(ours)
     return (
         f"nanoGPT: {theirs['val_loss']:.4f} in {theirs['seconds']:.1f} s; ours: "

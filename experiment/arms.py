@@ -209,8 +209,8 @@ class ArmMaker:
             yield Path(path).stem, (*request.files, path), dict(request.flags)
 
     def _levels(self, given: Arm | None, key: str) -> Sequence[str]:
-        """The values listed for a key that are not what the config says already, all of them where
-        the config cannot be read. At least one, unless the sweep is one of several."""
+        """The values listed for a key, without the one that the config already has; all of them if
+        the config cannot be read. At least one, unless the sweep is repeated on other baselines."""
         if given is None:
             return self.request.vary[key]
         own = given.settings.to_dict()

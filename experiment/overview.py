@@ -190,7 +190,7 @@ def _runs(plan: Plan) -> Iterator[str]:
     if plan.schedule:
         looks = ", ".join(str(look.n) for look in plan.schedule)
         seeds = f"up to {seeds}"
-        yield f"Until sure: looks at {looks} seeds; an arm stops once its verdict is decided."
+        yield f"Sequential testing: looks at {looks} seeds; arms stop once they are conclusive."
     yield (
         f"{len(plan.arms)} arms x {seeds} (paired: the same "
         f"data order, and the same initial weights where shapes match) = "

@@ -72,12 +72,12 @@ class Request:
         budget: The budget of every run. None: the tokens of the baseline's config.
         tune: Keys and values to try before the final runs, for arms that have the keys.
         seeds: Number of seeds per arm; the maximum if `until_sure`.
-        until_sure: Whether seeds are added at scheduled looks until each verdict is decided.
+        until_sure: Whether seeds are added at scheduled looks until each verdict is conclusive.
         tune_seeds: Number of seeds per trial.
         margin: Differences up to this many nats per token count as equal.
-        name: Folder of the sweep; None: made from what is asked.
-        one_of_several: Whether it is asked of several baselines, of which some may have what is
-            varied.
+        name: Folder of the sweep; None: derived from the request.
+        one_of_several: Whether the sweep is repeated on several baselines, some of which may
+            already have the varied values.
     """
 
     files: tuple[str, ...]

@@ -45,7 +45,7 @@ class Series:
     Attributes:
         kind: LADDER or BASELINES.
         members: In the order in which they are run and shown.
-        command: That made it; empty if the file does not say.
+        command: The command that created it; empty if unknown.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Series:
 
 
 def write_series(folder: Path, series: Series) -> None:
-    """Write the file, which names the sweeps by their places beside the folder."""
+    """Write the file, which contains the paths of the sweeps relative to the folder."""
     listed = [
         {"label": own.label, "sweep": Path(os.path.relpath(own.folder, folder)).as_posix()}
         for own in series.members

@@ -1,4 +1,4 @@
-"""What a series of sweeps (a ladder, or several baselines) shows: tables, JSON, page and figure."""
+"""Views of a series of sweeps (a ladder, or several baselines): tables, JSON, page and figure."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SeriesView:
     """The presentation of a series.
 
     Attributes:
-        sections: What a person reads, in order.
-        document: The same for JSON.
-        write_page: Writes the page to a path. Raises OSError if it cannot be written there.
-        draw: Writes the figure to a path; None if there is no figure of this kind of series.
+        sections: The sections to print, in order.
+        document: The same as a JSON object.
+        write_page: Writes the page to a path. Raises OSError if it cannot be written.
+        draw: Writes the figure to a path; None if this kind of series has no figure.
     """
 
     sections: tuple[TitledTable, ...]
@@ -69,7 +69,7 @@ def view_series(
 
 
 AboutPage = Callable[[Path], AboutSeries]
-"""What a page at a path tells of the series."""
+"""Returns the facts about the series for a page at a path."""
 
 
 def _ladder(rungs: Mapping[str, Findings], about: AboutPage) -> SeriesView:

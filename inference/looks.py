@@ -143,7 +143,7 @@ def _after(verdict: Verdict, look: Look, later: Sequence[Look], family: int) -> 
         return Standing(verdict, look.n, None)
     last = DeclaredSeeds(family, later[-1].alpha)
     if verdict.difference is not None and futile(verdict, last, later[-1].n):
-        reason = f"stopped: {later[-1].n} seeds are unlikely to decide"
+        reason = f"stopped: unlikely to be conclusive with {later[-1].n} seeds"
         stopped = dataclasses.replace(verdict, reason=verdict.reason or reason)
         return Standing(stopped, look.n, None)
     return Standing(verdict, look.n, later[0].n)

@@ -54,24 +54,24 @@ def starting_base(asked: Asked) -> tuple[Base | None, list[Problem]]:
 
 
 def refuse_other_tokenizer(init_from: str, dataset: Dataset) -> None:
-    """Raise UserError where the tokenizer in the folder of `init_from` is not that of the data.
+    """Raise UserError if the tokenizer in the folder of `init_from` differs from that of the data.
 
-    Compared is the text that each token id stands for, of tokenizers of whatever kind. Nothing is
-    checked where the folder has no tokenizer.json, and only the number of tokens where the
-    vocabulary of the data's tokenizer would have to be downloaded.
+    Compares the text of each token id, regardless of the type of tokenizer. Checks nothing if the
+    folder has no tokenizer.json, and only the number of tokens if the vocabulary of the data's
+    tokenizer would have to be downloaded.
     """
     folder = Path(init_from)
     if init_from == "none" or not (folder / TOKENIZER_FILE).is_file():
         return
     theirs, found = HuggingFaceTokenizer.from_path(folder), ""
     if theirs.vocab_size != dataset.vocab_size:
-        found = f"has {dataset.vocab_size} tokens, but that of the model {theirs.vocab_size}"
+        found = f"has {dataset.vocab_size} tokens, but the model's has {theirs.vocab_size}"
     with contextlib.suppress(NotCached):
         ours, wanted = dataset.tokenizer.vocabulary_sha256(), theirs.vocabulary_sha256()
         if not found and ours != wanted:
             found = (
-                f"has other tokens than that of the model: the sha256 of its vocabulary is {ours}, "
-                f"of the model's {wanted}"
+                f"differs from the model's: the SHA-256 of its vocabulary is {ours}, but that of "
+                f"the model's is {wanted}"
             )
     if found:
         raise UserError(

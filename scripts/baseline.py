@@ -28,7 +28,7 @@ from scripts.runs import CONFIG, FAILED, PASSED, PROJECT, run_script, train
 from training.run_directory import make_run_directory
 
 LARGEST_SPREAD = 0.01
-"""Of the losses of any two seeds: |a - b| over their mean must be below this."""
+"""Upper bound of the relative difference |a - b| / mean(a, b) between the losses of two seeds."""
 METRICS = PROJECT / "metrics" / "baseline.csv"
 
 
@@ -46,12 +46,12 @@ CPU = Baseline(CONFIG / "baseline_shakespeare_cpu.py", bar=1.92)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A row of the table: what a seed came to, and on what.
+    """A row of the table: the results of a seed, and the environment.
 
     Attributes:
-        finished: UTC, ISO 8601.
+        finished: End time in UTC, ISO 8601.
         best_val_loss: Nats per character, on the whole validation split.
-        tokens_per_second: Of training; the median of the log intervals.
+        tokens_per_second: Training throughput; the median of the log intervals.
     """
 
     finished: str
@@ -77,7 +77,7 @@ def measure(baseline: Baseline, seed: int, out_dir: Path) -> Result:
     """Train a baseline with a seed.
 
     Raises:
-        UserError: the run did not complete, or no validation gave a finite loss.
+        UserError: If the run did not complete, or no validation loss is finite.
     """
     folder = make_run_directory(f"{baseline.config.stem}-{seed}", out_dir)
     log = train([str(baseline.config), f"--seed={seed}", f"--data_seed={seed}"], folder)
@@ -85,10 +85,10 @@ def measure(baseline: Baseline, seed: int, out_dir: Path) -> Result:
 
 
 def result_of(log: Mapping[str, Any], baseline: Baseline, seed: int) -> Result:
-    """The row that the log of a run makes."""
+    """The row for the log of a run."""
     summary, machine = log["summary"], log["environment"]
     if summary["best_val_loss"] is None:
-        raise UserError(f"seed {seed}: no validation gave a finite loss.")
+        raise UserError(f"seed {seed}: no validation loss is finite.")
     versions = ("device", "threads", "python", "torch", "numpy", "cuda", "driver")
     return Result(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -106,10 +106,10 @@ def result_of(log: Mapping[str, Any], baseline: Baseline, seed: int) -> Result:
 
 
 def append(result: Result, path: Path) -> None:
-    """Add a row to the table, which begins with the names of the columns.
+    """Append a row to the table, which starts with a header.
 
     Raises:
-        UserError: the table that is there has other columns.
+        UserError: If the existing table has other columns.
     """
     columns = [field.name for field in dataclasses.fields(Result)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,13 +128,13 @@ def append(result: Result, path: Path) -> None:
 
 
 def spread(losses: Sequence[float]) -> float:
-    """The largest |a - b| / mean(a, b) over pairs: that of the lowest and the highest."""
+    """The largest |a - b| / mean(a, b) over all pairs, which is that of the lowest and highest."""
     lowest, highest = min(losses), max(losses)
     return (highest - lowest) / ((highest + lowest) / 2)
 
 
 def misses(results: Sequence[Result]) -> list[str]:
-    """A sentence for each thing that a baseline must hold and does not."""
+    """A sentence for each requirement that is not met."""
     found = [
         f"seed {result.seed}: {result.best_val_loss:.4f} is above the bar of {result.bar}"
         for result in results
@@ -147,7 +147,7 @@ def misses(results: Sequence[Result]) -> list[str]:
 
 
 def report(results: Sequence[Result]) -> str:
-    """A line per seed, and how far apart they are."""
+    """A line per seed, and their largest difference."""
     lines = [
         f"seed {result.seed}: best val loss {result.best_val_loss:.4f} at iteration "
         f"{result.best_iter} (bar {result.bar}), {result.tokens_per_second:,.0f} tokens/s"
@@ -159,7 +159,7 @@ def report(results: Sequence[Result]) -> str:
 
 
 def seeds(text: str) -> list[int]:
-    """`1337,1338` as numbers, for argparse; each once."""
+    """Parse `1337,1338` for argparse; rejects duplicates."""
     numbers = [int(part) for part in text.split(",")]
     if len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError(f"{text} lists a seed twice; list each once")

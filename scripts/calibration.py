@@ -4,7 +4,7 @@ python scripts/calibration.py
 python scripts/calibration.py --trials=200 --report=/tmp/page.md
 
 Simulates experiments with known true differences and evaluates them with the same functions as
-real runs. Every number on the page comes from these simulations, but those of one real sweep.
+real runs. Except for one real sweep, all numbers on the page come from these simulations.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def paired(noise: np.ndarray, common: np.ndarray, rho: float, sds: np.ndarray) -> np.ndarray:
-    """Losses whose seeds correlate by rho between arms."""
+    """Losses with a correlation of rho between arms over seeds."""
     return sds[:, None] * (np.sqrt(rho) * common + np.sqrt(1 - rho) * noise)
 
 
@@ -97,12 +97,12 @@ def skewed(rng: np.random.Generator, size: object) -> np.ndarray:
 
 
 def contaminated(rng: np.random.Generator, size: object) -> np.ndarray:
-    """One run in twenty has ten times the noise."""
+    """Noise that is ten times as large in one run out of twenty."""
     return rng.normal(size=size) * np.where(rng.random(size) < 0.05, 10.0, 1.0)
 
 
 def rounded(rng: np.random.Generator, arms: int, seeds: int) -> np.ndarray:
-    """To a standard deviation: losses that take few values."""
+    """Losses rounded to multiples of a standard deviation, which take few values."""
     return np.round(normal()(rng, arms, seeds) / SD) * SD
 
 
@@ -119,12 +119,12 @@ def student(df: int) -> Callable[..., np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A way in which runs scatter.
+    """A noise distribution of runs.
 
     Attributes:
-        losses: Those of one experiment without a true difference.
+        losses: Draws the losses of an experiment without a true difference.
         unequal: Whether a third of the runs of every second arm are missing.
-        failing: Whether an arm's unluckiest run fails half of the time.
+        failing: Whether the run with the highest loss of an arm fails half of the time.
     """
 
     name: str
@@ -166,8 +166,8 @@ CASES = (
 
 
 def rates(case: Case, arms: int, seeds: int, trials: int, seed: int = 0) -> tuple[float, float]:
-    """How often some verdict is false where no arm differs; and how often an arm that is worse by
-    two standard deviations of a run is found."""
+    """The rate of any false verdict if no arm differs, and the rate at which an arm that is worse
+    by two standard deviations of a run is detected."""
     rng = np.random.default_rng([seed, arms, seeds])
     false = found = 0
     for _ in range(trials):
@@ -200,7 +200,7 @@ def look_rows(trials: int) -> Iterator[Sequence[str]]:
 
 
 def scheduled_error(arms: int, trials: int) -> float:
-    """How often some verdict at looks at 5, 10 and 20 is false where no arm differs."""
+    """The rate of any false verdict at looks at 5, 10 and 20 seeds if no arm differs."""
     rng, schedule = np.random.default_rng([1, arms]), scheduled_looks(20)
     false = 0
     for _ in range(trials):
@@ -210,19 +210,19 @@ def scheduled_error(arms: int, trials: int) -> float:
 
 
 def mean_seeds(effect: float, arms: int, trials: int) -> float:
-    """Mean seeds at which arms stop that all differ by so many sd of a difference."""
+    """Mean number of seeds at which arms stop, if all differ by `effect` sd of a difference."""
     rng, schedule = np.random.default_rng([2, arms]), scheduled_looks(20)
     seeds = 0
     for _ in range(trials):
         losses = normal()(rng, arms, 20)
-        losses[1:] += effect * SD  # pairs that correlate by 0.5 differ by one sd of a run
+        losses[1:] += effect * SD  # with a correlation of 0.5, differences have the sd of a run
         standings = _until_sure(losses, schedule)
         seeds += sum(own.seeds for own in standings) / arms
     return seeds / trials
 
 
 def _until_sure(losses: np.ndarray, schedule: Sequence[Look]) -> list[Standing]:
-    """Where the arms stand after a sweep that trains the seeds that their next looks need."""
+    """The standings after a sweep that trains only the seeds needed for the next looks."""
     arms, whole = len(losses) - 1, _by_count(losses)
     reached = [schedule[0].n] * arms
     while True:
@@ -246,7 +246,7 @@ def _by_count(losses: np.ndarray) -> Callable[[int | None, int], Results]:
 
 
 def peeked(arms: int, rule: Rule, trials: int, most: int = 20) -> float:
-    """How often some verdict is false if the arms are judged after each seed from 3 to `most`."""
+    """The rate of any false verdict if the arms are judged after each seed from 3 to `most`."""
     rng = np.random.default_rng([3, arms])
     false = 0
     for _ in range(trials):
@@ -267,11 +267,11 @@ class Curve:
     """Loss over the grid of rates, in sd of a run: `rise` z^2 on the left of the optimum.
 
     Attributes:
-        asymmetry: How many times as fast it rises on the right.
+        asymmetry: Ratio of the curvature on the right to that on the left.
         differ: Whether the optima of arms differ by up to a grid step.
         cliff: Whether runs two steps above the optimum fail.
-        shared: Share of the variance of a tuning run that is common to all rates of the arm, which
-            are tried with one seed.
+        shared: Fraction of the variance of a tuning run that is common to all rates of an arm,
+            because they are tried with the same seed.
     """
 
     name: str
@@ -305,8 +305,8 @@ def tuning_rows(trials: int) -> Iterator[Sequence[str]]:
 
 
 def tuned_rates(curve: Curve, seeds: int, trials: int) -> tuple[float, float]:
-    """How often some verdict is false without and with the allowances: no arm differs at its best
-    rate, and each is tuned with one seed on 5 rates and trained at the fitted optimum."""
+    """The rate of any false verdict without and with the allowances. No arm differs at its best
+    rate; each is tuned with one seed on 5 rates and trained at the fitted optimum."""
     rng = np.random.default_rng([4, seeds])
     false = np.zeros(2)
     for _ in range(trials):
@@ -316,8 +316,8 @@ def tuned_rates(curve: Curve, seeds: int, trials: int) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Tuned:
-    """What tuning came to for each arm: how far the loss at the fitted rate lies above that at the
-    best one, and the allowance."""
+    """The tuning results of each arm: how far the loss at the fitted rate is above that at the best
+    rate, and the allowance."""
 
     excess: list[float]
     allowances: list[float]
@@ -358,13 +358,13 @@ def _tuned_errors(rng: np.random.Generator, curve: Curve, seeds: int) -> list[bo
 # New text
 
 TEXTS = (27, 60, 250, 1000)
-"""Blocks of a validation text."""
+"""Numbers of blocks of a validation text."""
 
 ALIKE = (0.0, 0.3, 0.5, 0.7)
-"""Correlations of neighbouring blocks."""
+"""Correlations of neighboring blocks."""
 
 RATIOS = (0.5, 2, 10)
-"""Variances of a mean from text, as multiples of that from seeds."""
+"""Variances of the mean due to text, as multiples of that due to seeds."""
 
 
 def text_rows(trials: int) -> Iterator[Sequence[str]]:
@@ -382,8 +382,8 @@ def text_rows(trials: int) -> Iterator[Sequence[str]]:
 def text_rates(
     blocks: int, seeds: int, rho: float, ratio: float, trials: int
 ) -> tuple[float, float, float]:
-    """How often the interval for new text covers the true difference, how often it would if blocks
-    were taken as independent, and its mean width as a multiple of that of the latter."""
+    """The coverage of the interval for new text, the coverage if blocks are assumed independent,
+    and the mean width of the former as a multiple of the latter."""
     rng = np.random.default_rng([5, blocks, seeds])
     hits, width = np.zeros(2), np.zeros(2)
     for values in _differences_by_block(rng, blocks, seeds, rho, ratio, trials):
@@ -399,8 +399,8 @@ def text_rates(
 
 
 EFFECT = 1e3
-"""True difference in standard deviations of one between seeds; so large that each experiment has a
-verdict, which is what text is held against."""
+"""True difference in standard deviations over seeds; large enough for a verdict in every
+experiment, which is then extended to new text."""
 
 
 MANY_ARMS, MANY_TEXTS, MANY_ALIKE, MANY_SEEDS = (1, 8, 20), (27, 250), (0.3, 0.5, 0.7), 5
@@ -421,9 +421,9 @@ def family_rows(trials: int) -> Iterator[Sequence[str]]:
 def family_rates(
     arms: int, blocks: int, rho: float, ratio: float, trials: int
 ) -> tuple[float, float]:
-    """How often the intervals for new text of all arms cover their true differences, and how often
-    single t intervals with Satterthwaite's degrees of freedom would. Half of the variance of each
-    difference is the baseline's, which the arms share."""
+    """The rate at which the intervals for new text of all arms cover, and the same for single t
+    intervals with Satterthwaite's degrees of freedom. Half of the variance of each difference is
+    that of the baseline, which the arms share."""
     rng = np.random.default_rng([6, arms, blocks])
     hits = np.zeros(2)
     settings = (rng, blocks, MANY_SEEDS, rho, ratio)
@@ -449,8 +449,8 @@ def _both_cover(verdict: Verdict, values: np.ndarray) -> tuple[bool, bool]:
 def _differences_by_block(
     rng: np.random.Generator, blocks: int, seeds: int, rho: float, ratio: float, trials: int
 ) -> Iterator[np.ndarray]:
-    """Differences (seeds, blocks) of one experiment after another: each block has an effect, and a
-    smaller one for each seed, that correlate by rho^k with those k blocks away."""
+    """Yield the differences (seeds, blocks) of experiments: block effects, and smaller interactions
+    with seeds, both with a correlation of rho^k at a distance of k blocks."""
     lags = np.arange(1, blocks)
     of_mean = (1 + 2 * float((1 - lags / blocks) @ rho**lags)) / blocks
     for start in range(0, trials, 100):
@@ -463,7 +463,7 @@ def _differences_by_block(
 def _neighbours_alike(
     rng: np.random.Generator, shape: tuple[int, int, int], rho: float
 ) -> np.ndarray:
-    """Normal numbers of variance 1 that follow an AR(1) along the last axis."""
+    """Normal numbers with variance 1 that form an AR(1) process along the last axis."""
     found = rng.normal(size=shape)
     for k in range(1, shape[-1]):
         found[..., k] = rho * found[..., k - 1] + np.sqrt(1 - rho * rho) * found[..., k]
@@ -478,10 +478,10 @@ class Ladders:
     """Ladders on L = offset + scale C^-power, with C from 1 to `span`.
 
     Attributes:
-        multiplier: Of every arm at every rung.
-        arms: Beside the baseline.
-        noise: Standard deviations of runs at the first and at the last rung, as multiples of those
-            at the others.
+        multiplier: The true multiplier of every arm at every rung.
+        arms: Number of arms besides the baseline.
+        noise: Standard deviations of runs at the first and the last rung, as multiples of that at
+            the others.
     """
 
     offset: float
@@ -502,7 +502,7 @@ class Ladders:
         return f"{curve}, {self.rungs} rungs, {self.span:g}x, m={self.multiplier:g}{arms}{noise}"
 
     def losses(self, rng: np.random.Generator, seeds: int) -> np.ndarray:
-        """(arms + 1, rungs, seeds) of one experiment; the baseline first."""
+        """The losses of an experiment, (arms + 1, rungs, seeds); the baseline first."""
         reached = np.array([1.0, *[self.multiplier] * self.arms])[:, None] * self.compute
         noise = [normal()(rng, self.arms, seeds) for _ in range(self.rungs)]
         noise[0] *= self.noise[0]
@@ -537,8 +537,8 @@ def ladder_rows(trials: int) -> Iterator[Sequence[str]]:
 
 
 def climbed(case: Ladders, seeds: int, trials: int) -> tuple[float, float]:
-    """How often the multiplier of some arm grows or fades, and how many multipliers of a rung their
-    intervals cover."""
+    """The rate at which the multiplier of any arm is called growing or fading, and the coverage of
+    the intervals of single multipliers."""
     rng = np.random.default_rng([5, seeds])
     false, covered = 0, []
     for _ in range(trials):
@@ -568,8 +568,8 @@ def tuned_ladder_rows(trials: int) -> Iterator[Sequence[str]]:
 def tuned_climbs(
     case: Ladders, curve: Curve, seeds: int, trials: int
 ) -> tuple[float, float, float, float]:
-    """As `climbed`, where the baseline and the arm are tuned at each rung: error and coverage
-    without the allowances, then with them."""
+    """Like `climbed`, with the baseline and the arm tuned at each rung: error and coverage without
+    the allowances, then with them."""
     rng = np.random.default_rng([7, seeds])
     false, covered = np.zeros(2), np.zeros(2)
     for _ in range(trials):
@@ -581,7 +581,7 @@ def tuned_climbs(
             rungs = zip(case.compute, *losses, *(factor * allowed), strict=True)
             found = climb([Rung(*map(_plain, own)) for own in rungs])
             if found is None:
-                covered[k] += 1  # says nothing
+                covered[k] += 1  # no interval, so nothing false
                 continue
             false[k] += found.verdict in (GROWS, FADES)
             inside = [low <= case.multiplier <= high for low, high in found.intervals]
@@ -594,7 +594,7 @@ def _plain(value: np.ndarray | float) -> list[float] | float:
     return value.tolist() if isinstance(value, np.ndarray) else float(value)
 
 
-# From logs on
+# From simulated logs
 
 
 def claim_rows(trials: int) -> Iterator[Sequence[str]]:
@@ -719,7 +719,7 @@ def page(trials: int) -> str:
         ),
         looks="\n".join(
             markdown_table(
-                ("arms", "until sure", "confidence sequence", "declared, misused"),
+                ("arms", "`--until_sure`", "confidence sequence", "declared, misused"),
                 list(look_rows(trials)),
             )
         ),

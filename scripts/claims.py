@@ -1,4 +1,4 @@
-"""Comparisons without a true difference that are prone to false verdicts, simulated from logs on.
+"""Simulated comparisons without a true difference that are prone to false verdicts, from logs.
 
 Each case simulates the logs of an experiment's runs and counts how often the comparison reports a
 difference: `better` or `worse`, in the table of final losses or of losses at an
@@ -26,14 +26,14 @@ TOKENS_PER_STEP, FLOPS_PER_TOKEN = 1024, 6_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What the runs of an arm have in common.
+    """The properties shared by the runs of an arm.
 
     Attributes:
-        steps: Of each run.
+        steps: Number of steps of each run.
         every: Steps between evaluations.
         source: The digest of the code.
-        rate: learning_rate.
-        sweep: The folder of its sweep; None for none.
+        rate: The learning rate.
+        sweep: The folder of its sweep; None if it has none.
         shift: Added to every loss.
     """
 
@@ -47,7 +47,7 @@ class Made:
 
 
 def logged(made: Made, seed: int, luck: float) -> LoggedRun:
-    """A run whose loss falls as a power law of its tokens, and further as its rate decays."""
+    """A run whose loss falls as a power law of its tokens, and further as the rate decays."""
     steps = range(0, made.steps + 1, made.every)
     return LoggedRun(
         path=Path("out") / f"{made.name}-{seed}" / "run.json",
@@ -84,7 +84,7 @@ def logged(made: Made, seed: int, luck: float) -> LoggedRun:
 
 
 def _loss(step: int, steps: int) -> float:
-    """What is lost to the noise of the rate, 0.1 nats, is regained as it decays."""
+    """A power law plus 0.1 nats that disappear as the learning rate decays."""
     return 1.5 + 2 * (step / 100) ** -0.3 + 0.1 * (1 - step / steps)
 
 
@@ -93,7 +93,7 @@ def runs_of(made: Made, lucks: Sequence[float], first: int = 1) -> list[LoggedRu
 
 
 Case = Callable[[np.random.Generator, int], Findings]
-"""The findings of one experiment with so many seeds."""
+"""Simulates an experiment with a number of seeds and returns its findings."""
 
 
 def two_lengths(rng: np.random.Generator, n: int) -> Findings:
@@ -112,8 +112,8 @@ def two_intervals(rng: np.random.Generator, n: int) -> Findings:
 
 
 def edited_code(rng: np.random.Generator, n: int) -> Findings:
-    """Half of the seeds of both arms are of code that changed every loss by 3 sd; claims that do
-    not name the code count."""
+    """Half of the seeds of both arms ran with code that changed every loss by 3 sd; only claims
+    that do not name the code as a difference count."""
     half = n // 2
     runs = []
     for name in ("gelu", "silu"):
@@ -126,7 +126,7 @@ def edited_code(rng: np.random.Generator, n: int) -> Findings:
 
 
 def foreign_sweep(rng: np.random.Generator, n: int) -> Findings:
-    """An arm of a sweep that tuned its rate gains 3 sd by that over a run that nobody tuned."""
+    """An arm of a sweep gained 3 sd by tuning its rate and is compared with an untuned run."""
     base = runs_of(Made("gelu"), _lucks(rng, n))
     tuned = Made("silu", rate=3e-3, sweep="out/sweeps/tuned", shift=-3 * SD)
     design = Design(studied={"out/sweeps/tuned": ("learning_rate",)})
@@ -152,7 +152,7 @@ CASES: dict[str, Case] = {
 
 
 def claimed(case: Case, n: int, trials: int) -> float:
-    """How often a difference is claimed."""
+    """The rate at which a difference is claimed."""
     rng = np.random.default_rng([5, n])
     return sum(_claims(case(rng, n)) for _ in range(trials)) / trials
 

@@ -60,7 +60,7 @@ def cases(quick: bool) -> list[dict[str, Any]]:
 
 
 def measured(case: dict[str, Any]) -> tuple[int, int]:
-    """Estimated and measured bytes of a worker: those of the worker that has most."""
+    """Estimated and measured bytes of the worker with the highest measured value."""
     workers = WORKERS[case["parallelism"]]
     with TemporaryDirectory() as folder:
         flags = [f"--{key}={value}" for key, value in case.items()]
@@ -80,7 +80,7 @@ def measured(case: dict[str, Any]) -> tuple[int, int]:
 
 
 def child(folder: Path, argv: list[str]) -> None:
-    """A run of one worker, which leaves the bytes that were expected and measured in a file."""
+    """Run one worker, which writes its estimated and measured bytes to a file."""
     noted: dict[str, int] = {}
     new_placement, set_up = train.new_placement, train.set_up
 
@@ -105,7 +105,7 @@ def child(folder: Path, argv: list[str]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each run, printed as it is done, and the spread of the ratios."""
+    """A Markdown table with a row per run, printed as runs finish, and the range of the ratios."""
     keys = ("arch_preset", "vocab_size", "batch_size", "parallelism", "optimizer")
     keys += ("activation_checkpointing",)
     print("| preset | vocabulary | batch | parallelism | optimizer | checkpointing |", end="")

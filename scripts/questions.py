@@ -41,18 +41,18 @@ FOLDER = PROJECT / "out" / "questions"
 DATASET = "data/shakespeare_char"
 FAST = "config/run_shakespeare_fast_cpu.py"
 BUSY = 0.05
-"""A load of other processes that the page mentions."""
+"""Load by other processes above which the page mentions it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command, and what of its output the page shows.
+    """A command, and the parts of its output that the page shows.
 
     Attributes:
-        command: As a person types it in the project's directory.
-        show: Pairs of texts: the lines from the first that begins with one up to the first after it
-            that begins with the other; "" for the first line, and for the end.
-        status: The exit status that is expected.
+        command: The command as typed in the project's directory.
+        show: Pairs of prefixes: lines are shown from the first one that starts with the first
+            prefix up to the next one that starts with the second. "": the first line, or the end.
+        status: The expected exit status.
     """
 
     command: str
@@ -187,7 +187,7 @@ QUESTIONS = (
         ),
         reading=(
             "The standard deviation between seeds is in the comparison of any earlier sweep of the "
-            "same model. `--until_sure` adds seeds until each verdict is decided instead."
+            "same model. `--until_sure` adds seeds until each verdict is conclusive instead."
         ),
     ),
     Question(
@@ -291,17 +291,17 @@ QUESTIONS = (
 )
 
 
-# Asking
+# Running the commands
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the commands of a question printed.
+    """The output of the commands of a question.
 
     Attributes:
-        outputs: Of each command.
-        seconds: Of all commands.
-        load: The share of the CPUs that other processes used in the meantime.
+        outputs: The output of each command.
+        seconds: Total duration of the commands.
+        load: Fraction of the CPUs that other processes used in the meantime.
     """
 
     outputs: list[str]
@@ -328,7 +328,7 @@ def ask(question: Question, folder: Path) -> Answer:
 
 
 def _output(step: Step, folder: Path) -> str:
-    """What a command prints, errors included."""
+    """The output of a command, including errors."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     done = subprocess.run(
         ["sh", "-c", step.command],
@@ -345,7 +345,7 @@ def _output(step: Step, folder: Path) -> str:
 
 
 def clone_project(folder: Path) -> None:
-    """Clone the checkout as it is committed, and copy the prepared dataset."""
+    """Clone the last commit of the checkout, and copy the prepared dataset."""
     subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(folder)], check=True)
     for file in (PROJECT / DATASET).iterdir():
         shutil.copy2(file, folder / DATASET)
@@ -355,10 +355,10 @@ def clone_project(folder: Path) -> None:
 
 
 def shortened(output: str, show: Sequence[tuple[str, str]]) -> str:
-    """The lines of an output that are shown; "..." stands for those left out.
+    """The lines of an output that are shown, with "..." for omitted ones.
 
     Raises:
-        UserError: no line begins with one of the texts.
+        UserError: If no line starts with one of the prefixes.
     """
     lines = output.rstrip().splitlines()
     if not show:
@@ -418,9 +418,9 @@ def page(answers: Mapping[str, Answer], machine: Mapping[str, Any]) -> str:
     """The page.
 
     Args:
-        answers: Of each question, by its name.
-        machine: `cores`, `device`, `torch`, `threads` of a run, and `load`: the share of the CPUs
-            that other processes used.
+        answers: The answers by name of the question.
+        machine: `cores`, `device`, `torch`, `threads` of a run, and `load`: the fraction of the
+            CPUs that other processes used.
     """
     where = MEASURED + (f" {SHARED}" if machine["load"] >= BUSY else "")
     lines = ["# Recipes\n", paragraph(INTRODUCTION.format(fast=FAST))]
@@ -461,7 +461,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def kept_answer(question: Question, project: Path) -> Answer:
-    """The answer of an earlier call, or a new one."""
+    """The saved answer of an earlier call, or a new one."""
     file = FOLDER / f"{question.name}.json"
     if not file.exists():
         ask(question, project).write(file)
@@ -469,7 +469,7 @@ def kept_answer(question: Question, project: Path) -> Answer:
 
 
 def machine_of(answers: Mapping[str, Answer]) -> dict[str, Any]:
-    """Where the answers were measured."""
+    """The machine on which the answers were measured."""
     return {
         "cores": os.cpu_count(),
         "device": device_name(torch.device("cpu")),

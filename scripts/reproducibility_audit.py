@@ -41,10 +41,10 @@ from training.resume import is_restored
 SCHEMA_VERSION = 1
 
 Fact = dict[str, Any]
-"""{"value": what a probe found} or {"error": why it could not}."""
+"""{"value": the result of a probe} or {"error": why it failed}."""
 
 
-# What is found out
+# Probes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Trained:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every key that says what was trained, and how."""
+        """The config keys that define what was trained, and how."""
         return {k: v for k, v in self.log["config"].items() if is_restored(k)}
 
     def checksum(self, file: str) -> str:
@@ -78,21 +78,21 @@ class Trained:
 
     @property
     def losses(self) -> list[float | None]:
-        """Every loss in the log, of training and validation."""
+        """All training and validation losses in the log."""
         return [record["loss"] for record in self.log["training_iterations"]] + [
             record["val_loss"] for record in self.log["eval_steps"]
         ]
 
 
 def same_bits(first: Trained, second: Trained) -> bool:
-    """Whether two runs ended with the same weights and moments, by the same losses."""
+    """Whether two runs have the same losses, final weights and optimizer moments."""
     return all(
         getattr(first, what) == getattr(second, what) for what in ("weights", "optimizer", "losses")
     )
 
 
 def recorded(key: str, run: Trained, _: Trained) -> Any:
-    """What the run found its environment to be."""
+    """A value of the environment that the run logged."""
     return run.log["environment"][key]
 
 
@@ -104,13 +104,13 @@ def driver(run: Trained, _: Trained) -> str | None:
 
 
 def variables(*_: Trained) -> str:
-    """The variables of the environment that change how libraries compute, where set."""
+    """The environment variables that are set and affect how libraries compute."""
     found = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     return " ".join(found) or "none set"
 
 
 def git(*arguments: str) -> str:
-    """What git prints in the project's folder; an error where it cannot tell."""
+    """The output of git in the project's folder. Raises UserError if git fails."""
     command = ("git", "-C", str(PROJECT), *arguments)
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
     if done.returncode:
@@ -119,7 +119,7 @@ def git(*arguments: str) -> str:
 
 
 def git_of_project(*arguments: str) -> str:
-    """What git prints about the project; an error where its folder is no checkout of its own."""
+    """The output of git for the project. Raises UserError unless its folder is a checkout."""
     root = git("rev-parse", "--show-toplevel")
     if Path(root).resolve() != PROJECT.resolve():
         raise UserError(f"git knows {PROJECT} as a folder of {root} only; clone the project.")
@@ -131,12 +131,12 @@ def commit(*_: Trained) -> str:
 
 
 def dirty(*_: Trained) -> bool:
-    """Whether tracked files differ from the commit, results left out."""
+    """Whether tracked files other than results differ from the commit."""
     return bool(git_of_project(*CHANGES))
 
 
 def source(*_: Trained) -> str:
-    """SHA-256 of the project's code as it is on the disk: names and contents, tests left out."""
+    """SHA-256 of the project's code on disk: names and contents of all files except tests."""
     code = ("--cached", "--others", "--exclude-standard", "*.py")
     names = git_of_project("ls-files", "-z", *code).split("\0")
     digest = hashlib.sha256()
@@ -177,11 +177,11 @@ PROBES: dict[str, Callable[[Trained, Trained], Any]] = {
     "bit_identical": same_bits,
 }
 NOTED = ("platform", "host", "cpu_count", "device_count", "commit", "dirty")
-"""What may differ and leave the numbers as they are; of git's facts, `source` is what matters."""
+"""Facts that may differ without affecting the numbers; `source` covers the code."""
 
 
 def fact_of(probe: Callable[[Trained, Trained], Any], first: Trained, second: Trained) -> Fact:
-    """What a probe finds; its error, whatever it is, is a finding too, and never a match."""
+    """The result of a probe. An exception becomes an error, which never matches."""
     try:
         return {"value": probe(first, second)}
     except Exception as error:
@@ -192,7 +192,7 @@ def audit(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """Train twice under `folder` and report all facts.
 
     Raises:
-        RunFailed: a run did not complete.
+        RunFailed: If a run did not complete.
     """
     recipe = [str(CONFIG / "run_audit.py"), *arguments]
     folders = (folder / "first", folder / "second")
@@ -204,7 +204,7 @@ def audit(arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     }
 
 
-# What is made of it
+# The report
 
 OK, NOTE, DIFFERS, ERROR = "ok", "noted", "DIFFERS", "ERROR"
 ABSENT: Fact = {"error": "not in this report"}
@@ -212,10 +212,10 @@ ABSENT: Fact = {"error": "not in this report"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A fact, what to think of it, and what was found: once, or by each report where that matters.
+    """A fact with its verdict, and its value: once, or for each report if they differ.
 
     Attributes:
-        verdict: OK; NOTE, different and of no account; DIFFERS; or ERROR, not known.
+        verdict: OK; NOTE: an irrelevant difference; DIFFERS; or ERROR: unknown.
     """
 
     name: str
@@ -224,7 +224,7 @@ class Row:
 
 
 def rows(*reports: Mapping[str, Any]) -> Iterator[Row]:
-    """A row for every fact of one report or more, and for every config key that differs."""
+    """Yield a row for every fact of one or more reports, and for every config key that differs."""
     for name in dict.fromkeys(name for report in reports for name in report["facts"]):
         facts = [report["facts"].get(name, ABSENT) for report in reports]
         found = [str(fact["error"] if "error" in fact else fact["value"]) for fact in facts]
@@ -237,11 +237,11 @@ def rows(*reports: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def verdict_on(name: str, facts: Sequence[Fact]) -> str:
-    """What to think of a fact, as one report has it or several."""
+    """The verdict on a fact, given its values in one or more reports."""
     if any("error" in fact for fact in facts):
         return ERROR
     values = [fact["value"] for fact in facts]
-    if name == "bit_identical":  # False twice is no match
+    if name == "bit_identical":  # False in both reports does not count as a match
         return OK if all(values) else DIFFERS
     if all(value == values[0] for value in values):
         return OK
@@ -249,13 +249,13 @@ def verdict_on(name: str, facts: Sequence[Fact]) -> str:
 
 
 def table(found: Iterable[Row]) -> str:
-    """Name, verdict and value in columns; where reports differ, the value of each on a line."""
+    """Name, verdict and value in columns; differing values are on separate lines."""
     below = "\n" + " " * 36
     return "\n".join(f"{row.name:<27}{row.verdict:<9}{below.join(row.found)}" for row in found)
 
 
 def conclusion(found: Sequence[Row]) -> tuple[int, str]:
-    """The exit status that the rows make, and a sentence that says why."""
+    """The exit status for the rows, and a sentence that explains it."""
     named = {v: ", ".join(row.name for row in found if row.verdict == v) for v in (DIFFERS, ERROR)}
     if named[DIFFERS]:
         return FAILED, f"FAILED: different: {named[DIFFERS]}"
@@ -265,10 +265,10 @@ def conclusion(found: Sequence[Row]) -> tuple[int, str]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that --save wrote.
+    """Read a report that was written by --save.
 
     Raises:
-        UserError: the file is none, or of another version.
+        UserError: If the file is not a report, or has another version.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))

@@ -50,7 +50,7 @@ def write_random_characters(folder: Path) -> None:
 
 
 def verdict(log: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a run got below the target, and a sentence of when, how fast, and in what memory."""
+    """Whether a run reached the target, and a sentence with step, speed and memory."""
     records = log["training_iterations"]
     losses = {r["iter"]: r["loss"] for r in records if r["loss"] is not None}
     reached = next((step for step, loss in losses.items() if loss < TARGET_LOSS), None)

@@ -115,8 +115,8 @@ def _what_was_run(findings: Findings, manifest: dict[str, Any], hours: float) ->
     yield "## Setup\n"
     yield f"    {manifest['command']}\n"
     yield (
-        f"{len(manifest['arms'])} arms of up to {len(manifest['seeds'])} seeds each, added until "
-        "their verdicts are decided or unlikely to be; before that, "
+        f"{len(manifest['arms'])} arms with up to {len(manifest['seeds'])} seeds each (sequential "
+        "testing: an arm stops once it is conclusive, or unlikely to be); before that, "
         f"{len(manifest['tuning']['trials'])} learning-rate trials per arm on a separate "
         f"seed. In total {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
         f"({training['max_iters']} steps of {run.tokens // training['max_iters']:,}) of "
@@ -144,7 +144,7 @@ def _arm_row(arm: dict[str, Any]) -> Sequence[str]:
 
 
 def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
-    """A sentence for each arm, the clearest verdicts first."""
+    """Yield a sentence for each arm, the clearest verdicts first."""
     names = arm_names(findings, manifest)
     order = {BETTER: 0, WORSE: 1, EQUAL: 2}
     rows = sorted(findings.rows[1:], key=lambda row: order.get(row.verdict.word, 3))
@@ -160,7 +160,7 @@ def _answer(findings: Findings, manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def arm_names(findings: Findings, manifest: dict[str, Any]) -> dict[str, str]:
-    """What the sweep calls each group."""
+    """The name of each group in the sweep."""
     of_run = {Path(run["folder"]).name: run["arm"] for run in manifest["runs"]}
     return {row.group.name: of_run[row.group.runs[0].run_name] for row in findings.rows}
 
@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     out_dir = Path(args.out_dir).resolve()
-    os.chdir(PROJECT)  # which the arguments name their files from
+    os.chdir(PROJECT)  # paths in the arguments are relative to it
     print(f"python sweep.py {shlex.join(ARGUMENTS)}")
     if sweep.main([*ARGUMENTS, f"--workers={args.workers}", f"--out_dir={out_dir}"]):
         return UNDECIDED
@@ -209,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_report(folder: Path, path: Path) -> None:
-    """Write the page of a finished sweep, and its plots beside it."""
+    """Write the page of a finished sweep, and its plots next to it."""
     findings = select([str(folder)], None, folder).findings()
     manifest = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     manifest["command"] = shlex.join(["python", "sweep.py", *ARGUMENTS])

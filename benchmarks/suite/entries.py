@@ -13,7 +13,7 @@ from scripts.baseline import GPU
 from scripts.runs import PROJECT
 
 STEPS = 20
-"""Of each training of a check."""
+"""Number of steps of each training run of a check."""
 
 SMALL = (
     *("--n_layer=4", "--n_head=4", "--n_embd=256", "--block_size=256", "--sequence_length=256"),
@@ -25,15 +25,15 @@ TINY = (
 )
 
 EXACT = 1e-3
-"""Nats per token between two trainings of the same: on a GPU the order of sums may differ."""
+"""Nats per token between two identical runs; on a GPU the order of sums may differ."""
 KERNELS = 5e-3
-"""The same, between two attention kernels in bfloat16: on a CPU at most 2e-4 between sdpa and
-manual, with a window and with ALiBi."""
+"""The same between two attention kernels in bfloat16; on a CPU, sdpa and manual differ by at most
+2e-4, with a window and with ALiBi."""
 HALF = 0.01
-"""The same, between half precision and float32: on a CPU at most 3e-4 for bfloat16."""
+"""The same between half precision and float32; on a CPU at most 3e-4 for bfloat16."""
 
 AT_ONCE = 4
-"""Runs on one device at the same time."""
+"""Number of concurrent runs on one device."""
 
 
 def all_entries(place: Place) -> list[Entry]:
@@ -50,14 +50,14 @@ def all_entries(place: Place) -> list[Entry]:
 
 
 def cuda_tests(place: Place) -> Entry:
-    """The tests that are marked `gpu`."""
+    """The tests with the marker `gpu`."""
     files = (PROJECT / "tests").rglob("test_*.py")
     marked = sorted(str(path) for path in files if "@pytest.mark.gpu" in path.read_text("utf-8"))
     return _tests("tests that need CUDA", place, 12, *marked, "-m", "gpu")
 
 
 def prefetch(place: Place) -> Entry:
-    """On CUDA the batches are pinned, and copied beside the computation."""
+    """On CUDA, batches are in pinned memory and copied asynchronously."""
     return _tests("prefetched batches", place, 10, "tests/unit/test_data_prefetch.py")
 
 
@@ -83,7 +83,7 @@ def half_precision(place: Place) -> Entry:
 
 
 def flash(place: Place) -> Entry:
-    """The flash-attn package beside torch's own kernel, in bfloat16."""
+    """The flash-attn package compared with torch's kernel, in bfloat16."""
     lacking = ""
     if place.device != "cuda":
         lacking = "flash-attn needs a CUDA device"
@@ -101,7 +101,7 @@ def flex_alibi(place: Place) -> Entry:
 
 
 def resume(place: Place) -> Entry:
-    """A run that max_iters stops half way and that is resumed, beside an uninterrupted one."""
+    """A run stopped halfway by max_iters and resumed, compared with an uninterrupted one."""
     name = "resume"
     whole, parted = (_folder(place, name) / part for part in ("whole", "parted"))
     half = _train(place, parted, "--dtype=float32", f"--max_iters={STEPS // 2}")
@@ -117,7 +117,7 @@ def resume(place: Place) -> Entry:
 
 
 def audit(place: Place) -> Entry:
-    """Two trainings with one seed: the same bits."""
+    """Two runs with the same seed must match bit for bit."""
     flags = (f"--dataset={place.data}", f"--device={place.device}")
     command = (PYTHON, "scripts/reproducibility_audit.py", *flags)
     return Entry("reproducibility audit", CHECK, 18, ((command,),))
@@ -133,16 +133,16 @@ def two_workers(place: Place) -> Entry:
 
 
 def _folder(place: Place, name: str) -> Path:
-    """Of an entry's runs."""
+    """The folder for an entry's runs."""
     return place.folder / "".join(c if c.isalnum() else "-" for c in name)
 
 
 def _train(place: Place, run: Path, *flags: str, start: Command = (PYTHON,)) -> Command:
-    """A short training on the suite's own data; `flags` replace its own."""
+    """A short training run on the suite's data; `flags` override the defaults."""
     own = (
         *(TINY if place.tiny else SMALL),
         *(f"--max_iters={STEPS}", f"--lr_decay_iters={STEPS}", "--warmup_iters=5"),
-        # higher at that size, the loss has a spike, which makes rounding errors large
+        # with a higher rate at full size, a loss spike would amplify rounding errors
         f"--learning_rate={3e-3 if place.tiny else 3e-4}",
         *(f"--eval_interval={STEPS}", "--log_interval=1"),
         f"--eval_tokens={256 if place.tiny else 4096}",
@@ -173,7 +173,7 @@ def _tests(name: str, place: Place, expected: float, *arguments: str) -> Entry:
 
 
 def _same_kernels(name: str, place: Place, backend: str, *flags: str, lacking: str = "") -> Entry:
-    """Trainings with an attention backend and with SDPA, in bfloat16."""
+    """Training with an attention backend and with SDPA, in bfloat16."""
     reference, other = (_folder(place, name) / each for each in ("sdpa", backend))
     commands = [
         _train(place, run, "--dtype=bfloat16", f"--attention_backend={run.name}", *flags)
@@ -192,7 +192,7 @@ def _same_kernels(name: str, place: Place, backend: str, *flags: str, lacking: s
 
 def _flex(name: str, place: Place, flag: str) -> Entry:
     """Training on CUDA; on a CPU, where flex has no backward pass, the tests of its forward pass
-    under the same key."""
+    with the same key."""
     if place.device == "cuda":
         return _same_kernels(name, place, "flex", flag)
     if place.device != "cpu":
@@ -205,7 +205,7 @@ def _flex(name: str, place: Place, flag: str) -> Entry:
 
 
 def _fsdp(name: str, place: Place, workers: int, *, lacking: str = "") -> Entry:
-    """train.py under torchrun with parallelism=fsdp, beside a process by itself."""
+    """train.py under torchrun with parallelism=fsdp, compared with a single process."""
     alone, sharded = (_folder(place, name) / each for each in ("alone", "fsdp"))
     many = (PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}")
     commands = (
@@ -227,8 +227,8 @@ def _fsdp(name: str, place: Place, workers: int, *, lacking: str = "") -> Entry:
 
 
 def shakespeare(place: Place) -> Entry:
-    """The recipe of the baseline, with its data and its bar, but in bfloat16, compiled and with
-    fused attention."""
+    """The baseline recipe with its data and its bar, but in bfloat16, compiled, with fused
+    attention."""
     run = _folder(place, "shakespeare") / "run"
     fast = ("--dtype=bfloat16", "--attention_backend=auto", f"--device={place.device}")
     tiny = (
@@ -245,12 +245,12 @@ def shakespeare(place: Place) -> Entry:
         (((PYTHON, "train.py", str(GPU.config), *fast, *size, *where),),),
         functools.partial(readings.best_loss, run),
         (Goal("best_val_loss", at_most=GPU.bar), Goal("seconds", at_most=60)),
-        note="bfloat16, fused attention; its seconds are those of the whole process",
+        note="bfloat16, fused attention; seconds of the whole process",
     )
 
 
 def runs_at_once(place: Place) -> Entry:
-    """Small runs on one device: one alone, then several at the same time."""
+    """Small runs on one device: first one alone, then several concurrently."""
     name = f"{AT_ONCE} small runs at once"
     runs = [_folder(place, name) / f"run-{index}" for index in range(AT_ONCE + 1)]
     steps = STEPS if place.tiny else 1000
@@ -267,7 +267,7 @@ def runs_at_once(place: Place) -> Entry:
 
 
 def gpt2(place: Place) -> Entry:
-    """GPT-2 of 124M parameters, T = 1024, beside nanoGPT if there is a checkout."""
+    """GPT-2 with 124M parameters, T = 1024, compared with nanoGPT if there is a checkout."""
     sizes = (
         *("--n_layer=12", "--n_head=12", "--n_embd=768", "--vocab_size=50304"),
         *("--block_size=1024", "--sequence_length=1024", "--batch_size=32"),
@@ -278,7 +278,7 @@ def gpt2(place: Place) -> Entry:
 
 
 def nanogpt(place: Place) -> Entry:
-    """What the entry above measured of nanoGPT: it ran in the same process, interleaved."""
+    """The speed of nanoGPT, measured by the entry above in the same process, interleaved."""
     measured = _speed_file(place, gpt2(place).name)
     return Entry(
         "GPT-2 124M against nanoGPT",
@@ -293,7 +293,7 @@ def nanogpt(place: Place) -> Entry:
 
 
 def llama(place: Place) -> Entry:
-    """LLaMA of 1.4B parameters with its head (1.3B as GPT-2), T = 2048."""
+    """LLaMA with 1.4B parameters including its head (1.3B as GPT-2), T = 2048."""
     recipe = ("config/arch_llama.py", "config/run_fineweb_1.3b.py")
     sizes = ("--vocab_size=50304", "--batch_size=8")
     return _speed("LLaMA 1.3B, T=2048, bf16", place, 100, 55, recipe, sizes)

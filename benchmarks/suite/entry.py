@@ -1,4 +1,4 @@
-"""An entry of the GPU suite: what it runs, what it reads from that, and what that must be."""
+"""An entry of the GPU suite: its commands, the numbers read from their results, and its goals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PYTHON = sys.executable
 
 
 class NothingToRun(Exception):
-    """An entry ran, and nothing in it applies to this machine; the message says why."""
+    """Raised if nothing in an entry applies to this machine; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Place:
     """Where the suite runs, and at which size.
 
     Attributes:
-        folder: For what the entries write; temporary.
+        folder: A temporary folder for the output of the entries.
         data: A prepared dataset of bytes, for the checks.
         device: The type of the device: cuda, mps or cpu.
         tiny: Whether every entry has sizes that a CPU trains in seconds.
@@ -50,9 +50,9 @@ class Goal:
 
     Attributes:
         number: Its name among the numbers of the entry; "seconds" is the wall time of its commands.
-        at_least: The lowest value that passes; None if any does.
-        at_most: The highest; None if any does.
-        at_any_size: Whether it applies to tiny sizes too, as agreement does and speed does not.
+        at_least: The lowest value that passes; None: no lower bound.
+        at_most: The highest value that passes; None: no upper bound.
+        at_any_size: Whether it also applies to tiny sizes; true for agreement, false for speed.
     """
 
     number: str
@@ -61,7 +61,7 @@ class Goal:
     at_any_size: bool = False
 
     def met(self, numbers: Mapping[str, Number]) -> bool:
-        """Whether the number is within the bounds; one that was not measured is not."""
+        """Whether the number is within the bounds; false if it was not measured."""
         value = numbers.get(self.number)
         if value is None:
             return False
@@ -74,7 +74,7 @@ class Goal:
 
 
 def no_numbers() -> Numbers:
-    """For an entry whose exit status says everything."""
+    """Reads no numbers, for entries that only need an exit status."""
     return {}
 
 
@@ -83,15 +83,14 @@ class Entry:
     """A check or a benchmark.
 
     Attributes:
-        name: What the results and the table call it.
+        name: Its name in the results and the table.
         kind: CHECK or BENCHMARK.
-        expected: Seconds that it takes on an H100, roughly: an estimate that schedules the suite,
-            not a measurement.
-        stages: What it runs: the commands of a stage at the same time, the stages in turn.
-        read: Its numbers, once all commands exited with status 0.
+        expected: Estimated seconds on an H100, for scheduling; not a measurement.
+        stages: The commands to run: those of a stage concurrently, the stages one after another.
+        read: Returns its numbers after all commands exited with status 0.
         goals: Bounds on the numbers.
         lacking: Why this machine cannot run it; empty if it can.
-        note: What a reader of the results should know.
+        note: A note for readers of the results.
     """
 
     name: str
@@ -106,11 +105,11 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of an entry.
+    """The outcome of an entry.
 
     Attributes:
         status: One of STATUSES.
-        seconds: The wall time of its commands, start of the processes included.
+        seconds: The wall time of its commands, including the start of processes.
         reason: Why it was skipped, was not run or failed.
         output: The last lines of a command that failed or timed out.
     """
@@ -123,7 +122,7 @@ class Outcome:
     output: str = ""
 
     def to_dict(self, *, tiny: bool) -> dict[str, Any]:
-        """As the results file has it."""
+        """The outcome as an object for the results file."""
         return {
             "name": self.entry.name,
             "kind": self.entry.kind,

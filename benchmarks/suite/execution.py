@@ -1,4 +1,4 @@
-"""Running the entries of the suite: each within its time limit, all within the budget."""
+"""Run the entries of the suite, each within its time limit, all within the budget."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from benchmarks.suite.entry import (
 from scripts.runs import PROJECT
 
 OUTPUT_LINES = 20
-"""Of a failed command that the results keep."""
+"""Number of output lines of a failed command that the results keep."""
 
 PATIENCE, PATIENCE_IF_TINY = 3.0, 15.0
-"""An entry may take its expected time so many times, and LEAST_LIMIT more; the expected time is
-that of an H100, and tiny sizes run on slower machines."""
+"""The time limit of an entry is this multiple of its expected time, plus LEAST_LIMIT; the expected
+time is for an H100, and tiny sizes run on slower machines."""
 LEAST_LIMIT = 20.0
 KILL_SECONDS = 10.0
-"""That killed processes have to give their memory back before the next entry starts."""
+"""Seconds for killed processes to free their memory before the next entry starts."""
 
 
 class CommandFailed(Exception):
-    """A command of an entry exited with another status than 0, or ran past the limit.
+    """Raised if a command of an entry has a nonzero exit status or exceeds the time limit.
 
     Attributes:
         status: FAILED or TIMED_OUT.
@@ -52,7 +52,8 @@ class CommandFailed(Exception):
 def run_entries(
     entries: Iterable[Entry], folder: Path, seconds: float, *, tiny: bool
 ) -> Iterator[Outcome]:
-    """The outcome of each entry as it ends. What no longer fits into `seconds` is not run."""
+    """Yield the outcome of each entry when it ends. Entries that do not fit into the rest of
+    `seconds` are not run."""
     deadline = time.monotonic() + seconds
     patience = PATIENCE_IF_TINY if tiny else PATIENCE
     for index, entry in enumerate(entries):
@@ -61,7 +62,7 @@ def run_entries(
         if entry.lacking:
             yield Outcome(entry, SKIPPED, reason=entry.lacking)
         elif left < entry.expected:
-            reason = f"expected to take {entry.expected:.0f} s, and {max(left, 0):.0f} s are left"
+            reason = f"expected to take {entry.expected:.0f} s, but {max(left, 0):.0f} s are left"
             yield Outcome(entry, NOT_RUN, reason=reason)
         else:
             yield run_entry(entry, folder / f"output-{index}", limit, tiny=tiny)
@@ -71,7 +72,7 @@ def run_entry(entry: Entry, folder: Path, limit: float, *, tiny: bool) -> Outcom
     """Run the commands of an entry, read its numbers, and compare them with its goals.
 
     Args:
-        folder: For the output of the commands.
+        folder: The folder for the output of the commands.
         limit: Seconds after which its processes are killed.
         tiny: Whether to apply only the goals that hold at any size.
     """
@@ -94,7 +95,7 @@ def run_entry(entry: Entry, folder: Path, limit: float, *, tiny: bool) -> Outcom
 
 
 def judged(entry: Entry, seconds: float, numbers: Numbers, *, tiny: bool) -> Outcome:
-    """Passed, or failed for the goals that are missed."""
+    """The outcome: passed, or failed if goals are missed."""
     missed = [
         str(goal)
         for goal in entry.goals
@@ -106,10 +107,10 @@ def judged(entry: Entry, seconds: float, numbers: Numbers, *, tiny: bool) -> Out
 
 
 def run_stage(commands: Sequence[Command], folder: Path, deadline: float) -> None:
-    """Run commands at the same time; none is left when this returns or raises.
+    """Run commands concurrently; none is still running when this returns or raises.
 
     Raises:
-        CommandFailed: for the first that failed or was still running at the deadline.
+        CommandFailed: For the first command that failed or was still running at the deadline.
     """
     folder.mkdir(parents=True)
     outputs = [folder / f"{index}.txt" for index in range(len(commands))]
@@ -141,7 +142,7 @@ def _wait(process: subprocess.Popen[bytes], output: Path, deadline: float) -> No
 
 
 def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and what it started, such as the workers of torchrun, if it still runs."""
+    """Kill a process, if it still runs, and its children, such as the workers of torchrun."""
     if process.poll() is not None:
         return
     try:
@@ -157,6 +158,6 @@ def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_lines(output: Path) -> str:
-    """The end of what a command printed."""
+    """The last lines of the output of a command."""
     text = output.read_text(encoding="utf-8", errors="replace")
     return "\n".join(text.replace("\r", "\n").splitlines()[-OUTPUT_LINES:])

@@ -1,4 +1,4 @@
-"""Numbers from what the commands of the suite write: run.json, pytest's XML, the JSON of
+"""Read numbers from the output of the suite's commands: run.json, pytest's XML, and the JSON of
 benchmarks/throughput.py."""
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    """Of the training losses of two runs at the same step, in nats per token.
+    """The largest difference between the training losses of two runs at the same step, in nats per
+    token.
 
     Raises:
-        ValueError: if they logged other steps, or a loss is not finite.
+        ValueError: If they logged different steps, or a loss is not finite.
     """
     one, other = losses(first), losses(second)
     if one.keys() != other.keys() or not one:
@@ -45,11 +46,11 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 def differences(reference: Path, others: Mapping[str, Path]) -> Numbers:
-    """How far the losses of runs are from those of a reference, and how far the reference learnt.
+    """The differences between the losses of runs and those of a reference.
 
     Returns:
-        first_loss, last_loss: of the reference, in nats per token.
-        difference or difference_NAME: the largest, for each of `others`.
+        first_loss, last_loss: The losses of the reference, in nats per token.
+        difference or difference_NAME: The largest difference for each of `others`.
     """
     of_reference = list(losses(reference).values())
     found: Numbers = {"first_loss": of_reference[0], "last_loss": of_reference[-1]}
@@ -60,14 +61,14 @@ def differences(reference: Path, others: Mapping[str, Path]) -> Numbers:
 
 
 def best_loss(run: Path) -> Numbers:
-    """The best validation loss of a run, its speed, and the seconds that it trained."""
+    """The best validation loss of a run, its speed, and its duration."""
     summary = run_log(run)["summary"]
     keys = ("best_val_loss", "median_tokens_per_second", "wall_seconds", "peak_memory_bytes")
     return {key: summary[key] for key in keys}
 
 
 def together(alone: Path, at_once: Sequence[Path]) -> Numbers:
-    """Tokens per second of one run alone, and of several at once in sum; medians of each run."""
+    """Tokens per second of one run alone, and the sum over concurrent runs; medians of each run."""
     one, *several = (
         run_log(run)["summary"]["median_tokens_per_second"] for run in (alone, *at_once)
     )
@@ -87,7 +88,7 @@ def speed(results: Path) -> Numbers:
 
 
 def against_nanogpt(results: Path) -> Numbers:
-    """Our tokens per second over those of nanoGPT at its fastest."""
+    """The ratio of our tokens per second to those of nanoGPT's fastest setting."""
     ours, *theirs = (own["tokens_per_second"] for own in _rows(results))
     return {
         "tokens_per_second": ours,
@@ -104,7 +105,7 @@ def test_counts(results: Path, device: str) -> Numbers:
     """How many tests passed and were skipped, from pytest's XML.
 
     Raises:
-        NothingToRun: if all are for a CUDA device, and the device is another.
+        NothingToRun: If all tests need a CUDA device, and the device is another.
     """
     suite = ElementTree.parse(results).getroot().find("testsuite")
     if suite is None:

@@ -30,11 +30,11 @@ def results_of(
     tiny: bool,
     nanogpt_commit: str | None,
 ) -> Results:
-    """The document that a results file holds.
+    """The content of a results file.
 
     Args:
         environment: See `training.hardware.environment`: device, versions, commit, changes.
-        finished: UTC, ISO 8601.
+        finished: End time in UTC, ISO 8601.
         command: The flags of the suite.
     """
     return {
@@ -50,7 +50,7 @@ def results_of(
 
 
 def write_results(results: Results, folder: Path) -> Path:
-    """Write `<device>-<date>.json`, beside what is there; a second of a day ends in -2."""
+    """Write `<device>-<date>.json`; if it exists, append -2 and so on to the name."""
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", results["environment"]["device"].lower()).strip("-")
     stem = f"{device}-{results['finished'][:10]}"
@@ -63,10 +63,10 @@ def write_results(results: Results, folder: Path) -> Path:
 
 
 def read_results(folder: Path) -> list[Results]:
-    """The results of full size in a folder, newest first.
+    """The results of full-size runs in a folder, newest first.
 
     Raises:
-        UserError: if a file there is none, or is of another version.
+        UserError: If a file there contains no results, or has another version.
     """
     found = [_read(path) for path in sorted(folder.glob("*.json"))]
     full = [results for results in found if not results["tiny"]]
@@ -80,32 +80,32 @@ def _read(path: Path) -> Results:
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} has no results of benchmarks/gpu_suite.sh ({error!r}).") from error
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path} is of version {version}, this code reads {SCHEMA_VERSION}.")
+        raise UserError(f"{path} has version {version}, but this code reads {SCHEMA_VERSION}.")
     return results
 
 
 def update_document(document: Path, results: Sequence[Results]) -> None:
-    """Replace what is between the markers.
+    """Replace the text between the markers.
 
     Raises:
-        UserError: if the markers are not there.
+        UserError: If the markers are missing.
     """
     text = document.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{document} needs the lines {BEGIN} and {END}, the table goes between.")
+        raise UserError(f"{document} needs the lines {BEGIN} and {END}, with the table in between.")
     document.write_text(f"{before}{block(results)}{after}", encoding="utf-8")
 
 
 def block(results: Sequence[Results]) -> str:
-    """What docs/performance.md has from the first marker to the last."""
+    """The text of docs/performance.md from the first marker to the last."""
     parts = [section(each) for each in results] or [NOTHING_YET]
     return "\n\n".join([BEGIN, *parts, END])
 
 
 def section(results: Results) -> str:
-    """A heading, what was measured on, and the table, in Markdown."""
+    """A heading, the environment, and the table, in Markdown."""
     machine = results["environment"]
     commit = (machine["commit"] or "unknown")[:12] + (" with changes" if machine["dirty"] else "")
     facts = [f"torch {machine['torch']}", f"CUDA {machine['cuda']}", f"commit {commit}"]
@@ -117,7 +117,7 @@ def section(results: Results) -> str:
 
 
 def table(results: Results) -> Iterator[str]:
-    """The lines of a Markdown table with a row for each entry."""
+    """Yield the lines of a Markdown table with a row for each entry."""
     yield "| What | Status | Measured | Goal | Seconds |"
     yield "| --- | --- | --- | --- | ---: |"
     for entry in results["entries"]:
@@ -141,7 +141,7 @@ def _goals(entry: Mapping[str, Any]) -> str:
 
 
 def written(value: Number) -> str:
-    """A number with the digits that a reader needs."""
+    """A number with as many digits as readers need."""
     if value is None:
         return "unknown"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -160,7 +160,7 @@ def test_a_difference_of_exactly_one_percent_is_a_miss():
 
 
 def test_a_run_without_a_finite_loss_is_an_error():
-    with pytest.raises(ValueError, match="seed 7: no validation gave a finite loss"):
+    with pytest.raises(ValueError, match="seed 7: no validation loss is finite"):
         result(7, None)
 
 
