@@ -69,9 +69,8 @@ def test_sweep(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = nanoarch.sweep("config/arch_llama.py", **asked, until_sure=False)
     assert folder.name.startswith("llama-qk_norm-")
     assert [job.arm for job in engine.jobs] == ["baseline", "qk_norm=true"]
-    assert [group["arm"] for group in nanoarch.compare(folder)["groups"]] == [
-        *("baseline", "qk_norm=true")
-    ]
+    names = [group["name"] for group in nanoarch.compare(folder)["groups"]]
+    assert names == ["baseline", "qk_norm=true"]
 
 
 def test_a_sweep_that_cannot_run_is_an_error(workshop: Workshop) -> None:

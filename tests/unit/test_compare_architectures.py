@@ -153,7 +153,7 @@ def compared_runs(out: str) -> list[str]:
 # --- The tables ---
 
 
-def test_one_run_tells_what_it_reached_and_cost(tmp_path, compare):
+def test_a_single_run_shows_its_results_and_cost(tmp_path, compare):
     code, out, err = compare(make_run(tmp_path / "llama"))
     assert (code, err) == (0, "")
     assert section(out, "Groups") == ["  1  12L-12H-768D-RoPE-RMS-SwiGLU-PreNorm: the baseline"]
@@ -248,7 +248,7 @@ def test_what_a_run_does_not_know_is_a_dash(tmp_path, compare):
     assert "n=0" not in section(out, "Groups")[0]
 
 
-def test_colour_is_for_terminals_alone(two_arms, compare, monkeypatch):
+def test_color_is_only_used_on_terminals(two_arms, compare, monkeypatch):
     assert "\033" not in compare(two_arms)[1]
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     painted = compare(two_arms)[1]
@@ -267,7 +267,7 @@ def test_the_ratio_view_marks_the_pareto_set(two_arms, compare):
 # --- Other formats ---
 
 
-def test_json_tells_everything_in_numbers(two_arms, compare):
+def test_json_contains_all_numbers(two_arms, compare):
     code, out, _ = compare(two_arms, "--format=json")
     document = json.loads(out)
     plain, fast = document["groups"]
@@ -338,7 +338,7 @@ def test_a_plot_is_written_beside_the_tables(two_arms, compare):
     assert "<svg" in path.read_text()
 
 
-def test_a_plot_that_cannot_be_written_is_told_in_a_sentence(two_arms, compare):
+def test_an_unwritable_plot_is_reported(two_arms, compare):
     pytest.importorskip("matplotlib", reason="see requirements-dev.txt")
     path = two_arms / "plain-1" / "run.json" / "curves.png"
     code, out, err = compare(two_arms, f"--plot={path}")
@@ -387,7 +387,7 @@ def test_runs_are_named_by_folder_file_glob_or_the_folder_above(two_arms, compar
     ]
 
 
-def test_no_run_is_said_plainly(tmp_path, compare):
+def test_finding_no_run_is_reported(tmp_path, compare):
     code, out, err = compare("--out_dir", tmp_path / "nowhere")
     assert (code, out) == (1, "")
     assert err == f"No run found under {tmp_path / 'nowhere'}/. Train one first: python train.py\n"
@@ -489,7 +489,7 @@ def test_an_architecture_without_its_numbers_is_refused(tmp_path):
         (["--plot=curves.gif"], "--plot=curves.gif must end in one of .png, .svg, .pdf"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(capsys, argv, message):
+def test_invalid_arguments_are_rejected(capsys, argv, message):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2
@@ -556,7 +556,7 @@ def test_a_word_longer_than_any_path_is_skipped(tmp_path, compare):
 # --- Which code ---
 
 
-def test_runs_of_different_code_are_told_apart_in_every_view(tmp_path, compare):
+def test_runs_of_different_code_are_separated_in_every_view(tmp_path, compare):
     for seed, (arm, digest) in enumerate((("plain", "a" * 64), ("fast", "b" * 64)) * 2):
         environment = {"device": "a CPU", "source_sha256": digest}
         config = {"seed": seed // 2, "data_seed": seed // 2, "arm": arm}
@@ -682,7 +682,7 @@ def test_a_sweep_says_which_arm_is_the_baseline_and_what_is_studied(tmp_path, co
 
 
 @pytest.mark.parametrize("word", ["", "sweeps", "sweeps/o*"])
-def test_trials_of_tuning_are_no_seeds_of_an_arm(tmp_path, compare, word):
+def test_tuning_trials_are_not_seeds_of_an_arm(tmp_path, compare, word):
     """They were chosen for their losses."""
     make_sweep(tmp_path / "sweeps" / "one")
     code, out, _ = compare(tmp_path / word, f"--out_dir={tmp_path}", "--format=json")
@@ -774,7 +774,7 @@ def test_two_sweeps_are_compared_with_the_baseline_of_the_first(tmp_path, compar
     assert verdicts["plain"] == "baseline"
 
 
-def test_a_damaged_manifest_is_told_in_a_sentence(tmp_path, compare):
+def test_a_damaged_manifest_is_reported(tmp_path, compare):
     (tmp_path / "sweep.json").write_text("{")
     code, out, err = compare(tmp_path)
     assert (code, out) == (1, "")
@@ -802,7 +802,7 @@ ALLOWED = [
         ({"seeds": [[s, s] for s in range(1, 7)], "schedule": [{"n": 6, "alpha": 0.05}]}, ""),
     ],
 )
-def test_another_word_frees_no_sweep_of_what_it_declared(tmp_path, compare, declared, said):
+def test_declarations_apply_however_a_sweep_is_selected(tmp_path, compare, declared, said):
     """A part of a sweep, its runs, or a sweep beside another run."""
     sweep = make_sweep(tmp_path / "out" / "sweeps" / "one")
     lone = make_run(tmp_path / "lone", config={"arm": "lone"})
@@ -856,7 +856,7 @@ def test_another_sweep_of_the_same_arms_adds_seeds_after_a_look(tmp_path, compar
     assert any("after a verdict had been shown at 4" in note for note in both["notes"])
 
 
-def test_a_copy_of_a_run_is_no_other_seed(two_arms, compare):
+def test_a_copy_of_a_run_is_not_another_seed(two_arms, compare):
     """Whoever copies runs and edits their seeds would have ten seeds out of four."""
     before = json.loads(compare(two_arms, "--format=json")[1])["groups"][1]
     for seed in range(1, 5):
@@ -916,7 +916,7 @@ def test_seeds_added_by_hand_were_not_declared(tmp_path, compare):
     assert any("was not declared before the runs" in note for note in notes)
 
 
-def test_a_sweep_is_one_however_it_is_named(tmp_path, compare, monkeypatch):
+def test_a_sweep_can_be_given_by_different_paths(tmp_path, compare, monkeypatch):
     """By a relative path, whose runs also have an absolute one."""
     sweep = make_sweep(tmp_path / "out" / "one")
     declare(sweep, margin=0.002)
@@ -926,7 +926,7 @@ def test_a_sweep_is_one_however_it_is_named(tmp_path, compare, monkeypatch):
         assert (document["margin"], document["declared_seeds"]) == (0.002, 4)
 
 
-def test_a_margin_that_was_not_declared_is_told(tmp_path, compare):
+def test_a_margin_that_was_not_declared_is_noted(tmp_path, compare):
     sweep = make_sweep(tmp_path / "one")
     declare(sweep, margin=0.002)
     lone = make_run(tmp_path / "lone")
@@ -935,7 +935,7 @@ def test_a_margin_that_was_not_declared_is_told(tmp_path, compare):
     assert "Equal means within 0.3 here; 0.002 was declared before the runs." in notes
 
 
-def test_no_verdict_rests_on_trials(tmp_path, compare):
+def test_trials_get_no_verdict(tmp_path, compare):
     sweep = make_sweep(tmp_path / "one")
     manifest = json.loads((sweep / "sweep.json").read_text())
     trials = [{**run, "tuning": True} for run in manifest["runs"]]

@@ -22,7 +22,7 @@ def test_mean_and_extremes_at_every_evaluation():
     assert found.low[0] < found.mean[0] < found.high[0]
 
 
-def test_seeds_of_unequal_speed_are_read_where_all_of_them_were():
+def test_seeds_of_different_speed_are_compared_at_common_budgets():
     runs = [
         simulated_run("a", seed, 3.0, seconds_per_step=pace) for seed, pace in ((1, 0.1), (2, 0.2))
     ]
@@ -37,7 +37,7 @@ def test_none_without_a_finite_loss():
     assert band(only_group(runs), "tokens") is None
 
 
-def test_budgets_and_losses_are_floats_which_numpy_can_draw_however_large():
+def test_large_budgets_become_floats():
     runs = [simulated_run("a", 1, curve=[(1, 2**64), (10**40, 3)])]
     found = band(only_group(runs), "tokens")
     numbers = [*found.budgets, *found.mean, *found.low, *found.high]

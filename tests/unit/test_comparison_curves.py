@@ -49,7 +49,7 @@ def test_the_first_crossing_counts():
     assert cost_of([(0, 5.0), (100, 3.0), (200, 4.0), (300, 2.0)], 3.0) == 100
 
 
-def test_a_curve_leaves_out_what_is_not_finite():
+def test_non_finite_losses_are_omitted():
     run = simulated_run(curve=[(0, 5.0), (10, None), (20, 4.0)])
     assert curve(run, "tokens") == [(0, 5.0), (20_000, 4.0)]
     assert curve(run, "flops") == [(0, 5.0), (20_000 * FLOPS_PER_TOKEN, 4.0)]
@@ -73,7 +73,7 @@ def test_the_common_budget_is_what_every_run_spent():
     assert 3.0 < losses_at(short, "flops", 200_000)[1, 1] < 3.4
 
 
-def test_at_equal_flops_a_costlier_arm_has_to_stop_earlier():
+def test_a_costlier_arm_is_read_at_fewer_tokens_for_equal_flops():
     """The same curve over tokens, at twice the FLOPs each: read in mid-schedule, so descriptive."""
     plain = [simulated_run("a", s, curve=power_law(1, s)) for s in (1, 2, 3)]
     dear = [
@@ -90,7 +90,7 @@ def test_at_equal_flops_a_costlier_arm_has_to_stop_earlier():
     assert row.at_equal["tokens"].verdict == row.verdict
 
 
-def test_seconds_that_are_not_known_are_no_budget():
+def test_unknown_seconds_are_not_a_budget():
     runs = [simulated_run("a"), simulated_run("b")]
     for run in runs:
         for record in run.eval_steps:
@@ -133,7 +133,7 @@ def test_a_reading_is_judged_at_an_evaluation_of_one_schedule():
     assert (reading.verdict.word, reading.final) == ("better", True)
 
 
-def test_readings_at_different_places_of_the_schedule_have_no_verdict():
+def test_readings_at_different_points_of_the_schedule_have_no_verdict():
     """Without a true difference: one run's learning rate has decayed, the other's has not."""
     plain = evaluated("a", 4, 10, shift=0.01)
     arm = longer(evaluated("b", 4, 10, shift=-0.01, model={"bias": False}, start="2025-01-02"), 200)
@@ -142,7 +142,7 @@ def test_readings_at_different_places_of_the_schedule_have_no_verdict():
     assert reading.descriptive == "at 50 % and 100 % of the schedules"
 
 
-def test_a_short_arm_leaves_the_budgets_of_the_others_alone():
+def test_a_short_arm_does_not_change_the_budgets_of_others():
     plain = evaluated("a", 6, 10, shift=0.01)
     same = evaluated("b", 6, 10, shift=-0.02, model={"bias": False}, start="2025-01-02")
     short = [
@@ -206,7 +206,7 @@ def arms(factor: float, noise: float = 0.02):
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 2.0])
-def test_the_speedup_is_how_much_less_is_spent_for_one_loss(factor):
+def test_the_speedup_is_the_ratio_of_budgets_for_the_same_loss(factor):
     plain, arm = arms(factor)
     log = speedup(arm, plain, "tokens")
     assert math.exp(log.value) == pytest.approx(factor, rel=0.01)

@@ -55,7 +55,7 @@ def test_an_interaction_is_what_two_changes_add_to_their_sum():
         assert main.contrast.estimate.value == pytest.approx(-0.2, abs=0.002)
 
 
-def test_every_level_is_held_against_that_of_the_baseline():
+def test_every_level_is_compared_with_that_of_the_baseline():
     found = {
         effect.changes: effect.contrast.estimate.value
         for effect in effects(design(additive, NORMS))
@@ -65,7 +65,7 @@ def test_every_level_is_held_against_that_of_the_baseline():
     assert len(found) == 2 + 1 + 2
 
 
-def test_a_contrast_rests_on_the_noise_of_its_cells():
+def test_the_error_of_a_contrast_comes_from_its_cells():
     groups = design(additive)
     losses = np.array([list(group.losses.values()) for group in groups])
     interaction = losses[0] - losses[1] - losses[2] + losses[3]
@@ -74,7 +74,7 @@ def test_a_contrast_rests_on_the_noise_of_its_cells():
     assert estimate.error == pytest.approx(interaction.std(ddof=1) / 5**0.5)
 
 
-def test_keys_that_follow_from_a_factor_are_no_factors():
+def test_derived_keys_are_not_factors():
     def derived(norm, ffn):
         width = 100 * NORMS.index(norm) + 10 * FFNS.index(ffn)  # matched: another in each cell
         return {"activation": "silu" if ffn == "swiglu" else "gelu", "ffn_hidden": width}
@@ -83,21 +83,21 @@ def test_keys_that_follow_from_a_factor_are_no_factors():
     assert factors_of(groups) == {"normalization": ["layernorm", "rmsnorm"], "ffn_type": [*FFNS]}
 
 
-def test_what_is_no_full_factorial_has_no_effects():
+def test_an_incomplete_factorial_has_no_effects():
     groups = design(additive)
     assert effects(groups[:3]) == []
     assert effects(groups[:2]) == []  # one factor: the verdict says it all
     assert effects(groups[:1]) == []
 
 
-def test_a_cell_of_one_seed_leaves_nothing_to_say():
+def test_a_cell_with_one_seed_gives_no_effects():
     groups = design(additive)
     lonely = group_runs([run for group in groups for run in group.runs][:-4])
     assert len(lonely) == 4
     assert effects(lonely) == []
 
 
-def test_a_cell_of_which_a_run_diverged_leaves_nothing_to_say():
+def test_a_cell_with_a_diverged_run_gives_no_effects():
     runs = [run for group in design(additive) for run in group.runs]
     assert len(compare(runs).effects) == 3
     last = runs[-1]

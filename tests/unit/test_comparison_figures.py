@@ -29,7 +29,7 @@ def test_labels_number_the_rows_and_say_what_names_do_not(findings):
     assert found[3].details == "arch-both"
 
 
-def test_a_label_tells_the_statuses_of_runs_that_are_not_completed():
+def test_a_label_lists_the_statuses_of_unfinished_runs():
     runs = [simulated_run("a", 1, 3.0), simulated_run("a", 2, 3.1, status="crashed")]
     (label,) = labels(compare(runs))
     assert label.unfinished == ("crashed",)
@@ -48,7 +48,7 @@ def test_differences_are_those_of_the_verdicts(findings):
     assert figures.arms[1].difference == expected
 
 
-def test_effects_are_better_or_worse_only_where_chance_is_ruled_out(findings):
+def test_effects_are_better_or_worse_only_if_the_interval_excludes_0(findings):
     effects = {" x ".join(effect.changes): effect for effect in findings.effects}
     assert {name: contrast_figure(effect.contrast).verdict for name, effect in effects.items()} == {
         "normalization=rmsnorm": BETTER,
@@ -57,7 +57,7 @@ def test_effects_are_better_or_worse_only_where_chance_is_ruled_out(findings):
     }
 
 
-def test_seconds_of_unlike_machines_are_not_comparable():
+def test_seconds_of_different_machines_are_not_comparable():
     runs = simulated_arm("a", [3.0, 3.1])
     runs += simulated_arm("b", [3.2, 3.3], model={"bias": False}, device="a GPU")
     axes = figures_of(compare(runs)).axes

@@ -45,12 +45,12 @@ def test_runs_that_differ_only_by_seed_form_a_group():
         {"arch_preset": "another way to say it", "device": "cuda", "dataset": "moved"},
     ],
 )
-def test_where_and_how_a_run_is_watched_makes_no_other_group(training):
+def test_bookkeeping_keys_do_not_separate_groups(training):
     runs = [simulated_run(seed=1), simulated_run(seed=2, training=training)]
     assert [group.n for group in group_runs(runs)] == [2]
 
 
-def test_how_a_width_was_given_makes_no_other_group():
+def test_equal_widths_given_differently_are_one_group():
     """Logs of earlier versions have the multiplier even where it made the default width."""
     width = {"ffn_multiplier": None, "ffn_multiple_of": 1, "ffn_hidden": 96}
     ways = (width, width | {"ffn_multiplier": 3.0}, width | {"ffn_multiple_of": 32})
@@ -72,12 +72,12 @@ def test_how_a_width_was_given_makes_no_other_group():
         {"flops_per_token": 7},
     ],
 )
-def test_anything_else_makes_another_group_with_a_name_of_its_own(other):
+def test_other_differences_make_separately_named_groups(other):
     groups = group_runs([simulated_run(seed=1), simulated_run(seed=2, **other)])
     assert len({group.name for group in groups}) == 2
 
 
-def test_namesakes_are_told_apart_by_what_differs():
+def test_groups_with_the_same_name_list_their_differences():
     runs = [simulated_run(seed=1), simulated_run(seed=2, training={"learning_rate": 3e-4})]
     assert [group.name for group in group_runs(runs)] == [
         "arch-plain [learning_rate=0.001]",
@@ -85,7 +85,7 @@ def test_namesakes_are_told_apart_by_what_differs():
     ]
 
 
-def test_the_oldest_run_leads():
+def test_the_group_of_the_oldest_run_comes_first():
     runs = simulated_arm("b", [3.0], start="2025-01-02") + simulated_arm("a", [3.0])
     assert [group.name for group in group_runs(runs)] == ["arch-a", "arch-b"]
 
@@ -116,7 +116,7 @@ def test_a_seed_counts_once_however_often_it_was_run():
     ],
 )
 @pytest.mark.parametrize("side", ["plain", "wild"])
-def test_an_arm_cannot_win_by_runs_that_diverged(end, side):
+def test_an_arm_cannot_win_by_diverging(end, side):
     arms = {
         "plain": simulated_arm("plain", [3.0, 3.01, 3.02], start="2025-01-01"),
         "wild": simulated_arm("wild", [2.0, 2.02, 2.03], start="2025-01-02", model=RMS),
@@ -179,7 +179,7 @@ def test_a_run_far_above_its_arm_is_named_and_included():
         ({"training": {"lr_decay_iters": 90}}, "lr_decay_iters: 0.90 of max_iters, not -"),
     ],
 )
-def test_unlike_arms_are_set_apart_and_never_judged(other, reason):
+def test_arms_with_other_conditions_are_never_judged(other, reason):
     plain = simulated_arm("plain", [3.0, 3.01, 2.99])
     rms = simulated_arm("rms", [2.5, 2.51, 2.52], model=RMS, start="2025-01-02")
     odd = simulated_arm("odd", [1.0, 1.01, 1.02], start="2025-01-03", **other)
@@ -279,12 +279,12 @@ def runs_of_a_plugin(role: str) -> list[LoggedRun]:
 
 
 @pytest.mark.parametrize("role", ["architecture", "recipe", "length", "data"])
-def test_a_key_of_a_plugin_tells_arms_apart_by_its_role(role):
+def test_a_plugin_key_separates_arms_according_to_its_role(role):
     assert len(group_runs(runs_of_a_plugin(role))) == 2
 
 
 @pytest.mark.parametrize("role", ["seed", "bookkeeping", "execution"])
-def test_a_key_of_a_plugin_that_changes_no_result_does_not(role):
+def test_a_plugin_key_without_effect_on_results_does_not_separate_arms(role):
     assert len(group_runs(runs_of_a_plugin(role))) == 1
 
 
@@ -305,7 +305,7 @@ def test_a_recipe_key_of_a_plugin_is_a_condition():
         (set(), (), {"position_encoding": "rope", "rope_theta": 1e4}),
     ],
 )
-def test_defaults_of_a_part_that_one_arm_has_are_no_changes(defaults, varied, found):
+def test_defaults_of_a_part_that_one_arm_has_are_not_changes(defaults, varied, found):
     """As far as logs tell defaults, which those of earlier versions do not."""
     plain = simulated_run("plain", model={"position_encoding": "learned"})
     model = {"position_encoding": "rope", "rope_theta": 1e4}
@@ -374,7 +374,7 @@ def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
     assert unlike(other, plain) == []
 
 
-def test_where_nothing_is_comparable_that_is_said():
+def test_a_note_says_that_nothing_is_comparable():
     odd = simulated_run("odd", start="2025-01-02", data={"fingerprint": "cafe"})
     assert compare([simulated_run(), odd]).notes == (
         "No group is comparable with the baseline; choose another with --baseline.",
@@ -437,7 +437,7 @@ def test_equal_seconds_are_an_equal_budget_on_one_machine(device, judged):
     assert (compare([*plain, *rms]).rows[1].verdict.difference is not None) == judged
 
 
-def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
+def test_final_losses_at_different_points_of_the_schedule_are_not_judged():
     """A learning rate that has not come down yet costs loss."""
     half = simulated_arm(
         *("rms", [3.0, 3.0, 3.0]),
@@ -452,7 +452,7 @@ def test_final_losses_at_unlike_points_of_the_schedule_are_not_judged():
     )
 
 
-def test_runs_that_were_cut_off_are_not_judged_however_alike():
+def test_interrupted_runs_are_not_judged_even_at_equal_lengths():
     half = {"training": {"max_iters": 200, "warmup_iters": 10}}
     plain = simulated_arm("plain", [3.0, 3.01, 3.02], **half)
     rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, start="2025-01-02", **half)
@@ -503,7 +503,7 @@ def test_terms_name_what_is_equal_and_what_is_not():
     assert larger == "at equal parameters and tokens, 1.20x the FLOPs"
 
 
-def test_what_a_sweep_tuned_says_nothing_of_runs_outside_it():
+def test_keys_tuned_in_a_sweep_are_conditions_for_other_runs():
     def in_sweep(run: LoggedRun, sweep: str | None) -> LoggedRun:
         return dataclasses.replace(run, sweep=sweep)
 
@@ -555,7 +555,7 @@ def test_plugins_and_starts_are_code():
     assert len(group_runs([run, edited, resumed])) == 3
 
 
-def test_seeds_that_have_not_finished_are_named_beside_the_verdict():
+def test_unfinished_seeds_are_a_caveat():
     """Whoever stops the runs that go badly has fewer seeds, and says so."""
     plain = simulated_arm("plain", [3.0, 3.01, 3.03, 3.02])
     rms = simulated_arm("rms", [2.5, 2.52, 2.51, 2.9], model=RMS, start="2025-01-02")
@@ -589,7 +589,7 @@ def test_equal_seconds_are_named_where_nothing_else_is_equal():
     assert row.terms == "at equal parameters and seconds, 2.00x the tokens, 2.00x the FLOPs"
 
 
-def test_what_was_changed_when_a_run_was_resumed_is_part_of_it():
+def test_settings_changed_on_resume_make_another_group():
     """A run whose learning rate was changed in mid-training is no sample of one with that rate."""
     plain = simulated_arm("plain", [3.0, 3.01, 3.03])
     resumed = [
@@ -604,7 +604,7 @@ def test_what_was_changed_when_a_run_was_resumed_is_part_of_it():
     assert len(group_runs([plain[0], *moved[1:]])) == 1
 
 
-def test_a_plugin_that_was_changed_when_a_run_was_resumed_is_part_of_it():
+def test_a_plugin_changed_on_resume_makes_another_group():
     plain = [dataclasses.replace(run, plugins={"a.py": "f"}) for run in simulated_arm("p", [3, 4])]
     resumed = dataclasses.replace(plain[1], earlier_plugins=({"a.py": "0"},))
     groups = group_runs([plain[0], resumed])
@@ -613,7 +613,7 @@ def test_a_plugin_that_was_changed_when_a_run_was_resumed_is_part_of_it():
     assert "plugins differs" in row.caveats
 
 
-def test_an_interval_that_was_changed_when_a_run_was_resumed_is_named():
+def test_an_eval_interval_changed_on_resume_is_a_caveat():
     plain = simulated_arm("plain", [3.0, 3.01, 3.03], training={"eval_interval": 25})
     rms = simulated_arm("rms", [2.5, 2.52, 2.51], model=RMS, training={"eval_interval": 25})
     rms[0] = dataclasses.replace(rms[0], earlier_configs=({"eval_interval": 50},))
@@ -693,7 +693,7 @@ def test_final_losses_after_equal_minutes_are_judged():
         assert words(findings, "rms").startswith("better: -")
 
 
-def test_equal_minutes_of_unlike_machines_are_no_equal_budget():
+def test_equal_minutes_on_different_machines_are_not_an_equal_budget():
     said = words(compare(timed_arms(device="a GPU")), "rms")
     assert said.startswith(
         "inconclusive: final losses are at unequal budgets (150.0K and 100.0K tokens); see"
@@ -707,7 +707,7 @@ def test_an_arm_that_has_spent_half_of_its_minutes_is_not_judged():
     )
 
 
-def test_minutes_are_a_length_and_no_part_of_the_recipe():
+def test_minutes_are_a_length_not_part_of_the_recipe():
     plain, longer = group_runs(
         [
             timed_run("plain", 1, 3.0, 100),
@@ -744,7 +744,7 @@ def test_a_baseline_of_two_groups_or_none_is_refused(three):
 # --- Notes ---
 
 
-def test_speeds_of_unlike_machines_are_not_compared():
+def test_speeds_of_different_machines_are_not_compared():
     plain = simulated_arm("plain", [3.0, 3.01, 3.02])
     fast = simulated_arm("rms", [3.0, 3.02, 3.01], model=RMS, device="a GPU", start="2025-01-02")
     findings = compare([*plain, *fast])
@@ -779,7 +779,7 @@ def test_seconds_of_runs_that_shared_their_machine_are_not_compared(load):
     assert any(note.startswith("Seconds are not compared: rms-1 shared") for note in findings.notes)
 
 
-def test_no_group_of_the_pareto_set_is_beaten_in_everything():
+def test_no_group_in_the_pareto_set_is_dominated():
     arms = {
         "plain": ([3.0, 3.01], {}),
         "slow": ([2.9, 2.91], {"seconds_per_step": 0.2}),
@@ -821,7 +821,7 @@ def test_no_group_of_the_pareto_set_is_beaten_in_everything():
         ),
     ],
 )
-def test_single_runs_are_descriptive_and_told_what_would_give_a_verdict(arms, command):
+def test_single_runs_are_descriptive_with_a_command_for_verdicts(arms, command):
     runs = [
         simulated_run(
             name,
@@ -836,7 +836,7 @@ def test_single_runs_are_descriptive_and_told_what_would_give_a_verdict(arms, co
     assert note.endswith(f"For verdicts: {command}" if command else "or use sweep.py.")
 
 
-def test_one_seed_for_all_runs_is_told():
+def test_a_seed_shared_by_all_runs_is_noted():
     runs = [
         dataclasses.replace(run, config=run.config | {"seed": 7})
         for run in (

@@ -62,7 +62,7 @@ def test_interactions_are_contrasts_over_the_shared_seeds(both):
     assert not found.interactions[0].contrast.shown
 
 
-def test_every_view_says_it(both):
+def test_every_view_shows_interactions(both):
     found = on_baselines(both)
     text = " ".join(text_of(interaction_sections(found)).split())
     effect = "on the loss is higher (worse) on arch_llama than on arch_gpt2."
@@ -159,7 +159,7 @@ def test_sweeps_of_other_data_or_code(changes, reason, note):
     assert note is None or note in found.notes["a"]
 
 
-def test_added_seeds_and_allowances_are_told_of_each_baseline():
+def test_added_seeds_and_allowances_are_noted_for_each_baseline():
     plain = {"a": findings(3.0, 1, one=-0.1), "b": findings(2.8, 2, one=-0.12)}
     runs = [run for row in plain["b"].rows for run in row.group.runs]
     design = Design(seeds=5, looks=(3,), allowances={(None, None): 0.02})

@@ -39,7 +39,7 @@ def lines(design: Design, **shifts: float) -> dict[str, str]:
     return dict(methods(compare(runs_of(**shifts), design=design)))
 
 
-def test_a_sweep_is_told_whole():
+def test_the_methods_of_a_sweep_are_complete():
     found = lines(Design(arms=2, seeds=5, declared=DECLARED), good=-0.05, bad=0.05)
     assert found["Budget"] == "tokens=2e+06 for every run"
     assert found["Sizes"] == "equal parameters, within 0.5 %"
@@ -69,17 +69,17 @@ def test_arms_without_shared_seeds_are_not_called_pairs():
     assert found["Seeds"].endswith("unpaired for arms that share fewer than two seeds")
 
 
-def test_a_confidence_sequence_is_told():
+def test_a_confidence_sequence_is_described():
     found = lines(Design(arms=1, seeds=5, looks=(3, 5)), good=-0.05)
     assert "simultaneous 95 % confidence sequences for 1 arm (union bound" in found["Test"]
 
 
-def test_tuning_without_a_curve_is_told():
+def test_tuning_without_a_curve_is_described():
     design = Design(allowances={("out/sweeps/it", "good"): 0.01})
     assert lines(design, good=-0.05)["Tuning"].startswith("every arm was trained with")
 
 
-def test_looks_are_told():
+def test_looks_are_described():
     design = Design(
         arms=1,
         schedule=tuple(scheduled_looks(10)),

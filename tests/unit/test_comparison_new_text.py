@@ -51,7 +51,7 @@ def judged(
     return compare(runs).rows[1]
 
 
-def test_blocks_that_differ_little_change_nothing(tmp_path):
+def test_a_negligible_variance_of_text_gives_no_result(tmp_path):
     row = judged(tmp_path, by_block=0.0)
     assert row.verdict.word == "better"
     assert row.new_text is None
@@ -79,7 +79,7 @@ def differences_of(folder: Path) -> np.ndarray:
     return arm - base
 
 
-def test_neighbours_that_are_alike_make_it_wider(tmp_path):
+def test_correlated_neighbors_widen_the_interval(tmp_path):
     """The same differences of blocks, in two orders."""
     rows = []
     for ordered in (False, True):
@@ -90,7 +90,7 @@ def test_neighbours_that_are_alike_make_it_wider(tmp_path):
     assert higher - lower > 2 * (high - low)
 
 
-def test_seeds_crossed_with_data_orders_say_nothing_of_text(tmp_path):
+def test_seeds_crossed_with_data_orders_give_no_result(tmp_path):
     """Their rows are not independent, as the interval for text takes them to be."""
     rng = np.random.default_rng(2)
     runs = []
@@ -105,7 +105,7 @@ def test_seeds_crossed_with_data_orders_say_nothing_of_text(tmp_path):
 
 
 @pytest.mark.parametrize(("blocks", "told"), [(0, False), (1, False), (20, False), (21, True)])
-def test_a_short_text_says_nothing(tmp_path, blocks, told):
+def test_a_short_text_gives_no_result(tmp_path, blocks, told):
     verdict = judged(tmp_path, by_block=0.3).verdict
     values = differences_of(tmp_path)[:, :blocks]
     assert (with_text(verdict, values) is not None) == told

@@ -225,7 +225,7 @@ def test_an_infinite_interval_spans_the_axis():
     assert tuple(lines_of(key)["2"].get_xdata()) == (low, high)
 
 
-def test_without_verdicts_the_key_has_no_axis():
+def test_without_verdicts_the_legend_has_no_axis():
     figure = draw(compare(simulated_arm("a", [3.0]) + simulated_arm("b", [2.9], start="2025-02")))
     _, key = panels_of(figure)
     assert lines_of(key) == {}
@@ -261,7 +261,7 @@ def test_no_two_of_thirty_arms_look_alike():
     assert [arm.colour for arm in drawn].count("black") == 1
 
 
-def test_groups_that_are_set_apart_are_left_out_by_name():
+def test_incomparable_groups_are_excluded_with_a_note():
     runs = arms(FAST)
     runs += simulated_arm("apart", FAST, training={"learning_rate": 3e-4}, start="2025-02-01")
     figure = draw(compare(runs))
@@ -270,7 +270,7 @@ def test_groups_that_are_set_apart_are_left_out_by_name():
 
 
 @pytest.mark.parametrize("curve", [[(0, 9.0), (100, None)], [(0, 9.0)]])
-def test_an_arm_that_never_got_a_loss_is_only_in_the_key(curve):
+def test_an_arm_without_a_loss_is_only_in_the_legend(curve):
     runs = arms(FAST) + simulated_arm("lost", [None], curve=curve, start="2025-02-01")
     figure = draw(compare(runs))
     curves, _ = panels_of(figure)
@@ -279,7 +279,7 @@ def test_an_arm_that_never_got_a_loss_is_only_in_the_key(curve):
     assert "3  arch-lost" in texts_of(figure)
 
 
-def test_nothing_to_plot_is_said():
+def test_nothing_to_plot_is_an_error():
     runs = [simulated_run(curve=[(0, 9.0)])]
     with pytest.raises(ValueError, match="nothing to plot: no run has a finite validation loss"):
         draw(compare(runs))
@@ -312,7 +312,7 @@ def test_files_by_extension_the_same_each_time(tmp_path, name, begins):
     assert path.read_bytes() == content
 
 
-def test_what_cannot_be_written_is_known_beforehand(monkeypatch):
+def test_unwritable_plots_are_detected_early(monkeypatch):
     assert plot_problem(Path("a.png")) is None
     for name in ("curves.gif", "curves", "png"):
         assert plot_problem(Path(name)) == f"--plot={name} must end in one of .png, .svg, .pdf"

@@ -82,7 +82,7 @@ def test_the_document_is_in_the_page(page, findings):
     assert json.loads(page.scripts["document"]) == document(findings)
 
 
-def test_nothing_is_asked_of_a_network(page, text):
+def test_the_page_makes_no_network_requests(page, text):
     for tag, attributes in page.tags:
         assert tag not in ("iframe", "object", "embed", "base", "form")
         assert "src" not in attributes
@@ -101,7 +101,7 @@ def test_the_policy_allows_the_style_and_the_script_and_no_more(page, text):
     assert not any("style" in attributes for _, attributes in page.tags)
 
 
-def test_what_users_name_is_text(page):
+def test_names_given_by_users_are_escaped(page):
     assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
     assert [tag for tag, _ in page.tags].count("script") == 3  # two of data and the page's own
     assert unbroken(page).count(HOSTILE) > 3
@@ -150,7 +150,7 @@ def test_every_section_has_a_title_and_a_link(page):
         ),
     ],
 )
-def test_the_answer_where_there_is_little_to_say(runs, said):
+def test_the_answer_without_verdicts(runs, said):
     assert said in "".join(Page(to_html(compare(runs))).texts)
 
 
@@ -185,7 +185,7 @@ def test_the_title_says_what_of_and_when():
     assert f"<title>norm&lt;s&gt;: {facts}</title>" in to_html(compare(swept))
 
 
-def test_arms_have_the_names_that_were_asked_for():
+def test_arms_have_their_requested_names():
     def names(*configs):
         runs = [
             simulated_run(f"{index}-code", model=config, start=f"2025-01-{index + 1:02}")
@@ -211,7 +211,7 @@ def test_two_arms_never_share_a_name():
     assert len(set(names)) == 2
 
 
-def test_settings_are_told_once_where_runs_agree(page):
+def test_shared_settings_are_shown_once(page):
     rows = [a.get("class") for tag, a in page.tags if tag == "tr"]
     assert rows.count("shared") > 3
     shown = unbroken(page)
@@ -345,7 +345,7 @@ def test_samples_stand_side_by_side(tmp_path):
     assert [a.get("class") for _, a in shown.tags].count("sample-text") == 1
 
 
-def test_seconds_of_unlike_machines_are_drawn_with_a_caution(findings):
+def test_seconds_of_different_machines_are_drawn_with_a_caution(findings):
     runs = simulated_arm("a", [3.0, 3.1])
     runs += simulated_arm("b", [3.2, 3.3], model={"bias": False}, device="a GPU")
     axes = curve_data(figures_of(compare(runs)))["axes"]
@@ -355,7 +355,7 @@ def test_seconds_of_unlike_machines_are_drawn_with_a_caution(findings):
     assert curve_data(figures_of(findings))["axes"]["seconds"]["caution"] == ""
 
 
-def test_of_many_arms_the_baseline_and_the_best_are_shown_at_first():
+def test_the_baseline_and_the_best_arms_are_shown_initially():
     runs = [
         run
         for index in range(12)
