@@ -1,4 +1,4 @@
-"""What a deployment has spent and may still spend, in dollars and in hours."""
+"""The budget of a deployment: dollars and hours spent and left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cloud.timekeeping import Clock
 
 @dataclasses.dataclass
 class _Bill:
-    """What one pod costs, from before its creation until it is known to be gone."""
+    """The cost of one pod, from before its creation until it is known to be gone."""
 
     begun: float
     rate: float
@@ -36,7 +36,7 @@ class Budget:
     # Pods
 
     def begin(self, name: str, rate: float) -> None:
-        """Count a pod that is about to be created, at so many dollars per hour."""
+        """Count a pod that is about to be created, at a rate in dollars per hour."""
         self._bills[name] = _Bill(self._clock.now(), rate)
 
     def cancel(self, name: str) -> None:
@@ -110,11 +110,11 @@ class Budget:
         return min(self.wall_seconds_left(), by_cost)
 
     def projected(self, seconds: float) -> float:
-        """Dollars after so many more seconds at the present rate."""
+        """Dollars spent after this many more seconds at the current rate."""
         return self.spent() + self.rate() * seconds / 3600
 
     def limit(self) -> str:
-        """The limit that comes first, in words."""
+        """The limit that is reached first, as text."""
         if self.wall_seconds_left() <= self.seconds_left():
             return f"the time limit of {self._seconds / 3600:g} h"
         return f"the cost cap of ${self.cap:.2f}"

@@ -1,4 +1,4 @@
-"""One deployment, from the search for a GPU to the downloaded results and no pod left."""
+"""A deployment, from the search for a GPU to the downloaded results and the removal of all pods."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from cloud.watch import PodWatch
 from errors import ConfigError, UserError
 
 MOST_BAD_PODS = 3
-"""Pods that do not come up, or fail before they train."""
+"""Maximum number of pods that do not start, or fail before they train."""
 
 MOST_LOST_PODS = 10
-"""Pods that are reclaimed or lost."""
+"""Maximum number of pods that are reclaimed or lost."""
 
 RESERVE_SECONDS = 120.0
-"""Reserved for saving and downloading; at most a tenth of what is left."""
+"""Seconds reserved for saving and downloading; at most a tenth of the remaining time."""
 
 
 class Deployment:
-    """Trains once, on one pod after the other if necessary.
+    """Trains once, on several pods in turn if necessary.
 
     Args:
-        parts: What it consists of.
+        parts: The parts of the deployment.
     """
 
     def __init__(self, parts: Parts):
@@ -57,10 +57,10 @@ class Deployment:
         self._placement = Placement(parts, self._token)
         self._bad = self._lost = 0
 
-    # To the end
+    # The whole deployment
 
     def carry_out(self) -> Ending:
-        """Do all of it, and leave no pod, whatever happens."""
+        """Run the deployment, and remove all pods whatever happens."""
         budget = self._parts.budget
         ending = Ending(FAILED, "failed: it did not begin.")
         try:
@@ -147,7 +147,7 @@ class Deployment:
         return PodWatch(self._parts, rented, link, package, self._fetching.checkpoint)
 
     def _watched(self, watch: PodWatch) -> Outcome:
-        """What becomes of a pod; when it is time to stop, what can be saved is saved first."""
+        """The outcome of a pod. When it is time to stop, it first saves what it can."""
         stopping = self._parts.stopping
         left = self._parts.budget.seconds_left()
         stopping.kept_back = max(0.0, min(RESERVE_SECONDS, left / 10))
@@ -160,7 +160,8 @@ class Deployment:
             stopping.kept_back = 0.0
 
     def _save(self, watch: PodWatch) -> None:
-        """Have a pod save and download that, as far as time and a further signal allow."""
+        """Ask a pod to save and download the results, unless time runs out or another signal
+        arrives."""
         self._parts.stopping.kept_back = 0.0
         self._parts.stopping.allow_signals()
         if not watch.status.trains:
@@ -171,7 +172,7 @@ class Deployment:
             self._fetching.fetch(watch.link, tries=2)
 
     def _save_lost(self, watch: PodWatch) -> bool:
-        """Save what a pod that is of no more use has done; True if it was all."""
+        """Save the work of a pod that is no longer usable; True if nothing was lost."""
         region = watch.rental.candidate.offer.region
         if watch.status.phase == "stopped":  # its server still answers
             self._fetching.checkpoint(watch.link)
@@ -182,7 +183,7 @@ class Deployment:
         return self._fetching.all_from_volume(region)
 
     def _refuse_too_many(self, outcome: Outcome) -> None:
-        """Raise CloudError if too many pods were of no use."""
+        """Raise CloudError if too many pods were unusable."""
         self._bad += outcome.kind == BAD
         self._lost += outcome.kind == LOST
         if self._bad >= MOST_BAD_PODS or self._lost >= MOST_LOST_PODS:
@@ -192,8 +193,8 @@ class Deployment:
     # The results
 
     def _bring_home(self, watch: PodWatch) -> Ending:
-        """Download the results of a finished job. They were paid for, so a first signal does not
-        end this."""
+        """Download the results of a finished job. Since they are paid for, a first signal does not
+        end the download."""
         self._parts.stopping.allow_signals(at_least=1)
         try:
             self._fetching.all_from_pod(watch)
@@ -213,7 +214,7 @@ class Deployment:
         return Ending(TRAINED, f"done{loss}; results in {self._parts.work.target}.")
 
     def _job_failed(self, watch: PodWatch, outcome: Outcome) -> Ending:
-        """The end of a job that failed, with what training left and the end of the log."""
+        """The ending for a job that failed, with the location of results and the end of the log."""
         if outcome.words.startswith("train"):
             with contextlib.suppress(CloudError, UserError):
                 self._fetching.fetch(watch.link, tries=2)

@@ -14,26 +14,25 @@ from data.dataset_lookup import prepared_folder
 from model_builder import GPT
 
 IMAGE_GB, INSTALLED_GB = 5, 15
-"""What is written to the image's own directories, and what setup installs: torch and its
-libraries."""
+"""GB written to the image's directories, and installed by setup: torch and its libraries."""
 
 BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: float32 weights and two moments."""
+"""Bytes per parameter of a checkpoint: float32 weights and two moments."""
 
 DATA_COPIES = 3
-"""Of data that is sent: in the package, unpacked, and spare."""
+"""Space for data that is sent, as a multiple of its size: package, unpacked, and reserve."""
 
 PREPARED_COPIES = 5
-"""Of data that is prepared in the pod: with its download."""
+"""Space for data that is prepared in the pod, as a multiple of its size: including downloads."""
 
 
 def disk_gb(settings: Settings, runs: int, contents: Contents) -> int:
     """GB of container disk.
 
     Args:
-        settings: Of a run.
+        settings: Settings of a run.
         runs: Number of such runs, all of whose checkpoints are kept.
-        contents: What is sent.
+        contents: The files that are sent.
     """
     state = BYTES_PER_PARAMETER * _parameters(settings)
     checkpoints = state * (settings.training.keep_checkpoints + 2) * runs  # the best, a new one
@@ -56,6 +55,6 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _prepared_bytes(dataset: str) -> int:
-    """Of a dataset that is prepared here and too large to be sent; 0 if it is not known."""
+    """Bytes of a dataset that is prepared here and too large to be sent; 0 if unknown."""
     folder = prepared_folder(dataset)
     return 0 if folder is None else sum((folder / bin_file(s)).stat().st_size for s in SPLITS)

@@ -1,4 +1,4 @@
-"""How a deployment can end: the exit status, and the words of its last line."""
+"""How a deployment can end: its exit status and the text of its last line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ class Ending:
 
 
 DONE, JOB_FAILED, BAD, LOST = "done", "failed", "bad", "lost"
-"""The job is done; the job failed, and would fail elsewhere; the pod is of no use; the pod is
-gone."""
+"""The job is done; it failed and would fail elsewhere; the pod is unusable; the pod is gone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a pod: its kind, and in words."""
+    """The outcome of a pod: its kind and a description."""
 
     kind: str
     words: str

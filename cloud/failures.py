@@ -1,6 +1,6 @@
-"""What can go wrong in the cloud, by what to do about it.
+"""Errors of the cloud, by how to handle them.
 
-The messages hold no secret: `runpod_api` and `pod_link` redact what they pass on.
+Messages contain no secrets, because `runpod_api` and `pod_link` redact them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class CloudError(Exception):
 
 class Transient(CloudError):
     """A retry may work: no reply, a rate limit, a server error, a malformed reply. The request may
-    have been carried out all the same."""
+    have been carried out anyway."""
 
 
 class NoCapacity(CloudError):
@@ -47,4 +47,4 @@ class KeyRefused(Refused):
 
 
 class AnotherRun(UserError):
-    """What would be downloaded is not the run that is here under that name."""
+    """The results to download are not from the run of that name on this machine."""

@@ -1,4 +1,4 @@
-"""Bringing a deployment's results to this machine, from a pod or from its volume."""
+"""Download a deployment's results to this machine, from a pod or from its volume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fetching:
     """Downloads results.
 
     Attributes:
-        came: Whether anything was downloaded.
+        came: Whether any file was downloaded.
 
     Args:
         parts: The deployment.
@@ -33,7 +33,7 @@ class Fetching:
 
     @property
     def what_came(self) -> str:
-        """For the end of a sentence: where the results are and their loss; empty without any."""
+        """The end of a sentence: where the results are and their loss; empty without results."""
         if not self.came:
             return ""
         loss = f" ({self.loss})" if self.loss else ""
@@ -41,7 +41,7 @@ class Fetching:
 
     @property
     def loss(self) -> str:
-        """The last validation loss of the run that is here, in words; empty if it has none."""
+        """The last validation loss of the downloaded run as text; empty if it has none."""
         if self._parts.request.sweep:
             return ""
         try:
@@ -51,13 +51,13 @@ class Fetching:
             return ""
 
     def fetch(self, source: Source, tries: int) -> None:
-        """Download what a source has.
+        """Download the results from a source.
 
         Raises:
-            Transient: It does not answer.
-            AnotherRun: It has another run than this machine under the same name.
-            UserError: A file cannot be written.
-            Interrupted, LimitReached: It is time to stop.
+            Transient: If it does not respond.
+            AnotherRun: If its results are from another run than those of this name on this machine.
+            UserError: If a file cannot be written.
+            Interrupted, LimitReached: If it is time to stop.
         """
         work, pause = self._parts.work, self._parts.stopping.pause
         scratch = self._parts.around.folder / "incoming"
@@ -67,8 +67,8 @@ class Fetching:
         self.came = self.came or count > 0
 
     def checkpoint(self, link: PodLink) -> None:
-        """Download what another pod would continue. A failure is reported and ends nothing, except
-        AnotherRun: training on would be of no use."""
+        """Download the files from which another pod would continue. Failures are reported and
+        ignored, except AnotherRun, because continuing would be useless."""
         try:
             self.fetch(link, tries=2)
         except AnotherRun:
@@ -77,8 +77,8 @@ class Fetching:
             self._parts.say(f"the checkpoint could not be downloaded: {error}")
 
     def all_from_pod(self, watch: PodWatch) -> None:
-        """Download the results of a finished job, which may be nowhere but in the pod, even if the
-        network or this disk fails for a while. Gives up if the pod is gone."""
+        """Download the results of a finished job, which may exist only in the pod. Retries if the
+        network or this disk fails for a while; gives up if the pod is gone."""
         clock = self._parts.around.clock
         end, attempt = clock.now() + PATIENCE, 0
         while True:
@@ -94,8 +94,8 @@ class Fetching:
                 self._parts.stopping.pause(pause_before(attempt))
 
     def all_from_volume(self, region: str | None) -> bool:
-        """Download the results of a finished job from the volume of a data center. The pod is
-        removed first, so no limit applies. Returns whether they came."""
+        """Download the results of a finished job from the volume of a data center; returns whether
+        that succeeded. The pod is removed first, so no limit applies."""
         volume = self._volume_files(region)
         if volume is None or not self._parts.pods.remove_all():
             return False

@@ -1,4 +1,4 @@
-"""What a pod's server says of its job."""
+"""The status of a job as reported by the pod's server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloud.failures import Transient
 from errors import printable
 
 LARGEST = 10**15
-"""Of the numbers that are accepted from a pod."""
+"""Upper bound of the numbers accepted from a pod."""
 
 KINDS: dict[str, Any] = {
     "phase": str,
@@ -32,7 +32,7 @@ class JobStatus:
         phase: "waiting", "unpack", the name of a step, "done", "failed" or "stopped"; "starting"
             before the server answers.
         over: Whether the job has ended.
-        exit_code: Of the last step that ended.
+        exit_code: Exit status of the last step that ended.
         error: Why it failed.
         iter: Steps done.
         val_loss: Last validation loss in nats per token; None if it is not finite.
@@ -56,7 +56,7 @@ class JobStatus:
 
     @property
     def newest(self) -> str | int | None:
-        """What changes when there is something new to download."""
+        """A value that changes when there is something new to download."""
         return self.checkpoint or self.runs
 
 
@@ -64,7 +64,7 @@ def job_status(reply: dict[str, Any], deployment: str) -> JobStatus:
     """The status in a reply.
 
     Raises:
-        Transient: It is another pod's, or not a status.
+        Transient: If it is from another pod, or not a status.
     """
     if reply.get("deployment") != deployment:
         raise Transient("another pod answers")

@@ -1,5 +1,5 @@
-"""What a person sees while a pod trains: state, progress, loss, dollars and the end of the log, in
-one line."""
+"""Console output while a pod trains: state, progress, loss, dollars and the end of the log in one
+line."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from cloud.budget import Budget
 from training.log_text import format_clock
 
 EVERY_SECONDS = 300.0
-"""At the latest, a line is printed."""
+"""Maximum seconds between two lines."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What a line shows.
+    """The content of a line.
 
     Attributes:
-        phase: What the pod does.
+        phase: What the pod is doing.
         step: Steps done; None before the first.
         steps: Steps of the run.
         val_loss: Last validation loss in nats per token; None before the first.
         runs: Completed runs of a sweep; None for a single run.
-        trouble: What does not answer now; else empty.
+        trouble: What is not responding; empty if nothing.
         log: Last line of the log.
     """
 
@@ -41,7 +41,7 @@ class LiveView:
 
     Args:
         say: Prints a line.
-        budget: What was spent.
+        budget: The amounts spent.
     """
 
     def __init__(self, say: Callable[[str], None], budget: Budget):

@@ -1,6 +1,6 @@
-"""What is sent to a pod: the code as it is here, its commit, the data, and a run to continue.
+"""The package sent to a pod: the local code, its commit, the data, and a run to continue.
 
-It is one tarball, sent over the pod's own port, so no repository, token or URL is needed.
+It is a single tarball sent to the pod's port, so no repository, token or URL is needed.
 
     code/      the project's files, except those that git ignores; config files and plugins given
     code/.git  the present commit without history or contents of files, for the log of a run
@@ -28,7 +28,7 @@ from errors import UserError, file_errors
 from training.provenance import PROJECT
 
 LARGEST_DATA = 2 * 10**9
-"""Bytes of a dataset that is sent; a larger one is prepared in the pod."""
+"""Maximum size in bytes of a dataset that is sent; larger ones are prepared in the pod."""
 
 LEFT_OUT = (
     *("*.env", ".env*", "*.pem", "*.key", "id_rsa", "id_ecdsa", "id_ed25519"),
@@ -37,7 +37,7 @@ LEFT_OUT = (
 """Names of files that may hold secrets; they are not sent."""
 
 LARGEST_CODE = 2 * 10**8
-"""Bytes of the project's files."""
+"""Maximum size in bytes of the project's files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,9 @@ def _refuse_large(paths: Iterable[Path]) -> None:
     if sum(sizes.values()) > LARGEST_CODE:
         largest = in_project(max(sizes, key=lambda path: sizes[path]))
         raise UserError(
-            f"the project's files have {sum(sizes.values()):,} bytes, and at most "
-            f"{LARGEST_CODE:,} are sent; have git ignore what is not code, such as {largest}."
+            f"the project's files have {sum(sizes.values()):,} bytes, but at most "
+            f"{LARGEST_CODE:,} are sent; add files that are not code, such as {largest}, to "
+            ".gitignore."
         )
 
 
@@ -160,7 +161,7 @@ def dataset_to_send(dataset: str) -> tuple[Path, str] | None:
         if can_prepare:
             return None
         raise UserError(
-            f"dataset={dataset!r} has {size:,} bytes, and at most {LARGEST_DATA:,} are sent; add a "
+            f"dataset={dataset!r} has {size:,} bytes, but at most {LARGEST_DATA:,} are sent; add a "
             "prepare script to data/."
         )
     inside = folder.resolve().is_relative_to(DATA_FOLDER)

@@ -1,4 +1,4 @@
-"""What the parts of one deployment share."""
+"""Objects shared by the parts of one deployment."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from cloud.work import Work
 
 @dataclasses.dataclass(frozen=True)
 class Surroundings:
-    """What a deployment works with.
+    """The environment of a deployment.
 
     Attributes:
         clock: The clock.
         signals: The signals that ask to stop.
         print_line: Prints a line.
         redact: Hides secrets.
-        secrets: By name.
-        folder: For the deployment's own files on this machine.
+        secrets: The secrets by name.
+        folder: Folder for the deployment's files on this machine.
         cost_log: Path of the cost log.
     """
 
@@ -51,15 +51,15 @@ class Parts:
 
     Attributes:
         identity: ID of the deployment.
-        request: What was asked for.
-        work: What the pod does.
-        api: RunPod.
-        around: What the deployment works with.
-        budget: What was spent.
-        stopping: Waits until it is time to stop.
+        request: The user's request.
+        work: The work of the pod.
+        api: RunPod's API.
+        around: The environment of the deployment.
+        budget: The amounts spent.
+        stopping: Waits, and raises when it is time to stop.
         pods: The deployment's pods.
         costs: The cost log.
-        view: What a person sees.
+        view: The console output.
     """
 
     identity: str
@@ -86,10 +86,10 @@ def make_parts(
 
     Args:
         identity: Ten hexadecimal digits that no other deployment has.
-        request: What was asked for.
-        work: What the pod does.
-        api: RunPod. From now on its calls end when a signal asks to stop.
-        around: What the deployment works with.
+        request: The user's request.
+        work: The work of the pod.
+        api: RunPod's API. From now on its calls end when a signal asks to stop.
+        around: The environment of the deployment.
     """
     budget = Budget(request.max_cost, request.max_hours, around.clock)
     stopping = Stopping(around.clock, around.signals, budget)

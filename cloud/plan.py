@@ -1,4 +1,4 @@
-"""Which GPUs can do the work, ordered by what it would cost on them."""
+"""The GPUs that can do the work, ordered by cost."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from training.hardware import peak_of_gpu
 from training_logger import format_bytes, format_flops
 
 START_SECONDS = 600.0
-"""That a pod is assumed to need before it trains: image, installation, smoke test."""
+"""Assumed seconds before a pod trains: image, installation, smoke test."""
 
 UNKNOWN = "peak speed unknown"
 
 SPARE_MEMORY = 0.9
-"""Share of a GPU's memory that a run may be expected to need."""
+"""Maximum fraction of a GPU's memory that a run may be estimated to need."""
 
 MOST_SHOWN = 30
-"""Candidates that the plan lists, and GPU types of which it says why they are left out."""
+"""Maximum number of candidates listed in the plan, and of excluded GPU types with reasons."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Candidate:
     Attributes:
         offer: GPU, place and price.
         memory: Bytes that a worker needs; None if unknown.
-        hours: To the end of the run, the start included.
-        dtype: What matmuls compute in there.
+        hours: Hours until the end of the run, including the start.
+        dtype: The dtype of matmuls on that GPU.
     """
 
     offer: Offer
@@ -58,7 +58,7 @@ class Estimates:
         self._needs: dict[torch.dtype, Needs] = {}
 
     def candidate(self, offer: Offer) -> Candidate | str:
-        """The offer with its estimate, or why it is no candidate."""
+        """The offer with its estimate, or why it is not a candidate."""
         if offer.gpu.startswith("AMD") and self._request.image == IMAGE:
             return "needs an image and a setup for ROCm (--image, --setup)"
         training = self._work.settings.training
@@ -74,7 +74,7 @@ class Estimates:
         return Candidate(offer, needs.memory, hours, dtype)
 
     def _hours(self, needs: Needs, peak: float) -> float:
-        """The runs go in rounds of as many as fit on the GPUs."""
+        """Runs are done in rounds of as many as fit on the GPUs."""
         work = self._work
         rounds = math.ceil(work.runs / work.runs_at_a_time)
         by_clock = math.inf
@@ -156,7 +156,7 @@ def refuse_if_none(choice: Choice, request: Request) -> None:
 
 
 def plan_lines(work: Work, request: Request, choice: Choice) -> Iterator[str]:
-    """The plan as a person reads it."""
+    """Yield the lines of the plan."""
     yield f"Plan: {work.name}"
     yield f"  code       {work.note}"
     data = work.contents.dataset
@@ -181,7 +181,7 @@ def plan_lines(work: Work, request: Request, choice: Choice) -> Iterator[str]:
 
 
 def _left_out(choice: Choice) -> Iterator[str]:
-    """Why GPU types are left out, each reason once."""
+    """Yield why GPU types are excluded, each reason once."""
     places: dict[tuple[str, str], list[Offer]] = {}
     for offer, reason in choice.left_out:
         places.setdefault((offer.gpu, reason), []).append(offer)

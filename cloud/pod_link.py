@@ -19,13 +19,13 @@ REPLY_SECONDS = 60.0
 """How long one request may take; RunPod's proxy gives up after 100 s."""
 
 PART_BYTES = 2**22
-"""Of a package, in one request: a slow line must send it within REPLY_SECONDS."""
+"""Bytes of a package per request; a slow connection must send them within REPLY_SECONDS."""
 
 LARGEST_REPLY = 2**26
-"""Bytes of a reply that are read."""
+"""Maximum bytes read from a reply."""
 
 LOG_BYTES = 2**16
-"""Of the log, in one reply."""
+"""Bytes of the log per reply."""
 
 
 class PodLink:
@@ -33,7 +33,7 @@ class PodLink:
 
     Args:
         address: Base URL of the pod's port.
-        token: What the server expects.
+        token: The token that the server expects.
         bounded: Runs a call within a time limit.
         given_up: Polled while waiting for a reply.
     """
@@ -49,7 +49,7 @@ class PodLink:
         self._bounded, self._given_up = bounded, given_up
 
     def status(self) -> dict[str, Any]:
-        """What the pod says of its job."""
+        """The status of the job."""
         return self._json("GET", "/status")
 
     def log(self, offset: int) -> bytes:

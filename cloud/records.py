@@ -1,4 +1,4 @@
-"""What this directory knows of deployments: a folder of each in `out/.cloud/`."""
+"""Records of deployments from this directory, one folder each in `out/.cloud/`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from safe_files import read_json, write_atomically
 from training.run_directory import locked, process_in
 
 PLACE = Path("out/.cloud")
-"""Has for each deployment its record, its package and the pod's log, and `runs/` with locks."""
+"""Contains the record, the package and the pod's log of each deployment, and `runs/` with locks."""
 
 KEYS = ("deployment", "run", "process", "begun")
-"""Of a record, that are relied on."""
+"""Required keys of a record."""
 
 
 @contextlib.contextmanager
 def recorded(identity: str, work: Work, argv: Sequence[str]) -> Iterator[Path]:
-    """The folder of a new deployment. It locks the run here, so that it is neither deployed twice
-    nor trained on this machine meanwhile; the package and incomplete downloads are deleted at the
-    end.
+    """The folder of a new deployment. Locks the run on this machine, so that it is neither deployed
+    twice nor trained locally meanwhile. Deletes the package and incomplete downloads at the end.
 
     Raises:
         UserError: The run is locked, or the folder cannot be written.
@@ -57,7 +56,7 @@ def recorded(identity: str, work: Work, argv: Sequence[str]) -> Iterator[Path]:
 
 
 def known_deployments() -> list[dict[str, Any]]:
-    """The records of this directory, oldest first; damaged ones are left out."""
+    """The records of this directory, oldest first; damaged ones are omitted."""
     found = []
     for path in PLACE.glob("*/deployment.json"):
         with contextlib.suppress(OSError, UserError):
@@ -68,6 +67,6 @@ def known_deployments() -> list[dict[str, Any]]:
 
 
 def is_live(about: dict[str, Any]) -> bool:
-    """Whether the command of a deployment still runs."""
+    """Whether the command of a deployment is still running."""
     folder = PLACE / "runs" / str(about["run"])
     return folder.is_dir() and process_in(folder) == str(about["process"])

@@ -1,7 +1,7 @@
-"""Downloading results: every file is checked by its SHA-256 before it is put in its place.
+"""Download results; every file is verified by its SHA-256 before it is moved to its place.
 
-What a pod says is not trusted: its paths stay inside the directory of the results, a file counts
-only if its size and digest are those of the list, and no other run is overwritten.
+Pods are not trusted: paths stay inside the directory of the results, a file is only accepted if its
+size and digest match the list, and no other run is overwritten.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errors import file_errors
 from training_logger import METRICS_FILE, RUN_FILE
 
 PART_BYTES = 2**23
-"""Of a file, that are requested at a time."""
+"""Bytes of a file per request."""
 
 MOST_FILES = 200_000
 
@@ -93,7 +93,7 @@ def _order(path: str) -> tuple[bool, str]:
     return PurePosixPath(path).name in (RUN_FILE, METRICS_FILE), path
 
 
-# What the source says
+# Validating the list
 
 
 def _checked(manifest: Mapping[str, Any]) -> Files:
@@ -175,7 +175,7 @@ def _is(path: Path, about: Mapping[str, Any]) -> bool:
     return digest.hexdigest() == about["sha256"]
 
 
-# Placing
+# Moving files into place
 
 
 def _refuse_another_run(fetched: Mapping[str, Path | None], target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Retrying what may work later."""
+"""Retry calls that may succeed later."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def patiently(call: Callable[[], T], pause: Callable[[float], None], tries: int 
     """Return what a call returns. Retries after Transient, and raises the last one.
 
     Args:
-        call: What to try.
-        pause: Waits so many seconds; may raise.
-        tries: How often to try in total.
+        call: The call to try.
+        pause: Waits this many seconds; may raise.
+        tries: Total number of attempts.
     """
     for attempt in range(1, tries):
         try:

@@ -12,7 +12,7 @@ from cloud.runpod_types import Account, NetworkVolume, Offer, Pod
 from errors import printable
 
 LARGEST = 10**12
-"""Of the numbers that are accepted from RunPod."""
+"""Upper bound of the numbers accepted from RunPod."""
 
 
 def account(data: Any) -> Account:

@@ -1,4 +1,4 @@
-"""What RunPod has and is asked for: accounts, offers, volumes and pods."""
+"""RunPod's objects: accounts, offers, volumes and pods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Offer:
         region: Data center; None in the Community Cloud, where RunPod chooses the place.
         memory: Bytes of one GPU.
         price: Dollars per hour of all GPUs of the pod: on demand, or the lowest spot bid.
-        stock: How many RunPod says there are: High, Medium, Low.
+        stock: Availability according to RunPod: High, Medium, Low.
     """
 
     gpu: str
@@ -34,7 +34,7 @@ class Offer:
 
     @property
     def where(self) -> str:
-        """The GPU and the place, in words."""
+        """The GPU and its location as text."""
         return f"{self.gpu} in {self.region or 'the Community Cloud'}"
 
 

@@ -20,7 +20,7 @@ class Stopping:
     Args:
         clock: The clock.
         signals: The signals received.
-        budget: What may still be spent.
+        budget: The limits and the amounts spent.
     """
 
     def __init__(self, clock: Clock, signals: StopSignals, budget: Budget):
@@ -31,11 +31,11 @@ class Stopping:
         self.on_wait: Callable[[], None] = lambda: None
 
     def interrupted(self) -> bool:
-        """Whether a signal asks to stop what is being done now."""
+        """Whether a signal asks to stop the current activity."""
         return self._signals.count > self._signals_allowed
 
     def allow_signals(self, at_least: int = 0) -> None:
-        """Continue in spite of the signals so far, and of `at_least` in total."""
+        """Ignore the signals so far, or the first `at_least` if these are more."""
         self._signals_allowed = max(self._signals.count, at_least)
 
     @contextlib.contextmanager
@@ -56,7 +56,7 @@ class Stopping:
             raise LimitReached(self._budget.limit())
 
     def pause(self, seconds: float) -> None:
-        """Wait so many seconds, checking before and meanwhile."""
+        """Wait this many seconds, checking before and meanwhile."""
         end = self._clock.now() + seconds
         self.check()
         while (left := end - self._clock.now()) > 0:

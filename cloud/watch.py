@@ -1,4 +1,4 @@
-"""One pod from its creation until its job is over or the pod is of no more use."""
+"""Watch a pod from its creation until its job is over or the pod is unusable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cloud.pod_log import PodLog
 from cloud.rental import Rental
 
 POLL_SECONDS = 20.0
-"""Between two looks; the cap is never exceeded by more than what these cost."""
+"""Seconds between two polls; the cap is exceeded by at most their cost."""
 
 START_PATIENCE = 1200.0
 """Seconds that a pod may take until its server answers; the image is loaded first."""
@@ -26,7 +26,7 @@ CONTACT_PATIENCE = 900.0
 """Seconds that the server of a pod may be silent while RunPod says that the pod runs."""
 
 FETCH_SECONDS = 600.0
-"""Between two downloads of checkpoints that are nowhere but in the pod."""
+"""Seconds between two downloads of checkpoints that exist only in the pod."""
 
 CONFIG_STATUS = 2
 """Exit status of train.py and sweep.py for a config error."""
@@ -37,15 +37,15 @@ class PodWatch:
 
     Attributes:
         rental: The pod as RunPod sees it.
-        link: To the pod's server.
-        status: What the server said last.
+        link: The link to the pod's server.
+        status: The last status from the server.
 
     Args:
         parts: The deployment.
         rented: The pod.
-        link: To its server.
+        link: The link to its server.
         package: The code to send to it.
-        fetch_checkpoint: Downloads what another pod would continue.
+        fetch_checkpoint: Downloads the files from which another pod would continue.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class PodWatch:
         return self._parts.around.clock.now()
 
     def until_over(self) -> Outcome:
-        """Look at the pod until something becomes of it.
+        """Poll the pod until it has an outcome.
 
         Raises:
-            Interrupted, LimitReached: It is time to stop.
+            Interrupted, LimitReached: If it is time to stop.
         """
         stopping = self._parts.stopping
         while True:
@@ -87,7 +87,7 @@ class PodWatch:
             stopping.pause(max(0.1, min(POLL_SECONDS, left)))
 
     def stop(self, seconds: float) -> None:
-        """Ask the job to save, and wait until it has, at most so many seconds."""
+        """Ask the job to save, and wait for at most this many seconds until it has."""
         self.link.stop()
         end = self._now() + seconds
         while self._now() < end and not self.link.status().get("over"):
@@ -101,7 +101,7 @@ class PodWatch:
     # The job
 
     def _look_at_job(self) -> Outcome | None:
-        """Ask the pod's server, and send the code if it waits for it."""
+        """Query the pod's server, and send the code if it is waiting for it."""
         try:
             self.status = job_status(self.link.status(), self._parts.identity)
             if self.status.phase == "waiting":
@@ -118,8 +118,8 @@ class PodWatch:
         return None
 
     def _silent(self) -> Outcome | None:
-        """Give up a pod that has not answered for long; not while RunPod does not answer either,
-        since then this machine has probably no network."""
+        """Give up a pod that has not responded for a long time, unless RunPod does not respond
+        either, in which case this machine is probably offline."""
         if self.rental.trouble:
             return None
         since = self.rental.begun if self._contact is None else self._contact
@@ -136,7 +136,7 @@ class PodWatch:
         self.status = dataclasses.replace(self.status, phase="unpack")
 
     def _outcome(self) -> Outcome:
-        """What a job that is over means for the deployment."""
+        """The outcome of a job that is over."""
         status = self.status
         if status.phase == "done":
             return Outcome(DONE, "trained")
@@ -147,7 +147,7 @@ class PodWatch:
         return Outcome(JOB_FAILED, status.error)
 
     def _fetch_if_due(self) -> None:
-        """Download checkpoints that are nowhere but in the pod."""
+        """Download checkpoints that exist only in the pod."""
         newest = self.status.newest
         due = self._now() - self._fetched_at >= FETCH_SECONDS
         if self._parts.request.volumes or newest == self._fetched or not due:
@@ -155,7 +155,7 @@ class PodWatch:
         self._fetch_checkpoint(self.link)
         self._fetched_at, self._fetched = self._now(), newest
 
-    # What is shown
+    # Output
 
     def _show(self) -> None:
         status, sweep = self.status, self._parts.request.sweep
@@ -175,7 +175,7 @@ class PodWatch:
         self._parts.costs.note(status.phase, self._projected())
 
     def _projected(self) -> float:
-        """Dollars at the end: by the pace so far, or by the estimate."""
+        """Projected dollars at the end, from the progress so far or from the estimate."""
         done, steps = self.status.iter, self._parts.work.settings.training.max_iters
         elapsed = self._now() - self.rental.begun
         left = 3600 * self.rental.candidate.hours - elapsed

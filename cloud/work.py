@@ -1,4 +1,4 @@
-"""What is to be done in a pod: the commands, what is sent, where the results go."""
+"""The work of a pod: its commands, the files sent to it, and the location of the results."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from configurator import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a pod does, and what it needs for it.
+    """The work of a pod, and the files it needs.
 
     Attributes:
-        name: Of the deployment's folder in the pod, and for people.
-        results: Directory of the results, in `out/` of the pod and in `out_dir` here.
-        out_dir: Where the results go here.
+        name: Name of the deployment's folder in the pod, also used in messages.
+        results: Directory of the results, in `out/` of the pod and in `out_dir` on this machine.
+        out_dir: Directory for the results on this machine.
         parts: Subdirectories of the results that this work writes; "": all of them.
-        settings: Of the run, or of a sweep's baseline.
+        settings: Settings of the run, or of a sweep's baseline.
         runs: Number of runs.
-        runs_at_a_time: How many share the pod.
-        gpus_per_run: GPUs that one run trains on.
-        flops: Of all runs of a sweep; None for a single run, or if minutes limit them.
-        minutes: Of all runs, if that limits them.
-        steps: (name, command) of what the pod does.
-        contents: What is sent.
+        runs_at_a_time: Number of concurrent runs in the pod.
+        gpus_per_run: Number of GPUs per run.
+        flops: FLOPs of all runs of a sweep; None for a single run, or if minutes limit them.
+        minutes: Minutes of all runs, if these limit them.
+        steps: (name, command) of each step in the pod.
+        contents: The files that are sent.
         disk_gb: Size of the container disk.
         note: A line about the code that is sent.
     """
@@ -47,10 +47,10 @@ class Work:
 
     @property
     def target(self) -> Path:
-        """Where the results go."""
+        """The directory of the results."""
         return self.out_dir / self.results
 
     def fetched_parts(self) -> dict[str, Path]:
-        """The parts of the results that are here, for another pod to continue."""
+        """The parts of the results on this machine, from which another pod can continue."""
         folders = {part: self.target / part for part in self.parts}
         return {part: folder for part, folder in folders.items() if folder.is_dir()}

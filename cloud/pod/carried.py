@@ -1,4 +1,4 @@
-"""Putting runs that came with the code where training continues them."""
+"""Copy runs that were sent with the code to where training continues them."""
 
 from __future__ import annotations
 

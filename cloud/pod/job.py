@@ -23,13 +23,13 @@ class Job:
 
     Attributes:
         phase: WAITING, UNPACK, the name of a step, DONE, FAILED or STOPPED.
-        exit_code: Of the last step that ended.
-        error: Why the job failed, in words; else empty.
+        exit_code: Exit status of the last step that ended.
+        error: Why the job failed; otherwise empty.
         over_since: When it ended, by `seconds_awake`; None before.
 
     Args:
         place: The pod.
-        listing: Of the results.
+        listing: The list of the results.
     """
 
     def __init__(self, place: Place, listing: Listing) -> None:
@@ -64,7 +64,7 @@ class Job:
             self.start(steps)
 
     def start(self, steps: list) -> None:
-        """Begin; does nothing if the job has begun or has ended.
+        """Start the job; does nothing if it was started before.
 
         Args:
             steps: Pairs of a name and a command: a list of arguments, or text for bash.
@@ -98,7 +98,7 @@ class Job:
         self._finish(phase)
 
     def _run_steps(self, steps: list) -> str:
-        """Run the steps up to the first that fails; the phase that the job ends in."""
+        """Run the steps up to the first that fails; returns the final phase of the job."""
         for name, command in steps:
             if not self._steps.stopping:
                 self.phase = name

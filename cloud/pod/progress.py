@@ -1,4 +1,4 @@
-"""How far training is, read from the files of its results."""
+"""The progress of training, read from its result files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cloud.pod.place import read
 METRICS = "metrics.jsonl"
 
 LAST_BYTES = 1 << 16
-"""Of metrics.jsonl, which are read for the last step and the last validation."""
+"""Bytes at the end of metrics.jsonl that are read for the last step and the last validation."""
 
 
 def progress(results: str) -> dict[str, Any]:
     """Steps done, last validation loss and its step, newest checkpoint; for a sweep the number of
-    completed runs. What is not known is None.
+    completed runs. Unknown values are None.
 
     Args:
         results: Directory of a run or of sweeps.

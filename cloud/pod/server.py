@@ -21,10 +21,10 @@ from cloud.pod.place import PART_BYTES, Place, seconds_awake
 from cloud.pod.supervisor import Supervisor
 
 LOG_BYTES = 1 << 16
-"""Of the log, that one reply holds at most."""
+"""Maximum bytes of the log per reply."""
 
 LARGEST_REQUEST = 1 << 24
-"""Bytes of a request's body."""
+"""Maximum bytes of a request's body."""
 
 Reply = tuple[int, bytes]
 
@@ -95,7 +95,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    # What is asked
+    # GET
 
     def _status(self) -> Reply:
         return 200, json.dumps(self.server.supervisor.status()).encode()
@@ -119,7 +119,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """A number of the query string that is not negative."""
         return max(0, int(self.asked.get(name, 0)))
 
-    # What is ordered
+    # PUT and POST
 
     def _package(self) -> Reply:
         """Write a part of the package. The same part may come twice."""
@@ -155,7 +155,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _part(path: str, offset: int, length: int) -> bytes:
-    """Some bytes of a file; none if there is no such file."""
+    """A part of a file; empty if there is no such file."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)

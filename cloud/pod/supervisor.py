@@ -1,5 +1,5 @@
-"""What the pod does by itself: it keeps status.json, saves before its time is up, and ends when
-nobody fetches the results."""
+"""The pod's own supervision: it updates status.json, saves before its time is up, and removes the
+pod if nobody fetches the results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Supervisor:
         self.contact = seconds_awake()
 
     def status(self) -> dict[str, Any]:
-        """What is known of the job: the content of status.json."""
+        """The state of the job, which is the content of status.json."""
         return {
             "run": self._place.run,
             "deployment": self._place.deployment,
@@ -49,7 +49,7 @@ class Supervisor:
         }
 
     def supervise(self) -> None:
-        """Look every second. An error in one look does not end the next."""
+        """Check every second. An error in one check does not end the loop."""
         while True:
             try:
                 self.look()
@@ -58,7 +58,7 @@ class Supervisor:
             time.sleep(1)
 
     def look(self) -> None:
-        """Write status.json if it has changed, and stop or end what is due."""
+        """Write status.json if it has changed, and stop the job or the pod if due."""
         status = self.status()
         if self._remaining.seconds() < min(STOP_BEFORE, self._place.seconds / 10):
             self._job.stop()
