@@ -187,7 +187,7 @@ def _obstacles(rows: Sequence[GroupResult | None], findings: Sequence[Findings])
                 "declared number of seeds are not valid"
             )
     if len(_shared(rows, findings)) < FEWEST_SEEDS:
-        yield f"fewer than {FEWEST_SEEDS} seeds have finished at all rungs"
+        yield f"fewer than {FEWEST_SEEDS} seeds have finished at every rung"
     compute = [_flops(own.baseline) for own in findings]
     if max(compute) < SAME_SPAN * FEWEST_SPAN * min(compute):
         yield f"the rungs span less than {FEWEST_SPAN:.0f}x in compute"

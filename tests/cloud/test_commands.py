@@ -360,7 +360,7 @@ def test_files_that_may_hold_secrets_are_not_sent(name, tmp_path, monkeypatch):
 
 def test_a_folder_of_large_files_is_not_sent(monkeypatch):
     monkeypatch.setattr("cloud.package.LARGEST_CODE", 1000)
-    with pytest.raises(UserError, match="bytes, and at most 1,000 are sent; have git ignore"):
+    with pytest.raises(UserError, match="bytes, but at most 1,000 are sent; add files that are"):
         project_files([], Redactor())
 
 

@@ -296,7 +296,7 @@ def test_every_view_has_the_same_numbers(tmp_path):
     ("made", "reason"),
     [
         (lambda: rungs((1.5, 1.5)), "2 rungs have runs; 3 are needed"),
-        (lambda: rungs(n=2), "fewer than 3 seeds have finished at all rungs"),
+        (lambda: rungs(n=2), "fewer than 3 seeds have finished at every rung"),
         (lambda: rungs(step=2), "the rungs span less than 16x in compute"),
         (lambda: {**rungs(), "params=1": rungs()["params=0"]}, "does not fall from each rung"),
     ],
