@@ -63,7 +63,7 @@ def sweep(
         arms: Config files that define one arm each.
         tune: Keys with a list of values that every arm tries before its final runs.
         options: Other options of sweep.py, such as `seeds=3`, `budget="tokens=20M"` or
-            `name="mine"`, and values of config keys, which apply to every arm.
+            `name="mine"` (None: the default), and values of config keys, which apply to every arm.
 
     Returns:
         The folder of the sweep (with `ladder` or `baselines`, of the series); None with `dry_run`.
@@ -80,10 +80,14 @@ def sweep(
         for option, keys in (("vary", vary), ("tune", tune))
         for key, values in (keys or {}).items()
     ]
-    switches = [key for key, value in vars(own.parser().parse_args([])).items() if value is False]
+    defaults = vars(own.parser().parse_args([]))
+    switches = [key for key, value in defaults.items() if value is False]
     flags = [f"--{key}" for key in switches if options.get(key)]
-    others = {key: value for key, value in options.items() if key not in switches}
-    others |= {"arms": arms} if arms else {}
+    others = {
+        key: value
+        for key, value in {**options, "arms": arms or None}.items()
+        if key not in switches and not (value is None and key in defaults)
+    }
     try:
         folder, status = own.sweep_run([*map(str, config_files), *lists, *flags, *_flags(others)])
     except SystemExit as stop:  # argparse has printed why

@@ -66,7 +66,7 @@ def test_sweep(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"vary": {"qk_norm": [True]}, "seeds": 1, "match": "none", **keys}
     assert nanoarch.sweep("config/arch_llama.py", **asked, dry_run=True) is None
     assert not engine.jobs
-    folder = nanoarch.sweep("config/arch_llama.py", **asked, until_sure=False)
+    folder = nanoarch.sweep("config/arch_llama.py", **asked, until_sure=False, budget=None)
     assert folder.name.startswith("llama-qk_norm-")
     assert [job.arm for job in engine.jobs] == ["baseline", "qk_norm=true"]
     names = [group["name"] for group in nanoarch.compare(folder)["groups"]]
