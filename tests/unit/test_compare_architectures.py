@@ -1,4 +1,4 @@
-"""The command: which runs it finds, what it prints of them in each format, and what it skips."""
+"""The command: the runs it finds, its output in each format, and what it skips."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def two_arms(tmp_path):
 
 
 def section(out: str, title: str) -> list[str]:
-    """The lines under a title that begins so."""
+    """The lines below the title that starts with a text."""
     lines = out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(title))
     rest = lines[start + 1 :]
@@ -146,7 +146,7 @@ def section(out: str, title: str) -> list[str]:
 
 
 def compared_runs(out: str) -> list[str]:
-    """The runs that a JSON document speaks of."""
+    """The names of the runs in a JSON document."""
     return [Path(run).name for group in json.loads(out)["groups"] for run in group["runs"]]
 
 
@@ -641,7 +641,7 @@ def test_the_script_writes_what_the_encoding_lacks_as_escapes(tmp_path):
 
 
 def make_sweep(folder, *, rate: float = 1e-3) -> Path:
-    """A sweep whose second arm started first, and a trial of tuning with a loss like no other."""
+    """A sweep whose second arm started first, with a tuning trial that has an extreme loss."""
     runs = folder / "runs"
     make_arm(runs, "plain", [2.50, 2.52, 2.49, 2.51], start="2025-01-02")
     make_arm(runs, "fast", [2.31, 2.30, 2.30, 2.32], start="2025-01-01")
@@ -857,7 +857,7 @@ def test_another_sweep_of_the_same_arms_adds_seeds_after_a_look(tmp_path, compar
 
 
 def test_a_copy_of_a_run_is_not_another_seed(two_arms, compare):
-    """Whoever copies runs and edits their seeds would have ten seeds out of four."""
+    """Otherwise copying runs and editing their seeds would increase the number of seeds."""
     before = json.loads(compare(two_arms, "--format=json")[1])["groups"][1]
     for seed in range(1, 5):
         for arm in ("plain", "fast"):

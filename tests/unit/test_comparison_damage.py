@@ -243,7 +243,7 @@ def changed(document: Any, place: str, value: Any) -> Any:
 
 
 def problem_of(folder: Path, path: Path, document: Any) -> str:
-    """What is said of a file that holds a document, without its path."""
+    """The message about a file with this document, without its path."""
     path.write_text(json.dumps(document), encoding="utf-8")
     (problem,) = select([str(folder)], None, Path("nowhere"), baseline_given=True).problems
     assert problem.startswith(f"{path}: ")

@@ -1,4 +1,4 @@
-"""What the plot and the page draw, and what arms are called in every view."""
+"""The data that the plot and the page draw, and the labels of arms."""
 
 from __future__ import annotations
 

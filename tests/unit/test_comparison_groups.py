@@ -1,4 +1,4 @@
-"""Which runs form a group, which of them count, and what keeps two groups apart."""
+"""Which runs form a group, which of them are included, and what separates groups."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_run_that_stopped_early_does_not_count():
 
 
 def test_a_seed_counts_once_however_often_it_was_run():
-    """Runs of one seed are the same run again, and tell nothing of chance."""
+    """Runs with the same seed are repetitions of one run and give no variance."""
     again = simulated_run(seed=1, loss=3.0, start="2025-02-01")
     findings = compare([simulated_run(seed=1, loss=3.0), again])
     assert findings.baseline.group.n == 1
@@ -438,7 +438,7 @@ def test_equal_seconds_are_an_equal_budget_on_one_machine(device, judged):
 
 
 def test_final_losses_at_different_points_of_the_schedule_are_not_judged():
-    """A learning rate that has not come down yet costs loss."""
+    """A learning rate that has not decayed yet raises the loss."""
     half = simulated_arm(
         *("rms", [3.0, 3.0, 3.0]),
         curve=decaying(3.2, 100),
@@ -556,7 +556,7 @@ def test_plugins_and_starts_are_code():
 
 
 def test_unfinished_seeds_are_a_caveat():
-    """Whoever stops the runs that go badly has fewer seeds, and says so."""
+    """Stopping runs that go badly leaves fewer seeds, which is reported."""
     plain = simulated_arm("plain", [3.0, 3.01, 3.03, 3.02])
     rms = simulated_arm("rms", [2.5, 2.52, 2.51, 2.9], model=RMS, start="2025-01-02")
     rms[3] = dataclasses.replace(rms[3], eval_steps=rms[3].eval_steps[:3], status="interrupted")
@@ -590,7 +590,7 @@ def test_equal_seconds_are_named_where_nothing_else_is_equal():
 
 
 def test_settings_changed_on_resume_make_another_group():
-    """A run whose learning rate was changed in mid-training is no sample of one with that rate."""
+    """A run whose learning rate was changed in mid-training is not comparable with others."""
     plain = simulated_arm("plain", [3.0, 3.01, 3.03])
     resumed = [
         dataclasses.replace(run, earlier_configs=({"learning_rate": 5e-3, "out_dir": "x"},))

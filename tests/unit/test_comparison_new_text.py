@@ -1,4 +1,4 @@
-"""Whether a verdict holds on new text: what blocks of the validation text add to its interval."""
+"""Whether a verdict holds on new text: how blocks of the validation text widen its interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of a comparison: what it draws, what its axes span, what it leaves out and says so."""
+"""The figure of a comparison: its content, the range of its axes, and its notes on omissions."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def arms(*others, **settings):
 
 
 def panels_of(figure):
-    """The panels of curves, and the key below them."""
+    """The panels of curves, and the legend below them."""
     curves, key = figure.subfigs
     return curves.axes, key.axes[0]
 
 
 def lines_of(axes) -> dict:
-    """The lines that stand for an arm, by its number."""
+    """The lines of an arm, by its number."""
     return {line.get_gid(): line for line in axes.lines if (line.get_gid() or "").isdigit()}
 
 

@@ -1,4 +1,4 @@
-"""The page without a browser: what is in it, what never is, and how large it gets."""
+"""The page without a browser: what it contains, what it never contains, and its size."""
 
 from __future__ import annotations
 
