@@ -1,10 +1,10 @@
-"""A first study, from GPT-2 to LLaMA one change at a time, on a CPU; writes docs/study-cpu.md.
+"""From GPT-2 to LLaMA, one change at a time, on a CPU; writes docs/study-cpu.md.
 
 python scripts/study_cpu.py
 python scripts/study_cpu.py --workers=8 --out_dir=/tmp/study
 
-Trains the missing runs with sweep.py (an hour and a half on 2 cores), then writes the report and
-its plots from the runs. Every number and every verdict in it is computed.
+Trains the missing runs with sweep.py (an hour on 2 cores), then writes the report and its plots.
+Every number and verdict in the report is computed from the runs.
 
 Exit status: 0 written, 2 some runs did not finish.
 """
@@ -56,32 +56,31 @@ ARGUMENTS = (
 INTRODUCTION = """\
 # From GPT-2 to LLaMA, one change at a time
 
-Which of the changes from GPT-2 to LLaMA help, made one at a time, at equal parameters and training
-tokens, each with its own tuned learning rate, over several seeds? `python scripts/study_cpu.py`
-answers this for a very small model on a CPU and writes this page: every number, every verdict and
-the plots come from the runs.
+Which of the changes from GPT-2 to LLaMA lower the loss at equal parameters and training tokens?
+This study makes them one at a time on a very small model, tunes the learning rate of each, and
+trains several seeds on a CPU. `python scripts/study_cpu.py` reproduces it and writes this page;
+every number, verdict and plot is computed from the runs.
 """
 
 LIMITS = """\
 ## Limitations
 
 - **Size.** {parameters} parameters, {tokens} training tokens of one text, {context} characters of
-  context. Which change helps depends on all three: a position encoding matters more with a longer
-  context, a gated FFN or RMSNorm may matter only in deeper models, and gains early in training may
-  not last. None of the verdicts above is a claim about models of a useful size; they are about this
-  model, and demonstrate how to make such a claim.
-- **Small differences.** With at most {seeds} seeds and intervals that hold together for {arms}
-  arms, the minimum detectable effect is {detectable} nats at 80 % power (median over the arms),
-  before the allowances for tuning. A smaller difference is likely to be reported as inconclusive,
-  which does not mean that there is no difference.
+  context. Which change helps depends on all three: a position encoding may matter more with a
+  longer context, a gated FFN or RMSNorm only in deeper models, and gains early in training may
+  vanish later. The verdicts are about this model; they say nothing about models of a useful size.
+- **Small differences.** With at most {seeds} seeds and joint intervals for {arms} arms, the minimum
+  detectable effect is {detectable} nats at 80 % power (median over the arms), before the allowances
+  for tuning. A smaller difference is likely to be reported as inconclusive, which does not mean
+  that there is none.
 - **Tuning.** Every arm tried {trials} learning rates on one seed and was trained at the fitted
-  optimum. Each interval includes an allowance of {smallest} to {largest} nats for the error of this
-  optimum; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
+  optimum. The intervals include an allowance for the error of this optimum, {smallest} to {largest}
+  nats per arm; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
   GPT-2's warm-up, decay, betas and initialization.
-- **Text.** "Holds on new text" refers to text of the same kind, Shakespeare's plays. The blocks of
-  the validation set give no information about other kinds of text.
+- **Text.** "Holds on new text" refers to text of the same kind, Shakespeare's plays; the validation
+  set contains no other.
 - **Speed.** Seconds and tokens per second were measured in float32 while the runs shared the
-  machine with each other and with other processes. They say nothing about the architectures.
+  machine with each other and with other processes. Do not compare them between architectures.
 """
 
 
@@ -116,14 +115,14 @@ def _what_was_run(findings: Findings, manifest: dict[str, Any], hours: float) ->
     yield f"    {manifest['command']}\n"
     yield (
         f"{len(manifest['arms'])} arms with up to {len(manifest['seeds'])} seeds each (sequential "
-        "testing: an arm stops once it is conclusive, or unlikely to be); before that, "
-        f"{len(manifest['tuning']['trials'])} learning-rate trials per arm on a separate "
-        f"seed. In total {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
+        "testing: an arm stops once it is conclusive, or unlikely to be). Its learning rate is "
+        f"fitted to {len(manifest['tuning']['trials'])} trials on a separate seed. "
+        f"In total, {len(manifest['runs'])} runs of {format_count(run.tokens)} tokens "
         f"({training['max_iters']} steps of {run.tokens // training['max_iters']:,}) of "
         f"`{training['dataset']}`. Seed k gives every arm the same batches in the same order and, "
         "where shapes match, the same initial weights.\n"
     )
-    header = ("arm", "changed to match size", "parameters", "FLOPs/token", "fitted learning rate")
+    header = ("arm", "adjusted to match size", "parameters", "FLOPs/token", "fitted learning rate")
     yield from markdown_table(header, [_arm_row(arm) for arm in manifest["arms"]])
     yield (
         f"\nMeasured with Python {machine['python']}, torch {machine['torch']}, "
