@@ -3,8 +3,8 @@
 python scripts/study_cpu.py
 python scripts/study_cpu.py --workers=8 --out_dir=/tmp/study
 
-Trains the missing runs with sweep.py (an hour on 2 cores), then writes the report and its plots.
-Every number and verdict in the report is computed from the runs.
+Trains the missing runs with sweep.py (2.2 hours of run time, two at a time), then writes the report
+and its plots. Every number and verdict in the report is computed from the runs.
 
 Exit status: 0 written, 2 some runs did not finish.
 """
@@ -74,8 +74,8 @@ LIMITS = """\
   for tuning. A smaller difference is likely to be reported as inconclusive, which does not mean
   that there is none.
 - **Tuning.** Every arm tried {trials} learning rates on one seed and was trained at the fitted
-  optimum. The intervals include an allowance for the error of this optimum, {smallest} to {largest}
-  nats per arm; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
+  optimum. The intervals include an allowance of {smallest} to {largest} nats for the error of this
+  optimum; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
   GPT-2's warm-up, decay, betas and initialization.
 - **Text.** "Holds on new text" refers to text of the same kind, Shakespeare's plays; the validation
   set contains no other.
