@@ -56,7 +56,7 @@ def test_the_name_in_the_example():
 def test_the_name_of_layers_that_differ():
     """A key for each flag of the command above the name."""
     command, name = re.search(
-        r"(config/arch_llama\.py --\S+='.*)\n\ntrains `(\S+)`", README
+        r"(config/arch_llama\.py --\S+='.*)\n\nThis trains `(\S+)`", README
     ).groups()
     flags = dict(re.findall(r"--(\w+)='(\S+)'", command))
     assert len(flags) == 2
