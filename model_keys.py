@@ -11,7 +11,7 @@ from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, canonical_name, expanded
 
 _sizes = Section("Sizes", Role.ARCHITECTURE)
-_parts = Section("Parts", Role.ARCHITECTURE)
+_parts = Section("Components", Role.ARCHITECTURE)
 _whole = Section("Whole model", Role.ARCHITECTURE)
 
 

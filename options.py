@@ -482,12 +482,12 @@ class KeyTable(Mapping[str, Key]):
         return [] if "" in owners else list(owners)
 
     def owned_by(self, name: str) -> str:
-        """The components that a key belongs to, as text: `rope_scaling=yarn or llama3`."""
+        """The components that a key belongs to, as text: `rope_scaling=linear, yarn or llama3`."""
         parts: dict[str, list[str]] = {}
         for owner in self.owners(name):
             key, _, part = owner.partition("=")
             parts.setdefault(key, []).append(part)
-        return ", ".join(f"{key}={' or '.join(names)}" for key, names in parts.items())
+        return ", or ".join(f"{key}={_any_of(names)}" for key, names in parts.items())
 
     def __getitem__(self, name: str) -> Key:
         return next(iter(self._declared[name].values()))
@@ -505,6 +505,12 @@ class KeyTable(Mapping[str, Key]):
 
 KEYS = KeyTable()
 """The keys of every run and of all registered components."""
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 # Types and values

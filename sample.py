@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--out_dir", default="out", help="directory of all runs")
     prompt = flags.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="\n", help="prompt")
-    prompt.add_argument("--prompt_file", type=Path, help="file that contains the prompt")
+    prompt.add_argument("--prompt", default="\n", help="text to continue (default: %(default)r)")
+    prompt.add_argument("--prompt_file", type=Path, help="file with the text to continue")
     flags.add_argument(
         "--max_new_tokens", type=int, default=500, help="maximum number of tokens to generate"
     )
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=1337, help="random seed")
     flags.add_argument("--device", choices=DEVICES, default="auto", help="device")
     flags.add_argument("--dtype", choices=[*DTYPES, "auto"], default="auto", help="compute dtype")
-    flags.add_argument("--plugins", default="", help=PLUGINS_HELP)
+    flags.add_argument("--plugins", default="", help=f"{PLUGINS_HELP} (default: %(default)r)")
     flags.add_argument(
         "--download",
         action="store_true",

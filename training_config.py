@@ -89,7 +89,7 @@ class TrainingOptions:
     plugins: str = _places.option(
         "",
         "comma-separated .py files that register custom components; saved: with --resume, those "
-        "that the run was trained with, whose code then runs",
+        "that the run was trained with, which runs their code",
         restored=False,
     )
     allow_changed_plugins: bool = _places.option(

@@ -56,16 +56,16 @@ class Attention(Mixer):
     ):
         value_residual: str = ATTENTION_SECTION.option(
             "none",
-            "mix in the values of the first layer; fixed: half and half; learned: by a learned "
-            "weight",
+            "mix the values of the first layer into those of this one; fixed: in equal shares; "
+            "learned: by a learned weight",
             choices=("none", "fixed", "learned"),
             per_layer=True,
             tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
         )
         value_embedding: str = ATTENTION_SECTION.option(
             "none",
-            "an embedding of the token in the values; mixed: with learned weights; gated: by a "
-            "gate per key head",
+            "add an embedding of the token to its value; mixed: learned weights for both; gated: "
+            "a gate per key head",
             choices=("none", "mixed", "gated"),
             per_layer=True,
             tag={"none": "NoValueEmb", "mixed": "ValueEmb", "gated": "GatedValueEmb"},

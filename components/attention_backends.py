@@ -174,7 +174,9 @@ def visible(
     return causal if window is None else causal & (q - k < window)
 
 
-@ATTENTION_BACKENDS.register("manual", label="manual", paper="Vaswani et al. 2017, 1706.03762")
+@ATTENTION_BACKENDS.register(
+    "manual", label="manual", paper="Vaswani et al. 2017, arXiv 1706.03762"
+)
 class ManualAttention(AttentionBackend):
     """A direct implementation of the formula; the reference for the other backends."""
 

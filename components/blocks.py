@@ -105,7 +105,9 @@ class Block(Part):
 BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Block)
 
 
-@BLOCKS.register("pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, 2002.04745")
+@BLOCKS.register(
+    "pre", label="PreNorm", paper="Radford et al. 2019; Xiong et al. 2020, arXiv 2002.04745"
+)
 class PreNormBlock(Block):
     """Normalize the input of each sublayer: x + f(norm(x)).
 

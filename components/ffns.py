@@ -142,15 +142,15 @@ class GatedOptions:
 
     glu_limit: float | None = option(
         None,
-        "gated networks: clamp the gate to at most this and the other factor to within it; none: "
-        "no clamp",
+        "gated networks: c that clamps the gate to at most c, and the other factor to [-c, c]; "
+        "none: no clamp",
         above=0,
         per_layer=True,
         tag="GLUMax{}",
     )
     glu_shift: float = option(
         0.0,
-        "gated networks: number added to the factor that is not the gate",
+        "gated networks: constant added to the factor that is not the gate",
         per_layer=True,
         tag="GLUShift{}",
     )

@@ -23,7 +23,7 @@ _gdn = Section("Gated DeltaNet", Role.ARCHITECTURE)
 
 @MIXERS.register("gated_deltanet", label="GDN", paper="Yang et al. 2024, arXiv 2412.06464")
 class GatedDeltaNet(Mixer):
-    """The gated delta rule over short-convolved queries, keys and values, with a gated output.
+    """The gated delta rule on convolved queries, keys and values, with a gated output.
 
     The layer follows Qwen3-Next. A causal convolution and SiLU are applied to q, k and v; then q
     and k are normalized to length 1. beta = sigmoid(b) and g = -exp(A_log) softplus(a + dt_bias)

@@ -19,7 +19,7 @@ _mla = Section("Multi-head latent attention", Role.ARCHITECTURE)
 
 @MIXERS.register("mla", label="MLA", paper="DeepSeek-AI 2024 (DeepSeek-V2), arXiv 2405.04434")
 class LatentAttention(Mixer):
-    """Softmax attention whose keys and values are computed from a latent of rank r per token.
+    """Softmax attention with keys and values computed from a low-rank latent of each token.
 
     With c = RMSNorm(W_c x) of `kv_lora_rank` dimensions, each head has the key [W_k c, rope(W_r x)]
     and the value W_v c. The rotated part, of `qk_rope_head_dim` dimensions, is shared by all heads;
@@ -51,7 +51,7 @@ class LatentAttention(Mixer):
         )
         qk_nope_head_dim: int | None = _mla.option(
             None,
-            "dimension of the part of queries and keys that is not rotated; none: n_embd/n_head",
+            "dimension of the unrotated part of queries and keys; none: n_embd/n_head",
             at_least=1,
             per_layer=True,
             derive=lambda config: max(config.n_embd // config.n_head, 1),
@@ -60,7 +60,7 @@ class LatentAttention(Mixer):
         qk_rope_head_dim: int | None = _mla.option(
             None,
             "dimension of the rotated part of queries and keys; none: half of qk_nope_head_dim, "
-            "made even",
+            "rounded down to an even number",
             at_least=1,
             per_layer=True,
             derive=lambda config: 2 * max(config.qk_nope_head_dim // 4, 1),

@@ -89,7 +89,7 @@ class LayerNormWithoutGain(nn.LayerNorm):
         super().__init__(dim, eps=config.norm_eps, elementwise_affine=False)
 
 
-@NORMS.register("rmsnorm_nogain", label="RMS-NG", paper="Zhang and Sennrich 2019, 1910.07467")
+@NORMS.register("rmsnorm_nogain", label="RMS-NG", paper="Zhang and Sennrich 2019, arXiv 1910.07467")
 class RMSNormWithoutGain(RMSNorm):
     """RMSNorm without a learned scale, as in nanochat and modded-nanogpt."""
 

@@ -76,7 +76,9 @@ class PlainResidual(Residual):
         return stream
 
 
-@RESIDUALS.register("unet", label="UNet", paper="Ronneberger et al. 2015, 1505.04597; Jordan 2024")
+@RESIDUALS.register(
+    "unet", label="UNet", paper="Ronneberger et al. 2015, arXiv 1505.04597; Jordan 2024"
+)
 class UNetResidual(PlainResidual):
     """Add skip connections from each layer of the first half to its mirror in the second half.
 

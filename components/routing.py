@@ -44,7 +44,7 @@ class RoutingOptions:
     )
     router_renormalize: bool | None = _experts.option(
         None,
-        "normalize the weights of a token's experts to sum to 1; none: if a token uses several",
+        "normalize a token's expert weights to sum to 1; none: only if it uses several experts",
         per_layer=True,
         derive=lambda config: config.n_experts_per_token > 1,
         tag=("RawRouter", "RenormRouter"),
@@ -54,7 +54,7 @@ class RoutingOptions:
     )
     n_expert_groups: int = _experts.option(
         1,
-        "number of expert groups; a token is routed to some of them",
+        "number of expert groups; a token is routed within n_groups_per_token of them",
         at_least=1,
         per_layer=True,
         tag="{}ExpertGroups",
@@ -69,8 +69,8 @@ class RoutingOptions:
     )
     router_bias_rate: float = _experts.option(
         0.0,
-        "update rate of load-balancing biases, which only affect the selection of experts, such "
-        "as 0.001; 0: none",
+        "update rate, such as 0.001, of biases that balance the load of the experts by their "
+        "selection only; 0: no biases",
         at_least=0,
         per_layer=True,
         tag="RouterBias{}",

@@ -35,7 +35,7 @@ COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
     },
     **{("activation", name): {"ffn_type": "glu"} for name in REGISTRIES["activation"].names},
 }
-"""Keys that a component needs beside it, or that most choices of it need."""
+"""Other keys that a component needs, or that most choices of its key need."""
 
 
 class Reference(NamedTuple):
@@ -74,18 +74,18 @@ OPTION_REFERENCES: dict[str, Reference] = {
 EXTENDED = {"attention"}
 """Components with options that their reference lacks."""
 
-INTRODUCTION = """# Catalogue
+INTRODUCTION = """# Component catalog
 
-Every component that a config can name, written by `python -m scripts.catalogue`.
+Every component that a config can select. `python -m scripts.catalogue` writes this page;
 `python model_components.py` prints the list.
 
-Parameters, FLOPs per token and bytes of decoding state are differences from the `llama` preset with
-one key changed: {parameters} parameters, {flops:,} FLOPs per token for sequences of {tokens:,}
-tokens, {state} of decoding state for one of them in bfloat16. Activations are compared in a `glu`
-network.
+The columns for parameters, FLOPs per token and decoding state show how they change if one key of
+the `llama` preset is changed. The preset has {parameters} parameters, {flops:,} FLOPs per token
+for sequences of {tokens:,} tokens, and {state} of decoding state per sequence in bfloat16.
+Activations are compared in a `glu` network.
 
-**Reference**: what the tests compare the component with, using the same random weights: a class of
-`transformers`, or the formula of the component, written out in a test.
+**Reference**: the implementation with which the tests compare the component, with the same random
+weights: a class of `transformers`, or "formula", the component's formula written out in a test.
 [verification.md](verification.md) has the measured differences."""
 
 
@@ -121,8 +121,17 @@ def _section(registry: Registry, baseline: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-COLUMNS = ("value", "in names", "what", "paper", "parameters", "FLOPs", "state", "reference")
-OPTION_COLUMNS = ("option", "default", "what", "of", "reference")
+COLUMNS = (
+    "value",
+    "in names",
+    "description",
+    "paper",
+    "parameters",
+    "FLOPs",
+    "state",
+    "reference",
+)
+OPTION_COLUMNS = ("option", "default", "description", "used by", "reference")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -21,7 +21,7 @@ SAVED = "saved"
 
 PLUGINS_HELP = (
     "comma-separated .py files that register custom components; saved: those that the run was "
-    "trained with, whose code then runs"
+    "trained with, which runs their code"
 )
 
 

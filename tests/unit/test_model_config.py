@@ -552,7 +552,7 @@ REFUSED = {
     "- sliding_window=24 has no effect": {"sliding_window": 24, "ffn_type": "standard+swiglu"},
     "qk_norm_over='projection' has no effect without qk_norm": {"qk_norm_over": "projection"},
     "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
-    "rope_scaling_factor=2.0 belongs to rope_scaling=linear or ntk or yarn or llama3": {
+    "rope_scaling_factor=2.0 belongs to rope_scaling=linear, ntk, yarn or llama3": {
         **ROPE,
         "rope_scaling_factor": 2.0,
     },

@@ -287,7 +287,7 @@ def test_a_table_knows_the_parts_that_a_key_belongs_to():
     for owner in ("ffn=a", "ffn=b", "norm=c"):
         table.declare(owner, keys(owner))
     assert table.owners("width") == ["ffn=a", "ffn=b", "norm=c"]
-    assert table.owned_by("width") == "ffn=a or b, norm=c"
+    assert table.owned_by("width") == "ffn=a or b, or norm=c"
     assert table.owners("size") == []
     assert table.owned_by("size") == ""
     assert list(table) == [*EXAMPLE, "width"]

@@ -39,12 +39,12 @@ def derived(**values) -> TrainingConfig:
         ),
         (
             {"min_lr": 0.0001, "lr_schedule": "constant"},
-            "min_lr=0.0001 belongs to lr_schedule=cosine or linear or wsd, which is not "
+            "min_lr=0.0001 belongs to lr_schedule=cosine, linear or wsd, which is not "
             "selected; drop it, or select that component.",
         ),
         (
             {"lr_decay_iters": 500, "lr_schedule": "constant"},
-            "lr_decay_iters=500 belongs to lr_schedule=cosine or linear or wsd, which is not "
+            "lr_decay_iters=500 belongs to lr_schedule=cosine, linear or wsd, which is not "
             "selected; drop it, or select that component.",
         ),
         (
