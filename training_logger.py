@@ -55,6 +55,7 @@ from training.log_text import (
     format_count,
     format_duration,
     format_eval,
+    format_flop_rate,
     format_flops,
     format_number,
     format_rows,
@@ -78,6 +79,7 @@ __all__ = [
     "format_count",
     "format_duration",
     "format_eval",
+    "format_flop_rate",
     "format_flops",
     "format_number",
     "format_rows",
@@ -268,7 +270,7 @@ class TrainingLogger:
         took = format_clock(self._wall_seconds())
         best = self._summary.best
         loss = f", best val loss {best['val_loss']:.4f} (step {best['iter']})" if best else ""
-        lines = [f"{status} in {took}{loss}; the log is in {self.run_dir / RUN_FILE}"]
+        lines = [f"{status} in {took}{loss}", f"  log:      {self.run_dir / RUN_FILE}"]
         if status == "completed":
             folder, runs = (shlex.quote(str(path)) for path in (self.run_dir, self.run_dir.parent))
             lines.append(f"  report:   {self._page.path}")

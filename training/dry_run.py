@@ -31,9 +31,11 @@ from training.preflight import memory_of_worker, parallelism_problems, share_of,
 from training.workers import Workers, workers_to_start
 from training_config import TrainingConfig
 from training_logger import (
+    UNBROKEN_SPACE,
     format_bytes,
     format_count,
     format_duration,
+    format_flop_rate,
     format_flops,
     format_start_report,
 )
@@ -370,7 +372,10 @@ class Memory:
             "logits": logits,
             "copy for async_save": own.saved_copy,
         }
-        listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        sizes = {name: format_bytes(size) for name, size in parts.items() if size}
+        listed = ", ".join(
+            f"{name} {size.replace(' ', UNBROKEN_SPACE)}" for name, size in sizes.items()
+        )
         yield parallelism, f"{format_bytes(self._needed(own))}: {listed}"
         if self._machine.memory is not None:
             most = self._largest_batch(parallelism)
@@ -419,7 +424,7 @@ class Memory:
 def _time_rows(
     flops: float, training: TrainingConfig, machine: Machine, assumed: Assumed
 ) -> Iterator[tuple[str, str]]:
-    """Table rows: the time and cost of the steps, excluding validation and start-up."""
+    """Table rows: the time and cost of the steps, excluding validation and startup."""
     tokens = training.max_iters * training.tokens_per_step
     yield "steps", f"{training.max_iters:,}, {format_count(tokens)} tokens, {format_flops(flops)}"
     if machine.peak is None:
@@ -430,7 +435,7 @@ def _time_rows(
     yield (
         "time",
         f"{format_duration(3600 * hours)} at {100 * assumed.mfu:g} % MFU of {assumed.workers} x "
-        f"{format_flops(machine.peak)}/s ({dtype}); validation and start-up excluded",
+        f"{format_flop_rate(machine.peak)} ({dtype}); validation and startup excluded",
     )
     if training.max_minutes:
         yield "", f"max_minutes={training.max_minutes:g} may end the run earlier"

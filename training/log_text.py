@@ -55,6 +55,11 @@ def format_flops(value: float | None) -> str:
     return _scaled(value, [f" {prefix}FLOPs" for prefix in ("", *"kMGTPEZ")])
 
 
+def format_flop_rate(value: float | None) -> str:
+    """`471.5 GFLOP/s`; `-` if `value` is None or not finite."""
+    return _scaled(value, [f" {prefix}FLOP/s" for prefix in ("", *"kMGTPEZ")])
+
+
 def format_bytes(value: float | None) -> str:
     """`3.2 GB`, where 1 GB is 1e9 bytes; `-` if `value` is None or not finite."""
     return _scaled(value, [f" {prefix}B" for prefix in ("", *"kMGTP")])

@@ -18,7 +18,7 @@ from training_logger import (
     format_bytes,
     format_count,
     format_duration,
-    format_flops,
+    format_flop_rate,
     format_number,
     format_rows,
     format_start_report,
@@ -141,9 +141,11 @@ def _data(run: Run) -> str:
 
 
 def _batch(training: TrainingConfig) -> str:
+    count = training.gradient_accumulation_steps
+    micro_batches = f"{count} micro-batches x " if count > 1 else ""
     return (
-        f"{training.tokens_per_step:,} tokens per step = {training.gradient_accumulation_steps} "
-        f"x {training.batch_size} sequences x {training.sequence_length} tokens"
+        f"{training.tokens_per_step:,} tokens per step = {micro_batches}{training.batch_size} "
+        f"sequences x {training.sequence_length} tokens"
     )
 
 
@@ -216,8 +218,9 @@ def _memory(memory: ExpectedMemory | None) -> str:
     if memory is None:
         return "unknown: the step cannot be traced"
     copied = f", copy for async_save {format_bytes(memory.saved_copy)}" if memory.saved_copy else ""
+    own = " (excluding PyTorch itself)" if memory.heap else ""
     return (
-        f"{format_bytes(memory.total)} expected: model and optimizer "
+        f"{format_bytes(memory.total)} expected{own}: model and optimizer "
         f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}{copied}"
     )
 
@@ -231,4 +234,4 @@ def _peak(device: str, peak_flops: float | None) -> str:
     if peak_flops is None:
         return "peak unknown (no MFU)"
     source = "measured" if device == "cpu" else "data sheet, dense"
-    return f"peak {format_flops(peak_flops).removesuffix('s')}/s ({source})"
+    return f"peak {format_flop_rate(peak_flops)} ({source})"

@@ -35,7 +35,7 @@ def test_time_and_cost_are_the_flops_over_the_speed() -> None:
     text = report("--batch_size=8", "--gradient_accumulation_steps=8", "--max_iters=100000")
     model_flops = 854_654_976 * 100_000 * 64 * 1024  # the check figure of GPT-2 at 1024 tokens
     hours = model_flops / (8 * 0.5 * 989e12) / 3600
-    assert f"time         {60 * hours:.1f} min at 50 % MFU of 8 x 989.0 TFLOPs/s" in text
+    assert f"time         {60 * hours:.1f} min at 50 % MFU of 8 x 989.0 TFLOP/s" in text
     assert f"cost         ${hours * 8 * 2:.2f} at $2.00 per device and hour" in text
     assert "100,000, 6.55B tokens" in text
 

@@ -177,7 +177,7 @@ def test_plain_lines_tell_everything_that_was_measured(tmp_path, capsys):
         logger.say("a line of the loop's own")
     out = capsys.readouterr().out
     assert "\r" not in out
-    step, speed, details, evaluation, checkpoint, own, end, *_ = out.splitlines()
+    step, speed, details, evaluation, checkpoint, own, end, log, *_ = out.splitlines()
     assert step == "step  10/100 | loss 0.9091 | lr 1.00e-03 | 125.0 ms | ETA 0:11"  # 90 x 0.125
     # 71.3 tok/s x 854.654976 MFLOPs = 0.06094 TFLOP/s, of 0.1234: 49.4 %.
     assert speed == "  MFU 49.4%, 0.0609 of 0.123 TFLOP/s | 71.30 tok/s | 854.7 MFLOPs/token"
@@ -187,7 +187,8 @@ def test_plain_lines_tell_everything_that_was_measured(tmp_path, capsys):
     )
     assert checkpoint.startswith("checkpoint of step 10 saved in ")
     assert own == "a line of the loop's own"
-    assert re.match(r"completed in 0:0\d, best val loss 0.7273 \(step 10\); the log is in ", end)
+    assert re.fullmatch(r"completed in 0:0\d, best val loss 0.7273 \(step 10\)", end)
+    assert log == f"  log:      {tmp_path / 'run' / 'run.json'}"
 
 
 def test_brief_lines(tmp_path, capsys):
@@ -446,7 +447,7 @@ def test_an_exception_is_noted_and_passed_on(tmp_path, capsys, error, status):
     assert run["status"] == status
     assert run["end_time"] is not None
     assert [record["iter"] for record in run["training_iterations"]] == [5, 10]
-    assert capsys.readouterr().out.splitlines()[-1].startswith(status)
+    assert capsys.readouterr().out.splitlines()[-2].startswith(status)
 
 
 def test_a_new_log_never_overwrites_one(tmp_path):
