@@ -117,8 +117,8 @@ QUESTIONS = (
             Step(f"python sweep.py {FAST} --vary qk_norm=False --seeds=3 --name=qk-norm", VERDICTS),
         ),
         reading=(
-            "Only a verdict of *better*, *worse* or *equal* is an answer; *inconclusive* means "
-            "that more seeds are needed."
+            "Only a verdict of *better*, *worse* or *equal* answers the question; *inconclusive* "
+            "means that more seeds are needed."
         ),
     ),
     Question(
@@ -137,14 +137,14 @@ QUESTIONS = (
             ),
         ),
         reading=(
-            "Replace the two files by your own. If other processes use the machine in the "
-            "meantime, time is not compared, and a note says so. Without `--match=none`, widths "
-            "are changed so that both have the same number of parameters."
+            "Replace the two files with your own. If other processes use the machine during the "
+            "sweep, seconds are not compared, and a note says so. Widths are changed so that both "
+            "have the same number of parameters, unless you pass `--match=none`."
         ),
     ),
     Question(
         name="context",
-        title="Does a longer context pay?",
+        title="Does a longer context help?",
         method=(
             "Restrict attention to the last 16 tokens and compare with all 64. Both arms read the "
             "same sequences and are validated on the same tokens:"
@@ -155,14 +155,14 @@ QUESTIONS = (
                 VERDICTS,
             ),
         ),
-        reading="A window that is *worse* shows that the tokens beyond it helped.",
+        reading="If the window is *worse*, the tokens beyond it help.",
     ),
     Question(
         name="moe",
         title="Is a mixture of experts better at equal active parameters?",
         method=(
-            "Arms are matched in the parameters used per token by default, so the experts get "
-            "narrower:"
+            "By default, arms are matched in active parameters, those used per token, so the "
+            "experts become narrower:"
         ),
         steps=(Step(f"python sweep.py {FAST} --vary ffn_type=moe --seeds=3 --name=moe", VERDICTS),),
         reading="The plan states total and active parameters; `--match=params` compares at equal "
@@ -172,8 +172,9 @@ QUESTIONS = (
         name="seeds",
         title="How many seeds do I need?",
         method=(
-            "The plan of a sweep gives the smallest difference that it detects with a power of "
-            "80 %, in standard deviations between seeds. A dry run trains nothing:"
+            "The plan of a sweep states the smallest difference that it detects with a power of "
+            "80 %, in standard deviations between seeds. A dry run prints the plan and trains "
+            "nothing:"
         ),
         steps=(
             Step(
@@ -186,8 +187,9 @@ QUESTIONS = (
             ),
         ),
         reading=(
-            "The standard deviation between seeds is in the comparison of any earlier sweep of the "
-            "same model. `--until_sure` adds seeds until each verdict is conclusive instead."
+            "The comparison of any earlier sweep of the same model shows the standard deviation "
+            "between seeds. Alternatively, `--until_sure` adds seeds until each verdict is "
+            "decided."
         ),
     ),
     Question(
@@ -223,7 +225,7 @@ QUESTIONS = (
     Question(
         name="own-attention",
         title="How do I add my own attention and test it fairly?",
-        method="Write one class in a file of your own, and vary the key that selects it:",
+        method="Write one class in a file of your own and vary the key that selects it:",
         files={"my_attention.py": OWN_ATTENTION},
         steps=(
             Step(
@@ -233,7 +235,7 @@ QUESTIONS = (
             ),
         ),
         reading=(
-            "If a component adds many parameters, the FFN is narrowed to make up for them. "
+            "If a component adds many parameters, the FFN is narrowed to compensate. "
             "[CONTRIBUTING.md](../CONTRIBUTING.md) explains what a component can define."
         ),
     ),
@@ -242,7 +244,7 @@ QUESTIONS = (
         title="How do I continue from a Hugging Face checkpoint?",
         method=(
             "`--init_from` takes the folder of a supported model ([interop.md](interop.md)), such "
-            "as one from `hf download`. Here, two commands make such a folder:"
+            "as one from `hf download`. Here, the first two commands create such a folder:"
         ),
         steps=(
             Step(
@@ -263,9 +265,9 @@ QUESTIONS = (
         name="refactoring",
         title="Did my refactoring change the results?",
         method=(
-            "Save a report before and after, and compare. Each trains a small model twice and "
-            "records checksums of losses, weights, code, data and config. Here, a comment takes "
-            "the place of the refactoring:"
+            "Save a report before and after the change and compare the two. To write a report, "
+            "the script trains a small model twice and records checksums of losses, weights, "
+            "code, data and config. Here, an added comment stands in for the refactoring:"
         ),
         steps=(
             Step(
@@ -405,13 +407,17 @@ def paragraph(text: str) -> str:
 
 
 INTRODUCTION = (
-    "Ten questions, each answered by a command that a laptop runs in at most a few minutes. Output "
-    "is unedited; `...` stands for lines left out. `python scripts/questions.py` runs the commands "
-    "and writes this page. Most start from `{fast}`, a 0.4M-parameter character model that trains "
-    "in seconds; put your own config in its place. The verdicts are about this model only."
+    "Ten questions, each answered by a command that a laptop runs in at most a few minutes. The "
+    "output is unedited; `...` stands for omitted lines. `python scripts/questions.py` runs the "
+    "commands and writes this page. Most start from `{fast}`, a 0.4M-parameter character model "
+    "that trains in seconds; replace it with your own config. The verdicts are about this model "
+    "only."
 )
 MEASURED = "Measured with torch {torch} on {cores} cores ({device}), {threads} thread(s) per run."
-SHARED = "Other processes used {load:.0%} of the CPU time, so the commands took longer than alone."
+SHARED = (
+    "Other processes used {load:.0%} of the CPU time, so the commands took longer than they would "
+    "alone."
+)
 
 
 def page(answers: Mapping[str, Answer], machine: Mapping[str, Any]) -> str:
