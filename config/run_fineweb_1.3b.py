@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=8 train.py config/arch_llama.py config/run_fineweb_1.3b.py
 
-Tokens: 1,048,576 a step, 26.2B in 25,000 steps: 20 for each parameter, as Hoffmann et al. (2022,
+Tokens: 1,048,576 per step, 26.2B in 25,000 steps: 20 for each parameter, as Hoffmann et al. (2022,
 arXiv 2203.15556) recommend.
 Schedule: warm-up over 500 steps, then a cosine from 4e-4 to 4e-5.
 Loss: about 2.73 nats per token is expected for GPT-2, by extrapolation: Hoffmann's third fit,

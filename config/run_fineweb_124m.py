@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=8 train.py config/arch_gpt2.py config/run_fineweb_124m.py
 
-Tokens: 524,288 a step, 10.0B in 19,073 steps.
+Tokens: 524,288 per step, 10.0B in 19,073 steps.
 Schedule: warm-up over 700 steps, then a cosine from 6e-4 to 0.
 Loss: about 3.28 nats per token is expected for GPT-2 (modded-nanogpt's README, for llm.c's
 trainer, on other validation tokens of FineWeb). Not yet run here.

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=8 train.py config/arch_gpt2.py config/run_openwebtext_124m.py
 
-Tokens: 491,520 a step, 294.9B in 600,000 steps.
+Tokens: 491,520 per step, 294.9B in 600,000 steps.
 Schedule: warm-up over 2,000 steps, then a cosine from 6e-4 to 6e-5.
 Loss: about 2.85 nats per token is expected for GPT-2 (nanoGPT's README, without biases).
 Not yet run here.

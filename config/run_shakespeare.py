@@ -2,7 +2,7 @@
 
     python train.py config/arch_llama.py config/run_shakespeare.py
 
-Tokens: 16,384 a step, 81.9M in 5,000 steps.
+Tokens: 16,384 per step, 81.9M in 5,000 steps.
 Schedule: warm-up over 100 steps, then a cosine from 1e-3 to 1e-4.
 Loss: a best loss of about 1.47 nats per character is expected for GPT-2; nanoGPT's README reports
 1.4697 without biases. Not yet run here.

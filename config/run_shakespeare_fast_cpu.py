@@ -5,7 +5,7 @@
 It also selects fast components; docs/fast-cpu.md describes the gain from each.
 
 Parameters: 411,008.
-Tokens: 2,048 a step, 147,456 in 72 steps.
+Tokens: 2,048 per step, 147,456 in 72 steps.
 Loss: nanoGPT's recipe ends at a validation loss of 1.898. This one, measured in nats per character
 of the whole validation split: 1.8624, 1.8842 and 1.8682 with seeds 1337 to 1339.
 Time: measured on 2 cores of an AMD EPYC with AVX512-BF16 in bfloat16 (torch 2.13.0), including

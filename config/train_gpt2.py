@@ -6,7 +6,7 @@ Takes days on eight A100s; not suitable for a laptop.
 dataset = "openwebtext"
 vocab_size = 50304  # GPT-2's 50257, padded to a multiple of 64 for speed
 
-# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens a step
+# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens per step
 batch_size = 12
 block_size = 1024
 gradient_accumulation_steps = 5 * 8

@@ -120,7 +120,7 @@ def test_the_comment_gives_tokens_and_schedule(name):
     run = settings(name).training
     steps = run.max_iters
     assert (
-        f"Tokens: {run.tokens_per_step:,} a step, "
+        f"Tokens: {run.tokens_per_step:,} per step, "
         f"{rounded(steps * run.tokens_per_step)} in {steps:,} steps"
     ) in comment(name)
     warmup, peak, lowest = said(
@@ -184,7 +184,7 @@ def test_sizes_are_as_the_comments_say():
 
 def test_the_comment_of_the_fast_recipe_gives_tokens_and_sizes():
     run = settings(FAST).for_data(VOCABULARIES["shakespeare_char"])
-    tokens, total, steps = said(FAST, r"Tokens: ([\d,]+) a step, ([\d,]+) in (\d+) steps")
+    tokens, total, steps = said(FAST, r"Tokens: ([\d,]+) per step, ([\d,]+) in (\d+) steps")
     assert tokens == run.training.tokens_per_step
     assert (total, steps) == (run.training.max_iters * tokens, run.training.max_iters)
     with torch.device("meta"):
