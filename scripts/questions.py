@@ -189,7 +189,7 @@ QUESTIONS = (
         reading=(
             "The comparison of any earlier sweep of the same model shows the standard deviation "
             "between seeds. Alternatively, `--until_sure` adds seeds until each verdict is "
-            "decided."
+            "conclusive."
         ),
     ),
     Question(
