@@ -48,10 +48,10 @@ SECTIONS = (
     ),
     VerificationSection(
         "Random combinations",
-        "200 configs drawn key by key from the declarations of the keys, always the same ones; "
-        "every run of the tests draws 25 of its own, and `pytest -m slow` tests all 200. Each "
-        "has the properties above (in double precision), or raises an error that names the key "
-        "to drop, and has them without that key.",
+        "Configs drawn key by key from the declarations of the keys, the same in every run: 25 in "
+        "the default tests, and 200 with `pytest -m slow`. Each config either has the properties "
+        "above (in double precision), or raises an error that names the key to drop, and has them "
+        "without that key.",
         ("tests/contract/test_random_combinations.py",),
     ),
     VerificationSection(
@@ -98,8 +98,8 @@ SECTIONS = (
     ),
     VerificationSection(
         MUTATIONS_TITLE,
-        "Each mutation below is applied to the code, and the listed tests fail with an "
-        "assertion of their own. Without it they pass.",
+        "Each mutation below is applied to the code; the listed tests then fail in one of their "
+        "own assertions. Without the mutation they pass.",
         ("tests/contract/test_mutations.py",),
     ),
 )
