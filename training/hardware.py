@@ -441,10 +441,9 @@ def _mps_memory(_device: torch.device) -> dict[str, int | None]:
 
 
 def _cpu_memory(_device: torch.device) -> dict[str, int | None]:
-    return {
-        "resident": psutil.Process().memory_info().rss,
-        "peak": _peak_resident_bytes(),
-    }
+    resident = psutil.Process().memory_info().rss
+    # The kernel updates the two counters at different times.
+    return {"resident": resident, "peak": max(resident, _peak_resident_bytes())}
 
 
 _MEMORY_STATS = {"cuda": _cuda_memory, "mps": _mps_memory, "cpu": _cpu_memory}
