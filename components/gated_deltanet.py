@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from components.causal_conv import CausalConv
 from components.context import Context, State
-from components.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from components.layer_config import LayerConfig
+from components.linear_recurrence import linear_recurrence
 from components.mixers import MIXERS, Mixer
 from components.norms import NormOptions, RMSNorm
 from errors import Problem
@@ -152,9 +152,7 @@ class GatedDeltaNet(Mixer):
         """The outputs (B, H, T, Dv) and the final memory."""
         b, a = (x.transpose(1, 2).to(memory.dtype) for x in (b, a))
         g = -self.A_log.exp()[:, None] * F.softplus(a + self.dt_bias[:, None])
-        if q.shape[2] == 1:
-            return recurrent_delta_rule(q, k, v, g, b.sigmoid(), memory)
-        return chunked_delta_rule(q, k, v, g, b.sigmoid(), memory, min(self.chunk, q.shape[2]))
+        return linear_recurrence(q, k, v, g[..., None], b.sigmoid()[..., None], memory, self.chunk)
 
     def _memory(self, x: Tensor) -> Tensor:
         """The memory before the first token: zeros."""

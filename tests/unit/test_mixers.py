@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.delta_rule import chunked_delta_rule, recurrent_delta_rule
+from components.linear_recurrence import by_chunk, by_token
 from components.mixers import MIXERS
 from errors import UserError
 from model_builder import GPT
@@ -39,42 +41,88 @@ def model_of(**keys) -> GPT:
     return model
 
 
-def rule_inputs(length: int) -> list[Tensor]:
-    """Queries, keys of length 1, values, decays, shares, and a state, float64 with gradients."""
+Rule = tuple[str, bool]  # the shape of the decay, and whether the delta rule is used
+RULES: list[Rule] = [
+    ("none", False),
+    ("head", False),
+    ("row", False),
+    ("head", True),
+    ("row", True),
+]
+
+
+def rule_inputs(rule: Rule, length: int) -> list[Tensor | None]:
+    """Queries, keys of length 1, values, decays, shares, and a state, float64 with gradients.
+
+    Two heads have the same queries and keys.
+    """
+    decay, delta = rule
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=generator)
 
-    q, v, g, beta = (random(2, 3, length, 4), random(2, 3, length, 5), *random(2, 2, 3, length))
-    k = nn.functional.normalize(random(2, 3, length, 4), dim=-1)
-    given = [q, k, v, -g.square(), beta.sigmoid(), random(2, 3, 4, 5)]
-    return [x.requires_grad_() for x in given]
+    q, v, beta = random(2, 1, length, 4), random(2, 2, length, 5), random(2, 2, length, 1)
+    k = nn.functional.normalize(random(2, 1, length, 4), dim=-1)
+    g = -random(2, 2, length, 4 if decay == "row" else 1).square()
+    g = torch.zeros_like(g) if decay == "none" else g
+    given = [q, k, v, g, beta.sigmoid() if delta else None, random(2, 2, 4, 5)]
+    return [None if x is None else x.requires_grad_() for x in given]
 
 
-class TestDeltaRule:
-    @pytest.mark.parametrize(("length", "chunk"), [(1, 1), (7, 3), (12, 4), (5, 16), (64, 32)])
-    def test_chunks_are_the_recurrence(self, length, chunk):
+def by_definition(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The recurrence of the papers, one head, token and number at a time."""
+    B, H, T, Dk = *v.shape[:3], q.shape[-1]
+    q, k = (x.expand(B, H, T, Dk) for x in (q, k))
+    outputs, last = torch.zeros_like(v), torch.zeros_like(state)
+    for b, h in itertools.product(range(B), range(H)):
+        S = state[b, h]
+        for t in range(T):
+            S = torch.diag(g[b, h, t].exp().expand(Dk)) @ S
+            if beta is None:
+                S = S + torch.outer(k[b, h, t], v[b, h, t])
+            else:
+                erased = torch.eye(Dk, dtype=S.dtype) - beta[b, h, t] * torch.outer(
+                    k[b, h, t], k[b, h, t]
+                )
+                S = erased @ S + beta[b, h, t] * torch.outer(k[b, h, t], v[b, h, t])
+            outputs[b, h, t] = S.T @ q[b, h, t]
+        last[b, h] = S
+    return outputs, last
+
+
+class TestRecurrence:
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize(("length", "chunk"), [(1, 1), (7, 3), (40, 32)])
+    def test_both_ways_are_the_definition(self, rule, length, chunk):
         """In values and in gradients, whatever the length, from any state."""
-        given = rule_inputs(length)
-        ways = recurrent_delta_rule(*given), chunked_delta_rule(*given, chunk)
+        given = rule_inputs(rule, length)
+        ways = by_definition(*given), by_token(*given), by_chunk(*given, chunk)
         gradients = []
         for outputs in ways:
             weights = [torch.linspace(-1, 1, x.numel()).double().view_as(x) for x in outputs]
             total = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
-            gradients.append(torch.autograd.grad(total, given))
-        assert_close(ways[1], ways[0], rtol=1e-9, atol=1e-10)
-        assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-10)
+            learned = [x for x in given if x is not None]
+            gradients.append(torch.autograd.grad(total, learned))
+        for way in (1, 2):
+            assert_close(ways[way], ways[0], rtol=1e-9, atol=1e-10)
+            assert_close(gradients[way], gradients[0], rtol=1e-9, atol=1e-10)
 
-    def test_gradients(self):
-        assert gradcheck(recurrent_delta_rule, [x[:1, :1] for x in rule_inputs(3)])
+    @pytest.mark.parametrize("rule", RULES)
+    def test_gradients(self, rule):
+        """Of chunks of blocks that are halved."""
+        given = [None if x is None else x[:1, :1] for x in rule_inputs(rule, 18)]
+        assert gradcheck(lambda *given: by_chunk(*given, 18), given, fast_mode=True)
 
-    def test_a_strong_decay_leaves_no_nan(self):
-        q, k, v, _, beta, state = rule_inputs(12)
-        g = torch.full_like(beta, -500.0)
-        outputs, last = chunked_delta_rule(q, k, v, g, beta, state, 4)
-        assert outputs.isfinite().all()
-        assert last.isfinite().all()
+    @pytest.mark.parametrize("rule", RULES[1:])
+    def test_a_strong_decay_leaves_no_nan(self, rule):
+        q, k, v, g, beta, state = rule_inputs(rule, 40)
+        given = (q, k, v, torch.full_like(g, -500.0).requires_grad_(), beta, state)
+        outputs, last = by_chunk(*given, 20)
+        gradients = torch.autograd.grad(outputs.sum() + last.sum(), [q, k, v, given[3], state])
+        assert all(x.isfinite().all() for x in (outputs, last, *gradients))
 
 
 def assert_same_layer(
