@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import components.attention
 import components.gated_deltanet
 import components.latent_attention
+import components.mamba2
 import components.moe
 import components.short_conv  # noqa: F401  (imported to register their components)
 from components.activations import ACTIVATIONS

@@ -53,7 +53,8 @@ ffn_hidden = None  # hidden width; None: from ffn_multiplier
 # router_z_loss_coef = 0.0
 
 # Mixer
-mixer = "attention"  # attention | mla | gated_deltanet | short_conv; "mla*3+attention": per layer
+# attention | mla | gated_deltanet | mamba2 | short_conv; "mla*3+attention": per layer
+mixer = "attention"
 # mixer = "mla":
 # q_lora_rank = None  # latent of the queries; None: queries from the input itself
 # kv_lora_rank = None  # latent of keys and values; None: 4 * qk_nope_head_dim
@@ -67,6 +68,18 @@ mixer = "attention"  # attention | mla | gated_deltanet | short_conv; "mla*3+att
 # gdn_value_dim = None  # None: gdn_key_dim
 # gdn_kernel = 4  # kernel size of the convolution
 # gdn_chunk = 64  # chunk size in tokens; does not change the result
+# mixer = "mamba2":
+# mamba_expand = None  # width of all heads / n_embd; None: 2
+# mamba_n_head = None  # None: mamba_expand * n_embd / mamba_head_dim
+# mamba_head_dim = 64
+# mamba_state_dim = 128  # dimension of B and C
+# mamba_n_group = 1  # groups of heads that share B and C
+# mamba_kernel = 4  # kernel size of the convolution
+# mamba_conv_bias = True
+# mamba_norm = "after_gate"  # after_gate | before_gate | none
+# mamba_dt_min = 0.0  # limits of the step size
+# mamba_dt_max = None  # None: no limit
+# mamba_chunk = 64  # chunk size in tokens; does not change the result
 # mixer = "short_conv":
 # short_conv_kernel = 3
 

@@ -25,7 +25,13 @@ SIZES = {
 ROPE = {"position_encoding": "rope"}
 
 COMPANIONS: dict[str, dict[str, Any]] = {
-    "mixer": {"gdn_n_head": 4, "gdn_chunk": 5},
+    "mixer": {
+        "gdn_n_head": 4,
+        "gdn_chunk": 5,
+        "mamba_head_dim": 8,
+        "mamba_state_dim": 6,
+        "mamba_chunk": 5,
+    },
     "rope_scaling": {**ROPE, "rope_scaling_factor": 4.0, "rope_original_block_size": 8},
 }
 """What a part of a registry needs beside it to do anything."""
@@ -116,6 +122,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "gdn_value_dim": 12,
         "gdn_chunk": 4,
         "bias": False,
+    },
+    "mamba2 of groups": {
+        "mixer": "mamba2",
+        "mamba_expand": 1.0,
+        "mamba_head_dim": 8,
+        "mamba_state_dim": 5,
+        "mamba_n_group": 2,
+        "mamba_kernel": 3,
+        "mamba_conv_bias": False,
+        "mamba_norm": "before_gate",
+        "mamba_dt_min": 0.005,
+        "mamba_dt_max": 2.0,
+        "mamba_chunk": 4,
     },
     "no norm, qk_norm": {"normalization": "none", "qk_norm": True},
     "moe as in DeepSeek-V3": {

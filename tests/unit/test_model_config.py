@@ -87,7 +87,7 @@ def test_a_network_of_ones_own_is_in_the_name():
     assert "-Wider-" in tiny_config(ffn_type="wider").architecture_name
 
 
-NOT_IN_THE_NAME = {"vocab_size", "attention_backend", "gdn_chunk"}
+NOT_IN_THE_NAME = {"vocab_size", "attention_backend", "gdn_chunk", "mamba_chunk"}
 
 CHANGES = {
     "n_layer": {"n_layer": 3},
@@ -143,6 +143,17 @@ CHANGES = {
     "gdn_value_dim": {"gdn_value_dim": 5},
     "gdn_kernel": {"gdn_kernel": 2},
     "gdn_chunk": {"gdn_chunk": 5},
+    "mamba_expand": {"mamba_expand": 1.5},
+    "mamba_n_head": {"mamba_n_head": 4},
+    "mamba_head_dim": {"mamba_head_dim": 16},
+    "mamba_state_dim": {"mamba_state_dim": 5},
+    "mamba_n_group": {"mamba_n_group": 2},
+    "mamba_kernel": {"mamba_kernel": 2},
+    "mamba_conv_bias": {"mamba_conv_bias": False},
+    "mamba_norm": {"mamba_norm": "before_gate"},
+    "mamba_dt_min": {"mamba_dt_min": 0.5},
+    "mamba_dt_max": {"mamba_dt_max": 0.01},
+    "mamba_chunk": {"mamba_chunk": 5},
     "value_residual": {"value_residual": "fixed"},
     "value_embedding": {"value_embedding": "mixed"},
     "attention_sinks": {"attention_sinks": True},
@@ -190,9 +201,11 @@ _LLAMA3 = {
 _HYPER = {"residual": "hyper_connections"}
 _MOE = {"ffn_type": "moe"}
 _GROUPS = {**_MOE, "n_expert_groups": 4, "n_groups_per_token": 1}
+_MAMBA = {"mixer": "mamba2", "mamba_head_dim": 8, "mamba_state_dim": 6}
 _GDN = {"mixer": "gated_deltanet", "gdn_n_head": 4}
 BEFORE = {
     "short_conv_kernel": {"mixer": "short_conv"},
+    **{key: _MAMBA for key in CHANGES if key.startswith("mamba_")},
     **{key: _GDN for key in CHANGES if key.startswith("gdn_")},
     **{
         key: _MOE
@@ -257,7 +270,7 @@ def test_no_key_is_ignored(key):
         model = GPT(tiny_config(**keys)) if key == "init_std" else tiny_model(**keys)
         model.train(key == "dropout")
         outputs.append(model(tokens(24)))
-    if key == "gdn_chunk":
+    if key.endswith("_chunk"):
         assert torch.allclose(*outputs, atol=2e-5)
     elif key == "attention_backend":
         assert torch.allclose(*outputs, atol=2e-5)

@@ -48,6 +48,15 @@ def gated_deltanet(c: LayerConfig) -> int:
     return matrices + convolved + biases + 2 * c.gdn_n_value_head + c.gdn_value_dim
 
 
+def mamba2(c: LayerConfig) -> int:
+    C, H = c.n_embd, c.mamba_n_head
+    inner, shared = H * c.mamba_head_dim, c.mamba_n_group * c.mamba_state_dim
+    matrices = C * (2 * inner + 2 * shared + H) + inner * C
+    convolved = (inner + 2 * shared) * (c.mamba_kernel + c.mamba_conv_bias)
+    biases = (2 * inner + 2 * shared + H + C) * c.bias
+    return matrices + convolved + biases + 3 * H + inner * (c.mamba_norm != "none")
+
+
 def attention(c: LayerConfig) -> int:
     C, H, G, D = c.n_embd, c.n_head, c.n_kv_head, c.head_dim
     matrices = C * H * D + 2 * C * G * D + H * D * C
@@ -122,6 +131,7 @@ MIXERS_OF_A_BLOCK = {
     "short_conv": short_conv,
     "gated_deltanet": gated_deltanet,
     "mla": mla,
+    "mamba2": mamba2,
 }
 NORMS_OF_A_BLOCK = {
     "pre": 2,
