@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Mapping
 
 import components.attention
-import components.gated_deltanet
+import components.delta_mixers
 import components.latent_attention
 import components.mamba2
 import components.moe

@@ -51,6 +51,12 @@ _ADDED_FOR_WORKERS = {
 }
 """The same for training configs of a later version."""
 
+_RENAMED = {
+    f"gdn_{name}": f"linear_{name}"
+    for name in ("n_head", "n_value_head", "key_dim", "value_dim", "kernel", "chunk")
+}
+"""Keys that had another name."""
+
 _SCHEDULED = {
     "lr_decay_iters": ("cosine", "linear", "wsd"),
     "min_lr": ("cosine", "linear", "wsd"),
@@ -67,7 +73,8 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     They become patterns of other keys. Options of components that the config does not select are
     removed. Keys that did not exist are added with the value that the code implied at the time.
     """
-    keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else dict(saved)
+    saved = {current_name(key): value for key, value in saved.items()}
+    keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else saved
     if "lr_schedule" in keys and "optimizer" not in keys:
         keys |= _ADDED_TO_TRAINING
         for key, schedules in _SCHEDULED.items():
@@ -93,6 +100,11 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
         kinds = repeating(["rope" if turn == _ROTATED else "none" for turn in turns])
         keys["position_encoding"] = str(kinds)
     return keys
+
+
+def current_name(key: str) -> str:
+    """The current name of a key of an earlier version."""
+    return _RENAMED.get(key, key)
 
 
 def _by_letters(letters: str, windowed: Any, other: Any) -> Any:

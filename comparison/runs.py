@@ -29,7 +29,7 @@ from comparison.json_checks import (
 from comparison.logged_keys import compared_by, role_of
 from errors import UserError, printable
 from options import Role
-from saved_configs import upgraded
+from saved_configs import current_name, upgraded
 from training.text_losses import load_text_losses
 from training_logger import (
     METRICS_FILE,
@@ -393,8 +393,8 @@ def load_run(path: Path | str) -> LoggedRun:
         path=path,
         config=upgraded(shown.pop("config")),
         run_id=document.get("run_id"),
-        roles=all_printable(document.get("roles", {})),
-        defaults=frozenset(all_printable(document.get("defaults", []))),
+        roles={current_name(k): v for k, v in all_printable(document.get("roles", {})).items()},
+        defaults=frozenset(map(current_name, all_printable(document.get("defaults", [])))),
         eval_steps=document["eval_steps"],
         summary=document["summary"],
         plugins=all_printable(document.get("plugins")),

@@ -23,9 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_DIRECT = 8
-"""Size of the blocks of a chunk in which products with a decay per row are summed directly."""
-
 
 def linear_recurrence(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None, state: Tensor, chunk: int
@@ -74,10 +71,11 @@ def by_chunk(
     q, k, v, g = (_in_chunks(x, chunk) for x in (q, k, v, g))
     total = g.cumsum(dim=-2)
     last = total[..., -1:, :]
-    within = _decayed_products(q, k, total)
     read, written = q * total.exp(), (k * (last - total).exp()).mT
-    if beta is not None:
-        v, of_state = _corrections(k, v, total, _in_chunks(beta, chunk))
+    if beta is None:
+        within = _decayed_products(q, k, total)
+    else:
+        within, v, of_state = _corrected(q, k, v, total, _in_chunks(beta, chunk))
     outputs = []
     for i in range(q.shape[-3]):
         u = v[..., i, :, :]
@@ -88,17 +86,21 @@ def by_chunk(
     return torch.cat(outputs, dim=-2)[..., :tokens, :], state
 
 
-def _corrections(k: Tensor, v: Tensor, total: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """X (..., Dv) and Y (..., Dk) such that the u of a chunk is X - Y S, for all chunks at once.
+def _corrected(
+    q: Tensor, k: Tensor, v: Tensor, total: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The decayed products of q and k, and X (..., Dv) and Y (..., Dk) such that the u of a chunk
+    is X - Y S, for all chunks at once.
 
     By its definition, u solves (I + A) U = beta V - beta exp(G) K S, where A_ti is
     beta_t (k_t exp(G_t - G_i) . k_i) for i < t.
     """
     weighted = beta * k
-    A = _decayed_products(weighted, k, total).tril(-1)
+    both = torch.stack(torch.broadcast_tensors(q, weighted))
+    within, A = _decayed_products(both, k, total)
     known = torch.cat((beta * v, weighted * total.exp()), dim=-1)
-    solved = torch.linalg.solve_triangular(A, known, upper=False, unitriangular=True)
-    return solved.split((v.shape[-1], k.shape[-1]), dim=-1)
+    solved = torch.linalg.solve_triangular(A.tril(-1), known, upper=False, unitriangular=True)
+    return within, *solved.split((v.shape[-1], k.shape[-1]), dim=-1)
 
 
 def _decayed_products(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
@@ -110,10 +112,9 @@ def _decayed_products(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
     """
     n = x.shape[-2]
     if total.shape[-1] == 1:
-        return x @ y.mT * _masked(total - total.mT).exp()
-    if n <= _DIRECT or n % 2:
-        decays = _masked((total[..., :, None, :] - total[..., None, :, :]).movedim(-1, 0))
-        return (x[..., :, None, :] * y[..., None, :, :] * decays.exp().movedim(0, -1)).sum(-1)
+        return x @ y.mT * _decays(total)
+    if n % 2:
+        return _by_last_row(x, y, total)
     x, y, total = (each.unflatten(-2, (2, n // 2)) for each in (x, y, total))
     middle = total[..., 0, -1:, :]
     later = x[..., 1, :, :] * (total[..., 1, :, :] - middle).exp()
@@ -124,10 +125,20 @@ def _decayed_products(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
     return torch.cat((first, torch.cat((corner, inner[..., 1, :, :]), dim=-1)), dim=-2)
 
 
-def _masked(exponents: Tensor) -> Tensor:
-    """Exponents (..., t, i) of what t reads from i: none of what follows it."""
-    allowed = torch.ones(exponents.shape[-2:], dtype=torch.bool, device=exponents.device).tril()
-    return exponents.masked_fill(~allowed, float("-inf"))
+def _by_last_row(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
+    """The decayed products of an odd number of tokens: the last row, and the others."""
+    row = (x[..., -1:, :] * (total[..., -1:, :] - total).exp() * y).sum(-1).unsqueeze(-2)
+    if x.shape[-2] == 1:
+        return row
+    before = _decayed_products(*(each[..., :-1, :] for each in (x, y, total)))
+    return torch.cat((F.pad(before, (0, 1)), row), dim=-2)
+
+
+def _decays(total: Tensor) -> Tensor:
+    """exp(G_t - G_i) for i <= t, else 0, for one decay of all rows."""
+    n = total.shape[-2]
+    allowed = torch.ones(n, n, dtype=torch.bool, device=total.device).tril()
+    return (total - total.mT).masked_fill(~allowed, float("-inf")).exp()
 
 
 def _in_chunks(x: Tensor, chunk: int) -> Tensor:

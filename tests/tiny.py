@@ -26,8 +26,8 @@ ROPE = {"position_encoding": "rope"}
 
 COMPANIONS: dict[str, dict[str, Any]] = {
     "mixer": {
-        "gdn_n_head": 4,
-        "gdn_chunk": 5,
+        "linear_n_head": 4,
+        "linear_chunk": 5,
         "mamba_head_dim": 8,
         "mamba_state_dim": 6,
         "mamba_chunk": 5,
@@ -116,11 +116,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "gated_deltanet of shared keys": {
         "mixer": "gated_deltanet",
-        "gdn_n_head": 2,
-        "gdn_n_value_head": 4,
-        "gdn_key_dim": 8,
-        "gdn_value_dim": 12,
-        "gdn_chunk": 4,
+        "linear_n_head": 2,
+        "linear_n_value_head": 4,
+        "linear_key_dim": 8,
+        "linear_value_dim": 12,
+        "linear_chunk": 4,
         "bias": False,
     },
     "mamba2 of groups": {
@@ -190,8 +190,8 @@ PATTERNS: dict[str, dict[str, Any]] = {
     },
     "mixer=gated_deltanet+attention": {
         "mixer": "gated_deltanet+attention",
-        "gdn_n_head": 4,
-        "gdn_chunk": 5,
+        "linear_n_head": 4,
+        "linear_chunk": 5,
         **ROPE,
     },
     "mixer=short_conv+attention*": {"mixer": "short_conv+attention*", "n_layer": 3},

@@ -44,6 +44,8 @@ RANGES = {
     "rope_original_block_size": st.integers(4, 64),
     "dropout": st.floats(0, 0.5),
     "init_std": st.floats(0.01, 0.1),
+    "mamba_dt_min": st.floats(0, 0.001),  # not all steps at a limit, which has no gradient
+    "mamba_dt_max": st.floats(1, 10),
 }
 """Values of the keys whose declaration alone would allow too much for a small model."""
 

@@ -92,7 +92,7 @@ def test_files_set_keys_that_only_some_arms_have(tiny_dataset: Path, tmp_path: P
     keys = {"lion_beta2": 0.5, "rope_theta": 123.0, "warmup_iters": 10, "max_iters": 200}
     common = config_file(tmp_path, "common", **keys)
     arms = [
-        config_file(tmp_path, "hybrid", mixer="gated_deltanet+attention", gdn_kernel=2),
+        config_file(tmp_path, "hybrid", mixer="gated_deltanet+attention", linear_kernel=2),
         config_file(tmp_path, "turned", position_encoding="rope", rope_fraction=0.5),
     ]
     flags = {"n_layer": "2", "warmup_iters": None, "max_iters": None}

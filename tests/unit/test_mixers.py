@@ -20,7 +20,7 @@ from recipe.objectives import make_objective
 from tests.tiny import SIZES, context, tiny_config, tokens
 from training_config import TrainingConfig
 
-GDN = {"mixer": "gated_deltanet", "gdn_n_head": 2, "gdn_n_value_head": 4, "gdn_chunk": 4}
+GDN = {"mixer": "gated_deltanet", "linear_n_head": 2, "linear_n_value_head": 4, "linear_chunk": 4}
 CONV = {"mixer": "short_conv"}
 HYBRID = {
     **GDN,
@@ -170,7 +170,7 @@ def test_gated_deltanet_is_the_layer_of_qwen3_next():
         ),
         layer_idx=0,
     ).double()
-    shape = {"gdn_key_dim": 8, "gdn_value_dim": 6, "gdn_kernel": 3}
+    shape = {"linear_key_dim": 8, "linear_value_dim": 6, "linear_kernel": 3}
     layer = tiny_config(**GDN, **shape, bias=False).layers[0]
     ours = MIXERS["gated_deltanet"](layer).double()
     # Theirs has q, k, v and z of each key head together: of 8, 8, 12 and 12 rows.
@@ -243,18 +243,13 @@ class TestDecoding:
 class TestCost:
     @pytest.mark.parametrize("name", ["gated_deltanet", "short_conv"])
     def test_what_the_counter_sees(self, name):
-        """The forward pass, to the digit, of the projections and the convolution. The rule is
-        charged as a recurrence, which the counter would see as chunks."""
-        model = model_of(**MODELS[name])
-        mixer = model.blocks[0].mixer
-        rule = 0
-        if name == "gated_deltanet":
-            rule = 6 * 4 * mixer.key_dim * mixer.value_dim
-            mixer._delta_rule = lambda q, k, v, b, a, memory: (v, memory)
+        """The forward pass, to the digit. A recurrence by token is matmuls only."""
+        keys = {"linear_chunk": 1} if name == "gated_deltanet" else {}
+        mixer = model_of(**{**MODELS[name], **keys}).blocks[0].mixer
         x = torch.randn(1, 16, 32)
         with FlopCounterMode(display=False) as counter:
             mixer(x, context(x))
-        assert mixer.forward_flops(16) == counter.get_total_flops() + 16 * rule
+        assert mixer.forward_flops(16) == counter.get_total_flops()
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def test_a_network_of_ones_own_is_in_the_name():
     assert "-Wider-" in tiny_config(ffn_type="wider").architecture_name
 
 
-NOT_IN_THE_NAME = {"vocab_size", "attention_backend", "gdn_chunk", "mamba_chunk"}
+NOT_IN_THE_NAME = {"vocab_size", "attention_backend", "linear_chunk", "mamba_chunk"}
 
 CHANGES = {
     "n_layer": {"n_layer": 3},
@@ -137,12 +137,12 @@ CHANGES = {
     "qk_nope_head_dim": {"qk_nope_head_dim": 6},
     "qk_rope_head_dim": {"qk_rope_head_dim": 6},
     "v_head_dim": {"v_head_dim": 6},
-    "gdn_n_head": {"gdn_n_head": 2},
-    "gdn_n_value_head": {"gdn_n_value_head": 8},
-    "gdn_key_dim": {"gdn_key_dim": 5},
-    "gdn_value_dim": {"gdn_value_dim": 5},
-    "gdn_kernel": {"gdn_kernel": 2},
-    "gdn_chunk": {"gdn_chunk": 5},
+    "linear_n_head": {"linear_n_head": 2},
+    "linear_n_value_head": {"linear_n_value_head": 8},
+    "linear_key_dim": {"linear_key_dim": 5},
+    "linear_value_dim": {"linear_value_dim": 5},
+    "linear_kernel": {"linear_kernel": 2},
+    "linear_chunk": {"linear_chunk": 5},
     "mamba_expand": {"mamba_expand": 1.5},
     "mamba_n_head": {"mamba_n_head": 4},
     "mamba_head_dim": {"mamba_head_dim": 16},
@@ -202,11 +202,11 @@ _HYPER = {"residual": "hyper_connections"}
 _MOE = {"ffn_type": "moe"}
 _GROUPS = {**_MOE, "n_expert_groups": 4, "n_groups_per_token": 1}
 _MAMBA = {"mixer": "mamba2", "mamba_head_dim": 8, "mamba_state_dim": 6}
-_GDN = {"mixer": "gated_deltanet", "gdn_n_head": 4}
+_GDN = {"mixer": "gated_deltanet", "linear_n_head": 4}
 BEFORE = {
     "short_conv_kernel": {"mixer": "short_conv"},
     **{key: _MAMBA for key in CHANGES if key.startswith("mamba_")},
-    **{key: _GDN for key in CHANGES if key.startswith("gdn_")},
+    **{key: _GDN for key in CHANGES if key.startswith("linear_")},
     **{
         key: _MOE
         for key in CHANGES

@@ -39,13 +39,22 @@ def short_conv(c: LayerConfig) -> int:
     return 4 * C * C + C * c.short_conv_kernel + (4 * C + C) * c.bias
 
 
+def linear_mixer(c: LayerConfig) -> int:
+    """Queries, keys, values, output and convolution."""
+    C, keys = c.n_embd, c.linear_n_head * c.linear_key_dim
+    values = c.linear_n_value_head * c.linear_value_dim
+    return (
+        (C + c.linear_kernel) * (2 * keys + values) + values * C + (2 * keys + values + C) * c.bias
+    )
+
+
+def output_gate(c: LayerConfig) -> int:
+    return c.linear_n_value_head * c.linear_value_dim * (c.n_embd + c.bias)
+
+
 def gated_deltanet(c: LayerConfig) -> int:
-    C, keys = c.n_embd, c.gdn_n_head * c.gdn_key_dim
-    values = c.gdn_n_value_head * c.gdn_value_dim
-    matrices = C * (2 * keys + 2 * values) + C * 2 * c.gdn_n_value_head + values * C
-    convolved = c.gdn_kernel * (2 * keys + values)
-    biases = (2 * keys + 2 * values + C) * c.bias
-    return matrices + convolved + biases + 2 * c.gdn_n_value_head + c.gdn_value_dim
+    per_head = 2 * (c.n_embd + 1) * c.linear_n_value_head
+    return linear_mixer(c) + output_gate(c) + c.linear_value_dim + per_head
 
 
 def mamba2(c: LayerConfig) -> int:

@@ -163,7 +163,7 @@ def test_each_expert_has_matrices_of_its_own():
 
 
 def test_gated_deltanet_stacks_queries_keys_values_gates_and_decays():
-    model = tiny_model(n_layer=1, mixer="gated_deltanet", gdn_n_head=2, gdn_n_value_head=4)
+    model = tiny_model(n_layer=1, mixer="gated_deltanet", linear_n_head=2, linear_n_value_head=4)
     found = rows_by_name(model)
     assert found["mixer.qkvz.weight"] == (32, 32, 64, 64)
     assert found["mixer.beta_decay.weight"] == (4, 4)

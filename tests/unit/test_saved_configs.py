@@ -140,6 +140,13 @@ def test_the_logits_are_those_of_the_version_that_saved_it(saved, meant, logits)
     assert torch.allclose(found, torch.tensor(logits), atol=1e-4)
 
 
+def test_keys_of_gated_deltanet_have_the_names_of_linear_mixers():
+    saved = tiny_config(mixer="gated_deltanet", linear_n_head=4, linear_chunk=5)
+    earlier = {key.replace("linear_", "gdn_"): value for key, value in saved.to_dict().items()}
+    assert "gdn_value_dim" in earlier
+    assert ModelArchitectureConfig.from_dict(upgraded(earlier)) == saved
+
+
 def test_replaced_keys_are_gone():
     for saved, _, _ in CASES.values():
         assert not upgraded({**SIZES, **ALWAYS_SAVED, **saved}).keys() & REPLACED.keys()
