@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import components.attention
 import components.delta_mixers
 import components.latent_attention
+import components.linear_attention
 import components.mamba2
 import components.moe
 import components.short_conv  # noqa: F401  (imported to register their components)

@@ -14,6 +14,7 @@ from components.context import Context
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS
 from components.norms import NormOptions, RMSNorm
+from components.part import Part
 from components.recurrent_mixer import RecurrentMixer, precise
 from errors import Problem
 from options import Role, Section
@@ -72,7 +73,7 @@ class LinearMixer(RecurrentMixer):
         )
         linear_key_dim: int | None = _linear.option(
             None,
-            "dimension of a query and key head; none: n_embd/linear_n_head",
+            "dimension of a query and key head; none: n_embd/linear_n_head, half of it in gla",
             at_least=1,
             per_layer=True,
             derive=_key_dim,
@@ -80,7 +81,7 @@ class LinearMixer(RecurrentMixer):
         )
         linear_value_dim: int | None = _linear.option(
             None,
-            "dimension of a value head; none: linear_key_dim",
+            "dimension of a value head; none: linear_key_dim, twice that in gla and retnet",
             at_least=1,
             per_layer=True,
             derive=_value_dim,
@@ -89,7 +90,7 @@ class LinearMixer(RecurrentMixer):
         linear_kernel: int | None = _linear.option(
             None,
             "kernel size of the convolution, with SiLU, of queries, keys and values; 0: no "
-            "convolution; none: 4",
+            "convolution; none: 4 for delta rules, 0 for others",
             at_least=0,
             per_layer=True,
             derive=lambda config: MIXERS[config.mixer].default_kernel,
@@ -177,3 +178,15 @@ class LinearMixer(RecurrentMixer):
     def by_head(self, x: Tensor) -> Tensor:
         """Reshape (B, T, value heads x D) to heads."""
         return x.unflatten(-1, (*self.of_key_head, -1)).movedim(1, -2)
+
+
+class LowRank(Part):
+    """Two linear layers without an activation in between, through `rank` dimensions."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int, *, bias: bool):
+        super().__init__()
+        self.first = nn.Linear(inputs, rank, bias=False)
+        self.second = nn.Linear(rank, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))

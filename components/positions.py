@@ -167,10 +167,10 @@ class RotaryPosition(PositionEncoding):
 
     def rotate(self, q: Tensor, k: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = (_rows(table, start, q.shape[2]) for table in (self.cos, self.sin))
-        return self._turn(q, cos, sin), self._turn(k, cos, sin)
+        return self.turned(q, cos, sin), self.turned(k, cos, sin)
 
     @staticmethod
-    def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         half = cos.shape[-1]
         first, second, passed = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         turned = (first * cos - second * sin, second * cos + first * sin)

@@ -53,7 +53,8 @@ ffn_hidden = None  # hidden width; None: from ffn_multiplier
 # router_z_loss_coef = 0.0
 
 # Mixer
-# attention | mla | gated_deltanet | mamba2 | short_conv; "mla*3+attention": per layer
+# attention | mla | linear_attention | retnet | gla | deltanet | gated_deltanet | kda | mamba2 |
+# short_conv; "kda*3+attention": per layer
 mixer = "attention"
 # mixer = "mla":
 # q_lora_rank = None  # latent of the queries; None: queries from the input itself
@@ -61,13 +62,22 @@ mixer = "attention"
 # qk_nope_head_dim = None  # part of queries and keys that is not rotated; None: n_embd / n_head
 # qk_rope_head_dim = None  # rotated part, shared by all heads; None: half of qk_nope_head_dim
 # v_head_dim = None  # None: qk_nope_head_dim
-# mixer = "gated_deltanet":
-# linear_n_head = None  # query and key heads; None: n_embd / 64
+# mixer = "linear_attention", "retnet", "gla", "deltanet", "gated_deltanet" or "kda":
+# linear_n_head = None  # query and key heads; None: n_embd / 64, 128 or 256
 # linear_n_value_head = None  # None: linear_n_head
-# linear_key_dim = None  # None: n_embd / linear_n_head
-# linear_value_dim = None  # None: linear_key_dim
-# linear_kernel = None  # kernel size of the convolution; 0: none; None: 4
+# linear_key_dim = None  # None: n_embd / linear_n_head, half of it in gla
+# linear_value_dim = None  # None: linear_key_dim, twice that in gla and retnet
+# linear_kernel = None  # kernel size of the convolution; 0: none; None: 4 for delta rules, else 0
 # linear_chunk = 64  # chunk size in tokens; does not change the result
+# mixer = "linear_attention":
+# linear_feature_map = "elu"  # elu | relu
+# mixer = "retnet":
+# retnet_theta = 10000.0  # base of the rotation frequencies
+# mixer = "gla":
+# gla_rank = 16  # dimensions that the decays are projected through
+# gla_temperature = 16.0  # the decays are sigmoids to the power of 1 / gla_temperature
+# mixer = "kda":
+# kda_rank = None  # rank of decays and output gate; None: linear_value_dim
 # mixer = "mamba2":
 # mamba_expand = None  # width of all heads / n_embd; None: 2
 # mamba_n_head = None  # None: mamba_expand * n_embd / mamba_head_dim

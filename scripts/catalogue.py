@@ -52,6 +52,7 @@ REFERENCES: dict[tuple[str, str], Reference] = {
     ("mixer", "attention"): _FAMILIES,
     ("mixer", "mla"): Reference("DeepseekV3Attention", "unit/test_latent_attention.py"),
     ("mixer", "gated_deltanet"): Reference("Qwen3NextGatedDeltaNet", "unit/test_mixers.py"),
+    ("mixer", "kda"): Reference("KimiLinearDeltaAttention", "unit/test_linear_mixers.py"),
     ("mixer", "mamba2"): Reference("Mamba2Mixer, BambaMixer, FalconH1Mixer", "unit/test_mamba2.py"),
     ("mixer", "short_conv"): Reference("Lfm2ShortConv", "unit/test_mixers.py"),
     ("ffn_type", "moe"): Reference("MixtralSparseMoeBlock, DeepseekV3MoE", "unit/test_moe.py"),

@@ -142,6 +142,11 @@ CHANGES = {
     "linear_key_dim": {"linear_key_dim": 5},
     "linear_value_dim": {"linear_value_dim": 5},
     "linear_kernel": {"linear_kernel": 2},
+    "linear_feature_map": {"linear_feature_map": "relu"},
+    "retnet_theta": {"retnet_theta": 50.0},
+    "gla_rank": {"gla_rank": 5},
+    "gla_temperature": {"gla_temperature": 1.0},
+    "kda_rank": {"kda_rank": 5},
     "linear_chunk": {"linear_chunk": 5},
     "mamba_expand": {"mamba_expand": 1.5},
     "mamba_n_head": {"mamba_n_head": 4},
@@ -207,6 +212,11 @@ BEFORE = {
     "short_conv_kernel": {"mixer": "short_conv"},
     **{key: _MAMBA for key in CHANGES if key.startswith("mamba_")},
     **{key: _GDN for key in CHANGES if key.startswith("linear_")},
+    "linear_feature_map": {"mixer": "linear_attention"},
+    "retnet_theta": {"mixer": "retnet"},
+    "gla_rank": {"mixer": "gla"},
+    "gla_temperature": {"mixer": "gla"},
+    "kda_rank": {"mixer": "kda"},
     **{
         key: _MOE
         for key in CHANGES

@@ -52,9 +52,27 @@ def output_gate(c: LayerConfig) -> int:
     return c.linear_n_value_head * c.linear_value_dim * (c.n_embd + c.bias)
 
 
+def retnet(c: LayerConfig) -> int:
+    return linear_mixer(c) + output_gate(c) + c.linear_value_dim
+
+
+def gla(c: LayerConfig) -> int:
+    decays = c.linear_n_value_head * c.linear_key_dim
+    return retnet(c) + c.gla_rank * (c.n_embd + decays) + decays
+
+
+def deltanet(c: LayerConfig) -> int:
+    return linear_mixer(c) + c.linear_value_dim + c.n_embd * c.linear_n_value_head
+
+
 def gated_deltanet(c: LayerConfig) -> int:
-    per_head = 2 * (c.n_embd + 1) * c.linear_n_value_head
-    return linear_mixer(c) + output_gate(c) + c.linear_value_dim + per_head
+    return deltanet(c) + output_gate(c) + (c.n_embd + 2) * c.linear_n_value_head
+
+
+def kda(c: LayerConfig) -> int:
+    decays, values = (c.linear_n_value_head * d for d in (c.linear_key_dim, c.linear_value_dim))
+    low_rank = c.kda_rank * (2 * c.n_embd + decays + values)
+    return deltanet(c) + low_rank + decays + c.linear_n_value_head
 
 
 def mamba2(c: LayerConfig) -> int:
@@ -138,7 +156,12 @@ RESIDUAL_STREAMS = {
 MIXERS_OF_A_BLOCK = {
     "attention": attention,
     "short_conv": short_conv,
+    "linear_attention": linear_mixer,
+    "retnet": retnet,
+    "gla": gla,
+    "deltanet": deltanet,
     "gated_deltanet": gated_deltanet,
+    "kda": kda,
     "mla": mla,
     "mamba2": mamba2,
 }
