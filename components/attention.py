@@ -17,6 +17,7 @@ from components.attention_options import (
     PositionOptions,
     ScoreOptions,
 )
+from components.canon import CanonOptions, canon_at
 from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
@@ -50,9 +51,16 @@ class Attention(Mixer):
     """
 
     residual_projections = ("out",)
+    canon_position = "b"
 
     class Options(
-        BiasOptions, ScoreOptions, KeyHeadOptions, HeadOptions, PositionOptions, NormOptions
+        BiasOptions,
+        ScoreOptions,
+        KeyHeadOptions,
+        HeadOptions,
+        PositionOptions,
+        NormOptions,
+        CanonOptions,
     ):
         value_residual: str = ATTENTION_SECTION.option(
             "none",
@@ -96,6 +104,7 @@ class Attention(Mixer):
         self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.attention_bias)
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
+        self.canon = canon_at("b", sum(self.widths), config)
         self.values_name = _values_name(config)
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
@@ -155,9 +164,7 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
-        q, k, v = (self._heads(part) for part in (q, k, v))
+        q, k, v = (self._heads(part) for part in self._projected(x, context))
         if self.values_name:
             v = self._with_first_values(v, context)
         if self.value_embedding is not None:
@@ -178,6 +185,15 @@ class Attention(Mixer):
             y = y * self.gate(x).sigmoid().view(B, T, self.n_head, -1)
         return self.dropout(self.out(y.reshape(B, T, -1)))
 
+    def _projected(self, x: Tensor, context: Context) -> Sequence[Tensor]:
+        """Queries (B, T, H*D), and keys and values (B, T, H_kv*D)."""
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+        if self.canon is None:
+            return q, k, v
+        together = torch.cat((q.to(v.dtype), k.to(v.dtype), v), dim=-1)
+        return self.canon(together, context).split(self.widths, dim=-1)
+
     def split(self, over: TensorSplit) -> bool:
         """Split by heads. Not possible if a norm covers the whole projection, if other layers,
         which may be whole, use the values, or with dropout, whose masks would be the same on all
@@ -191,6 +207,8 @@ class Attention(Mixer):
         heads = over.share_of("n_head", self.n_head)
         over.columns(self.qkv, self.widths)
         over.rows(self.out)
+        if self.canon is not None:
+            self.canon.divide(over, self.widths)
         if self.gate is not None:
             over.columns(self.gate, (self.gate.out_features,))
         for name in ("sinks", "exclusion"):
@@ -228,7 +246,10 @@ class Attention(Mixer):
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
     ) -> State:
         shape = (batch, self.widths[1] // self.head_dim, capacity, self.head_dim)
-        return {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
+        state = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
+        if self.canon is not None:
+            state |= self.canon.new_state(batch, capacity, device=device, dtype=dtype)
+        return state
 
     def _heads(self, x: Tensor) -> Tensor:
         """Reshape (B, T, H*D) to (B, H, T, D)."""

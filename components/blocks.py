@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from components.canon import CanonOptions, canon_at, canon_problems, idle_canon
 from components.context import Context, LayerInputs, LayerOutputs, State
 from components.ffns import FFNS
 from components.layer_config import LayerConfig
@@ -18,11 +19,17 @@ from components.registry import Registry
 from components.residuals import RESIDUALS
 from components.sublayer import Sublayer
 from components.tensor_split import TensorSplit, split_of
+from errors import Problem
 from options import option
 
 
 class Block(Part):
-    """A mixer and a feed-forward network, each added to the residual stream."""
+    """A mixer and a feed-forward network, each added to the residual stream.
+
+    Other sublayers may precede each of the two, such as Canon layers, without being added.
+    """
+
+    Options = CanonOptions
 
     norm_names: ClassVar[tuple[str, ...]]
     """Names of the norms to create, in order."""
@@ -36,8 +43,19 @@ class Block(Part):
         self.residual = RESIDUALS[config.residual](config, self.sites)
         self.mixer = MIXERS[config.mixer](config)
         self.ffn = FFNS[config.ffn_type](config)
+        self.before_mixer = _existing(canon_a=canon_at("a", config.n_embd, config))
+        self.before_ffn = _existing(canon_c=canon_at("c", config.n_embd, config))
         for name in self.norm_names:
             self.add_module(name, make_norm(config))
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        parts = {"mixer": MIXERS[config.mixer], "ffn_type": FFNS[config.ffn_type]}
+        yield from canon_problems(config, parts)
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from idle_canon(config)
 
     def forward(self, stream: Tensor, inputs: LayerInputs) -> tuple[Tensor, LayerOutputs]:
         """The residual stream after this layer, and the layer's other outputs."""
@@ -52,17 +70,21 @@ class Block(Part):
         raise NotImplementedError
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
-        """Apply the mixer to x (B, T, C)."""
+        """Apply the mixer, and what precedes it, to x (B, T, C)."""
+        for name, part in self.before_mixer.items():
+            x = part(x, context.of(name))
         return self.mixer(x, context.of("mixer"))
 
     def feed(self, x: Tensor, context: Context) -> Tensor:
-        """Apply the feed-forward network to x (B, T, C)."""
+        """Apply the feed-forward network, and what precedes it, to x (B, T, C)."""
+        for name, part in self.before_ffn.items():
+            x = part(x, context.of(name))
         return self.ffn(x, context.of("ffn"))
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:
-        """The mixer and the feed-forward network, by their names in the block."""
-        return {"mixer": self.mixer, "ffn": self.ffn}
+        """The mixer, the feed-forward network, and what precedes them, by name."""
+        return {"mixer": self.mixer, "ffn": self.ffn, **self.before_mixer, **self.before_ffn}
 
     @property
     def takes(self) -> set[str]:
@@ -100,6 +122,11 @@ class Block(Part):
         """Pass the metrics to the sublayers; see `Sublayer.after_step`."""
         for name, part in self.sublayers.items():
             part.after_step(metrics.get(name, {}), good)
+
+
+def _existing(**parts: Sublayer | None) -> nn.ModuleDict:
+    """The sublayers that are not None, by name."""
+    return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
 
 
 BLOCKS = Registry("norm_position", "Norm position", variable="BLOCKS", base=Block)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from components.activations import ACTIVATIONS
-from components.context import Context
+from components.canon import CanonOptions, canon_at
+from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.registry import Registry, is_users_own
 from components.sublayer import Sublayer
@@ -123,15 +125,27 @@ FFNS = Registry(
 class StandardFFN(FeedForward):
     """Two linear layers with an activation in between: down(act(up(x)))."""
 
+    canon_position = "d"
+    Options = CanonOptions
+
     def __init__(self, config: LayerConfig):
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.ffn_hidden, bias=config.bias)
+        self.canon = canon_at("d", config.ffn_hidden, config)
         self.activation = ACTIVATIONS[config.activation](config)
         self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        return self.dropout(self.down(self.activation(self.up(x))))
+        hidden = self.up(x)
+        if self.canon is not None:
+            hidden = self.canon(hidden, context)
+        return self.dropout(self.down(self.activation(hidden)))
+
+    def new_state(
+        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        return _canon_state(self, batch, capacity, device, dtype)
 
     def split(self, over: TensorSplit) -> bool:
         return _split(self, self.up, 1, over)
@@ -175,13 +189,17 @@ class GLU(FeedForward):
 
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost as much as the standard two at 4x
-    Options = GatedOptions
+    canon_position = "d"
+
+    class Options(GatedOptions, CanonOptions):
+        pass
 
     def __init__(self, config: LayerConfig, width: int | None = None):
         super().__init__()
         width = width or config.ffn_hidden
         # A single matmul computes gate and up, in this order.
         self.gate_up = nn.Linear(config.n_embd, 2 * width, bias=config.bias)
+        self.canon = canon_at("d", 2 * width, config)
         self.activation = ACTIVATIONS[config.activation](config)
         self.gating = Gating(config)
         self.down = nn.Linear(width, config.n_embd, bias=config.bias)
@@ -192,11 +210,28 @@ class GLU(FeedForward):
         return {"gate_up": 2 * (self.down.in_features,)}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        hidden = self.gate_up(x)
+        if self.canon is not None:
+            hidden = self.canon(hidden, context)
+        gate, up = hidden.chunk(2, dim=-1)
         return self.dropout(self.down(self.gating(self.activation, gate, up)))
+
+    def new_state(
+        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        return _canon_state(self, batch, capacity, device, dtype)
 
     def split(self, over: TensorSplit) -> bool:
         return _split(self, self.gate_up, 2, over)
+
+
+def _canon_state(
+    network: StandardFFN | GLU, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+) -> State:
+    """The decoding state of a network: that of its Canon layer, if any."""
+    if network.canon is None:
+        return {}
+    return network.canon.new_state(batch, capacity, device=device, dtype=dtype)
 
 
 def _split(network: StandardFFN | GLU, widen: nn.Linear, sections: int, over: TensorSplit) -> bool:
@@ -207,6 +242,8 @@ def _split(network: StandardFFN | GLU, widen: nn.Linear, sections: int, over: Te
     width = network.down.in_features
     over.share_of("ffn_hidden", width)
     over.columns(widen, sections * (width,))
+    if network.canon is not None:
+        network.canon.divide(over, sections * (width,))
     over.rows(network.down)
     return True
 

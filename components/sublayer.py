@@ -19,6 +19,8 @@ class Sublayer(Part):
     Sublayers that use earlier positions store what they need of them in their decoding state.
     """
 
+    canon_position: ClassVar[str | None] = None
+    """The position of the Canon layer that the class can contain; see `components.canon`."""
     unbounded: ClassVar[bool] = True
     """Whether it can decode beyond block_size with a state of constant size."""
 

@@ -95,7 +95,11 @@ class TensorSplit:
 
     def heads(self, part: nn.Module, name: str) -> None:
         """Keep a share of a part's own parameter, which has one element per head."""
-        self._divide(part, name, Division(0, (getattr(part, name).numel(),)))
+        self.rows_of(part, name, (getattr(part, name).numel(),))
+
+    def rows_of(self, part: nn.Module, name: str, sections: Sequence[int]) -> None:
+        """Keep a share of each section of the first dimension of a part's own parameter."""
+        self._divide(part, name, Division(0, tuple(sections)))
 
     def add_gradients(self, parameter: nn.Parameter) -> None:
         """Sum the gradients of a whole parameter that each worker uses only for its share, such as

@@ -112,6 +112,12 @@ exclusive_attention = "none"  # none | full | learned: remove the token's own va
 attention_gate = "none"  # none | channel | head: sigmoid gate on the attention output
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto
 
+# Canon layers
+# none | a | b | c | d | ab | ... | abcd: short convolutions of a: the input of the mixer,
+# b: queries, keys and values, c: the input of the FFN, d: its hidden units
+canon = "none"
+canon_kernel = 4
+
 # Positions
 position_encoding = (
     "learned"  # learned | sinusoidal | rope | alibi | none; "rope*3+none": per layer

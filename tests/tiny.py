@@ -108,6 +108,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "value_embedding=mixed": {"value_embedding": "mixed", "n_kv_head": 2},
     "value_embedding=gated": {"value_embedding": "gated", "value_residual": "fixed"},
+    "canon=abcd": {"canon": "abcd", "n_kv_head": 2, "qk_norm": True},
+    "canon of swiglu": {"canon": "bd", "canon_kernel": 3, "ffn_type": "swiglu"},
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,
@@ -237,6 +239,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
         "linear_value_dim": "16+8+16",
         "linear_chunk": 5,
     },
+    "canon=ac+abcd": {"canon": "ac+abcd", "ffn_type": "moe+standard", "bias": False},
     "mixer=short_conv+attention*": {"mixer": "short_conv+attention*", "n_layer": 3},
     "everything differs": {
         "n_layer": 3,

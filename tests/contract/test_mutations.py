@@ -157,7 +157,7 @@ MUTATIONS = (
     Mutation(
         "keys are not normalized",
         attention.Attention,
-        "forward",
+        "_projected",
         "_normed(k, self.k_norm)",
         "k",
         (f"{EVERY_MODEL}test_every_parameter_learns[qk_norm]",),

@@ -200,7 +200,17 @@ def block(c: LayerConfig) -> int:
     norms = NORMS_OF_A_BLOCK[c.norm_position] * norm(c)
     sites = 1 if c.norm_position.startswith("parallel") else 2
     stream = RESIDUAL_STREAMS[c.residual](c, sites)
-    return MIXERS_OF_A_BLOCK[c.mixer](c) + NETWORKS[c.ffn_type](c) + norms + stream
+    return MIXERS_OF_A_BLOCK[c.mixer](c) + NETWORKS[c.ffn_type](c) + norms + stream + canon(c)
+
+
+def canon(c: LayerConfig) -> int:
+    if c.canon == "none":
+        return 0
+    channels = {"a": c.n_embd, "c": c.n_embd}
+    if c.mixer == "attention":
+        channels["b"] = (c.n_head + 2 * c.n_kv_head) * c.head_dim
+    channels["d"] = (1 if c.ffn_type == "standard" else 2) * c.ffn_hidden
+    return c.canon_kernel * sum(channels[position] for position in c.canon)
 
 
 @pytest.mark.parametrize(
