@@ -19,6 +19,7 @@ from components.registry import Registry
 from components.residuals import RESIDUALS
 from components.sublayer import Sublayer
 from components.tensor_split import TensorSplit, split_of
+from components.token_shift import TokenShiftOptions, shift_before
 from errors import Problem
 from options import option
 
@@ -26,10 +27,12 @@ from options import option
 class Block(Part):
     """A mixer and a feed-forward network, each added to the residual stream.
 
-    Other sublayers may precede each of the two, such as Canon layers, without being added.
+    Each of them may be preceded by other sublayers, which are not added: a token shift, then a
+    Canon layer.
     """
 
-    Options = CanonOptions
+    class Options(CanonOptions, TokenShiftOptions):
+        pass
 
     norm_names: ClassVar[tuple[str, ...]]
     """Names of the norms to create, in order."""
@@ -43,8 +46,14 @@ class Block(Part):
         self.residual = RESIDUALS[config.residual](config, self.sites)
         self.mixer = MIXERS[config.mixer](config)
         self.ffn = FFNS[config.ffn_type](config)
-        self.before_mixer = _existing(canon_a=canon_at("a", config.n_embd, config))
-        self.before_ffn = _existing(canon_c=canon_at("c", config.n_embd, config))
+        self.before_mixer = _existing(
+            shift_mixer=shift_before("mixer", config),
+            canon_a=canon_at("a", config.n_embd, config),
+        )
+        self.before_ffn = _existing(
+            shift_ffn=shift_before("ffn", config),
+            canon_c=canon_at("c", config.n_embd, config),
+        )
         for name in self.norm_names:
             self.add_module(name, make_norm(config))
 

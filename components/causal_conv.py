@@ -32,11 +32,7 @@ class CausalConv(Part):
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """Map x (B, T, C) to (B, T, C); `kept` (B, kernel - 1, C) is updated to the last inputs."""
         channels, _, kernel = self.weight.shape
-        if kept is None:
-            x = F.pad(x, (0, 0, kernel - 1, 0))
-        else:
-            x = torch.cat((kept.to(x.dtype), x), dim=1)
-            kept.copy_(x[:, x.shape[1] - (kernel - 1) :])
+        x = preceded(x, kernel - 1, kept)
         y = F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=channels)
         return y.transpose(1, 2)
 
@@ -48,3 +44,16 @@ class CausalConv(Part):
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """FLOPs of the convolution: 2 x kernel for each channel and token."""
         return 2 * self.weight.numel() * seq_len
+
+
+def preceded(x: Tensor, count: int, kept: Tensor | None = None) -> Tensor:
+    """Put the `count` inputs before x (B, T, C) in front of it: (B, count + T, C).
+
+    They are those in `kept` (B, count, C), which is then updated to the last inputs; without
+    `kept`, x is the start of the sequence, and they are zero.
+    """
+    if kept is None:
+        return F.pad(x, (0, 0, count, 0))
+    x = torch.cat((kept.to(x.dtype), x), dim=1)
+    kept.copy_(x[:, x.shape[1] - count :])
+    return x

@@ -112,6 +112,9 @@ exclusive_attention = "none"  # none | full | learned: remove the token's own va
 attention_gate = "none"  # none | channel | head: sigmoid gate on the attention output
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto
 
+# Inputs of mixer and FFN
+token_shift = "none"  # none | mixer | ffn | both: mix with the previous token, per channel
+
 # Canon layers
 # none | a | b | c | d | ab | ... | abcd: short convolutions of a: the input of the mixer,
 # b: queries, keys and values, c: the input of the FFN, d: its hidden units

@@ -203,7 +203,7 @@ def test_save_and_load(keys, tmp_path):
     assert torch.equal(other(idx), model(idx))
 
 
-OWN_LAWS = ("value_share", "shares", "A_log", "dt_bias", "D", "alpha_p", "alpha_n")
+OWN_LAWS = ("value_share", "shares", "A_log", "dt_bias", "D", "alpha_p", "alpha_n", "current")
 """Parameters that their parts initialise otherwise, besides convolutions and residual streams."""
 
 

@@ -108,6 +108,7 @@ CHANGES = {
     "glu_shift": {"glu_shift": 1.0},
     "norm_alpha": {"norm_alpha": 1.5},
     "layer_norm_scaling": {"layer_norm_scaling": True},
+    "token_shift": {"token_shift": "ffn"},
     "canon": {"canon": "a"},
     "canon_kernel": {"canon_kernel": 2},
     "n_experts": {"n_experts": 4},

@@ -200,7 +200,18 @@ def block(c: LayerConfig) -> int:
     norms = NORMS_OF_A_BLOCK[c.norm_position] * norm(c)
     sites = 1 if c.norm_position.startswith("parallel") else 2
     stream = RESIDUAL_STREAMS[c.residual](c, sites)
-    return MIXERS_OF_A_BLOCK[c.mixer](c) + NETWORKS[c.ffn_type](c) + norms + stream + canon(c)
+    return (
+        MIXERS_OF_A_BLOCK[c.mixer](c)
+        + NETWORKS[c.ffn_type](c)
+        + norms
+        + stream
+        + canon(c)
+        + shifts(c)
+    )
+
+
+def shifts(c: LayerConfig) -> int:
+    return c.n_embd * {"none": 0, "mixer": 1, "ffn": 1, "both": 2}[c.token_shift]
 
 
 def canon(c: LayerConfig) -> int:
