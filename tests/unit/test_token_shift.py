@@ -45,7 +45,7 @@ def test_the_network_is_that_of_rwkv_without_its_gate():
 
 
 def test_starts_as_rwkv_does():
-    """The first layer copies the channels' ratio; later ones read less of the previous token."""
+    """Layer l of L: the position of the channel, from 0 to 1, to the power of 1 - l/L."""
     model = GPT(tiny_config(token_shift="both", n_layer=4))
     ratios = torch.arange(32) / 32
     for layer, block in enumerate(model.blocks):
