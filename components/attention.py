@@ -19,6 +19,7 @@ from components.attention_options import (
 )
 from components.canon import CanonOptions, canon_at
 from components.context import Context, State
+from components.differential_attention import HeadDifference
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
@@ -44,8 +45,9 @@ class Attention(Mixer):
     query may attend to nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention`
     removes the component of a head's output o_t along the token's own value v_t: o - c (o.u) u with
     u = v/|v| (XSA, Zhai 2026, arXiv 2603.09078), where c is 1, or tanh of a learned scalar per head
-    that is initialized to 0. `attention_gate` multiplies the result by sigmoid(W x), with one gate
-    per channel or per head (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
+    that is initialized to 0. `differential_attention` combines the heads in pairs
+    (`HeadDifference`). `attention_gate` multiplies the result by sigmoid(W x), with one gate
+    per channel or per head, or per pair of heads (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
 
     The decoding state holds the keys and values of `capacity` tokens.
     """
@@ -86,6 +88,12 @@ class Attention(Mixer):
             per_layer=True,
             tag={"none": "NoXSA", "full": "XSA", "learned": "LearnedXSA"},
         )
+        differential_attention: bool = ATTENTION_SECTION.option(
+            False,
+            "subtract the attention map of the second half of the heads from that of the first",
+            per_layer=True,
+            tag=("NoDiff", "Diff"),
+        )
         attention_gate: str = ATTENTION_SECTION.option(
             "none",
             "sigmoid gate on the attention output: one per channel or per head",
@@ -113,7 +121,9 @@ class Attention(Mixer):
         embeds = config.value_embedding != "none"
         self.value_embedding = ValueEmbedding(config) if embeds else None
         self.exclusion = _exclusion(config)
-        gates = {"none": 0, "channel": self.widths[0], "head": self.n_head}[config.attention_gate]
+        self.difference = HeadDifference(config) if config.differential_attention else None
+        outputs = self.n_head // 2 if config.differential_attention else self.n_head
+        gates = {"none": 0, "channel": self.widths[0], "head": outputs}[config.attention_gate]
         self.gate = nn.Linear(config.n_embd, gates, bias=config.attention_bias) if gates else None
         self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
         self.weight_dropout = config.dropout
@@ -131,6 +141,8 @@ class Attention(Mixer):
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
                 "key head must serve the same number of query heads.",
             )
+        if config.differential_attention:
+            yield from _unpaired(config)
 
     @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
@@ -141,7 +153,8 @@ class Attention(Mixer):
                 f"qk_norm_over={config.qk_norm_over!r} has no effect without qk_norm; set "
                 "qk_norm=True or drop it.",
             )
-        normed = config.qk_norm or "norm_eps" in NORMS.entry(config.normalization).keys
+        normed = config.qk_norm or config.differential_attention
+        normed = normed or "norm_eps" in NORMS.entry(config.normalization).keys
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
             yield Problem(
                 ("norm_eps", "normalization"),
@@ -176,13 +189,17 @@ class Attention(Mixer):
             k, v = appended(context.state, context.start, k=k, v=v)
         dropout = self.weight_dropout if self.training else 0.0
         static_start = context.start if isinstance(context.start, Tensor) else None
+        if self.difference is not None:
+            v = self.difference.paired_values(v)
         bias = None if context.score_bias is None else context.score_bias[self.own_heads]
         y = self.backend(q, k, v, bias, dropout, static_start, self.sinks)
+        if self.difference is not None:
+            y = self.difference(y)
         if self.exclusion is not None:
             y = y - self._along_own_value(y, own_v)
         y = y.transpose(1, 2)
         if self.gate is not None:
-            y = y * self.gate(x).sigmoid().view(B, T, self.n_head, -1)
+            y = y * self.gate(x).sigmoid().view(B, T, y.shape[2], -1)
         return self.dropout(self.out(y.reshape(B, T, -1)))
 
     def _projected(self, x: Tensor, context: Context) -> Sequence[Tensor]:
@@ -196,12 +213,14 @@ class Attention(Mixer):
 
     def split(self, over: TensorSplit) -> bool:
         """Split by heads. Not possible if a norm covers the whole projection, if other layers,
-        which may be whole, use the values, or with dropout, whose masks would be the same on all
-        workers."""
+        which may be whole, use the values, with differential attention, whose pairs are not
+        neighbors, or with dropout, whose masks would be the same on all workers."""
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         if any(norm.normalized_shape != (self.head_dim,) for norm in norms):
             return False
-        if self.values_name or self.value_embedding is not None or self.weight_dropout:
+        if self.values_name or self.weight_dropout:
+            return False
+        if self.value_embedding is not None or self.difference is not None:
             return False
         over.share_of("n_kv_head", self.widths[1] // self.head_dim)
         heads = over.share_of("n_head", self.n_head)
@@ -257,9 +276,10 @@ class Attention(Mixer):
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """FLOPs of the projections, and of two matmuls over the query-key pairs: scores, and
-        weights times values."""
+        weights times values, which are twice as wide in differential attention."""
         pairs = attended_pairs(seq_len, self.window, causal)
-        return super().forward_flops(seq_len, causal) + 4 * self.n_head * self.head_dim * pairs
+        dims = self.head_dim * (2 if self.difference is None else 3)
+        return super().forward_flops(seq_len, causal) + 2 * self.n_head * dims * pairs
 
 
 def appended(state: State, start: int | Tensor, **new: Tensor) -> list[Tensor]:
@@ -300,6 +320,23 @@ def _qk_norm(config: LayerConfig, width: int) -> RMSNorm | None:
         return None
     dim = config.head_dim if config.qk_norm_over == "head" else width
     return make_qk_norm(dim, config)
+
+
+def _unpaired(config: LayerConfig) -> Iterator[Problem]:
+    """Yield problems with differential attention."""
+    for key in ("n_head", "n_kv_head"):
+        if getattr(config, key) % 2:
+            yield Problem(
+                ("differential_attention", key),
+                f"differential_attention=True pairs heads, but {key}={getattr(config, key)} is "
+                "odd; use an even number.",
+            )
+    if config.exclusive_attention != "none":
+        yield Problem(
+            ("exclusive_attention", "differential_attention"),
+            f"exclusive_attention={config.exclusive_attention!r} cannot be combined with "
+            "differential_attention=True, whose output is not a mean of values; drop one.",
+        )
 
 
 def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:

@@ -130,7 +130,7 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         dropout=config.dropout > 0,
         sinks=config.attention_sinks,
         head_dim=query_key_dim(config),
-        value_dim=config.get("v_head_dim"),
+        value_dim=_value_dim(config),
     )
 
 
@@ -139,6 +139,13 @@ def query_key_dim(config: Any) -> int:
     if "qk_rope_head_dim" in config:
         return config.qk_nope_head_dim + config.qk_rope_head_dim
     return config.head_dim
+
+
+def _value_dim(config: LayerConfig) -> int | None:
+    """Dimension of a layer's values; None: that of its queries and keys."""
+    if config.get("differential_attention"):
+        return 2 * config.head_dim
+    return config.get("v_head_dim")
 
 
 def _able(needs: AttentionNeeds) -> list[str]:

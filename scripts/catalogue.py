@@ -69,6 +69,9 @@ OPTION_REFERENCES: dict[str, Reference] = {
     **dict.fromkeys(("attention_bias", "attention_out_bias"), _FAMILIES),
     "attention_sinks": Reference("GptOssAttention", "unit/test_attention_variants.py"),
     "attention_gate": Reference("Qwen3NextAttention", "unit/test_attention_variants.py"),
+    "differential_attention": Reference(
+        "DiffLlamaAttention", "unit/test_differential_attention.py"
+    ),
     "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),

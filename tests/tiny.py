@@ -78,6 +78,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "attention_gate=head": {"attention_gate": "head", "head_dim": 16},
     "exclusive_attention=full": {"exclusive_attention": "full", "n_kv_head": 2},
     "exclusive_attention=learned": {"exclusive_attention": "learned", "attention_gate": "head"},
+    "differential_attention": {
+        "differential_attention": True,
+        "n_kv_head": 2,
+        "attention_gate": "head",
+        **ROPE,
+    },
+    "differential_attention, window": {
+        "differential_attention": True,
+        "sliding_window": 5,
+        "attention_sinks": True,
+        "position_encoding": "alibi",
+    },
     "mla": {"mixer": "mla", **ROPE},
     "mla of compressed queries": {
         "mixer": "mla",

@@ -121,6 +121,8 @@ def test_cost_of_a_window_and_of_causality(keys):
     config = tiny_config(**keys)
     model = GPT(config)
     widths = [config.n_head * layer.head_dim for layer in config.layers]
+    for index, layer in enumerate(config.layers):
+        widths[index] *= 1.5 if layer.differential_attention else 1  # values of two heads
     matrices = 3 * model.forward_flops(1) - 12 * sum(widths)
     for causal in (False, True):
         scores = 0.0
@@ -203,7 +205,10 @@ def test_save_and_load(keys, tmp_path):
     assert torch.equal(other(idx), model(idx))
 
 
-OWN_LAWS = ("value_share", "shares", "A_log", "dt_bias", "D", "alpha_p", "alpha_n", "current")
+OWN_LAWS = (
+    *("value_share", "shares", "A_log", "dt_bias", "D", "alpha_p", "alpha_n", "current"),
+    "lambdas",
+)
 """Parameters that their parts initialise otherwise, besides convolutions and residual streams."""
 
 

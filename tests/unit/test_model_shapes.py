@@ -89,9 +89,11 @@ def attention(c: LayerConfig) -> int:
     matrices = C * H * D + 2 * C * G * D + H * D * C
     biases = (H * D + 2 * G * D) * c.attention_bias + C * c.attention_out_bias
     normed = {"head": 2 * D, "projection": H * D + G * D}[c.qk_norm_over]
-    gates = {"none": 0, "channel": H * D, "head": H}[c.attention_gate]
+    outputs = H // 2 if c.differential_attention else H
+    gates = {"none": 0, "channel": H * D, "head": outputs}[c.attention_gate]
     gated = gates * (C + c.attention_bias)
     per_head = H * c.attention_sinks + H * (c.exclusive_attention == "learned")
+    per_head += 4 * D * c.differential_attention
     shared = c.value_residual == "learned" and c.index > 0
     normed *= c.qk_norm and c.normalization != "rmsnorm_nogain"
     embedding = c.vocab_size * G * D + {"mixed": 2, "gated": G * min(C, 32)}.get(
