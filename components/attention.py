@@ -18,8 +18,9 @@ from components.attention_options import (
     ScoreOptions,
 )
 from components.canon import CanonOptions, canon_at
-from components.context import Context, State
+from components.context import Context, State, appended
 from components.differential_attention import HeadDifference
+from components.forget_gate import ForgetGate
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
@@ -41,15 +42,17 @@ class Attention(Mixer):
     where the share is 1/2, or a learned scalar per layer that is initialized to 1/2.
     `value_embedding` adds an embedding of the token to its value (`ValueEmbedding`).
 
-    `attention_sinks` adds a learned logit per head to the denominator of the softmax, so that a
-    query may attend to nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention`
-    removes the component of a head's output o_t along the token's own value v_t: o - c (o.u) u with
-    u = v/|v| (XSA, Zhai 2026, arXiv 2603.09078), where c is 1, or tanh of a learned scalar per head
-    that is initialized to 0. `differential_attention` combines the heads in pairs
-    (`HeadDifference`). `attention_gate` multiplies the result by sigmoid(W x), with one gate
-    per channel or per head, or per pair of heads (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
+    `forget_gate` makes scores decay with the tokens in between (`ForgetGate`). `attention_sinks`
+    adds a learned logit per head to the denominator of the softmax, so that a query may attend to
+    nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention` removes the component of
+    a head's output o_t along the token's own value v_t: o - c (o.u) u with u = v/|v| (XSA, Zhai
+    2026, arXiv 2603.09078), where c is 1, or tanh of a learned scalar per head that is initialized
+    to 0. `differential_attention` combines the heads in pairs (`HeadDifference`). `attention_gate`
+    multiplies the result by sigmoid(W x), with one gate per channel or per head, or per pair of
+    heads (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
 
-    The decoding state holds the keys and values of `capacity` tokens.
+    The decoding state holds the keys and values of `capacity` tokens, and the state of `canon` and
+    `forget_gate`.
     """
 
     residual_projections = ("out",)
@@ -64,6 +67,12 @@ class Attention(Mixer):
         NormOptions,
         CanonOptions,
     ):
+        forget_gate: bool = ATTENTION_SECTION.option(
+            False,
+            "add the log forget gates of the tokens between key and query to the scores",
+            per_layer=True,
+            tag=("NoForget", "Forget"),
+        )
         value_residual: str = ATTENTION_SECTION.option(
             "none",
             "mix the values of the first layer into those of this one; fixed: in equal shares; "
@@ -117,6 +126,7 @@ class Attention(Mixer):
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
         self.value_share = nn.Parameter(torch.tensor(0.5)) if learned else 0.5
+        self.forget = ForgetGate(config) if config.forget_gate else None
         self.sinks = nn.Parameter(torch.zeros(self.n_head)) if config.attention_sinks else None
         embeds = config.value_embedding != "none"
         self.value_embedding = ValueEmbedding(config) if embeds else None
@@ -191,7 +201,7 @@ class Attention(Mixer):
         static_start = context.start if isinstance(context.start, Tensor) else None
         if self.difference is not None:
             v = self.difference.paired_values(v)
-        bias = None if context.score_bias is None else context.score_bias[self.own_heads]
+        bias = self._score_bias(x, context)
         y = self.backend(q, k, v, bias, dropout, static_start, self.sinks)
         if self.difference is not None:
             y = self.difference(y)
@@ -211,6 +221,14 @@ class Attention(Mixer):
         together = torch.cat((q.to(v.dtype), k.to(v.dtype), v), dim=-1)
         return self.canon(together, context).split(self.widths, dim=-1)
 
+    def _score_bias(self, x: Tensor, context: Context) -> Tensor | None:
+        """The bias of the scores: (H, T, T_k), or (B, H, T, T_k) with a forget gate, or None."""
+        bias = None if context.score_bias is None else context.score_bias[self.own_heads]
+        if self.forget is None:
+            return bias
+        decay = self.forget(x, context)
+        return decay if bias is None else decay + bias
+
     def split(self, over: TensorSplit) -> bool:
         """Split by heads. Not possible if a norm covers the whole projection, if other layers,
         which may be whole, use the values, with differential attention, whose pairs are not
@@ -226,6 +244,8 @@ class Attention(Mixer):
         heads = over.share_of("n_head", self.n_head)
         over.columns(self.qkv, self.widths)
         over.rows(self.out)
+        if self.forget is not None:
+            over.columns(self.forget.gate, (self.n_head,))
         if self.canon is not None:
             self.canon.divide(over, self.widths)
         if self.gate is not None:
@@ -268,6 +288,8 @@ class Attention(Mixer):
         state = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
         if self.canon is not None:
             state |= self.canon.new_state(batch, capacity, device=device, dtype=dtype)
+        if self.forget is not None:
+            state |= self.forget.new_state(batch, capacity, device=device, dtype=dtype)
         return state
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -280,25 +302,6 @@ class Attention(Mixer):
         pairs = attended_pairs(seq_len, self.window, causal)
         dims = self.head_dim * (2 if self.difference is None else 3)
         return super().forward_flops(seq_len, causal) + 2 * self.n_head * dims * pairs
-
-
-def appended(state: State, start: int | Tensor, **new: Tensor) -> list[Tensor]:
-    """Store entries (B, H_kv, T, D) in the state from position `start`; returns all stored so far.
-
-    If `start` is a tensor, the results have the full capacity of the state, so that their shapes
-    never change; positions not reached yet are zero.
-    """
-    return [_appended(state[name], start, values) for name, values in new.items()]
-
-
-def _appended(kept: Tensor, start: int | Tensor, new: Tensor) -> Tensor:
-    length = new.shape[2]
-    if isinstance(start, int):
-        kept[:, :, start : start + length] = new
-        return kept[:, :, : start + length].to(new.dtype)
-    positions = start + torch.arange(length, device=new.device)
-    kept.index_copy_(2, positions, new.to(kept.dtype))
-    return kept.to(new.dtype)
 
 
 def _values_name(config: LayerConfig) -> str | None:

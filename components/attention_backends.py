@@ -5,7 +5,7 @@ A backend is created once per layer from the layer's requirements (`AttentionNee
 
     q     (B, H, T_q, D)      queries: the last T_q of the T_k positions
     k, v  (B, H_kv, T_k, D)   H is a multiple of H_kv; each key head serves H/H_kv query heads
-    bias  (H, T_q, T_k) or None, added to the scores after the softcap
+    bias  (H, T_q, T_k), (B, H, T_q, T_k) or None, added to the scores after the softcap
     start ()                  or None: position of the first query, if there are keys after the last
     sinks (H,) or None: the logit of an additional key with value 0 that every query attends to
     out   (B, H, T_q, D)
@@ -53,7 +53,7 @@ class AttentionNeeds:
         features = {
             "takes_window": ("a sliding window", self.window is not None),
             "takes_softcap": ("an attention softcap", self.softcap is not None),
-            "takes_bias": ("a bias on the scores (ALiBi)", self.bias),
+            "takes_bias": ("a bias on the scores (ALiBi, forget gates)", self.bias),
             "takes_dropout": ("dropout on the attention weights", self.dropout),
             "takes_sinks": ("attention sinks", self.sinks),
         }
@@ -126,7 +126,7 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         scale=config.attention_scale,
         window=window_of(config),
         softcap=config.attention_softcap,
-        bias=POSITIONS[config.position_encoding].biases_scores,
+        bias=POSITIONS[config.position_encoding].biases_scores or config.get("forget_gate", False),
         dropout=config.dropout > 0,
         sinks=config.attention_sinks,
         head_dim=query_key_dim(config),
@@ -436,7 +436,9 @@ class FlexAttention(AttentionBackend):
         def modify(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             if softcap is not None:
                 score = softcap * torch.tanh(score / softcap)
-            return score if bias is None else score + bias[h, q, k]
+            if bias is None:
+                return score
+            return score + (bias[h, q, k] if bias.ndim == 3 else bias[b, h, q, k])
 
         return modify
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from components.positions import PositionEncoding
@@ -121,3 +122,22 @@ class Context:
         """Report a tensor of any shape. It is averaged over the micro-batches of a step, logged,
         and passed to the part's `after_step`."""
         self.outputs.metrics.setdefault(self._part, {})[name] = value.detach()
+
+
+def appended(state: State, start: int | Tensor, **new: Tensor) -> list[Tensor]:
+    """Store entries (B, H_kv, T, D) in the state from position `start`; returns all stored so far.
+
+    If `start` is a tensor, the results have the full capacity of the state, so that their shapes
+    never change; positions not reached yet are zero.
+    """
+    return [_appended(state[name], start, values) for name, values in new.items()]
+
+
+def _appended(kept: Tensor, start: int | Tensor, new: Tensor) -> Tensor:
+    length = new.shape[2]
+    if isinstance(start, int):
+        kept[:, :, start : start + length] = new
+        return kept[:, :, : start + length].to(new.dtype)
+    positions = start + torch.arange(length, device=new.device)
+    kept.index_copy_(2, positions, new.to(kept.dtype))
+    return kept.to(new.dtype)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.attention import appended, attended_pairs
+from components.attention import attended_pairs
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
 from components.attention_options import BiasOptions, HeadOptions, PositionOptions, ScoreOptions
-from components.context import Context, State
+from components.context import Context, State, appended
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NormOptions, RMSNorm

@@ -109,6 +109,7 @@ value_residual = "none"  # none | fixed | learned: mix in the values of the firs
 value_embedding = "none"  # none | mixed | gated: an embedding of the token in the values
 attention_sinks = False  # a learned logit per head in the denominator of the softmax
 exclusive_attention = "none"  # none | full | learned: remove the token's own value from the output
+forget_gate = False  # scores decay by a sigmoid gate per token and head
 differential_attention = False  # subtract the attention map of the second half of the heads
 attention_gate = "none"  # none | channel | head: sigmoid gate on the attention output
 attention_backend = "auto"  # manual | sdpa | flash | flex | auto

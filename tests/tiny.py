@@ -90,6 +90,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "attention_sinks": True,
         "position_encoding": "alibi",
     },
+    "forget_gate": {"forget_gate": True, "position_encoding": "none", "n_kv_head": 2},
+    "forget_gate, alibi": {
+        "forget_gate": True,
+        "position_encoding": "alibi",
+        "sliding_window": 5,
+        "attention_softcap": 0.5,
+        "attention_sinks": True,
+        "bias": False,
+    },
     "mla": {"mixer": "mla", **ROPE},
     "mla of compressed queries": {
         "mixer": "mla",

@@ -167,6 +167,7 @@ CHANGES = {
     "attention_sinks": {"attention_sinks": True},
     "exclusive_attention": {"exclusive_attention": "full"},
     "attention_gate": {"attention_gate": "head"},
+    "forget_gate": {"forget_gate": True},
     "differential_attention": {"differential_attention": True},
     "residual": {"residual": "unet"},
     "hyper_streams": {"hyper_streams": 2},
