@@ -24,6 +24,7 @@ from components.forget_gate import ForgetGate
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
+from components.query_scaling import QueryScalingOptions, idle_query_scaling, query_scaling
 from components.tensor_split import TensorSplit
 from components.value_embeddings import ValueEmbedding
 from errors import Problem
@@ -42,12 +43,13 @@ class Attention(Mixer):
     where the share is 1/2, or a learned scalar per layer that is initialized to 1/2.
     `value_embedding` adds an embedding of the token to its value (`ValueEmbedding`).
 
-    `forget_gate` makes scores decay with the tokens in between (`ForgetGate`). `attention_sinks`
-    adds a learned logit per head to the denominator of the softmax, so that a query may attend to
-    nothing (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention` removes the component of
-    a head's output o_t along the token's own value v_t: o - c (o.u) u with u = v/|v| (XSA, Zhai
-    2026, arXiv 2603.09078), where c is 1, or tanh of a learned scalar per head that is initialized
-    to 0. `differential_attention` combines the heads in pairs (`HeadDifference`). `attention_gate`
+    `query_scaling` scales queries by the log of the number of keys (`QueryScaling`). `forget_gate`
+    makes scores decay with the tokens in between (`ForgetGate`). `attention_sinks` adds a learned
+    logit per head to the denominator of the softmax, so that a query may attend to nothing
+    (gpt-oss, OpenAI 2025, arXiv 2508.10925). `exclusive_attention` removes the component of a
+    head's output o_t along the token's own value v_t: o - c (o.u) u with u = v/|v| (XSA, Zhai 2026,
+    arXiv 2603.09078), where c is 1, or tanh of a learned scalar per head that is initialized to 0.
+    `differential_attention` combines the heads in pairs (`HeadDifference`). `attention_gate`
     multiplies the result by sigmoid(W x), with one gate per channel or per head, or per pair of
     heads (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
 
@@ -66,6 +68,7 @@ class Attention(Mixer):
         PositionOptions,
         NormOptions,
         CanonOptions,
+        QueryScalingOptions,
     ):
         forget_gate: bool = ATTENTION_SECTION.option(
             False,
@@ -122,6 +125,7 @@ class Attention(Mixer):
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
         self.canon = canon_at("b", sum(self.widths), config)
+        self.query_scaling = query_scaling(config)
         self.values_name = _values_name(config)
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
@@ -163,6 +167,7 @@ class Attention(Mixer):
                 f"qk_norm_over={config.qk_norm_over!r} has no effect without qk_norm; set "
                 "qk_norm=True or drop it.",
             )
+        yield from idle_query_scaling(config)
         normed = config.qk_norm or config.differential_attention
         normed = normed or "norm_eps" in NORMS.entry(config.normalization).keys
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
@@ -194,6 +199,8 @@ class Attention(Mixer):
             v = self.value_embedding(v, x, context.tokens)
         q, k = context.positions.rotate(q, k, context.start)
         q, k = q.to(v.dtype), k.to(v.dtype)
+        if self.query_scaling is not None:
+            q = self.query_scaling(q, context.start)
         own_v = v
         if context.state is not None:
             k, v = appended(context.state, context.start, k=k, v=v)
@@ -248,6 +255,8 @@ class Attention(Mixer):
             over.columns(self.forget.gate, (self.n_head,))
         if self.canon is not None:
             self.canon.divide(over, self.widths)
+        if self.query_scaling is not None and self.query_scaling.bases is not None:
+            over.heads(self.query_scaling, "bases")
         if self.gate is not None:
             over.columns(self.gate, (self.gate.out_features,))
         for name in ("sinks", "exclusion"):

@@ -48,6 +48,8 @@ class Reference(NamedTuple):
 _PARITY = "interop/test_parity.py"
 _FAMILIES = Reference("[model families](interop.md)", _PARITY)
 
+_LLAMA4 = Reference("Llama4TextAttention", "unit/test_query_scaling.py")
+
 REFERENCES: dict[tuple[str, str], Reference] = {
     ("mixer", "attention"): _FAMILIES,
     ("mixer", "mla"): Reference("DeepseekV3Attention", "unit/test_latent_attention.py"),
@@ -72,6 +74,8 @@ OPTION_REFERENCES: dict[str, Reference] = {
     "differential_attention": Reference(
         "DiffLlamaAttention", "unit/test_differential_attention.py"
     ),
+    "query_scaling": Reference("llama4: Llama4TextAttention", _LLAMA4.test),
+    **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
     "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),

@@ -90,6 +90,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "attention_sinks": True,
         "position_encoding": "alibi",
     },
+    "query_scaling=ssmax": {"query_scaling": "ssmax", "sliding_window": 5, "n_kv_head": 2},
+    "query_scaling=llama4": {
+        "query_scaling": "llama4",
+        "query_scaling_interval": 4,
+        "query_scaling_factor": 0.7,
+    },
     "forget_gate": {"forget_gate": True, "position_encoding": "none", "n_kv_head": 2},
     "forget_gate, alibi": {
         "forget_gate": True,

@@ -207,7 +207,7 @@ def test_save_and_load(keys, tmp_path):
 
 OWN_LAWS = (
     *("value_share", "shares", "A_log", "dt_bias", "D", "alpha_p", "alpha_n", "current"),
-    "lambdas",
+    *("lambdas", "bases"),
 )
 """Parameters that their parts initialise otherwise, besides convolutions and residual streams."""
 

@@ -167,6 +167,9 @@ CHANGES = {
     "attention_sinks": {"attention_sinks": True},
     "exclusive_attention": {"exclusive_attention": "full"},
     "attention_gate": {"attention_gate": "head"},
+    "query_scaling": {"query_scaling": "ssmax"},
+    "query_scaling_interval": {"query_scaling_interval": 4},
+    "query_scaling_factor": {"query_scaling_factor": 2.0},
     "forget_gate": {"forget_gate": True},
     "differential_attention": {"differential_attention": True},
     "residual": {"residual": "unet"},
@@ -208,6 +211,7 @@ _LLAMA3 = {
     "rope_scaling_factor": 4.0,
     "rope_original_block_size": 16,
 }
+_STEPS = {"query_scaling": "llama4", "query_scaling_interval": 2}
 _HYPER = {"residual": "hyper_connections"}
 _MOE = {"ffn_type": "moe"}
 _GROUPS = {**_MOE, "n_expert_groups": 4, "n_groups_per_token": 1}
@@ -237,6 +241,8 @@ BEFORE = {
     "hyper_streams": _HYPER,
     "hyper_dynamic": _HYPER,
     "canon_kernel": {"canon": "c"},
+    "query_scaling_interval": _STEPS,
+    "query_scaling_factor": _STEPS,
     "leaky_relu_slope": {"activation": "leaky_relu"},
     "glu_limit": {"ffn_type": "swiglu"},
     "glu_shift": {"ffn_type": "swiglu"},

@@ -93,7 +93,7 @@ def attention(c: LayerConfig) -> int:
     gates = {"none": 0, "channel": H * D, "head": outputs}[c.attention_gate]
     gated = gates * (C + c.attention_bias)
     per_head = H * c.attention_sinks + H * (c.exclusive_attention == "learned")
-    per_head += (C + 1) * H * c.forget_gate
+    per_head += (C + 1) * H * c.forget_gate + H * (c.query_scaling == "ssmax")
     per_head += 4 * D * c.differential_attention
     shared = c.value_residual == "learned" and c.index > 0
     normed *= c.qk_norm and c.normalization != "rmsnorm_nogain"
