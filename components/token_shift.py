@@ -9,13 +9,15 @@ from components.causal_conv import preceded
 from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.sublayer import Sublayer
-from options import option
+from options import Role, Section
+
+_shift = Section("Token shift", Role.ARCHITECTURE)
 
 
 class TokenShiftOptions:
     """Options of the blocks, whose sublayers may have shifted inputs."""
 
-    token_shift: str = option(
+    token_shift: str = _shift.option(
         "none",
         "mix the input of the mixer, of the FFN or of both with that of the previous token, by "
         "learned weights per channel",
