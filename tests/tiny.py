@@ -136,8 +136,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "value_embedding=mixed": {"value_embedding": "mixed", "n_kv_head": 2},
     "value_embedding=gated": {"value_embedding": "gated", "value_residual": "fixed"},
     "canon=abcd": {"canon": "abcd", "n_kv_head": 2, "qk_norm": True},
-    "canon of swiglu": {"canon": "bd", "canon_kernel": 3, "ffn_type": "swiglu"},
-    "token_shift=both": {"token_shift": "both", "canon": "ac", "canon_kernel": 2},
+    "canon, token_shift of swiglu": {
+        "canon": "acd",
+        "canon_kernel": 3,
+        "token_shift": "both",
+        "ffn_type": "swiglu",
+    },
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,
@@ -268,7 +272,6 @@ PATTERNS: dict[str, dict[str, Any]] = {
         "linear_chunk": 5,
     },
     "canon=ac+abcd": {"canon": "ac+abcd", "ffn_type": "moe+standard", "bias": False},
-    "token_shift=mixer+ffn": {"token_shift": "mixer+ffn"},
     "mixer=short_conv+attention*": {"mixer": "short_conv+attention*", "n_layer": 3},
     "everything differs": {
         "n_layer": 3,
