@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
@@ -183,6 +184,18 @@ class Settings:
         """All keys and values as a flat dict; the inverse of `settings_from_dict`."""
         preset = {"arch_preset": self.arch_preset}
         return preset | self.model.to_dict() | self.training.to_dict()
+
+    @property
+    def chooses_preset(self) -> bool:
+        """Whether a file, a flag or init_from chose the preset."""
+        return self.origins["arch_preset"] != f"preset {DEFAULT_PRESET}"
+
+    @property
+    def short_name(self) -> str:
+        """The preset if one was chosen, else the name of the first config file, else "run"."""
+        if self.chooses_preset:
+            return self.arch_preset
+        return Path(self.config_files[0]).stem if self.config_files else "run"
 
     @property
     def fixes_vocabulary(self) -> bool:

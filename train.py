@@ -136,7 +136,7 @@ def set_up(start: Start, workers: Workers = ALONE, quiet: bool = False) -> Run:
     run.folder = workers.only_first(
         lambda: (
             start.run_folder
-            or run_directory(Path(training.out_dir), training.run_name, run.settings.arch_preset)
+            or run_directory(Path(training.out_dir), training.run_name, run.settings.short_name)
         )
     )
     return run

@@ -185,7 +185,8 @@ def _runs(plan: Plan) -> Iterator[str]:
         tried = plan.trials_each * len(plan.tuning_seeds)
         yield (
             f"Tuning: {count_trials(plan.trials_each)} {_tuned(plan)}, with seeds from "
-            f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. Then with new seeds:"
+            f"{plan.tuning_seeds[0][0]}: {len(plan.arms) * tried} runs. The final runs use other "
+            "seeds:"
         )
     if plan.schedule:
         looks = ", ".join(str(look.n) for look in plan.schedule)

@@ -12,7 +12,6 @@ from typing import Any
 
 from comparison.formatting import assignments
 from comparison.runs import SWEEP_FILE, TRIALS_FOLDER
-from configurator import DEFAULT_PRESET
 from data.dataset import Dataset
 from experiment.arms import Arm, ArmMaker, slug, studied_keys
 from experiment.jobs import DIVERGED, ENDED, SOURCE_OF, Job, digest
@@ -109,8 +108,7 @@ class Plan:
         preset = self.baseline.settings.arch_preset
         earlier = self._name_from([preset])
         files = [Path(path).stem for path in self.request.files[:1]]
-        is_chosen = self.baseline.settings.origins["arch_preset"] != f"preset {DEFAULT_PRESET}"
-        if is_chosen or (self._sweeps / earlier / SWEEP_FILE).exists():
+        if self.baseline.settings.chooses_preset or (self._sweeps / earlier / SWEEP_FILE).exists():
             return earlier
         return self._name_from(files)
 

@@ -123,6 +123,19 @@ def test_a_preset_alone_is_what_from_preset_makes(name):
     assert settings.model == ModelArchitectureConfig.from_preset(name)
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "run"),
+        (["config/arch_llama.py", "config/run_laptop.py"], "llama"),
+        (["config/run_shakespeare_fast_cpu.py"], "run_shakespeare_fast_cpu"),
+        (["config/run_laptop.py", "--arch_preset=legacy"], "legacy"),
+    ],
+)
+def test_short_names(flags, name):
+    assert load(flags).short_name == name
+
+
 def test_flags_change_parts_of_a_preset():
     settings = load(["--arch_preset=gpt2", "--position_encoding=rope", "--normalization=rmsnorm"])
     assert settings.model.architecture_name.startswith("12L-12H-768D-RoPE-RMS-GELU-PreNorm")
