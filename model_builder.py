@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from components.backward_cost import backward_flops, pass_flops
 from components.blocks import BLOCKS, Block
 from components.context import LayerInputs, State
 from components.ffns import FeedForward
@@ -91,6 +92,9 @@ class GPT(Part):
     """
 
     Config = ModelArchitectureConfig
+
+    adapted: bool = False
+    """Whether the model has adapters, and only they are trained; see `recipe.adapters`."""
 
     def __init__(
         self, config: ModelArchitectureConfig, ready: Callable[[Block], None] | None = None
@@ -269,7 +273,10 @@ class GPT(Part):
     def after_step(
         self, metrics: list[dict[str, dict[str, Tensor]]], good: Tensor | float = 1.0
     ) -> None:
-        """Update the buffers of parts after an optimizer step; see `Sublayer.after_step`."""
+        """Update the buffers of parts after an optimizer step; see `Sublayer.after_step`. Those of
+        a model with adapters are frozen."""
+        if self.adapted:
+            return
         for block, own in zip(self.blocks, metrics, strict=True):
             block.after_step(own, good)
 
@@ -420,8 +427,13 @@ class GPT(Part):
         parts = (module for module in self.modules() if isinstance(module, Part))
         return self.num_parameters() - sum(part.unused_parameters() for part in parts)
 
+    def trained_parameters(self) -> int:
+        """Number of parameters that are trained: all, unless the model has adapters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def flops_per_token(self, seq_len: int | None = None, causal: bool = False) -> int | float:
-        """Matmul FLOPs of training per token: 3 x forward; a multiply-add counts as 2.
+        """Matmul FLOPs of training per token: 3 x forward; a multiply-add counts as 2. If only
+        adapters are trained, the backward pass computes less; see `components.backward_cost`.
 
         Args:
             seq_len: Sequence length in tokens. Defaults to block_size.
@@ -434,7 +446,7 @@ class GPT(Part):
             An int, or a float if the mean over the sequence is not an integer.
         """
         seq_len = seq_len or self.config.block_size
-        total = 3 * self.forward_flops(seq_len, causal)
+        total = self.forward_flops(seq_len, causal) + backward_flops(self, seq_len, causal)
         return total // seq_len if total % seq_len == 0 else total / seq_len
 
     def cost_report(self, seq_len: int | None = None) -> dict[str, Any]:
@@ -443,11 +455,19 @@ class GPT(Part):
             "name": self.config.architecture_name,
             "parameters": self.num_parameters(),
             "active_parameters": self.active_parameters(),
+            **self._cost_of_adapters(),
             "flops_per_token": self.flops_per_token(seq_len),
             "flops_per_token_causal": self.flops_per_token(seq_len, causal=True),
             "attention_ffn_ratio": self.attention_ffn_ratio(seq_len),
             "decoding_state_bytes": self.decoding_state_bytes(seq_len),
         }
+
+    def _cost_of_adapters(self) -> dict[str, int]:
+        """How many parameters are trained, if not all; and FLOPs that do not depend on tokens."""
+        if not self.adapted:
+            return {}
+        added, flops = {"trained_parameters": self.trained_parameters()}, pass_flops(self)
+        return added | ({"adapter_flops_per_pass": flops} if flops else {})
 
     def decoding_state_bytes(self, seq_len: int | None = None) -> int:
         """Bytes of decoding state for one sequence of `seq_len` tokens, with keys and values in

@@ -48,6 +48,7 @@ _ADDED_FOR_WORKERS = {
     "sample_tokens": 200,
     "console": "full",
     "verbose": False,
+    "adapter": "none",
 }
 """The same for training configs of a later version."""
 

@@ -13,6 +13,7 @@ import recipe.muon  # noqa: F401  (imported to register their components)
 from cli import run_cli
 from components.registry import Registry
 from model_components import REGISTRIES, main
+from recipe.adapters import ADAPTERS
 from recipe.dtypes import DTYPES
 from recipe.log_sinks import LOG_SINKS
 from recipe.objectives import OBJECTIVES
@@ -20,13 +21,15 @@ from recipe.optimizers import OPTIMIZERS
 from recipe.schedules import LR_SCHEDULES
 
 TRAINING_REGISTRIES: dict[str, Registry] = {
-    registry.key: registry for registry in (OPTIMIZERS, LR_SCHEDULES, OBJECTIVES, LOG_SINKS, DTYPES)
+    registry.key: registry
+    for registry in (OPTIMIZERS, LR_SCHEDULES, OBJECTIVES, ADAPTERS, LOG_SINKS, DTYPES)
 }
 
 ALL_REGISTRIES: dict[str, Registry] = REGISTRIES | TRAINING_REGISTRIES
 """All registries, including those of model components."""
 
 __all__ = [
+    "ADAPTERS",
     "ALL_REGISTRIES",
     "DTYPES",
     "LOG_SINKS",

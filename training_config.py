@@ -10,7 +10,7 @@ from typing import Any
 from errors import ConfigError, Problem, quoted, unknown_name
 from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, expanded, problems_of_parts
-from training_components import DTYPES, LOG_SINKS, LR_SCHEDULES, OBJECTIVES, OPTIMIZERS
+from training_components import ADAPTERS, DTYPES, LOG_SINKS, LR_SCHEDULES, OBJECTIVES, OPTIMIZERS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -52,6 +52,7 @@ def kept_share(steps: int, of: int, new: int) -> int:
 _places = Section("Files and directories", Role.BOOKKEEPING)
 _data = Section("Data", Role.DATA)
 _schedule = Section("Length and learning rate", Role.RECIPE)
+_adapter = Section("Adapter", Role.RECIPE)
 _objective = Section("Objective", Role.RECIPE)
 _optimizer = Section("Optimizer", Role.RECIPE)
 _records = Section("Validation, logging, checkpoints", Role.BOOKKEEPING)
@@ -133,6 +134,13 @@ class TrainingOptions:
     )
     lr_schedule: str = _schedule.option(
         "cosine", "learning-rate schedule after warm-up", choices=LR_SCHEDULES
+    )
+
+    adapter: str = _adapter.option(
+        "none",
+        "train only added parameters of the model of init_from; none: train all",
+        choices=ADAPTERS.plus("none"),
+        fixed=True,
     )
 
     objective: str = _objective.option("cross_entropy", "training loss", choices=OBJECTIVES)

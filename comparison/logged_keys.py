@@ -19,7 +19,7 @@ _BEFORE_ROLES_WERE_LOGGED = {
     Role.SEED: "seed data_seed",
     Role.LENGTH: "max_iters max_minutes warmup_iters lr_decay_iters",
     Role.RECIPE: "learning_rate lr_schedule min_lr wsd_decay_fraction beta1 beta2 adam_eps "
-    "weight_decay grad_clip max_bad_steps dtype tf32 optimizer objective z_loss_coef",
+    "weight_decay grad_clip max_bad_steps dtype tf32 optimizer objective z_loss_coef adapter",
     Role.EXECUTION: "attention_backend device compile parallelism shard_size tensor_parallel "
     "activation_checkpointing",
 }

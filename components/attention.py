@@ -58,6 +58,7 @@ class Attention(Mixer):
     """
 
     residual_projections = ("out",)
+    output_gates = ("gate",)
     canon_position = "b"
 
     class Options(

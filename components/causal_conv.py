@@ -16,6 +16,8 @@ class CausalConv(Part):
     x is zero before the first token. The decoding state holds the last kernel - 1 inputs.
     """
 
+    multiplies_weights = True
+
     def __init__(self, channels: int, kernel: int, *, bias: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel))  # the last is w_0

@@ -134,7 +134,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(weight.dtype, torch.float32)
         losses, squares = (torch.zeros((), device=x.device, dtype=wide) for _ in range(2))
-        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
+        of_x = torch.empty_like(x)
+        of_weight = torch.zeros_like(weight, dtype=wide) if weight.requires_grad else None
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
@@ -149,7 +150,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 of_bias += of_logits.sum(dim=0)
             of_logits = of_logits.to(logits.dtype)
             of_x[rows] = of_logits @ weight
-            of_weight += of_logits.T @ x[rows]
+            if of_weight is not None:
+                of_weight += of_logits.T @ x[rows]
         count = (targets != IGNORED).sum()
         ctx.save_for_backward(of_x, of_weight, of_bias, count)
         z = squares / count
@@ -161,8 +163,8 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, of_loss: Tensor, of_z: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_weight, of_bias, count = ctx.saved_tensors
         scale = of_loss / count
-        of_bias = None if of_bias is None else of_bias * scale
-        gradients = ((of_x * scale).to(of_x.dtype), of_weight * scale, of_bias)
+        of_weight, of_bias = (None if own is None else own * scale for own in (of_weight, of_bias))
+        gradients = ((of_x * scale).to(of_x.dtype), of_weight, of_bias)
         return *gradients, *(None for _ in range(5))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from components.adapted_linear import merged_weight
 from components.attention import attended_pairs
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
 from components.attention_options import BiasOptions, HeadOptions, PositionOptions, ScoreOptions
@@ -12,6 +13,7 @@ from components.context import Context, State, appended
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NormOptions, RMSNorm
+from components.part import GradientFlow
 from options import Role, Section
 
 _mla = Section("Multi-head latent attention", Role.ARCHITECTURE)
@@ -134,7 +136,7 @@ class LatentAttention(Mixer):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: Context
     ) -> Tensor:
         """Attend to the latents, which are the keys and values of all heads; (B, H, T, D_v)."""
-        weight = self.kv.weight.to(q_nope.dtype).unflatten(0, (self.n_head, -1))
+        weight = merged_weight(self.kv).to(q_nope.dtype).unflatten(0, (self.n_head, -1))
         of_keys, of_values = weight.split((self.query_dims[0], self.value_dim), dim=1)
         q = torch.cat((q_nope @ of_keys, q_rope), dim=-1)
         y = self._attend(q, torch.cat((latent, k_rope), dim=-1), latent, context)
@@ -159,3 +161,10 @@ class LatentAttention(Mixer):
         pairs = attended_pairs(seq_len, self.window, causal)
         dims = sum(self.query_dims) + self.value_dim
         return super().forward_flops(seq_len, causal) + 2 * self.n_head * dims * pairs
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """Scores have a gradient for queries and keys, outputs for the weights and values."""
+        queries = flow.out_of(self.q)
+        keys = flow.out_of(self.kv)  # whose input has a gradient if kv_latent has adapters
+        scores = own * sum(self.query_dims) // (sum(self.query_dims) + self.value_dim)
+        return scores * (queries + keys) + (own - scores) * ((queries or keys) + keys)

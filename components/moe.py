@@ -134,6 +134,8 @@ class Experts(Part):
     Biases are stored as one-dimensional tensors, as optimizers expect for non-matrices.
     """
 
+    multiplies_weights = True
+
     def __init__(self, config: LayerConfig):
         super().__init__()
         self.count, self.used = config.n_experts, config.n_experts_per_token

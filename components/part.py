@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -33,6 +33,16 @@ def own_stream(name: str) -> Iterator[None]:
         stream.set_state(outside)
 
 
+class GradientFlow(Protocol):
+    """Which modules have an input or output with a gradient."""
+
+    def into(self, module: nn.Module) -> bool:
+        """Whether the input of a module has a gradient."""
+
+    def out_of(self, module: nn.Module) -> bool:
+        """Whether the output of a module has a gradient."""
+
+
 class Part(nn.Module):
     """A module with its own cost and initialization.
 
@@ -45,6 +55,10 @@ class Part(nn.Module):
     """Names of the Linear children whose output is added to the residual stream."""
     undecayed: ClassVar[tuple[str, ...]] = ()
     """Names of parameters without weight decay although they are not vectors."""
+    output_gates: ClassVar[tuple[str, ...]] = ()
+    """Names of the Linear children that scale the result of the part's own matmuls."""
+    multiplies_weights: ClassVar[bool] = False
+    """Whether the matmuls outside Linear layers multiply activations with weights."""
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
@@ -100,7 +114,29 @@ class Part(nn.Module):
             seq_len: Sequence length in tokens.
             causal: Whether to count only the attention pairs allowed by the causal mask.
         """
+        return self.children_flops(seq_len, causal)
+
+    def children_flops(self, seq_len: int, causal: bool = False) -> int:
+        """`forward_flops` of the Linear layers and parts below this part."""
         return _children_flops(self, seq_len, causal)
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """FLOPs of the backward matmuls that belong to no Linear layer or part below this part, if
+        its weights are frozen (see `components.backward_cost`).
+
+        By default, these matmuls multiply the input or outputs of Linear layers with each other, or
+        with weights if `multiplies_weights`. Override this in parts that do both, or whose factors
+        have gradients independently.
+
+        Args:
+            own: FLOPs of these matmuls in the forward pass.
+            flow: Which modules have an input or output with a gradient.
+        """
+        late = (*self.residual_projections, *self.output_gates)
+        early = (child for name, child in self.named_children() if name not in late)
+        made = (child for child in early if isinstance(child, nn.Linear))
+        differentiated = flow.into(self) or any(map(flow.out_of, made))
+        return own * differentiated * (1 if self.multiplies_weights else 2)
 
     def unused_parameters(self) -> int:
         """Number of own parameters that a token does not use, such as those of unselected experts.

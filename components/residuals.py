@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from components.context import Context
 from components.layer_config import LayerConfig
 from components.norms import make_norm
-from components.part import Part
+from components.part import GradientFlow, Part
 from components.registry import Registry
 from errors import Problem
 from options import option
@@ -193,6 +193,12 @@ class HyperConnection(Part):
         n = self.streams
         columns = n + 1 + (n + 2 if self.dynamic else 0)
         return 2 * n * columns * self.width * seq_len
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """Dynamic alpha has a gradient besides the streams; learned maps have none."""
+        n = self.streams
+        mixing = own * (n + 1) // (2 * n + 3) if self.dynamic else 0
+        return (own + mixing) * flow.into(self)
 
 
 def _outputs(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
