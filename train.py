@@ -28,6 +28,7 @@ from interop.starting_model import new_settings, refuse_other_tokenizer
 from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
 from recipe.schedules import learning_rate_at
+from training.base_model import adapt_base
 from training.clock import Stopwatch
 from training.compiling import compilation
 from training.console import Console
@@ -155,8 +156,10 @@ def built(
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
     network = placement.new_model(settings.model)
-    if training.init_from != "none" and start.checkpoint is None:
+    starts = start.checkpoint is None or training.adapter != "none"
+    if training.init_from != "none" and starts:
         placement.load(network, lambda whole: load_weights(whole, Path(training.init_from)))
+    base_sha256 = adapt_base(network, training, start.state.get("base_sha256"))
     optimizer = make_optimizer(network, training)
     optimizer_flops = optimizer.step_flops()
     updates = placement.updates(network, optimizer)
@@ -178,6 +181,7 @@ def built(
         scaler=loss_scaler(device, dtype, placement.workers),
         guard=StepGuard(optimizer, training.max_bad_steps, updates.gradients),
         watch=Stopwatch(device),
+        base_sha256=base_sha256,
     )
     if start.checkpoint is not None:
         run.restore(start)

@@ -27,10 +27,10 @@ from experiment.matching import (
     FFN_KEYS,
     active_parameters,
     counter,
-    flops_per_token,
     parameters,
     size_problems,
     solve,
+    trained_flops_per_token,
 )
 from experiment.request import MATCHED, Request, is_tunable
 from interop.starting_model import new_settings
@@ -82,7 +82,7 @@ class Arm:
     @property
     def flops_per_token(self) -> float:
         """Training FLOPs per token at the training sequence length."""
-        return flops_per_token(self.settings.model, self.settings.training.sequence_length)
+        return trained_flops_per_token(self.settings.model, self.settings.training)
 
     @property
     def is_sparse(self) -> bool:

@@ -15,6 +15,8 @@ from errors import ConfigError, Problem, UserError
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from patterns import Pattern, by_layer
+from recipe.adapters import adapted_model
+from training_config import TrainingConfig
 
 TOLERANCE = 0.005
 """Relative difference up to which counts are considered equal."""
@@ -75,6 +77,15 @@ def flops_per_token(config: ModelArchitectureConfig, sequence_length: int) -> fl
     """Training FLOPs per token at a sequence length, by the full convention."""
     with torch.device("meta"):
         return GPT(config).flops_per_token(sequence_length)
+
+
+@functools.cache
+def trained_flops_per_token(config: ModelArchitectureConfig, training: TrainingConfig) -> float:
+    """Training FLOPs per token of a run, which may train adapters only."""
+    if training.adapter == "none":
+        return flops_per_token(config, training.sequence_length)
+    with torch.device("meta"):
+        return adapted_model(config, training).flops_per_token(training.sequence_length)
 
 
 def counter(match: str, sequence_length: int) -> Count:

@@ -12,7 +12,7 @@ import torch
 from configurator import Settings
 from data.batches import Shares
 from experiment.jobs import PROJECT, launched
-from model_builder import GPT
+from recipe.adapters import adapted_model
 from recipe.objectives import make_objective
 from recipe.optimizers import make_optimizer
 from training.hardware import autocast, prepare_device, resolve_device, resolve_dtype, synchronize
@@ -52,7 +52,7 @@ def _seconds_of_micro_batch(settings: Settings, sequences: int) -> float:
     device = resolve_device(training.device)
     dtype = resolve_dtype(training.dtype, device)
     prepare_device(device, tf32=training.tf32)
-    network = GPT(settings.model).to(device)
+    network = adapted_model(settings.model, training).to(device)
     objective, optimizer = make_objective(training), make_optimizer(network, training)
     shape = (sequences, training.sequence_length)
     tokens = torch.randint(settings.model.vocab_size, shape, device=device)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from configurator import Settings
-from model_builder import GPT
+from recipe.adapters import adapted_model
 from training.hardware import peak_flops
 
 SAVED_SHARE = 0.05
@@ -87,7 +87,8 @@ def training_seconds(settings: Settings, dtype: torch.dtype, workers: int = 1) -
     training = settings.training
     limit = 60 * training.max_minutes or math.inf
     with torch.device("meta"):
-        flops_per_token = GPT(settings.model).flops_per_token(training.sequence_length)
+        model = adapted_model(settings.model, training)
+    flops_per_token = model.flops_per_token(training.sequence_length)
     flops = flops_per_token * training.tokens_per_step * training.max_iters / workers
     at_most = min(limit, flops / (SLOW_CPU * torch.get_num_threads()))
     if SAVED_SHARE * at_most < compile_seconds(settings.model.n_layer):

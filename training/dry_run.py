@@ -13,8 +13,8 @@ from configurator import Settings
 from data.dataset_files import read_meta
 from data.dataset_lookup import prepared_folder
 from errors import ConfigError, Problem, nearest, quoted
-from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from recipe.adapters import adapted_model
 from recipe.optimizers import make_optimizer
 from training.hardware import (
     KNOWN_GPUS,
@@ -229,7 +229,7 @@ def _cost_and_flops(settings: Settings) -> tuple[dict, float]:
     """The cost report of a model, and the FLOPs of all steps of its training."""
     training = settings.training
     with torch.device("meta"):
-        model = GPT(settings.model)
+        model = adapted_model(settings.model, training)
         optimizer_flops = make_optimizer(model, training).step_flops()
     cost = model.cost_report(training.sequence_length)
     tokens = training.max_iters * training.tokens_per_step
@@ -365,8 +365,8 @@ class Memory:
     def _rows_of(self, parallelism: str) -> Iterator[tuple[str, str]]:
         own, logits = self._of_worker(parallelism, self._training.batch_size), self._logits()
         parts = {
-            "weights": own.weights // 2,
-            "gradients": own.weights - own.weights // 2,
+            "weights": own.weights - own.gradients,
+            "gradients": own.gradients,
             "optimizer": own.optimizer,
             "activations": own.activations - logits,
             "logits": logits,

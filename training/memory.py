@@ -27,10 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from components.registry import is_users_own
 from components.tensor_split import TensorSplit
 from data.prefetch import PREFETCH_DEPTH
-from errors import UserError
+from errors import ConfigError, UserError
 from model_builder import GPT
 from model_components import BLOCKS
 from model_config import ModelArchitectureConfig
+from recipe.adapters import adapted_model
 from recipe.objectives import make_objective
 from recipe.optimizers import OPTIMIZERS, make_optimizer
 from recipe.snapshot import Snapshot
@@ -72,8 +73,15 @@ class ExpectedMemory:
     """Weights and gradients outside the blocks: embedding, LM head, final norm."""
     heap: bool = False
     """Whether the memory is on the heap of a CPU, which keeps freed memory."""
+    frozen: int = 0
+    """Weights that have no gradient; part of `weights`."""
     saved_copy: int = 0
     """Copy of weights and optimizer state from which checkpoints are written (`async_save`)."""
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of the gradients, and of the weights that have one."""
+        return (self.weights - self.frozen) // 2
 
     @property
     def state(self) -> int:
@@ -102,7 +110,7 @@ class ExpectedMemory:
             messages += self.weights // shards if gathers else 0
         else:
             # DDP rebuilds its buckets after the first step; the heap keeps the memory of the first.
-            messages = self.weights // 2 if self.heap else 0
+            messages = self.gradients if self.heap else 0
         return dataclasses.replace(
             self,
             weights=self.weights // shards,
@@ -140,17 +148,20 @@ def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
 
 
 def least_state(
-    config: ModelArchitectureConfig, vocab_size: int, optimizer: str, workers: int = 1
+    config: ModelArchitectureConfig, vocab_size: int, training: TrainingConfig, workers: int = 1
 ) -> int:
     """Lower bound on the bytes that training needs at any batch size; cheap to compute.
 
     Args:
         config: The architecture, of any size.
         vocab_size: Lower bound on the vocabulary size.
-        optimizer: Name of the optimizer.
+        training: The training config, which decides the optimizer and whether weights are frozen.
         workers: Number of workers that the training state may be spread over.
     """
-    each = WEIGHT_BYTES + OPTIMIZERS[optimizer].least_bytes
+    each = WEIGHT_BYTES + OPTIMIZERS[training.optimizer].least_bytes
+    if training.adapter != "none":
+        each = WEIGHT_BYTES // 2  # only the weights, and these once on each worker
+        workers = 1
     spread = each * least_parameters(config, vocab_size) // workers
     return spread + LAYER_BYTES * config.n_layer
 
@@ -227,6 +238,8 @@ class _Trace:
     """Number of layers of the traced model."""
     weights: int
     """Weights and gradients."""
+    frozen: int
+    """Weights without gradients."""
     block: int
     """Weights and gradients of the largest block."""
     ends: int
@@ -247,10 +260,12 @@ def _extrapolated(traced: list[_Trace], layers: int, slack: float) -> ExpectedMe
 
     optimizer = at_depth(first.optimizer, last.optimizer)
     weights = at_depth(first.weights, last.weights)
+    frozen = at_depth(first.frozen, last.frozen)
     peak = max(at_depth(first.peaks[phase], last.peaks[phase]) for phase in last.peaks)
     peak += int(slack * peak)
     activations = max(0, peak - weights)
-    return ExpectedMemory(weights, optimizer, activations, last.block, last.ends, slack > 0)
+    ends = (last.block, last.ends, slack > 0)
+    return ExpectedMemory(weights, optimizer, activations, *ends, frozen=frozen)
 
 
 class _LiveStorages(TorchDispatchMode):
@@ -305,7 +320,7 @@ def _trace(
     dtype: torch.dtype,
 ) -> _Trace:
     """Trace a training step. Call under FakeTensorMode with `device` as the default device."""
-    model = GPT(config)
+    model = _adapted(config, training)
     for block in model.blocks:
         if training.tensor_parallel > 1:
             block.split(TensorSplit(0, training.tensor_parallel))
@@ -320,7 +335,7 @@ def _trace(
     for tensor in (*parameters, *model.buffers()):
         storages.hold(tensor)
     if training.gradient_accumulation_steps > 1:
-        for parameter in parameters:
+        for parameter in trained_parameters(optimizer):
             parameter.grad = torch.zeros_like(parameter)
             storages.hold(parameter.grad)
     idx = torch.zeros(training.batch_size, training.sequence_length, dtype=torch.long)
@@ -338,6 +353,7 @@ def _trace(
     return _Trace(
         layers=config.n_layer,
         weights=weights,
+        frozen=sum(p.nbytes for p in parameters if not p.requires_grad),
         block=max(blocks),
         ends=weights - sum(blocks),
         optimizer=sum(tensor.nbytes for tensor in kept),
@@ -345,9 +361,17 @@ def _trace(
     )
 
 
+def _adapted(config: ModelArchitectureConfig, training: TrainingConfig) -> GPT:
+    """A shallow model with adapters: in every layer, if the pattern names deeper layers."""
+    try:
+        return adapted_model(config, training)
+    except ConfigError:
+        return adapted_model(config, training.changed(adapter_pattern="*"))
+
+
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of parameters and their gradients."""
-    return 2 * sum(p.nbytes for p in parameters)
+    """Bytes of parameters and their gradients, which frozen ones lack."""
+    return sum(p.nbytes * (2 if p.requires_grad else 1) for p in parameters)
 
 
 def _guarded_step(optimizer: torch.optim.Optimizer, device: str) -> None:

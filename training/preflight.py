@@ -184,7 +184,7 @@ def _state_problems(
     settings: Settings, vocab_size: int, device: torch.device, available: int, spread: int
 ) -> Iterator[Problem]:
     model = settings.model
-    needed = least_state(model, vocab_size, settings.training.optimizer, spread)
+    needed = least_state(model, vocab_size, settings.training, spread)
     if needed > available:
         yield Problem(
             ("n_layer", "n_embd", "vocab_size"),
@@ -261,7 +261,7 @@ def memory_of_worker(
     gathers = not OPTIMIZERS[training.optimizer].elementwise
     memory = whole.of_worker(parallelism, parts, workers.data_size, gathers)
     if whole.heap and resolve_async_save(training.async_save, torch.device("cpu")):
-        copied = workers.tensor * (whole.weights // 2 + whole.optimizer)  # at most
+        copied = workers.tensor * (whole.gradients + whole.optimizer)  # at most
         memory = dataclasses.replace(memory, saved_copy=copied)
     return memory
 
@@ -278,7 +278,9 @@ def _candidates(training: TrainingConfig, workers: Workers) -> list[str]:
     """The values of `parallelism` to try, fastest first."""
     if training.parallelism != "auto":
         return [training.parallelism]
-    return ["none"] if workers.size == 1 else ["ddp", "fsdp"]
+    if workers.size == 1:
+        return ["none"]
+    return ["ddp", "fsdp"] if training.adapter == "none" else ["ddp"]
 
 
 def share_of(training: TrainingConfig, workers: int) -> TrainingConfig:

@@ -25,7 +25,7 @@ from training_logger import (
 )
 
 ALWAYS_SHOWN = ("bias", "weight_tying", "dropout")
-"""Model keys shown even at their defaults, besides components and sizes."""
+"""Model keys shown even at their defaults, added components and sizes."""
 
 LONG_SECONDS = 3600.0
 """Expected duration above which the report includes a warning."""
@@ -103,6 +103,7 @@ def _cost(run: Run) -> Rows:
     return [
         ("parameters", f"{cost['parameters']:,} ({matrices:,} without embeddings)"),
         *_active(cost),
+        *_trained(cost),
         ("FLOPs/token", f"{full:,} at {length} tokens ({causal:,} causal)"),
         (
             "",
@@ -119,6 +120,16 @@ def _active(cost: Mapping[str, Any]) -> Rows:
     if active == cost["parameters"]:
         return []
     return [("", f"{active:,} of them active (used per token)")]
+
+
+def _trained(cost: Mapping[str, Any]) -> Rows:
+    """The number of parameters that are trained, if adapters; FLOPs per token exclude the FLOPs
+    that each forward pass needs at any batch size."""
+    if "trained_parameters" not in cost:
+        return []
+    flops = cost.get("adapter_flops_per_pass")
+    added = f"; {flops:,} additional FLOPs per forward pass" if flops else ""
+    return [("", f"{cost['trained_parameters']:,} of them trained (adapters){added}")]
 
 
 def _optimizer_cost(run: Run) -> Rows:

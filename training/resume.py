@@ -109,7 +109,7 @@ def start_from(asked: Asked, found: Found, new: Callable[[Asked], Settings] = re
     problems = [*_conflicts(asked, resumed, saved), *_changed_plugins(resumed, path)]
     if problems:
         raise ConfigError(problems)
-    refuse_other_weights(path, resumed.model)
+    refuse_other_weights(path, resumed.model, resumed.training)
     notes = [*notes, _going_on(path, state, resumed.training), *_changes(resumed, saved)]
     if resumed.training.max_iters < state["step"]:
         raise UserError(
@@ -155,7 +155,7 @@ def load_settings(path: Path, registered: Mapping[str, str] | None = None) -> Se
     values = _loadable(load_run_state(path))
     _refuse_unknown_parts(path, values)
     settings = settings_from_dict(values, registered)
-    refuse_other_weights(path, settings.model)
+    refuse_other_weights(path, settings.model, settings.training)
     return settings
 
 
@@ -239,6 +239,11 @@ def _is_fixed(key: str) -> bool:
     return KEYS[key].role in FIXED_ROLES if fixed is None else fixed
 
 
+def _may_move(key: str, saved: Mapping[str, Any]) -> bool:
+    """Whether a key is the folder of the base of adapters, which is identified by its digest."""
+    return key == "init_from" and saved.get("adapter", "none") != "none"
+
+
 def is_restored(key: str) -> bool:
     """Whether a resumed run gets the saved value of a key."""
     return key not in KEYS or KEYS[key].metadata["restored"]
@@ -258,7 +263,7 @@ def _conflicts(asked: Asked, settings: Settings, saved: Mapping[str, Any]) -> li
             "drop it, or start a new run without --resume.",
         )
         for key, (value, origin) in wanted.items()
-        if _is_fixed(key) and value != saved.get(key)
+        if _is_fixed(key) and value != saved.get(key) and not _may_move(key, saved)
     ]
 
 

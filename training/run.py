@@ -49,6 +49,7 @@ class Run:
         saved_at: The step of the last checkpoint; None before the first.
         sampled_at: The step of the last sample; None before the first.
         compilation: Whether the model is compiled, and why.
+        base_sha256: Digest of the frozen weights; None if the run has no adapters.
     """
 
     settings: Settings
@@ -75,6 +76,7 @@ class Run:
     saved_at: int | None = None
     sampled_at: int | None = None
     compilation: Compilation = dataclasses.field(default_factory=lambda: Compilation(False))
+    base_sha256: str | None = None
 
     @property
     def workers(self) -> Workers:
@@ -165,6 +167,7 @@ class Run:
             },
             "evaluated_at": self.evaluated_at,
             "sampled_at": self.sampled_at,
+            "base_sha256": self.base_sha256,
             "seconds": self.watch.total,
             "stepper": {**self.guard.state_dict(), "scaler": self.scaler.state_dict()},
         }

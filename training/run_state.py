@@ -10,17 +10,28 @@ from typing import Any
 import torch
 
 from errors import UserError, quoted
-from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from options import KEYS
 from patterns import Pattern
+from recipe.adapters import adapted_model
 from training.checkpoint import is_count, is_number, load_state, refuse_other_shapes, weight_shapes
 from training.hardware import host_memory
+from training_config import TrainingConfig
 
 MOST_KEYS = 1000
 """Maximum number of keys in a config."""
 MOST_CHARACTERS = 4096
 """Maximum length of a string in a config; paths are the longest."""
+
+
+MOST_LAYERS = 10_000
+"""Maximum number of layers of the base model of adapters."""
+
+_OF_HEADS = (
+    *("n_head", "n_kv_head", "head_dim", "qk_nope_head_dim", "qk_rope_head_dim"),
+    *("v_head_dim", "q_lora_rank", "kv_lora_rank"),
+)
+_SIZES = ("vocab_size", "n_embd", "ffn_hidden", "adapter_rank", *_OF_HEADS)
 
 
 def load_run_state(path: Path) -> dict[str, Any]:
@@ -33,6 +44,8 @@ def load_run_state(path: Path) -> dict[str, Any]:
     state = load_state(path)
     faulty = [key for key, sound in _CHECKS.items() if key not in state or not sound(state[key])]
     faulty += [key for key, sound in _LATER_CHECKS.items() if not sound(state.get(key))]
+    if "config" not in faulty and _has_adapters(state["config"]) and not state.get("base_sha256"):
+        faulty.append("base_sha256")
     if faulty:
         raise UserError(
             f"{path / 'state.json'} is damaged: {', '.join(faulty)} missing or invalid; use "
@@ -42,15 +55,28 @@ def load_run_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def refuse_other_weights(path: Path, config: ModelArchitectureConfig) -> None:
-    """Raise UserError if a checkpoint's weights do not match a model with this config.
+def refuse_other_weights(
+    path: Path, config: ModelArchitectureConfig, training: TrainingConfig
+) -> None:
+    """Raise UserError if a checkpoint's weights do not match a model with these configs.
 
     Neither the model nor the weights are allocated, so the check is cheap at any size.
     """
-    _refuse_sizes(path, config.to_dict())
+    _refuse_sizes(path, {**config.to_dict(), **training.to_dict()})
     with torch.device("meta"):
-        model = GPT(config)
+        model = adapted_model(config, training)
     refuse_other_shapes(path, model)
+    if model.adapted:  # the shapes of the base are not in the checkpoint
+        _refuse_bytes(path, sum(4 * parameter.numel() for parameter in model.parameters()))
+
+
+def _refuse_bytes(path: Path, needed: int) -> None:
+    memory = host_memory()
+    if needed > memory:
+        raise UserError(
+            f"{path}: the base model of its adapters needs {needed:,} bytes, but this machine has "
+            f"{memory:,}; use a machine with more memory."
+        )
 
 
 def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
@@ -58,6 +84,9 @@ def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
 
     Configs that pass are small enough to build on the meta device, as `refuse_other_weights` does.
     """
+    if _has_adapters(config):
+        _refuse_sizes_of_base(path, config)
+        return
     shapes = weight_shapes(path)
     dimensions = [size for shape in shapes.values() if 0 not in shape for size in shape]
     largest, total = max(dimensions, default=0), sum(map(math.prod, shapes.values()))
@@ -70,15 +99,32 @@ def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
         "ffn_hidden": (total, f"{total} numbers are saved"),
     }
     heads = (largest, f"the largest dimension of a weight is {largest}")
-    of_heads = ("n_head", "n_kv_head", "head_dim", "qk_nope_head_dim", "qk_rope_head_dim")
-    latents = ("v_head_dim", "q_lora_rank", "kv_lora_rank")
-    limits |= dict.fromkeys((*of_heads, *latents), heads)
+    limits |= dict.fromkeys(_OF_HEADS, heads)
     for key, (most, found) in limits.items():
         value = config.get(key)
         if any(is_count(size) and size > most for size in _values_of_layers(key, value)):
             raise UserError(
                 f"{path} is damaged: its config has {key}={quoted(value)}, but {found} in its "
                 "model.safetensors; use another checkpoint."
+            )
+    _refuse_positions(path, config)
+
+
+def _has_adapters(config: Mapping[str, Any]) -> bool:
+    return config.get("adapter", "none") != "none"
+
+
+def _refuse_sizes_of_base(path: Path, config: Mapping[str, Any]) -> None:
+    """`_refuse_sizes` of a checkpoint with adapters, which does not contain the weights of the
+    base: no dimension may be beyond the memory, no model deeper than any known one."""
+    memory = host_memory()
+    limits = {"n_layer": MOST_LAYERS, **dict.fromkeys(_SIZES, memory)}
+    for key, most in limits.items():
+        value = config.get(key)
+        if any(is_count(size) and size > most for size in _values_of_layers(key, value)):
+            raise UserError(
+                f"{path} is damaged: its config has {key}={quoted(value)}, more than {most:,}; use "
+                "another checkpoint."
             )
     _refuse_positions(path, config)
 
@@ -177,6 +223,7 @@ _LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: value is None or _is_text(value),
     "log_records": lambda value: value is None or is_count(value),
     "sampled_at": lambda value: value is None or is_count(value),
+    "base_sha256": lambda value: value is None or _is_text(value),
     "plugin_paths": lambda value: value is None or _is_texts(value),
 }
 """Checks of keys that older checkpoints lack."""

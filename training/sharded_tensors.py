@@ -105,10 +105,13 @@ def sharded_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's state_dict by name; tied tensors once, under their first name."""
+    """The tensors of a model's state_dict by name; tied tensors once, under their first name. Those
+    of a model with adapters are the adapters', since its other weights are frozen."""
+    only_trained = getattr(model, "adapted", False)
     first: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), (name, tensor))
+        if tensor.requires_grad or not only_trained:
+            first.setdefault(id(tensor), (name, tensor))
     return {name: tensor.detach() for name, tensor in first.values()}
 
 

@@ -111,7 +111,7 @@ class TestExpectedMemory:
         assert found.total == pytest.approx(allocated + held, rel=0.05)
         gradients = 4 * GPT(config).num_parameters()
         assert found.state == pytest.approx(held + gradients, rel=0.03)  # but the buffers
-        least = least_state(config, config.vocab_size, name)
+        least = least_state(config, config.vocab_size, TrainingConfig(optimizer=name))
         assert least - memory.LAYER_BYTES * config.n_layer <= found.state
 
     @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 32])

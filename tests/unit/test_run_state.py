@@ -191,7 +191,7 @@ def test_a_size_that_the_weights_do_not_have_is_refused_before_it_is_made(
         assert torch.get_default_device().type == "meta", "a real model was made"
         return GPT(config)
 
-    monkeypatch.setattr("training.run_state.GPT", made)
+    monkeypatch.setattr("recipe.adapters.GPT", made)
     monkeypatch.setattr(trained_model, "GPT", made)
     change_config(saved, **keys)
     with pytest.raises(UserError, match=message):
