@@ -14,12 +14,13 @@ import torch
 from cli import CommandParser, run_cli
 from data.tokenizers import is_unicode
 from errors import UserError, quoted
+from interop.huggingface import load_weights
 from model_builder import check_sampling
 from options import KEYS
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.samples import text_of
 from training.saved_plugins import PLUGINS_HELP, named_plugins
-from training.trained_model import load_trained
+from training.trained_model import BASE_HELP, Base, load_trained
 from training_components import DTYPES
 from training_config import DEVICES
 from user_files import run_plugins
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=1337, help="random seed")
     flags.add_argument("--device", choices=DEVICES, default="auto", help="device")
     flags.add_argument("--dtype", choices=[*DTYPES, "auto"], default="auto", help="compute dtype")
+    flags.add_argument("--base", type=Path, help=BASE_HELP)
     flags.add_argument("--plugins", default="", help=f"{PLUGINS_HELP} (default: %(default)r)")
     flags.add_argument(
         "--download",
@@ -93,6 +95,7 @@ def main(argv: list[str]) -> None:
         run_plugins(named_plugins(args.plugins, args.run, out_dir)),
         device=device,
         download=args.download,
+        base=Base(load_weights, args.base),
         attention_backend="auto",  # the one that suits this device, not that of training
     )
     for note in (*trained.notes, f"{trained.checkpoint}:"):

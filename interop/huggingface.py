@@ -25,6 +25,7 @@ from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, family_of, read_fields
 from interop.family import Family
+from interop.peft_format import save_adapter
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
@@ -32,7 +33,7 @@ from model_config import ModelArchitectureConfig
 from options import KEYS
 from safe_files import read_json
 from training.saved_plugins import PLUGINS_HELP, named_plugins
-from training.trained_model import load_trained
+from training.trained_model import BASE_HELP, Base, TrainedModel, load_trained
 from user_files import run_plugins
 
 WEIGHTS = "model.safetensors"
@@ -169,24 +170,49 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def export(
-    run: str, folder: Path, out_dir: Path, family: str | None, plugins: str, download: bool = False
+    run: str,
+    folder: Path,
+    out_dir: Path,
+    family: str | None,
+    plugins: str,
+    download: bool = False,
+    base: Path | None = None,
+    peft: bool = False,
 ) -> list[str]:
     """Write a run's newest checkpoint as a folder of transformers; lines that say what was done.
 
+    The adapters of a run are merged into the weights, or, with `peft`, written alone.
+
     Raises:
-        UserError: there is no such run, or what `load_trained` or `save` refuses.
+        UserError: there is no such run, or what `load_trained`, `save` or `save_adapter` refuses.
     """
     registered = run_plugins(named_plugins(plugins, run, out_dir))
-    trained = load_trained(run, out_dir, registered, download=download)
+    start = Base(load_weights, base)
+    trained = load_trained(run, out_dir, registered, download=download, base=start, merges=not peft)
     model, tokenizer = trained.model, trained.tokenizer
-    save(model, folder, family, tokenizer)
+    if peft:
+        _save_peft(trained, folder, family)
+    else:
+        save(model, folder, family, tokenizer)
     written = sorted(file.name for file in folder.iterdir())
     notes = [*trained.notes, f"{trained.checkpoint} -> {folder}: {', '.join(written)}"]
-    if not tokenizer_files(tokenizer, model.config.block_size):
+    if not peft and not tokenizer_files(tokenizer, model.config.block_size):
         notes.append(
             f"No tokenizer is written: transformers has no equivalent of {tokenizer.name!r}."
         )
     return notes
+
+
+def _save_peft(trained: TrainedModel, folder: Path, family: str | None) -> None:
+    if not trained.model.adapted:
+        raise UserError(f"{trained.checkpoint} has no adapters; drop --peft to export the model.")
+    base = family_of(read_fields(Path(trained.training.init_from)))
+    if family not in (None, base.model_type):
+        raise UserError(
+            f"--family={family} has no effect with --peft: the adapters are those of a "
+            f"{base.model_type}; drop it."
+        )
+    save_adapter(trained.model, base, folder, trained.training)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,6 +235,10 @@ def parser() -> argparse.ArgumentParser:
         "--download",
         action="store_true",
         help="download the vocabulary of the run's tokenizer if it is not cached",
+    )
+    command.add_argument("--base", type=Path, help=BASE_HELP)
+    command.add_argument(
+        "--peft", action="store_true", help="write only the run's adapters, in the format of PEFT"
     )
     return flags
 

@@ -86,7 +86,7 @@ def test_the_flags_of_each_command(offered) -> None:
     assert offered("nanoarch sample --top") == ["--top_k=", "--top_p="]
     assert offered("nanoarch compare --p") == ["--plot=", "--plot_tuning="]
     assert offered("nanoarch export --") == [
-        *("--help", "--out_dir=", "--family=", "--plugins=", "--download")
+        *("--help", "--out_dir=", "--family=", "--plugins=", "--download", "--base=", "--peft")
     ]
 
 

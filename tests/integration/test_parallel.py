@@ -199,16 +199,23 @@ def test_a_split_model_is_spread_in_every_way(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["--parallelism=fsdp", "--tensor_parallel=2"])
+@pytest.mark.parametrize(
+    ("way", "trained"),
+    [
+        ("--parallelism=fsdp", ()),
+        ("--tensor_parallel=2", ()),
+        ("--parallelism=ddp", ("--adapter=dora", "--adapter_rank=2")),
+    ],
+)
 def test_a_run_starts_from_the_weights_of_another_project(
-    workshop: Workshop, tmp_path: Path, way: str
+    workshop: Workshop, tmp_path: Path, way: str, trained: tuple[str, ...]
 ) -> None:
     run = workshop.train(*LLAMA, "--ffn_multiple_of=2", *course(max_iters=5), run_name="before")
     export(str(run), tmp_path / "model", workshop.out_dir, None, "")
     sizes = {"--n_layer", "--n_head", "--n_embd"}
     started = []
     for name, count, flags in (("one", 1, ()), ("many", 2, (way,))):
-        argv = (f"--init_from={tmp_path / 'model'}", *course(), *flags)
+        argv = (f"--init_from={tmp_path / 'model'}", *course(), *trained, *flags)
         argv = [a for a in workshop.argv(*argv, run_name=name) if a.split("=")[0] not in sizes]
         started.append(workshop.start_workers_with(count, argv))
         assert finish(started[-1]) == [0] * count, started[-1][0].errors

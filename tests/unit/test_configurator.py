@@ -964,6 +964,7 @@ def test_every_key_has_a_role_and_stands_under_one_heading():
 
 @pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.py")), ids=lambda p: p.name)
 def test_every_config_file_of_the_project_loads(path):
-    settings = load([str(path)])
+    model = ["--init_from=model"] if path.name.startswith("finetune_") else []
+    settings = load([str(path), *model])
     assert settings.plugins == {}
     assert settings.explicit
