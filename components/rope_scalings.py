@@ -131,7 +131,9 @@ class NTKScaling(Stretched):
 class YaRN(Stretched):
     """Interpolate frequencies with few rotations in the original length, and keep the others.
 
-    Also scales queries and keys by 0.1 ln(factor) + 1, which sharpens the attention.
+    Also scales rotated queries and keys by `rope_attention_factor`, by default 0.1 ln(factor) + 1,
+    which sharpens the attention. The bounds of the interpolated dimensions are rounded outward to
+    whole pairs unless `rope_truncate` is off (gpt-oss).
     """
 
     class Options(OriginalLength):
@@ -149,17 +151,34 @@ class YaRN(Stretched):
             per_layer=True,
             tag="BetaSlow{}",
         )
+        rope_attention_factor: float | None = option(
+            None,
+            "YaRN: scale of rotated queries and keys; none: 0.1 ln(rope_scaling_factor) + 1",
+            above=0,
+            per_layer=True,
+            derive=lambda config: 0.1 * math.log(config.rope_scaling_factor) + 1.0,
+            tag="YaRNScale{}",
+        )
+        rope_truncate: bool = option(
+            True,
+            "YaRN: round the bounds of the interpolated dimensions outward to whole pairs",
+            per_layer=True,
+            tag=("ExactYaRN", "RoundYaRN"),
+        )
 
     @classmethod
     def apply(cls, dim: int, config: LayerConfig) -> tuple[Tensor, float]:
         frequencies = rope_frequencies(dim, config.rope_theta)
-        low = max(math.floor(cls._dimension(config.rope_beta_fast, dim, config)), 0)
-        high = min(math.ceil(cls._dimension(config.rope_beta_slow, dim, config)), dim - 1)
+        betas = (config.rope_beta_fast, config.rope_beta_slow)
+        low, high = (cls._dimension(beta, dim, config) for beta in betas)
+        if config.rope_truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
         pair = torch.arange(dim // 2, dtype=torch.float64, device="cpu")
         interpolated = ((pair - low) / ((high - low) or 1e-3)).clamp(0, 1)
         factor = config.rope_scaling_factor
         mixed = frequencies / factor * interpolated + frequencies * (1 - interpolated)
-        return mixed, 0.1 * math.log(factor) + 1.0
+        return mixed, config.rope_attention_factor
 
     @staticmethod
     def _dimension(turns: float, dim: int, config: LayerConfig) -> float:

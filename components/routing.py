@@ -67,6 +67,19 @@ class RoutingOptions:
         derive=lambda config: config.n_expert_groups,
         tag="Top{}Groups",
     )
+    expert_group_score: str = _experts.option(
+        "top2",
+        "score of an expert group: the sum of its two highest expert scores, or the highest",
+        choices=("top2", "max"),
+        per_layer=True,
+        tag={"top2": "Top2Groups", "max": "MaxGroups"},
+    )
+    router_logit_bias: bool = _experts.option(
+        False,
+        "a learned bias of the router logits",
+        per_layer=True,
+        tag=("NoLogitBias", "LogitBias"),
+    )
     router_bias_rate: float = _experts.option(
         0.0,
         "update rate, such as 0.001, of biases that balance the load of the experts by their "
@@ -110,18 +123,21 @@ class Routing(NamedTuple):
 class Router(nn.Linear):
     """A linear layer that scores the experts; each token uses those with the highest scores.
 
-    With groups, a token first selects the groups whose two highest scores have the highest sum,
-    then the experts within them (DeepSeek-V3, arXiv 2412.19437). `expert_bias` is added to the
-    scores for the selection, but not to the weights (Wang et al. 2024, arXiv 2408.15664). The
-    router computes in at least float32.
+    With groups, a token first selects the best groups, then the experts within them. The score of
+    a group is the sum of its two highest scores (DeepSeek-V3, arXiv 2412.19437), or its highest
+    score (DeepSeek-V2, arXiv 2405.04434). `expert_bias` is added to the scores for the selection,
+    but not to the weights (Wang et al. 2024, arXiv 2408.15664). `router_logit_bias` adds a learned
+    bias to the logits (gpt-oss, OpenAI 2025, arXiv 2508.10925). The router computes in at least
+    float32.
     """
 
     def __init__(self, config: LayerConfig):
-        super().__init__(config.n_embd, config.n_experts, bias=False)
+        super().__init__(config.n_embd, config.n_experts, bias=config.router_logit_bias)
         self.score, self.scale = config.router_score, config.router_scale
         self.renormalize = config.router_renormalize
         self.experts_per_token = config.n_experts_per_token
         self.groups, self.groups_per_token = config.n_expert_groups, config.n_groups_per_token
+        self.best_of_group = 2 if config.expert_group_score == "top2" else 1
         self.bias_rate = config.router_bias_rate
         if self.bias_rate:
             self.register_buffer("expert_bias", torch.zeros(config.n_experts))
@@ -130,7 +146,8 @@ class Router(nn.Linear):
         """Route tokens x (N, C)."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(x.to(wide), self.weight.to(wide))
+            bias = None if self.bias is None else self.bias.to(wide)
+            logits = F.linear(x.to(wide), self.weight.to(wide), bias)
         scores = logits.softmax(dim=-1) if self.score == "softmax" else logits.sigmoid()
         experts = self._choose(scores.detach())
         weights = scores.gather(-1, experts)
@@ -144,7 +161,8 @@ class Router(nn.Linear):
             scores = scores + self.expert_bias.to(scores.dtype)
         if self.groups_per_token < self.groups:
             grouped = scores.unflatten(-1, (self.groups, -1))
-            best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+            counted = min(self.best_of_group, grouped.shape[-1])
+            best = grouped.topk(counted, dim=-1).values.sum(dim=-1)
             groups = best.topk(self.groups_per_token, dim=-1).indices
             left_out = torch.ones_like(best, dtype=torch.bool).scatter(-1, groups, False)
             scores = grouped.masked_fill(left_out.unsqueeze(-1), float("-inf")).flatten(-2)
@@ -222,7 +240,7 @@ def idle_routing(config: LayerConfig) -> Iterator[Problem]:
     """Yield problems for routing keys without effect; errors if they have none in any layer."""
     groups = config.n_expert_groups
     if config.n_groups_per_token == groups:
-        for key in ("n_expert_groups", "n_groups_per_token"):
+        for key in ("n_expert_groups", "n_groups_per_token", "expert_group_score"):
             yield Problem(
                 (key,),
                 f"{key}={getattr(config, key)} has no effect when tokens may use all groups; set "

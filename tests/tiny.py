@@ -132,6 +132,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "activation": "quick_gelu",
         "glu_limit": 0.3,
         "glu_shift": 1.0,
+        "router_logit_bias": True,
     },
     "value_embedding=mixed": {"value_embedding": "mixed", "n_kv_head": 2},
     "value_embedding=gated": {"value_embedding": "gated", "value_residual": "fixed"},

@@ -118,6 +118,8 @@ CHANGES = {
     "router_scale": {"router_scale": 2.0},
     "n_expert_groups": {"n_expert_groups": 2},
     "n_groups_per_token": {"n_groups_per_token": 2},
+    "expert_group_score": {"expert_group_score": "max"},
+    "router_logit_bias": {"router_logit_bias": True},
     "n_shared_experts": {"n_shared_experts": 2},
     "shared_expert_gate": {"shared_expert_gate": True},
     "router_bias_rate": {"router_bias_rate": 0.1},
@@ -183,6 +185,8 @@ CHANGES = {
     "rope_original_block_size": {"rope_original_block_size": 64},
     "rope_beta_fast": {"rope_beta_fast": 2.0},
     "rope_beta_slow": {"rope_beta_slow": 0.1},
+    "rope_attention_factor": {"rope_attention_factor": 2.0},
+    "rope_truncate": {"rope_truncate": False},
     "rope_low_freq_factor": {"rope_low_freq_factor": 0.1},
     "rope_high_freq_factor": {"rope_high_freq_factor": 8.0},
     "bias": {"bias": False},
@@ -237,6 +241,7 @@ BEFORE = {
     ),
     "n_expert_groups": _GROUPS,
     "n_groups_per_token": _GROUPS,
+    "expert_group_score": {**_GROUPS, "router_score": "sigmoid"},
     "shared_expert_gate": {**_MOE, "n_shared_experts": 1},
     "hyper_streams": _HYPER,
     "hyper_dynamic": _HYPER,
@@ -255,6 +260,8 @@ BEFORE = {
     "rope_original_block_size": _YARN,
     "rope_beta_fast": _YARN,
     "rope_beta_slow": _YARN,
+    "rope_attention_factor": _YARN,
+    "rope_truncate": _YARN,
     "rope_low_freq_factor": _LLAMA3,
     "rope_high_freq_factor": _LLAMA3,
 }
@@ -340,7 +347,8 @@ def block_output(config: ModelArchitectureConfig, layer: int) -> torch.Tensor:
     model = GPT(config)
     with torch.no_grad():
         for vector in (p for p in model.parameters() if p.ndim == 1):
-            vector.add_(0.1)  # biases begin at zero
+            # Biases begin at zero, and equal ones of a softmax have no effect.
+            vector.add_(torch.linspace(0.1, 0.3, len(vector)))
     encoding = model.position_encodings[model._position_of_layer[layer]]
     x = torch.randn(2, 16, config.n_embd)
     return model.blocks[layer](x, layer_inputs(x, encoding))[0]

@@ -129,7 +129,7 @@ def gated_network(c: LayerConfig) -> int:
 
 def mixture(c: LayerConfig) -> int:
     C, F, shared = c.n_embd, c.ffn_hidden, c.n_shared_experts
-    gates = C * c.n_experts + C * c.shared_expert_gate
+    gates = (C + c.router_logit_bias) * c.n_experts + C * c.shared_expert_gate
     matrices = 3 * C * F * (c.n_experts + shared)
     biases = (2 * F + C) * c.n_experts + 2 * F * shared + C * (shared > 0)
     return gates + matrices + biases * c.bias

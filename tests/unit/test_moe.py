@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.moe import MoE
 from components.part import Part
+from components.routing import Router
 from model_builder import GPT
 from tests.mixtures import DEEPSEEK, MOE, hidden, made
 from tests.tiny import context, tiny_config, tiny_layer, tokens
@@ -30,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gated shared": {**MOE, "n_shared_experts": 2, "shared_expert_gate": True},
     "deepseek": DEEPSEEK,
     "groups of one": {**DEEPSEEK, "n_expert_groups": 8, "n_groups_per_token": 3},
+    "best of groups": {**DEEPSEEK, "expert_group_score": "max"},
+    "logit bias": {**MOE, "router_logit_bias": True},
 }
 every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 
@@ -45,6 +48,8 @@ def output_and_gradients(module: Any, parameters: list[Tensor]) -> list[Tensor]:
 def dense(ffn: MoE, config: Any, x: Tensor) -> Tensor:
     """Every expert on every token, times its weight, which is 0 for those that are not chosen."""
     logits = x @ ffn.router.weight.T
+    if config.router_logit_bias:
+        logits = logits + ffn.router.bias
     scores = logits.softmax(-1) if config.router_score == "softmax" else 1 / (1 + (-logits).exp())
     chosen = torch.zeros_like(scores)
     for place in torch.cartesian_prod(torch.arange(2), torch.arange(9)):
@@ -74,7 +79,8 @@ def chosen_experts(scores: Tensor, ffn: MoE, config: Any) -> list[int]:
     biased = (scores + getattr(ffn.router, "expert_bias", 0)).tolist()
     size = config.n_experts // config.n_expert_groups
     groups = [list(range(first, first + size)) for first in range(0, config.n_experts, size)]
-    groups.sort(key=lambda group: -sum(sorted(biased[e] for e in group)[-2:]))
+    counted = {"top2": 2, "max": 1}[config.expert_group_score]
+    groups.sort(key=lambda group: -sum(sorted(biased[e] for e in group)[-counted:]))
     candidates = [e for group in groups[: config.n_groups_per_token] for e in group]
     return sorted(candidates, key=lambda e: -biased[e])[: config.n_experts_per_token]
 
@@ -101,8 +107,9 @@ class TestPublishedLayers:
             for tensor in (*theirs.parameters(), *theirs.buffers()):
                 tensor.copy_(0.3 * torch.randn(tensor.shape))
         ours = MoE(tiny_layer(**{**MOE, **keys})).double()
+        router = getattr(theirs, "gate", None) or theirs.router
         pairs = {
-            "router.weight": (theirs.gate.weight,),
+            "router.weight": (router.weight,),
             "experts.gate_up": (theirs.experts.gate_up_proj,),
             "experts.down": (theirs.experts.down_proj,),
         }
@@ -191,6 +198,48 @@ class TestPublishedLayers:
         unbiased = ours.router(hidden().flatten(0, 1)).experts
         assert not torch.equal(biased.sort().values, unbiased.sort().values), "the bias is idle"
 
+    @pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
+    def test_deepseek_v2(self, method):
+        from transformers import DeepseekV2Config
+        from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+
+        config = DeepseekV2Config(
+            hidden_size=32,
+            moe_intermediate_size=10,
+            n_routed_experts=8,
+            n_shared_experts=2,
+            num_experts_per_tok=3,
+            n_group=4,
+            topk_group=2,
+            topk_method=method,
+            routed_scaling_factor=1.5,
+        )
+        theirs = DeepseekV2Moe(config)
+        keys = {
+            "n_experts_per_token": 3,
+            "n_shared_experts": 2,
+            "router_renormalize": False,
+            "router_scale": 1.5,
+        }
+        if method != "greedy":
+            keys |= {"n_expert_groups": 4, "n_groups_per_token": 2, "expert_group_score": "max"}
+        self.compare(theirs, theirs.shared_experts, **keys)
+
+    def test_the_router_of_gpt_oss(self):
+        from transformers import GptOssConfig
+        from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
+
+        config = GptOssConfig(hidden_size=32, num_local_experts=8, num_experts_per_tok=3)
+        theirs = GptOssTopKRouter(config).double()
+        ours = Router(tiny_layer(**MOE, n_experts_per_token=3, router_logit_bias=True)).double()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for own, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+                own.copy_(other.normal_())
+        x = hidden().flatten(0, 1)
+        found, (_, weights, experts) = ours(x), theirs(x)
+        assert_close((found.weights, found.experts), (weights, experts))
+
 
 class TestCost:
     @every_variant
@@ -202,6 +251,7 @@ class TestCost:
         shared = c.n_shared_experts * expert + c.n_embd * c.shared_expert_gate
         assert ffn.forward_flops(7) == 2 * 7 * (routed + shared)
         biases = (2 * c.ffn_hidden + c.n_embd) * c.n_experts_per_token * c.bias
+        biases += c.n_experts * c.router_logit_bias
         unused = sum(p.unused_parameters() for p in ffn.modules() if isinstance(p, Part))
         total = sum(p.numel() for p in ffn.parameters())
         assert total - unused == routed + shared + biases

@@ -88,6 +88,29 @@ def test_yarn_interpolates_what_turns_rarely_and_scales_the_rotation():
     assert (ratio.diff() <= 1e-6).all()
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_is_that_of_transformers(truncate):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    given = {"factor": 4.0, "beta_fast": 20.0, "beta_slow": 2.0, "attention_factor": 0.7}
+    own = {
+        "rope_original_block_size": 100,
+        "rope_scaling_factor": 4.0,
+        "rope_beta_fast": 20.0,
+        "rope_beta_slow": 2.0,
+        "rope_attention_factor": 0.7,
+        "rope_truncate": truncate,
+    }
+    original = {"rope_theta": 10_000.0, "original_max_position_embeddings": 100}
+    parameters = {"rope_type": "yarn", "truncate": truncate, **given, **original}
+    config = LlamaConfig(head_dim=64, rope_parameters=parameters)
+    theirs, magnitude = ROPE_INIT_FUNCTIONS["yarn"](config, None)
+    ours = rope(rope_scaling="yarn", head_dim=64, **own)
+    assert torch.allclose(frequencies(ours), theirs.double(), rtol=1e-4)
+    assert torch.hypot(ours.cos, ours.sin).mean().item() == pytest.approx(magnitude)
+
+
 def test_llama3_scaling_in_its_three_ranges():
     keys = {"head_dim": 64, "rope_original_block_size": 1024, "rope_scaling_factor": 8.0}
     plain, scaled = rope(head_dim=64), rope(rope_scaling="llama3", **keys)
