@@ -34,9 +34,11 @@ from interop.fields import (
     same,
     switch,
 )
+from interop.file_forms import Renamed
 from interop.gemma_fields import GEMMA3_LAYERS, QUERY_SCALAR, ROOT_OF_WIDTH
 from interop.later_families import LATER_FAMILIES
 from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS
+from interop.moe_families import MOE_FAMILIES
 from interop.rope_fields import (
     ROTARY_DIM,
     rope,
@@ -194,9 +196,9 @@ _GPT_NEOX = Family(
         "blocks.{}.ffn.up": Weights((_NEOX_LAYER + "mlp.dense_h_to_4h",)),
         "blocks.{}.ffn.down": Weights((_NEOX_LAYER + "mlp.dense_4h_to_h",)),
         "final_norm": Weights(("gpt_neox.final_layer_norm",)),
-        "head": Weights(("embed_out",)),
+        "head": Weights(("lm_head",)),
     },
-    in_memory={"lm_head.weight": "embed_out.weight"},
+    file_forms=(Renamed("embed_out.", "lm_head."),),
 )
 
 _LLAMA = Family(
@@ -454,6 +456,7 @@ FAMILIES: dict[str, Family] = {
         _STABLELM,
         _GPTJ,
         *LATER_FAMILIES,
+        *MOE_FAMILIES,
     )
 }
 """By model_type; where several could express an architecture, the first is written."""

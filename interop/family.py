@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,23 +22,39 @@ from components.layer_config import LayerConfig
 from components.positions import rotated_dimensions
 from errors import ConfigError, Problem, UserError
 from interop.fields import Aspect, Fields, Keys
+from interop.file_forms import FileForm, Tensors
 from interop.layouts import PLAIN, Layout
 from model_config import ModelArchitectureConfig
+from options import KEYS
 from patterns import Pattern, by_layer
 
-OF_A_RUN = ("dropout", "attention_backend")
+OF_A_RUN = ("dropout", "attention_backend", "balance_loss_coef", "router_z_loss_coef")
 """Keys that are no part of what a model computes: neither read nor written."""
-BIASES = ("bias", "attention_bias", "attention_out_bias", "head_bias")
+BIASES = (
+    "bias",
+    "attention_bias",
+    "attention_out_bias",
+    "head_bias",
+    "router_logit_bias",
+    "router_bias_rate",
+)
 _MADE_UP_FOR = (*OF_A_RUN, "ffn_multiplier", "ffn_multiple_of")
 """Keys that are not compared: ffn_hidden says what the last two make."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The weights of one of our modules in a family: several are stacked by rows in ours."""
+    """The weights of one of our modules, or one tensor, in a family: several are stacked by rows in
+    ours."""
 
     theirs: tuple[str, ...]
     layout: Layout = PLAIN
+
+    def names(self, layer: int, kind: str) -> list[str]:
+        """Their names for the parts of ours; `kind` is `weight` or `bias`, or empty if they are
+        whole names."""
+        suffix = f".{kind}" if kind else ""
+        return [name.format(layer) + suffix for name in self.theirs]
 
     def ours_of(self, parts: list[Tensor], layer: LayerConfig) -> Tensor:
         """Our tensor of theirs."""
@@ -55,6 +71,10 @@ class Weights:
 WeightTable = dict[str, Weights]
 
 
+def _none(layer: LayerConfig) -> WeightTable:
+    return {}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
     """A table of a family.
@@ -69,9 +89,11 @@ class Family:
         defaults: Values of fields that config.json may leave out.
         aliases: Other names of fields (transformers' attribute_map), which come before their own.
         required: Fields that change what is computed, with the values that can be expressed here.
-        weights: Our modules, `{}` standing for the layer, and their weights, by their names in
-            files.
-        in_memory: Weights that transformers calls otherwise once they are loaded.
+        mixers: The mixers that its layers may have.
+        weights: Our modules or tensors, `{}` standing for the layer, and their weights.
+        weights_of: Weights of a layer that depend on its keys; they replace those of `weights`.
+        file_forms: How its files name or divide weights otherwise than `weights` does, in the
+            order of reading.
     """
 
     model_type: str
@@ -82,8 +104,10 @@ class Family:
     defaults: Fields = dataclasses.field(default_factory=dict)
     aliases: dict[str, str] = dataclasses.field(default_factory=dict)
     required: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    mixers: tuple[str, ...] = ("attention",)
     weights: WeightTable
-    in_memory: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights_of: Callable[[LayerConfig], WeightTable] = _none
+    file_forms: tuple[FileForm, ...] = ()
 
     # config.json
 
@@ -131,14 +155,14 @@ class Family:
 
         One without keys says why the family has no such architecture at all.
         """
-        others = {layer.mixer for layer in config.kinds} - {"attention"}
+        others = {layer.mixer for layer in config.kinds} - set(self.mixers)
         if others:
-            names = " or ".join(sorted(others))
+            names, allowed = " or ".join(sorted(others)), " or ".join(self.mixers)
             return [
                 Problem(
                     ("mixer",),
                     f"{self.model_type} has no mixer={names}; only models whose layers all use "
-                    "mixer=attention can be exported.",
+                    f"mixer={allowed} can be exported.",
                 )
             ]
         try:
@@ -159,32 +183,47 @@ class Family:
 
     # Weights
 
-    def _of_module(self, module: str) -> tuple[Weights, int]:
-        """The weights of our module and its layer: 0 for one outside, whose layout reads none."""
-        layer = re.search(r"\.(\d+)\.", module)
-        if layer is None:
-            return self.weights[module], 0
-        return self.weights[module.replace(layer[0], ".{}.", 1)], int(layer[1])
+    def _entry(self, ours: str, config: ModelArchitectureConfig) -> tuple[Weights, int, str]:
+        """The weights of our parameter; its layer, 0 for one outside, whose layout reads none; and
+        its kind, empty if the table has the whole name."""
+        found = re.search(r"\.(\d+)\.", ours)
+        layer = int(found[1]) if found else 0
+        name = ours.replace(found[0], ".{}.", 1) if found else ours
+        table = self.weights | self.weights_of(config.layers[layer])
+        if name in table:
+            return table[name], layer, ""
+        module, _, kind = name.rpartition(".")
+        return table[module], layer, {"offset": "weight"}.get(kind, kind)
 
-    def names(self, ours: str) -> list[str]:
+    def names(self, ours: str, config: ModelArchitectureConfig) -> list[str]:
         """Their names for the parts of our parameter."""
-        module, _, kind = ours.rpartition(".")
-        weights, layer = self._of_module(module)
-        kind = {"offset": "weight"}.get(kind, kind)
-        return [f"{name.format(layer)}.{kind}" for name in weights.theirs]
+        weights, layer, kind = self._entry(ours, config)
+        return weights.names(layer, kind)
 
     def to_ours(self, ours: str, parts: list[Tensor], config: ModelArchitectureConfig) -> Tensor:
         """Our parameter of the tensors that `names` lists."""
-        weights, layer = self._of_module(ours.rpartition(".")[0])
+        weights, layer, _ = self._entry(ours, config)
         return weights.ours_of(parts, config.layers[layer])
 
     def to_theirs(
         self, ours: str, tensor: Tensor, config: ModelArchitectureConfig
     ) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of the family for our parameter."""
-        weights, layer = self._of_module(ours.rpartition(".")[0])
+        weights, layer, kind = self._entry(ours, config)
         tensors = weights.theirs_of(tensor, config.layers[layer])
-        return zip(self.names(ours), tensors, strict=True)
+        return zip(weights.names(layer, kind), tensors, strict=True)
+
+    def from_files(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        """Tensors as `weights` names them, of those of a file or of a model in memory."""
+        for form in self.file_forms:
+            tensors = form.read(tensors, config)
+        return tensors
+
+    def to_files(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        """Tensors as files have them, of those that `weights` names."""
+        for form in reversed(self.file_forms):
+            tensors = form.write(tensors, config)
+        return tensors
 
 
 def _with_biases(
@@ -193,12 +232,18 @@ def _with_biases(
     """An architecture with the biases, a LayerNorm's too, that another one has besides."""
     layers = list(zip(config.layers, wanted.layers, strict=True))
     added: Keys = {
-        key: by_layer([own.get(key) or other.get(key) for own, other in layers]) for key in BIASES
+        key: by_layer([_either(key, own, other) for own, other in layers]) for key in BIASES
     }
     added["normalization"] = by_layer(
         [_biased_norm(own.normalization, other.normalization) for own, other in layers]
     )
     return ModelArchitectureConfig.from_dict(config.to_dict() | added)
+
+
+def _either(key: str, own: LayerConfig, other: LayerConfig) -> Any:
+    """The first value of two layers that adds a bias; the default if no part has the key."""
+    value = own.get(key) or other.get(key)
+    return KEYS[key].default if value is None else value
 
 
 def _biased_norm(own: str, wanted: str) -> str:
@@ -213,12 +258,20 @@ def _differences(
     layers = [(_compared(own), _compared(others)) for own, others in both]
     # A key that one of them lacks is of a part that it has not chosen: that choice differs as well.
     keys = dict.fromkeys(
-        key for own, others in layers for key in own if key in others and own[key] != others[key]
+        key
+        for own, others in layers
+        for key in own
+        if key in others and not _alike(key, own[key], others[key])
     )
     return {
         key: tuple(by_layer([one.get(key) for one in side]) for side in zip(*layers, strict=True))
         for key in keys
     }
+
+
+def _alike(key: str, one: Any, other: Any) -> bool:
+    """Whether two values compute the same. Only whether a router has biases is of the model."""
+    return bool(one) == bool(other) if key == "router_bias_rate" else one == other
 
 
 def _compared(layer: LayerConfig) -> Keys:

@@ -154,8 +154,8 @@ def choose_family(config: ModelArchitectureConfig, name: str | None = None) -> F
 
 
 def _distance(misfits: list[Problem]) -> tuple[bool, int]:
-    """A family that differs in some keys is nearer than one that has no such architecture."""
-    return any(not problem.keys for problem in misfits), len(misfits)
+    """A family that differs in some keys is nearer than one without such a mixer or architecture."""
+    return any(problem.keys in ((), ("mixer",)) for problem in misfits), len(misfits)
 
 
 def _dtype(model: GPT) -> str:

@@ -65,6 +65,63 @@ def _reordered(x: Tensor, order: Tensor, layer: LayerConfig) -> Tensor:
     return torch.cat((*(part.flatten(0, 1) for part in heads), values))
 
 
+# Latent attention
+
+
+def _latent_pairs(layer: LayerConfig, before: int) -> Tensor:
+    """Their dimension for each of `before` plain ones and the rotated ones of latent attention."""
+    rotated = torch.arange(layer.qk_rope_head_dim).view(-1, 2).T.flatten()
+    return torch.cat((torch.arange(before), before + rotated))
+
+
+def _from_paired_queries(x: Tensor, layer: LayerConfig) -> Tensor:
+    order = _latent_pairs(layer, layer.qk_nope_head_dim)
+    return x.unflatten(0, (layer.n_head, -1))[:, order].flatten(0, 1)
+
+
+def _to_paired_queries(x: Tensor, layer: LayerConfig) -> Tensor:
+    order = _latent_pairs(layer, layer.qk_nope_head_dim).argsort()
+    return x.unflatten(0, (layer.n_head, -1))[:, order].flatten(0, 1)
+
+
+def _from_paired_latent(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x[_latent_pairs(layer, layer.kv_lora_rank)]
+
+
+def _to_paired_latent(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x[_latent_pairs(layer, layer.kv_lora_rank).argsort()]
+
+
+# Experts
+
+
+def _from_interleaved(x: Tensor, layer: LayerConfig) -> Tensor:
+    gate, up = x[..., ::2], x[..., 1::2]
+    both = torch.cat((gate, up), dim=-1)
+    return both.mT if x.ndim == 3 else both.flatten()
+
+
+def _to_interleaved(x: Tensor, layer: LayerConfig) -> Tensor:
+    both = x.mT if x.ndim == 3 else x.unflatten(0, (layer.n_experts, -1))
+    return torch.stack(both.chunk(2, dim=-1), dim=-1).flatten(-2)
+
+
+def _from_rows(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.mT if x.ndim == 3 else x.flatten()
+
+
+def _to_rows(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.mT if x.ndim == 3 else x.unflatten(0, (layer.n_experts, -1))
+
+
+def _first_row(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.flatten()
+
+
+def _as_row(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.unsqueeze(0)
+
+
 PLAIN = Layout(_as_it_is, _as_it_is)
 CONV1D = Layout(_transposed, _transposed)
 """GPT-2's matrices are (in, out)."""
@@ -72,3 +129,13 @@ HEAD_MAJOR = Layout(_from_head_major, _to_head_major)
 """GPT-NeoX has a head's queries, keys and values together, ours has all queries first."""
 NEIGHBOUR_PAIRS = Layout(_from_neighbour_pairs, _to_neighbour_pairs)
 """GPT-J rotates dimensions 2i and 2i + 1 together, ours i and i + rotated/2."""
+PAIRED_QUERIES = Layout(_from_paired_queries, _to_paired_queries)
+"""DeepSeek rotates neighbouring dimensions of the rotated part of each query."""
+PAIRED_LATENT = Layout(_from_paired_latent, _to_paired_latent)
+"""The same for the rotated part of the keys, below the latent."""
+INTERLEAVED_EXPERTS = Layout(_from_interleaved, _to_interleaved)
+"""gpt-oss has (experts, in, out), gate and up in turn; biases are (experts, out)."""
+TRANSPOSED_EXPERTS = Layout(_from_rows, _to_rows)
+"""The same without pairs of rows."""
+ONE_ROW = Layout(_first_row, _as_row)
+"""ERNIE 4.5 has a router's biases as (1, experts)."""

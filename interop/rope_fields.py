@@ -29,6 +29,8 @@ _SCALINGS = {
     },
 }
 """Each `rope_type`, and which of its parameters is which key."""
+_OF_YARN = ("attention_factor", "mscale", "mscale_all_dim", "truncate")
+"""Parameters that have no key of their own in `_SCALINGS`."""
 _NOT_SCALING = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -59,14 +61,32 @@ def scaling_keys(parameters: Fields, longest: int) -> Keys:
     said = {_ORIGINAL: longest, "beta_fast": 32.0, "beta_slow": 1.0}
     said |= {name: value for name, value in parameters.items() if value is not None}
     lost = set(parameters).intersection(said) - set(_NOT_SCALING) - set(_SCALINGS[kind].values())
-    lost -= {"truncate"} if said.get("truncate") is True else set()
+    if kind == "yarn":
+        lost -= set(_OF_YARN)
     if lost:
         listed = ", ".join(f"{name}={said[name]!r}" for name in sorted(lost))
         raise UserError(f"rope_type={kind!r} has {listed}, which cannot be expressed here.")
     keys = {key: said[name] for key, name in _SCALINGS[kind].items()}
     if keys.get("rope_scaling_factor", 1) == 1:  # every scaling by 1 leaves RoPE as it is
         return {"rope_scaling": "none"}
-    return {"rope_scaling": kind, **keys}
+    return {"rope_scaling": kind, **keys, **(_yarn_keys(parameters) if kind == "yarn" else {})}
+
+
+def yarn_scale(factor: float, share: float = 1.0) -> float:
+    """How much YaRN sharpens attention, as transformers computes it; `share` is its `mscale`."""
+    return 0.1 * share * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_keys(parameters: Fields) -> Keys:
+    """The scale of the rotation where it is not the default, and the rounding of the bounds."""
+    keys: Keys = {"rope_truncate": bool(parameters.get("truncate", True))}
+    factor, of_all = parameters["factor"], parameters.get("mscale_all_dim")
+    if parameters.get("attention_factor") is not None:
+        keys["rope_attention_factor"] = parameters["attention_factor"]
+    elif parameters.get("mscale") and of_all:
+        scales = yarn_scale(factor, parameters["mscale"]), yarn_scale(factor, of_all)
+        keys["rope_attention_factor"] = scales[0] / scales[1]
+    return keys
 
 
 def scaling_fields(layer: LayerConfig) -> Fields | None:
@@ -75,7 +95,18 @@ def scaling_fields(layer: LayerConfig) -> Fields | None:
         return None
     names = _SCALINGS[layer.rope_scaling]
     values = {name: getattr(layer, key) for key, name in names.items()}
+    if layer.rope_scaling == "yarn":
+        values |= _yarn_fields(layer)
     return {"rope_type": layer.rope_scaling, **values}
+
+
+def _yarn_fields(layer: LayerConfig) -> Fields:
+    fields: Fields = {}
+    if layer.rope_attention_factor != yarn_scale(layer.rope_scaling_factor):
+        fields["attention_factor"] = layer.rope_attention_factor
+    if not layer.rope_truncate:
+        fields["truncate"] = False
+    return fields
 
 
 # RoPE that layers share

@@ -24,23 +24,25 @@ def copy_weights(model: GPT, family: Family, tensors: Mapping[str, Tensor]) -> N
     _refuse_misfit(tensors, _expected(own, model.config, family))
     with torch.no_grad():
         for name, parameter in own.items():
-            parts = [tensors[theirs] for theirs in family.names(name)]
+            parts = [tensors[theirs] for theirs in family.names(name, model.config)]
             parameter.copy_(family.to_ours(name, parts, model.config))
 
 
 def _weights(model: GPT) -> dict[str, Tensor]:
-    """Every weight once."""
-    return dict(model.named_parameters())
+    """Every weight once, and the buffers that are saved."""
+    saved = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return dict(model.named_parameters()) | buffers
 
 
 def _relevant(
     config: ModelArchitectureConfig, family: Family, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors by their full names in files, without buffers and the copy of a tied one."""
-    tensors = {family.in_memory.get(name, name): tensor for name, tensor in tensors.items()}
+    """The tensors by their names in the table, without buffers and the copy of a tied one."""
     if not any(name.startswith(family.prefix) for name in tensors):
         tensors = {family.prefix + name: tensor for name, tensor in tensors.items()}
-    tied = family.names("head.weight") if config.weight_tying else []
+    tensors = family.from_files(dict(tensors), config)
+    tied = family.names("head.weight", config) if config.weight_tying else []
     return {
         name: tensor
         for name, tensor in tensors.items()
@@ -86,4 +88,5 @@ def their_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     for name, shape in ((name, weight.shape) for name, weight in whole.items()):
         weight = own[name].detach().cpu() if name in own else torch.zeros(shape, dtype=dtype)
         tensors |= dict(family.to_theirs(name, weight, config))
+    tensors = family.to_files(tensors, config)
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

@@ -52,6 +52,19 @@ def late_windows(given: Fields) -> LayerTypes:
     return types_of([layer >= given["max_window_layers"] for layer in layers_of(given)])
 
 
+def late_windows_if_any(given: Fields) -> LayerTypes:
+    """dots.llm1's default: Qwen's where there is a window."""
+    if given["sliding_window"] is None:
+        return types_of([False] * len(layers_of(given)))
+    return late_windows(given)
+
+
+def early_alternating(given: Fields) -> LayerTypes:
+    """Qwen2-MoE's default: every other one of the first `max_window_layers` has a window."""
+    last = given["max_window_layers"]
+    return types_of([layer % 2 == 0 and layer < last for layer in layers_of(given)])
+
+
 def every_nth_full(given: Fields, interval: int) -> LayerTypes:
     """All layers but every n-th have a window."""
     return types_of([(layer + 1) % interval != 0 for layer in layers_of(given)])
@@ -92,6 +105,19 @@ WINDOW_EVERYWHERE = Aspect(
     lambda given: {"sliding_window": _window(given)},
     lambda config: {"sliding_window": window_of(config.layers[0])},
 )
+
+
+def _window_if_used(given: Fields) -> Keys:
+    return {"sliding_window": _window(given) if given["use_sliding_window"] else None}
+
+
+def _use_of_window(config: ModelArchitectureConfig) -> Fields:
+    fields = WINDOW_EVERYWHERE.write(config)
+    return fields | {"use_sliding_window": fields["sliding_window"] is not None}
+
+
+WINDOW_IF_USED = Aspect(_window_if_used, _use_of_window)
+"""Qwen3-MoE: a window in all layers where `use_sliding_window` is true."""
 
 
 def windows_by_layer(default: DefaultTypes) -> Aspect:

@@ -58,6 +58,7 @@ def _sizes(model_type: str, random: Random) -> Fields:
 _WIDE_HEADS = {
     *("gemma", "gemma2", "gemma3_text", "qwen3"),
     *("seed_oss", "ernie4_5", "glm", "glm4"),
+    *("qwen3_moe", "gpt_oss", "ernie4_5_moe"),
 }
 """Families whose head_dim does not follow from other fields."""
 
@@ -284,6 +285,71 @@ def _glm(random: Random) -> Fields:
     return fields | _act(random, "hidden_act") | _biases(random, "attention_bias")
 
 
+# Mixtures of experts
+
+
+def _experts(random: Random, number: str, used: str = "num_experts_per_tok") -> Fields:
+    """Never so many that a token uses all."""
+    experts = random.choice((4, 6, 8))
+    return {number: experts, used: random.randint(1, 3)}
+
+
+def _mixtral(random: Random) -> Fields:
+    fields = _rope(random) | _act(random, "hidden_act") | _experts(random, "num_local_experts")
+    fields |= _maybe(random, 0.1, num_experts=4, router_jitter_noise=0.1)
+    return fields | _maybe(random, 0.3, **_window(random))
+
+
+def _qwen_layers(random: Random) -> Fields:
+    fields = _rope(random) | _act(random, "hidden_act") | _experts(random, "num_experts")
+    fields |= {"moe_intermediate_size": random.choice((8, 12))}
+    fields |= _maybe(random, 0.3, decoder_sparse_step=random.choice((1, 2)))
+    dense = random.sample(range(5), random.randint(0, 3))
+    fields |= _maybe(random, 0.4, mlp_only_layers=random.choice((None, dense)))
+    return fields | _maybe(random, 0.7, norm_topk_prob=random.random() < 0.7)
+
+
+def _qwen3_moe(random: Random) -> Fields:
+    fields = _qwen_layers(random) | _biases(random, "attention_bias")
+    fields |= _maybe(random, 0.5, use_sliding_window=random.random() < 0.8)
+    return fields | _maybe(random, 0.8, **_window(random))
+
+
+def _qwen2_moe(random: Random) -> Fields:
+    fields = _qwen_layers(random) | _biases(random, "qkv_bias") | _optional_window(random)
+    fields["shared_expert_intermediate_size"] = random.choice((24, 24, 24, 48, 10, 0))
+    return fields | _maybe(random, 0.6, max_window_layers=random.randint(0, 5))
+
+
+def _olmoe(random: Random) -> Fields:
+    fields = _olmo(random) | _experts(random, "num_experts")
+    return fields | _maybe(random, 0.7, norm_topk_prob=random.random() < 0.7)
+
+
+def _gpt_oss(random: Random) -> Fields:
+    fields = _rope(random) | _experts(random, "num_local_experts") | _layer_types(random)
+    fields |= _biases(random, "attention_bias") | _maybe(random, 0.7, **_window(random))
+    fields |= _maybe(random, 0.3, swiglu_limit=random.choice((0.5, 7)))
+    if "sliding_window" not in fields:
+        fields["sliding_window"] = 5
+    return fields | _maybe(random, 0.1, swiglu_alpha=1.0, hidden_act="gelu")
+
+
+def _ernie_moe(random: Random) -> Fields:
+    fields = _rope(random) | _act(random, "hidden_act")
+    fields |= _experts(random, "moe_num_experts", "moe_k")
+    fields |= {"moe_intermediate_size": 12} | _maybe(random, 0.1, use_bias=random.random() < 0.5)
+    fields |= _maybe(
+        random,
+        0.4,
+        moe_num_shared_experts=random.randint(0, 2),
+        moe_layer_start_index=random.randint(0, 2),
+        moe_layer_end_index=random.choice((-1, 1, 2, 9)),
+        moe_layer_interval=random.randint(1, 2),
+    )
+    return fields | _maybe(random, 0.1, moe_norm_min=random.choice((1e-12, 0.5)))
+
+
 _FLAGS = {
     "gpt2": _gpt2,
     "gptj": _gptj,
@@ -308,5 +374,12 @@ _FLAGS = {
     "phi": _phi,
     "glm": _glm,
     "glm4": _glm,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
+    "qwen2_moe": _qwen2_moe,
+    "olmoe": _olmoe,
+    "flex_olmo": _olmoe,
+    "gpt_oss": _gpt_oss,
+    "ernie4_5_moe": _ernie_moe,
 }
 assert _FLAGS.keys() == FAMILIES.keys()

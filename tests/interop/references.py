@@ -60,6 +60,19 @@ _GEMMA3 = {
     "query_pre_attn_scalar": 24,
 }
 
+_EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 20}
+_QWEN_MOE = {**_GROUPED, **_EXPERTS, "num_experts": 6}
+_FEW_EXPERTS = {**_GROUPED, "num_experts_per_tok": 3, "num_experts": 6}
+_FEW_LOCAL = {**_GROUPED, "num_experts_per_tok": 3, "num_local_experts": 6}
+_GPT_OSS = {**_FEW_LOCAL, "head_dim": 16, "sliding_window": WINDOW}
+_ERNIE = {
+    **_GROUPED,
+    "head_dim": 16,
+    "moe_intermediate_size": 20,
+    "moe_k": 3,
+    "moe_num_experts": 6,
+}
+
 REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2Config", {**_OLD_SIZES, **_NO_DROPOUT}),
     "GPT-2, wide, untied": (
@@ -192,6 +205,25 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM": ("GlmConfig", {**_GROUPED, "head_dim": 16}),
     "GLM, no biases": ("GlmConfig", {**_GROUPED, "head_dim": 16, "attention_bias": False}),
     "GLM-4": ("Glm4Config", {**_GROUPED, "head_dim": 16}),
+    "Mixtral": ("MixtralConfig", _FEW_LOCAL),
+    "Qwen3-MoE": ("Qwen3MoeConfig", {**_QWEN_MOE, "head_dim": 16, "norm_topk_prob": True}),
+    "Qwen3-MoE, some layers dense": (
+        "Qwen3MoeConfig",
+        {**_QWEN_MOE, "head_dim": 8, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
+    "Qwen2-MoE": ("Qwen2MoeConfig", {**_QWEN_MOE, "shared_expert_intermediate_size": 40}),
+    "OLMoE": ("OlmoeConfig", _FEW_EXPERTS),
+    "FlexOlmo": ("FlexOlmoConfig", {**_FEW_EXPERTS, "norm_topk_prob": True}),
+    "gpt-oss": ("GptOssConfig", _GPT_OSS),
+    "gpt-oss, unscaled": (
+        "GptOssConfig",
+        {**_GPT_OSS, "rope_parameters": {"rope_type": "default"}},
+    ),
+    "ERNIE 4.5 MoE": ("Ernie4_5_MoeConfig", _ERNIE),
+    "ERNIE 4.5 MoE, every other layer, nothing shared": (
+        "Ernie4_5_MoeConfig",
+        {**_ERNIE, "moe_num_shared_experts": 0, "moe_layer_interval": 2},
+    ),
 }
 """The class of its config, and what that is given."""
 
@@ -209,8 +241,10 @@ def reference(name: str) -> Any:
 @torch.no_grad()
 def enlarged(model: Any) -> Any:
     """The model, its weights made so large that every part matters."""
-    for parameter in model.parameters():
-        parameter.add_(0.15 * torch.randn_like(parameter))
+    saved = model.state_dict().keys()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    for tensor in (*model.parameters(), *buffers):
+        tensor.add_(0.15 * torch.randn_like(tensor))
     return model
 
 

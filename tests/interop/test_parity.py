@@ -52,12 +52,11 @@ def test_gradients(name):
     ours(idx[:, :-1], idx[:, 1:])[1].backward()
     theirs.zero_grad()
     theirs(idx, labels=idx).loss.backward()
-    gradients = {
-        family.in_memory.get(name, name): parameter.grad
-        for name, parameter in theirs.named_parameters()
-    }
+    gradients = family.from_files(
+        {name: parameter.grad for name, parameter in theirs.named_parameters()}, ours.config
+    )
     for own, parameter in ours.named_parameters():
-        parts = [gradients[part] for part in family.names(own)]
+        parts = [gradients[part] for part in family.names(own, ours.config)]
         expected = family.to_ours(own, parts, ours.config)
         error = (parameter.grad - expected).norm() / expected.norm().clamp(min=1e-6)
         assert_within(error.item(), 1e-4, f"the gradient of {own}")

@@ -1,0 +1,378 @@
+"""Tables of families with mixtures of experts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from interop.activation_fields import gate
+from interop.family import Family, Weights, WeightTable
+from interop.family_tables import (
+    LLAMA_KEYS,
+    LLAMA_WEIGHTS,
+    RMS_EPS,
+    ROPE,
+    SIZES,
+    TIED,
+    UNTIED,
+    layer_weights,
+)
+from interop.fields import (
+    ATTENTION_BIAS,
+    HEAD_DIM,
+    KEY_HEADS,
+    NO_HEAD_DIM,
+    Aspect,
+    Fields,
+    Keys,
+    same,
+)
+from interop.file_forms import FileForm, Renamed, StackedExperts
+from interop.layouts import (
+    INTERLEAVED_EXPERTS,
+    NEIGHBOUR_PAIRS,
+    ONE_ROW,
+    TRANSPOSED_EXPERTS,
+    Layout,
+)
+from interop.moe_fields import (
+    BY_STEP,
+    IN_RANGE,
+    NO_GATE,
+    NORMALIZED,
+    SHARED_OF_WIDTH,
+    mixture,
+    shared_experts,
+)
+from interop.rope_fields import rope
+from interop.window_fields import (
+    WINDOW_EVERYWHERE,
+    WINDOW_IF_USED,
+    alternating,
+    early_alternating,
+    optional_windows,
+    windows_by_layer,
+)
+from model_config import ModelArchitectureConfig
+
+EXPERT_WEIGHTS: WeightTable = LLAMA_WEIGHTS | {
+    "blocks.{}.ffn.router": layer_weights("mlp.gate"),
+    "blocks.{}.ffn.router.expert_bias": layer_weights("mlp.gate.e_score_correction_bias"),
+    "blocks.{}.ffn.experts.gate_up": layer_weights("mlp.experts.gate_up_proj"),
+    "blocks.{}.ffn.experts.down": layer_weights("mlp.experts.down_proj"),
+    "blocks.{}.ffn.shared.gate_up": layer_weights(
+        "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"
+    ),
+    "blocks.{}.ffn.shared.down": layer_weights("mlp.shared_experts.down_proj"),
+}
+"""Mixtures of experts beside LLaMA's networks."""
+
+GATED_SHARED_WEIGHTS: WeightTable = {
+    "blocks.{}.ffn.shared.gate_up": layer_weights(
+        "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"
+    ),
+    "blocks.{}.ffn.shared.down": layer_weights("mlp.shared_expert.down_proj"),
+    "blocks.{}.ffn.shared_gate": layer_weights("mlp.shared_expert_gate"),
+}
+
+
+def stacked(gate: str, up: str, down: str) -> tuple[FileForm, ...]:
+    """Files with each expert's matrices by these names."""
+    return (
+        StackedExperts("mlp.experts.gate_up_proj", (gate, up)),
+        StackedExperts("mlp.experts.down_proj", (down,)),
+    )
+
+
+STACKED = stacked("gate_proj", "up_proj", "down_proj")
+BIAS_RATE = 0.001
+"""The rate at which DeepSeek-V3's biases for balancing were trained. A file says only that there
+are such biases."""
+
+_DEFAULTS: Fields = {**UNTIED, "hidden_act": "silu", "attention_bias": False}
+
+_MIXTRAL = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    fixed={**LLAMA_KEYS, "router_renormalize": True},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        mixture(gate("hidden_act"), width="intermediate_size", experts="num_local_experts"),
+        rope(theta=1e6),
+        WINDOW_EVERYWHERE,
+    ),
+    defaults={
+        **_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+        "num_key_value_heads": 8,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 8,
+    },
+    aliases={"num_experts": "num_local_experts"},
+    weights=EXPERT_WEIGHTS,
+    file_forms=(Renamed(".block_sparse_moe.", ".mlp."), *stacked("w1", "w3", "w2")),
+)
+
+_QWEN_DEFAULTS: Fields = {
+    **_DEFAULTS,
+    "rms_norm_eps": 1e-6,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+    "norm_topk_prob": False,
+}
+_QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    fixed={**LLAMA_KEYS, "qk_norm": True},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        ATTENTION_BIAS,
+        mixture(gate("hidden_act"), BY_STEP),
+        NORMALIZED,
+        rope(),
+        WINDOW_IF_USED,
+    ),
+    defaults={
+        **_QWEN_DEFAULTS,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 768,
+        "num_experts_per_tok": 8,
+        "num_experts": 128,
+    },
+    aliases={"num_local_experts": "num_experts"},
+    weights=EXPERT_WEIGHTS,
+    file_forms=STACKED,
+)
+
+_QWEN2_MOE = Family(
+    model_type="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    fixed=LLAMA_KEYS,
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        same(attention_bias="qkv_bias"),
+        mixture(gate("hidden_act"), BY_STEP),
+        SHARED_OF_WIDTH,
+        NORMALIZED,
+        rope(),
+        optional_windows(early_alternating),
+    ),
+    defaults={
+        **_QWEN_DEFAULTS,
+        "num_key_value_heads": 16,
+        "max_window_layers": 28,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts_per_tok": 4,
+        "num_experts": 60,
+        "qkv_bias": True,
+    },
+    weights=EXPERT_WEIGHTS | GATED_SHARED_WEIGHTS,
+    file_forms=STACKED,
+)
+
+_OLMOE = Family(
+    model_type="olmoe",
+    architecture="OlmoeForCausalLM",
+    fixed={**LLAMA_KEYS, "qk_norm": True, "qk_norm_over": "projection"},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        NO_HEAD_DIM,
+        ATTENTION_BIAS,
+        mixture(gate("hidden_act"), width="intermediate_size"),
+        NORMALIZED,
+        rope(),
+    ),
+    defaults={
+        **_DEFAULTS,
+        "rms_norm_eps": 1e-5,
+        "num_experts_per_tok": 8,
+        "num_experts": 64,
+        "norm_topk_prob": False,
+    },
+    aliases={"num_local_experts": "num_experts"},
+    required={"clip_qkv": (None,)},
+    weights=EXPERT_WEIGHTS,
+    file_forms=STACKED,
+)
+
+_FLEX_OLMO = dataclasses.replace(
+    _OLMOE,
+    model_type="flex_olmo",
+    architecture="FlexOlmoForCausalLM",
+    fixed={**_OLMOE.fixed, "norm_position": "res_post"},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        ATTENTION_BIAS,
+        mixture(gate("hidden_act"), width="intermediate_size"),
+        NORMALIZED,
+        rope(theta=500_000.0),
+    ),
+    defaults={
+        **_OLMOE.defaults,
+        "rms_norm_eps": 1e-6,
+        "num_experts_per_tok": 5,
+        "num_experts": 7,
+    },
+    required={},
+    weights=EXPERT_WEIGHTS
+    | {
+        "blocks.{}.mixer_norm": layer_weights("post_attention_layernorm"),
+        "blocks.{}.ffn_norm": layer_weights("post_feedforward_layernorm"),
+    },
+)
+
+_YARN_OF_GPT_OSS: Fields = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+"""Its scaling where nothing is said."""
+_OSS_ROPE = rope(theta=150_000.0)
+
+
+def _read_oss_rope(given: Fields) -> Keys:
+    if given.get("rope_parameters") is None:
+        given = {**given, "rope_parameters": _YARN_OF_GPT_OSS}
+    return _OSS_ROPE.read(given)
+
+
+def _write_oss_rope(config: ModelArchitectureConfig) -> Fields:
+    fields = _OSS_ROPE.write(config)
+    if not fields:  # no layer has RoPE, which shows when the fields are read again
+        return fields
+    if fields.get("rope_scaling") is None:
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
+    return fields
+
+
+_GPT_OSS_ROPE = Aspect(_read_oss_rope, _write_oss_rope)
+
+
+def _experts(name: str, layout: Layout) -> Weights:
+    return dataclasses.replace(layer_weights("mlp.experts." + name), layout=layout)
+
+
+_GPT_OSS = Family(
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    fixed={
+        **ROPE,
+        "normalization": "rmsnorm",
+        "norm_position": "pre",
+        "bias": True,  # of the experts
+        "attention_sinks": True,
+        "activation": "quick_gelu",
+        "glu_shift": 1.0,
+        "router_renormalize": True,
+        "router_logit_bias": True,
+    },
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        ATTENTION_BIAS,
+        mixture(NO_GATE, width="intermediate_size", experts="num_local_experts"),
+        same(glu_limit="swiglu_limit"),
+        _GPT_OSS_ROPE,
+        windows_by_layer(alternating),
+    ),
+    defaults={
+        **_DEFAULTS,
+        "attention_bias": True,
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "sliding_window": 128,
+        "num_experts_per_tok": 4,
+        "num_local_experts": 128,
+        "swiglu_limit": 7.0,
+    },
+    aliases={"num_experts": "num_local_experts"},
+    # Its class in transformers reads hidden_act, but never applies it.
+    required={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)},
+    weights=EXPERT_WEIGHTS
+    | {
+        "blocks.{}.mixer.sinks": layer_weights("self_attn.sinks"),
+        "blocks.{}.ffn.router": layer_weights("mlp.router"),
+        "blocks.{}.ffn.experts.gate_up": _experts("gate_up_proj", INTERLEAVED_EXPERTS),
+        "blocks.{}.ffn.experts.gate_up_bias": _experts("gate_up_proj_bias", INTERLEAVED_EXPERTS),
+        "blocks.{}.ffn.experts.down": _experts("down_proj", TRANSPOSED_EXPERTS),
+        "blocks.{}.ffn.experts.down_bias": _experts("down_proj_bias", TRANSPOSED_EXPERTS),
+    },
+)
+
+_ERNIE45_MOE = Family(
+    model_type="ernie4_5_moe",
+    architecture="Ernie4_5_MoeForCausalLM",
+    fixed={
+        **LLAMA_KEYS,
+        "router_renormalize": True,
+        "router_bias_rate": BIAS_RATE,
+    },
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        mixture(gate("hidden_act"), IN_RANGE, experts="moe_num_experts", used="moe_k"),
+        shared_experts("moe_num_shared_experts"),
+        rope(theta=500_000.0),
+    ),
+    defaults={
+        **TIED,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 1536,
+        "moe_k": 6,
+        "moe_num_experts": 64,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": -1,
+        "moe_layer_interval": 1,
+    },
+    aliases={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    # use_bias adds biases to all matrices but those of the routed experts.
+    required={"use_bias": (False,), "moe_norm_min": (1e-12,)},
+    weights=EXPERT_WEIGHTS
+    | {
+        "blocks.{}.mixer.qkv": dataclasses.replace(
+            LLAMA_WEIGHTS["blocks.{}.mixer.qkv"], layout=NEIGHBOUR_PAIRS
+        ),
+        "blocks.{}.ffn.router.expert_bias": dataclasses.replace(
+            layer_weights("mlp.gate.moe_statics.e_score_correction_bias"), layout=ONE_ROW
+        ),
+    },
+    file_forms=(Renamed("mlp.moe_statics.", "mlp.gate.moe_statics."), *STACKED),
+)
+
+MOE_FAMILIES = (
+    _MIXTRAL,
+    _QWEN3_MOE,
+    _QWEN2_MOE,
+    _OLMOE,
+    _FLEX_OLMO,
+    _GPT_OSS,
+    _ERNIE45_MOE,
+)
