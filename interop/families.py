@@ -7,6 +7,7 @@ from pathlib import Path
 
 from errors import UserError, listed, quoted
 from interop.activation_fields import activation, gate
+from interop.deepseek_families import DEEPSEEK_FAMILIES
 from interop.family import Family, Weights
 from interop.family_tables import (
     LAYER_NORM_EPS,
@@ -36,6 +37,7 @@ from interop.fields import (
 )
 from interop.file_forms import Renamed
 from interop.gemma_fields import GEMMA3_LAYERS, QUERY_SCALAR, ROOT_OF_WIDTH
+from interop.hybrid_families import HYBRID_FAMILIES
 from interop.later_families import LATER_FAMILIES
 from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS
 from interop.moe_families import MOE_FAMILIES
@@ -457,6 +459,8 @@ FAMILIES: dict[str, Family] = {
         _GPTJ,
         *LATER_FAMILIES,
         *MOE_FAMILIES,
+        *DEEPSEEK_FAMILIES,
+        *HYBRID_FAMILIES,
     )
 }
 """By model_type; where several could express an architecture, the first is written."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from components.attention import qkv_widths
 from components.attention_backends import window_of
 from components.layer_config import LayerConfig
-from components.positions import rotated_dimensions
+from components.rope_scalings import rotary_head, rotated_dimensions
 from errors import ConfigError, Problem, UserError
 from interop.fields import Aspect, Fields, Keys
 from interop.file_forms import FileForm, Tensors
@@ -280,7 +280,7 @@ def _compared(layer: LayerConfig) -> Keys:
     if "sliding_window" in keys:
         keys["sliding_window"] = window_of(layer)
     if "rope_fraction" in keys:
-        keys["rope_fraction"] = rotated_dimensions(layer) / layer.head_dim
+        keys["rope_fraction"] = rotated_dimensions(layer) / rotary_head(layer)[1]
     return keys
 
 

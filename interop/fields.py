@@ -42,6 +42,15 @@ def same(**fields: str) -> Aspect:
     )
 
 
+def if_any(aspect: Aspect) -> Aspect:
+    """Leave out the fields of keys that no layer has."""
+
+    def write(config: ModelArchitectureConfig) -> Fields:
+        return {name: x for name, x in aspect.write(config).items() if x is not None}
+
+    return Aspect(aspect.read, write)
+
+
 def switch(key: str, field: str, *, on: Any, off: Any) -> Aspect:
     """A key with one value where a field is true, and another where it is not."""
     return Aspect(
@@ -84,17 +93,21 @@ HEAD_DIM = Aspect(
 )
 
 
-def _head_dim_of_whole_heads(config: ModelArchitectureConfig) -> Fields:
+def _refuse_uneven_heads(config: ModelArchitectureConfig) -> Fields:
     if config.n_embd % config.n_head:
         raise UserError(
             f"n_embd={config.n_embd} is not a multiple of n_head={config.n_head}, as transformers "
             "requires, regardless of head_dim."
         )
-    return HEAD_DIM.write(config)
+    return {}
 
 
-HEAD_DIM_OF_WHOLE_HEADS = dataclasses.replace(HEAD_DIM, write=_head_dim_of_whole_heads)
+WHOLE_HEADS = Aspect(lambda given: {}, _refuse_uneven_heads)
 """Where transformers refuses a width that is no multiple of the heads."""
+HEAD_DIM_OF_WHOLE_HEADS = Aspect(
+    HEAD_DIM.read, lambda config: _refuse_uneven_heads(config) | HEAD_DIM.write(config)
+)
+"""The same with a width of heads of its own."""
 
 
 def _refuse_own_head_dim(given: Fields) -> Keys:

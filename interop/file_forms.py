@@ -104,20 +104,60 @@ class StackedExperts:
         return written
 
 
-@dataclasses.dataclass(frozen=True)
 class LaterLayers:
     """Layers behind the last one, for predicting several tokens, which transformers ignores."""
 
-    prefix: str = "model.layers."
-
     def read(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
-        layer = re.compile(rf"{re.escape(self.prefix)}(\d+)\.")
-        found = {name: layer.match(name) for name in tensors}
-        return {
-            name: x
-            for name, x in tensors.items()
-            if not (match := found[name]) or int(match[1]) < config.n_layer
-        }
+        def beyond(name: str) -> bool:
+            layer = re.match(r"model\.layers\.(\d+)\.", name)
+            return layer is not None and int(layer[1]) >= config.n_layer
+
+        return {name: x for name, x in tensors.items() if not beyond(name)}
 
     def write(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
         return tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Ignored:
+    """Tensors whose names begin so, which transformers ignores."""
+
+    start: str
+
+    def read(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        return {name: x for name, x in tensors.items() if not name.startswith(self.start)}
+
+    def write(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        return tensors
+
+
+class QueryGates:
+    """Each head's queries and output gate in turn, in one matrix (Qwen3-Next).
+
+    The table has the queries under its name, `q_proj`, and the gates as `q_proj_gate`.
+    """
+
+    _queries = re.compile(r"(model\.layers\.(\d+)\.self_attn\.q_proj)\.(weight|bias)")
+
+    def read(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        divided: Tensors = {}
+        for name, x in tensors.items():
+            match = self._queries.fullmatch(name)
+            if match is None or x.shape[0] % (2 * config.n_head):
+                divided[name] = x
+                continue
+            queries, gates = x.unflatten(0, (config.n_head, 2, -1)).unbind(1)
+            divided[name] = queries.flatten(0, 1)
+            divided[f"{match[1]}_gate.{match[3]}"] = gates.flatten(0, 1)
+        return divided
+
+    def write(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        joined: Tensors = {}
+        for name, x in tensors.items():
+            if match := self._queries.fullmatch(name):
+                gates = tensors[f"{match[1]}_gate.{match[3]}"]
+                parts = (part.unflatten(0, (config.n_head, -1)) for part in (x, gates))
+                joined[name] = torch.stack(list(parts), dim=1).flatten(0, 2)
+            elif "q_proj_gate" not in name:
+                joined[name] = x
+        return joined

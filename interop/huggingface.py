@@ -154,7 +154,7 @@ def choose_family(config: ModelArchitectureConfig, name: str | None = None) -> F
 
 
 def _distance(misfits: list[Problem]) -> tuple[bool, int]:
-    """A family that differs in some keys is nearer than one without such a mixer or architecture."""
+    """A family that differs in some keys is nearer than one without such a mixer or model."""
     return any(problem.keys in ((), ("mixer",)) for problem in misfits), len(misfits)
 
 

@@ -92,6 +92,30 @@ def _to_paired_latent(x: Tensor, layer: LayerConfig) -> Tensor:
     return x[_latent_pairs(layer, layer.kv_lora_rank).argsort()]
 
 
+# The gated delta rule
+
+
+def _of_key_heads(x: Tensor, layer: LayerConfig, widths: tuple[int, ...]) -> Tensor:
+    """Sections of all heads in turn, of rows that have the sections of each key head together."""
+    parts = x.unflatten(0, (layer.gdn_n_head, -1)).split(widths, dim=1)
+    return torch.cat([part.flatten(0, 1) for part in parts])
+
+
+def _to_key_heads(x: Tensor, layer: LayerConfig, widths: tuple[int, ...]) -> Tensor:
+    parts = x.split([layer.gdn_n_head * width for width in widths])
+    grouped = [part.unflatten(0, (layer.gdn_n_head, -1)) for part in parts]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def _qkvz_widths(layer: LayerConfig) -> tuple[int, ...]:
+    values = layer.gdn_n_value_head // layer.gdn_n_head * layer.gdn_value_dim
+    return (layer.gdn_key_dim, layer.gdn_key_dim, values, values)
+
+
+def _gate_widths(layer: LayerConfig) -> tuple[int, ...]:
+    return 2 * (layer.gdn_n_value_head // layer.gdn_n_head,)
+
+
 # Experts
 
 
@@ -139,3 +163,13 @@ TRANSPOSED_EXPERTS = Layout(_from_rows, _to_rows)
 """The same without pairs of rows."""
 ONE_ROW = Layout(_first_row, _as_row)
 """ERNIE 4.5 has a router's biases as (1, experts)."""
+KEY_HEAD_MAJOR = Layout(
+    lambda x, layer: _of_key_heads(x, layer, _qkvz_widths(layer)),
+    lambda x, layer: _to_key_heads(x, layer, _qkvz_widths(layer)),
+)
+"""Qwen3-Next has the queries, keys, values and output gates of each key head together."""
+KEY_HEAD_MAJOR_GATES = Layout(
+    lambda x, layer: _of_key_heads(x, layer, _gate_widths(layer)),
+    lambda x, layer: _to_key_heads(x, layer, _gate_widths(layer)),
+)
+"""The same for the gates of its memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from errors import UserError
 from interop.activation_fields import gate
 from interop.family import Family, Weights, WeightTable
 from interop.family_tables import (
@@ -25,6 +26,7 @@ from interop.fields import (
     Fields,
     Keys,
     same,
+    value_of,
 )
 from interop.file_forms import FileForm, Renamed, StackedExperts
 from interop.layouts import (
@@ -247,6 +249,16 @@ _YARN_OF_GPT_OSS: Fields = {
     "original_max_position_embeddings": 4096,
 }
 """Its scaling where nothing is said."""
+
+
+def _write_limit(config: ModelArchitectureConfig) -> Fields:
+    limit = value_of(config, "glu_limit")
+    if limit is None:
+        raise UserError("glu_limit=None cannot be expressed by gpt_oss, whose gates are clamped.")
+    return {"swiglu_limit": float(limit)}
+
+
+_LIMIT = Aspect(lambda given: {"glu_limit": given["swiglu_limit"]}, _write_limit)
 _OSS_ROPE = rope(theta=150_000.0)
 
 
@@ -293,7 +305,7 @@ _GPT_OSS = Family(
         HEAD_DIM,
         ATTENTION_BIAS,
         mixture(NO_GATE, width="intermediate_size", experts="num_local_experts"),
-        same(glu_limit="swiglu_limit"),
+        _LIMIT,
         _GPT_OSS_ROPE,
         windows_by_layer(alternating),
     ),

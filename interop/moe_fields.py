@@ -92,6 +92,8 @@ def mixture(
 
     def read(given: Fields) -> Keys:
         keys, sparse = gate.read(given), placement.read(given)
+        if not any(sparse):
+            raise UserError("no layer has experts; give the model_type of a family without.")
         dense = keys.pop("ffn_type", None)
         widths = [given[width] if one else given["intermediate_size"] for one in sparse]
         return {
@@ -122,7 +124,10 @@ NORMALIZED = Aspect(
     lambda given: {"router_renormalize": bool(given["norm_topk_prob"])},
     lambda config: {"norm_topk_prob": value_of(config, "router_renormalize")},
 )
-SCALED = same(router_scale="routed_scaling_factor")
+SCALED = Aspect(
+    lambda given: {"router_scale": given["routed_scaling_factor"]},
+    lambda config: {"routed_scaling_factor": float(value_of(config, "router_scale"))},
+)
 
 
 def _group_fields(config: ModelArchitectureConfig) -> Fields:
@@ -144,6 +149,11 @@ GROUPS = Aspect(
 
 
 def _method_keys(given: Fields) -> Keys:
+    if given["topk_method"] not in ("greedy", "group_limited_greedy"):
+        raise UserError(
+            f"topk_method={given['topk_method']!r} cannot be expressed here; only 'greedy' or "
+            "'group_limited_greedy' can."
+        )
     if given["topk_method"] == "greedy":
         return {"n_expert_groups": 1, "n_groups_per_token": 1}
     return {**GROUPS.read(given), "expert_group_score": "max"}

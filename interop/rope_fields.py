@@ -37,7 +37,7 @@ _ORIGINAL = "original_max_position_embeddings"
 
 def rotates(layer: LayerConfig) -> bool:
     """Whether a layer has RoPE."""
-    return layer.position_encoding == "rope"
+    return layer.get("position_encoding") == "rope"
 
 
 def _rotating(config: ModelArchitectureConfig) -> LayerConfig | None:
@@ -112,7 +112,7 @@ def _yarn_fields(layer: LayerConfig) -> Fields:
 # RoPE that layers share
 
 
-def _common_parameters(given: Fields) -> Fields:
+def shared_parameters(given: Fields) -> Fields:
     """The RoPE parameters of a model whose layers share them, as transformers resolves them.
 
     `rope_scaling` replaces `rope_parameters`, and an `original_max_position_embeddings` beside
@@ -180,7 +180,7 @@ def rope(
     """
 
     def read(given: Fields) -> Keys:
-        parameters = _common_parameters(given)
+        parameters = shared_parameters(given)
         keys = {"rope_theta": parameters.get("rope_theta", given.get(theta_field, theta))}
         keys |= scaling_keys(parameters, given["max_position_embeddings"])
         if not scales and _rope_type(parameters) != "default":

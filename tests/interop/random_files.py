@@ -58,7 +58,7 @@ def _sizes(model_type: str, random: Random) -> Fields:
 _WIDE_HEADS = {
     *("gemma", "gemma2", "gemma3_text", "qwen3"),
     *("seed_oss", "ernie4_5", "glm", "glm4"),
-    *("qwen3_moe", "gpt_oss", "ernie4_5_moe"),
+    *("qwen3_moe", "gpt_oss", "ernie4_5_moe", "qwen3_next"),
 }
 """Families whose head_dim does not follow from other fields."""
 
@@ -291,7 +291,7 @@ def _glm(random: Random) -> Fields:
 def _experts(random: Random, number: str, used: str = "num_experts_per_tok") -> Fields:
     """Never so many that a token uses all."""
     experts = random.choice((4, 6, 8))
-    return {number: experts, used: random.randint(1, 3)}
+    return {number: experts, used: random.choice((1, 2, 2, 2, 3, 3, 3))}
 
 
 def _mixtral(random: Random) -> Fields:
@@ -319,6 +319,79 @@ def _qwen2_moe(random: Random) -> Fields:
     fields = _qwen_layers(random) | _biases(random, "qkv_bias") | _optional_window(random)
     fields["shared_expert_intermediate_size"] = random.choice((24, 24, 24, 48, 10, 0))
     return fields | _maybe(random, 0.6, max_window_layers=random.randint(0, 5))
+
+
+def _routed(random: Random) -> Fields:
+    fields = _experts(random, "n_routed_experts")
+    fields |= {"moe_intermediate_size": 12, "n_shared_experts": random.choice((1, 1, 1, 2, 2, 0))}
+    fields["n_group"], fields["topk_group"] = random.choice(((1, 1), (1, 1), (2, 1), (2, 2)))
+    fields |= _maybe(random, 0.5, norm_topk_prob=random.random() < 0.7)
+    fields |= _maybe(random, 0.3, routed_scaling_factor=random.choice((1.5, 2.0)))
+    if random.random() < 0.9:
+        fields["first_k_dense_replace"] = random.choice((0, 0, 0, 1, 2))
+    return fields | _act(random, "hidden_act")
+
+
+def _deepseek(random: Random) -> Fields:
+    fields = _rope(random) | _routed(random) | _biases(random, "attention_bias")
+    fields |= {
+        "q_lora_rank": random.choice((None, 14)),
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": random.choice((6, 8, 8, 9)),
+        "qk_rope_head_dim": random.choice((4, 6)),
+        "v_head_dim": 7,
+        "num_key_value_heads": None,
+    }
+    scaling = fields.get("rope_parameters", {})
+    if scaling.get("rope_type") == "yarn":
+        scaling |= _maybe(random, 0.5, mscale=0.7) | _maybe(random, 0.5, mscale_all_dim=0.8)
+    return fields | _maybe(random, 0.1, rms_norm_eps=1e-5, head_dim=5)
+
+
+def _deepseek_v3(random: Random) -> Fields:
+    return _deepseek(random) | _maybe(random, 0.1, rope_interleave=False)
+
+
+def _deepseek_v2(random: Random) -> Fields:
+    methods = ("greedy", "group_limited_greedy", "group_limited_greedy", "noaux_tc")
+    fields = _deepseek(random) | _maybe(random, 0.9, qk_nope_head_dim=8)
+    fields |= _maybe(random, 0.7, topk_method=random.choice(methods))
+    if random.random() < 0.95:
+        fields["norm_topk_prob"] = False
+    return fields | _maybe(random, 0.1, mlp_bias=True)
+
+
+def _glm4_moe(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor") | _routed(random)
+    return fields | _biases(random, "attention_bias", "use_qk_norm")
+
+
+def _dots1(random: Random) -> Fields:
+    fields = _rope(random) | _routed(random) | _biases(random, "attention_bias")
+    fields |= _maybe(random, 0.7, **_window(random)) | _layer_types(random)
+    return fields | _maybe(random, 0.6, max_window_layers=random.randint(0, 5))
+
+
+def _qwen3_next(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    fields |= _qwen_layers(random) | _biases(random, "attention_bias")
+    heads = random.randint(1, 2)
+    fields |= {
+        "shared_expert_intermediate_size": random.choice((24, 24, 24, 48, 10)),
+        "linear_num_key_heads": heads,
+        "linear_num_value_heads": heads * random.randint(1, 2),
+        "linear_key_head_dim": random.choice((4, 7)),
+        "linear_value_head_dim": random.choice((4, 5)),
+        "linear_conv_kernel_dim": random.randint(2, 4),
+    }
+    types = ("linear_attention", "full_attention")
+    if random.random() < 0.6:
+        kinds = [random.choice(types) for _ in range(random.randint(0, 3))]
+        fields["layer_types"] = [types[random.random() < 0.9], *kinds]
+    fields["num_hidden_layers"] = random.randint(2, 5)
+    if random.random() < 0.9:
+        fields["hidden_act"] = "silu"
+    return fields | {"full_attention_interval": random.choice((1, 2, 2, 2, 3))}
 
 
 def _olmoe(random: Random) -> Fields:
@@ -381,5 +454,10 @@ _FLAGS = {
     "flex_olmo": _olmoe,
     "gpt_oss": _gpt_oss,
     "ernie4_5_moe": _ernie_moe,
+    "deepseek_v3": _deepseek_v3,
+    "deepseek_v2": _deepseek_v2,
+    "glm4_moe": _glm4_moe,
+    "dots1": _dots1,
+    "qwen3_next": _qwen3_next,
 }
 assert _FLAGS.keys() == FAMILIES.keys()

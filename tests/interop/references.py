@@ -72,6 +72,33 @@ _ERNIE = {
     "moe_k": 3,
     "moe_num_experts": 6,
 }
+_ROUTED = {**_GROUPED, **_EXPERTS, "n_routed_experts": 8, "n_shared_experts": 2}
+_DEEPSEEK = {
+    **_ROUTED,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 1,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_QWEN3_NEXT = {
+    **_QWEN_MOE,
+    "head_dim": 16,
+    "shared_expert_intermediate_size": 20,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 3,
+}
 
 REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2Config", {**_OLD_SIZES, **_NO_DROPOUT}),
@@ -102,12 +129,14 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaConfig",
         {
             **_GROUPED,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 10_000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
+            "rope_parameters": _YARN,
+        },
+    ),
+    "LLaMA, YaRN with its own scale, not rounded": (
+        "LlamaConfig",
+        {
+            **_GROUPED,
+            "rope_parameters": {**_YARN, "attention_factor": 0.9, "truncate": False},
         },
     ),
     "LLaMA, linear": (
@@ -218,6 +247,41 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss, unscaled": (
         "GptOssConfig",
         {**_GPT_OSS, "rope_parameters": {"rope_type": "default"}},
+    ),
+    "DeepSeek-V3": ("DeepseekV3Config", {**_DEEPSEEK, "n_group": 2, "topk_group": 1}),
+    "DeepSeek-V3, YaRN, biased, queries not compressed": (
+        "DeepseekV3Config",
+        {
+            **_DEEPSEEK,
+            "q_lora_rank": None,
+            "n_group": 4,
+            "topk_group": 2,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+        },
+    ),
+    "DeepSeek-V2": ("DeepseekV2Config", {**_DEEPSEEK, "rope_parameters": _YARN}),
+    "DeepSeek-V2, groups": (
+        "DeepseekV2Config",
+        {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+    ),
+    "GLM-4.5": ("Glm4MoeConfig", {**_ROUTED, "head_dim": 16, "attention_bias": True}),
+    "GLM-4.5, QK norm": ("Glm4MoeConfig", {**_ROUTED, "head_dim": 8, "use_qk_norm": True}),
+    "dots.llm1": (
+        "Dots1Config",
+        {**_ROUTED, "first_k_dense_replace": 1, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
+    "Qwen3-Next": ("Qwen3NextConfig", _QWEN3_NEXT),
+    "Qwen3-Next, biased, mostly attention": (
+        "Qwen3NextConfig",
+        {
+            **_QWEN3_NEXT,
+            "attention_bias": True,
+            "linear_num_value_heads": 2,
+            "layer_types": ["full_attention", "linear_attention", *2 * ["full_attention"]],
+            "mlp_only_layers": [1],
+        },
     ),
     "ERNIE 4.5 MoE": ("Ernie4_5_MoeConfig", _ERNIE),
     "ERNIE 4.5 MoE, every other layer, nothing shared": (
