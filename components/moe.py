@@ -156,6 +156,8 @@ class Experts(Part):
 
     def init_parameters(self, config: LayerConfig) -> None:
         """Initialize like Linear layers; expert i does not depend on the number of experts."""
+        if self.gate_up.is_meta:
+            return  # nothing to draw, for thousands of experts in large models
         for name, scale in (("gate_up", 1.0), ("down", (2 * config.n_layer) ** -0.5)):
             with own_stream(name):
                 for matrix in getattr(self, name):

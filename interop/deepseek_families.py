@@ -179,7 +179,14 @@ _DEEPSEEK_V3 = Family(
         "norm_topk_prob": True,
     },
     aliases={"num_local_experts": "n_routed_experts"},
-    required={**_OF_THE_LATENTS, "rope_interleave": (True,)},
+    # Its class in transformers never reads the last three.
+    required={
+        **_OF_THE_LATENTS,
+        "rope_interleave": (True,),
+        "topk_method": ("noaux_tc",),
+        "scoring_func": ("sigmoid",),
+        "moe_layer_freq": (1,),
+    },
     mixers=("mla",),
     weights=_LATENT_WEIGHTS,
     weights_of=_of_queries,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.interop.published_mixtures import PUBLISHED_MIXTURES
+
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
     "GPT-2": (
         124_439_808,
@@ -527,5 +529,6 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
             "vocab_size": 128004,
         },
     ),
+    **{name: (total, fields) for name, (total, _, fields) in PUBLISHED_MIXTURES.items()},
 }
 """Files of several years and versions of transformers: what one leaves out another says."""

@@ -35,6 +35,23 @@ _CHANGES: dict[str, tuple[Any, ...]] = {
     "embedding_scale": (2.0,),
 }
 """Values that a key may get."""
+_CHANGES_OF_EXPERTS: dict[str, tuple[Any, ...]] = {
+    "n_experts": (6, 12),
+    "n_experts_per_token": (1, 3),
+    "router_renormalize": (True, False),
+    "router_scale": (1.5, 2),
+    "router_score": ("softmax", "sigmoid"),
+    "router_bias_rate": (0.0, 0.01),
+    "router_logit_bias": (True, False),
+    "n_shared_experts": (0, 1, 2),
+    "shared_expert_gate": (True, False),
+    "expert_group_score": ("top2", "max"),
+    "glu_limit": (0.5,),
+    "ffn_type": ("moe", "swiglu+moe*", "moe+swiglu"),
+    "ffn_hidden": (12, "40+12*"),
+    "balance_loss_coef": (0.0,),
+}
+"""The same for mixtures of experts."""
 _SCALINGS: tuple[Keys, ...] = (
     {"rope_scaling": "linear"},
     {"rope_scaling": "yarn", "rope_beta_fast": 16.0},
@@ -52,6 +69,9 @@ def random_architecture(model_type: str, random: Random) -> ModelArchitectureCon
         keys = _family_keys(model_type, random)
         for key in random.sample(sorted(_CHANGES), random.randint(0, 4)):
             keys[key] = random.choice(_CHANGES[key])
+        if "moe" in str(keys["ffn_type"]):
+            for key in random.sample(sorted(_CHANGES_OF_EXPERTS), random.randint(0, 2)):
+                keys[key] = random.choice(_CHANGES_OF_EXPERTS[key])
         if random.random() < 0.3:
             keys |= {"rope_scaling_factor": 4.0, "rope_original_block_size": 12}
             keys |= random.choice(_SCALINGS)
@@ -80,6 +100,9 @@ def _family_keys(model_type: str, random: Random) -> Keys:
     return keys | _TYPICAL.get(model_type, {})
 
 
+_EXPERTS: Keys = {"ffn_type": "moe", "ffn_hidden": 20}
+_SHARED: Keys = {**_EXPERTS, "n_shared_experts": 1, "ffn_type": "swiglu+moe*", "n_layer": 2}
+_LATENT: Keys = {"norm_eps": 1e-6, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
 _TYPICAL: dict[str, Keys] = {
     "gpt_neox": {"rope_fraction": 0.5, "norm_position": "parallel"},
     "stablelm": {"norm_position": "parallel_shared"},
@@ -87,4 +110,28 @@ _TYPICAL: dict[str, Keys] = {
     "gemma2": {"sliding_window": "7+none", "attention_softcap": 2.0},
     "gemma3_text": {"sliding_window": "7+none", "rope_theta": "50+1e4"},
     "smollm3": {"position_encoding": "rope+none"},
+    "mixtral": _EXPERTS,
+    "qwen3_moe": {**_EXPERTS, "ffn_type": "swiglu+moe*"},
+    "qwen2_moe": {
+        **_EXPERTS,
+        "attention_bias": True,
+        "n_shared_experts": 2,
+        "shared_expert_gate": True,
+    },
+    "olmoe": _EXPERTS,
+    "flex_olmo": _EXPERTS,
+    "gpt_oss": {**_EXPERTS, "activation": "quick_gelu", "glu_limit": 2.0},
+    "ernie4_5_moe": _EXPERTS,
+    "deepseek_v3": {**_SHARED, **_LATENT, "n_expert_groups": 4, "n_groups_per_token": 2},
+    "deepseek_v2": {**_SHARED, **_LATENT},
+    "glm4_moe": {**_SHARED, "rope_fraction": 0.5},
+    "dots1": _SHARED,
+    "qwen3_next": {
+        **_SHARED,
+        "shared_expert_gate": True,
+        "mixer": "gated_deltanet+attention",
+        "gdn_n_head": 2,
+        "norm_eps": 1e-3,
+        "n_layer": 2,
+    },
 }

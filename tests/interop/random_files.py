@@ -383,6 +383,7 @@ def _qwen3_next(random: Random) -> Fields:
         "linear_key_head_dim": random.choice((4, 7)),
         "linear_value_head_dim": random.choice((4, 5)),
         "linear_conv_kernel_dim": random.randint(2, 4),
+        "rms_norm_eps": 1e-3,  # see references.py
     }
     types = ("linear_attention", "full_attention")
     if random.random() < 0.6:

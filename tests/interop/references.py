@@ -98,6 +98,8 @@ _QWEN3_NEXT = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 6,
     "linear_conv_kernel_dim": 3,
+    # A smaller one magnifies float32 rounding in both libraries, where a head's output is near 0.
+    "rms_norm_eps": 1e-3,
 }
 
 REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,6 +15,7 @@ from interop.huggingface import choose_family, read_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from tests.interop.published import PUBLISHED
+from tests.interop.published_mixtures import PUBLISHED_MIXTURES
 from tests.tiny import ROPE, SIZES, tiny_config
 
 every_published = pytest.mark.parametrize(
@@ -30,6 +31,13 @@ def architecture(fields: dict) -> ModelArchitectureConfig:
 def test_published_models_have_the_parameters_they_are_known_for(parameters, fields):
     with torch.device("meta"):
         assert GPT(architecture(fields)).num_parameters() == parameters
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MIXTURES)
+def test_published_mixtures_use_the_parameters_they_are_known_for(name):
+    _, active, fields = PUBLISHED_MIXTURES[name]
+    with torch.device("meta"):
+        assert GPT(architecture(fields)).active_parameters() == active
 
 
 @every_published
@@ -70,6 +78,33 @@ _GEMMA2 = {
     "embedding_scale": 32**0.5,
 }
 _GEMMA3 = {**_GEMMA2, "qk_norm": True, "sliding_window": "5+none"}
+_MIXTRAL = {**_LLAMA, "ffn_type": "moe"}
+_DEEPSEEK = {
+    **_LLAMA,
+    "ffn_type": "moe",
+    "mixer": "mla",
+    "norm_eps": 1e-6,
+    "n_shared_experts": 1,
+    "router_score": "sigmoid",
+    "router_bias_rate": 0.01,
+    "n_expert_groups": 4,
+    "n_groups_per_token": 2,
+}
+_QWEN3_NEXT = {
+    **_LLAMA,
+    "normalization": "rmsnorm_unit_offset",
+    "ffn_type": "moe",
+    "n_shared_experts": 1,
+    "shared_expert_gate": True,
+    "qk_norm": True,
+    "attention_gate": "channel",
+    "mixer": "gated_deltanet+attention",
+}
+_OF_ATTENTION = ("position_encoding", "qk_norm", "attention_gate")
+_WITHOUT_ATTENTION = {
+    **{key: value for key, value in _QWEN3_NEXT.items() if key not in _OF_ATTENTION},
+    "mixer": "gated_deltanet",
+}
 
 INEXPRESSIBLE = {
     "gpt2": [
@@ -141,6 +176,29 @@ INEXPRESSIBLE = {
         ),
     ],
     "stablelm": [({**_LLAMA, "normalization": "layernorm", "qk_norm": True}, "qk_norm=True")],
+    "mixtral": [
+        (_LLAMA, "mixtral: this family needs ffn_type='moe' in at least one layer"),
+        ({**_MIXTRAL, "ffn_type": "swiglu+moe"}, "ffn_type='swiglu+moe' cannot be expressed by"),
+        ({**_MIXTRAL, "n_shared_experts": 1}, "n_shared_experts=1"),
+        ({**_MIXTRAL, "router_score": "sigmoid"}, "router_score='sigmoid'"),
+        ({**_MIXTRAL, "router_bias_rate": 0.01}, "router_bias_rate=0.01"),
+        ({**_MIXTRAL, "router_logit_bias": True}, "router_logit_bias=True"),
+        ({**_MIXTRAL, "router_renormalize": False}, "router_renormalize=False"),
+        ({**_MIXTRAL, "glu_limit": 7.0}, "glu_limit=7.0"),
+        ({**_MIXTRAL, "mixer": "mla"}, "mixtral has no mixer=mla; only models whose layers all"),
+    ],
+    "deepseek_v3": [
+        ({**_DEEPSEEK, "expert_group_score": "max"}, "expert_group_score='max'"),
+        ({**_DEEPSEEK, "ffn_type": "moe+swiglu"}, "ffn_type='moe+swiglu'"),
+        ({**_DEEPSEEK, "n_expert_groups": 8, "n_groups_per_token": 4}, "have one expert each"),
+        ({**_DEEPSEEK, "norm_eps": 1e-5}, "norm_eps=1e-05"),
+        ({**_DEEPSEEK, "attention_scale": 0.3}, "attention_scale=0.3"),
+        ({**_DEEPSEEK, "sliding_window": 5}, "sliding_window=5"),
+    ],
+    "qwen3_next": [
+        (_WITHOUT_ATTENTION, "needs mixer=attention in at least one"),
+        ({**_QWEN3_NEXT, "attention_gate": "head"}, "attention_gate='none+head'"),
+    ],
     "gptj": [
         ({**ROPE, "head_dim": 16}, "gptj: head_dim=16 of n_head=4 heads does not make n_embd=32"),
         ({**ROPE, "norm_position": "parallel_shared", "attention_bias": True}, "attention_b"),
@@ -244,15 +302,15 @@ REFUSED = {
     "rope_type='longrope' is not a supported RoPE scaling": {
         "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
     },
-    "rope_type='yarn' has attention_factor=0.7, which cannot be expressed": {
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7}
+    "rope_type='yarn' has low_freq_factor=0.7, which cannot be expressed": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "low_freq_factor": 0.7}
     },
     "rope_type='default' has mrope_section=[1, 2], which cannot be expressed": {
         "rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}
     },
     "config.json of a llama has no 'factor'": {"rope_scaling": {"rope_type": "linear"}},
-    "rope_type='yarn' has attention_factor=0.7": {
-        "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "attention_factor": 0.7}
+    "rope_type='yarn' has short_factor=[0.7]": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "short_factor": [0.7]}
     },
     "rope_parameters has a separate entry for full_attention, but every layer": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
@@ -304,6 +362,22 @@ def test_what_a_file_may_not_say(message, fields):
             "not support this scaling",
         ),
         ("Pythia 160M", {"head_dim": 32}, "head_dim=32 cannot be expressed here"),
+        ("Qwen3 30B-A3B", {"mlp_only_layers": [*range(48)]}, "no layer has experts; give the"),
+        (
+            "Qwen1.5 MoE A2.7B",
+            {"shared_expert_intermediate_size": 5000},
+            "must be a multiple of moe_intermediate_size=1408",
+        ),
+        ("gpt-oss 20B", {"swiglu_alpha": 1.0}, "only 1.702 can"),
+        ("ERNIE 4.5 21B-A3B", {"use_bias": True}, "use_bias=True cannot be expressed"),
+        ("DeepSeek-V3", {"rms_norm_eps": 1e-5}, "only 1e-06 can"),
+        ("DeepSeek-V3", {"num_key_value_heads": 8}, "as many as num_attention_heads=128"),
+        ("DeepSeek-V3", {"n_shared_experts": 0}, "this model_type has at least 1"),
+        ("DeepSeek-V2 Lite", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc' cannot be"),
+        ("DeepSeek-V2 Lite", {"norm_topk_prob": True}, "only False or None can"),
+        ("DeepSeek-V2 Lite", {"kv_lora_rank": 511}, "kv_lora_rank=511 is odd"),
+        ("Qwen3-Next 80B-A3B", {"layer_types": ["linear_attention"] * 48}, "needs in at least one"),
+        ("Qwen3-Next 80B-A3B", {"layer_types": ["full_attention"]}, "for each of num_hidden_la"),
     ],
 )
 def test_what_a_file_of_a_family_may_not_say(model, fields, message):
