@@ -58,6 +58,7 @@ REFERENCES: dict[tuple[str, str], Reference] = {
     ("mixer", "mamba2"): Reference("Mamba2Mixer, BambaMixer, FalconH1Mixer", "unit/test_mamba2.py"),
     ("mixer", "short_conv"): Reference("Lfm2ShortConv", "unit/test_mixers.py"),
     ("ffn_type", "moe"): Reference("MixtralSparseMoeBlock, DeepseekV3MoE", "unit/test_moe.py"),
+    ("rope_scaling", "yarn"): Reference("ROPE_INIT_FUNCTIONS", "unit/test_positions.py"),
     ("activation", "xielu"): Reference("XIELUActivation", "unit/test_pointwise_parts.py"),
     ("activation", "quick_gelu"): Reference("ACT2FN", "unit/test_pointwise_parts.py"),
     ("normalization", "rmsnorm_unit_offset"): Reference("Gemma 2 and 3", _PARITY),
@@ -79,6 +80,8 @@ OPTION_REFERENCES: dict[str, Reference] = {
     "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
+    "router_logit_bias": Reference("GptOssTopKRouter", "unit/test_moe.py"),
+    "expert_group_score": Reference("DeepseekV2Moe", "unit/test_moe.py"),
 }
 
 EXTENDED = {"attention"}
