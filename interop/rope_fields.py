@@ -67,7 +67,14 @@ def scaling_keys(parameters: Fields, longest: int) -> Keys:
         listed = ", ".join(f"{name}={said[name]!r}" for name in sorted(lost))
         raise UserError(f"rope_type={kind!r} has {listed}, which cannot be expressed here.")
     keys = {key: said[name] for key, name in _SCALINGS[kind].items()}
-    if keys.get("rope_scaling_factor", 1) == 1:  # every scaling by 1 leaves RoPE as it is
+    if keys.get("rope_scaling_factor", 1) == 1:
+        # Every scaling by 1 leaves RoPE as it is, unless YaRN has a scale of its own.
+        if kind == "yarn" and said.get("attention_factor", 1) != 1:
+            scale = said["attention_factor"]
+            raise UserError(
+                f"rope_type='yarn' has attention_factor={scale!r} with factor=1, which cannot be "
+                "expressed here."
+            )
         return {"rope_scaling": "none"}
     return {"rope_scaling": kind, **keys, **(_yarn_keys(parameters) if kind == "yarn" else {})}
 

@@ -309,6 +309,9 @@ REFUSED = {
         "rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}
     },
     "config.json of a llama has no 'factor'": {"rope_scaling": {"rope_type": "linear"}},
+    "rope_type='yarn' has attention_factor=0.7 with factor=1": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "attention_factor": 0.7}
+    },
     "rope_type='yarn' has short_factor=[0.7]": {
         "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "short_factor": [0.7]}
     },
