@@ -37,6 +37,7 @@ from interop.fields import (
 )
 from interop.file_forms import Renamed
 from interop.gemma_fields import GEMMA3_LAYERS, QUERY_SCALAR, ROOT_OF_WIDTH
+from interop.gpt_oss_family import GPT_OSS
 from interop.hybrid_families import HYBRID_FAMILIES
 from interop.later_families import LATER_FAMILIES
 from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS
@@ -459,6 +460,7 @@ FAMILIES: dict[str, Family] = {
         _GPTJ,
         *LATER_FAMILIES,
         *MOE_FAMILIES,
+        GPT_OSS,
         *DEEPSEEK_FAMILIES,
         *HYBRID_FAMILIES,
     )
