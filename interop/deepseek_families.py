@@ -39,7 +39,13 @@ from model_config import ModelArchitectureConfig
 # Latent attention
 
 
-def _refuse_key_heads(given: Fields) -> Keys:
+def _refuse_other_heads(given: Fields) -> Keys:
+    rotated = given["qk_rope_head_dim"]
+    if given.get("head_dim", rotated) != rotated:
+        raise UserError(
+            f"head_dim={given['head_dim']} cannot be expressed here: it must be "
+            f"qk_rope_head_dim={rotated}, of which transformers makes the angles; drop head_dim."
+        )
     heads, keys = given["num_attention_heads"], given.get("num_key_value_heads")
     if keys not in (None, heads):
         raise UserError(
@@ -56,7 +62,7 @@ _LATENT = same(
     qk_rope_head_dim="qk_rope_head_dim",
     v_head_dim="v_head_dim",
 )
-_ALL_KEY_HEADS = Aspect(_refuse_key_heads, lambda config: {"num_key_value_heads": config.n_head})
+_ALL_KEY_HEADS = Aspect(_refuse_other_heads, lambda config: {"num_key_value_heads": config.n_head})
 
 
 def _refuse_odd(sizes: dict[str, int]) -> None:

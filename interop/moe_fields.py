@@ -154,7 +154,7 @@ def _method_keys(given: Fields) -> Keys:
             f"topk_method={given['topk_method']!r} cannot be expressed here; only 'greedy' or "
             "'group_limited_greedy' can."
         )
-    if given["topk_method"] == "greedy":
+    if given["topk_method"] == "greedy" or given["n_group"] == given["topk_group"]:
         return {"n_expert_groups": 1, "n_groups_per_token": 1}
     return {**GROUPS.read(given), "expert_group_score": "max"}
 

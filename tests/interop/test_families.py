@@ -372,6 +372,11 @@ def test_what_a_file_may_not_say(message, fields):
         ("ERNIE 4.5 21B-A3B", {"use_bias": True}, "use_bias=True cannot be expressed"),
         ("DeepSeek-V3", {"rms_norm_eps": 1e-5}, "only 1e-06 can"),
         ("DeepSeek-V3", {"num_key_value_heads": 8}, "as many as num_attention_heads=128"),
+        (
+            "DeepSeek-V3",
+            {"head_dim": 56},
+            "head_dim=56 cannot be expressed here: it must be qk_rope",
+        ),
         ("DeepSeek-V3", {"n_shared_experts": 0}, "this model_type has at least 1"),
         ("DeepSeek-V2 Lite", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc' cannot be"),
         ("DeepSeek-V2 Lite", {"norm_topk_prob": True}, "only False or None can"),
