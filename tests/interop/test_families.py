@@ -375,7 +375,7 @@ def test_what_a_file_may_not_say(message, fields):
         (
             "DeepSeek-V3",
             {"head_dim": 56},
-            "head_dim=56 cannot be expressed here: it must be qk_rope",
+            "head_dim=56 cannot be expressed here: it must be",
         ),
         ("DeepSeek-V3", {"n_shared_experts": 0}, "this model_type has at least 1"),
         ("DeepSeek-V2 Lite", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc' cannot be"),
