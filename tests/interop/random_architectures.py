@@ -69,7 +69,7 @@ def random_architecture(model_type: str, random: Random) -> ModelArchitectureCon
         keys = _family_keys(model_type, random)
         for key in random.sample(sorted(_CHANGES), random.randint(0, 4)):
             keys[key] = random.choice(_CHANGES[key])
-        if "moe" in str(keys["ffn_type"]):
+        if "moe" in str(keys.get("ffn_type")):
             for key in random.sample(sorted(_CHANGES_OF_EXPERTS), random.randint(0, 2)):
                 keys[key] = random.choice(_CHANGES_OF_EXPERTS[key])
         if random.random() < 0.3:
