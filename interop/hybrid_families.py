@@ -52,16 +52,18 @@ def _write_mixers(config: ModelArchitectureConfig) -> Fields:
     types = [_LAYER_TYPES[layer.mixer] for layer in config.layers]
     if "full_attention" not in types:
         raise UserError("this family needs mixer=attention in at least one layer.")
+    if any(layer.get("linear_kernel") == 0 for layer in config.layers):
+        raise UserError("linear_kernel=0 cannot be expressed: this family has a convolution.")
     return {"layer_types": types}
 
 
 _LAYER_MIXERS = Aspect(_read_mixers, _write_mixers)
 _DELTA_RULE = same(
-    gdn_n_head="linear_num_key_heads",
-    gdn_n_value_head="linear_num_value_heads",
-    gdn_key_dim="linear_key_head_dim",
-    gdn_value_dim="linear_value_head_dim",
-    gdn_kernel="linear_conv_kernel_dim",
+    linear_n_head="linear_num_key_heads",
+    linear_n_value_head="linear_num_value_heads",
+    linear_key_dim="linear_key_head_dim",
+    linear_value_dim="linear_value_head_dim",
+    linear_kernel="linear_conv_kernel_dim",
 )
 
 

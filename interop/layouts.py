@@ -97,23 +97,23 @@ def _to_paired_latent(x: Tensor, layer: LayerConfig) -> Tensor:
 
 def _of_key_heads(x: Tensor, layer: LayerConfig, widths: tuple[int, ...]) -> Tensor:
     """Sections of all heads in turn, of rows that have the sections of each key head together."""
-    parts = x.unflatten(0, (layer.gdn_n_head, -1)).split(widths, dim=1)
+    parts = x.unflatten(0, (layer.linear_n_head, -1)).split(widths, dim=1)
     return torch.cat([part.flatten(0, 1) for part in parts])
 
 
 def _to_key_heads(x: Tensor, layer: LayerConfig, widths: tuple[int, ...]) -> Tensor:
-    parts = x.split([layer.gdn_n_head * width for width in widths])
-    grouped = [part.unflatten(0, (layer.gdn_n_head, -1)) for part in parts]
+    parts = x.split([layer.linear_n_head * width for width in widths])
+    grouped = [part.unflatten(0, (layer.linear_n_head, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
 def _qkvz_widths(layer: LayerConfig) -> tuple[int, ...]:
-    values = layer.gdn_n_value_head // layer.gdn_n_head * layer.gdn_value_dim
-    return (layer.gdn_key_dim, layer.gdn_key_dim, values, values)
+    values = layer.linear_n_value_head // layer.linear_n_head * layer.linear_value_dim
+    return (layer.linear_key_dim, layer.linear_key_dim, values, values)
 
 
 def _gate_widths(layer: LayerConfig) -> tuple[int, ...]:
-    return 2 * (layer.gdn_n_value_head // layer.gdn_n_head,)
+    return 2 * (layer.linear_n_value_head // layer.linear_n_head,)
 
 
 # Experts

@@ -130,7 +130,7 @@ _TYPICAL: dict[str, Keys] = {
         **_SHARED,
         "shared_expert_gate": True,
         "mixer": "gated_deltanet+attention",
-        "gdn_n_head": 2,
+        "linear_n_head": 2,
         "norm_eps": 1e-3,
         "n_layer": 2,
     },
