@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from errors import ConfigError, Problem, printable, quoted
-from model_config import PRESETS, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 from model_keys import architecture_keys, removed_key_message
+from model_presets import PRESETS
 from options import KEYS, Key, Role, Section, keys_of, type_name
 from part_keys import registry_of
 from patterns import spelled

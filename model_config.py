@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +22,7 @@ from model_keys import (
     layer_values,
     unknown_key_message,
 )
+from model_presets import PRESETS
 from options import KEYS, Key
 from part_keys import chosen_through
 from patterns import MOST_LAYERS_TO_DIFFER, Pattern, spelled, with_rest
@@ -341,47 +341,3 @@ def _problems_of_many(meant: Mapping[str, Any], layers: int) -> list[Problem]:
         f"that a pattern can cover; lower it, or drop the patterns of {', '.join(keys)}."
     )
     return [Problem(("n_layer", *keys), message)]
-
-
-# Presets
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """A named architecture: the keys that differ from the defaults."""
-
-    description: str
-    keys: dict[str, Any]
-
-
-_GPT2 = {
-    "position_encoding": "learned",
-    "normalization": "layernorm",
-    "norm_position": "pre",
-    "ffn_type": "standard",
-    "bias": True,
-    "weight_tying": True,
-}
-_LLAMA = {
-    "position_encoding": "rope",
-    "normalization": "rmsnorm",
-    "norm_position": "pre",
-    "ffn_type": "swiglu",
-    "bias": False,
-    "weight_tying": False,
-}
-
-PRESETS: dict[str, Preset] = {
-    "gpt2": Preset("GPT-2: learned positions, LayerNorm before each sublayer, GELU, tied", _GPT2),
-    "llama": Preset("LLaMA: RoPE, RMSNorm, SwiGLU, no biases, untied", _LLAMA),
-    "team": Preset("model_v1: the components of llama", _LLAMA),
-    "hybrid": Preset(
-        "RoPE, LayerNorm without bias and GPT-2's GELU FFN, tied",
-        {**_GPT2, "position_encoding": "rope", "normalization": "layernorm_nobias", "bias": False},
-    ),
-    "custom": Preset("a template: every key at its default", {}),
-    "legacy": Preset(
-        "nanoGPT's flat keys: the components of GPT-2, with `bias` also controlling the norms",
-        {**_GPT2, "normalization": "auto", "bias": False},
-    ),
-}

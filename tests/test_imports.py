@@ -32,7 +32,7 @@ LAYERS = (
     ("architecture_names", "model_checks"),
     ("model_keys",),
     ("part_keys",),
-    ("model_components",),
+    ("model_components", "model_presets"),
     ("cli",),
     ("components",),
     ("options", "saved_configs"),

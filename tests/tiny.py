@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from components.layer_config import LayerConfig
 from components.positions import POSITIONS, PositionEncoding
 from model_builder import GPT
 from model_components import REGISTRIES
-from model_config import PRESETS, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
+from model_presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
 
 SIZES = {
     "n_layer": 2,
@@ -304,8 +308,18 @@ def _companions(key: str, name: str) -> dict[str, Any]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """A variant for every preset."""
-    return {f"preset {name}": dict(preset.keys) for name, preset in PRESETS.items()}
+    """A variant for every preset without layers of several kinds or a tiny file of its own (see
+    tests/unit/test_presets.py)."""
+    return {
+        f"preset {name}": dict(preset.keys)
+        for name, preset in PRESETS.items()
+        if not tiny_file(name).exists()
+    }
+
+
+def tiny_file(preset: str) -> Path:
+    """The config file with sizes for a laptop, which some presets have."""
+    return ROOT / "config" / f"arch_{preset}_tiny.py"
 
 
 VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS, **PATTERNS}

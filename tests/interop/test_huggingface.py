@@ -18,7 +18,7 @@ from errors import ConfigError
 from interop import huggingface
 from interop.huggingface import load, save
 from interop.starting_model import new_settings
-from model_config import PRESETS
+from model_presets import PRESETS
 from tests.tiny import tiny_model, tokens
 from training.checkpoint import list_checkpoints
 

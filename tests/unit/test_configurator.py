@@ -29,8 +29,9 @@ from configurator import (
 )
 from errors import KEY_SYNONYMS, VALUE_SYNONYMS, ConfigError, nearest
 from interop.starting_model import new_settings
-from model_config import PRESETS, ModelArchitectureConfig
+from model_config import ModelArchitectureConfig
 from model_keys import REPLACED, removed_key_message
+from model_presets import PRESETS
 from options import KEYS, Role
 from training_components import DTYPES
 from training_config import DEVICES

@@ -14,12 +14,18 @@ import torch
 from configurator import Settings, load
 from data.batches import Shares
 from model_builder import GPT
+from model_presets import PRESETS
 from options import KEYS, Role
+from tests.tiny import tiny_file
 from training.hardware import PEAK_TFLOPS
 from user_files import read_config_file
 
 CONFIG = Path(__file__).parents[2] / "config"
-ARCHITECTURES = sorted(path.name for path in CONFIG.glob("arch_*.py"))
+ARCHITECTURES = sorted(
+    f"arch_{name}.py" for name in PRESETS.keys() - {"legacy"} if not tiny_file(name).exists()
+)
+"""Those without sizes."""
+
 RUNS = sorted(path.name for path in CONFIG.glob("run_*.py"))
 RECIPES = [
     *("run_fineweb_1.3b.py", "run_fineweb_124m.py", "run_laptop.py"),
