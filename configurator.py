@@ -25,6 +25,7 @@ from model_presets import PRESETS
 from options import KEYS, Key, Role, Section, keys_of, type_name
 from part_keys import registry_of
 from patterns import spelled
+from recipe.optimizers import scale_problems
 from training_config import TrainingConfig, kept_share, training_keys
 from user_files import Given, collect, read_config_file, run_plugins
 
@@ -564,6 +565,7 @@ def _combined(
         training = training.completed(min(model.block_size, most))
     if not problems:
         problems += length_problems(training.sequence_length, model.block_size)
+        problems += scale_problems(model, training)
     if problems:
         raise ConfigError([located(problem, origins) for problem in problems])
     derived = model.derived | training.derived

@@ -17,7 +17,8 @@ from components.head import LMHead, cross_entropy
 from components.layer_config import LayerConfig
 from components.mixers import Mixer
 from components.norms import make_norm
-from components.part import Part, own_stream
+from components.parametrizations import Parametrization, parametrization_of
+from components.part import Part, init_normal, own_stream
 from components.positions import PositionEncoding
 from errors import UserError
 from model_components import POSITIONS
@@ -133,6 +134,16 @@ class GPT(Part):
             if isinstance(part, Part):
                 with own_stream(self._stream_of(below)):
                     part.init_parameters(self._config_of(below))
+
+    def init_parameters(self, config: ModelArchitectureConfig) -> None:
+        """Initialize the embedding and the LM head with N(0, init_std) at every width."""
+        for name in ("embedding", "head"):
+            init_normal(getattr(self, name), name, config.init_std)
+
+    @property
+    def parametrization(self) -> Parametrization:
+        """How settings of the optimizer depend on the width and the depth."""
+        return parametrization_of(self.config)
 
     def _stream_of(self, name: str) -> str:
         """The name of a module's random stream: the module's name, with each `stream_name` in place

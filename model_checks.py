@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from components.layer_config import LayerConfig
+from components.parametrizations import PARAMETRIZATIONS
+from components.part import Part
 from errors import Problem, quoted
 from model_components import POSITIONS
 from options import KEYS, Key
-from part_keys import problems_of_parts, registry_of
+from part_keys import parts_of, problems_of_parts, registry_of
 from patterns import Pattern, spelled
 
 
@@ -40,6 +42,7 @@ class Combination:
         yield from self._idle_problems()
         yield from self._position_problems()
         yield from self._window_problems()
+        yield from self._parametrization_problems()
         yield from self._part_problems()
 
     @cached_property
@@ -65,6 +68,23 @@ class Combination:
         for layer in self.kinds:
             for problem in problems_of_parts("problems", layer, self._choosers):
                 found.setdefault(problem, layer)
+        for problem, layer in found.items():
+            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
+
+    def _parametrization_problems(self) -> Iterator[Problem]:
+        """Yield problems for components that are not defined for the parametrization."""
+        found: dict[Problem, LayerConfig] = {}
+        for layer in self.kinds:
+            if not PARAMETRIZATIONS[layer.parametrization].scales_with_width:
+                continue
+            for key, part in parts_of(layer, self._choosers):
+                if issubclass(part, Part) and not part.scales_with_width:
+                    message = (
+                        f"parametrization={layer.parametrization!r} is not defined for "
+                        f"{key}={layer.get(key)!r}; use parametrization='standard', or another "
+                        f"{key}."
+                    )
+                    found.setdefault(Problem(("parametrization", key), message), layer)
         for problem, layer in found.items():
             yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
 

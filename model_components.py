@@ -26,6 +26,7 @@ from components.blocks import BLOCKS
 from components.ffns import FFNS
 from components.mixers import MIXERS
 from components.norms import NORMS
+from components.parametrizations import PARAMETRIZATIONS
 from components.positions import POSITIONS
 from components.registry import Registry
 from components.residuals import RESIDUALS
@@ -43,6 +44,7 @@ REGISTRIES: dict[str, Registry] = {
         FFNS,
         ACTIVATIONS,
         RESIDUALS,
+        PARAMETRIZATIONS,
     )
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "FFNS",
     "MIXERS",
     "NORMS",
+    "PARAMETRIZATIONS",
     "POSITIONS",
     "REGISTRIES",
     "RESIDUALS",

@@ -206,7 +206,8 @@ class ModelArchitectureConfig:
         if "position_encoding" not in layer:
             layer = LayerConfig({**layer.values(), "position_encoding": "none"})
         seen = {name for name, key in MODEL_KEYS.items() if not key.per_layer}
-        seen |= chosen_through(KEYS["position_encoding"], layer)
+        for chooser in ("position_encoding", "parametrization"):
+            seen |= chosen_through(KEYS[chooser], layer)
         if not POSITIONS[layer.position_encoding].of_whole_model:
             seen.update(HEAD_SHAPE)
         return layer.only(seen)

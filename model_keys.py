@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from components.parametrizations import parametrization_of
 from errors import unknown_name
-from model_components import BLOCKS, FFNS, MIXERS, NORMS, RESIDUALS
+from model_components import BLOCKS, FFNS, MIXERS, NORMS, PARAMETRIZATIONS, RESIDUALS
 from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, canonical_name, expanded
 
@@ -55,6 +56,11 @@ class ModelOptions:
         "how sublayers are added to the residual stream",
         choices=RESIDUALS,
     )
+    parametrization: str = _parts.option(
+        "standard",
+        "how initial weights, multipliers and learning rates depend on width and depth",
+        choices=PARAMETRIZATIONS,
+    )
 
     bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
     head_bias: bool = _whole.option(False, "bias in the LM head", tag=("NoHeadBias", "HeadBias"))
@@ -67,6 +73,14 @@ class ModelOptions:
     )
     embedding_scale: float = _whole.option(
         1.0, "scale of the token embeddings", above=0, tag="Emb{}"
+    )
+    logit_scale: float | None = _whole.option(
+        None,
+        "scale of the logits, before output_softcap; none: that of parametrization, which is 1 "
+        "unless it depends on the width",
+        above=0,
+        derive=lambda config: parametrization_of(config).logit_scale,
+        tag="Logits{}",
     )
     init_std: float = _whole.option(
         0.02, "standard deviation of initial weights", above=0, tag="Init{}"

@@ -24,6 +24,7 @@ from components.forget_gate import ForgetGate
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
+from components.parametrizations import PARAMETRIZATIONS
 from components.query_scaling import QueryScalingOptions, idle_query_scaling, query_scaling
 from components.tensor_split import TensorSplit
 from components.value_embeddings import ValueEmbedding
@@ -60,6 +61,7 @@ class Attention(Mixer):
     residual_projections = ("out",)
     output_gates = ("gate",)
     canon_position = "b"
+    scales_with_width = True
 
     class Options(
         BiasOptions,
@@ -158,6 +160,14 @@ class Attention(Mixer):
             )
         if config.differential_attention:
             yield from _unpaired(config)
+        scaled = PARAMETRIZATIONS[config.parametrization].scales_with_width
+        if scaled and config.value_embedding == "gated":
+            yield Problem(
+                ("parametrization", "value_embedding"),
+                f"parametrization={config.parametrization!r} is not defined for "
+                "value_embedding='gated', whose gate reads the same number of channels at every "
+                "width; use value_embedding='mixed', or parametrization='standard'.",
+            )
 
     @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from components.attention_backends import ATTENTION_BACKENDS, query_key_dim
+from components.parametrizations import parametrization_of
 from components.positions import POSITIONS
 from options import Role, Section
 
@@ -67,10 +68,11 @@ class ScoreOptions:
     )
     attention_scale: float | None = ATTENTION_SECTION.option(
         None,
-        "scale of query-key products; none: 1/sqrt(dimension of a query)",
+        "scale of query-key products; none: 1/sqrt(d) for queries of dimension d, 1/d with a "
+        "parametrization that depends on the width",
         above=0,
         per_layer=True,
-        derive=lambda config: query_key_dim(config) ** -0.5,
+        derive=lambda config: parametrization_of(config).attention_scale(query_key_dim(config)),
         tag="AttnScale{}",
     )
     sliding_window: int | None = ATTENTION_SECTION.option(

@@ -40,6 +40,7 @@ class Block(Part):
     """Number of places at which sublayers are added to the stream."""
     final_norm: ClassVar[bool] = True
     """Whether the output needs a norm before the LM head."""
+    scales_with_width = True
 
     def __init__(self, config: LayerConfig):
         super().__init__()

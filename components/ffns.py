@@ -127,6 +127,7 @@ class StandardFFN(FeedForward):
 
     canon_position = "d"
     Options = CanonOptions
+    scales_with_width = True
 
     def __init__(self, config: LayerConfig):
         super().__init__()
@@ -190,6 +191,8 @@ class GLU(FeedForward):
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost as much as the standard two at 4x
     canon_position = "d"
+
+    scales_with_width = True
 
     class Options(GatedOptions, CanonOptions):
         pass

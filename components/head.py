@@ -24,14 +24,16 @@ MOST_CHUNKS = 16
 
 
 class LMHead(nn.Linear):
-    """The logits h W^T + b, (..., C) to (..., V); with a softcap c, c tanh(logits / c)."""
+    """The logits s h W^T + b, (..., C) to (..., V), with s = `logit_scale`; with a softcap c,
+    c tanh(logits / c)."""
 
     def __init__(self, config: LayerConfig):
         super().__init__(config.n_embd, config.vocab_size, bias=config.head_bias)
         self.softcap = config.output_softcap
+        self.scale = config.logit_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(x)
+        logits = super().forward(self._scaled(x))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, x: Tensor, targets: Tensor, z_coef: float = 0.0) -> HeadLoss:
@@ -50,8 +52,11 @@ class LMHead(nn.Linear):
         chunk = tokens_at_a_time(len(targets), self.out_features, x.device.type)
         if chunk >= len(targets):
             return _whole_loss(self(x), targets, z_coef)
-        given = (x, self.weight, self.bias, targets, self.softcap, z_coef, chunk)
+        given = (self._scaled(x), self.weight, self.bias, targets, self.softcap, z_coef, chunk)
         return HeadLoss(*_ChunkedLoss.apply(*given, torch.is_grad_enabled()))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1 else x * self.scale
 
     @torch.no_grad()
     def window_losses(self, x: Tensor, targets: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class LatentAttention(Mixer):
     """
 
     residual_projections = ("out",)
+    scales_with_width = True
 
     class Options(BiasOptions, ScoreOptions, HeadOptions, PositionOptions, NormOptions):
         q_lora_rank: int | None = _mla.option(

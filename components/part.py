@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from components.layer_config import LayerConfig
+from components.parametrizations import parametrization_of
 from errors import Problem
 
 
@@ -59,6 +60,9 @@ class Part(nn.Module):
     """Names of the Linear children that scale the result of the part's own matmuls."""
     multiplies_weights: ClassVar[bool] = False
     """Whether the matmuls outside Linear layers multiply activations with weights."""
+    scales_with_width: ClassVar[bool] = False
+    """Whether the part is defined for a `parametrization` that depends on the width: all its Linear
+    layers map hidden states to hidden states, of dimensions that grow with n_embd."""
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
@@ -91,18 +95,18 @@ class Part(nn.Module):
     def init_parameters(self, config: LayerConfig) -> None:
         """Initialize the Linear and Embedding children; norms initialize themselves.
 
-        Weights are N(0, init_std), as in GPT-2; those of residual projections are scaled by
-        1/sqrt(2 n_layer), so that the variance of the residual stream does not grow with depth
-        (Radford et al. 2019, section 2.3). Biases are zero. Each child uses its own random stream;
-        overrides of this method draw from the part's stream.
+        Embeddings are N(0, init_std), as in GPT-2; the standard deviation of Linear weights, and a
+        factor for residual projections, depend on `parametrization`. Biases are zero. Each child
+        uses its own random stream; overrides of this method draw from the part's stream.
         """
+        parametrization = parametrization_of(config)
         for name, child in self.named_children():
-            if isinstance(child, nn.Linear | nn.Embedding):
-                scale = (2 * config.n_layer) ** -0.5 if name in self.residual_projections else 1.0
-                with own_stream(name):
-                    nn.init.normal_(child.weight, std=config.init_std * scale)
-            if isinstance(child, nn.Linear) and child.bias is not None:
-                nn.init.zeros_(child.bias)
+            if isinstance(child, nn.Embedding):
+                init_normal(child, name, config.init_std)
+            elif isinstance(child, nn.Linear):
+                residual = name in self.residual_projections
+                scale = parametrization.residual_projection_scale if residual else 1.0
+                init_normal(child, name, parametrization.hidden_std * scale)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """FLOPs of the forward matmuls for one sequence of `seq_len` tokens.
@@ -144,6 +148,14 @@ class Part(nn.Module):
         Excludes parameters of submodules that are parts.
         """
         return 0
+
+
+def init_normal(layer: nn.Linear | nn.Embedding, name: str, std: float) -> None:
+    """Initialize a layer: weights N(0, std) from the stream of this name, and zero biases."""
+    with own_stream(name):
+        nn.init.normal_(layer.weight, std=std)
+    if isinstance(layer, nn.Linear) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _children_flops(module: nn.Module, seq_len: int, causal: bool) -> int:

@@ -41,6 +41,7 @@ class PositionEncoding(Part):
     """Whether `score_bias` returns a tensor, which not all attention backends support."""
     unbounded: ClassVar[bool] = False
     """Whether it supports positions beyond block_size."""
+    scales_with_width = True
 
     def __init__(self, config: LayerConfig):
         super().__init__()

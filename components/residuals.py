@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from components.context import Context
 from components.layer_config import LayerConfig
 from components.norms import make_norm
+from components.parametrizations import parametrization_of
 from components.part import GradientFlow, Part
 from components.registry import Registry
 from errors import Problem
@@ -68,11 +69,27 @@ RESIDUALS = Registry(
 
 @RESIDUALS.register("plain", label="Plain", paper="He et al. 2015, arXiv 1512.03385")
 class PlainResidual(Residual):
-    """Add the output of each sublayer: x + f(x)."""
+    """Add the output of each sublayer: x + f(x), or x + s f(x) with `residual_scale` s."""
+
+    class Options:
+        residual_scale: float | None = option(
+            None,
+            "scale of what sublayers add to the residual stream; none: that of parametrization, "
+            "which is 1 unless it depends on the depth",
+            above=0,
+            derive=lambda config: parametrization_of(config).residual_scale,
+            tag="Res{}",
+        )
+
+    scales_with_width = True
+
+    def __init__(self, config: LayerConfig, sites: int):
+        super().__init__(config, sites)
+        self.scale = config.residual_scale
 
     def join(self, stream: Tensor, site: int, branch: Branch) -> Tensor:
         for y in _outputs(branch(stream)):
-            stream = stream + y
+            stream = stream + (y if self.scale == 1 else y * self.scale)
         return stream
 
 
@@ -86,6 +103,8 @@ class UNetResidual(PlainResidual):
     a learned scalar of the layer that is initialized to 1, as in modded-nanogpt (Jordan et al.
     2024).
     """
+
+    scales_with_width = False
 
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__(config, sites)

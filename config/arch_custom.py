@@ -100,7 +100,7 @@ n_kv_head = None  # key and value heads; None: n_head; 1: multi-query
 head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys
 qk_norm_over = "head"  # head | projection
-attention_scale = None  # scale of query-key products; None: 1 / sqrt(head_dim)
+attention_scale = None  # of query-key products; None: 1 / sqrt(head_dim), 1 / head_dim in muP
 sliding_window = (
     None  # tokens a query attends to; None: all; "128*5+none": all in every sixth layer
 )
@@ -151,9 +151,17 @@ position_encoding = (
 
 # Residual stream
 residual = "plain"  # plain | unet | hyper_connections
+residual_scale = None  # scale of what sublayers add; None: 1, or that of parametrization
 # residual = "hyper_connections":
 # hyper_streams = 4
 # hyper_dynamic = True  # mixing weights depend on the token
+
+# Width and depth
+parametrization = "standard"  # standard | mup | completep: initial weights, scales, learning rates
+# parametrization = "mup" or "completep":
+# mup_base_width = 256  # n_embd at which learning_rate was tuned
+# parametrization = "completep":
+# completep_base_depth = 2  # n_layer at which learning_rate was tuned
 
 # Whole model
 bias = True  # in the Linear layers
@@ -162,4 +170,5 @@ weight_tying = True  # share the weights of the token embedding and the LM head
 dropout = 0.0
 output_softcap = None  # e.g. 30.0
 embedding_scale = 1.0
+logit_scale = None  # scale of the logits; None: 1, or that of parametrization
 init_std = 0.02

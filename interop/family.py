@@ -38,8 +38,10 @@ BIASES = (
     "router_logit_bias",
     "router_bias_rate",
 )
-_MADE_UP_FOR = (*OF_A_RUN, "ffn_multiplier", "ffn_multiple_of")
-"""Keys that are not compared: ffn_hidden says what the last two make."""
+_OF_PARAMETRIZATIONS = ("parametrization", "mup_base_width", "completep_base_depth")
+_MADE_UP_FOR = (*OF_A_RUN, *_OF_PARAMETRIZATIONS, "ffn_multiplier", "ffn_multiple_of")
+"""Keys that are not compared, since others have what follows from them: ffn_hidden, and the scales
+of logits, residuals and attention."""
 
 
 @dataclasses.dataclass(frozen=True)

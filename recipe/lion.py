@@ -28,6 +28,7 @@ class Lion(PerParameter):
 
     least_bytes = 4
     elementwise = True
+    takes_scales = True
 
     def __init__(self, model: nn.Module, config: Any):
         groups = parameter_groups(model, config.weight_decay)

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from components.parametrizations import PARAMETRIZATIONS
 from components.registry import Registry
-from errors import Problem, UserError, quoted
+from errors import ConfigError, Problem, UserError, quoted
 from options import Role, Section
 from recipe.parameters import parameter_groups, trainable_parameters
 from recipe.snapshot import Snapshot
@@ -36,6 +37,11 @@ class UpdateRule(torch.optim.Optimizer):
     elementwise: ClassVar[bool] = False
     """Whether each element of a parameter is updated independently, so that every worker can update
     a slice. Otherwise parameters are gathered for the update."""
+
+    takes_scales: ClassVar[bool] = False
+    """Whether the learning rates of a `parametrization` that depends on the width apply: a step
+    does not depend on the scale of the gradient, and updates each element by at most about the
+    learning rate, as in Adam."""
 
     def step_flops(self) -> int:
         """Matmul FLOPs of a step. Elementwise work is not counted."""
@@ -102,9 +108,13 @@ def make_optimizer(model: nn.Module, config: Any) -> UpdateRule:
     """Create the optimizer chosen by a training config, for all parameters that require gradients.
 
     Raises:
+        ConfigError: If the optimizer is not defined for the model's parametrization.
         UserError: If the optimizer omits a parameter, or includes one that does not require a
             gradient; see also `trainable_parameters`.
     """
+    problems = list(scale_problems(getattr(model, "config", None), config))
+    if problems:
+        raise ConfigError(problems)
     optimizer = OPTIMIZERS[config.optimizer](model, config)
     trainable = {parameter: name for name, parameter in trainable_parameters(model)}
     updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -116,6 +126,25 @@ def make_optimizer(model: nn.Module, config: Any) -> UpdateRule:
             f"model has {len(trainable)} that require gradients; it {which}."
         )
     return optimizer
+
+
+def scale_problems(model: Any, training: Any) -> Iterator[Problem]:
+    """Yield the problem if an optimizer is not defined for the parametrization of a model.
+
+    Args:
+        model: The model's config, or None.
+        training: The training config.
+    """
+    name = getattr(model, "parametrization", "standard")
+    if not PARAMETRIZATIONS[name].scales_with_width or OPTIMIZERS[training.optimizer].takes_scales:
+        return
+    able = [quoted(other) for other in OPTIMIZERS.names if OPTIMIZERS[other].takes_scales]
+    yield Problem(
+        ("parametrization", "optimizer"),
+        f"parametrization={quoted(name)} is not defined for optimizer="
+        f"{quoted(training.optimizer)}; use optimizer={' or '.join(able)}, or "
+        "parametrization='standard'.",
+    )
 
 
 class Moments:
@@ -155,13 +184,16 @@ class AdamW(UpdateRule, torch.optim.AdamW):
     Options = Moments
     least_bytes = 8
     elementwise = True
+    takes_scales = True
 
     def __init__(self, model: nn.Module, config: Any):
+        groups = parameter_groups(model, config.weight_decay)
+        for group in groups:
+            group["eps"] = config.adam_eps * group.pop("eps_scale", 1.0)
         super().__init__(
-            parameter_groups(model, config.weight_decay),
+            groups,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
-            eps=config.adam_eps,
             fused=True,
         )
 

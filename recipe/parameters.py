@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from components.head import LMHead
+from components.parametrizations import ParameterScales
 from components.part import Part
 from errors import UserError
 
@@ -65,6 +66,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Split parameters into optimizer groups: weight decay for tensors of two or more dimensions,
     none for vectors and parameters in `Part.undecayed`.
 
+    With a `parametrization` that depends on the width, a group also has a `rate_scale`, a factor on
+    the learning rate, and an `eps_scale`, one on Adam's epsilon.
+
     Every parameter that requires gradients is in exactly one group. See `trainable_parameters` for
     the errors.
     """
@@ -77,15 +81,35 @@ def decay_groups(
     """`parameter_groups` for some of the parameters of a model."""
     parts = (module for module in model.modules() if isinstance(module, Part))
     undecayed = {getattr(part, name) for part in parts for name in part.undecayed}
-    decayed, others = [], []
+    scales_of = parameter_scales(model)
+    alike: dict[tuple[bool, ParameterScales], list[nn.Parameter]] = {}
     for parameter in parameters:
         decays = parameter.ndim >= 2 and parameter not in undecayed
-        (decayed if decays else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        alike.setdefault((decays, scales_of(parameter)), []).append(parameter)
+    decayed_first = sorted(alike.items(), key=lambda item: not item[0][0])
+    return [
+        {"params": params, "weight_decay": weight_decay * scales.decay if decays else 0.0}
+        | _scaled(scales)
+        for (decays, scales), params in decayed_first
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _scaled(scales: ParameterScales) -> dict[str, float]:
+    """The entries of a parameter group that scale its settings."""
+    named = {"rate_scale": scales.rate, "eps_scale": scales.eps}
+    return {name: scale for name, scale in named.items() if scale != 1}
+
+
+def parameter_scales(model: nn.Module) -> Callable[[nn.Parameter], ParameterScales]:
+    """A function that returns the factors on the optimizer settings of a model's parameter, from
+    the model's parametrization."""
+    parametrization = getattr(model, "parametrization", None)
+    if parametrization is None or not parametrization.scales_with_width:
+        return lambda _: ParameterScales()
+    matrices, inside = hidden_matrices(model), set(model.blocks.parameters())
+    return lambda parameter: parametrization.scales(
+        hidden=parameter in matrices, in_block=parameter in inside
+    )
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:

@@ -78,6 +78,7 @@ OPTION_REFERENCES: dict[str, Reference] = {
     "query_scaling": Reference("llama4: Llama4TextAttention", _LLAMA4.test),
     **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
     "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
+    "residual_scale": Reference("GraniteForCausalLM", "unit/test_parametrizations.py"),
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "router_logit_bias": Reference("GptOssTopKRouter", "unit/test_moe.py"),

@@ -37,6 +37,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         "mamba_chunk": 5,
     },
     "rope_scaling": {**ROPE, "rope_scaling_factor": 4.0, "rope_original_block_size": 8},
+    "parametrization": {"mup_base_width": 16, "completep_base_depth": 4},
 }
 """What a part of a registry needs beside it to do anything."""
 
@@ -67,6 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "untied": {"weight_tying": False},
     "output_softcap": {"output_softcap": 0.5},
     "embedding_scale": {"embedding_scale": 3.0},
+    "scales of Granite": {"residual_scale": 0.3, "logit_scale": 0.4, "attention_scale": 0.5},
     "ffn_multiplier": {"ffn_multiplier": 2.5, "ffn_multiple_of": 16},
     "ffn_hidden": {"ffn_hidden": 50},
     "rope_fraction": {**ROPE, "rope_fraction": 0.5},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
@@ -236,11 +234,20 @@ def test_initialised_as_documented(keys):
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
             continue
-        residual = name.endswith(("mixer.out.weight", "down.weight", "experts.down"))
-        std = 0.05 / math.sqrt(2 * config.n_layer) if residual else 0.05
+        std = 0.05 * documented_factor(name, config)
         chance = max(0.06, 4 * parameter.numel() ** -0.5)  # 4 standard errors of the mean
         assert parameter.std().item() == pytest.approx(std, rel=chance), name
         assert abs(parameter.mean().item()) < chance * std, name
+
+
+def documented_factor(name: str, config: ModelArchitectureConfig) -> float:
+    """By what the standard deviation of a weight differs from init_std."""
+    factor = 1.0
+    if name.endswith(("mixer.out.weight", "down.weight", "experts.down")):
+        factor = 1.0 if config.parametrization == "completep" else (2 * config.n_layer) ** -0.5
+    if "mup_base_width" in config and name.startswith("blocks."):
+        factor *= (config.n_embd / config.mup_base_width) ** -0.5
+    return factor
 
 
 def test_names_tell_architectures_apart():

@@ -176,6 +176,10 @@ CHANGES = {
     "forget_gate": {"forget_gate": True},
     "differential_attention": {"differential_attention": True},
     "residual": {"residual": "unet"},
+    "residual_scale": {"residual_scale": 0.5},
+    "parametrization": {"parametrization": "mup"},
+    "mup_base_width": {"parametrization": "mup", "mup_base_width": 64},
+    "completep_base_depth": {"parametrization": "completep", "completep_base_depth": 6},
     "hyper_streams": {"hyper_streams": 2},
     "hyper_dynamic": {"hyper_dynamic": False},
     "position_encoding": {"position_encoding": "alibi"},
@@ -196,6 +200,7 @@ CHANGES = {
     "dropout": {"dropout": 0.3},
     "output_softcap": {"output_softcap": 0.5},
     "embedding_scale": {"embedding_scale": 2.0},
+    "logit_scale": {"logit_scale": 0.5},
     "init_std": {"init_std": 0.1},
 }
 """For every key, something that sets it to another value."""
@@ -249,6 +254,8 @@ BEFORE = {
     "canon_kernel": {"canon": "c"},
     "query_scaling_interval": _STEPS,
     "query_scaling_factor": _STEPS,
+    "mup_base_width": {"parametrization": "mup"},
+    "completep_base_depth": {"parametrization": "completep"},
     "leaky_relu_slope": {"activation": "leaky_relu"},
     "glu_limit": {"ffn_type": "swiglu"},
     "glu_shift": {"ffn_type": "swiglu"},
