@@ -13,9 +13,11 @@ x is (B, T, C); the stream may have additional dimensions before the last one, C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from components.context import Context
 from components.layer_config import LayerConfig
@@ -28,6 +30,13 @@ from options import option
 
 Branch = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 """A sublayer with its norms, from (B, T, C) to (B, T, C); parallel sublayers return a tuple."""
+
+
+SINKHORN_EPS = 1e-6
+"""Added to the sums that Sinkhorn-Knopp steps divide by, as in DeepSeek-V4."""
+
+FIRST_MIXING_LOGIT = -8.0
+"""Logit with which a stream first reads another one."""
 
 
 class Residual(Part):
@@ -134,28 +143,30 @@ class UNetResidual(PlainResidual):
         return stream
 
 
-@RESIDUALS.register("hyper_connections", label="Hyper", paper="Zhu et al. 2024, arXiv 2409.19606")
-class HyperConnections(Residual):
-    """Use n residual streams; each sublayer reads and writes learned mixtures of them.
+class StreamOptions:
+    """The number of streams, for residuals with several."""
+
+    hyper_streams: int = option(
+        4, "hyper-connections: number of residual streams", at_least=1, tag="{}Streams"
+    )
+
+
+class SeveralStreams(Residual):
+    """Base class of residuals with n streams, mixtures of which each sublayer reads and writes.
 
     The stream is (B, T, n, C). All n streams start as the embedding; the LM head reads their sum.
     """
 
-    class Options:
-        hyper_streams: int = option(
-            4, "hyper-connections: number of residual streams", at_least=1, tag="{}Streams"
-        )
-        hyper_dynamic: bool = option(
-            True,
-            "hyper-connections: mixing weights depend on the token, not only on the layer",
-            tag=("StaticHyper", "DynamicHyper"),
-        )
+    connection: ClassVar[type[Part]]
+    """The mixtures of one site, created from the config and the index of the site in the model.
+    Called on the streams h (..., n, C), it returns the input of the sublayer (..., C), the mixed
+    streams (..., n, C), and the weights of the sublayer's output, (..., n) or (n,)."""
 
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__(config, sites)
         self.streams = config.hyper_streams
         self.connections = nn.ModuleList(
-            HyperConnection(config, config.index * sites + site) for site in range(sites)
+            self.connection(config, config.index * sites + site) for site in range(sites)
         )
 
     def begin(self, x: Tensor) -> Tensor:
@@ -202,9 +213,8 @@ class HyperConnection(Part):
             normed = self.norm(h)
             alpha = alpha + self.alpha_scale * torch.tanh(normed @ self.alpha_map)
             beta = beta + self.beta_scale * torch.tanh(normed @ self.beta_map).squeeze(-1)
-        with torch.autocast(h.device.type, enabled=False):  # autocast would round the stream
-            mixed = alpha.transpose(-2, -1).to(h.dtype) @ h
-        return mixed[..., 0, :], mixed[..., 1:, :], beta.to(h.dtype)
+        x, mixed = _mixtures(alpha, h)
+        return x, mixed, beta.to(h.dtype)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """FLOPs: per token 2 n (n + 1) C for mixing, and 2 n (n + 2) C for dynamic alpha and
@@ -218,6 +228,109 @@ class HyperConnection(Part):
         n = self.streams
         mixing = own * (n + 1) // (2 * n + 3) if self.dynamic else 0
         return (own + mixing) * flow.into(self)
+
+
+@RESIDUALS.register("hyper_connections", label="Hyper", paper="Zhu et al. 2024, arXiv 2409.19606")
+class HyperConnections(SeveralStreams):
+    """Use n residual streams; each sublayer reads and writes learned mixtures of them."""
+
+    class Options(StreamOptions):
+        hyper_dynamic: bool = option(
+            True,
+            "hyper-connections: mixing weights depend on the token, not only on the layer",
+            tag=("StaticHyper", "DynamicHyper"),
+        )
+
+    connection = HyperConnection
+
+
+class ManifoldConnection(Part):
+    """The mixtures of n streams h (..., n, C) at one site, limited to those that keep their size.
+
+    With x' = RMSNorm of all n C numbers of a token, without a gain, and learned maps W, scalars a
+    and offsets b:
+
+        input of the sublayer   p^T h         p = sigmoid(a_p W_p x' + b_p)
+        mixed streams           M^T h         M = Sinkhorn(exp(a_m W_m x' + b_m))
+        weights of its output   q             q = 2 sigmoid(a_q W_q x' + b_q)
+
+    The Sinkhorn-Knopp iteration divides rows and columns by their sums in turn, so that M is nearly
+    doubly stochastic: mixing can neither amplify nor attenuate the mean of the streams.
+
+    W starts at 0 and a at 0.01, as in the paper. The paper does not give the first offsets; here M
+    is nearly the identity, and p and q are larger for one stream, which cycles over the sites (as
+    in mHC-lite, arXiv 2601.05732).
+    """
+
+    def __init__(self, config: LayerConfig, index: int):
+        super().__init__()
+        self.streams, self.width = n, C = config.hyper_streams, config.n_embd
+        self.steps = config.mhc_steps
+        self.sizes = (n, n, n * n)  # of p, q and M
+        one = torch.full((n,), -1.0)
+        one[index % n] = 1.0
+        mixes = (FIRST_MIXING_LOGIT * (1 - torch.eye(n))).flatten()
+        self.map = nn.Parameter(torch.zeros(n * (n + 2), n * C))
+        self.offset = nn.Parameter(torch.cat((one, one, mixes)))
+        self.scale = nn.Parameter(torch.full((3,), 0.01))
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the sublayer's input (..., C), the mixed streams (..., n, C), and q (..., n)."""
+        wide = torch.promote_types(h.dtype, self.map.dtype)
+        with torch.autocast(h.device.type, enabled=False):
+            flat = h.flatten(-2).to(wide)
+            made = F.rms_norm(flat, flat.shape[-1:], eps=SINKHORN_EPS) @ self.map.to(wide).T
+        made, offsets = made.split(self.sizes, dim=-1), self.offset.split(self.sizes)
+        p, q, mixes = (self.scale[i] * made[i] + offsets[i] for i in range(3))
+        mixing = doubly_stochastic(mixes.unflatten(-1, (self.streams, -1)), self.steps)
+        x, mixed = _mixtures(torch.cat((p.sigmoid().unsqueeze(-1), mixing), dim=-1), h)
+        return x, mixed, 2 * q.sigmoid().to(h.dtype)
+
+    def forward_flops(self, seq_len: int, causal: bool = False) -> int:
+        """FLOPs: per token 2 n (n + 1) C for mixing, and 2 n^2 (n + 2) C for its weights."""
+        n = self.streams
+        return 2 * n * (n + 1 + n * (n + 2)) * self.width * seq_len
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """The mixing weights have a gradient besides the streams; the learned map has none."""
+        n = self.streams
+        mixing = own * (n + 1) // (n + 1 + n * (n + 2))
+        return (own + mixing) * flow.into(self)
+
+
+def doubly_stochastic(logits: Tensor, steps: int) -> Tensor:
+    """Apply Sinkhorn-Knopp steps to exp(logits), (..., n, n): divide rows, then columns by their
+    sums. Columns sum to 1, and rows nearly so."""
+    matrix = logits.softmax(dim=-1) + SINKHORN_EPS
+    for step in range(steps):
+        if step:
+            matrix = matrix / (matrix.sum(dim=-1, keepdim=True) + SINKHORN_EPS)
+        matrix = matrix / (matrix.sum(dim=-2, keepdim=True) + SINKHORN_EPS)
+    return matrix
+
+
+@RESIDUALS.register("mhc", label="mHC", paper="Xie et al. 2025, arXiv 2512.24880")
+class ManifoldHyperConnections(SeveralStreams):
+    """Hyper-connections whose matrices that mix the streams are doubly stochastic."""
+
+    class Options(StreamOptions):
+        mhc_steps: int = option(
+            20,
+            "mhc: Sinkhorn-Knopp steps that make the mixing matrices doubly stochastic",
+            at_least=1,
+            at_most=1000,
+            tag="Sinkhorn{}",
+        )
+
+    connection = ManifoldConnection
+
+
+def _mixtures(alpha: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha^T h for alpha (..., n, n + 1) and h (..., n, C): its first row (..., C), and the others
+    (..., n, C)."""
+    with torch.autocast(h.device.type, enabled=False):  # autocast would round the stream
+        mixed = alpha.transpose(-2, -1).to(h.dtype) @ h
+    return mixed[..., 0, :], mixed[..., 1:, :]
 
 
 def _outputs(made: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

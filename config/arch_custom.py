@@ -150,11 +150,14 @@ position_encoding = (
 # rope_high_freq_factor = 4.0
 
 # Residual stream
-residual = "plain"  # plain | unet | hyper_connections
+residual = "plain"  # plain | unet | hyper_connections | mhc
 residual_scale = None  # scale of what sublayers add; None: 1, or that of parametrization
-# residual = "hyper_connections":
+# residual = "hyper_connections" or "mhc":
 # hyper_streams = 4
+# residual = "hyper_connections":
 # hyper_dynamic = True  # mixing weights depend on the token
+# residual = "mhc":
+# mhc_steps = 20  # Sinkhorn-Knopp steps
 
 # Width and depth
 parametrization = "standard"  # standard | mup | completep: initial weights, scales, learning rates

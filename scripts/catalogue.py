@@ -61,10 +61,14 @@ REFERENCES: dict[tuple[str, str], Reference] = {
     ("rope_scaling", "yarn"): Reference("ROPE_INIT_FUNCTIONS", "unit/test_positions.py"),
     ("activation", "xielu"): Reference("XIELUActivation", "unit/test_pointwise_parts.py"),
     ("activation", "quick_gelu"): Reference("ACT2FN", "unit/test_pointwise_parts.py"),
+    ("residual", "hyper_connections"): Reference(
+        "HyperConnections of hyper-connections", "unit/test_residuals.py"
+    ),
+    ("residual", "mhc"): Reference("DeepseekV4HyperConnection", "unit/test_residuals.py"),
     ("normalization", "rmsnorm_unit_offset"): Reference("Gemma 2 and 3", _PARITY),
 }
-"""Components that are compared with transformers; all others are compared with their formula,
-written out in a test."""
+"""Components that are compared with transformers or another package; all others are compared with
+their formula, written out in a test."""
 
 OPTION_REFERENCES: dict[str, Reference] = {
     **dict.fromkeys(("n_kv_head", "head_dim", "qk_norm", "qk_norm_over"), _FAMILIES),
@@ -99,7 +103,8 @@ for sequences of {tokens:,} tokens, and {state} of decoding state per sequence i
 Activations are compared in a `glu` network.
 
 **Reference**: the implementation with which the tests compare the component, with the same random
-weights: a class of `transformers`, or "formula", the component's formula written out in a test.
+weights: a class of `transformers` or of another package, or "formula", the component's formula
+written out in a test.
 [verification.md](verification.md) has the measured differences."""
 
 

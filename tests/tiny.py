@@ -149,6 +149,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "token_shift": "both",
         "ffn_type": "swiglu",
     },
+    "mhc of three streams": {"residual": "mhc", "hyper_streams": 3, "mhc_steps": 2},
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,

@@ -151,10 +151,16 @@ def hyper_connections(c: LayerConfig, sites: int) -> int:
     return sites * (n * (n + 2) + dynamic * c.hyper_dynamic)
 
 
+def mhc(c: LayerConfig, sites: int) -> int:
+    n = c.hyper_streams
+    return sites * (n * (n + 2) * (n * c.n_embd + 1) + 3)
+
+
 RESIDUAL_STREAMS = {
     "plain": lambda c, sites: 0,
     "unet": lambda c, sites: int(2 * c.index > c.n_layer - 1),
     "hyper_connections": hyper_connections,
+    "mhc": mhc,
 }
 MIXERS_OF_A_BLOCK = {
     "attention": attention,

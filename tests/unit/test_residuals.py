@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.residuals import RESIDUALS
+from components.residuals import RESIDUALS, doubly_stochastic
 from errors import ConfigError
 from model_components import BLOCKS
 from recipe.parameters import parameter_groups
@@ -95,6 +96,87 @@ class TestHyperConnections:
         with FlopCounterMode(display=False) as counter:
             for site in range(2):
                 residual.join(stream, site, torch.tanh)
+        assert residual.forward_flops(7) == counter.get_total_flops()
+
+
+class TestManifoldConnections:
+    def made(self, streams: int, **keys: int) -> nn.Module:
+        """Those of a layer, with random weights in float64."""
+        layer = tiny_layer(residual="mhc", hyper_streams=streams, **keys)
+        torch.manual_seed(0)
+        residual = RESIDUALS["mhc"](layer, sites=2).double()
+        with torch.no_grad():
+            for parameter in residual.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+        return residual
+
+    @pytest.mark.parametrize("streams", [1, 4])
+    @torch.no_grad()
+    def test_a_site_is_that_of_deepseek_v4(self, streams):
+        from transformers.models.deepseek_v4 import modeling_deepseek_v4 as published
+        from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
+
+        config = DeepseekV4Config(hidden_size=32, hc_mult=streams, rms_norm_eps=1e-6)
+        theirs, ours = published.DeepseekV4HyperConnection(config), self.made(streams).float()
+        own = ours.connections[1]
+        for name, weight in {"fn": own.map, "base": own.offset, "scale": own.scale}.items():
+            getattr(theirs, name).copy_(weight)
+        stream = torch.randn(2, 5, streams, 32)
+        post, comb, collapsed = theirs(stream)
+        expected = post.unsqueeze(-1) * torch.tanh(collapsed).unsqueeze(-2)
+        expected = expected + comb.transpose(-1, -2) @ stream
+        assert_close(ours.join(stream, 1, torch.tanh), expected, 1e-5)
+
+    @torch.no_grad()
+    def test_a_site_by_the_formulas_of_the_paper(self):
+        own, h = self.made(2, mhc_steps=60).connections[0], torch.randn(2, 32).double()
+        own.offset[4:].normal_()  # at -8, the epsilon of DeepSeek-V4 would show
+        x = h.flatten() / h.square().mean().sqrt()
+        made = [own.scale[min(k // 2, 2)] * (own.map[k] @ x) + own.offset[k] for k in range(8)]
+        mixing = torch.stack(made[4:]).exp().view(2, 2)
+        for _ in range(60):  # the paper begins with columns; the limit is the same
+            mixing = mixing / mixing.sum(dim=0)
+            mixing = mixing / mixing.sum(dim=1, keepdim=True)
+        read, mixed, shares = own(h)
+        assert_close(read, torch.sigmoid(made[0]) * h[0] + torch.sigmoid(made[1]) * h[1], 1e-5)
+        assert_close(mixed, mixing.T @ h, 1e-5)
+        assert_close(shares, 2 * torch.sigmoid(torch.stack(made[2:4])), 1e-5)
+
+    def test_mixing_is_doubly_stochastic(self):
+        torch.manual_seed(0)
+        matrices = doubly_stochastic(torch.randn(50, 4, 4), 20)
+        assert (matrices > 0).all()
+        for dim in (-1, -2):
+            assert (matrices.sum(dim) - 1).abs().max() < 0.01
+        once = doubly_stochastic(2 * torch.randn(50, 4, 4), 1)
+        assert (once.sum(-1) - 1).abs().max() > 0.1
+
+    def test_gradients(self):
+        residual = self.made(2, mhc_steps=3)
+        stream = torch.randn(1, 2, 2, 32, dtype=torch.float64, requires_grad=True)
+        names, weights = zip(*residual.connections[0].named_parameters(), strict=True)
+
+        def joined(stream: Tensor, *values: Tensor) -> Tensor:
+            named = dict(zip(names, values, strict=True))
+            x, mixed, shares = torch.func.functional_call(residual.connections[0], named, stream)
+            return x.sum(-1), mixed.mean(-1), shares
+
+        assert gradcheck(joined, (stream, *weights), fast_mode=True)
+
+    @torch.no_grad()
+    def test_streams_of_a_new_model_hardly_mix(self):
+        residual = RESIDUALS["mhc"](tiny_layer(residual="mhc"), sites=2)
+        stream = torch.randn(1, 3, 4, 32)
+        for site in range(2):
+            _, mixed, shares = residual.connections[site](stream)
+            assert (mixed - stream).abs().max() < 0.01
+            assert shares[0, 0].argmax() == site
+
+    def test_cost_equals_the_counter(self):
+        residual = self.made(3)
+        with FlopCounterMode(display=False) as counter:
+            for site in range(2):
+                residual.join(torch.randn(1, 7, 3, 32).double(), site, torch.tanh)
         assert residual.forward_flops(7) == counter.get_total_flops()
 
 
