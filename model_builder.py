@@ -20,6 +20,7 @@ from components.norms import make_norm
 from components.parametrizations import Parametrization, parametrization_of
 from components.part import Part, init_normal, own_stream
 from components.positions import PositionEncoding
+from components.sphere import on_sphere
 from errors import UserError
 from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
@@ -118,6 +119,7 @@ class GPT(Part):
             given |= block.connect(given)
             self.blocks.append(block)
             self._initialize(f"blocks.{index}", block)
+            self._to_sphere(block)
             if ready is not None:
                 ready(block)
         for name, child in self.named_children():
@@ -125,6 +127,7 @@ class GPT(Part):
                 self._initialize(name, child)
         with own_stream(""):
             self.init_parameters(config)
+        self._to_sphere(self.embedding, self.head)
         if config.weight_tying:
             self.head.weight = self.embedding.weight
 
@@ -290,6 +293,20 @@ class GPT(Part):
             return
         for block, own in zip(self.blocks, metrics, strict=True):
             block.after_step(own, good)
+        self._to_sphere(*self.blocks, self.embedding, self.head, good=good)
+
+    @torch.no_grad()
+    def _to_sphere(self, *modules: nn.Module, good: Tensor | float = 1.0) -> None:
+        """With `sphere_weights`, scale all vectors of the weights along the residual stream to
+        length 1, unless `good` is 0."""
+        if not self.config.sphere_weights:
+            return
+        for module in modules:
+            for weight, dim in _stream_weights(module):
+                if not weight.requires_grad:
+                    continue
+                change = good * (on_sphere(weight, dim) - weight)
+                weight.add_(torch.where(change.isfinite(), change, 0.0))
 
     # Text
 
@@ -496,6 +513,17 @@ class GPT(Part):
             return sum(part.forward_flops(seq_len) for part in parts if isinstance(part, kind))
 
         return flops(Mixer) / flops(FeedForward)
+
+
+def _stream_weights(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
+    """Yield the weights of Linear and Embedding layers, with their dimension along the residual
+    stream: the outputs of residual projections, and the inputs of others."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        yield module.weight, 1
+    for part in module.modules():
+        for name, child in part.named_children() if isinstance(part, Part) else ():
+            if isinstance(child, nn.Linear):
+                yield child.weight, 0 if name in part.residual_projections else 1
 
 
 def check_sampling(

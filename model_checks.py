@@ -16,6 +16,19 @@ from options import KEYS, Key
 from part_keys import parts_of, problems_of_parts, registry_of
 from patterns import Pattern, spelled
 
+UNSCALED = ("canon", "token_shift", "forget_gate", "differential_attention")
+"""Options that are not defined for parametrizations that depend on the width, nor for
+`sphere_weights`."""
+
+
+def _not_defined(layer: LayerConfig, key: str) -> Problem:
+    """The problem that a parametrization is not defined for the value of a key."""
+    message = (
+        f"parametrization={layer.parametrization!r} is not defined for {key}={layer.get(key)!r}; "
+        f"use parametrization='standard', or another {key}."
+    )
+    return Problem(("parametrization", key), message)
+
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
@@ -43,6 +56,7 @@ class Combination:
         yield from self._position_problems()
         yield from self._window_problems()
         yield from self._parametrization_problems()
+        yield from self._sphere_problems()
         yield from self._part_problems()
 
     @cached_property
@@ -79,12 +93,29 @@ class Combination:
                 continue
             for key, part in parts_of(layer, self._choosers):
                 if issubclass(part, Part) and not part.scales_with_width:
-                    message = (
-                        f"parametrization={layer.parametrization!r} is not defined for "
-                        f"{key}={layer.get(key)!r}; use parametrization='standard', or another "
-                        f"{key}."
-                    )
-                    found.setdefault(Problem(("parametrization", key), message), layer)
+                    found.setdefault(_not_defined(layer, key), layer)
+            for key in UNSCALED:
+                if key in layer and layer.get(key) != KEYS[key].default:
+                    found.setdefault(_not_defined(layer, key), layer)
+        for problem, layer in found.items():
+            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
+
+    def _sphere_problems(self) -> Iterator[Problem]:
+        """Yield problems for what `sphere_weights` is not defined for."""
+        found: dict[Problem, LayerConfig] = {}
+        for layer in self.kinds if self.kinds[0].sphere_weights else ():
+            biases = ("bias", "attention_bias", "attention_out_bias", "head_bias")
+            others = {key: getattr(layer, key) for key in biases if layer.get(key)}
+            for key in (*UNSCALED, "value_embedding"):
+                if key in layer and layer.get(key) != KEYS[key].default:
+                    others[key] = layer.get(key)
+            for key in ("mixer", "ffn_type"):
+                part = dict(parts_of(layer, self._choosers))[key]
+                if not part.takes_sphere:
+                    others[key] = getattr(layer, key)
+            for key, value in others.items():
+                message = f"sphere_weights=True is not defined for {key}={value!r}; change one."
+                found.setdefault(Problem(("sphere_weights", key), message), layer)
         for problem, layer in found.items():
             yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
 

@@ -82,6 +82,17 @@ class ModelOptions:
         derive=lambda config: parametrization_of(config).logit_scale,
         tag="Logits{}",
     )
+    logit_gain: bool = _whole.option(
+        False,
+        "multiply the logit of each token by a learned number",
+        tag=("NoLogitGain", "LogitGain"),
+    )
+    sphere_weights: bool = _whole.option(
+        False,
+        "scale the vectors of embeddings and weights along the residual stream to length 1, at the "
+        "start and after every step",
+        tag=("FreeWeights", "SphereWeights"),
+    )
     init_std: float = _whole.option(
         0.02, "standard deviation of initial weights", above=0, tag="Init{}"
     )

@@ -35,7 +35,12 @@ another component."""
 _ADDED = {"mixer": "attention", "residual": "plain", "value_residual": "none"}
 """Keys that older model configs lack, with the value that every model had at the time."""
 
-_ADDED_WITH_PARAMETRIZATIONS = {"parametrization": "standard", "logit_scale": 1.0}
+_ADDED_LATER = {
+    "parametrization": "standard",
+    "logit_scale": 1.0,
+    "logit_gain": False,
+    "sphere_weights": False,
+}
 """The same for model configs of a later version."""
 
 _ADDED_TO_TRAINING = {"optimizer": "adamw", "objective": "cross_entropy", "z_loss_coef": 0.0}
@@ -80,7 +85,7 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     saved = {current_name(key): value for key, value in saved.items()}
     keys = {**_ADDED, **saved} if "mixer" not in saved and "n_layer" in saved else saved
     if "n_layer" in keys:
-        keys = {**_ADDED_WITH_PARAMETRIZATIONS, **keys}
+        keys = {**_ADDED_LATER, **keys}
     if "lr_schedule" in keys and "optimizer" not in keys:
         keys |= _ADDED_TO_TRAINING
         for key, schedules in _SCHEDULED.items():

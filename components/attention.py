@@ -26,6 +26,7 @@ from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
 from components.parametrizations import PARAMETRIZATIONS
 from components.query_scaling import QueryScalingOptions, idle_query_scaling, query_scaling
+from components.sphere import Gain, on_sphere
 from components.tensor_split import TensorSplit
 from components.value_embeddings import ValueEmbedding
 from errors import Problem
@@ -44,6 +45,9 @@ class Attention(Mixer):
     where the share is 1/2, or a learned scalar per layer that is initialized to 1/2.
     `value_embedding` adds an embedding of the token to its value (`ValueEmbedding`).
 
+    `qk_sphere` scales rotated queries and keys to length 1, then multiplies both by a learned
+    vector that starts at 1 (nGPT, Loshchilov et al. 2024, arXiv 2410.01131).
+
     `query_scaling` scales queries by the log of the number of keys (`QueryScaling`). `forget_gate`
     makes scores decay with the tokens in between (`ForgetGate`). `attention_sinks` adds a learned
     logit per head to the denominator of the softmax, so that a query may attend to nothing
@@ -61,7 +65,7 @@ class Attention(Mixer):
     residual_projections = ("out",)
     output_gates = ("gate",)
     canon_position = "b"
-    scales_with_width = True
+    scales_with_width = takes_sphere = True
 
     class Options(
         BiasOptions,
@@ -129,6 +133,8 @@ class Attention(Mixer):
         self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
         self.canon = canon_at("b", sum(self.widths), config)
         self.query_scaling = query_scaling(config)
+        stored = config.n_embd**-0.5
+        self.qk_gain = Gain(self.widths[1], 1.0, stored) if config.qk_sphere else None
         self.values_name = _values_name(config)
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
@@ -160,6 +166,11 @@ class Attention(Mixer):
             )
         if config.differential_attention:
             yield from _unpaired(config)
+        if config.qk_norm and config.qk_sphere:
+            yield Problem(
+                ("qk_sphere", "qk_norm"),
+                "qk_sphere=True and qk_norm=True both normalize queries and keys; drop one.",
+            )
         scaled = PARAMETRIZATIONS[config.parametrization].scales_with_width
         if scaled and config.value_embedding == "gated":
             yield Problem(
@@ -209,6 +220,8 @@ class Attention(Mixer):
         if self.value_embedding is not None:
             v = self.value_embedding(v, x, context.tokens)
         q, k = context.positions.rotate(q, k, context.start)
+        if self.qk_gain is not None:
+            q, k = self._on_sphere(q, k)
         q, k = q.to(v.dtype), k.to(v.dtype)
         if self.query_scaling is not None:
             q = self.query_scaling(q, context.start)
@@ -247,6 +260,12 @@ class Attention(Mixer):
         decay = self.forget(x, context)
         return decay if bias is None else decay + bias
 
+    def _on_sphere(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, H, T, D) and keys (B, H_kv, T, D) of length 1, times the learned vectors."""
+        gain = self.qk_gain().view(-1, 1, self.head_dim)
+        of_queries = gain.repeat_interleave(q.shape[1] // len(gain), dim=0)
+        return on_sphere(q) * of_queries, on_sphere(k) * gain
+
     def split(self, over: TensorSplit) -> bool:
         """Split by heads. Not possible if a norm covers the whole projection, if other layers,
         which may be whole, use the values, with differential attention, whose pairs are not
@@ -273,6 +292,8 @@ class Attention(Mixer):
         for name in ("sinks", "exclusion"):
             if isinstance(getattr(self, name), nn.Parameter):
                 over.heads(self, name)
+        if self.qk_gain is not None:
+            over.heads(self.qk_gain, "stored")
         self.own_heads = slice(over.rank * heads, (over.rank + 1) * heads)
         self.n_head, self.widths = heads, tuple(width // over.size for width in self.widths)
         for norm in norms:

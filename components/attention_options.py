@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from components.attention_backends import ATTENTION_BACKENDS, query_key_dim
 from components.parametrizations import parametrization_of
 from components.positions import POSITIONS
@@ -54,6 +56,19 @@ class KeyHeadOptions:
         per_layer=True,
         tag={"head": "HeadQK", "projection": "WholeQK"},
     )
+    qk_sphere: bool = ATTENTION_SECTION.option(
+        False,
+        "scale rotated queries and keys to length 1, then by a learned vector per key head",
+        per_layer=True,
+        tag=("NoQKSphere", "QKSphere"),
+    )
+
+
+def _attention_scale(config: Any) -> float:
+    dim = query_key_dim(config)
+    if "qk_sphere" in config and config.qk_sphere:
+        return dim**0.5
+    return parametrization_of(config).attention_scale(dim)
 
 
 class ScoreOptions:
@@ -69,10 +84,10 @@ class ScoreOptions:
     attention_scale: float | None = ATTENTION_SECTION.option(
         None,
         "scale of query-key products; none: 1/sqrt(d) for queries of dimension d, 1/d with a "
-        "parametrization that depends on the width",
+        "parametrization that depends on the width, sqrt(d) with qk_sphere",
         above=0,
         per_layer=True,
-        derive=lambda config: parametrization_of(config).attention_scale(query_key_dim(config)),
+        derive=_attention_scale,
         tag="AttnScale{}",
     )
     sliding_window: int | None = ATTENTION_SECTION.option(

@@ -13,6 +13,7 @@ from components.canon import CanonOptions, canon_at
 from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.registry import Registry, is_users_own
+from components.sphere import Gain
 from components.sublayer import Sublayer
 from components.tensor_split import TensorSplit
 from errors import Problem
@@ -121,18 +122,41 @@ FFNS = Registry(
 )
 
 
+class GainOptions:
+    """The option of dense networks to scale their hidden units."""
+
+    hidden_gain: bool = option(
+        False,
+        "multiply hidden units, before the activation, by sqrt(n_embd) and a learned vector",
+        per_layer=True,
+        tag=("NoHiddenGain", "HiddenGain"),
+    )
+
+
+def _hidden_gain(config: LayerConfig, units: int) -> Gain | None:
+    """The learned vector of `hidden_gain`, which starts at 1; nGPT's s_u and s_v."""
+    return Gain(units, 1.0, 1.0) if config.get("hidden_gain") else None
+
+
+def _scaled(hidden: Tensor, gain: Gain | None, width: int) -> Tensor:
+    return hidden if gain is None else hidden * (width**0.5 * gain()).to(hidden.dtype)
+
+
 @FFNS.register("standard", label="FFN", paper="Vaswani et al. 2017, arXiv 1706.03762")
 class StandardFFN(FeedForward):
     """Two linear layers with an activation in between: down(act(up(x)))."""
 
     canon_position = "d"
-    Options = CanonOptions
-    scales_with_width = True
+    scales_with_width = takes_sphere = True
+
+    class Options(CanonOptions, GainOptions):
+        pass
 
     def __init__(self, config: LayerConfig):
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.ffn_hidden, bias=config.bias)
         self.canon = canon_at("d", config.ffn_hidden, config)
+        self.gain = _hidden_gain(config, config.ffn_hidden)
         self.activation = ACTIVATIONS[config.activation](config)
         self.down = nn.Linear(config.ffn_hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -141,6 +165,7 @@ class StandardFFN(FeedForward):
         hidden = self.up(x)
         if self.canon is not None:
             hidden = self.canon(hidden, context)
+        hidden = _scaled(hidden, self.gain, x.shape[-1])
         return self.dropout(self.down(self.activation(hidden)))
 
     def new_state(
@@ -191,10 +216,9 @@ class GLU(FeedForward):
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost as much as the standard two at 4x
     canon_position = "d"
+    scales_with_width = takes_sphere = True
 
-    scales_with_width = True
-
-    class Options(GatedOptions, CanonOptions):
+    class Options(GatedOptions, CanonOptions, GainOptions):
         pass
 
     def __init__(self, config: LayerConfig, width: int | None = None):
@@ -203,6 +227,7 @@ class GLU(FeedForward):
         # A single matmul computes gate and up, in this order.
         self.gate_up = nn.Linear(config.n_embd, 2 * width, bias=config.bias)
         self.canon = canon_at("d", 2 * width, config)
+        self.gain = _hidden_gain(config, 2 * width)
         self.activation = ACTIVATIONS[config.activation](config)
         self.gating = Gating(config)
         self.down = nn.Linear(width, config.n_embd, bias=config.bias)
@@ -216,7 +241,7 @@ class GLU(FeedForward):
         hidden = self.gate_up(x)
         if self.canon is not None:
             hidden = self.canon(hidden, context)
-        gate, up = hidden.chunk(2, dim=-1)
+        gate, up = _scaled(hidden, self.gain, x.shape[-1]).chunk(2, dim=-1)
         return self.dropout(self.down(self.gating(self.activation, gate, up)))
 
     def new_state(
@@ -248,6 +273,8 @@ def _split(network: StandardFFN | GLU, widen: nn.Linear, sections: int, over: Te
     if network.canon is not None:
         network.canon.divide(over, sections * (width,))
     over.rows(network.down)
+    if network.gain is not None:
+        over.rows_of(network.gain, "stored", sections * (width,))
     return True
 
 

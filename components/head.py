@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.layer_config import LayerConfig
+from components.sphere import Gain
 
 IGNORED = -1
 """Target value that the loss ignores."""
@@ -31,9 +32,11 @@ class LMHead(nn.Linear):
         super().__init__(config.n_embd, config.vocab_size, bias=config.head_bias)
         self.softcap = config.output_softcap
         self.scale = config.logit_scale
+        stored = config.n_embd**-0.5
+        self.gain = Gain(config.vocab_size, 1.0, stored) if config.logit_gain else None
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(self._scaled(x))
+        logits = F.linear(self._scaled(x), self._weight(), self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, x: Tensor, targets: Tensor, z_coef: float = 0.0) -> HeadLoss:
@@ -52,11 +55,15 @@ class LMHead(nn.Linear):
         chunk = tokens_at_a_time(len(targets), self.out_features, x.device.type)
         if chunk >= len(targets):
             return _whole_loss(self(x), targets, z_coef)
-        given = (self._scaled(x), self.weight, self.bias, targets, self.softcap, z_coef, chunk)
+        given = (self._scaled(x), self._weight(), self.bias, targets, self.softcap, z_coef, chunk)
         return HeadLoss(*_ChunkedLoss.apply(*given, torch.is_grad_enabled()))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale == 1 else x * self.scale
+
+    def _weight(self) -> Tensor:
+        """The weight W; with `logit_gain`, each row times a learned number, nGPT's s_z."""
+        return self.weight if self.gain is None else self.weight * self.gain().unsqueeze(1)
 
     @torch.no_grad()
     def window_losses(self, x: Tensor, targets: Tensor) -> Tensor:

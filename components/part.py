@@ -60,6 +60,9 @@ class Part(nn.Module):
     """Names of the Linear children that scale the result of the part's own matmuls."""
     multiplies_weights: ClassVar[bool] = False
     """Whether the matmuls outside Linear layers multiply activations with weights."""
+    takes_sphere: ClassVar[bool] = False
+    """Whether `sphere_weights` is defined: every Linear layer reads the residual stream, or writes
+    to it and is listed in `residual_projections`."""
     scales_with_width: ClassVar[bool] = False
     """Whether the part is defined for a `parametrization` that depends on the width: all its Linear
     layers map hidden states to hidden states, of dimensions that grow with n_embd."""

@@ -25,6 +25,7 @@ from components.norms import make_norm
 from components.parametrizations import parametrization_of
 from components.part import GradientFlow, Part
 from components.registry import Registry
+from components.sphere import Gain, on_sphere
 from errors import Problem
 from options import option
 
@@ -141,6 +142,45 @@ class UNetResidual(PlainResidual):
         for name in self.gives:
             context.give(name, stream)
         return stream
+
+
+@RESIDUALS.register("ngpt", label="nGPT", paper="Loshchilov et al. 2024, arXiv 2410.01131")
+class SphereResidual(Residual):
+    """Move on the unit sphere towards the output of each sublayer: u(h + a (u(f(h)) - u(h))).
+
+    u scales to length 1, and a is the absolute value of a learned vector per sublayer, with one
+    element per channel: the paper's eigen learning rates. The paper's nGPT also has
+    `normalization=none`, `qk_sphere`, `hidden_gain`, `logit_gain`, `sphere_weights`, RoPE, SwiGLU
+    and untied weights without biases, and is trained without weight decay and warm-up.
+    """
+
+    class Options:
+        ngpt_rate: float = option(
+            0.05,
+            "ngpt: initial step of the residual stream towards the output of a sublayer",
+            above=0,
+            tag="Step{}",
+        )
+
+    def __init__(self, config: LayerConfig, sites: int):
+        super().__init__(config, sites)
+        C = config.n_embd
+        self.rates = nn.ModuleList(Gain(C, config.ngpt_rate, C**-0.5) for _ in range(sites))
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        wanted = {"normalization": "none", "norm_position": "pre"}
+        for key, value in wanted.items():
+            if getattr(config, key) != value:
+                yield Problem(
+                    ("residual", key),
+                    f"residual='ngpt' normalizes the stream itself and cannot be combined with "
+                    f"{key}={getattr(config, key)!r}; use {key}={value!r}.",
+                )
+
+    def join(self, stream: Tensor, site: int, branch: Branch) -> Tensor:
+        h, y = on_sphere(stream), on_sphere(sum(_outputs(branch(stream))))
+        return on_sphere(h + self.rates[site]().abs() * (y - h)).to(stream.dtype)
 
 
 class StreamOptions:

@@ -33,6 +33,7 @@ activation = "gelu"
 ffn_multiplier = None  # hidden width / n_embd; None: 4, or 8/3 if gated
 ffn_multiple_of = 1  # round the hidden width up to a multiple
 ffn_hidden = None  # hidden width; None: from ffn_multiplier
+hidden_gain = False  # scale hidden units by sqrt(n_embd) and a learned vector, as in nGPT
 # activation = "leaky_relu":
 # leaky_relu_slope = 0.01
 # ffn_type = "swiglu":
@@ -100,6 +101,7 @@ n_kv_head = None  # key and value heads; None: n_head; 1: multi-query
 head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys
 qk_norm_over = "head"  # head | projection
+qk_sphere = False  # queries and keys of length 1 times a learned vector, as in nGPT
 attention_scale = None  # of query-key products; None: 1 / sqrt(head_dim), 1 / head_dim in muP
 sliding_window = (
     None  # tokens a query attends to; None: all; "128*5+none": all in every sixth layer
@@ -150,7 +152,7 @@ position_encoding = (
 # rope_high_freq_factor = 4.0
 
 # Residual stream
-residual = "plain"  # plain | unet | hyper_connections | mhc
+residual = "plain"  # plain | unet | hyper_connections | mhc | ngpt
 residual_scale = None  # scale of what sublayers add; None: 1, or that of parametrization
 # residual = "hyper_connections" or "mhc":
 # hyper_streams = 4
@@ -158,6 +160,8 @@ residual_scale = None  # scale of what sublayers add; None: 1, or that of parame
 # hyper_dynamic = True  # mixing weights depend on the token
 # residual = "mhc":
 # mhc_steps = 20  # Sinkhorn-Knopp steps
+# residual = "ngpt" (with normalization = "none"):
+# ngpt_rate = 0.05  # first step towards the output of a sublayer
 
 # Width and depth
 parametrization = "standard"  # standard | mup | completep: initial weights, scales, learning rates
@@ -174,4 +178,6 @@ dropout = 0.0
 output_softcap = None  # e.g. 30.0
 embedding_scale = 1.0
 logit_scale = None  # scale of the logits; None: 1, or that of parametrization
+logit_gain = False  # a learned scale for the logit of each token, as in nGPT
+sphere_weights = False  # weights of length 1 along the residual stream, as in nGPT
 init_std = 0.02

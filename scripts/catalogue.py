@@ -33,6 +33,7 @@ COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
         ("rope_scaling", name): {"rope_scaling_factor": 4.0}
         for name in ("linear", "ntk", "yarn", "llama3")
     },
+    ("residual", "ngpt"): {"normalization": "none"},
     **{("activation", name): {"ffn_type": "glu"} for name in REGISTRIES["activation"].names},
 }
 """Other keys that a component needs, or that most choices of its key need."""

@@ -37,6 +37,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         "mamba_chunk": 5,
     },
     "rope_scaling": {**ROPE, "rope_scaling_factor": 4.0, "rope_original_block_size": 8},
+    "residual": {"normalization": "none"},
     "parametrization": {"mup_base_width": 16, "completep_base_depth": 4},
 }
 """What a part of a registry needs beside it to do anything."""
@@ -149,6 +150,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "token_shift": "both",
         "ffn_type": "swiglu",
     },
+    "nGPT": {
+        **ROPE,
+        "residual": "ngpt",
+        "normalization": "none",
+        "ffn_type": "swiglu",
+        "n_kv_head": 2,
+        "bias": False,
+        "weight_tying": False,
+        "qk_sphere": True,
+        "hidden_gain": True,
+        "logit_gain": True,
+        "sphere_weights": True,
+    },
+    "logit_gain, tied": {"logit_gain": True, "sphere_weights": True, "bias": False},
+    "hidden_gain of a plain network": {"hidden_gain": True},
     "mhc of three streams": {"residual": "mhc", "hyper_streams": 3, "mhc_steps": 2},
     "static hyper-connections": {
         "residual": "hyper_connections",
@@ -305,7 +321,7 @@ def parts_of_registries() -> dict[str, dict[str, Any]]:
 
 def _companions(key: str, name: str) -> dict[str, Any]:
     """Those that the part uses."""
-    owned = REGISTRIES[key].entry(name).keys
+    owned = {*REGISTRIES[key].entry(name).keys, *(["normalization"] if name == "ngpt" else [])}
     uses = {"position_encoding", *owned} if key == "rope_scaling" else set(owned)
     return {k: v for k, v in COMPANIONS.get(key, {}).items() if k in uses}
 

@@ -224,6 +224,17 @@ class Sharded(Replicated):
     def keeps_whole(self) -> bool:
         return False
 
+    def new_model(self, config: Any) -> GPT:
+        """See `Replicated.new_model`. Raises ConfigError for `sphere_weights`, which needs whole
+        weights after every step."""
+        if config.sphere_weights:
+            message = (
+                f"sphere_weights=True needs whole weights after every step, which "
+                f"parallelism={self.parallelism!r} shards; use parallelism='ddp' or 'zero1'."
+            )
+            raise ConfigError([Problem(("sphere_weights", "parallelism"), message)])
+        return super().new_model(config)
+
     def _place_block(self, block: Block) -> None:
         super()._place_block(block)
         if self.compiles:  # without the hooks that gather and free its parameters

@@ -205,7 +205,7 @@ def test_save_and_load(keys, tmp_path):
 
 OWN_LAWS = (
     *("value_share", "shares", "A_log", "dt_bias", "D", "alpha_p", "alpha_n", "current"),
-    *("lambdas", "bases"),
+    *("lambdas", "bases", "stored"),
 )
 """Parameters that their parts initialise otherwise, besides convolutions and residual streams."""
 
@@ -233,6 +233,11 @@ def test_initialised_as_documented(keys):
             continue
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.zeros_like(parameter)), name
+            continue
+        if config.sphere_weights:
+            along = 0 if name.endswith(("mixer.out.weight", "down.weight")) else 1
+            lengths = parameter.norm(dim=along) if "positions" not in name else torch.ones(1)
+            assert torch.allclose(lengths, torch.ones(()), atol=1e-5), name
             continue
         std = 0.05 * documented_factor(name, config)
         chance = max(0.06, 4 * parameter.numel() ** -0.5)  # 4 standard errors of the mean

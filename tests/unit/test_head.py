@@ -22,7 +22,7 @@ def made(bias: bool = False, softcap: float | None = None) -> tuple[LMHead, Tens
     """A head in float64, what it reads, and targets, one of which is left out."""
     torch.manual_seed(0)
     config = {"n_embd": 4, "vocab_size": VOCABULARY, "head_bias": bias, "output_softcap": softcap}
-    config["logit_scale"] = 0.7
+    config |= {"logit_scale": 0.7, "logit_gain": bias}
     head = LMHead(SimpleNamespace(**config)).double()
     targets = torch.randint(VOCABULARY, (2, 5))
     targets[0, 3] = -1

@@ -101,7 +101,7 @@ def attention(c: LayerConfig) -> int:
         c.value_embedding, 0
     )
     per_head += embedding * (c.value_embedding != "none")
-    return matrices + biases + normed + gated + per_head + shared
+    return matrices + biases + normed + gated + per_head + shared + G * D * c.qk_sphere
 
 
 def mla(c: LayerConfig) -> int:
@@ -119,12 +119,12 @@ def activation(c: LayerConfig) -> int:
 
 def plain_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
-    return 2 * C * F + (F + C) * c.bias + activation(c)
+    return 2 * C * F + (F + C) * c.bias + activation(c) + F * c.hidden_gain
 
 
 def gated_network(c: LayerConfig) -> int:
     C, F = c.n_embd, c.ffn_hidden
-    return 3 * C * F + (2 * F + C) * c.bias + activation(c)
+    return 3 * C * F + (2 * F + C) * c.bias + activation(c) + 2 * F * c.hidden_gain
 
 
 def mixture(c: LayerConfig) -> int:
@@ -161,6 +161,7 @@ RESIDUAL_STREAMS = {
     "unet": lambda c, sites: int(2 * c.index > c.n_layer - 1),
     "hyper_connections": hyper_connections,
     "mhc": mhc,
+    "ngpt": lambda c, sites: sites * c.n_embd,
 }
 MIXERS_OF_A_BLOCK = {
     "attention": attention,
@@ -198,7 +199,7 @@ def parameters(c: ModelArchitectureConfig) -> int:
     last = c.layers[-1]
     return (
         c.vocab_size * c.n_embd * (1 if c.weight_tying else 2)
-        + c.vocab_size * c.head_bias
+        + c.vocab_size * (c.head_bias + c.logit_gain)
         + POSITION_TABLES[encodings[-1] if encodings else "none"](c)
         + sum(map(block, c.layers))
         + NORMS_AFTER_THE_BLOCKS[last.norm_position] * norm(last)

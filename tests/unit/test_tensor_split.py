@@ -14,7 +14,7 @@ from components.tensor_split import Division, TensorSplit, split_of
 from configurator import run_plugins
 from errors import ConfigError
 from model_builder import GPT
-from tests.tiny import tiny_config
+from tests.tiny import OPTIONS, context, tiny_config
 
 
 @pytest.mark.parametrize(("dim", "sections"), [(0, (8, 4, 4)), (1, (6,)), (0, (10, 10))])
@@ -47,6 +47,26 @@ def test_the_parts_of_a_split_block_add_up_to_the_whole() -> None:
         assert network.split(TensorSplit(rank, 2))
         total += network(x, None)
     torch.testing.assert_close(total, whole, rtol=1e-4, atol=1e-6)
+
+
+def with_random_gains(block: nn.Module) -> nn.Module:
+    """A block whose learned vectors are not all 1."""
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            if name.endswith("stored"):
+                parameter.mul_(torch.linspace(0.5, 1.5, parameter.numel()))
+    return block
+
+
+@torch.no_grad()
+def test_shares_of_learned_vectors_go_with_their_heads_and_units() -> None:
+    config = tiny_config(**OPTIONS["nGPT"], ffn_hidden=24)
+    x = torch.randn(2, 5, config.n_embd)
+    for name in ("mixer", "ffn"):
+        blocks = [with_random_gains(GPT(config).blocks[0]) for _ in range(3)]
+        assert blocks[1].split(TensorSplit(0, 2)) == blocks[2].split(TensorSplit(1, 2)) == set()
+        whole, *shares = (getattr(block, name)(x, context(x)) for block in blocks)
+        torch.testing.assert_close(sum(shares), whole, rtol=1e-4, atol=1e-6)
 
 
 OWN_ACTIVATION = """
