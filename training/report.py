@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configurator import Settings, shown
-from model_components import REGISTRIES
+from model_components import PARAMETRIZATIONS, REGISTRIES
 from options import KEYS, Role
 from training.dry_run import MFU, Needs
 from training.memory import ExpectedMemory
@@ -78,8 +78,10 @@ def _components(settings: Settings) -> str:
 
 
 def _is_part(key: str) -> bool:
-    """Whether a key chooses a component; excludes backends, which do not change the result."""
-    return key in REGISTRIES and KEYS[key].role is Role.ARCHITECTURE
+    """Whether a key chooses a component of the model; excludes backends, which do not change the
+    result, and the parametrization, which is shown unless it is the default."""
+    architecture = key in REGISTRIES and KEYS[key].role is Role.ARCHITECTURE
+    return architecture and key != PARAMETRIZATIONS.key
 
 
 def _sizes(settings: Settings) -> str:

@@ -322,7 +322,8 @@ class TestLog:
         assert max(map(len, lines[1:])) <= 80  # the first has the path of the run directory
         report = " ".join(" ".join(lines).split())
         model = load(["--output_softcap=30"]).model.to_dict()
-        for key in model.keys() & {*REGISTRIES, "bias", "weight_tying", "dropout"}:
+        shown = {*REGISTRIES, "bias", "weight_tying", "dropout"} - {"parametrization"}
+        for key in model.keys() & shown:
             assert f"{key} {configurator.shown(model[key])}" in report
         for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "causal", "expected"):
             assert text in report
