@@ -20,6 +20,9 @@ UNSCALED = ("canon", "token_shift", "forget_gate", "differential_attention")
 """Options that are not defined for parametrizations that depend on the width, nor for
 `sphere_weights`."""
 
+SCALED_BY_WIDTH = ("qk_sphere", "hidden_gain", "logit_gain", "sphere_weights")
+"""Keys of nGPT, whose scales and learning rates have a dependence on the width of their own."""
+
 
 def _not_defined(layer: LayerConfig, key: str) -> Problem:
     """The problem that a parametrization is not defined for the value of a key."""
@@ -94,7 +97,7 @@ class Combination:
             for key, part in parts_of(layer, self._choosers):
                 if issubclass(part, Part) and not part.scales_with_width:
                     found.setdefault(_not_defined(layer, key), layer)
-            for key in UNSCALED:
+            for key in (*UNSCALED, *SCALED_BY_WIDTH):
                 if key in layer and layer.get(key) != KEYS[key].default:
                     found.setdefault(_not_defined(layer, key), layer)
         for problem, layer in found.items():

@@ -297,9 +297,8 @@ class ManifoldConnection(Part):
     The Sinkhorn-Knopp iteration divides rows and columns by their sums in turn, so that M is nearly
     doubly stochastic: mixing can neither amplify nor attenuate the mean of the streams.
 
-    W starts at 0 and a at 0.01, as in the paper. The paper does not give the first offsets; here M
-    is nearly the identity, and p and q are larger for one stream, which cycles over the sites (as
-    in mHC-lite, arXiv 2601.05732).
+    W starts at 0 and a at 0.01. The first offsets are those of mHC-lite (arXiv 2601.05732): M is
+    nearly the identity, and p and q are larger for one stream, which cycles over the sites.
     """
 
     def __init__(self, config: LayerConfig, index: int):

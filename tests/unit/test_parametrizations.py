@@ -171,6 +171,8 @@ def test_granite_is_llama_with_four_scales():
         ({"residual": "hyper_connections"}, ("parametrization", "residual")),
         ({"residual": "unet"}, ("parametrization", "residual")),
         ({"value_embedding": "gated"}, ("parametrization", "value_embedding")),
+        ({"hidden_gain": True}, ("parametrization", "hidden_gain")),
+        ({"sphere_weights": True, "bias": False}, ("parametrization", "sphere_weights")),
     ],
 )
 @pytest.mark.parametrize("parametrization", ["mup", "completep"])
