@@ -162,6 +162,9 @@ class GPT(Part):
         last = config.layers[-1]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = self._make_positions(config)
+        self.embedding_norm = (
+            make_norm(config.layers[0]) if config.embedding_norm else nn.Identity()
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList()
         self.final_norm = (
@@ -244,6 +247,7 @@ class GPT(Part):
         encodings = self.position_encodings
         for encoding in encodings:  # at most one of them changes x
             x = encoding.embed(x, start)
+        x = self.embedding_norm(x)
         biases = [encoding.score_bias(start, idx.shape[1], keys) for encoding in encodings]
         stream = self.blocks[0].residual.begin(self.dropout(x))
         given: dict[str, Tensor] = {}

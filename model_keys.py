@@ -74,6 +74,11 @@ class ModelOptions:
     embedding_scale: float = _whole.option(
         1.0, "scale of the token embeddings", above=0, tag="Emb{}"
     )
+    embedding_norm: bool = _whole.option(
+        False,
+        "normalize the embeddings before the first block, as the first layer's norms do",
+        tag=("NoEmbNorm", "EmbNorm"),
+    )
     logit_scale: float | None = _whole.option(
         None,
         "scale of the logits, before output_softcap; none: that of parametrization, which is 1 "

@@ -25,6 +25,7 @@ from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
 from components.parametrizations import PARAMETRIZATIONS
+from components.positions import POSITIONS, PositionEncoding
 from components.query_scaling import QueryScalingOptions, idle_query_scaling, query_scaling
 from components.sphere import Gain, on_sphere
 from components.tensor_split import TensorSplit
@@ -40,7 +41,8 @@ class Attention(Mixer):
     (Shazeer 2019, arXiv 1911.02150), and values in between are grouped-query attention (Ainslie et
     al. 2023, arXiv 2305.13245). `qk_norm` applies an RMSNorm to queries and keys before rotation
     (Henry et al. 2020, arXiv 2010.04245); `qk_norm_over` chooses between each head (Qwen3) and the
-    whole projection (OLMo 2). `value_residual` mixes the values of the first layer into those of
+    whole projection (OLMo 2), and `qk_norm_after_rope` normalizes each rotated head instead, as in
+    HunYuan. `value_residual` mixes the values of the first layer into those of
     later ones (ResFormer, Zhou et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first,
     where the share is 1/2, or a learned scalar per layer that is initialized to 1/2.
     `value_embedding` adds an embedding of the token to its value (`ValueEmbedding`).
@@ -135,6 +137,7 @@ class Attention(Mixer):
         self.query_scaling = query_scaling(config)
         stored = config.n_embd**-0.5
         self.qk_gain = Gain(self.widths[1], 1.0, stored) if config.qk_sphere else None
+        self.norms_last = config.qk_norm and config.qk_norm_after_rope
         self.values_name = _values_name(config)
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
         learned = config.value_residual == "learned"
@@ -179,6 +182,12 @@ class Attention(Mixer):
                 "value_embedding='gated', whose gate reads the same number of channels at every "
                 "width; use value_embedding='mixed', or parametrization='standard'.",
             )
+        if config.qk_norm and config.qk_norm_after_rope and config.qk_norm_over != "head":
+            yield Problem(
+                ("qk_norm_after_rope", "qk_norm_over"),
+                f"qk_norm_over={config.qk_norm_over!r} cannot be combined with "
+                "qk_norm_after_rope=True, which normalizes each rotated head; drop one.",
+            )
 
     @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
@@ -190,6 +199,12 @@ class Attention(Mixer):
                 "qk_norm=True or drop it.",
             )
         yield from idle_query_scaling(config)
+        if config.qk_norm_after_rope and not (config.qk_norm and _rotates(config)):
+            yield Problem(
+                ("qk_norm_after_rope", "qk_norm", "position_encoding"),
+                "qk_norm_after_rope=True has no effect without both qk_norm and "
+                "position_encoding='rope'; set them, or drop it.",
+            )
         normed = config.qk_norm or config.differential_attention
         normed = normed or "norm_eps" in NORMS.entry(config.normalization).keys
         if not normed and config.norm_eps != NormOptions.norm_eps.default:
@@ -220,6 +235,8 @@ class Attention(Mixer):
         if self.value_embedding is not None:
             v = self.value_embedding(v, x, context.tokens)
         q, k = context.positions.rotate(q, k, context.start)
+        if self.norms_last:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.qk_gain is not None:
             q, k = self._on_sphere(q, k)
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -246,7 +263,8 @@ class Attention(Mixer):
     def _projected(self, x: Tensor, context: Context) -> Sequence[Tensor]:
         """Queries (B, T, H*D), and keys and values (B, T, H_kv*D)."""
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+        if not self.norms_last:
+            q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
         if self.canon is None:
             return q, k, v
         together = torch.cat((q.to(v.dtype), k.to(v.dtype), v), dim=-1)
@@ -356,6 +374,11 @@ def qkv_widths(config: LayerConfig) -> tuple[int, int, int]:
     """Rows of queries, keys and values in the combined projection matrix."""
     keys = config.n_kv_head * config.head_dim
     return config.n_head * config.head_dim, keys, keys
+
+
+def _rotates(config: LayerConfig) -> bool:
+    """Whether the position encoding of a layer rotates queries and keys."""
+    return POSITIONS[config.position_encoding].rotate is not PositionEncoding.rotate
 
 
 def _qk_norm(config: LayerConfig, width: int) -> RMSNorm | None:

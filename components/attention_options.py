@@ -56,6 +56,12 @@ class KeyHeadOptions:
         per_layer=True,
         tag={"head": "HeadQK", "projection": "WholeQK"},
     )
+    qk_norm_after_rope: bool = ATTENTION_SECTION.option(
+        False,
+        "apply qk_norm to the rotated queries and keys, not before the rotation",
+        per_layer=True,
+        tag=("QKNormFirst", "QKNormLast"),
+    )
     qk_sphere: bool = ATTENTION_SECTION.option(
         False,
         "scale rotated queries and keys to length 1, then by a learned vector per key head",

@@ -78,6 +78,23 @@ class UnitOffsetRMSNorm(RMSNorm):
 
 
 @NORMS.register(
+    "layernorm_unit_offset", label="LN1p", paper="Parmar et al. 2024 (Nemotron), arXiv 2402.16819"
+)
+class UnitOffsetLayerNorm(nn.LayerNorm):
+    """LayerNorm with scale 1 + a learned offset, so that half precision keeps small offsets."""
+
+    Options = NormOptions
+
+    def __init__(self, dim: int, config: LayerConfig):
+        super().__init__(dim, eps=config.norm_eps)
+        del self.weight
+        self.offset = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, 1 + self.offset, self.bias, self.eps)
+
+
+@NORMS.register(
     "layernorm_nogain", label="LN-NG", paper="Groeneveld et al. 2024 (OLMo), arXiv 2402.00838"
 )
 class LayerNormWithoutGain(nn.LayerNorm):

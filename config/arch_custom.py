@@ -17,8 +17,8 @@ sequence_length = 256  # training sequence length; remove it to use block_size
 # vocab_size is taken from the dataset; set it only to make it larger
 
 # Normalization
-# layernorm | layernorm_nobias | layernorm_nogain | rmsnorm | rmsnorm_unit_offset |
-# rmsnorm_nogain | dyt | derf | none
+# layernorm | layernorm_nobias | layernorm_unit_offset | layernorm_nogain | rmsnorm |
+# rmsnorm_unit_offset | rmsnorm_nogain | dyt | derf | none
 normalization = "layernorm"
 norm_position = "pre"  # pre | post | res_post | sandwich | parallel | parallel_shared
 norm_eps = 1e-5
@@ -101,6 +101,7 @@ n_kv_head = None  # key and value heads; None: n_head; 1: multi-query
 head_dim = None  # None: n_embd / n_head
 qk_norm = False  # RMSNorm on queries and keys
 qk_norm_over = "head"  # head | projection
+qk_norm_after_rope = False  # normalize the rotated queries and keys
 qk_sphere = False  # queries and keys of length 1 times a learned vector, as in nGPT
 attention_scale = None  # of query-key products; None: 1 / sqrt(head_dim), 1 / head_dim in muP
 sliding_window = (
@@ -180,4 +181,5 @@ embedding_scale = 1.0
 logit_scale = None  # scale of the logits; None: 1, or that of parametrization
 logit_gain = False  # a learned scale for the logit of each token, as in nGPT
 sphere_weights = False  # weights of length 1 along the residual stream, as in nGPT
+embedding_norm = False  # normalize the embeddings before the first block
 init_std = 0.02

@@ -67,6 +67,9 @@ REFERENCES: dict[tuple[str, str], Reference] = {
     ),
     ("residual", "mhc"): Reference("DeepseekV4HyperConnection", "unit/test_residuals.py"),
     ("normalization", "rmsnorm_unit_offset"): Reference("Gemma 2 and 3", _PARITY),
+    ("normalization", "layernorm_unit_offset"): Reference(
+        "NemotronLayerNorm1P", "unit/test_pointwise_parts.py"
+    ),
 }
 """Components that are compared with transformers or another package; all others are compared with
 their formula, written out in a test."""
@@ -84,6 +87,7 @@ OPTION_REFERENCES: dict[str, Reference] = {
     **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
     "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
     "residual_scale": Reference("GraniteForCausalLM", "unit/test_parametrizations.py"),
+    "qk_norm_after_rope": Reference("HunYuan", _PARITY),
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "router_logit_bias": Reference("GptOssTopKRouter", "unit/test_moe.py"),

@@ -70,6 +70,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output_softcap": {"output_softcap": 0.5},
     "embedding_scale": {"embedding_scale": 3.0},
     "scales of Granite": {"residual_scale": 0.3, "logit_scale": 0.4, "attention_scale": 0.5},
+    "embedding_norm": {"embedding_norm": True, "position_encoding": "alibi"},
+    "qk_norm_after_rope": {**ROPE, "qk_norm": True, "qk_norm_after_rope": True, "n_kv_head": 2},
     "ffn_multiplier": {"ffn_multiplier": 2.5, "ffn_multiple_of": 16},
     "ffn_hidden": {"ffn_hidden": 50},
     "rope_fraction": {**ROPE, "rope_fraction": 0.5},

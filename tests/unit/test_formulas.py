@@ -51,6 +51,9 @@ NORM_FORMULAS = {
     "layernorm_nobias": lambda x, eps, w: over_root_mean_square(centred(x), eps) * w[0],
     "rmsnorm": lambda x, eps, w: over_root_mean_square(x, eps) * w[0],
     "rmsnorm_unit_offset": lambda x, eps, w: over_root_mean_square(x, eps) * (1 + w[0]),
+    "layernorm_unit_offset": lambda x, eps, w: (
+        over_root_mean_square(centred(x), eps) * (1 + w[1]) + w[0]
+    ),
     "layernorm_nogain": lambda x, eps, w: over_root_mean_square(centred(x), eps),
     "rmsnorm_nogain": lambda x, eps, w: over_root_mean_square(x, eps),
     "dyt": lambda x, eps, w: torch.tanh(w[0] * x) * w[1] + w[2],

@@ -130,6 +130,7 @@ CHANGES = {
     "head_dim": {"head_dim": 16},
     "qk_norm": {"qk_norm": True},
     "qk_norm_over": {"qk_norm": True, "qk_norm_over": "projection"},
+    "qk_norm_after_rope": {"qk_norm_after_rope": True},
     "attention_scale": {"attention_scale": 0.1},
     "sliding_window": {"sliding_window": 5},
     "attention_softcap": {"attention_softcap": 0.5},
@@ -207,6 +208,7 @@ CHANGES = {
     "output_softcap": {"output_softcap": 0.5},
     "embedding_scale": {"embedding_scale": 2.0},
     "logit_scale": {"logit_scale": 0.5},
+    "embedding_norm": {"embedding_norm": True},
     "init_std": {"init_std": 0.1},
 }
 """For every key, something that sets it to another value."""
@@ -270,6 +272,7 @@ BEFORE = {
     "glu_shift": {"ffn_type": "swiglu"},
     "norm_alpha": {"normalization": "dyt"},
     "qk_norm_over": {"qk_norm": True},
+    "qk_norm_after_rope": {**_YARN, "qk_norm": True},  # a rotation keeps the norm, YaRN does not
     "rope_theta": ROPE,
     "rope_fraction": ROPE,
     "rope_scaling": {**ROPE, "rope_scaling": "linear", "rope_scaling_factor": 4.0},
@@ -611,6 +614,16 @@ REFUSED = {
     "block_size=24; lower it, or set it to none.": {"sliding_window": "5+24"},
     "- sliding_window=24 has no effect": {"sliding_window": 24, "ffn_type": "standard+swiglu"},
     "qk_norm_over='projection' has no effect without qk_norm": {"qk_norm_over": "projection"},
+    "qk_norm_after_rope=True has no effect without both qk_norm and position_encoding='rope'": {
+        "qk_norm": True,
+        "qk_norm_after_rope": True,
+    },
+    "qk_norm_over='projection' cannot be combined with qk_norm_after_rope=True": {
+        **ROPE,
+        "qk_norm": True,
+        "qk_norm_over": "projection",
+        "qk_norm_after_rope": True,
+    },
     "rope_scaling='linear' belongs to position_encoding=rope": {"rope_scaling": "linear"},
     "rope_scaling_factor=2.0 belongs to rope_scaling=linear, ntk, yarn or llama3": {
         **ROPE,

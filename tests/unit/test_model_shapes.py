@@ -21,6 +21,7 @@ VECTORS_OF_A_NORM = {
     "layernorm_nobias": 1,
     "rmsnorm": 1,
     "rmsnorm_unit_offset": 1,
+    "layernorm_unit_offset": 2,
     "layernorm_nogain": 0,
     "rmsnorm_nogain": 0,
     "dyt": 2,
@@ -203,6 +204,7 @@ def parameters(c: ModelArchitectureConfig) -> int:
         + POSITION_TABLES[encodings[-1] if encodings else "none"](c)
         + sum(map(block, c.layers))
         + NORMS_AFTER_THE_BLOCKS[last.norm_position] * norm(last)
+        + c.embedding_norm * norm(c.layers[0])
     )
 
 

@@ -70,6 +70,26 @@ class TestNorms:
         assert not list(plain.parameters())
         assert_close(plain(inputs(3, 8)), gained(inputs(3, 8)))
 
+    def test_a_layer_norm_with_an_offset_is_that_of_nemotron(self):
+        from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+
+        ours, theirs = norm("layernorm_unit_offset"), NemotronLayerNorm1P(8).double()
+        theirs.load_state_dict({"weight": ours.offset.data, "bias": ours.bias.data})
+        assert_close(ours(inputs(3, 8)), theirs(inputs(3, 8)))
+
+
+def test_embedding_norm_normalizes_what_the_first_block_reads():
+    model = GPT(tiny_config(embedding_norm=True, position_encoding="learned")).eval()
+    with torch.no_grad():
+        model.embedding_norm.weight.normal_()
+        idx = tokens(12)
+        x = model.embedding(idx) + model.positions.table.weight[:12]
+        expected = F.layer_norm(x, (32,), model.embedding_norm.weight, model.embedding_norm.bias)
+        read = []
+        model.blocks[0].register_forward_pre_hook(lambda block, given: read.append(given[0]))
+        model(idx)
+    assert_close(read[0], expected)
+
 
 def test_layer_norm_scaling_divides_by_the_root_of_the_layer():
     """As if the weights that read the norms of layer l were divided by sqrt(l)."""
