@@ -25,12 +25,13 @@ _THEIR_SLOPE = {"leaky_relu_slope": 0.01}
 """That of transformers' leaky_relu; other activations have no use for it."""
 
 
-def _activation(given: Fields, field: str) -> Keys:
-    name = given[field]
-    if name not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
-        raise UserError(f"{field}={name!r} is not a supported activation; supported: {known}.")
-    return {"activation": _ACTIVATIONS[name], **_THEIR_SLOPE}
+def _activation(given: Fields, field: str, learned: tuple[str, ...] = ()) -> Keys:
+    name, known = given[field], _ACTIVATIONS | {own: own for own in learned}
+    if name not in known:
+        raise UserError(
+            f"{field}={name!r} is not a supported activation; supported: {', '.join(known)}."
+        )
+    return {"activation": known[name], **_THEIR_SLOPE}
 
 
 def _activation_field(config: ModelArchitectureConfig, field: str) -> Fields:
@@ -38,10 +39,10 @@ def _activation_field(config: ModelArchitectureConfig, field: str) -> Fields:
     return {field: {"gelu_tanh": "gelu_pytorch_tanh"}.get(activation, activation)}
 
 
-def activation(field: str) -> Aspect:
-    """The activation of a plain network."""
+def activation(field: str, learned: tuple[str, ...] = ()) -> Aspect:
+    """The activation of a plain network; `learned` are those with weights that a family has."""
     return Aspect(
-        lambda given: _activation(given, field),
+        lambda given: _activation(given, field, learned),
         lambda config: _activation_field(config, field),
     )
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 from errors import UserError, listed, quoted
-from interop.activation_fields import activation, gate
+from interop.activation_fields import gate
 from interop.deepseek_families import DEEPSEEK_FAMILIES
-from interop.family import Family, Weights
+from interop.family import Family
 from interop.family_tables import (
     LAYER_NORM_EPS,
     LLAMA_KEYS,
     LLAMA_WEIGHTS,
     NO_BIASES,
-    PLAIN_NORMS,
     RMS_EPS,
     ROPE,
-    SANDWICH_WEIGHTS,
     SIZES,
-    TIED,
     UNTIED,
     layer_weights,
 )
@@ -31,30 +29,22 @@ from interop.fields import (
     NO_HEAD_DIM,
     Aspect,
     Fields,
-    ffn_width,
+    Keys,
     same,
     switch,
 )
-from interop.file_forms import Renamed
-from interop.gemma_fields import GEMMA3_LAYERS, QUERY_SCALAR, ROOT_OF_WIDTH
+from interop.gemma_families import GEMMA_FAMILIES
+from interop.gpt_families import GPT_FAMILIES
 from interop.gpt_oss_family import GPT_OSS
 from interop.hybrid_families import HYBRID_FAMILIES
 from interop.later_families import LATER_FAMILIES
-from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS
+from interop.later_gpt_families import LATER_GPT_FAMILIES
 from interop.moe_families import MOE_FAMILIES
-from interop.rope_fields import (
-    ROTARY_DIM,
-    rope,
-    rope_in_some_layers,
-    windows_without_rope,
-)
-from interop.window_fields import (
-    WINDOW_EVERYWHERE,
-    alternating,
-    late_windows,
-    optional_windows,
-    windows_by_layer,
-)
+from interop.patterned_families import PATTERNED_FAMILIES
+from interop.rope_fields import rope, rope_in_some_layers, windows_without_rope
+from interop.scaled_families import SCALED_FAMILIES
+from interop.window_fields import WINDOW_EVERYWHERE, late_windows, optional_windows
+from model_config import ModelArchitectureConfig
 
 CONFIG = "config.json"
 
@@ -88,122 +78,6 @@ def family_of(fields: Fields) -> Family:
 
 # The tables
 
-_GEMMA_KEYS = {**LLAMA_KEYS, "normalization": "rmsnorm_unit_offset"}
-_GEMMA_LIMITS = {"use_bidirectional_attention": (None, False)}
-
-_OLD_LENGTH = Aspect(lambda given: {}, lambda config: {"n_ctx": config.block_size})
-"""A field that transformers ignores; llama.cpp's converter reads no other."""
-
-_GPT2 = Family(
-    model_type="gpt2",
-    architecture="GPT2LMHeadModel",
-    prefix="transformer.",
-    fixed={**PLAIN_NORMS, "position_encoding": "learned", "norm_position": "pre"},
-    aspects=(
-        same(
-            n_layer="n_layer",
-            n_head="n_head",
-            n_embd="n_embd",
-            block_size="n_positions",
-            vocab_size="vocab_size",
-            norm_eps="layer_norm_epsilon",
-            init_std="initializer_range",
-            weight_tying="tie_word_embeddings",
-        ),
-        _OLD_LENGTH,
-        ffn_width("n_inner"),
-        activation("activation_function"),
-    ),
-    defaults={**TIED, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
-    aliases={
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
-    required={
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    weights={
-        "embedding": Weights(("transformer.wte",)),
-        "positions.table": Weights(("transformer.wpe",)),
-        "blocks.{}.mixer_norm": Weights(("transformer.h.{}.ln_1",)),
-        "blocks.{}.mixer.qkv": Weights(("transformer.h.{}.attn.c_attn",), CONV1D),
-        "blocks.{}.mixer.out": Weights(("transformer.h.{}.attn.c_proj",), CONV1D),
-        "blocks.{}.ffn_norm": Weights(("transformer.h.{}.ln_2",)),
-        "blocks.{}.ffn.up": Weights(("transformer.h.{}.mlp.c_fc",), CONV1D),
-        "blocks.{}.ffn.down": Weights(("transformer.h.{}.mlp.c_proj",), CONV1D),
-        "final_norm": Weights(("transformer.ln_f",)),
-        "head": Weights(("lm_head",)),
-    },
-)
-
-_GPTJ = Family(
-    model_type="gptj",
-    architecture="GPTJForCausalLM",
-    prefix="transformer.",
-    fixed={
-        **PLAIN_NORMS,
-        **ROPE,
-        "norm_position": "parallel_shared",
-        "attention_bias": False,
-        "head_bias": True,
-    },
-    aspects=(*_GPT2.aspects, ROTARY_DIM),
-    defaults={**_GPT2.defaults, "tie_word_embeddings": False},
-    aliases=_GPT2.aliases,
-    weights={
-        "embedding": Weights(("transformer.wte",)),
-        "blocks.{}.norm": Weights(("transformer.h.{}.ln_1",)),
-        "blocks.{}.mixer.qkv": Weights(
-            tuple(f"transformer.h.{{}}.attn.{kind}_proj" for kind in "qkv"), NEIGHBOUR_PAIRS
-        ),
-        "blocks.{}.mixer.out": Weights(("transformer.h.{}.attn.out_proj",)),
-        "blocks.{}.ffn.up": Weights(("transformer.h.{}.mlp.fc_in",)),
-        "blocks.{}.ffn.down": Weights(("transformer.h.{}.mlp.fc_out",)),
-        "final_norm": Weights(("transformer.ln_f",)),
-        "head": Weights(("lm_head",)),
-    },
-)
-
-_NEOX_LAYER = "gpt_neox.layers.{}."
-_GPT_NEOX = Family(
-    model_type="gpt_neox",
-    architecture="GPTNeoXForCausalLM",
-    prefix="gpt_neox.",
-    fixed={**PLAIN_NORMS, **ROPE},
-    aspects=(
-        SIZES,
-        LAYER_NORM_EPS,
-        ATTENTION_BIAS,
-        activation("hidden_act"),
-        switch("norm_position", "use_parallel_residual", on="parallel", off="pre"),
-        NO_HEAD_DIM,
-        rope("rotary_emb_base", fraction_field="rotary_pct", fraction=0.25),
-    ),
-    defaults={
-        **UNTIED,
-        "layer_norm_eps": 1e-5,
-        "attention_bias": True,
-        "hidden_act": "gelu",
-        "use_parallel_residual": True,
-    },
-    weights={
-        "embedding": Weights(("gpt_neox.embed_in",)),
-        "blocks.{}.mixer_norm": Weights((_NEOX_LAYER + "input_layernorm",)),
-        "blocks.{}.mixer.qkv": Weights((_NEOX_LAYER + "attention.query_key_value",), HEAD_MAJOR),
-        "blocks.{}.mixer.out": Weights((_NEOX_LAYER + "attention.dense",)),
-        "blocks.{}.ffn_norm": Weights((_NEOX_LAYER + "post_attention_layernorm",)),
-        "blocks.{}.ffn.up": Weights((_NEOX_LAYER + "mlp.dense_h_to_4h",)),
-        "blocks.{}.ffn.down": Weights((_NEOX_LAYER + "mlp.dense_4h_to_h",)),
-        "final_norm": Weights(("gpt_neox.final_layer_norm",)),
-        "head": Weights(("lm_head",)),
-    },
-    file_forms=(Renamed("embed_out.", "lm_head."),),
-)
-
 _LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -226,6 +100,54 @@ _LLAMA = Family(
         "mlp_bias": False,
     },
     weights=LLAMA_WEIGHTS,
+)
+
+
+def _alike_biases(given: Fields) -> Keys:
+    """InternLM 3 has all biases, or none."""
+    if given["attention_bias"] != given["mlp_bias"]:
+        raise UserError(
+            f"qkv_bias={given['attention_bias']} with bias={given['mlp_bias']} cannot be computed "
+            "by transformers, which needs both alike."
+        )
+    return dict.fromkeys(NO_BIASES, given["mlp_bias"])
+
+
+def _any_bias(config: ModelArchitectureConfig) -> Fields:
+    biased = any(layer.get(key) for layer in config.kinds for key in NO_BIASES)
+    return {"attention_bias": biased, "mlp_bias": biased}
+
+
+_INTERNLM3 = dataclasses.replace(
+    _LLAMA,
+    model_type="internlm3",
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM_OF_WHOLE_HEADS,
+        gate("hidden_act"),
+        Aspect(_alike_biases, _any_bias),
+        rope(),
+    ),
+    defaults={
+        **_LLAMA.defaults,
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+    },
+    aliases={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+)
+_IQUESTCODER = dataclasses.replace(
+    _LLAMA,
+    model_type="iquestcoder",
+    defaults={
+        **_LLAMA.defaults,
+        "rms_norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    required={"clip_qkv": (None,), "use_sliding_window": (False,)},
 )
 
 _MISTRAL = Family(
@@ -303,74 +225,6 @@ _SMOLLM3 = Family(
 )
 
 
-_GEMMA_DEFAULTS = {**TIED, "rms_norm_eps": 1e-6, "attention_bias": False, "head_dim": 256}
-_GEMMA = Family(
-    model_type="gemma",
-    architecture="GemmaForCausalLM",
-    fixed=_GEMMA_KEYS,
-    aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act", also={"gelu": "gelu_pytorch_tanh"}),
-        ATTENTION_BIAS,
-        ROOT_OF_WIDTH,
-        rope(),
-    ),
-    defaults={
-        **_GEMMA_DEFAULTS,
-        "hidden_act": "gelu_pytorch_tanh",
-        "num_key_value_heads": 16,
-    },
-    required=_GEMMA_LIMITS,
-    weights=LLAMA_WEIGHTS,
-)
-
-_LATER_GEMMA = (
-    SIZES,
-    RMS_EPS,
-    KEY_HEADS,
-    HEAD_DIM_OF_WHOLE_HEADS,
-    gate("hidden_activation"),
-    ATTENTION_BIAS,
-    ROOT_OF_WIDTH,
-    QUERY_SCALAR,
-    same(output_softcap="final_logit_softcapping"),
-)
-_GEMMA2 = Family(
-    model_type="gemma2",
-    architecture="Gemma2ForCausalLM",
-    fixed={**_GEMMA_KEYS, "norm_position": "sandwich"},
-    aspects=(
-        *_LATER_GEMMA,
-        same(attention_softcap="attn_logit_softcapping"),
-        rope(),
-        windows_by_layer(alternating),
-    ),
-    defaults={
-        **_GEMMA_DEFAULTS,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-        "num_key_value_heads": 4,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
-    required=_GEMMA_LIMITS,
-    weights=SANDWICH_WEIGHTS,
-)
-_GEMMA3 = Family(
-    model_type="gemma3_text",
-    architecture="Gemma3ForCausalLM",
-    fixed={**_GEMMA2.fixed, "qk_norm": True},
-    aspects=(*_LATER_GEMMA, GEMMA3_LAYERS),
-    defaults={**_GEMMA2.defaults, "attn_logit_softcapping": None, "final_logit_softcapping": None},
-    # Its class in transformers reads attn_logit_softcapping, but never applies it.
-    required={**_GEMMA_LIMITS, "attn_logit_softcapping": (None,)},
-    weights=SANDWICH_WEIGHTS,
-)
-
 _PHI3 = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
@@ -444,21 +298,22 @@ _STABLELM = Family(
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        _GPT2,
+        *GPT_FAMILIES,
         _LLAMA,
         _MISTRAL,
         _QWEN2,
         _QWEN3,
-        _GPT_NEOX,
-        _GEMMA,
-        _GEMMA2,
-        _GEMMA3,
+        *GEMMA_FAMILIES,
         _PHI3,
         _OLMO2,
         _SMOLLM3,
         _STABLELM,
-        _GPTJ,
+        _INTERNLM3,
+        _IQUESTCODER,
         *LATER_FAMILIES,
+        *LATER_GPT_FAMILIES,
+        *SCALED_FAMILIES,
+        *PATTERNED_FAMILIES,
         *MOE_FAMILIES,
         GPT_OSS,
         *DEEPSEEK_FAMILIES,

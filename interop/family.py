@@ -96,6 +96,7 @@ class Family:
         weights_of: Weights of a layer that depend on its keys; they replace those of `weights`.
         file_forms: How its files name or divide weights otherwise than `weights` does, in the
             order of reading.
+        needs_bos: Whether config.json must name a beginning-of-text token.
     """
 
     model_type: str
@@ -110,6 +111,7 @@ class Family:
     weights: WeightTable
     weights_of: Callable[[LayerConfig], WeightTable] = _none
     file_forms: tuple[FileForm, ...] = ()
+    needs_bos: bool = False
 
     # config.json
 
@@ -182,6 +184,11 @@ class Family:
             )
             for key, (ours, theirs) in _differences(wanted, back).items()
         ]
+
+    def token_fields(self, end_of_text: int | None) -> Fields:
+        """The special tokens of config.json, given the one that ends a text."""
+        start = 0 if end_of_text is None and self.needs_bos else end_of_text
+        return {"bos_token_id": start, "eos_token_id": end_of_text, "pad_token_id": None}
 
     # Weights
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from interop.family import Weights, WeightTable
 from interop.fields import same
+from interop.layouts import NEIGHBOUR_PAIRS
 
 PLAIN_NORMS = {"normalization": "layernorm", "bias": True}
 ROPE = {"position_encoding": "rope"}
@@ -52,6 +55,13 @@ SANDWICH_WEIGHTS = LLAMA_WEIGHTS | {
     "blocks.{}.ffn_norm": layer_weights("pre_feedforward_layernorm"),
     "blocks.{}.ffn_out_norm": layer_weights("post_feedforward_layernorm"),
 }
+
+PAIRED_WEIGHTS = LLAMA_WEIGHTS | {
+    "blocks.{}.mixer.qkv": dataclasses.replace(
+        LLAMA_WEIGHTS["blocks.{}.mixer.qkv"], layout=NEIGHBOUR_PAIRS
+    )
+}
+"""With the rotated dimensions of GPT-J."""
 
 LLAMA_KEYS = {
     **ROPE,

@@ -73,12 +73,22 @@ def layers_of(given: Fields) -> range:
 # Sizes
 
 
-def ffn_width(field: str) -> Aspect:
-    """The hidden width of a network that is four times as wide where nothing is said."""
+def ffn_width(field: str, width: str = "n_embd") -> Aspect:
+    """The hidden width of a network that is four times as wide where nothing is said.
+
+    Args:
+        field: The field of the hidden width.
+        width: The field of the width of the model.
+    """
     return Aspect(
-        lambda given: {"ffn_hidden": given.get(field) or 4 * given["n_embd"]},
+        lambda given: {"ffn_hidden": given.get(field) or 4 * given[width]},
         lambda config: {field: value_of(config, "ffn_hidden")},
     )
+
+
+def four_times_as_wide(width: str) -> Aspect:
+    """A network that is always four times as wide as the model, whose field is `width`."""
+    return Aspect(lambda given: {"ffn_hidden": 4 * given[width]}, lambda config: {})
 
 
 KEY_HEADS = Aspect(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from components.layer_config import LayerConfig
 from errors import UserError
 from model_config import ModelArchitectureConfig
 
@@ -41,6 +43,42 @@ class Renamed:
 
     def write(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
         return {name.replace(self.in_table, self.in_files): x for name, x in tensors.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedNumbers:
+    """Numbers that files have for each layer besides its weights, the same in every model.
+
+    Attributes:
+        of_layer: The numbers of a layer, by the ends of their names.
+        prefix: What their names begin with, `{}` standing for the layer.
+    """
+
+    of_layer: Callable[[LayerConfig], dict[str, float]]
+    prefix: str = "model.layers.{}."
+
+    def _numbers(self, config: ModelArchitectureConfig) -> dict[str, float]:
+        return {
+            self.prefix.format(layer.index) + name: number
+            for layer in config.layers
+            for name, number in self.of_layer(layer).items()
+        }
+
+    def read(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        numbers = self._numbers(config)
+        for name in numbers.keys() & tensors.keys():
+            wanted = torch.full_like(tensors[name], numbers[name])
+            if not torch.allclose(tensors[name], wanted, rtol=0.01):  # files may be in bfloat16
+                raise UserError(
+                    f"{name} is {tensors[name].tolist()}, which cannot be expressed here; only "
+                    f"{numbers[name]:g} can."
+                )
+        return {name: x for name, x in tensors.items() if name not in numbers}
+
+    def write(self, tensors: Tensors, config: ModelArchitectureConfig) -> Tensors:
+        dtype = next(iter(tensors.values())).dtype
+        numbers = self._numbers(config).items()
+        return tensors | {name: torch.tensor(x, dtype=dtype) for name, x in numbers}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ def save(
         raise UserError(f"{folder} is not empty; name another folder, or empty it.")
     folder.mkdir(parents=True, exist_ok=True)
     end_of_text = None if tokenizer is None else tokenizer.end_of_text
-    tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
+    tokens = chosen.token_fields(end_of_text)
     fields = chosen.write(model.config) | tokens | {"torch_dtype": _dtype(model)}
     _write_json(folder / CONFIG, fields)
     save_file(their_tensors(model, chosen), folder / WEIGHTS, metadata={"format": "pt"})

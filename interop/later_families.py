@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from components.activations import XIELU
+from components.layer_config import LayerConfig
 from interop.activation_fields import activation, gate
 from interop.family import Family, Weights
 from interop.family_tables import (
@@ -11,6 +13,7 @@ from interop.family_tables import (
     LLAMA_KEYS,
     LLAMA_WEIGHTS,
     NO_BIASES,
+    PAIRED_WEIGHTS,
     PLAIN_NORMS,
     RMS_EPS,
     ROPE,
@@ -23,26 +26,29 @@ from interop.family_tables import (
 from interop.fields import (
     ATTENTION_BIAS,
     HEAD_DIM,
+    HEAD_DIM_OF_WHOLE_HEADS,
     HEAD_DIM_OF_WIDTH,
     KEY_HEADS,
     NO_HEAD_DIM,
+    Aspect,
+    Fields,
+    Keys,
     same,
 )
-from interop.layouts import NEIGHBOUR_PAIRS
+from interop.file_forms import FixedNumbers
+from interop.layouts import SWAPPED_HALVES
 from interop.rope_fields import rope
 from interop.window_fields import WINDOW_EVERYWHERE
 
-_PAIRED_WEIGHTS = LLAMA_WEIGHTS | {
-    "blocks.{}.mixer.qkv": dataclasses.replace(
-        LLAMA_WEIGHTS["blocks.{}.mixer.qkv"], layout=NEIGHBOUR_PAIRS
-    )
-}
 _LLAMA_DEFAULTS = {
     **UNTIED,
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
 }
+
+_PLAIN_WEIGHTS = LLAMA_WEIGHTS | {"blocks.{}.ffn.up": layer_weights("mlp.up_proj")}
+"""With a network that is not gated."""
 
 _SEED_OSS = Family(
     model_type="seed_oss",
@@ -93,7 +99,7 @@ _ERNIE45 = Family(
         "num_key_value_heads": 2,
         "head_dim": 128,
     },
-    weights=_PAIRED_WEIGHTS,
+    weights=PAIRED_WEIGHTS,
 )
 
 _HELIUM = Family(
@@ -115,7 +121,7 @@ _HELIUM = Family(
         "num_key_value_heads": 20,
         "head_dim": 128,
     },
-    weights=_PAIRED_WEIGHTS,
+    weights=PAIRED_WEIGHTS,
 )
 
 _ARCEE = Family(
@@ -133,7 +139,7 @@ _ARCEE = Family(
         rope(),
     ),
     defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "hidden_act": "relu2"},
-    weights=LLAMA_WEIGHTS | {"blocks.{}.ffn.up": layer_weights("mlp.up_proj")},
+    weights=_PLAIN_WEIGHTS,
 )
 
 _OLMO = Family(
@@ -208,7 +214,7 @@ _PHI = Family(
     },
 )
 
-_GLM_WEIGHTS = _PAIRED_WEIGHTS | {"blocks.{}.ffn.gate_up": layer_weights("mlp.gate_up_proj")}
+_GLM_WEIGHTS = PAIRED_WEIGHTS | {"blocks.{}.ffn.gate_up": layer_weights("mlp.gate_up_proj")}
 _GLM = Family(
     model_type="glm",
     architecture="GlmForCausalLM",
@@ -246,6 +252,167 @@ _GLM4 = dataclasses.replace(
     },
 )
 
+_NEMOTRON = Family(
+    model_type="nemotron",
+    architecture="NemotronForCausalLM",
+    fixed={**LLAMA_KEYS, "normalization": "layernorm_unit_offset", "ffn_type": "standard"},
+    aspects=(
+        SIZES,
+        same(norm_eps="norm_eps"),
+        KEY_HEADS,
+        HEAD_DIM,
+        activation("hidden_act"),
+        ATTENTION_BIAS,
+        same(bias="mlp_bias"),
+        rope(fraction_field="partial_rotary_factor", fraction=0.5),
+    ),
+    defaults={
+        **_LLAMA_DEFAULTS,
+        "initializer_range": 0.0134,
+        "norm_eps": 1e-5,
+        "hidden_act": "relu2",
+    },
+    weights=_PLAIN_WEIGHTS,
+)
+
+_JAIS2 = Family(
+    model_type="jais2",
+    architecture="Jais2ForCausalLM",
+    fixed={**_NEMOTRON.fixed, "normalization": "layernorm"},
+    aspects=(
+        SIZES,
+        LAYER_NORM_EPS,
+        KEY_HEADS,
+        HEAD_DIM_OF_WHOLE_HEADS,
+        activation("hidden_act"),
+        ATTENTION_BIAS,
+        same(bias="mlp_bias"),
+        rope(),
+    ),
+    defaults={
+        **UNTIED,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "relu2",
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    weights=_PLAIN_WEIGHTS,
+)
+
+_APERTUS_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 12e6,
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+
+
+def _xielu_numbers(layer: LayerConfig) -> dict[str, float]:
+    if layer.activation != "xielu":
+        return {}
+    return {"mlp.act_fn.beta": XIELU.BETA, "mlp.act_fn.eps": -1e-6}
+
+
+_APERTUS = Family(
+    model_type="apertus",
+    architecture="ApertusForCausalLM",
+    fixed={**LLAMA_KEYS, "ffn_type": "standard", "qk_norm": True},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        activation("hidden_act", learned=("xielu",)),
+        ATTENTION_BIAS,
+        rope(theta=12e6, absent=_APERTUS_ROPE),
+    ),
+    defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5, "hidden_act": "xielu"},
+    weights=_PLAIN_WEIGHTS
+    | {
+        "blocks.{}.mixer_norm": layer_weights("attention_layernorm"),
+        "blocks.{}.ffn_norm": layer_weights("feedforward_layernorm"),
+        "blocks.{}.ffn.activation": layer_weights("mlp.act_fn"),
+    },
+    file_forms=(FixedNumbers(_xielu_numbers),),
+)
+
+
+_UNREAD = ("factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
+"""Parameters beside an `alpha` that HunYuan's files have and nothing reads."""
+
+
+def _static_ntk(given: Fields) -> Keys:
+    """HunYuan's `dynamic` scaling with an `alpha` raises the base of RoPE, and nothing else."""
+    parameters = dict(given.get("rope_scaling") or given.get("rope_parameters") or {})
+    alpha, kind = parameters.pop("alpha", None), parameters.get("rope_type", parameters.get("type"))
+    if not alpha or kind != "dynamic":
+        return rope().read(given)
+    for name in ("type", "rope_type", *_UNREAD):
+        parameters.pop(name, None)
+    keys = rope().read(given | {"rope_scaling": None, "rope_parameters": parameters})
+    dim = HEAD_DIM.read(given)["head_dim"]
+    return keys | {"rope_theta": keys["rope_theta"] * alpha ** (dim / (dim - 2))}
+
+
+_HUNYUAN = Family(
+    model_type="hunyuan_v1_dense",
+    architecture="HunYuanDenseV1ForCausalLM",
+    fixed={**LLAMA_KEYS, "qk_norm": True, "qk_norm_after_rope": True},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        gate("hidden_act"),
+        ATTENTION_BIAS,
+        Aspect(_static_ntk, rope().write),
+    ),
+    defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
+    weights=LLAMA_WEIGHTS
+    | {
+        "blocks.{}.mixer.q_norm": layer_weights("self_attn.query_layernorm"),
+        "blocks.{}.mixer.k_norm": layer_weights("self_attn.key_layernorm"),
+    },
+)
+
+_NANOCHAT = Family(
+    model_type="nanochat",
+    architecture="NanoChatForCausalLM",
+    fixed={
+        **_HUNYUAN.fixed,
+        "normalization": "rmsnorm_nogain",
+        "embedding_norm": True,
+        "ffn_type": "standard",
+    },
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        activation("hidden_act"),
+        ATTENTION_BIAS,
+        same(output_softcap="final_logit_softcapping"),
+        rope(),
+    ),
+    defaults={
+        **UNTIED,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "relu2",
+        "attention_bias": False,
+        "final_logit_softcapping": 15.0,
+    },
+    weights={
+        **LLAMA_WEIGHTS,
+        "blocks.{}.mixer.qkv": dataclasses.replace(
+            LLAMA_WEIGHTS["blocks.{}.mixer.qkv"], layout=SWAPPED_HALVES
+        ),
+        "blocks.{}.ffn.up": layer_weights("mlp.fc1"),
+        "blocks.{}.ffn.down": layer_weights("mlp.fc2"),
+    },
+)
+
 LATER_FAMILIES = (
     _SEED_OSS,
     _ERNIE45,
@@ -256,4 +423,9 @@ LATER_FAMILIES = (
     _PHI,
     _GLM,
     _GLM4,
+    _NEMOTRON,
+    _JAIS2,
+    _APERTUS,
+    _HUNYUAN,
+    _NANOCHAT,
 )

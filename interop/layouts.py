@@ -35,11 +35,15 @@ def _transposed(x: Tensor, layer: LayerConfig) -> Tensor:
 
 
 def _from_head_major(x: Tensor, layer: LayerConfig) -> Tensor:
-    return x.unflatten(0, (layer.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+    heads = x.unflatten(0, (layer.n_kv_head, -1, layer.head_dim))
+    queries, keys, values = heads[:, :-2].flatten(0, 1), heads[:, -2], heads[:, -1]
+    return torch.cat((queries, keys, values)).flatten(0, 1)
 
 
 def _to_head_major(x: Tensor, layer: LayerConfig) -> Tensor:
-    return x.unflatten(0, (3, layer.n_head, -1)).transpose(0, 1).flatten(0, 2)
+    parts = x.split(qkv_widths(layer))
+    heads = [part.unflatten(0, (layer.n_kv_head, -1, layer.head_dim)) for part in parts]
+    return torch.cat(heads, dim=1).flatten(0, 2)
 
 
 def _from_neighbour_pairs(x: Tensor, layer: LayerConfig) -> Tensor:
@@ -50,9 +54,35 @@ def _to_neighbour_pairs(x: Tensor, layer: LayerConfig) -> Tensor:
     return _reordered(x, _pairs_order(layer).argsort(), layer)
 
 
+def _swapped_halves(x: Tensor, layer: LayerConfig) -> Tensor:
+    half = rotated_dimensions(layer) // 2
+    first, second = torch.arange(half), torch.arange(half, 2 * half)
+    return _reordered(x, torch.cat((second, first, torch.arange(2 * half, layer.head_dim))), layer)
+
+
+def _from_groups(x: Tensor, layer: LayerConfig) -> Tensor:
+    queries, values, keys = x.unflatten(0, (_GROUPS, 3, -1)).unbind(1)
+    x = torch.cat([part.flatten(0, 1) for part in (queries, keys, values)])
+    return _from_neighbour_pairs(x, layer)
+
+
+def _to_groups(x: Tensor, layer: LayerConfig) -> Tensor:
+    queries, keys, values = _to_neighbour_pairs(x, layer).split(qkv_widths(layer))
+    parts = (part.unflatten(0, (_GROUPS, -1)) for part in (queries, values, keys))
+    return torch.stack(tuple(parts), dim=1).flatten(0, 2)
+
+
+def _without_offset(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x[_OFFSET:]
+
+
+def _with_offset(x: Tensor, layer: LayerConfig) -> Tensor:
+    return torch.cat((x.new_zeros(_OFFSET, x.shape[1]), x))
+
+
 def _pairs_order(layer: LayerConfig) -> Tensor:
     """Their dimension for each of a head here: the first of every pair, their mates, the rest."""
-    rotated = rotated_dimensions(layer)
+    rotated = rotated_dimensions(layer) if "rope_fraction" in layer else 0
     return torch.cat(
         (torch.arange(rotated).view(-1, 2).T.flatten(), torch.arange(rotated, layer.head_dim))
     )
@@ -146,13 +176,25 @@ def _as_row(x: Tensor, layer: LayerConfig) -> Tensor:
     return x.unsqueeze(0)
 
 
+_GROUPS = 4
+"""CodeGen's number of groups of heads, one for each core that it was trained on."""
+_OFFSET = 2
+"""Rows of OPT's table of positions that belong to padding."""
+
 PLAIN = Layout(_as_it_is, _as_it_is)
 CONV1D = Layout(_transposed, _transposed)
 """GPT-2's matrices are (in, out)."""
 HEAD_MAJOR = Layout(_from_head_major, _to_head_major)
-"""GPT-NeoX has a head's queries, keys and values together, ours has all queries first."""
+"""GPT-NeoX has a head's queries, keys and values together, ours has all queries first; Falcon has
+those of each key head together."""
 NEIGHBOUR_PAIRS = Layout(_from_neighbour_pairs, _to_neighbour_pairs)
 """GPT-J rotates dimensions 2i and 2i + 1 together, ours i and i + rotated/2."""
+CODEGEN = Layout(_from_groups, _to_groups)
+"""CodeGen has the queries, values and keys of each group of heads together, and GPT-J's pairs."""
+SWAPPED_HALVES = Layout(_swapped_halves, _swapped_halves)
+"""nanochat rotates the other way round, which is ours with the halves of each head swapped."""
+POSITIONS_AFTER_PADDING = Layout(_without_offset, _with_offset)
+"""OPT's table of positions begins with two rows for padding."""
 PAIRED_QUERIES = Layout(_from_paired_queries, _to_paired_queries)
 """DeepSeek rotates neighbouring dimensions of the rotated part of each query."""
 PAIRED_LATENT = Layout(_from_paired_latent, _to_paired_latent)

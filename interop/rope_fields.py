@@ -119,13 +119,14 @@ def _yarn_fields(layer: LayerConfig) -> Fields:
 # RoPE that layers share
 
 
-def shared_parameters(given: Fields) -> Fields:
+def shared_parameters(given: Fields, absent: Fields | None = None) -> Fields:
     """The RoPE parameters of a model whose layers share them, as transformers resolves them.
 
     `rope_scaling` replaces `rope_parameters`, and an `original_max_position_embeddings` beside
-    them replaces theirs.
+    them replaces theirs. `absent`: those of a file with neither.
     """
-    parameters = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    parameters = given.get("rope_scaling") or given.get("rope_parameters")
+    parameters = (absent or {}) if parameters is None else parameters
     by_layer = [name for name, value in parameters.items() if isinstance(value, dict)]
     if by_layer:
         raise UserError(
@@ -172,6 +173,7 @@ def rope(
     fraction_field: str | None = None,
     fraction: float = 1.0,
     scales: bool = True,
+    absent: Fields | None = None,
 ) -> Aspect:
     """Base, share and scaling of RoPE.
 
@@ -184,10 +186,12 @@ def rope(
         fraction_field: The older field of the share of a head that is rotated; None: all of it.
         fraction: The share where none is given.
         scales: Whether the family can scale RoPE.
+        absent: The RoPE parameters of a file with none, where these scale RoPE; the parameters are
+            then written in `rope_parameters`, since a file without would mean these.
     """
 
     def read(given: Fields) -> Keys:
-        parameters = shared_parameters(given)
+        parameters = shared_parameters(given, absent)
         keys = {"rope_theta": parameters.get("rope_theta", given.get(theta_field, theta))}
         keys |= scaling_keys(parameters, given["max_position_embeddings"])
         if not scales and _rope_type(parameters) != "default":
@@ -206,6 +210,9 @@ def rope(
         layer = _rotating(config)
         if layer is None:
             return {}
+        if absent:
+            scaling = scaling_fields(layer) or {"rope_type": "default"}
+            return {"rope_parameters": {"rope_theta": layer.rope_theta, **scaling}}
         fields = {theta_field: layer.rope_theta}
         if fraction_field:
             fields[fraction_field] = _fraction_of_rotated(layer)

@@ -70,6 +70,11 @@ def every_nth_full(given: Fields, interval: int) -> LayerTypes:
     return types_of([(layer + 1) % interval != 0 for layer in layers_of(given)])
 
 
+def first_of_four_full(given: Fields) -> LayerTypes:
+    """All layers but the first of every four have a window."""
+    return types_of([layer % 4 != 0 for layer in layers_of(given)])
+
+
 def alternating(given: Fields) -> LayerTypes:
     """Gemma 2's default: every other layer sees all."""
     return every_nth_full(given, 2)

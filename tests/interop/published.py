@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.interop.later_published import LATER_PUBLISHED
 from tests.interop.published_mixtures import PUBLISHED_MIXTURES
 
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
+    **LATER_PUBLISHED,
     "GPT-2": (
         124_439_808,
         {

@@ -33,6 +33,11 @@ _CHANGES: dict[str, tuple[Any, ...]] = {
     "rope_theta": (100.0, 5e5, "50+1e4", "1e4*2+50"),
     "rope_fraction": (0.25, 0.3, 0.4, 0.5, 0.29, 6 / 7, 10 / 11, 0.8),
     "embedding_scale": (2.0,),
+    "embedding_norm": (True, False),
+    "residual_scale": (0.3,),
+    "logit_scale": (0.25, 0.3),
+    "qk_norm_after_rope": (True, False),
+    "attention_sinks": (True, False),
 }
 """Values that a key may get."""
 _CHANGES_OF_EXPERTS: dict[str, tuple[Any, ...]] = {
@@ -92,10 +97,12 @@ def _family_keys(model_type: str, random: Random) -> Keys:
         "vocab_size": VOCABULARY,
         **FAMILIES[model_type].fixed,
     }
-    gate = "gelu_tanh" if model_type.startswith("gemma") else "silu"
-    if keys["normalization"] != "layernorm" or model_type == "stablelm":
+    is_gemma = "gemma" in model_type
+    gate = "gelu_tanh" if is_gemma else "silu"
+    gated = keys.get("normalization", "layernorm") != "layernorm" or model_type == "stablelm"
+    if "ffn_type" not in keys and gated:
         keys |= {"activation": gate, "ffn_type": _GATES[gate]}
-    if model_type.startswith("gemma"):
+    if is_gemma:
         keys["embedding_scale"] = width**0.5
     return keys | _TYPICAL.get(model_type, {})
 
@@ -134,4 +141,26 @@ _TYPICAL: dict[str, Keys] = {
         "norm_eps": 1e-3,
         "n_layer": 2,
     },
+    "codegen": {"weight_tying": False, "rope_fraction": 0.5, "head_bias": True},
+    "openai-gpt": {"activation": "gelu_tanh"},
+    "gpt_neo": {"sliding_window": "none+7"},
+    "gpt_bigcode": {"n_kv_head": 1},
+    "opt": {"norm_position": "post", "normalization": "layernorm_nogain"},
+    "biogpt": {"activation": "gelu"},
+    "falcon": {"norm_position": "parallel", "n_kv_head": 2},
+    "granite": {"residual_scale": 0.3, "logit_scale": 0.25},
+    "granite_swa": {"residual_scale": 0.3, "sliding_window": "none+7", "rope_theta": "50+1e4"},
+    "hyperclovax": {"residual_scale": 0.3, "logit_scale": 0.3},
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"sliding_window": "7+none", "position_encoding": "rope+none"},
+    "nemotron": {"activation": "relu2", "rope_fraction": 0.5},
+    "jais2": {"activation": "relu2"},
+    "apertus": {"activation": "xielu"},
+    "nanochat": {"activation": "relu2", "output_softcap": 2.0},
+    "ministral": {"sliding_window": "7+none"},
+    "cwm": {"sliding_window": "none+7"},
+    "olmo3": {"sliding_window": "7+none"},
+    "exaone4": {"sliding_window": "7+none", "position_encoding": "rope+none"},
+    "vaultgemma": {"sliding_window": "7+none", "attention_softcap": 2.0},
+    "lfm2": {"mixer": "short_conv+attention"},
 }

@@ -20,11 +20,16 @@ def random_file(model_type: str, random: Random) -> Fields:
     """The fields of one file; it may hold what transformers or nanoarch refuses."""
     fields = {"model_type": model_type, "vocab_size": VOCABULARY}
     fields |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    sizes = _old_sizes if model_type in ("gpt2", "gptj") else _sizes
+    sizes = _old_sizes if model_type in _OLD_NAMES else _sizes
     fields |= sizes(model_type, random) | _FLAGS[model_type](random)
+    if FAMILIES[model_type].needs_bos:
+        fields["bos_token_id"] = 0
     if "layer_types" in fields and random.random() < 0.95:
         layers = fields["num_hidden_layers"]
         fields["layer_types"] = (fields["layer_types"] * layers)[:layers]
+    if "attention_types" in fields and random.random() < 0.95:
+        layers = fields.get("num_layers") or fields["num_hidden_layers"]
+        fields["attention_types"] = [[(fields["attention_types"] * layers)[:layers], 1]]
     if random.random() < 0.3:
         fields["tie_word_embeddings"] = random.random() < 0.5
     return fields
@@ -59,16 +64,32 @@ _WIDE_HEADS = {
     *("gemma", "gemma2", "gemma3_text", "qwen3"),
     *("seed_oss", "ernie4_5", "glm", "glm4"),
     *("qwen3_moe", "gpt_oss", "ernie4_5_moe", "qwen3_next"),
+    *("vaultgemma", "internlm3", "iquestcoder", "cwm", "ministral", "hunyuan_v1_dense"),
 }
 """Families whose head_dim does not follow from other fields."""
 
 
 def _old_sizes(model_type: str, random: Random) -> Fields:
-    heads = random.choice((2, 4))
+    heads = random.choice((2, 3, 4) if model_type in ("mpt", "bloom") else (2, 4))
+    if model_type == "codegen" and random.random() < 0.9:
+        heads = 4
     values = (heads * random.choice((8, 12)), random.randint(1, 3), heads, LONGEST)
     new = random.random() < 0.4
-    names = _NEW_NAMES if new else ("n_embd", "n_layer", "n_head", "n_positions")
-    return dict(zip(names, values, strict=True))
+    names = _NEW_NAMES if new else _OLD_NAMES[model_type]
+    fields = dict(zip(names, values, strict=True))
+    if model_type in ("mpt", "bloom"):  # the longest sequence has one name
+        fields[_OLD_NAMES[model_type][-1]] = LONGEST
+    return fields
+
+
+_GPT2_NAMES = ("n_embd", "n_layer", "n_head", "n_positions")
+_OLD_NAMES = {
+    **dict.fromkeys(("gpt2", "gptj", "codegen", "gpt_bigcode", "openai-gpt"), _GPT2_NAMES),
+    "gpt_neo": ("hidden_size", "num_layers", "num_heads", "max_position_embeddings"),
+    "mpt": ("d_model", "n_layers", "n_heads", "max_seq_len"),
+    "bloom": ("hidden_size", "n_layer", "n_head", "seq_length"),
+}
+"""What families call width, layers, heads and the longest sequence besides `_NEW_NAMES`."""
 
 
 _NEW_NAMES = (
@@ -424,6 +445,169 @@ def _ernie_moe(random: Random) -> Fields:
     return fields | _maybe(random, 0.1, moe_norm_min=random.choice((1e-12, 0.5)))
 
 
+# GPTs
+
+
+def _gpt_neo(random: Random) -> Fields:
+    kinds = [random.choice(("global", "local")) for _ in range(random.randint(1, 2))]
+    fields = {"attention_types": kinds}  # a pattern, which `random_file` repeats over the layers
+    fields |= _maybe(random, 0.7, window_size=random.choice(_WINDOWS))
+    fields |= _maybe(random, 0.1, attention_layers=["global", "local"])
+    return fields | _act(random, "activation_function") | _maybe(random, 0.3, intermediate_size=24)
+
+
+def _bigcode(random: Random) -> Fields:
+    fields = _maybe(random, 0.6, multi_query=random.random() < 0.5, n_inner=24)
+    fields |= _maybe(random, 0.1, scale_attn_weights=False, attention_softmax_in_fp32=False)
+    return fields | _act(random, "activation_function")
+
+
+def _gpt1(random: Random) -> Fields:
+    fields = _maybe(random, 0.5, afn=random.choice(("gelu", "relu", "silu", "swish", "gelu_new")))
+    return fields | _maybe(random, 0.1, n_inner=24, layer_norm_epsilon=1e-3)
+
+
+def _opt(random: Random) -> Fields:
+    fields = {"ffn_dim": random.choice((16, 40))} | _act(random, "activation_function")
+    fields |= _biases(random, "enable_bias", "do_layer_norm_before")
+    fields |= _biases(random, "layer_norm_elementwise_affine")
+    return fields | _maybe(random, 0.1, word_embed_proj_dim=8, _remove_final_layer_norm=True)
+
+
+def _biogpt(random: Random) -> Fields:
+    fields = _act(random, "hidden_act") | _biases(random, "scale_embedding")
+    return fields | _maybe(random, 0.3, layer_norm_eps=1e-3)
+
+
+def _mpt(random: Random) -> Fields:
+    attention = _maybe(random, 0.3, softmax_scale=random.choice((0.2, None)), attn_impl="torch")
+    attention |= _maybe(random, 0.1, clip_qkv=random.choice((6.0, None)), qk_ln=True)
+    attention |= _maybe(random, 0.1, alibi=False, alibi_bias_max=random.choice((4, 8)))
+    fields = _maybe(random, 0.6, attn_config=attention, layer_norm_epsilon=1e-3)
+    fields |= _maybe(random, 0.1, expansion_ratio=random.choice((2, 4)), no_bias=False)
+    return fields | _maybe(random, 0.1, logit_scale=0.5, learned_pos_emb=False)
+
+
+def _bloom(random: Random) -> Fields:
+    fields = _maybe(random, 0.3, layer_norm_epsilon=1e-3, pretraining_tp=random.choice((1, 2)))
+    fields |= _maybe(random, 0.1, apply_residual_connection_post_layernorm=True)
+    return fields | _maybe(random, 0.2, slow_but_exact=True, n_embed=32, hidden_dropout=0.0)
+
+
+def _falcon(random: Random) -> Fields:
+    names = ("new_decoder_architecture", "multi_query", "parallel_attn", "bias")
+    fields = _rope(random) | _act(random, "activation") | _biases(random, *names)
+    fields |= _maybe(random, 0.4, num_kv_heads=random.choice((1, 2)), ffn_hidden_size=24)
+    fields |= _maybe(random, 0.2, num_ln_in_parallel_attn=random.choice((1, 2, None)))
+    return fields | _maybe(random, 0.1, alibi=True, layer_norm_epsilon=1e-3)
+
+
+# Scales
+
+
+def _granite(random: Random) -> Fields:
+    fields = _maybe(
+        random,
+        0.6,
+        embedding_multiplier=random.choice((1, 3.0)),
+        residual_multiplier=random.choice((0.22, 2)),
+        logits_scaling=random.choice((0.3, 3.0, 8)),
+    )
+    # Without a scale of the scores, they are so large that the rounding of RoPE's angles shows.
+    return _llama(random) | fields | {"attention_multiplier": random.choice((0.05, 0.2))}
+
+
+def _granite_swa(random: Random) -> Fields:
+    fields = _granite(random) | _maybe(random, 0.7, **_window(random)) | _layer_types(random)
+    if random.random() < 0.5:
+        thetas = (0, 100.0, 100.0, 1e4)
+        fields["layer_rope_theta"] = [random.choice(thetas) for _ in range(random.choice((3, 4)))]
+    return fields
+
+
+def _hyperclovax(random: Random) -> Fields:
+    fields = _granite(random) | _biases(random, "use_post_norm")
+    return fields | _maybe(random, 0.3, attention_multiplier=None)
+
+
+def _cohere(random: Random) -> Fields:
+    fields = _maybe(random, 0.5, logit_scale=random.choice((0.25, 2.0)), layer_norm_eps=1e-3)
+    return _olmo2(random) | fields | _maybe(random, 0.1, use_qk_norm=True)
+
+
+def _cohere2(random: Random) -> Fields:
+    fields = _cohere(random) | _maybe(random, 0.7, **_window(random)) | _layer_types(random)
+    return fields | _maybe(random, 0.3, sliding_window_pattern=random.choice((1, 2, 3)))
+
+
+# LLaMA with one thing more
+
+
+def _nemotron(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    fields |= _act(random, "hidden_act") | _maybe(random, 0.3, norm_eps=1e-3)
+    return fields | _biases(random, "attention_bias", "mlp_bias")
+
+
+def _apertus(random: Random) -> Fields:
+    fields = _olmo2(random)
+    return fields | _maybe(random, 0.5, hidden_act="xielu", rope_parameters=None)
+
+
+def _hunyuan(random: Random) -> Fields:
+    fields = _olmo2(random)
+    if random.random() < 0.3:
+        fields["rope_scaling"] = {"type": "dynamic", "alpha": 100.0, "factor": 1.0}
+        fields["rope_scaling"] |= _maybe(random, 0.3, beta_fast=32, mscale=1.0)
+    return fields
+
+
+def _nanochat(random: Random) -> Fields:
+    softcaps = (2.0, None)
+    return _olmo2(random) | _maybe(random, 0.4, final_logit_softcapping=random.choice(softcaps))
+
+
+def _internlm3(random: Random) -> Fields:
+    fields = _rope(random) | _act(random, "hidden_act") | _biases(random, "bias", "qkv_bias")
+    return fields | _biases(random, "attention_bias", "mlp_bias")
+
+
+def _iquestcoder(random: Random) -> Fields:
+    return _llama(random) | _maybe(random, 0.1, clip_qkv=8.0, use_sliding_window=True)
+
+
+# Layers that differ
+
+
+def _cwm(random: Random) -> Fields:
+    fields = _mistral(random) | _act(random, "hidden_act") | _biases(random, "mlp_bias")
+    return fields | _maybe(random, 0.3, rope_parameters=None)
+
+
+def _olmo3(random: Random) -> Fields:
+    fields = _olmo2(random) | _maybe(random, 0.8, **_window(random)) | _layer_types(random)
+    if random.random() < 0.4:
+        fields["rope_parameters"] = _by_layer_type(random)
+    return fields
+
+
+def _exaone4(random: Random) -> Fields:
+    fields = _rope(random) | _act(random, "hidden_act") | _layer_types(random)
+    fields |= _maybe(random, 0.8, **_window(random))
+    return fields | _maybe(random, 0.4, sliding_window_pattern=random.choice((1, 2, "LG", None)))
+
+
+def _lfm2(random: Random) -> Fields:
+    fields = _rope(random) | _maybe(random, 0.4, conv_L_cache=random.choice((1, 2, 4)))
+    fields |= _biases(random, "block_auto_adjust_ff_dim") | {"block_multiple_of": 8}
+    fields |= _maybe(random, 0.2, block_ff_dim=24, tie_embedding=False, conv_bias=True)
+    fields |= _maybe(random, 0.2, block_ffn_dim_multiplier=random.choice((0.7, None)))
+    if random.random() < 0.7:
+        types = ("conv", "full_attention")
+        fields["layer_types"] = [random.choice(types) for _ in range(random.randint(1, 4))]
+    return fields | _maybe(random, 0.3, full_attn_idxs=[0, 2])
+
+
 _FLAGS = {
     "gpt2": _gpt2,
     "gptj": _gptj,
@@ -460,5 +644,32 @@ _FLAGS = {
     "glm4_moe": _glm4_moe,
     "dots1": _dots1,
     "qwen3_next": _qwen3_next,
+    "gpt_neo": _gpt_neo,
+    "codegen": _gptj,
+    "gpt_bigcode": _bigcode,
+    "openai-gpt": _gpt1,
+    "opt": _opt,
+    "biogpt": _biogpt,
+    "mpt": _mpt,
+    "bloom": _bloom,
+    "falcon": _falcon,
+    "granite": _granite,
+    "granite_swa": _granite_swa,
+    "hyperclovax": _hyperclovax,
+    "cohere": _cohere,
+    "cohere2": _cohere2,
+    "nemotron": _nemotron,
+    "jais2": _llama,
+    "apertus": _apertus,
+    "hunyuan_v1_dense": _hunyuan,
+    "nanochat": _nanochat,
+    "internlm3": _internlm3,
+    "iquestcoder": _iquestcoder,
+    "vaultgemma": _gemma2,
+    "ministral": _mistral,
+    "cwm": _cwm,
+    "olmo3": _olmo3,
+    "exaone4": _exaone4,
+    "lfm2": _lfm2,
 }
 assert _FLAGS.keys() == FAMILIES.keys()

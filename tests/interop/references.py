@@ -36,6 +36,14 @@ _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _OLD_SIZES = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LONGEST}
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 _NO_SEED_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
+_NO_BIOGPT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_NO_FFN_SIZES = {name: size for name, size in _SIZES.items() if name != "intermediate_size"}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 2.0,
+}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
@@ -290,10 +298,172 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
         "Ernie4_5_MoeConfig",
         {**_ERNIE, "moe_num_shared_experts": 0, "moe_layer_interval": 2},
     ),
+    "GPT-1": ("OpenAIGPTConfig", {**_OLD_SIZES, **_NO_DROPOUT}),
+    "GPT-Neo": (
+        "GPTNeoConfig",
+        {
+            **_TOKENS,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "max_position_embeddings": LONGEST,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": WINDOW,
+        },
+    ),
+    "CodeGen": ("CodeGenConfig", {**_OLD_SIZES, **_NO_DROPOUT, "rotary_dim": 4}),
+    "StarCoder": ("GPTBigCodeConfig", {**_OLD_SIZES, **_NO_DROPOUT}),
+    "StarCoder, all key heads": (
+        "GPTBigCodeConfig",
+        {**_OLD_SIZES, **_NO_DROPOUT, "multi_query": False, "n_inner": 40},
+    ),
+    "Nemotron": ("NemotronConfig", {**_GROUPED, "head_dim": 16}),
+    "Nemotron, biased": (
+        "NemotronConfig",
+        {**_GROUPED, "attention_bias": True, "mlp_bias": True, "partial_rotary_factor": 1.0},
+    ),
+    "Jais 2": ("Jais2Config", _GROUPED),
+    "Apertus": ("ApertusConfig", {**_GROUPED, "rope_parameters": _LLAMA3_ROPE}),
+    "Apertus, SiLU": (
+        "ApertusConfig",
+        {**_GROUPED, "hidden_act": "silu", "rope_parameters": {"rope_type": "default"}},
+    ),
+    "HunYuan": ("HunYuanDenseV1Config", {**_GROUPED, "head_dim": 16}),
+    "HunYuan, static NTK": (
+        "HunYuanDenseV1Config",
+        {
+            **_GROUPED,
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0},
+        },
+    ),
+    "nanochat": ("NanoChatConfig", _GROUPED),
+    "OPT": ("OPTConfig", {**_NO_FFN_SIZES, "ffn_dim": 48}),
+    "OPT, post-norm, no biases": (
+        "OPTConfig",
+        {
+            **_NO_FFN_SIZES,
+            "ffn_dim": 48,
+            "do_layer_norm_before": False,
+            "enable_bias": False,
+            "activation_function": "gelu",
+        },
+    ),
+    "OPT, no gains": (
+        "OPTConfig",
+        {**_NO_FFN_SIZES, "ffn_dim": 48, "layer_norm_elementwise_affine": False},
+    ),
+    "BioGPT": ("BioGptConfig", {**_SIZES, **_NO_BIOGPT_DROPOUT}),
+    "MPT": (
+        "MptConfig",
+        {**_TOKENS, "d_model": 32, "n_heads": 4, "n_layers": 4, "max_seq_len": LONGEST},
+    ),
+    "MPT, 6 heads, scaled": (
+        "MptConfig",
+        {
+            **_TOKENS,
+            "d_model": 48,
+            "n_heads": 6,
+            "n_layers": 2,
+            "max_seq_len": LONGEST,
+            "attn_config": {"softmax_scale": 0.3},
+        },
+    ),
+    "BLOOM": (
+        "BloomConfig",
+        {**_TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": LONGEST},
+    ),
+    "BLOOM, 6 heads": (
+        "BloomConfig",
+        {**_TOKENS, "hidden_size": 48, "n_layer": 2, "n_head": 6, "seq_length": LONGEST},
+    ),
+    "Falcon": ("FalconConfig", {**_NO_FFN_SIZES, "ffn_hidden_size": 48}),
+    "Falcon 40B": (
+        "FalconConfig",
+        {**_NO_FFN_SIZES, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "Falcon 2": (
+        "FalconConfig",
+        {
+            **_NO_FFN_SIZES,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+        },
+    ),
+    "Falcon, sequential, biased": (
+        "FalconConfig",
+        {**_NO_FFN_SIZES, "parallel_attn": False, "multi_query": False, "bias": True},
+    ),
+    "Granite": ("GraniteConfig", {**_GROUPED, **_MULTIPLIERS}),
+    "Granite, windows": (
+        "GraniteSWAConfig",
+        {
+            **_GROUPED,
+            **_MULTIPLIERS,
+            "sliding_window": WINDOW,
+            "layer_rope_theta": [0, 100.0, 1e4, 100.0],
+        },
+    ),
+    "HyperCLOVA X": ("HyperCLOVAXConfig", {**_GROUPED, **_MULTIPLIERS}),
+    "HyperCLOVA X, pre-norm": ("HyperCLOVAXConfig", {**_GROUPED, "use_post_norm": False}),
+    "Cohere": ("CohereConfig", {**_GROUPED, "logit_scale": 0.25}),
+    "Cohere 2": ("Cohere2Config", {**_GROUPED, "sliding_window": WINDOW}),
+    "Ministral": (
+        "MinistralConfig",
+        {
+            **_GROUPED,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
+    ),
+    "CWM": ("CwmConfig", {**_GROUPED, "bos_token_id": 0, "head_dim": 16, "sliding_window": WINDOW}),
+    "OLMo 3": ("Olmo3Config", {**_GROUPED, "sliding_window": WINDOW}),
+    "OLMo 3, stretched": (
+        "Olmo3Config",
+        {
+            **_GROUPED,
+            "sliding_window": WINDOW,
+            "rope_parameters": {
+                "full_attention": _LLAMA3_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
+    "EXAONE 4": ("Exaone4Config", {**_GROUPED, "sliding_window": WINDOW}),
+    "EXAONE 4, no windows": (
+        "Exaone4Config",
+        {**_GROUPED, "sliding_window": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "VaultGemma": ("VaultGemmaConfig", _GEMMA2),
+    "InternLM 3": ("InternLM3Config", {**_GROUPED, "head_dim": 16}),
+    "InternLM 3, biased": (
+        "InternLM3Config",
+        {**_GROUPED, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
+    ),
+    "IQuest-Coder": ("IQuestCoderConfig", {**_GROUPED, "head_dim": 16}),
+    "LFM2": (
+        "Lfm2Config",
+        {
+            **_GROUPED,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "block_multiple_of": 16,
+        },
+    ),
 }
 """The class of its config, and what that is given."""
 
 every_reference = pytest.mark.parametrize("name", REFERENCES)
+
+OFTEN = ("GPT-2", "LLaMA 3", "Gemma 3", "Mistral", "BLOOM", "Granite, windows", "LFM2", "Mixtral")
+"""References of each kind of position, window, mixer and network; the others are slow in tests of
+what depends on no more than that."""
+
+often = pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in REFERENCES],
+)
 
 
 @functools.cache
@@ -308,7 +478,8 @@ def reference(name: str) -> Any:
 def enlarged(model: Any) -> Any:
     """The model, its weights made so large that every part matters."""
     saved = model.state_dict().keys()
-    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
+    learned = {name: x for name, x in model.named_buffers() if name in saved}
+    buffers = [x for name, x in learned.items() if ".act_fn." not in name]  # xIELU's are fixed
     for tensor in (*model.parameters(), *buffers):
         tensor.add_(0.15 * torch.randn_like(tensor))
     return model

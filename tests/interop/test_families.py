@@ -74,6 +74,12 @@ _GEMMA2 = {
     "activation": "gelu_tanh",
     "embedding_scale": 32**0.5,
 }
+_COHERE = {
+    **_LLAMA,
+    "normalization": "layernorm_nobias",
+    "norm_position": "parallel_shared",
+    "logit_scale": 0.25,
+}
 _GEMMA3 = {**_GEMMA2, "qk_norm": True, "sliding_window": "5+none"}
 _MIXTRAL = {**_LLAMA, "ffn_type": "moe"}
 _DEEPSEEK = {
@@ -196,6 +202,57 @@ INEXPRESSIBLE = {
         (_WITHOUT_ATTENTION, "needs mixer=attention in at least one"),
         ({**_QWEN3_NEXT, "attention_gate": "head"}, "attention_gate='none+head'"),
     ],
+    "cohere2": [
+        (
+            {**_COHERE, "sliding_window": "5+none", "position_encoding": "rope"},
+            "sliding_window='5+none' cannot be expressed by cohere2, which would make it 5",
+        ),
+        (
+            {**_COHERE, "sliding_window": "5+none", "position_encoding": "rope+none", "bias": True},
+            "bias=True cannot be expressed by cohere2",
+        ),
+    ],
+    "granite": [({**_LLAMA, "norm_position": "sandwich"}, "norm_position='sandwich'")],
+    "hyperclovax": [({**_LLAMA, "qk_norm": True, "residual_scale": 0.3}, "qk_norm=True")],
+    "exaone4": [
+        (
+            {
+                **_LLAMA,
+                "norm_position": "res_post",
+                "qk_norm": True,
+                "sliding_window": "5+none",
+            },
+            "sliding_window='5+none' cannot be expressed by exaone4, which would make it 5",
+        ),
+    ],
+    "falcon": [
+        ({**ROPE, "norm_position": "pre", "n_kv_head": 2}, "n_kv_head=2"),
+        ({**ROPE, "norm_position": "post"}, "norm_position='post'"),
+    ],
+    "codegen": [
+        (
+            {**ROPE, "norm_position": "parallel_shared", "n_head": 2},
+            "codegen: n_head=2 is not a mu",
+        ),
+    ],
+    "openai-gpt": [
+        ({"norm_position": "post"}, "activation='gelu' cannot be expressed by openai-gpt"),
+        ({"norm_position": "post", "activation": "relu", "ffn_hidden": 40}, "ffn_hidden=40"),
+    ],
+    "mpt": [({"position_encoding": "alibi", "normalization": "rmsnorm"}, "normalization='rms")],
+    "bloom": [
+        ({"position_encoding": "alibi", "activation": "gelu_tanh"}, "embedding_norm=False"),
+    ],
+    "lfm2": [
+        (
+            {**_LLAMA, "mixer": "short_conv+attention", "qk_norm": True, "bias": True},
+            "bias=True cannot be expressed by lfm2",
+        ),
+        (
+            {**ROPE, "mixer": "mla"},
+            "lfm2 has no mixer=mla; only models whose layers all use mixer=att",
+        ),
+    ],
     "gptj": [
         ({**ROPE, "head_dim": 16}, "gptj: head_dim=16 of n_head=4 heads does not make n_embd=32"),
         ({**ROPE, "norm_position": "parallel_shared", "attention_bias": True}, "attention_b"),
@@ -292,7 +349,7 @@ def test_an_unknown_family():
 LLAMA2 = PUBLISHED["LLaMA 2 7B"][1]
 
 REFUSED = {
-    "model_type='llama4' is not supported. Choices: gpt2, llama": {"model_type": "llama4"},
+    "model_type='llama4' is not supported. Choices: gpt2, gpt_neox": {"model_type": "llama4"},
     "model_type=None is not supported": {"model_type": None},
     "model_type=['llama'] is not supported": {"model_type": ["llama"]},
     "hidden_act='mish' is not a supported activation": {"hidden_act": "mish"},
@@ -383,6 +440,33 @@ def test_what_a_file_may_not_say(message, fields):
         ("DeepSeek-V2 Lite", {"kv_lora_rank": 511}, "kv_lora_rank=511 is odd"),
         ("Qwen3-Next 80B-A3B", {"layer_types": ["linear_attention"] * 48}, "needs in at least one"),
         ("Qwen3-Next 80B-A3B", {"layer_types": ["full_attention"]}, "for each of num_hidden_la"),
+        ("GPT-1", {"afn": "gelu_new"}, "afn='gelu_new' is not an activation of GPT-1"),
+        ("GPT-Neo 125M", {"num_layers": 3}, "has 12 layers, num_layers is 3"),
+        ("GPT-Neo 125M", {"attention_layers": ["wide"] * 12}, "has 'wide', which is not supported"),
+        ("CodeGen 350M", {"n_head": 2}, "n_head=2 is not a multiple of 4"),
+        ("StarCoderBase 1B", {"scale_attn_weights": False}, "only True can"),
+        ("OPT 125M", {"word_embed_proj_dim": 512}, "word_embed_proj_dim=512 cannot be expressed"),
+        ("OPT 125M", {"_remove_final_layer_norm": True}, "only False can"),
+        ("MPT 7B", {"attn_config": {"clip_qkv": 6}}, "attn_config has clip_qkv=6, which cannot"),
+        ("MPT 7B", {"expansion_ratio": 2}, "only 4 can"),
+        ("BLOOM 560M", {"slow_but_exact": True}, "only False can"),
+        ("Falcon 7B", {"alibi": True}, "alibi=True cannot be expressed here"),
+        ("Falcon 7B", {"num_ln_in_parallel_attn": 2}, "cannot be computed by transformers"),
+        ("Falcon 40B", {"parallel_attn": False}, "cannot be computed by transformers"),
+        ("Falcon 7B", {"multi_query": False, "num_kv_heads": 2}, "needs new_decoder_architecture"),
+        ("Command R 35B", {"use_qk_norm": True}, "use_qk_norm=True cannot be expressed"),
+        ("Granite 3.1 2B", {"logits_scaling": 0}, "has a value of the wrong type: .*division"),
+        ("Granite SWASH 2B", {"layer_rope_theta": [1e4]}, "has 1 entries, num_hidden_layers is 24"),
+        ("EXAONE 4 32B", {"layer_types": None}, "sliding_window_pattern='LLLG' needs layer_types"),
+        (
+            "EXAONE 4 32B",
+            {"layer_types": None, "sliding_window": None},
+            "sliding_window=None needs layer_types",
+        ),
+        ("InternLM 3 8B", {"bias": True}, "qkv_bias=False with bias=True cannot be computed"),
+        ("LFM2 1.2B", {"conv_bias": True}, "conv_bias=True cannot be expressed here"),
+        ("LFM2 1.2B", {"layer_types": ["conv"]}, "1 entries, num_hidden_layers is 16"),
+        ("LFM2 1.2B", {"layer_types": ["sliding"]}, "layer_types has 'sliding', which is not"),
     ],
 )
 def test_what_a_file_of_a_family_may_not_say(model, fields, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from interop import huggingface
 from interop.huggingface import load, save
 from interop.starting_model import new_settings
 from model_presets import PRESETS
+from tests.interop.references import reference
 from tests.tiny import tiny_model, tokens
 from training.checkpoint import list_checkpoints
 
@@ -118,6 +120,13 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         "transformer.wte.weight has shape (3, 32), the architecture needs (300, 32)",
     ):
         assert said in str(raised.value)
+
+
+def test_numbers_that_every_model_has_are_checked(tmp_path):
+    theirs = reference("Apertus")
+    tensors = theirs.state_dict() | {"model.layers.1.mlp.act_fn.beta": torch.tensor(0.4)}
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.act_fn\.beta is 0\.4.*only 0\.5 can"):
+        load(SimpleNamespace(config=theirs.config, state_dict=lambda: tensors))
 
 
 def test_half_precision_files_are_read_into_float32(tmp_path):
