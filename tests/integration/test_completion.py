@@ -130,7 +130,7 @@ def test_config_files(offered, tmp_path: Path) -> None:
     for name in ("my run.py", "my.txt"):
         (tmp_path / name).write_text("", encoding="utf-8")
     assert offered("nanoarch train my") == ["my run.py"]
-    assert offered("nanoarch train config/arch_ll") == ["config/arch_llama.py"]
+    assert offered("nanoarch train config/arch_hy") == ["config/arch_hybrid.py"]
     assert offered("nanoarch compare my") == ["my run.py", "my.txt"]
 
 
