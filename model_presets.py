@@ -55,6 +55,24 @@ _OLMO2 = {
     "qk_norm_over": "projection",
     "rope_theta": 5e5,
 }
+_LFM2 = {
+    **_LLAMA,
+    "mixer": "short_conv*2+attention",
+    "qk_norm": True,
+    "rope_theta": 1e6,
+    "weight_tying": True,
+}
+_NANOCHAT = {
+    **_LLAMA,
+    "normalization": "rmsnorm_nogain",
+    "norm_eps": 1e-6,
+    "embedding_norm": True,
+    "ffn_type": "standard",
+    "activation": "relu2",
+    "qk_norm": True,
+    "qk_norm_after_rope": True,
+    "output_softcap": 15.0,
+}
 _DEEPSEEK_V3 = {
     **_LLAMA,
     "mixer": "mla",
@@ -104,6 +122,8 @@ PRESETS: dict[str, Preset] = {
     "qwen3": Preset("Qwen3: llama with QK norm, tied", _QWEN3),
     "gemma3": Preset("Gemma 3: QK norm, GeGLU, norms around sublayers, windows, tied", _GEMMA3),
     "olmo2": Preset("OLMo 2: norms after the sublayers, QK norm of whole projections", _OLMO2),
+    "lfm2": Preset("LFM2: gated short convolutions and attention with QK norm, tied", _LFM2),
+    "nanochat": Preset("nanochat: norms without gain, squared ReLU, capped logits", _NANOCHAT),
     "deepseek_v3": Preset("DeepSeek-V3: latent attention, mixture of experts", _DEEPSEEK_V3),
     "gpt_oss": Preset("gpt-oss: attention sinks, windows, mixture of experts", _GPT_OSS),
     "qwen3_next": Preset("Qwen3-Next: Gated DeltaNet and gated attention, MoE", _QWEN3_NEXT),

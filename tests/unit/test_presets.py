@@ -19,6 +19,8 @@ OF_PRESET = {
     "qwen3": "Qwen3 0.6B",
     "gemma3": "Gemma 3 1B",
     "olmo2": "OLMo 2 1B",
+    "lfm2": "LFM2 1.2B",
+    "nanochat": "nanochat d32",
     "deepseek_v3": "DeepSeek-V3",
     "gpt_oss": "gpt-oss 20B",
     "qwen3_next": "Qwen3-Next 80B-A3B",
@@ -28,8 +30,9 @@ OF_PRESET = {
 OF_A_LONGER_CONTEXT = ("block_size", "rope_scaling", "attention_scale")
 """Keys that extending the context changed, left out of a preset that is scaled."""
 
-RECURRENT = ("qwen3_next",)
-"""Presets whose cost is that of a recurrence, which they compute in another order."""
+COUNTED_OTHERWISE = ("qwen3_next", "lfm2")
+"""Presets with recurrences, which they compute in another order than their cost has it, and with
+depthwise convolutions, whose backward pass the counter overcounts."""
 
 every_published = pytest.mark.parametrize(("preset", "published"), OF_PRESET.items())
 every_tiny = pytest.mark.parametrize("preset", OF_PRESET)
@@ -76,7 +79,7 @@ def test_a_tiny_model_predicts_costs_and_generates(preset):
     with FlopCounterMode(display=False) as counter:
         model(idx[:, :-1], idx[:, 1:])[1].backward()
     full = GPT(config.adapted(sliding_window=None))  # the counter ignores windows
-    if preset not in RECURRENT:
+    if preset not in COUNTED_OTHERWISE:
         assert counter.get_total_flops() == full.flops_per_token(64) * 128
     model.eval()
     with torch.no_grad():

@@ -108,7 +108,7 @@ class TestSourceDigest:
         for pattern in SOURCE:
             assert any(PROJECT.glob(pattern)), pattern
 
-    def test_is_all_that_training_imports_but_names_presets_pages_and_the_command_line(self) -> None:
+    def test_is_all_that_training_imports_but_names_and_pages(self) -> None:
         graph, reached, waiting = import_graph(), set(), ["train"]
         while waiting:
             module = waiting.pop()
