@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,19 @@ import torch
 
 from cli import run_cli
 from components.registry import Entry, Registry
-from errors import UserError
+from errors import ConfigError, UserError
+from interop.huggingface import family_of
 from model_builder import GPT
 from model_components import ATTENTION_BACKENDS, REGISTRIES
 from model_config import ModelArchitectureConfig
 from options import Key, Role
+from tests.interop.published import PUBLISHED
 from training_logger import format_bytes, format_count
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "catalogue.md"
 BASELINE = {"vocab_size": 50_304}
 TOKENS = 1024
+MODELS_SHOWN = 3
 
 COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
     **{
@@ -107,12 +111,17 @@ the `llama` preset is changed. The preset has {parameters} parameters, {flops:,}
 for sequences of {tokens:,} tokens, and {state} of decoding state per sequence in bfloat16.
 Activations are compared in a `glu` network.
 
+**Models**: the published models among the {models} that the tests read
+([interop.md](interop.md)) in which a layer has the component, or another value of the option than
+it would have by default.
+
 **Reference**: the implementation with which the tests compare the component, with the same random
 weights: a class of `transformers` or of another package, or "formula", the component's formula
 written out in a test.
 [verification.md](verification.md) has the measured differences."""
 
 
+@cache
 def page() -> str:
     """The whole page."""
     cost = _model({}).cost_report(TOKENS)
@@ -121,6 +130,7 @@ def page() -> str:
         flops=cost["flops_per_token"],
         tokens=TOKENS,
         state=format_bytes(cost["decoding_state_bytes"]),
+        models=len(published()),
     )
     sections = [_section(registry, cost) for registry in REGISTRIES.values() if _is_shown(registry)]
     return "\n\n".join([introduction, *sections]) + "\n"
@@ -153,9 +163,10 @@ COLUMNS = (
     "parameters",
     "FLOPs",
     "state",
+    "models",
     "reference",
 )
-OPTION_COLUMNS = ("option", "default", "description", "used by", "reference")
+OPTION_COLUMNS = ("option", "default", "description", "used by", "models", "reference")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -177,6 +188,7 @@ def _row(registry: Registry, entry: Entry, baseline: dict[str, Any]) -> list[str
         entry.summary.rstrip("."),
         entry.paper or "-",
         *_costs(registry.key, name, baseline),
+        _listed(model for model, config in published() if name in _values(config, registry.key)),
         reference.name if reference else "formula",
     ]
 
@@ -197,6 +209,40 @@ def _costs(key: str, name: str, baseline: dict[str, Any]) -> tuple[str, str, str
     )
 
 
+@cache
+def published() -> list[tuple[str, ModelArchitectureConfig]]:
+    """The published models that the tests read, with their architectures."""
+    return [
+        (name, ModelArchitectureConfig.from_dict(family_of(fields).read(fields)))
+        for name, (_, fields) in sorted(PUBLISHED.items())
+    ]
+
+
+def _values(config: ModelArchitectureConfig, key: str) -> set[Any]:
+    """The values of a key in the layers that use it."""
+    return {layer.get(key) for layer in config.kinds if key in layer}
+
+
+def _changes(config: ModelArchitectureConfig, key: Key) -> bool:
+    """Whether an architecture has another value of an option than it would have by default."""
+    values = _values(config, key.name)
+    if key.derive is None or not values:
+        return bool(values - {key.default})
+    given = {name: value for name, value in config.to_dict().items() if name != key.name}
+    try:
+        return values != _values(ModelArchitectureConfig.from_dict(given), key.name)
+    except ConfigError:  # the default does not go with the other keys
+        return True
+
+
+def _listed(models: Iterable[str]) -> str:
+    """The first models by name, and how many more there are."""
+    names = list(models)
+    shown = ", ".join(names[:MODELS_SHOWN]) or "-"
+    more = len(names) - MODELS_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
 def _difference(value: float, spelled: Any) -> str:
     if value == 0:
         return "0"
@@ -215,6 +261,7 @@ def _options(registry: Registry) -> Iterator[list[str]]:
             default,
             key.help,
             ", ".join(f"`{owner}`" for owner in owners),
+            _listed(model for model, config in published() if _changes(config, key)),
             reference.name if reference else "formula",
         ]
 
