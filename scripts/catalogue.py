@@ -91,7 +91,7 @@ OPTION_REFERENCES: dict[str, Reference] = {
     **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
     "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
     "residual_scale": Reference("GraniteForCausalLM", "unit/test_parametrizations.py"),
-    "qk_norm_after_rope": Reference("HunYuan", _PARITY),
+    "qk_norm_after_rope": _FAMILIES,
     "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
     "router_logit_bias": Reference("GptOssTopKRouter", "unit/test_moe.py"),
