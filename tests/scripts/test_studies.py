@@ -1,4 +1,4 @@
-"""The study: what it asks for, and that its page says what the runs do."""
+"""The studies: what they ask for, and that a page reports what its runs show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 import sweep
 from comparison.findings import compare
-from scripts.study_cpu import ARGUMENTS, REPORT, report
+from scripts import study_cpu, study_modern
+from scripts.study import Study, report
 from tests.simulated import simulated_arm
 
 ARMS = {"baseline": [3.0, 3.02, 2.99], "arch_llama": [2.80, 2.81, 2.79], "bias=False": [3.0, 3.1]}
@@ -46,25 +47,28 @@ def page() -> str:
             run.environment.update(machine)
             run.config.update(sequence_length=64, dataset="tiny")
         runs += made
-    return report(compare(runs), manifest(), hours=1.25, plot="figure")
+    return report(study_cpu.STUDY, compare(runs), manifest(), hours=1.25, plot="figure")
 
 
-def test_it_asks_for_ablations_and_both_presets():
-    options, rest = sweep.parser().parse_known_args(ARGUMENTS)
+every_study = pytest.mark.parametrize("study", [study_cpu.STUDY, study_modern.STUDY])
+
+
+@every_study
+def test_it_asks_for_tuned_ablations_with_several_seeds(study: Study):
+    options, rest = sweep.parser().parse_known_args(study.sweep_arguments)
     request = sweep.read_request(options, rest)
     assert sum(map(len, request.vary.values())) >= 6
-    assert request.files[0] == "config/arch_gpt2.py"
-    assert request.arms == ("config/arch_llama.py",)
     assert (request.match, request.design) == ("active_params", "ablation")
     assert request.seeds >= 5
     assert len(request.tune["learning_rate"]) >= 3
 
 
 def test_the_page_that_is_there_is_of_that_study():
-    page = REPORT.read_text(encoding="utf-8")
-    assert shlex.join(["python", "sweep.py", *ARGUMENTS]) in page
-    assert REPORT.with_suffix(".png").exists()
-    assert REPORT.with_name("study-cpu-tuning.png").exists()
+    study = study_cpu.STUDY
+    page = study.page.read_text(encoding="utf-8")
+    assert shlex.join(["python", "sweep.py", *study.sweep_arguments]) in page
+    assert study.page.with_suffix(".png").exists()
+    assert study.page.with_name("study-cpu-tuning.png").exists()
 
 
 def test_every_verdict_is_told_by_the_arms_name_the_clearest_first(page):
