@@ -310,7 +310,8 @@ def changes(
     Varied keys come first, then keys derived from them; default options are omitted if only one of
     the two has the component."""
     own, other = (
-        {**g.model_keys, **{key: g.config.get(key) for key in tuned}} for g in (group, baseline)
+        {**g.model_keys, **{key: g.config.get(key) for key in sorted(tuned)}}
+        for g in (group, baseline)
     )
     defaults = group.runs[0].defaults - other.keys() | baseline.runs[0].defaults - own.keys()
     keys = dict.fromkeys([*(key for key in varied if key in own), *own, *other])
