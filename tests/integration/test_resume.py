@@ -55,6 +55,9 @@ def flags_of(keys: dict[str, Any]) -> list[str]:
 BY_LAYER = ("mixer", "ffn_type", "norm_position")
 """Registries of parts that layers may differ in."""
 
+STREAMS = sorted({*REGISTRIES["residual"].names} - {"ngpt"})
+"""Residual streams that go with every mixer."""
+
 MIXTURE = (
     "--mixer=short_conv+attention",
     "--ffn_type=moe",
@@ -92,12 +95,21 @@ class TestTwiceNIsNAndN:
         halves = workshop.train("--max_iters=12", "--resume=auto", *settings, run_name="halves")
         assert_same_course(whole, halves, step=12)
 
-    @pytest.mark.parametrize("residual", sorted({*REGISTRIES["residual"].names} - {"ngpt"}))
+    @pytest.mark.parametrize(
+        "residual",
+        [
+            "plain",
+            *(pytest.param(name, marks=pytest.mark.slow) for name in STREAMS if name != "plain"),
+        ],
+    )
     def test_of_every_part(self, workshop: Workshop, residual: str) -> None:
-        """All in one model, layer by layer, with value residuals and a router bias."""
-        deepest = max(len(REGISTRIES[key].names) for key in BY_LAYER)
+        """All in one model, layer by layer, with value residuals of two attention layers and a
+        router bias."""
+        parts = {key: [*REGISTRIES[key].names] for key in BY_LAYER}
+        parts["mixer"].append("attention")
+        deepest = max(map(len, parts.values()))
         flags = (
-            *(f"--{key}={'+'.join(REGISTRIES[key].names)}" for key in BY_LAYER),
+            *(f"--{key}={'+'.join(names)}" for key, names in parts.items()),
             f"--residual={residual}",
             f"--n_layer={deepest}",
             "--value_residual=learned",
