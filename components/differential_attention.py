@@ -46,6 +46,7 @@ class HeadDifference(Part):
         """Combine the outputs (B, H, T, 2 D) of both heads of each pair: (B, H/2, T, 2 D)."""
         first, second = y.chunk(2, dim=1)
         a, b, c, d = self.lambdas
-        share = (a @ b).exp() - (c @ d).exp() + self.lambda_init
+        # Not as matmuls, which autocast would compute in half precision.
+        share = (a * b).sum().exp() - (c * d).sum().exp() + self.lambda_init
         difference = self.norm(first - share.to(y.dtype) * second)
         return ((1 - self.lambda_init) * difference).to(y.dtype)

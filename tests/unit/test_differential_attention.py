@@ -121,6 +121,14 @@ def test_gradients():
     assert gradcheck(call, (x, *parameters), fast_mode=True)
 
 
+def test_lambda_is_as_precise_under_autocast():
+    made = GPT(tiny_config(differential_attention=True)).blocks[1].mixer.difference
+    y = torch.randn(1, 4, 3, 2 * 8)
+    expected = made(y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(made(y), expected)
+
+
 def test_lambda_starts_small_and_does_not_decay():
     model = GPT(tiny_config(differential_attention=True, head_dim=256))
     lambdas = model.blocks[1].mixer.difference.lambdas
