@@ -10,6 +10,7 @@ from errors import unknown_name
 from model_components import BLOCKS, FFNS, MIXERS, NORMS, PARAMETRIZATIONS, RESIDUALS
 from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, canonical_name, expanded
+from saved_configs import current_name
 
 _sizes = Section("Sizes", Role.ARCHITECTURE)
 _parts = Section("Components", Role.ARCHITECTURE)
@@ -118,7 +119,9 @@ REPLACED = {
 
 
 def removed_key_message(key: str) -> str | None:
-    """What to write instead of a removed key; None for any other name."""
+    """What to write instead of a removed or renamed key; None for any other name."""
+    if current_name(key) != key:
+        return f"the key {key!r} was renamed to {current_name(key)!r}."
     return f"the key {key!r} was removed; {REPLACED[key]}." if key in REPLACED else None
 
 

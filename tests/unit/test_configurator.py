@@ -573,6 +573,14 @@ def test_a_pattern_that_cannot_be_is_refused(argv, message):
     assert problems(*argv) == [message]
 
 
+def test_a_renamed_key_is_answered_with_its_name(write):
+    said = "the key 'gdn_n_head' was renamed to 'linear_n_head'."
+    assert problems("--gdn_n_head=2") == [f"--gdn_n_head: {said}"]
+    assert problems(write("gdn_n_head = 2")) == [f"x.py:1: {said}"]
+    with pytest.raises(ConfigError, match="was renamed to 'linear_n_head'"):
+        ModelArchitectureConfig(gdn_n_head=2)
+
+
 @pytest.mark.parametrize("key", REPLACED)
 def test_a_key_that_patterns_replaced_is_answered_with_them(key, write):
     said = removed_key_message(key)
