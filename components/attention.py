@@ -23,7 +23,7 @@ from components.differential_attention import HeadDifference
 from components.forget_gate import ForgetGate
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
-from components.norms import NORMS, NormOptions, RMSNorm, make_qk_norm
+from components.norms import NormOptions, RMSNorm, idle_epsilon, make_qk_norm
 from components.parametrizations import PARAMETRIZATIONS
 from components.positions import POSITIONS, PositionEncoding
 from components.query_scaling import QueryScalingOptions, idle_query_scaling, query_scaling
@@ -205,14 +205,8 @@ class Attention(Mixer):
                 "qk_norm_after_rope=True has no effect without both qk_norm and "
                 "position_encoding='rope'; set them, or drop it.",
             )
-        normed = config.qk_norm or config.differential_attention
-        normed = normed or "norm_eps" in NORMS.entry(config.normalization).keys
-        if not normed and config.norm_eps != NormOptions.norm_eps.default:
-            yield Problem(
-                ("norm_eps", "normalization"),
-                f"norm_eps={config.norm_eps:g} has no effect with "
-                f"normalization={config.normalization!r} and without qk_norm; drop it.",
-            )
+        if not (config.qk_norm or config.differential_attention):
+            yield from idle_epsilon(config, "without qk_norm")
 
     @classmethod
     def idle_among(cls, config: LayerConfig, layers: Sequence[LayerConfig]) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from components.context import Context
 from components.layer_config import LayerConfig
 from components.linear_mixer import LinearMixer, LowRank
 from components.mixers import MIXERS
+from components.norms import idle_epsilon
 from components.positions import RotaryPosition
 from components.recurrent_mixer import precise
 from errors import Problem
@@ -50,6 +51,10 @@ class LinearAttention(LinearMixer):
             per_layer=True,
             tag={"elu": "LinearMapELU", "relu": "LinearMapReLU"},
         )
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from idle_epsilon(config, "mixer='linear_attention'")
 
     def __init__(self, config: LayerConfig):
         super().__init__(config)

@@ -13,7 +13,7 @@ from components.context import Context
 from components.decay_rates import draw_log_rates, draw_step_biases
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS
-from components.norms import NormOptions, RMSNorm
+from components.norms import NormOptions, RMSNorm, idle_epsilon
 from components.recurrent_mixer import RecurrentMixer, precise
 from errors import Problem
 from options import Role, Section
@@ -146,6 +146,11 @@ class Mamba2(RecurrentMixer):
                 f"mamba_dt_min={config.mamba_dt_min:g} is not below mamba_dt_max={highest:g}; the "
                 "step size would be constant.",
             )
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        if config.mamba_norm == "none":
+            yield from idle_epsilon(config, "mamba_norm='none'")
 
     def init_parameters(self, config: LayerConfig) -> None:
         """Initialize as in the paper's code: -A is uniform in (1, 16), softplus(dt_bias) is

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.layer_config import LayerConfig
 from components.registry import Registry
+from errors import Problem
 from options import Role, Section
 
 NORMS = Registry(
@@ -24,6 +27,18 @@ class NormOptions:
     norm_eps: float = _norms.option(
         1e-5, "epsilon of the norms", above=0, per_layer=True, tag="Eps{}"
     )
+
+
+def idle_epsilon(config: LayerConfig, without: str) -> Iterator[Problem]:
+    """Yield the problem if `norm_eps` has no effect in a layer whose mixer has no norm; `without`
+    says why it has none."""
+    normed = "norm_eps" in NORMS.entry(config.normalization).keys
+    if not normed and config.norm_eps != NormOptions.norm_eps.default:
+        yield Problem(
+            ("norm_eps", "normalization"),
+            f"norm_eps={config.norm_eps:g} has no effect with "
+            f"normalization={config.normalization!r} and {without}; drop it.",
+        )
 
 
 @NORMS.register("layernorm", label="LN", paper="Ba et al. 2016, arXiv 1607.06450")

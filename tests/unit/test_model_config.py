@@ -638,6 +638,18 @@ REFUSED = {
         "normalization": "none",
         "norm_eps": 0.1,
     },
+    "normalization='dyt' and mixer='linear_attention'; drop it": {
+        "mixer": "linear_attention",
+        "normalization": "dyt",
+        "norm_eps": 0.1,
+    },
+    "normalization='dyt' and mamba_norm='none'; drop it": {
+        "mixer": "mamba2",
+        "mamba_head_dim": 8,
+        "mamba_norm": "none",
+        "normalization": "dyt",
+        "norm_eps": 0.1,
+    },
     "rotates 3 dimensions": {**ROPE, "rope_fraction": 0.4},
     "rotates 0 dimensions": {**ROPE, "rope_fraction": 0.01},
     "n_embd=33 is odd": {"position_encoding": "sinusoidal", "n_embd": 33, "n_head": 3},
