@@ -28,6 +28,7 @@ from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS, PLAIN
 from model_builder import GPT
 from recipe.adapters import ADAPTERS, DoRA, adaptable
 from safe_files import read_json
+from training.checkpoint import is_number
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,6 +52,12 @@ _UNSUPPORTED = {
     "layer_replication": (None, []),
     "megatron_config": (None,),
     "init_lora_weights": _INITIALIZATIONS,
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
 }
 """Fields of adapter_config.json that change what is computed, with their supported values."""
 
@@ -311,18 +318,44 @@ def _read_adapters(folder: Path, fields: dict[str, Any], kind: str) -> Iterator[
             m = tensors.pop(f"{module}.{_MAGNITUDE}") if kind == "dora" else None
         except KeyError as error:
             raise UserError(f"{folder / WEIGHTS} has no {error}.") from error
-        alpha = _of_module(fields.get("alpha_pattern"), name, fields.get("lora_alpha", 8))
+        if not _fit_together(a, b, m):
+            shapes = ", ".join(str(tuple(own.shape)) for own in (a, b, m) if own is not None)
+            raise UserError(
+                f"{folder / WEIGHTS} is damaged: the tensors {shapes} of {name} are no adapter; "
+                "download it again."
+            )
+        alpha = _alpha_of(folder, fields, name)
         yield name, _Low(a, b, ADAPTERS[kind].scale_of(alpha, len(a)), m)
     if tensors:
         raise UserError(f"{folder / WEIGHTS} has {min(tensors)!r}, which is not supported.")
 
 
-def _of_module(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:
-    """The value of a module in a `rank_pattern` or `alpha_pattern`, as PEFT finds it."""
-    for form, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({form})", name):
-            return value
-    return default
+def _fit_together(a: Tensor, b: Tensor, m: Tensor | None) -> bool:
+    """Whether tensors have the shapes (r, in), (out, r) and (out,), and hold floats."""
+    if not (a.ndim == b.ndim == 2 and len(a) == b.shape[1] > 0):
+        return False
+    tensors = (a, b) if m is None else (a, b, m)
+    shaped = m is None or m.shape == (len(b),)
+    return shaped and all(tensor.is_floating_point() for tensor in tensors)
+
+
+def _alpha_of(folder: Path, fields: dict[str, Any], module: str) -> float:
+    """The alpha of a module: that of the first form in `alpha_pattern` that matches its name, as
+    PEFT finds it, else `lora_alpha`."""
+    key, alpha, pattern = "lora_alpha", fields.get("lora_alpha", 8), fields.get("alpha_pattern")
+    try:
+        for form, value in (pattern or {}).items():
+            if re.fullmatch(rf"(.*\.)?({form})", module):
+                key, alpha = "alpha_pattern", value
+                break
+    except (AttributeError, re.error) as error:
+        raise UserError(
+            f"{folder / CONFIG}: alpha_pattern={quoted(pattern)} is not a map of regular "
+            "expressions to numbers."
+        ) from error
+    if not is_number(alpha):
+        raise UserError(f"{folder / CONFIG}: {key} has {quoted(alpha)}, which is not a number.")
+    return alpha
 
 
 def _adapter(kind: str, low: _Low) -> Adapter:

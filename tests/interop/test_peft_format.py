@@ -148,6 +148,11 @@ def test_an_adapter_that_peft_made(tmp_path):
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
         ({"use_rslora": True, "use_dora": True}, "use_rslora together with use_dora is not"),
         ({"use_dora": True}, r"has no .*lora_magnitude_vector"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] is not supported"),
+        ({"lora_alpha": None}, "lora_alpha has None, which is not a number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern has 'x', which is not a number"),
+        ({"alpha_pattern": {"(": 2}}, "is not a map of regular expressions to numbers"),
+        ({"alpha_pattern": [2]}, "is not a map of regular expressions to numbers"),
     ],
 )
 def test_fields_that_are_refused(tmp_path, fields, message):
@@ -155,6 +160,24 @@ def test_fields_that_are_refused(tmp_path, fields, message):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ValueError, match=message):
+        ours_of("LLaMA 3", folder)
+
+
+@pytest.mark.parametrize("damaged", ["fewer ranks", "no rank", "one dimension", "integers"])
+def test_tensors_that_are_no_adapter_are_refused(tmp_path, damaged):
+    _, folder = saved(tmp_path, "LLaMA 3", adapter_pattern="q")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    a = min(tensors)
+    b = a.replace("lora_A", "lora_B")
+    tensors |= {
+        "fewer ranks": {b: tensors[b][:, :2]},
+        "no rank": {a: tensors[a][:0], b: tensors[b][:, :0]},
+        "one dimension": {a: tensors[a][0]},
+        "integers": {a: tensors[a].to(torch.int8)},
+    }[damaged]
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    with pytest.raises(ValueError, match=r"of model\.layers\.0\.self_attn\.q_proj are no adapter;"):
         ours_of("LLaMA 3", folder)
 
 
@@ -167,7 +190,9 @@ def test_modules_that_are_refused(tmp_path):
         ours_of("LLaMA 3", tmp_path)
     _, folder = saved(tmp_path, "GPT-2", adapter_pattern="qkv")
     file = folder / "adapter_model.safetensors"
-    save_file({n: t[..., :2].contiguous() for n, t in load_file(file).items()}, file)
+    tensors = load_file(file)
+    fewer = {n: t[:, :2].contiguous() for n, t in tensors.items() if "lora_A" in n}
+    save_file(tensors | fewer, file)
     with pytest.raises(ValueError, match=r"the adapter of .* maps 2 inputs to 96 outputs, but"):
         ours_of("GPT-2", folder)
     model, training = adapted("LLaMA 3")
