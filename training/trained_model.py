@@ -110,6 +110,10 @@ def load_trained(
                 f"tokens, but its model has {config.vocab_size}; use another checkpoint."
             )
         model = GPT(config)
+        if training.adapter == "none" and base is not None and base.folder is not None:
+            raise UserError(
+                f"{path} has no adapters, so --base={base.folder} has no effect; drop it."
+            )
         if training.adapter != "none":
             assert base is not None
             training = base.adapted(model, training, state["base_sha256"])

@@ -171,6 +171,8 @@ def test_a_run_without_adapters_has_none_to_export(place):
     argv = ["export", "plain", str(place.folder / "none"), f"--out_dir={place.out}", "--peft"]
     with pytest.raises(ValueError, match="has no adapters; drop --peft to export the model"):
         huggingface.main(argv)
+    with pytest.raises(ValueError, match=r"has no adapters, so --base=.* has no effect; drop it"):
+        huggingface.main([*argv[:-1], f"--base={place.model}"])
 
 
 def test_the_config_file(place):
