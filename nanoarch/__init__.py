@@ -76,7 +76,7 @@ def sweep(
 
     own = own_module("sweep")
     lists = [
-        f"--{option}={key}={','.join(_text(key, value) for value in _values(values))}"
+        f"--{option}={key}={_listed(key, values)}"
         for option, keys in (("vary", vary), ("tune", tune))
         for key, values in (keys or {}).items()
     ]
@@ -114,9 +114,19 @@ def _flags(keys: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={_text(key, value)}" for key, value in keys.items()]
 
 
-def _values(values: Any) -> Sequence[Any]:
-    """The values of a key to vary or to tune; a single value is a list of one."""
-    return values if isinstance(values, list) else [values]
+def _listed(key: str, values: Any) -> str:
+    """The values of a key to vary or to tune, as a flag spells them; a single value is a list of
+    one."""
+    from errors import UserError
+
+    texts = [_text(key, value) for value in (values if isinstance(values, list) else [values])]
+    for text in texts:
+        if "," in text or not text:
+            raise UserError(
+                f"{key}={text!r} cannot be varied or tuned, because it is empty or has a comma; "
+                "set it in a config file, and pass the file in `arms`."
+            )
+    return ",".join(texts)
 
 
 def _text(key: str, value: Any) -> str:

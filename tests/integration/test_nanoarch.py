@@ -76,6 +76,8 @@ def test_sweep(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_that_cannot_run_is_an_error(workshop: Workshop) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
         nanoarch.sweep("config/arch_llama.py", dataset=str(workshop.dataset))
+    with pytest.raises(UserError, match=r"adapter_pattern='q,v' cannot be varied or tuned, becau"):
+        nanoarch.sweep("config/arch_llama.py", vary={"adapter_pattern": ["q,v", "*"]})
     with pytest.raises(UserError, match="invalid option"):
         nanoarch.sweep("config/arch_llama.py", vary={"qk_norm": True}, seeds="many")
 
