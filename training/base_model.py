@@ -11,6 +11,7 @@ from torch import nn
 from errors import UserError
 from model_builder import GPT
 from recipe.adapters import adapt
+from training.sharded_tensors import own_tensors
 from training_config import TrainingConfig
 
 LoadBase = Callable[[GPT, Path], None]
@@ -18,11 +19,12 @@ LoadBase = Callable[[GPT, Path], None]
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of the names, shapes and values of a model's parameters, tied ones once."""
+    """SHA-256 of the names, shapes and values of a model's parameters and saved buffers, tied ones
+    once."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().numpy())
+    for name, tensor in sorted(own_tensors(model).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
 
 

@@ -296,6 +296,14 @@ def test_a_base_is_known_by_its_weights():
     assert not model.adapted
 
 
+def test_a_base_is_known_by_its_buffers():
+    """The biases of a router are loaded with the base, and change what it computes."""
+    model = tiny_model(ffn_type="moe", router_bias_rate=0.1)
+    digest = weights_sha256(model)
+    model.blocks[0].ffn.router.expert_bias[0] += 1
+    assert weights_sha256(model) != digest
+
+
 # Which layers
 
 
