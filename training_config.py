@@ -75,7 +75,10 @@ class TrainingOptions:
 
     out_dir: str = _places.option("out", "directory of all runs", restored=False)
     run_name: str = _places.option(
-        "auto", "name of the run directory in out_dir; auto: preset, date and time", restored=False
+        "auto",
+        "name of the run directory in out_dir; auto: the preset, or the config file if none is "
+        "chosen, with date and time",
+        restored=False,
     )
     resume: str = _places.option(
         "none",
