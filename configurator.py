@@ -623,10 +623,12 @@ def shown(value: Any) -> str:
 
 
 def help_text() -> str:
-    """The `--help` message: every key by section, with description, type, default and choices."""
+    """The `--help` message: every key by section, with description, type, default and choices;
+    and the presets."""
     sections: dict[str, list[str]] = {}
     for name, key in key_table().items():
         sections.setdefault(key.section, []).append(key_help(name))
+    sections["Presets (--arch_preset)"] = [*map(_preset_help, PRESETS)]
     return "\n\n".join([USAGE, *("\n".join([title, *rows]) for title, rows in sections.items())])
 
 
@@ -646,6 +648,17 @@ def key_help(name: str) -> str:
         text,
         PAGE_WIDTH,
         initial_indent=head,
+        subsequent_indent=" " * HELP_COLUMN,
+        break_on_hyphens=False,
+    )
+
+
+def _preset_help(name: str) -> str:
+    """The help entry of a preset, wrapped."""
+    return textwrap.fill(
+        PRESETS[name].description,
+        PAGE_WIDTH,
+        initial_indent=f"  {name} ".ljust(HELP_COLUMN),
         subsequent_indent=" " * HELP_COLUMN,
         break_on_hyphens=False,
     )

@@ -120,7 +120,11 @@ PRESETS: dict[str, Preset] = {
     "llama": Preset("LLaMA: RoPE, RMSNorm, SwiGLU, no biases, untied", _LLAMA),
     "llama3": Preset("LLaMA 3: llama with a RoPE base of 500,000", {**_LLAMA, "rope_theta": 5e5}),
     "qwen3": Preset("Qwen3: llama with QK norm, tied", _QWEN3),
-    "gemma3": Preset("Gemma 3: QK norm, GeGLU, norms around sublayers, windows, tied", _GEMMA3),
+    "gemma3": Preset(
+        "Gemma 3: QK norm, GeGLU, norms around sublayers, windows, tied; set embedding_scale to "
+        "sqrt(n_embd)",
+        _GEMMA3,
+    ),
     "olmo2": Preset("OLMo 2: norms after the sublayers, QK norm of whole projections", _OLMO2),
     "lfm2": Preset("LFM2: gated short convolutions and attention with QK norm, tied", _LFM2),
     "nanochat": Preset("nanochat: norms without gain, squared ReLU, capped logits", _NANOCHAT),

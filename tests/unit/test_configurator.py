@@ -897,6 +897,12 @@ def test_help_lists_every_key_with_its_type_default_and_choices(capsys):
     assert set(entries) == {*key_table(), "help", "print_config", "dry_run"}
 
 
+def test_help_describes_every_preset(capsys):
+    text = " ".join(printed_help(capsys).partition("\nPresets (--arch_preset)\n")[2].split())
+    for name, preset in PRESETS.items():
+        assert f"{name} {preset.description}" in text
+
+
 def test_help_is_printed_by_its_short_name_too(capsys):
     with pytest.raises(SystemExit):
         load(["-h"])
