@@ -214,7 +214,7 @@ def runs(fields: Fields) -> bool:
     return True
 
 
-some_and_many = pytest.mark.parametrize("number", [2, pytest.param(16, marks=pytest.mark.slow)])
+some_and_many = pytest.mark.parametrize("number", [1, pytest.param(16, marks=pytest.mark.slow)])
 
 
 @every_family

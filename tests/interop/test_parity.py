@@ -89,7 +89,7 @@ def test_greedy_text(name):
         assert torch.equal(text, expected), f"use_cache={use_cache}"
 
 
-@every_reference
+@often
 @torch.no_grad()
 def test_saved_here_and_loaded_there(name, tmp_path):
     theirs, idx = reference(name), tokens(LONGEST)

@@ -40,7 +40,13 @@ def off(config: ModelArchitectureConfig, match: str, target: float) -> float:
     return abs(COUNTS[match](config) - target) / target
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if number % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for number, name in enumerate(VARIANTS)
+    ],
+)
 def test_every_part_can_be_made_equal_to_plain(name: str) -> None:
     """Parameters for half of them, FLOPs for the others; active parameters where they are fewer."""
     several = ("residual", "value_residual")  # of layers that share something

@@ -29,7 +29,7 @@ def test_the_check_figure(name):
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if not tiny_file(name).exists()])
-@pytest.mark.parametrize("length", [1, 256, 1024])
+@pytest.mark.parametrize("length", [1, 256, pytest.param(1024, marks=pytest.mark.slow)])
 def test_presets_equal_the_counter(name, length):
     model = build_without_memory(name)
     idx = torch.zeros(2, length, dtype=torch.long, device="meta")
