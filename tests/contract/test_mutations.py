@@ -192,7 +192,7 @@ MUTATIONS = (
     Mutation(
         "RoPE rotates one dimension of a pair in the wrong direction",
         encodings.RotaryPosition,
-        "_turn",
+        "turned",
         "second * cos + first * sin",
         "second * cos - first * sin",
         (f"{POSITIONS}test_rope_turns_pairs_by_position_times_frequency",),
@@ -201,8 +201,8 @@ MUTATIONS = (
         "YaRN does not change the temperature",
         rope_scalings.YaRN,
         "apply",
-        "0.1 * math.log(factor) + 1.0",
-        "1.0",
+        "mixed, config.rope_attention_factor",
+        "mixed, 1.0",
         (f"{POSITIONS}test_yarn_interpolates_what_turns_rarely_and_scales_the_rotation",),
     ),
     Mutation(
@@ -303,8 +303,8 @@ MUTATIONS = (
         "attention scores are counted half",
         attention.Attention,
         "forward_flops",
-        "4 * self.n_head",
-        "2 * self.n_head",
+        "2 * self.n_head * dims",
+        "self.n_head * dims",
         (f"{EVERY_MODEL}test_cost_equals_the_counter{GPT2.replace('[', '[16-')}",),
     ),
     Mutation(
