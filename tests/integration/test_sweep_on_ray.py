@@ -55,8 +55,12 @@ def test_a_stop_reaches_the_tasks(workshop: Workshop) -> None:
     folder = jobs[0].folder.parents[1]
     folder.mkdir(parents=True)
     engine = RayEngine(folder, 1, "cpu")
-    begun = jobs[0].folder / "metrics.jsonl"
-    found = [outcome for outcome in engine.run(jobs, begun.exists) if outcome]
+    metrics = jobs[0].folder / "metrics.jsonl"
+
+    def trains() -> bool:
+        return metrics.exists() and '"kind": "train"' in metrics.read_text(encoding="utf-8")
+
+    found = [outcome for outcome in engine.run(jobs, trains) if outcome]
     assert [(outcome.job.title, outcome.status) for outcome in found] == [
         (jobs[0].title, INTERRUPTED)
     ]

@@ -46,13 +46,13 @@ def of_transformers(fields: Fields) -> Any:
 
 
 @torch.no_grad()
-def assert_read_alike(fields: Fields) -> None:
+def assert_read_alike(fields: Fields, tolerance: float = 1e-5) -> None:
     """The file, and what transformers makes of it, come to the same logits."""
     ours, theirs, idx = read(fields).eval(), of_transformers(fields), tokens(LONGEST)
     copy_weights(ours, family_of(fields), theirs.state_dict())
     expected = theirs(idx).logits
-    assert_close(ours(idx), expected)
-    assert_close(load(theirs)(idx), expected)
+    assert_close(ours(idx), expected, tolerance)
+    assert_close(load(theirs)(idx), expected, tolerance)
 
 
 # Files that were once read otherwise, or refused
@@ -214,6 +214,10 @@ def runs(fields: Fields) -> bool:
     return True
 
 
+ROUNDING_OF_MANY = 3e-5
+"""Tolerance for many random files. Two of 992 differ by more than 1e-5 (1.8e-5), as much as float32
+differs from float64 in both libraries."""
+
 some_and_many = pytest.mark.parametrize("number", [1, pytest.param(16, marks=pytest.mark.slow)])
 
 
@@ -226,7 +230,7 @@ def test_random_files_are_read_as_transformers_reads_them_or_refused(model_type,
     alike = list(itertools.islice(wanted, number))
     assert len(alike) == number
     for fields in alike:
-        assert_read_alike(fields)
+        assert_read_alike(fields, 1e-5 if number == 1 else ROUNDING_OF_MANY)
 
 
 @every_family

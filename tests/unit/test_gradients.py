@@ -90,6 +90,8 @@ def test_the_loss_by_every_single_parameter(keys):
     sizes = {key: size for key, size in SMALLEST.items() if key in tiny_config(**keys)}
     if keys.get("residual") == "unet":
         sizes["n_layer"] = 2
+    if "linear_n_head" in keys:
+        sizes["linear_n_head"] = 2
     model, x, y = model_and_text(3, **{**keys, **sizes})
     check(model, x, y, pick=lambda output: output[1])
 
