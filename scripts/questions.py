@@ -81,7 +81,7 @@ class Question:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-VERDICTS = (("Sweep ", "  Minimum"), ("Groups:", "Cost"))
+VERDICTS = (("Sweep ", "  Minimum"), ("Groups of ", "Cost"))
 """The plan of a sweep, and the verdicts at its end."""
 OWN_ATTENTION = '''\
 import torch
@@ -133,7 +133,7 @@ QUESTIONS = (
                 "python sweep.py config/run_laptop.py --eval_interval=0 "
                 "--arms config/arch_gpt2.py,config/arch_llama.py --budget minutes=0.2 --seeds=3 "
                 "--name=equal-time",
-                (("Sweep ", "  Minimum"), ("Groups:", "Report:")),
+                (("Sweep ", "  Minimum"), ("Groups of ", "Report:")),
             ),
         ),
         reading=(
