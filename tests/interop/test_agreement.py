@@ -215,8 +215,8 @@ def runs(fields: Fields) -> bool:
 
 
 ROUNDING_OF_MANY = 3e-5
-"""Tolerance for many random files. Two of 992 differed by more than 1e-5 (1.8e-5), as much as float32
-differs from float64 in both libraries."""
+"""Tolerance for many random files. Two of 992 differed by more than 1e-5 (1.8e-5), as much as
+float32 differs from float64 in both libraries."""
 
 some_and_many = pytest.mark.parametrize("number", [1, pytest.param(12, marks=pytest.mark.slow)])
 
