@@ -12,6 +12,7 @@ from interop.deepseek_families import DEEPSEEK_FAMILIES
 from interop.family import Family
 from interop.family_tables import (
     LAYER_NORM_EPS,
+    LLAMA_ASPECTS,
     LLAMA_KEYS,
     LLAMA_WEIGHTS,
     NO_BIASES,
@@ -23,7 +24,6 @@ from interop.family_tables import (
 )
 from interop.fields import (
     ATTENTION_BIAS,
-    HEAD_DIM,
     HEAD_DIM_OF_WHOLE_HEADS,
     KEY_HEADS,
     NO_HEAD_DIM,
@@ -154,7 +154,7 @@ _MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
     fixed=LLAMA_KEYS,
-    aspects=(SIZES, RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), rope(), WINDOW_EVERYWHERE),
+    aspects=(*LLAMA_ASPECTS, rope(), WINDOW_EVERYWHERE),
     defaults={
         **UNTIED,
         "rms_norm_eps": 1e-6,
@@ -179,11 +179,7 @@ _QWEN2 = Family(
     architecture="Qwen2ForCausalLM",
     fixed={**LLAMA_KEYS, "attention_bias": True},
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         rope(),
         optional_windows(late_windows),
     ),
@@ -204,11 +200,7 @@ _SMOLLM3 = Family(
     architecture="SmolLM3ForCausalLM",
     fixed=LLAMA_KEYS,
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         ATTENTION_BIAS,
         same(bias="mlp_bias"),
         rope_in_some_layers(rope(theta=2e6)),
@@ -230,11 +222,7 @@ _PHI3 = Family(
     architecture="Phi3ForCausalLM",
     fixed=LLAMA_KEYS,
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         rope(fraction_field="partial_rotary_factor", scales=False),
         WINDOW_EVERYWHERE,
     ),
@@ -255,7 +243,7 @@ _OLMO2 = Family(
         "qk_norm": True,
         "qk_norm_over": "projection",
     },
-    aspects=(SIZES, RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"), ATTENTION_BIAS, rope()),
+    aspects=(*LLAMA_ASPECTS, ATTENTION_BIAS, rope()),
     defaults={
         **UNTIED,
         "rms_norm_eps": 1e-5,

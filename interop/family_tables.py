@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from interop.activation_fields import gate
 from interop.family import Weights, WeightTable
-from interop.fields import same
+from interop.fields import HEAD_DIM, KEY_HEADS, same
 from interop.layouts import NEIGHBOUR_PAIRS
 
 PLAIN_NORMS = {"normalization": "layernorm", "bias": True}
@@ -24,6 +25,9 @@ SIZES = same(
 )
 RMS_EPS = same(norm_eps="rms_norm_eps")
 LAYER_NORM_EPS = same(norm_eps="layer_norm_eps")
+LLAMA_ASPECTS = (SIZES, RMS_EPS, KEY_HEADS, HEAD_DIM, gate("hidden_act"))
+"""Sizes, heads and activation of a LLaMA whose head_dim a file may set."""
+
 UNTIED = {"tie_word_embeddings": False, "initializer_range": 0.02}
 TIED = {"tie_word_embeddings": True, "initializer_range": 0.02}
 

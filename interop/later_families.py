@@ -10,6 +10,7 @@ from interop.activation_fields import activation, gate
 from interop.family import Family, Weights
 from interop.family_tables import (
     LAYER_NORM_EPS,
+    LLAMA_ASPECTS,
     LLAMA_KEYS,
     LLAMA_WEIGHTS,
     NO_BIASES,
@@ -55,11 +56,7 @@ _SEED_OSS = Family(
     architecture="SeedOssForCausalLM",
     fixed=LLAMA_KEYS,
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         same(
             attention_bias="attention_bias",
             attention_out_bias="attention_out_bias",
@@ -83,11 +80,7 @@ _ERNIE45 = Family(
     architecture="Ernie4_5ForCausalLM",
     fixed=LLAMA_KEYS,
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         same(bias="use_bias", attention_bias="use_bias", attention_out_bias="use_bias"),
         rope(theta=500_000.0),
     ),
@@ -220,11 +213,7 @@ _GLM = Family(
     architecture="GlmForCausalLM",
     fixed={**ROPE, **NO_BIASES, "normalization": "rmsnorm", "norm_position": "pre"},
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         same(attention_bias="attention_bias"),
         rope(fraction_field="partial_rotary_factor", fraction=0.5),
     ),
@@ -361,11 +350,7 @@ _HUNYUAN = Family(
     architecture="HunYuanDenseV1ForCausalLM",
     fixed={**LLAMA_KEYS, "qk_norm": True, "qk_norm_after_rope": True},
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         ATTENTION_BIAS,
         Aspect(_static_ntk, rope().write),
     ),

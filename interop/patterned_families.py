@@ -9,6 +9,7 @@ from errors import UserError
 from interop.activation_fields import gate
 from interop.family import Family, Weights, WeightTable
 from interop.family_tables import (
+    LLAMA_ASPECTS,
     LLAMA_KEYS,
     LLAMA_WEIGHTS,
     RMS_EPS,
@@ -54,11 +55,7 @@ _MINISTRAL = Family(
     architecture="MinistralForCausalLM",
     fixed=LLAMA_KEYS,
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         rope(),
         windows_by_layer(_all_windowed),
     ),
@@ -121,11 +118,7 @@ _OLMO3 = Family(
         "qk_norm_over": "projection",
     },
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         ATTENTION_BIAS,
         rope_by_layer_type(
             # transformers reads rope_theta for the layers without a window only
@@ -169,11 +162,7 @@ _EXAONE4 = dataclasses.replace(
     architecture="Exaone4ForCausalLM",
     fixed={**LLAMA_KEYS, "norm_position": "res_post", "qk_norm": True},
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         rope_beside_windows(rope(), _exaone_types, everywhere=_no_window),
     ),
     defaults={

@@ -9,6 +9,7 @@ from interop.activation_fields import gate
 from interop.family import Family
 from interop.family_tables import (
     LAYER_NORM_EPS,
+    LLAMA_ASPECTS,
     LLAMA_KEYS,
     LLAMA_WEIGHTS,
     PAIRED_WEIGHTS,
@@ -56,11 +57,7 @@ _GRANITE = Family(
     architecture="GraniteForCausalLM",
     fixed=LLAMA_KEYS,
     aspects=(
-        SIZES,
-        RMS_EPS,
-        KEY_HEADS,
-        HEAD_DIM,
-        gate("hidden_act"),
+        *LLAMA_ASPECTS,
         ATTENTION_BIAS,
         same(bias="mlp_bias"),
         _SCALES,
