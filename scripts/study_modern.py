@@ -1,4 +1,4 @@
-"""Components of 2024 to 2026 in LLaMA, one at a time, on a CPU; writes docs/study-modern.md.
+"""Recent components in LLaMA, one at a time, on a CPU; writes docs/study-modern.md.
 
 python scripts/study_modern.py
 python scripts/study_modern.py --workers=8 --out_dir=/tmp/study
@@ -37,8 +37,8 @@ STUDY = Study(
     introduction="""\
 # Recent components in LLaMA, one at a time
 
-Which components of 2024 to 2026 lower the loss of a LLaMA model at equal parameters and training
-tokens? This study adds them one at a time to a very small model, tunes the learning rate of each,
+Which recent components lower the loss of a LLaMA model at equal parameters and training tokens?
+This study adds them one at a time to a very small model, tunes the learning rate of each,
 and trains several seeds on a CPU. `python scripts/study_modern.py` reproduces it and writes this
 page; every number, verdict and plot is computed from the runs.
 """,
