@@ -35,7 +35,7 @@ def _mixers(layers: Sequence[LayerConfig]) -> Iterator[str]:
     """Yield the mixers, unless all layers use attention; then the position encoding of the layers
     that have one, or of every layer if they differ."""
     if {layer.mixer for layer in layers} != {MODEL_KEYS["mixer"].default}:
-        yield _by_layer(layers, lambda layer: MIXERS.entry(layer.mixer).label)
+        yield _by_layer(layers, _mixer)
     used = {layer.position_encoding for layer in layers if "position_encoding" in layer}
     if len(used) == 1:
         yield POSITIONS.entry(used.pop()).label
@@ -53,6 +53,10 @@ def _position(layer: LayerConfig) -> str:
     return POSITIONS.entry(layer.get("position_encoding", "none")).label
 
 
+def _mixer(layer: LayerConfig) -> str:
+    return "NoMixer" if layer.mixer == "none" else MIXERS.entry(layer.mixer).label
+
+
 def _norm(layer: LayerConfig) -> str:
     return NORMS.entry(layer.normalization).label
 
@@ -64,6 +68,8 @@ def _block(layer: LayerConfig) -> str:
 def _ffn(layer: LayerConfig) -> str:
     """The activation of a standard FFN; for other FFNs the label, with a non-default activation in
     parentheses."""
+    if layer.ffn_type == "none":
+        return "NoFFN"
     entry, activation = FFNS.entry(layer.ffn_type), layer.get("activation")
     if activation is None:
         return entry.label

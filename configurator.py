@@ -26,6 +26,7 @@ from options import KEYS, Key, Role, Section, keys_of, type_name
 from part_keys import registry_of
 from patterns import spelled
 from recipe.optimizers import scale_problems
+from recipe.qk_clip import logit_problems
 from training_config import TrainingConfig, kept_share, training_keys
 from user_files import Given, collect, read_config_file, run_plugins
 
@@ -566,6 +567,8 @@ def _combined(
     if not problems:
         problems += length_problems(training.sequence_length, model.block_size)
         problems += scale_problems(model, training)
+        problems += multi_token_problems(model, training)
+        problems += logit_problems(model, training)
     if problems:
         raise ConfigError([located(problem, origins) for problem in problems])
     derived = model.derived | training.derived
@@ -611,6 +614,27 @@ def length_problems(length: int, block_size: int) -> Iterator[Problem]:
             ("sequence_length", "block_size"),
             f"sequence_length={length} is longer than block_size={block_size}; "
             "lower it or raise block_size.",
+        )
+
+
+def multi_token_problems(
+    model: ModelArchitectureConfig, training: TrainingConfig
+) -> Iterator[Problem]:
+    """Yield problems if the modules for multi-token prediction could not be trained."""
+    if "mtp_depth" not in model:
+        return
+    length, depth = training.sequence_length, model.mtp_depth
+    if length <= depth:
+        yield Problem(
+            ("mtp_depth", "sequence_length"),
+            f"mtp_depth={depth} leaves no token to predict in sequences of sequence_length="
+            f"{length}; lower mtp_depth, or raise sequence_length.",
+        )
+    if training.adapter != "none":
+        yield Problem(
+            ("mtp", "adapter"),
+            f"mtp={quoted(model.mtp)} adds modules that adapter={quoted(training.adapter)} would "
+            "not train; use mtp='none', or adapter='none'.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -11,16 +12,19 @@ from torch import Tensor, nn
 
 from components.backward_cost import backward_flops, pass_flops
 from components.blocks import BLOCKS, Block
-from components.context import LayerInputs, State
+from components.context import LARGEST, TOKEN_EMBEDDING, LayerInputs, LayerOutputs, State
 from components.ffns import FeedForward
 from components.head import LMHead, cross_entropy
 from components.layer_config import LayerConfig
 from components.mixers import Mixer
+from components.multi_token import MTPS, ModuleInputs, later, later_targets
 from components.norms import make_norm
 from components.parametrizations import Parametrization, parametrization_of
 from components.part import Part, init_normal, own_stream
 from components.positions import PositionEncoding
+from components.quantized_linear import quantized_parameters, quantized_tensors, storage_bytes
 from components.sphere import on_sphere
+from components.sublayer import Sublayer
 from errors import UserError
 from model_components import POSITIONS
 from model_config import ModelArchitectureConfig
@@ -29,8 +33,15 @@ MIN_TEMPERATURE = 1e-6
 """Lowest temperature other than 0; dividing float32 logits by less could overflow."""
 
 
+Metrics = dict[str, dict[str, Tensor]]
+"""The metrics of a layer, by part and name."""
+
+
 class Objective(Protocol):
-    """A training objective; see `recipe.objectives`."""
+    """A training objective; see `recipe.objectives`.
+
+    If it has an attribute `trains` that is True, the loss of multi-token prediction is added.
+    """
 
     def __call__(
         self, x: Tensor, head: LMHead, targets: Tensor
@@ -42,7 +53,7 @@ class DecodingState:
     """The decoding state of a model: KV caches and recurrent states of the tokens seen so far.
 
     Attributes:
-        layers: For each layer, the state of each part.
+        layers: For each application of a layer, in order, the state of each part.
         batch: Number of sequences.
         length: Number of tokens seen: an int, or a tensor on the device for compiled models, so
             that the graph is the same for every token.
@@ -76,12 +87,36 @@ class TrainingOutput(NamedTuple):
         loss: The total loss, a scalar.
         terms: The terms of the objective and the auxiliary losses of parts by name, detached; they
             add up to the loss.
-        metrics: The metrics of each layer, by part and name.
+        metrics: The metrics of each layer, by part and name; then those of the blocks for
+            multi-token prediction.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    metrics: list[dict[str, dict[str, Tensor]]]
+    metrics: list[Metrics]
+
+
+class Hidden(NamedTuple):
+    """The result of the blocks.
+
+    Attributes:
+        x: The input of the LM head (B, T, C).
+        trunk: The residual stream before the last block.
+        inputs: The inputs of the last block besides the stream.
+        losses: Auxiliary losses of parts, by name.
+        metrics: The metrics of each layer, by part and name.
+    """
+
+    x: Tensor
+    trunk: Tensor
+    inputs: LayerInputs
+    losses: dict[str, Tensor]
+    metrics: list[Metrics]
+
+    def add(self, outputs: LayerOutputs) -> None:
+        """Add the losses and metrics of a block."""
+        _add_losses(self.losses, outputs.losses)
+        self.metrics.append(outputs.metrics)
 
 
 class GPT(Part):
@@ -97,39 +132,68 @@ class GPT(Part):
 
     adapted: bool = False
     """Whether the model has adapters, and only they are trained; see `recipe.adapters`."""
+    unquantized_bytes: int | None = None
+    """Size of the weights in bytes before quantization; None if they are not quantized."""
 
     def __init__(
-        self, config: ModelArchitectureConfig, ready: Callable[[Block], None] | None = None
+        self, config: ModelArchitectureConfig, ready: Callable[[str, Block], None] | None = None
     ):
         """
         Args:
             config: The architecture.
-            ready: Called with each block after its weights are initialized and before the next
-                block is created. It may shard the block or move it to another device, so that only
-                one whole block is held at a time.
+            ready: Called with the name of each block and the block, after its weights are
+                initialized and before the next block is created. It may shard the block or move it
+                to another device, so that only one whole block is held at a time.
         """
         super().__init__()
         self.config = config
         with own_stream("made"):  # isolates torch's own initialization, which is replaced below
             self._make_ends(config)
-        given: set[str] = set()
+        given: set[str] = {TOKEN_EMBEDDING}
+        earlier: set[str] = set()
+        sites = 0
+        self._order = config.applied_layers
+        times = Counter(self._order)
         for index, layer in enumerate(config.layers):
             with own_stream(f"made.{index}"):
                 block = BLOCKS[layer.norm_position](layer)
-            given |= block.connect(given)
+            earlier = set(given)
+            given |= block.connect(given, sites)
+            sites += block.own_sites
             self.blocks.append(block)
+            block.applications = times[index]
             self._initialize(f"blocks.{index}", block)
             self._to_sphere(block)
             if ready is not None:
-                ready(block)
+                ready(f"blocks.{index}", block)
+        self._make_multi_token(config, earlier, ready)
         for name, child in self.named_children():
-            if child is not self.blocks:
+            if child not in (self.blocks, self.mtp):
                 self._initialize(name, child)
         with own_stream(""):
             self.init_parameters(config)
         self._to_sphere(self.embedding, self.head)
         if config.weight_tying:
             self.head.weight = self.embedding.weight
+
+    def _make_multi_token(
+        self,
+        config: ModelArchitectureConfig,
+        given: set[str],
+        ready: Callable[[str, Block], None] | None,
+    ) -> None:
+        """Create the modules for multi-token prediction; `given`: what the last layer may read."""
+        self.mtp = nn.ModuleList()
+        last = config.layers[-1]
+        for index in range(last.get("mtp_depth", 0)):
+            name = f"mtp.{index}"
+            with own_stream(f"made.{name}"):
+                module = MTPS[config.mtp](last)
+            module.block.connect(given)
+            self.mtp.append(module)
+            self._initialize(name, module)
+            if ready is not None:
+                ready(f"{name}.block", module.block)
 
     def _initialize(self, name: str, module: nn.Module) -> None:
         """Initialize the weights of a module and its submodules; `name` prefixes their names."""
@@ -150,11 +214,13 @@ class GPT(Part):
 
     def _stream_of(self, name: str) -> str:
         """The name of a module's random stream: the module's name, with each `stream_name` in place
-        of the attribute name."""
+        of the attribute name. If there are several position encodings, each has the stream that a
+        single one would have."""
         module, words = self, []
         for word in name.split("."):
-            module = module.get_submodule(word)
-            words.append(getattr(module, "stream_name", None) or word)
+            owner, module = module, module.get_submodule(word)
+            if owner is not self.positions or not isinstance(owner, nn.ModuleList):
+                words.append(getattr(module, "stream_name", None) or word)
         return ".".join(words)
 
     def _make_ends(self, config: ModelArchitectureConfig) -> None:
@@ -183,9 +249,14 @@ class GPT(Part):
         """The config of the layer that a module belongs to, by name, or that of the model."""
         owner, _, place = module.partition(".")
         index = int(place.split(".")[0]) if place.split(".")[0].isdigit() else 0
-        if owner == "blocks":
-            return self.config.layers[index]
+        if owner in ("blocks", "mtp"):
+            return self.config.layers[index if owner == "blocks" else -1]
         return self._position_configs[index] if owner == "positions" else self.config
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        """The blocks, then those of the modules for multi-token prediction."""
+        return [*self.blocks, *(module.block for module in self.mtp)]
 
     @property
     def position_encodings(self) -> list[PositionEncoding]:
@@ -199,6 +270,7 @@ class GPT(Part):
         targets: Tensor | None = None,
         state: DecodingState | None = None,
         objective: Objective | None = None,
+        measures: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor] | TrainingOutput:
         """Compute the logits of the next token at every position, or the training loss.
 
@@ -207,6 +279,8 @@ class GPT(Part):
             targets: The next token at every position, (B, T); -1 is ignored in the loss.
             state: Decoding state of the tokens before idx (`new_state`); updated in place.
             objective: The training objective; requires targets.
+            measures: Whether the metrics include the largest attention logits; see
+                `components.attention_logits`.
 
         Returns:
             Logits (B, T, V); with targets, (logits, mean cross-entropy in nats per token); with an
@@ -216,24 +290,54 @@ class GPT(Part):
             UserError: If there are more tokens than block_size, including those in the state, and
                 the model is not `unbounded`; or if the state has another batch size.
         """
-        x, losses, metrics = self._hidden(idx, state)
+        hidden = self._hidden(idx, state, measures)
+        x, losses = hidden.x, hidden.losses
         if objective is not None:
             loss, terms = objective(x, self.head, targets)
+            if self.mtp and getattr(objective, "trains", False):
+                self._predict_later(idx, targets, hidden)
             if terms.keys() & losses.keys():
                 raise UserError(
                     f"the auxiliary loss {min(terms.keys() & losses.keys())!r} has the name of a "
                     "term of the objective; choose another name in context.add_loss."
                 )
             terms = {**terms, **{name: own.detach() for name, own in losses.items()}}
-            return TrainingOutput(sum(losses.values(), start=loss), terms, metrics)
+            return TrainingOutput(sum(losses.values(), start=loss), terms, hidden.metrics)
         logits = self.head(x)
         return logits if targets is None else (logits, cross_entropy(logits, targets))
 
-    def _hidden(
-        self, idx: Tensor, state: DecodingState | None
-    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, dict[str, Tensor]]]]:
-        """The input of the LM head (B, T, C), and the auxiliary losses and metrics of the
-        layers."""
+    def _predict_later(self, idx: Tensor, targets: Tensor, hidden: Hidden) -> None:
+        """Add the loss of multi-token prediction to `hidden.losses`, and the losses and metrics of
+        its blocks.
+
+        Tokens whose target lies beyond the end of the sequence do not count.
+        """
+        depth, length = len(self.mtp), idx.shape[1]
+        if length <= depth:
+            raise UserError(
+                f"sequences of {length} tokens leave no token to predict with mtp_depth={depth}; "
+                f"use at least {depth + 1} tokens, or lower mtp_depth."
+            )
+        x, losses = hidden.x, []
+        for by, module in enumerate(self.mtp, start=1):
+            inputs, embedded = hidden.inputs, None
+            if module.reads_later_tokens:
+                tokens = later(idx, by)
+                embedded = self._embedded(tokens)
+                taken = {**inputs.taken, TOKEN_EMBEDDING: embedded}
+                inputs = inputs._replace(tokens=tokens, taken=taken)
+            x, outputs = module(ModuleInputs(x, embedded, hidden.trunk), inputs)
+            losses.append(self.head.loss(x, later_targets(targets, by)).total)
+            hidden.add(outputs)
+        hidden.losses["mtp_loss"] = self.config.mtp_weight / depth * sum(losses)
+
+    def _embedded(self, idx: Tensor) -> Tensor:
+        """The embeddings of tokens (B, T), scaled: (B, T, C)."""
+        x = self.embedding(idx)
+        return x if self.config.embedding_scale == 1 else x * self.config.embedding_scale
+
+    def _hidden(self, idx: Tensor, state: DecodingState | None, measures: bool) -> Hidden:
+        """The input of the LM head, and the other outputs of the layers."""
         if state is not None and state.batch != idx.shape[0]:
             raise UserError(
                 f"idx has batch size {idx.shape[0]}, but the decoding state has batch size "
@@ -241,36 +345,36 @@ class GPT(Part):
             )
         start = 0 if state is None else state.length
         keys = self._keys(start, idx.shape[1], state)
-        x = self.embedding(idx)
-        if self.config.embedding_scale != 1:
-            x = x * self.config.embedding_scale
+        x = embedded = self._embedded(idx)
         encodings = self.position_encodings
         for encoding in encodings:  # at most one of them changes x
             x = encoding.embed(x, start)
         x = self.embedding_norm(x)
         biases = [encoding.score_bias(start, idx.shape[1], keys) for encoding in encodings]
         stream = self.blocks[0].residual.begin(self.dropout(x))
-        given: dict[str, Tensor] = {}
+        given: dict[str, Tensor] = {TOKEN_EMBEDDING: embedded}
         losses: dict[str, Tensor] = {}
-        metrics = []
-        for layer, block in enumerate(self.blocks):
-            own = self._position_of_layer[layer]
+        metrics: list[list[Metrics]] = [[] for _ in self.blocks]
+        for place, layer in enumerate(self._order):
+            block, own = self.blocks[layer], self._position_of_layer[layer]
             inputs = LayerInputs(
                 idx,
                 encodings[own],
                 biases[own],
                 start,
-                None if state is None else state.layers[layer],
+                None if state is None else state.layers[place],
                 {name: given[name] for name in block.takes},
+                measures,
             )
+            trunk = stream
             stream, outputs = block(stream, inputs)
-            given |= {k: v for k, v in outputs.given.items() if k not in given}
-            for name, loss in outputs.losses.items():
-                losses[name] = losses[name] + loss if name in losses else loss
-            metrics.append(outputs.metrics)
+            given |= outputs.given
+            _add_losses(losses, outputs.losses)
+            metrics[layer].append(outputs.metrics)
         if state is not None:
             state.length += idx.shape[1]
-        return self.final_norm(self.blocks[-1].residual.end(stream)), losses, metrics
+        x = self.final_norm(self.blocks[-1].residual.end(stream))
+        return Hidden(x, trunk, inputs, losses, list(map(_combined, metrics)))
 
     def _keys(self, start: int | Tensor, length: int, state: DecodingState | None) -> int:
         """Number of positions that attention reads. Raises UserError if there are too many."""
@@ -295,7 +399,7 @@ class GPT(Part):
         a model with adapters are frozen."""
         if self.adapted:
             return
-        for block, own in zip(self.blocks, metrics, strict=True):
+        for block, own in zip(self.all_blocks, metrics, strict=True):
             block.after_step(own, good)
         self._to_sphere(*self.blocks, self.embedding, self.head, good=good)
 
@@ -345,8 +449,8 @@ class GPT(Part):
             dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
         capacity = self.config.block_size if capacity is None else capacity
         layers = [
-            block.new_states(batch, capacity, device=weight.device, dtype=dtype)
-            for block in self.blocks
+            self.blocks[layer].new_states(batch, capacity, device=weight.device, dtype=dtype)
+            for layer in self._order
         ]
         length = torch.zeros((), dtype=torch.long, device=weight.device) if static else 0
         return DecodingState(layers, batch, length, capacity)
@@ -447,25 +551,47 @@ class GPT(Part):
     # Size and cost
 
     def num_parameters(self, embeddings: bool = True) -> int:
-        """Number of parameters, counting tied ones once; `embeddings`: include embedding tables."""
-        total = sum(p.numel() for p in self.parameters())
+        """Number of parameters, counting tied ones once, without those of multi-token prediction;
+        `embeddings`: include embedding tables."""
+        stored = sum(p.numel() for p in self.parameters()) + quantized_parameters(self)
+        total = stored - self.mtp_parameters()
         if embeddings:
             return total
-        tables = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)}
+        tables = {m.weight for m in self._main_modules() if isinstance(m, nn.Embedding)}
         return total - sum(table.numel() for table in tables)
 
+    def mtp_parameters(self) -> int:
+        """Number of parameters of the modules for multi-token prediction, without the embedding and
+        the LM head, which they share with the main model. Only training uses them."""
+        return sum(p.numel() for p in self.mtp.parameters())
+
     def active_parameters(self) -> int:
-        """Number of parameters that a token uses: all except experts it is not routed to."""
-        parts = (module for module in self.modules() if isinstance(module, Part))
+        """Number of parameters that a token uses: all except experts it is not routed to, without
+        those of multi-token prediction."""
+        parts = (module for module in self._main_modules() if isinstance(module, Part))
         return self.num_parameters() - sum(part.unused_parameters() for part in parts)
+
+    def _main_modules(self) -> Iterator[nn.Module]:
+        """Yield all modules except those for multi-token prediction."""
+        extra = set(self.mtp.modules())
+        return (module for module in self.modules() if module not in extra)
 
     def trained_parameters(self) -> int:
         """Number of parameters that are trained: all, unless the model has adapters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
+    def forward_flops(self, seq_len: int, causal: bool = False) -> int:
+        """See `Part.forward_flops`; without multi-token prediction, which only training uses."""
+        return self.children_flops(seq_len, causal) - self._mtp_flops(seq_len, causal)
+
+    def _mtp_flops(self, seq_len: int, causal: bool) -> int:
+        """Forward FLOPs of multi-token prediction for one sequence."""
+        return sum(module.forward_flops(seq_len, causal) for module in self.mtp)
+
     def flops_per_token(self, seq_len: int | None = None, causal: bool = False) -> int | float:
-        """Matmul FLOPs of training per token: 3 x forward; a multiply-add counts as 2. If only
-        adapters are trained, the backward pass computes less; see `components.backward_cost`.
+        """Matmul FLOPs of training per token: 3 x forward, with multi-token prediction; a
+        multiply-add counts as 2. If only adapters are trained, the backward pass computes less; see
+        `components.backward_cost`.
 
         Args:
             seq_len: Sequence length in tokens. Defaults to block_size.
@@ -479,6 +605,7 @@ class GPT(Part):
         """
         seq_len = seq_len or self.config.block_size
         total = self.forward_flops(seq_len, causal) + backward_flops(self, seq_len, causal)
+        total += 3 * self._mtp_flops(seq_len, causal)
         return total // seq_len if total % seq_len == 0 else total / seq_len
 
     def cost_report(self, seq_len: int | None = None) -> dict[str, Any]:
@@ -487,6 +614,7 @@ class GPT(Part):
             "name": self.config.architecture_name,
             "parameters": self.num_parameters(),
             "active_parameters": self.active_parameters(),
+            **({"mtp_parameters": self.mtp_parameters()} if self.mtp else {}),
             **self._cost_of_adapters(),
             "flops_per_token": self.flops_per_token(seq_len),
             "flops_per_token_causal": self.flops_per_token(seq_len, causal=True),
@@ -495,28 +623,66 @@ class GPT(Part):
         }
 
     def _cost_of_adapters(self) -> dict[str, int]:
-        """How many parameters are trained, if not all; and FLOPs that do not depend on tokens."""
+        """How many parameters are trained, if not all; FLOPs that do not depend on tokens; and the
+        bytes of a quantized base."""
         if not self.adapted:
             return {}
         added, flops = {"trained_parameters": self.trained_parameters()}, pass_flops(self)
-        return added | ({"adapter_flops_per_pass": flops} if flops else {})
+        if flops:
+            added["adapter_flops_per_pass"] = flops
+        if self.unquantized_bytes is not None:
+            added["base_bytes"] = self.base_bytes()
+            added["unquantized_base_bytes"] = self.unquantized_bytes
+        return added
+
+    def base_bytes(self) -> int:
+        """Size of the frozen weights in bytes, as stored."""
+        frozen = (parameter for parameter in self.parameters() if not parameter.requires_grad)
+        return storage_bytes((*frozen, *quantized_tensors(self).values()))
 
     def decoding_state_bytes(self, seq_len: int | None = None) -> int:
         """Bytes of decoding state for one sequence of `seq_len` tokens, with keys and values in
         half precision."""
         seq_len = seq_len or self.config.block_size
-        parts = (part for block in self.blocks for part in block.sublayers.values())
-        return sum(part.state_bytes(seq_len, torch.bfloat16) for part in parts)
+        return sum(part.state_bytes(seq_len, torch.bfloat16) for part in self._applied())
 
-    def attention_ffn_ratio(self, seq_len: int | None = None) -> float:
-        """Forward FLOPs of the mixers divided by those of the feed-forward networks."""
+    def _applied(self) -> Iterator[Sublayer]:
+        """The sublayers of the blocks; those of looped blocks, once for each application."""
+        return (part for layer in self._order for part in self.blocks[layer].sublayers.values())
+
+    def attention_ffn_ratio(self, seq_len: int | None = None) -> float | None:
+        """Forward FLOPs of the mixers divided by those of the feed-forward networks; None if the
+        latter have none."""
         seq_len = seq_len or self.config.block_size
 
         def flops(kind: type[Part]) -> int:
-            parts = (part for block in self.blocks for part in block.sublayers.values())
-            return sum(part.forward_flops(seq_len) for part in parts if isinstance(part, kind))
+            parts = (part for part in self._applied() if isinstance(part, kind))
+            return sum(part.forward_flops(seq_len) for part in parts)
 
-        return flops(Mixer) / flops(FeedForward)
+        networks = flops(FeedForward)
+        return flops(Mixer) / networks if networks else None
+
+
+def _add_losses(total: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+    """Add losses to the totals of the same names."""
+    for name, loss in losses.items():
+        total[name] = total[name] + loss if name in total else loss
+
+
+def _combined(metrics: list[Metrics]) -> Metrics:
+    """The metrics of a layer over its applications: the mean, or the maximum if the name starts
+    with `LARGEST`."""
+    if len(metrics) == 1:
+        return metrics[0]
+
+    def over(name: str, values: list[Tensor]) -> Tensor:
+        stacked = torch.stack(values)
+        return stacked.amax(dim=0) if name.startswith(LARGEST) else stacked.mean(dim=0)
+
+    return {
+        part: {name: over(name, [own[part][name] for own in metrics]) for name in named}
+        for part, named in metrics[0].items()
+    }
 
 
 def _stream_weights(module: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,12 +11,15 @@ from components.layer_config import LayerConfig
 from components.parametrizations import PARAMETRIZATIONS
 from components.part import Part
 from errors import Problem, quoted
-from model_components import POSITIONS
+from model_components import POSITIONS, RESIDUALS
 from options import KEYS, Key
 from part_keys import parts_of, problems_of_parts, registry_of
 from patterns import Pattern, spelled
 
-UNSCALED = ("canon", "token_shift", "forget_gate", "differential_attention")
+UNSCALED = (
+    *("canon", "token_shift", "forget_gate", "differential_attention"),
+    *("engram", "per_layer_embedding"),
+)
 """Options that are not defined for parametrizations that depend on the width, nor for
 `sphere_weights`."""
 
@@ -60,6 +63,8 @@ class Combination:
         yield from self._window_problems()
         yield from self._parametrization_problems()
         yield from self._sphere_problems()
+        yield from self._loop_problems()
+        yield from self._rounding_problems()
         yield from self._part_problems()
 
     @cached_property
@@ -79,48 +84,113 @@ class Combination:
                 "set head_dim.",
             )
 
-    def _part_problems(self) -> Iterator[Problem]:
-        """Yield problems reported by the components of the layers."""
+    def _located(self, problems: Callable[[LayerConfig], Iterable[Problem]]) -> Iterator[Problem]:
+        """Yield the distinct problems of the layers, each with the first layer that has it."""
         found: dict[Problem, LayerConfig] = {}
         for layer in self.kinds:
-            for problem in problems_of_parts("problems", layer, self._choosers):
+            for problem in problems(layer):
                 found.setdefault(problem, layer)
         for problem, layer in found.items():
             yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
 
+    def _part_problems(self) -> Iterator[Problem]:
+        """Yield problems reported by the components of the layers."""
+
+        def of(layer: LayerConfig) -> Iterator[Problem]:
+            yield from problems_of_parts("problems", layer, self._choosers)
+            yield from problems_of_parts("problems_among", layer, self._choosers, self.layers)
+
+        yield from self._located(of)
+
+    def _rounding_problems(self) -> Iterator[Problem]:
+        """Yield the problems that components report for derived values that are rounded."""
+
+        def of(layer: LayerConfig) -> Iterator[Problem]:
+            derived = [name for name in self.keys if name in layer and self._derives(name, layer)]
+            yield from problems_of_parts("rounding", layer, self._choosers, derived)
+
+        yield from self._located(of)
+
+    def _derives(self, name: str, layer: LayerConfig) -> bool:
+        """Whether the value of a key in a layer is derived from others."""
+        value = self.meant.get(name)
+        own = value.at(layer.index) if isinstance(value, Pattern) else value
+        return own is None and self.keys[name].derive is not None
+
     def _parametrization_problems(self) -> Iterator[Problem]:
         """Yield problems for components that are not defined for the parametrization."""
-        found: dict[Problem, LayerConfig] = {}
-        for layer in self.kinds:
+
+        def of(layer: LayerConfig) -> Iterator[Problem]:
             if not PARAMETRIZATIONS[layer.parametrization].scales_with_width:
-                continue
+                return
             for key, part in parts_of(layer, self._choosers):
                 if issubclass(part, Part) and not part.scales_with_width:
-                    found.setdefault(_not_defined(layer, key), layer)
+                    yield _not_defined(layer, key)
             for key in (*UNSCALED, *SCALED_BY_WIDTH):
                 if key in layer and layer.get(key) != KEYS[key].default:
-                    found.setdefault(_not_defined(layer, key), layer)
-        for problem, layer in found.items():
-            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
+                    yield _not_defined(layer, key)
+
+        yield from self._located(of)
 
     def _sphere_problems(self) -> Iterator[Problem]:
         """Yield problems for what `sphere_weights` is not defined for."""
-        found: dict[Problem, LayerConfig] = {}
-        for layer in self.kinds if self.kinds[0].sphere_weights else ():
+
+        def of(layer: LayerConfig) -> Iterator[Problem]:
+            if not layer.sphere_weights:
+                return
             biases = ("bias", "attention_bias", "attention_out_bias", "head_bias")
             others = {key: getattr(layer, key) for key in biases if layer.get(key)}
-            for key in (*UNSCALED, "value_embedding"):
+            for key in (*UNSCALED, "value_embedding", "zero_init"):
                 if key in layer and layer.get(key) != KEYS[key].default:
                     others[key] = layer.get(key)
-            for key in ("mixer", "ffn_type"):
-                part = dict(parts_of(layer, self._choosers))[key]
-                if not part.takes_sphere:
+            parts = dict(parts_of(layer, self._choosers))
+            for key in ("mixer", "ffn_type", "position_encoding"):
+                if key in parts and not parts[key].takes_sphere:
                     others[key] = getattr(layer, key)
             for key, value in others.items():
                 message = f"sphere_weights=True is not defined for {key}={value!r}; change one."
-                found.setdefault(Problem(("sphere_weights", key), message), layer)
-        for problem, layer in found.items():
-            yield Problem(problem.keys, self._where(problem.keys, layer) + problem.message)
+                yield Problem(("sphere_weights", key), message)
+
+        yield from self._located(of)
+
+    def _loop_problems(self) -> Iterator[Problem]:
+        """Yield problems with looped layers."""
+        first = self.kinds[0]
+        count, ends = first.loop_count, ("loop_prelude", "loop_coda")
+        if count == 1:
+            for key in ends:
+                if self.given.get(key):
+                    yield Problem(
+                        (key, "loop_count"),
+                        f"{key}={self.given[key]} has no effect with loop_count=1; raise "
+                        f"loop_count, or drop {key}.",
+                    )
+            return
+        outside = first.loop_prelude + first.loop_coda
+        if outside >= first.n_layer:
+            yield Problem(
+                (*ends, "n_layer"),
+                f"loop_prelude={first.loop_prelude} and loop_coda={first.loop_coda} leave none of "
+                f"n_layer={first.n_layer} layers for loop_count={count}; lower them, or raise "
+                "n_layer.",
+            )
+        chosen = {
+            "residual": RESIDUALS[first.residual],
+            "parametrization": PARAMETRIZATIONS[first.parametrization],
+        }
+        for key, part in chosen.items():
+            if not part.allows_loops:
+                yield Problem(
+                    ("loop_count", key),
+                    f"loop_count={count} is not defined for {key}={getattr(first, key)!r}, in "
+                    f"which each layer has one depth; use loop_count=1, or another {key}.",
+                )
+        if any(layer.get("layer_norm_scaling") for layer in self.kinds):
+            yield Problem(
+                ("loop_count", "layer_norm_scaling"),
+                f"loop_count={count} is not defined for layer_norm_scaling=True, which scales the "
+                "norms of a layer by its single depth; change one.",
+            )
 
     def _where(self, keys: Iterable[str], layer: LayerConfig) -> str:
         """The prefix of a message about keys of one layer: `a='1+2', layer 1: ` if layers differ in

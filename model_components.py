@@ -14,17 +14,22 @@ import textwrap
 from collections.abc import Mapping
 
 import components.attention
+import components.attention_mamba2
+import components.cope
 import components.delta_mixers
 import components.latent_attention
 import components.linear_attention
 import components.mamba2
 import components.moe
+import components.path_attention
+import components.rwkv7
 import components.short_conv  # noqa: F401  (imported to register their components)
 from components.activations import ACTIVATIONS
 from components.attention_backends import ATTENTION_BACKENDS
 from components.blocks import BLOCKS
 from components.ffns import FFNS
 from components.mixers import MIXERS
+from components.multi_token import MTPS
 from components.norms import NORMS
 from components.parametrizations import PARAMETRIZATIONS
 from components.positions import POSITIONS
@@ -45,6 +50,7 @@ REGISTRIES: dict[str, Registry] = {
         ACTIVATIONS,
         RESIDUALS,
         PARAMETRIZATIONS,
+        MTPS,
     )
 }
 
@@ -54,6 +60,7 @@ __all__ = [
     "BLOCKS",
     "FFNS",
     "MIXERS",
+    "MTPS",
     "NORMS",
     "PARAMETRIZATIONS",
     "POSITIONS",

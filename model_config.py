@@ -11,7 +11,9 @@ import torch
 
 from architecture_names import architecture_name
 from components.attention_backends import attention_needs
-from components.layer_config import LayerConfig
+from components.kv_sharing import sources
+from components.layer_config import PLACE, LayerConfig
+from components.parametrizations import effective_depth
 from errors import ConfigError, Problem, UserError, quoted, unknown_name
 from model_checks import Combination
 from model_components import ATTENTION_BACKENDS, POSITIONS
@@ -183,10 +185,52 @@ class ModelArchitectureConfig:
         return _Layers(self.n_layer, self._layer)
 
     def _layer(self, layer: int) -> LayerConfig:
+        values = self._values_of(layer)
+        if not self._shares_keys:
+            return LayerConfig(values, layer)
+        return LayerConfig(values, layer, self._kv_sources[layer], self._kv_readers[layer])
+
+    def _values_of(self, layer: int) -> dict[str, Any]:
         place = layer
         if layer >= self.prefix:
             place = self.prefix + (layer - self.prefix) % self.period
-        return LayerConfig(self._resolved[place], layer)
+        return self._resolved[place]
+
+    @cached_property
+    def _shares_keys(self) -> bool:
+        """Whether layers differ in `kv_sharing`, so that some may use the keys of others."""
+        return len({values.get("kv_sharing") for values in self._resolved} - {None}) > 1
+
+    @cached_property
+    def _kv_sources(self) -> list[int | None]:
+        return sources([LayerConfig(self._values_of(layer)) for layer in range(self.n_layer)])
+
+    @cached_property
+    def _kv_readers(self) -> list[tuple[int, ...]]:
+        readers: list[list[int]] = [[] for _ in range(self.n_layer)]
+        for layer, source in enumerate(self._kv_sources):
+            if source is not None:
+                readers[source].append(layer)
+        return list(map(tuple, readers))
+
+    @property
+    def applied_layers(self) -> list[int]:
+        """The indices of the layers in the order in which they are applied: the looped layers, all
+        but the first `loop_prelude` and the last `loop_coda`, `loop_count` times."""
+        first, end = self.loop_prelude, self.n_layer - self.loop_coda
+        looped = list(range(first, end)) * self.loop_count
+        return [*range(first), *looped, *range(end, self.n_layer)]
+
+    @property
+    def effective_depth(self) -> int:
+        """Number of layers that a token passes through."""
+        return effective_depth(self)
+
+    @property
+    def fewest_layers(self) -> int:
+        """Smallest n_layer with every kind of layer, for smaller models with the same keys."""
+        looping = self.loop_prelude + self.loop_coda + 1 if self.loop_count > 1 else 1
+        return max(self.prefix + self.period, looping)
 
     @cached_property
     def kinds(self) -> list[LayerConfig]:
@@ -248,7 +292,8 @@ class ModelArchitectureConfig:
         if key.metadata["saved"] is None:
             return self.said(key.name)
         layers = self.layers if len(self.kinds) > 1 else self.kinds
-        values = with_rest([key.saved(layer) if key.name in layer else None for layer in layers])
+        first = next(key.saved(layer) for layer in layers if key.name in layer)
+        values = with_rest([key.saved(layer) if key.name in layer else first for layer in layers])
         return str(values) if isinstance(values, Pattern) else values
 
     def said(self, name: str) -> Any:
@@ -288,7 +333,7 @@ class ModelArchitectureConfig:
 
 
 KEYS.reserve(name for kind in (ModelArchitectureConfig, LayerConfig) for name in dir(kind))
-KEYS.reserve(("index", "prefix", "period"))
+KEYS.reserve((*PLACE, "prefix", "period"))
 
 
 def _backend_on(layer: LayerConfig, device: str, length: int) -> str:

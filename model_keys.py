@@ -7,7 +7,7 @@ from typing import Any
 
 from components.parametrizations import parametrization_of
 from errors import unknown_name
-from model_components import BLOCKS, FFNS, MIXERS, NORMS, PARAMETRIZATIONS, RESIDUALS
+from model_components import BLOCKS, FFNS, MIXERS, MTPS, NORMS, PARAMETRIZATIONS, RESIDUALS
 from options import KEYS, Key, Role, Section, keys_of
 from part_keys import Draft, canonical_name, expanded
 from saved_configs import current_name
@@ -34,8 +34,8 @@ class ModelOptions:
 
     mixer: str = _parts.option(
         "attention",
-        "sequence mixer",
-        choices=MIXERS,
+        "sequence mixer; none: the layer has only an FFN",
+        choices=MIXERS.plus("none"),
         per_layer=True,
         tag=None,
     )
@@ -50,7 +50,11 @@ class ModelOptions:
         "pre", "placement of the norms in a block", choices=BLOCKS, per_layer=True, tag=None
     )
     ffn_type: str = _parts.option(
-        "standard", "feed-forward network", choices=FFNS, per_layer=True, tag=None
+        "standard",
+        "feed-forward network; none: the layer has only a mixer",
+        choices=FFNS.plus("none"),
+        per_layer=True,
+        tag=None,
     )
     residual: str = _parts.option(
         "plain",
@@ -62,7 +66,25 @@ class ModelOptions:
         "how initial weights, multipliers and learning rates depend on width and depth",
         choices=PARAMETRIZATIONS,
     )
+    mtp: str = _parts.option(
+        "none",
+        "modules that predict tokens after the next one during training; none: no such modules",
+        choices=MTPS.plus("none"),
+    )
 
+    loop_count: int = _whole.option(
+        1,
+        "number of times that the looped layers are applied, with the same weights",
+        at_least=1,
+        at_most=1024,
+        tag="Loop{}",
+    )
+    loop_prelude: int = _whole.option(
+        0, "number of layers before the looped ones", at_least=0, tag="Prelude{}"
+    )
+    loop_coda: int = _whole.option(
+        0, "number of layers after the looped ones", at_least=0, tag="Coda{}"
+    )
     bias: bool = _whole.option(True, "biases in the Linear layers", tag=("NoBias", "Bias"))
     head_bias: bool = _whole.option(False, "bias in the LM head", tag=("NoHeadBias", "HeadBias"))
     weight_tying: bool = _whole.option(
@@ -101,6 +123,11 @@ class ModelOptions:
     )
     init_std: float = _whole.option(
         0.02, "standard deviation of initial weights", above=0, tag="Init{}"
+    )
+    zero_init: bool = _whole.option(
+        False,
+        "start the projections that add to the residual stream at 0",
+        tag=("RandomInit", "ZeroInit"),
     )
 
 

@@ -62,6 +62,15 @@ _LFM2 = {
     "rope_theta": 1e6,
     "weight_tying": True,
 }
+_MAMBA2 = {
+    "mixer": "mamba2",
+    "ffn_type": "none",
+    "normalization": "rmsnorm",
+    "norm_position": "pre",
+    "bias": False,
+    "weight_tying": True,
+}
+_FALCON_H1 = {**_LLAMA, "mixer": "attention_mamba2", "mamba_norm": "none", "rope_theta": 1e11}
 _NANOCHAT = {
     **_LLAMA,
     "normalization": "rmsnorm_nogain",
@@ -72,6 +81,16 @@ _NANOCHAT = {
     "qk_norm": True,
     "qk_norm_after_rope": True,
     "output_softcap": 15.0,
+}
+_MODDED_NANOGPT = {
+    **_LLAMA,
+    "normalization": "rmsnorm_nogain",
+    "norm_eps": 2.0**-23,
+    "ffn_type": "standard",
+    "activation": "relu2",
+    "qk_norm": True,
+    "weight_tying": True,
+    "zero_init": True,
 }
 _DEEPSEEK_V3 = {
     **_LLAMA,
@@ -84,6 +103,7 @@ _DEEPSEEK_V3 = {
     "router_scale": 2.5,
     "router_bias_rate": 0.001,
     "balance_loss_coef": 0.0001,
+    "mtp": "sequential",
 }
 _GPT_OSS = {
     **_LLAMA,
@@ -127,8 +147,16 @@ PRESETS: dict[str, Preset] = {
     ),
     "olmo2": Preset("OLMo 2: norms after the sublayers, QK norm of whole projections", _OLMO2),
     "lfm2": Preset("LFM2: gated short convolutions and attention with QK norm, tied", _LFM2),
+    "mamba2": Preset("Mamba-2: state-space layers without FFN and attention, tied", _MAMBA2),
+    "falcon_h1": Preset("Falcon-H1: attention and Mamba-2 side by side, scales", _FALCON_H1),
     "nanochat": Preset("nanochat: norms without gain, squared ReLU, capped logits", _NANOCHAT),
-    "deepseek_v3": Preset("DeepSeek-V3: latent attention, mixture of experts", _DEEPSEEK_V3),
+    "modded_nanogpt": Preset(
+        "modded-nanogpt, record of 2024-10-14: norms without gain, squared ReLU, zero_init, tied",
+        _MODDED_NANOGPT,
+    ),
+    "deepseek_v3": Preset(
+        "DeepSeek-V3: latent attention, mixture of experts, multi-token prediction", _DEEPSEEK_V3
+    ),
     "gpt_oss": Preset("gpt-oss: attention sinks, windows, mixture of experts", _GPT_OSS),
     "qwen3_next": Preset("Qwen3-Next: Gated DeltaNet and gated attention, MoE", _QWEN3_NEXT),
     "team": Preset("model_v1: the components of llama", _LLAMA),

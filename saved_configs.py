@@ -40,6 +40,7 @@ _ADDED_LATER = {
     "logit_scale": 1.0,
     "logit_gain": False,
     "sphere_weights": False,
+    "mtp": "none",
 }
 """The same for model configs of a later version."""
 
@@ -57,6 +58,8 @@ _ADDED_FOR_WORKERS = {
     "console": "full",
     "verbose": False,
     "adapter": "none",
+    "qk_clip": 0.0,
+    "log_attention_logits": False,
 }
 """The same for training configs of a later version."""
 

@@ -87,7 +87,7 @@ class TrainingOptions:
     )
     init_from: str = _places.option(
         "none",
-        "folder of a Hugging Face model to start from, or none",
+        "Hugging Face model folder, run directory or checkpoint to start from, or none",
         role=Role.DATA,
     )
     plugins: str = _places.option(
@@ -154,6 +154,12 @@ class TrainingOptions:
     grad_clip: float = _optimizer.option(
         1.0, "maximum norm for gradient clipping; 0: no clipping", at_least=0
     )
+    qk_clip: float = _optimizer.option(
+        0.0,
+        "threshold of QK-Clip, such as 100: if the largest attention logit of a head exceeds it in "
+        "a step, scale its query and key weights down; 0: off",
+        at_least=0,
+    )
     max_bad_steps: int = _optimizer.option(
         10, "stop after this many consecutive non-finite steps (each is skipped)", at_least=1
     )
@@ -168,6 +174,9 @@ class TrainingOptions:
         role=Role.DATA,
     )
     log_interval: int = _records.option(10, "steps between log lines", at_least=1)
+    log_attention_logits: bool = _records.option(
+        False, "log the largest attention logit of each head; qk_clip logs them, too"
+    )
     sample_interval: int = _records.option(
         0, "steps between text samples; 0: only at the end", at_least=0
     )

@@ -7,12 +7,13 @@ these sections, as models have in which they are separate layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from components.part import Part
+from components.quantized_linear import DOUBLE, QuantizedLinear, dequantize_linear
 from errors import Problem, quoted
 from options import Role, Section
 
@@ -29,6 +30,17 @@ class Adapter(Part):
             "q,v or blocks.3.*",
             fixed=True,
         )
+        quantize_base: str = ADAPTER_SECTION.option(
+            "none",
+            "store the Linear layers of the frozen blocks in 4 bits; nf4-dq: with 8-bit scales; "
+            "none: float32",
+            choices=("none", *DOUBLE),
+            fixed=True,
+        )
+
+    reads_weight: ClassVar[bool] = True
+    """Whether `forward` uses the weight. If it does not, it receives None in place of a quantized
+    weight."""
 
     @classmethod
     def problems(cls, config: Any) -> Iterator[Problem]:
@@ -53,13 +65,13 @@ class Adapter(Part):
                 "tensor_parallel=1, or drop adapter.",
             )
 
-    def forward(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The adapted output.
 
         Args:
             x: The input of the layer, (..., in).
             y: Its output without the adapter, (..., out).
-            weight: The frozen weight of the section, (out, in).
+            weight: The frozen weight of the section, (out, in); see `reads_weight`.
             bias: The frozen bias of the section, (out,).
         """
         raise NotImplementedError
@@ -97,12 +109,16 @@ class AdaptedLinear(nn.Linear, Part):
         y = super().forward(x)
         rows = list(self.rows.values())
         biases = [None] * len(rows) if self.bias is None else self.bias.split(rows)
-        parts = (self.rows, y.split(rows, dim=-1), self.weight.split(rows), biases)
+        parts = (self.rows, y.split(rows, dim=-1), self._weights_read(), biases)
         adapted = [
             self.adapters[name](x, own_y, weight, bias) if name in self.adapters else own_y
             for name, own_y, weight, bias in zip(*parts, strict=True)
         ]
         return torch.cat(adapted, dim=-1) if len(adapted) > 1 else adapted[0]
+
+    def _weights_read(self) -> Sequence[Tensor | None]:
+        """The weight of each section, for its adapter."""
+        return self.weight.split([*self.rows.values()])
 
     def merged_weight(self) -> Tensor:
         """The weight (out, in) with the adapters merged into it."""
@@ -116,30 +132,44 @@ class AdaptedLinear(nn.Linear, Part):
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         added = (adapter.forward_flops(seq_len) for adapter in self.adapters.values())
-        return 2 * self.weight.numel() * seq_len + sum(added)
+        return 2 * self.in_features * self.out_features * seq_len + sum(added)
 
     def backward_flops(self, seq_len: int, into_input: bool) -> int:
         """FLOPs of the backward matmuls; the frozen weight has no gradient."""
-        base = 2 * self.weight.numel() * seq_len if into_input else 0
+        base = 2 * self.in_features * self.out_features * seq_len if into_input else 0
         added = (own.backward_flops(seq_len, into_input) for own in self.adapters.values())
         return base + sum(added)
+
+
+class AdaptedQuantizedLinear(AdaptedLinear, QuantizedLinear):
+    """A frozen Linear in 4 bits with an adapter for some of its sections."""
+
+    def _weights_read(self) -> Sequence[Tensor | None]:
+        reading = {name for name, adapter in self.adapters.items() if adapter.reads_weight}
+        return [self.section(name) if name in reading else None for name in self.quantized]
 
 
 def add_adapters(
     linear: nn.Linear, rows: Mapping[str, int], adapters: Mapping[str, Adapter]
 ) -> None:
     """Make a Linear an `AdaptedLinear`; `rows` are those of its sections, `adapters` of some."""
-    linear.__class__ = AdaptedLinear
+    quantized = isinstance(linear, QuantizedLinear)
+    linear.__class__ = AdaptedQuantizedLinear if quantized else AdaptedLinear
     linear.rows = dict(rows)
     linear.adapters = nn.ModuleDict(adapters).train(linear.training)
 
 
 @torch.no_grad()
 def merge_adapters(linear: AdaptedLinear) -> None:
-    """Merge the adapters of a Linear into its weight, and make it a plain one again."""
-    linear.weight.copy_(linear.merged_weight())
+    """Merge the adapters of a Linear into its weight, and make it a plain one again. A quantized
+    weight is dequantized first, and not quantized again."""
+    merged = linear.merged_weight()
     del linear.adapters
     del linear.rows
+    if isinstance(linear, QuantizedLinear):
+        dequantize_linear(linear, merged)
+        return
+    linear.weight.copy_(merged)
     linear.__class__ = nn.Linear
 
 

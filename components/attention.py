@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.attention_logits import LARGEST_LOGIT, divided, largest_logits, measuring_flops
 from components.attention_options import (
     ATTENTION_SECTION,
     BiasOptions,
@@ -21,10 +22,12 @@ from components.canon import CanonOptions, canon_at
 from components.context import Context, State, appended
 from components.differential_attention import HeadDifference
 from components.forget_gate import ForgetGate
+from components.kv_sharing import shared_names, sharing_problems, unsourced
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
-from components.norms import NormOptions, RMSNorm, idle_epsilon, make_qk_norm
+from components.norms import LayerNorm, NormOptions, RMSNorm, idle_epsilon, make_qk_norm
 from components.parametrizations import PARAMETRIZATIONS
+from components.part import GradientFlow
 from components.positions import POSITIONS, PositionEncoding
 from components.query_scaling import QueryScalingOptions, idle_query_scaling, query_scaling
 from components.sphere import Gain, on_sphere
@@ -39,13 +42,14 @@ class Attention(Mixer):
 
     H_kv = H is multi-head attention (Vaswani et al. 2017), H_kv = 1 is multi-query attention
     (Shazeer 2019, arXiv 1911.02150), and values in between are grouped-query attention (Ainslie et
-    al. 2023, arXiv 2305.13245). `qk_norm` applies an RMSNorm to queries and keys before rotation
-    (Henry et al. 2020, arXiv 2010.04245); `qk_norm_over` chooses between each head (Qwen3) and the
-    whole projection (OLMo 2), and `qk_norm_after_rope` normalizes each rotated head instead, as in
-    HunYuan. `value_residual` mixes the values of the first layer into those of
-    later ones (ResFormer, Zhou et al. 2024, arXiv 2410.17897): v = (1 - share) v + share v_first,
-    where the share is 1/2, or a learned scalar per layer that is initialized to 1/2.
-    `value_embedding` adds an embedding of the token to its value (`ValueEmbedding`).
+    al. 2023, arXiv 2305.13245). `qk_norm` applies an RMSNorm, or with `qk_norm_type=layernorm` a
+    LayerNorm (Persimmon), to queries and keys before rotation (Henry et al. 2020, arXiv
+    2010.04245); `qk_norm_over` chooses between each head (Qwen3) and the whole projection (OLMo 2),
+    and `qk_norm_after_rope` normalizes each rotated head instead, as in HunYuan. `value_residual`
+    mixes the values of the first layer into those of later ones (ResFormer, Zhou et al. 2024, arXiv
+    2410.17897): v = (1 - share) v + share v_first, where the share is 1/2, or a learned scalar per
+    layer that is initialized to 1/2. `value_embedding` adds an embedding of the token to its value
+    (`ValueEmbedding`).
 
     `qk_sphere` scales rotated queries and keys to length 1, then multiplies both by a learned
     vector that starts at 1 (nGPT, Loshchilov et al. 2024, arXiv 2410.01131).
@@ -60,14 +64,19 @@ class Attention(Mixer):
     multiplies the result by sigmoid(W x), with one gate per channel or per head, or per pair of
     heads (Qiu et al. 2025, arXiv 2505.06708; Qwen3-Next).
 
-    The decoding state holds the keys and values of `capacity` tokens, and the state of `canon` and
-    `forget_gate`.
+    With `kv_sharing`, the layer projects only queries, and attends to the keys and values of the
+    nearest earlier layer that computes its own and has the same window, key heads and position
+    encoding. Gemma 3n uses it in all of its last layers, cross-layer attention (CLA, Brandon et al.
+    2024, arXiv 2405.12981) in every second layer. `canon` then acts only on the queries.
+
+    The decoding state holds the keys and values of `capacity` tokens, unless another layer holds
+    them, and the state of `canon` and `forget_gate`.
     """
 
     residual_projections = ("out",)
     output_gates = ("gate",)
     canon_position = "b"
-    scales_with_width = takes_sphere = True
+    scales_with_width = takes_sphere = has_logits = True
 
     class Options(
         BiasOptions,
@@ -92,6 +101,13 @@ class Attention(Mixer):
             choices=("none", "fixed", "learned"),
             per_layer=True,
             tag={"none": "NoValueRes", "fixed": "ValueRes", "learned": "LearnedValueRes"},
+        )
+        kv_sharing: bool = ATTENTION_SECTION.option(
+            False,
+            "use the keys and values of the nearest earlier layer that computes its own and has "
+            "the same window, key heads and position encoding",
+            per_layer=True,
+            tag=("OwnKV", "SharedKV"),
         )
         value_embedding: str = ATTENTION_SECTION.option(
             "none",
@@ -129,10 +145,10 @@ class Attention(Mixer):
         self.own_heads = slice(None)  # this worker's heads of the score bias, if split
         self.window = window_of(config)
         # A single matmul computes queries, keys and values, in this order.
-        self.widths = qkv_widths(config)
+        self.widths = qkv_widths(config)[: 1 if config.kv_sharing else 3]
         self.qkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.attention_bias)
         self.out = nn.Linear(self.widths[0], config.n_embd, bias=config.attention_out_bias)
-        self.q_norm, self.k_norm = (_qk_norm(config, width) for width in self.widths[:2])
+        self.q_norm, self.k_norm = _qk_norms(config)
         self.canon = canon_at("b", sum(self.widths), config)
         self.query_scaling = query_scaling(config)
         stored = config.n_embd**-0.5
@@ -140,6 +156,13 @@ class Attention(Mixer):
         self.norms_last = config.qk_norm and config.qk_norm_after_rope
         self.values_name = _values_name(config)
         self.gives = self.takes = (self.values_name,) if self.values_name else ()
+        self.shared_names = shared_names(config)
+        if config.kv_sharing:
+            self.takes = self.shared_names
+        else:
+            self.gives += self.shared_names
+        # The keys pass through this module, so that their gradient flow is recorded.
+        self.shared_keys = nn.Identity() if config.kv_sharing else None
         learned = config.value_residual == "learned"
         self.value_share = nn.Parameter(torch.tensor(0.5)) if learned else 0.5
         self.forget = ForgetGate(config) if config.forget_gate else None
@@ -151,6 +174,8 @@ class Attention(Mixer):
         outputs = self.n_head // 2 if config.differential_attention else self.n_head
         gates = {"none": 0, "channel": self.widths[0], "head": outputs}[config.attention_gate]
         self.gate = nn.Linear(config.n_embd, gates, bias=config.attention_bias) if gates else None
+        self.scoring = POSITIONS[config.position_encoding].scoring(config)
+        self.changes_keys = POSITIONS[config.position_encoding].changes_keys
         self.backend = ATTENTION_BACKENDS[config.attention_backend](attention_needs(config))
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
@@ -167,6 +192,7 @@ class Attention(Mixer):
                 f"n_head={config.n_head} is not a multiple of n_kv_head={config.n_kv_head}; each "
                 "key head must serve the same number of query heads.",
             )
+        yield from sharing_problems(config)
         if config.differential_attention:
             yield from _unpaired(config)
         if config.qk_norm and config.qk_sphere:
@@ -190,15 +216,24 @@ class Attention(Mixer):
             )
 
     @classmethod
+    def problems_among(
+        cls, config: LayerConfig, layers: Sequence[LayerConfig]
+    ) -> Iterator[Problem]:
+        yield from unsourced(config, layers)
+
+    @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
         """Attention keys without effect in this layer; errors if they have none in any layer."""
-        if not config.qk_norm and config.qk_norm_over != "head":
-            yield Problem(
-                ("qk_norm_over", "qk_norm"),
-                f"qk_norm_over={config.qk_norm_over!r} has no effect without qk_norm; set "
-                "qk_norm=True or drop it.",
-            )
+        for key in ("qk_norm_over", "qk_norm_type"):
+            value, default = getattr(config, key), getattr(KeyHeadOptions, key).default
+            if not config.qk_norm and value != default:
+                yield Problem(
+                    (key, "qk_norm"),
+                    f"{key}={value!r} has no effect without qk_norm; set qk_norm=True or drop it.",
+                )
         yield from idle_query_scaling(config)
+        if config.sliding_window == 1 and not config.attention_sinks:
+            yield from _idle_scores(config)
         if config.qk_norm_after_rope and not (config.qk_norm and _rotates(config)):
             yield Problem(
                 ("qk_norm_after_rope", "qk_norm", "position_encoding"),
@@ -223,6 +258,29 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         B, T, _ = x.shape
+        if self.shared_keys is None:
+            q, k, own_v = self._queries_keys_values(x, context)
+            k, v = self._kept(k, own_v, context)
+        else:
+            q, k, v = self._queries_for_shared_keys(x, context)
+            own_v = None  # options that need it do not allow shared values
+        if self.query_scaling is not None:
+            q = self.query_scaling(q, context.start)
+        if context.measures:
+            largest = largest_logits(q, k, self.backend.needs.scale, self.window)
+            context.add_metric(LARGEST_LOGIT, largest)
+        y = self._attended(q, k, v, x, context)
+        if self.difference is not None:
+            y = self.difference(y)
+        if self.exclusion is not None:
+            y = y - self._along_own_value(y, own_v)
+        y = y.transpose(1, 2)
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid().view(B, T, y.shape[2], -1)
+        return self.dropout(self.out(y.reshape(B, T, -1)))
+
+    def _queries_keys_values(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), and keys and values (B, H_kv, T, D) of the layer's input x."""
         q, k, v = (self._heads(part) for part in self._projected(x, context))
         if self.values_name:
             v = self._with_first_values(v, context)
@@ -233,36 +291,54 @@ class Attention(Mixer):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.qk_gain is not None:
             q, k = self._on_sphere(q, k)
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        if self.query_scaling is not None:
-            q = self.query_scaling(q, context.start)
-        own_v = v
-        if context.state is not None:
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def _kept(self, k: Tensor, v: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Store keys and values, and give all of them to the layers that share them."""
+        if context.state is not None and self.changes_keys:
+            (v,) = appended(context.state, context.start, v=v)
+        elif context.state is not None:
             k, v = appended(context.state, context.start, k=k, v=v)
+        for name, value in zip(self.shared_names, (k, v), strict=False):
+            context.give(name, value)
+        return k, v
+
+    def _queries_for_shared_keys(
+        self, x: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), and the keys and values (B, H_kv, T_k, D) of an earlier layer."""
+        k, v = (context.take(name) for name in self.takes)
+        q = self._heads(self._projected(x, context)[0])
+        q, _ = context.positions.rotate(q, q[:, :1], context.start)
+        if self.norms_last:
+            q = self.q_norm(q)
+        return q.to(v.dtype), self.shared_keys(k), v
+
+    def _projected(self, x: Tensor, context: Context) -> Sequence[Tensor]:
+        """Queries (B, T, H*D), and keys and values (B, T, H_kv*D) if they are the layer's own."""
+        parts = self.qkv(x).split(self.widths, dim=-1)
+        dtype = parts[-1].dtype
+        if not self.norms_last:
+            norms = (self.q_norm, self.k_norm, None)
+            parts = [_normed(part, norm) for part, norm in zip(parts, norms, strict=False)]
+        if self.canon is None:
+            return parts
+        together = torch.cat([part.to(dtype) for part in parts], dim=-1)
+        return self.canon(together, context).split(self.widths, dim=-1)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, context: Context) -> Tensor:
+        """Attend to keys and values (B, H_kv, T_k, D); returns (B, H, T, D_v)."""
         dropout = self.weight_dropout if self.training else 0.0
         static_start = context.start if isinstance(context.start, Tensor) else None
         if self.difference is not None:
             v = self.difference.paired_values(v)
         bias = self._score_bias(x, context)
-        y = self.backend(q, k, v, bias, dropout, static_start, self.sinks)
-        if self.difference is not None:
-            y = self.difference(y)
-        if self.exclusion is not None:
-            y = y - self._along_own_value(y, own_v)
-        y = y.transpose(1, 2)
-        if self.gate is not None:
-            y = y * self.gate(x).sigmoid().view(B, T, y.shape[2], -1)
-        return self.dropout(self.out(y.reshape(B, T, -1)))
-
-    def _projected(self, x: Tensor, context: Context) -> Sequence[Tensor]:
-        """Queries (B, T, H*D), and keys and values (B, T, H_kv*D)."""
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        if not self.norms_last:
-            q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
-        if self.canon is None:
-            return q, k, v
-        together = torch.cat((q.to(v.dtype), k.to(v.dtype), v), dim=-1)
-        return self.canon(together, context).split(self.widths, dim=-1)
+        if self.scoring is None:
+            return self.backend(q, k, v, bias, dropout, static_start, self.sinks)
+        scores, added = self.scoring(q, k, x, context)
+        if added is not None:
+            bias = added if bias is None else added + bias
+        return self.backend.attend(scores, v, bias, dropout, static_start, self.sinks)
 
     def _score_bias(self, x: Tensor, context: Context) -> Tensor | None:
         """The bias of the scores: (H, T, T_k), or (B, H, T, T_k) with a forget gate, or None."""
@@ -280,17 +356,19 @@ class Attention(Mixer):
 
     def split(self, over: TensorSplit) -> bool:
         """Split by heads. Not possible if a norm covers the whole projection, if other layers,
-        which may be whole, use the values, with differential attention, whose pairs are not
+        which may be whole, share keys or values, with differential attention, whose pairs are not
         neighbors, or with dropout, whose masks would be the same on all workers."""
         norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
         if any(norm.normalized_shape != (self.head_dim,) for norm in norms):
             return False
-        if self.values_name or self.weight_dropout:
+        if self.values_name or self.shared_names or self.weight_dropout:
             return False
         if self.value_embedding is not None or self.difference is not None:
             return False
         over.share_of("n_kv_head", self.widths[1] // self.head_dim)
         heads = over.share_of("n_head", self.n_head)
+        if self.scoring is not None and not self.scoring.split(over):
+            return False
         over.columns(self.qkv, self.widths)
         over.rows(self.out)
         if self.forget is not None:
@@ -312,6 +390,22 @@ class Attention(Mixer):
             for parameter in norm.parameters():
                 over.add_gradients(parameter)
         return True
+
+    @property
+    def _keys_serve_several(self) -> bool:
+        """Whether keys serve several heads, or several layers."""
+        whole = self.shared_names or self.shared_keys is not None
+        return bool(whole) or self.widths[1] < self.widths[0]
+
+    def logit_rows(self, factors: Tensor) -> dict[nn.Parameter, Tensor]:
+        queries, keys = divided(factors, shared_keys=self._keys_serve_several)
+        unchanged = torch.ones_like(factors)
+        sections = zip((queries, keys, unchanged), self.widths, strict=False)
+        rows = [own[: w // self.head_dim].repeat_interleave(self.head_dim) for own, w in sections]
+        return dict.fromkeys(self.qkv.parameters(), torch.cat(rows))
+
+    def measuring_flops(self, seq_len: int) -> int:
+        return measuring_flops(seq_len, self.window, self.n_head, self.head_dim)
 
     def connect(self, given: Collection[str]) -> None:
         if self.values_name and self.values_name not in given:
@@ -337,12 +431,16 @@ class Attention(Mixer):
     def new_state(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
     ) -> State:
-        shape = (batch, self.widths[1] // self.head_dim, capacity, self.head_dim)
-        state = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
+        state: State = {}
+        if self.shared_keys is None:
+            shape = (batch, self.widths[1] // self.head_dim, capacity, self.head_dim)
+            state = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("k", "v")}
         if self.canon is not None:
             state |= self.canon.new_state(batch, capacity, device=device, dtype=dtype)
         if self.forget is not None:
             state |= self.forget.new_state(batch, capacity, device=device, dtype=dtype)
+        if self.scoring is not None:
+            state |= self.scoring.new_state(batch, capacity, device=device, dtype=dtype)
         return state
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -355,6 +453,15 @@ class Attention(Mixer):
         pairs = attended_pairs(seq_len, self.window, causal)
         dims = self.head_dim * (2 if self.difference is None else 3)
         return super().forward_flops(seq_len, causal) + 2 * self.n_head * dims * pairs
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """With shared keys and values, the queries may have a gradient while keys and values have
+        none."""
+        if self.shared_keys is None:
+            return super().own_backward_flops(own, flow)
+        queries, keys = flow.out_of(self.qkv), flow.out_of(self.shared_keys)
+        scores = own // (2 if self.difference is None else 3)
+        return scores * (queries + keys) + (own - scores) * ((queries or keys) + keys)
 
 
 def _values_name(config: LayerConfig) -> str | None:
@@ -375,12 +482,33 @@ def _rotates(config: LayerConfig) -> bool:
     return POSITIONS[config.position_encoding].rotate is not PositionEncoding.rotate
 
 
-def _qk_norm(config: LayerConfig, width: int) -> RMSNorm | None:
-    """The norm of queries or keys with this width (H*D), or None."""
-    if not config.qk_norm:
-        return None
-    dim = config.head_dim if config.qk_norm_over == "head" else width
-    return make_qk_norm(dim, config)
+def _qk_norms(config: LayerConfig) -> Iterator[RMSNorm | LayerNorm | None]:
+    """The norm of queries, and that of the layer's own keys; None if there is none."""
+    for own, width in zip((True, not config.kv_sharing), qkv_widths(config), strict=False):
+        dim = config.head_dim if config.qk_norm_over == "head" else width
+        yield make_qk_norm(dim, config) if config.qk_norm and own else None
+
+
+OF_SCORES = (
+    "forget_gate",
+    "qk_norm",
+    "qk_sphere",
+    "query_scaling",
+    "attention_scale",
+    "attention_softcap",
+)
+"""Keys that only affect the scores of queries and keys."""
+
+
+def _idle_scores(config: LayerConfig) -> Iterator[Problem]:
+    """Yield problems with keys that only affect scores, if each query attends to one key."""
+    for key in OF_SCORES:
+        if getattr(config, key) not in (False, None, "none"):
+            yield Problem(
+                (key, "sliding_window"),
+                f"{key}={getattr(config, key)} has no effect with sliding_window=1, where queries "
+                f"attend only to their own token; raise sliding_window, or drop {key}.",
+            )
 
 
 def _unpaired(config: LayerConfig) -> Iterator[Problem]:
@@ -400,7 +528,7 @@ def _unpaired(config: LayerConfig) -> Iterator[Problem]:
         )
 
 
-def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+def _normed(x: Tensor, norm: RMSNorm | LayerNorm | None) -> Tensor:
     """Normalize x (B, T, H*D) in groups of the norm's width."""
     if norm is None:
         return x

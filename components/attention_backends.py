@@ -1,7 +1,8 @@
 """Implementations of softmax attention: `attention_backend`. All compute the same function.
 
 A backend is created once per layer from the layer's requirements (`AttentionNeeds`), and called as
-`backend(q, k, v, bias, dropout, start, sinks)`:
+`backend(q, k, v, bias, dropout, start, sinks)`, or, if the position encoding computes the scores,
+(B, H, T_q, T_k), as `backend.attend(scores, v, bias, dropout, start, sinks)`:
 
     q     (B, H, T_q, D)      queries: the last T_q of the T_k positions
     k, v  (B, H_kv, T_k, D)   H is a multiple of H_kv; each key head serves H/H_kv query heads
@@ -44,6 +45,7 @@ class AttentionNeeds:
     bias: bool = False
     dropout: bool = False
     sinks: bool = False
+    scores: bool = False
     head_dim: int = 64
     value_dim: int | None = None
     """Dimension of a value; None: head_dim."""
@@ -53,9 +55,10 @@ class AttentionNeeds:
         features = {
             "takes_window": ("a sliding window", self.window is not None),
             "takes_softcap": ("an attention softcap", self.softcap is not None),
-            "takes_bias": ("a bias on the scores (ALiBi, forget gates)", self.bias),
+            "takes_bias": ("a bias on the scores (ALiBi, FIRE, forget gates)", self.bias),
             "takes_dropout": ("dropout on the attention weights", self.dropout),
             "takes_sinks": ("attention sinks", self.sinks),
+            "takes_scores": ("scores computed by the position encoding (CoPE, PaTH)", self.scores),
         }
         return {attribute: words for attribute, (words, asked) in features.items() if asked}
 
@@ -68,6 +71,7 @@ class AttentionBackend:
     takes_bias: ClassVar[bool] = True
     takes_dropout: ClassVar[bool] = True
     takes_sinks: ClassVar[bool] = True
+    takes_scores: ClassVar[bool] = False
 
     def __init__(self, needs: AttentionNeeds):
         self.needs = needs
@@ -82,6 +86,18 @@ class AttentionBackend:
         start: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
+        raise NotImplementedError
+
+    def attend(
+        self,
+        scores: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention with given scores, if `takes_scores`."""
         raise NotImplementedError
 
     @classmethod
@@ -129,6 +145,7 @@ def attention_needs(config: LayerConfig) -> AttentionNeeds:
         bias=POSITIONS[config.position_encoding].biases_scores or config.get("forget_gate", False),
         dropout=config.dropout > 0,
         sinks=config.attention_sinks,
+        scores=POSITIONS[config.position_encoding].computes_scores,
         head_dim=query_key_dim(config),
         value_dim=_value_dim(config),
     )
@@ -187,6 +204,8 @@ def visible(
 class ManualAttention(AttentionBackend):
     """A direct implementation of the formula; the reference for the other backends."""
 
+    takes_scores = True
+
     def __call__(
         self,
         q: Tensor,
@@ -197,36 +216,52 @@ class ManualAttention(AttentionBackend):
         start: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        weights = self.weights(q, k, bias, start, sinks)
-        return F.dropout(weights, dropout) @ _repeat_heads(v, q.shape[1])
+        return self.attend(self._scores(q, k), v, bias, dropout, start, sinks)
 
-    def weights(
+    def attend(
         self,
-        q: Tensor,
-        k: Tensor,
+        scores: Tensor,
+        v: Tensor,
         bias: Tensor | None = None,
+        dropout: float = 0.0,
         start: Tensor | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
+        weights = self._normalized(scores, bias, start, sinks).to(v.dtype)
+        return F.dropout(weights, dropout) @ _repeat_heads(v, scores.shape[1])
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """The attention weights (B, H, T_q, T_k); each row sums to 1."""
+        return self._normalized(self._scores(q, k), None, None, None)
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return scaled_products(q, k, self.needs.scale or 1 / math.sqrt(q.shape[-1]))
+
+    def _normalized(
+        self, scores: Tensor, bias: Tensor | None, start: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
         """The attention weights (B, H, T_q, T_k); each row sums to 1, or to less with sinks."""
-        scale = self.needs.scale or 1 / math.sqrt(q.shape[-1])
-        scores = q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
         if self.needs.softcap is not None:
             scores = self.needs.softcap * torch.tanh(scores / self.needs.softcap)
         if bias is not None:
             scores = scores + bias
-        seen = visible(q.shape[2], k.shape[2], self.needs.window, q.device, start)
+        seen = visible(*scores.shape[-2:], self.needs.window, scores.device, start)
         scores = scores.masked_fill(~seen, float("-inf"))
         if sinks is not None:
             logits = sinks[:, None, None].expand(*scores.shape[:-1], 1).to(scores.dtype)
             scores = torch.cat((scores, logits), dim=-1)
-        weights = scores.softmax(dim=-1, dtype=_softmax_dtype(scores)).to(q.dtype)
+        weights = scores.softmax(dim=-1, dtype=_softmax_dtype(scores))
         return weights if sinks is None else weights[..., :-1]
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:
     """At least float32, because half precision loses small weights."""
     return torch.promote_types(scores.dtype, torch.float32)
+
+
+def scaled_products(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Scaled products of queries (B, H, T_q, D) and keys (B, H_kv, T_k, D): (B, H, T_q, T_k)."""
+    return q @ _repeat_heads(k, q.shape[1]).transpose(-2, -1) * scale
 
 
 def _repeat_heads(x: Tensor, n_head: int) -> Tensor:
@@ -512,6 +547,8 @@ MOST_MANUAL_ON_CPU = 256
 class AutoAttention(AttentionBackend):
     """The fastest backend with the required features on the device; shown in the start report."""
 
+    takes_scores = True
+
     def __init__(self, needs: AttentionNeeds):
         super().__init__(needs)
         able = (n for n in _AUTOMATIC if not ATTENTION_BACKENDS[n].lacks(needs))
@@ -530,6 +567,18 @@ class AutoAttention(AttentionBackend):
         whole = q.shape[2] == k.shape[2] and start is None
         name = self._name(q.device.type, q.shape[2], whole)
         return self._made[name](q, k, v, bias, dropout, start, sinks)
+
+    def attend(
+        self,
+        scores: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        start: Tensor | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        name = self._name(scores.device.type, scores.shape[2], whole=False)
+        return self._made[name].attend(scores, v, bias, dropout, start, sinks)
 
     def name_on(self, device: str, length: int) -> str:
         return self._name(device, length, whole=True)

@@ -47,7 +47,15 @@ class KeyHeadOptions:
         tag="HD{}",
     )
     qk_norm: bool = ATTENTION_SECTION.option(
-        False, "RMSNorm on queries and keys", per_layer=True, tag=("NoQKNorm", "QKNorm")
+        False, "normalize queries and keys", per_layer=True, tag=("NoQKNorm", "QKNorm")
+    )
+    qk_norm_type: str = ATTENTION_SECTION.option(
+        "rmsnorm",
+        "norm used by qk_norm; rmsnorm: the layer's norm if it is a kind of RMSNorm, else RMSNorm; "
+        "layernorm: LayerNorm with bias",
+        choices=("rmsnorm", "layernorm"),
+        per_layer=True,
+        tag={"rmsnorm": "RMSQK", "layernorm": "LNQK"},
     )
     qk_norm_over: str = ATTENTION_SECTION.option(
         "head",

@@ -8,6 +8,7 @@ has any. Which activations have one is found by a forward pass of one token.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,24 +23,34 @@ class GradientFlow:
     """Which modules have an input or output with a gradient, noted while the model runs."""
 
     def __init__(self) -> None:
-        self._into: dict[nn.Module, bool] = {}
-        self._out_of: dict[nn.Module, bool] = {}
+        self._into: dict[nn.Module, list[bool]] = {}
+        self._out_of: dict[nn.Module, list[bool]] = {}
+        self._application, self._applications = 0, 1
+
+    def of(self, application: int, applications: int) -> GradientFlow:
+        """The flow in one of several applications of a module and its submodules."""
+        flow = copy.copy(self)
+        flow._application, flow._applications = application, applications
+        return flow
+
+    def _noted(self, calls: list[bool]) -> bool:
+        return calls[(self._application + 1) * len(calls) // self._applications - 1]
 
     def into(self, module: nn.Module) -> bool:
         """Whether the input of a module has a gradient. True for one that was not called, so that
         the cost of unknown modules is not underestimated."""
-        return self._into.get(module, True)
+        return self._noted(self._into.get(module, [True] * self._applications))
 
     def out_of(self, module: nn.Module) -> bool:
         """Whether the output of a module has a gradient; True for one that was not called."""
-        return self._out_of.get(module, True)
+        return self._noted(self._out_of.get(module, [True] * self._applications))
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward hook."""
         if args and isinstance(args[0], Tensor):
-            self._into[module] = args[0].requires_grad
+            self._into.setdefault(module, []).append(args[0].requires_grad)
         if isinstance(output, Tensor):
-            self._out_of[module] = output.requires_grad
+            self._out_of.setdefault(module, []).append(output.requires_grad)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -74,7 +85,8 @@ def _gradient_flow(model: Part) -> GradientFlow:
 
 def pass_flops(model: nn.Module) -> int:
     """FLOPs of adapters once per forward pass, at any batch size; see `Adapter.pass_flops`."""
-    return sum(module.pass_flops() for module in model.modules() if isinstance(module, Adapter))
+    own = model.pass_flops() if isinstance(model, Adapter) else 0
+    return getattr(model, "applications", 1) * (own + sum(map(pass_flops, model.children())))
 
 
 @contextlib.contextmanager
@@ -98,10 +110,16 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _backward_flops(module: nn.Module, seq_len: int, causal: bool, flow: GradientFlow) -> int:
+    times = getattr(module, "applications", 1)
+    flows = (flow.of(application, times) for application in range(times)) if times > 1 else [flow]
+    return sum(_backward_flops_once(module, seq_len, causal, each) for each in flows)
+
+
+def _backward_flops_once(module: nn.Module, seq_len: int, causal: bool, flow: GradientFlow) -> int:
     if isinstance(module, AdaptedLinear):
         return module.backward_flops(seq_len, flow.into(module))
     if isinstance(module, nn.Linear):  # frozen
-        return 2 * module.weight.numel() * seq_len * flow.into(module)
+        return 2 * module.in_features * module.out_features * seq_len * flow.into(module)
     children = (_backward_flops(child, seq_len, causal, flow) for child in module.children())
     total = sum(children)
     if isinstance(module, Part):

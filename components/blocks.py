@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -10,17 +11,24 @@ from torch import Tensor, nn
 
 from components.canon import CanonOptions, canon_at, canon_problems, idle_canon
 from components.context import Context, LayerInputs, LayerOutputs, State
+from components.engram import EngramOptions, engram, engram_problems, idle_engram
 from components.ffns import FFNS
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS
 from components.norms import make_norm
 from components.part import Part
-from components.registry import Registry
-from components.residuals import RESIDUALS
+from components.per_layer_embedding import (
+    PerLayerEmbeddingOptions,
+    idle_per_layer_embedding,
+    per_layer_embedding,
+    per_layer_embedding_problems,
+)
+from components.registry import Registry, is_users_own
+from components.residuals import RESIDUALS, Branch, Stream
 from components.sublayer import Sublayer
 from components.tensor_split import TensorSplit, split_of
 from components.token_shift import TokenShiftOptions, shift_before
-from errors import Problem
+from errors import Problem, UserError
 from options import option
 
 
@@ -28,25 +36,40 @@ class Block(Part):
     """A mixer and a feed-forward network, each added to the residual stream.
 
     Each of them may be preceded by other sublayers, which are not added: a token shift, then a
-    Canon layer.
+    Canon layer. A layer with `mixer=none` or `ffn_type=none` lacks that sublayer and its norms.
+    N-gram embeddings may be added before the sublayers, and a per-layer token embedding after them.
     """
 
-    class Options(CanonOptions, TokenShiftOptions):
+    class Options(CanonOptions, TokenShiftOptions, EngramOptions, PerLayerEmbeddingOptions):
         pass
 
     norm_names: ClassVar[tuple[str, ...]]
-    """Names of the norms to create, in order."""
+    """Names of the norms to create, in order. Those that start with `mixer` or `ffn` belong to that
+    sublayer: without it, they are identities."""
     sites: ClassVar[int] = 2
-    """Number of places at which sublayers are added to the stream."""
+    """Number of places at which sublayers are added to the stream, if the layer has both."""
     final_norm: ClassVar[bool] = True
     """Whether the output needs a norm before the LM head."""
+    normalizes_stream: ClassVar[bool] = False
+    """Whether norms are applied to the residual stream, not only to inputs and outputs."""
     scales_with_width = True
 
     def __init__(self, config: LayerConfig):
         super().__init__()
-        self.residual = RESIDUALS[config.residual](config, self.sites)
-        self.mixer = MIXERS[config.mixer](config)
-        self.ffn = FFNS[config.ffn_type](config)
+        chosen = _chosen(config)
+        self.present = tuple(name for name, part in chosen.items() if part is not None)
+        self.first = _existing(engram=engram(config))
+        self.last = _existing(per_layer_embedding=per_layer_embedding(config))
+        sites = min(self.sites, len(self.present))
+        # Sites are numbered in the order in which the stream passes them.
+        self.first_site = len(self.first)
+        after = self.first_site + sites
+        self.own_sites = after + len(self.last)
+        firsts, lasts = enumerate(self.first), enumerate(self.last, start=after)
+        self.added_at = {name: site for site, name in (*firsts, *lasts)}
+        self.residual = RESIDUALS[config.residual](config, self.own_sites)
+        self.mixer = None if chosen["mixer"] is None else chosen["mixer"](config)
+        self.ffn = None if chosen["ffn"] is None else chosen["ffn"](config)
         self.before_mixer = _existing(
             shift_mixer=shift_before("mixer", config),
             canon_a=canon_at("a", config.n_embd, config),
@@ -56,53 +79,130 @@ class Block(Part):
             canon_c=canon_at("c", config.n_embd, config),
         )
         for name in self.norm_names:
-            self.add_module(name, make_norm(config))
+            lacking = name.startswith(tuple(_KEYS)) and not name.startswith(self.present)
+            self.add_module(name, nn.Identity() if lacking else make_norm(config))
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
-        parts = {"mixer": MIXERS[config.mixer], "ffn_type": FFNS[config.ffn_type]}
-        yield from canon_problems(config, parts)
+        parts = _chosen(config)
+        absent = [name for name, part in parts.items() if part is None]
+        if len(absent) == len(parts):
+            yield Problem(
+                ("mixer", "ffn_type"),
+                "mixer='none' with ffn_type='none' leaves the layer without any sublayer; use "
+                "another mixer or ffn_type.",
+            )
+        for name in absent:
+            if config.token_shift in (name, "both"):
+                yield Problem(
+                    ("token_shift", _KEYS[name]),
+                    f"token_shift={config.token_shift!r} shifts the input of the {name}, but "
+                    f"{_KEYS[name]}='none'; use another token_shift, or another {_KEYS[name]}.",
+                )
+        yield from engram_problems(config)
+        if config.engram and is_users_own(cls) and config.residual != "plain":
+            yield Problem(
+                ("engram", "norm_position", "residual"),
+                f"engram=True with residual={config.residual!r} changes the places at which "
+                f"sublayers are added, which norm_position={config.norm_position!r} may number "
+                "itself; use residual='plain', or a built-in norm_position.",
+            )
+        yield from per_layer_embedding_problems(config, cls.final_norm)
+        yield from canon_problems(config, {_KEYS[name]: part for name, part in parts.items()})
+        if cls.normalizes_stream and not RESIDUALS[config.residual].normalized:
+            others = (name for name in BLOCKS.names if not BLOCKS[name].normalizes_stream)
+            yield Problem(
+                ("residual", "norm_position"),
+                f"norm_position={config.norm_position!r} normalizes the residual stream, which "
+                f"residual={config.residual!r} does not have; use "
+                f"norm_position={' or '.join(map(repr, others))}.",
+            )
 
     @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        absent = next((key for key in _KEYS.values() if getattr(config, key) == "none"), None)
+        if absent is not None and cls.sites == 1:
+            yield Problem(
+                ("norm_position", absent),
+                f"norm_position={config.norm_position!r} has no effect with {absent}='none': only "
+                "a mixer and an FFN can be parallel; use norm_position='pre'.",
+            )
         yield from idle_canon(config)
+        yield from idle_engram(config)
+        yield from idle_per_layer_embedding(config)
 
-    def forward(self, stream: Tensor, inputs: LayerInputs) -> tuple[Tensor, LayerOutputs]:
+    def forward(self, stream: Stream, inputs: LayerInputs) -> tuple[Stream, LayerOutputs]:
         """The residual stream after this layer, and the layer's other outputs."""
         context = Context(inputs)
         stream = self.residual.enter(stream, context)
+        stream = self._with(self.first, stream, context)
         stream = self.joined(stream, context)
+        stream = self._with(self.last, stream, context)
         stream = self.residual.leave(stream, context)
         return stream, context.outputs
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
+    def joined(self, stream: Stream, context: Context) -> Stream:
         """The stream after adding the outputs of `mix` and `feed`."""
         raise NotImplementedError
+
+    def _with(self, parts: nn.ModuleDict, stream: Stream, context: Context) -> Stream:
+        """The stream after adding the outputs of parts that have no norm in the block."""
+        for name, part in parts.items():
+            branch = partial(part, context=context.of(name))
+            stream = self.residual.join(stream, self.added_at[name], branch)
+        return stream
+
+    def add(self, name: str, stream: Stream, branch: Branch) -> Stream:
+        """The stream after adding the output of a branch with the sublayer `mixer` or `ffn`;
+        unchanged if the layer lacks it."""
+        if name not in self.present:
+            return stream
+        return self.residual.join(stream, self.first_site + self.present.index(name), branch)
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         """Apply the mixer, and what precedes it, to x (B, T, C)."""
         for name, part in self.before_mixer.items():
             x = part(x, context.of(name))
-        return self.mixer(x, context.of("mixer"))
+        return self._own("mixer")(x, context.of("mixer"))
 
     def feed(self, x: Tensor, context: Context) -> Tensor:
         """Apply the feed-forward network, and what precedes it, to x (B, T, C)."""
         for name, part in self.before_ffn.items():
             x = part(x, context.of(name))
-        return self.ffn(x, context.of("ffn"))
+        return self._own("ffn")(x, context.of("ffn"))
+
+    def _own(self, name: str) -> Sublayer:
+        part = getattr(self, name)
+        if part is None:
+            raise UserError(
+                f"{type(self).__name__} runs the {name} of a layer with {_KEYS[name]}='none'; use "
+                f"self.add({name!r}, stream, branch) in its `joined`, not self.residual.join."
+            )
+        return part
+
+    def outputs(self, mixed: Tensor, fed: Tensor, context: Context) -> tuple[Tensor, ...]:
+        """The outputs of mixer and FFN, given the input of each (B, T, C); only of those that the
+        layer has."""
+        own = (self.mix, mixed), (self.feed, fed)
+        both = zip(_KEYS, own, strict=True)
+        return tuple(apply(x, context) for name, (apply, x) in both if name in self.present)
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:
-        """The mixer, the feed-forward network, and what precedes them, by name."""
-        return {"mixer": self.mixer, "ffn": self.ffn, **self.before_mixer, **self.before_ffn}
+        """The mixer, the feed-forward network, what precedes them, and what else is added to the
+        stream, by name."""
+        own = {name: getattr(self, name) for name in self.present}
+        return {**own, **self.before_mixer, **self.before_ffn, **self.first, **self.last}
 
     @property
     def takes(self) -> set[str]:
         """Names of the tensors of earlier layers that the block's parts read."""
         return {name for part in (self.residual, *self.sublayers.values()) for name in part.takes}
 
-    def connect(self, given: Collection[str]) -> set[str]:
-        """Tell the parts which names earlier layers give; returns the names that this one gives."""
+    def connect(self, given: Collection[str], sites: int = 0) -> set[str]:
+        """Tell the parts which names earlier layers give, and how many sites they have; returns the
+        names that this one gives."""
+        self.residual.connect(sites)
         for part in self.sublayers.values():
             part.connect(given)
         return {name for part in (self.residual, *self.sublayers.values()) for name in part.gives}
@@ -132,6 +232,18 @@ class Block(Part):
         """Pass the metrics to the sublayers; see `Sublayer.after_step`."""
         for name, part in self.sublayers.items():
             part.after_step(metrics.get(name, {}), good)
+
+
+_KEYS = {"mixer": "mixer", "ffn": "ffn_type"}
+"""The keys that choose the sublayers."""
+
+
+def _chosen(config: LayerConfig) -> dict[str, type[Sublayer] | None]:
+    """The classes of a layer's mixer and FFN, by name; None for one that it lacks."""
+    return {
+        "mixer": None if config.mixer == "none" else MIXERS[config.mixer],
+        "ffn": None if config.ffn_type == "none" else FFNS[config.ffn_type],
+    }
 
 
 def _existing(**parts: Sublayer | None) -> nn.ModuleDict:
@@ -165,14 +277,14 @@ class PreNormBlock(Block):
         super().__init__(config)
         self.norm_scale = (config.index + 1) ** -0.5 if config.layer_norm_scaling else 1.0
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
+    def joined(self, stream: Stream, context: Context) -> Stream:
         def mix(x: Tensor) -> Tensor:
             return self.mix(self._scaled(self.mixer_norm(x)), context)
 
         def feed(x: Tensor) -> Tensor:
             return self.feed(self._scaled(self.ffn_norm(x)), context)
 
-        return self.residual.join(self.residual.join(stream, 0, mix), 1, feed)
+        return self.add("ffn", self.add("mixer", stream, mix), feed)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.norm_scale == 1 else x * self.norm_scale
@@ -184,11 +296,12 @@ class PostNormBlock(Block):
 
     norm_names = ("mixer_norm", "ffn_norm")
     final_norm = False
+    normalizes_stream = True
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
-        stream = self.residual.join(stream, 0, lambda x: self.mix(x, context))
+    def joined(self, stream: Stream, context: Context) -> Stream:
+        stream = self.add("mixer", stream, lambda x: self.mix(x, context))
         stream = self.mixer_norm(stream)
-        stream = self.residual.join(stream, 1, lambda x: self.feed(x, context))
+        stream = self.add("ffn", stream, lambda x: self.feed(x, context))
         return self.ffn_norm(stream)
 
 
@@ -200,9 +313,9 @@ class ResidualPostNormBlock(Block):
 
     norm_names = ("mixer_norm", "ffn_norm")
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
-        stream = self.residual.join(stream, 0, lambda x: self.mixer_norm(self.mix(x, context)))
-        return self.residual.join(stream, 1, lambda x: self.ffn_norm(self.feed(x, context)))
+    def joined(self, stream: Stream, context: Context) -> Stream:
+        stream = self.add("mixer", stream, lambda x: self.mixer_norm(self.mix(x, context)))
+        return self.add("ffn", stream, lambda x: self.ffn_norm(self.feed(x, context)))
 
 
 @BLOCKS.register("sandwich", label="Sandwich", paper="Ding et al. 2021 (CogView), arXiv 2105.13290")
@@ -211,12 +324,12 @@ class SandwichNormBlock(Block):
 
     norm_names = ("mixer_norm", "mixer_out_norm", "ffn_norm", "ffn_out_norm")
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
-        stream = self.residual.join(
-            stream, 0, lambda x: self.mixer_out_norm(self.mix(self.mixer_norm(x), context))
+    def joined(self, stream: Stream, context: Context) -> Stream:
+        stream = self.add(
+            "mixer", stream, lambda x: self.mixer_out_norm(self.mix(self.mixer_norm(x), context))
         )
-        return self.residual.join(
-            stream, 1, lambda x: self.ffn_out_norm(self.feed(self.ffn_norm(x), context))
+        return self.add(
+            "ffn", stream, lambda x: self.ffn_out_norm(self.feed(self.ffn_norm(x), context))
         )
 
 
@@ -229,11 +342,11 @@ class ParallelBlock(Block):
     norm_names = ("mixer_norm", "ffn_norm")
     sites = 1
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
-        def both(x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.mix(self.mixer_norm(x), context), self.feed(self.ffn_norm(x), context)
+    def joined(self, stream: Stream, context: Context) -> Stream:
+        def both(x: Tensor) -> tuple[Tensor, ...]:
+            return self.outputs(self.mixer_norm(x), self.ffn_norm(x), context)
 
-        return self.residual.join(stream, 0, both)
+        return self.residual.join(stream, self.first_site, both)
 
 
 @BLOCKS.register(
@@ -245,9 +358,9 @@ class SharedNormParallelBlock(Block):
     norm_names = ("norm",)
     sites = 1
 
-    def joined(self, stream: Tensor, context: Context) -> Tensor:
-        def both(x: Tensor) -> tuple[Tensor, Tensor]:
+    def joined(self, stream: Stream, context: Context) -> Stream:
+        def both(x: Tensor) -> tuple[Tensor, ...]:
             x = self.norm(x)
-            return self.mix(x, context), self.feed(x, context)
+            return self.outputs(x, x, context)
 
-        return self.residual.join(stream, 0, both)
+        return self.residual.join(stream, self.first_site, both)

@@ -78,15 +78,20 @@ def _positions(config: LayerConfig) -> str:
     return "" if config.canon == "none" else config.canon
 
 
-def canon_problems(config: LayerConfig, parts: Mapping[str, type[Sublayer]]) -> Iterator[Problem]:
-    """Yield the problem if a Canon layer belongs inside a part that cannot contain it.
+def canon_problems(
+    config: LayerConfig, parts: Mapping[str, type[Sublayer] | None]
+) -> Iterator[Problem]:
+    """Yield the problem if a Canon layer belongs before or inside a part that does not allow it.
 
     Args:
         config: The config of the layer.
-        parts: The classes of mixer and FFN, by the key that chooses them.
+        parts: The classes of mixer and FFN, by the key that chooses them; None if absent.
     """
-    for position, key in {"b": "mixer", "d": "ffn_type"}.items():
-        if position in _positions(config) and parts[key].canon_position != position:
+    for position, key in {"a": "mixer", "b": "mixer", "c": "ffn_type", "d": "ffn_type"}.items():
+        part = parts[key]
+        inside = None if part is None else part.canon_position
+        allowed = part is not None and (position in "ac" or inside == position)
+        if position in _positions(config) and not allowed:
             yield Problem(
                 ("canon", key),
                 f"canon={config.canon!r} has a Canon layer at position {position}, which "

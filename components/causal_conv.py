@@ -11,37 +11,57 @@ from components.part import Part
 
 
 class CausalConv(Part):
-    """Depthwise causal convolution: y_t = b + sum_j w_j x_{t-j}, j from 0 to kernel - 1.
+    """Depthwise causal convolution: y_t = b + sum_j w_j x_{t - j dilation}, j from 0 to kernel - 1.
 
-    x is zero before the first token. The decoding state holds the last kernel - 1 inputs.
+    x is zero before the first token. The decoding state holds the last (kernel - 1) dilation
+    inputs.
     """
 
     multiplies_weights = True
 
-    def __init__(self, channels: int, kernel: int, *, bias: bool):
+    def __init__(
+        self,
+        channels: int,
+        kernel: int,
+        *,
+        bias: bool,
+        dilation: int = 1,
+        starts_at_zero: bool = False,
+    ):
         super().__init__()
+        self.dilation, self.starts_at_zero = dilation, starts_at_zero
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel))  # the last is w_0
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def init_parameters(self, config: LayerConfig) -> None:
         """Initialize weights uniformly within 1/sqrt(kernel) of zero, as torch does for
-        convolutions, and the bias with 0."""
-        bound = self.weight.shape[-1] ** -0.5
+        convolutions, or with 0 if `starts_at_zero`; and the bias with 0."""
+        bound = 0.0 if self.starts_at_zero else self.weight.shape[-1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def reach(self) -> int:
+        """Distance in tokens from an output to the earliest input that it depends on."""
+        return (self.weight.shape[-1] - 1) * self.dilation
+
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Map x (B, T, C) to (B, T, C); `kept` (B, kernel - 1, C) is updated to the last inputs."""
-        channels, _, kernel = self.weight.shape
-        x = preceded(x, kernel - 1, kept)
-        y = F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=channels)
+        """Map x (B, T, C) to (B, T, C); `kept` is the decoding state, updated to the last
+        inputs."""
+        x = preceded(x, self.reach, kept)
+        y = F.conv1d(
+            x.transpose(1, 2),
+            self.weight,
+            self.bias,
+            dilation=self.dilation,
+            groups=self.weight.shape[0],
+        )
         return y.transpose(1, 2)
 
     def new_state(self, batch: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The decoding state before the first token."""
-        channels, _, kernel = self.weight.shape
-        return torch.zeros(batch, kernel - 1, channels, device=device, dtype=dtype)
+        return torch.zeros(batch, self.reach, self.weight.shape[0], device=device, dtype=dtype)
 
     def forward_flops(self, seq_len: int, causal: bool = False) -> int:
         """FLOPs of the convolution: 2 x kernel for each channel and token."""

@@ -14,8 +14,15 @@ from torch import Tensor
 
 from components.positions import PositionEncoding
 
+LARGEST = "largest_"
+"""Name prefix of the metrics that a step combines by their maximum instead of their mean."""
+
 State = dict[str, Tensor]
 """The decoding state of one part of one layer: tensors that it updates in place."""
+
+
+TOKEN_EMBEDDING = "token embedding"
+"""The name under which the model gives the scaled token embeddings (B, T, C) to its layers."""
 
 
 class LayerInputs(NamedTuple):
@@ -28,7 +35,9 @@ class LayerInputs(NamedTuple):
         start: Position of the first token, which is the number of tokens before it. An int, or a
             tensor when decoding with a static state, whose shapes never change.
         states: The decoding state of each part, by its name in the block; None without decoding.
-        taken: Tensors given by earlier layers that the block's parts request, by name.
+        taken: Tensors given by earlier layers, or by the model (TOKEN_EMBEDDING), that the block's
+            parts request, by name.
+        measures: Whether mixers report their largest attention logits.
     """
 
     tokens: Tensor
@@ -37,6 +46,7 @@ class LayerInputs(NamedTuple):
     start: int | Tensor
     states: dict[str, State] | None
     taken: dict[str, Tensor]
+    measures: bool = False
 
 
 class LayerOutputs(NamedTuple):
@@ -97,6 +107,11 @@ class Context:
         """The part's decoding state, to be updated in place; None without decoding."""
         return None if self._inputs.states is None else self._inputs.states[self._part]
 
+    @property
+    def measures(self) -> bool:
+        """Whether to report the largest attention logits; see `components.attention_logits`."""
+        return self._inputs.measures
+
     def take(self, name: str) -> Tensor | None:
         """The tensor that an earlier layer gave under this name; None if none did.
 
@@ -107,7 +122,8 @@ class Context:
     # Outputs
 
     def give(self, name: str, value: Tensor) -> None:
-        """Give a tensor to later layers. If several layers give the same name, the first counts."""
+        """Give a tensor to later layers. If several layers give the same name, a layer takes the
+        one from the nearest layer before it."""
         self.outputs.given[name] = value
 
     def add_loss(self, name: str, value: Tensor) -> None:
@@ -120,7 +136,8 @@ class Context:
 
     def add_metric(self, name: str, value: Tensor) -> None:
         """Report a tensor of any shape. It is averaged over the micro-batches of a step, logged,
-        and passed to the part's `after_step`."""
+        and passed to the part's `after_step`. If the name starts with `LARGEST`, the step takes the
+        maximum of each element instead of the mean."""
         self.outputs.metrics.setdefault(self._part, {})[name] = value.detach()
 
 

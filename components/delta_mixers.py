@@ -23,7 +23,7 @@ class DeltaMixer(LinearMixer):
     """The delta rule on convolved queries, keys and values; queries and keys have
     length 1."""
 
-    delta_rule = True
+    memory_products = 3
     default_kernel = 4
 
     def features(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,7 @@ class KimiDeltaAttention(DeltaMixer):
     """
 
     default_width = 128
+    output_gates = ("gate",)
 
     class Options:
         kda_rank: int | None = _kda.option(

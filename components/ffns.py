@@ -196,6 +196,25 @@ class GatedOptions:
     )
 
 
+class GateScaleOptions:
+    """The scales of a gated network."""
+
+    glu_gate_scale: float = option(
+        1.0,
+        "gated networks: scale of the gate before its activation",
+        above=0,
+        per_layer=True,
+        tag="GLUGate{}",
+    )
+    glu_out_scale: float = option(
+        1.0,
+        "gated networks: scale of the output",
+        above=0,
+        per_layer=True,
+        tag="GLUOut{}",
+    )
+
+
 class Gating:
     """act(gate) * up, with the clamp and shift of gpt-oss (OpenAI 2025, arXiv 2508.10925):
     act(min(gate, limit)) * (clamp(up, -limit, limit) + shift)."""
@@ -211,14 +230,18 @@ class Gating:
 
 @FFNS.register("glu", label="GLU", paper="Dauphin et al. 2016, arXiv 1612.08083")
 class GLU(FeedForward):
-    """Gated linear unit: down(act(gate(x)) * up(x)); a sigmoid gate unless `activation` is set."""
+    """Gated linear unit: down(act(gate(x)) * up(x)); a sigmoid gate unless `activation` is set.
+
+    With `glu_gate_scale` g and `glu_out_scale` s, it is s down(act(g gate(x)) * up(x)), as in
+    Falcon-H1.
+    """
 
     default_activation = "sigmoid"
     default_multiplier = 8 / 3  # three matrices cost as much as the standard two at 4x
     canon_position = "d"
     scales_with_width = takes_sphere = True
 
-    class Options(GatedOptions, CanonOptions, GainOptions):
+    class Options(GatedOptions, CanonOptions, GainOptions, GateScaleOptions):
         pass
 
     def __init__(self, config: LayerConfig, width: int | None = None):
@@ -230,6 +253,9 @@ class GLU(FeedForward):
         self.gain = _hidden_gain(config, 2 * width)
         self.activation = ACTIVATIONS[config.activation](config)
         self.gating = Gating(config)
+        # Shared experts of a mixture have no scales.
+        self.gate_scale = config.get("glu_gate_scale", 1.0)
+        self.out_scale = config.get("glu_out_scale", 1.0)
         self.down = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -242,7 +268,10 @@ class GLU(FeedForward):
         if self.canon is not None:
             hidden = self.canon(hidden, context)
         gate, up = _scaled(hidden, self.gain, x.shape[-1]).chunk(2, dim=-1)
-        return self.dropout(self.down(self.gating(self.activation, gate, up)))
+        if self.gate_scale != 1:
+            gate = gate * self.gate_scale
+        y = self.down(self.gating(self.activation, gate, up))
+        return self.dropout(y if self.out_scale == 1 else y * self.out_scale)
 
     def new_state(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype

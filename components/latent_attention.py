@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from components.adapted_linear import merged_weight
 from components.attention import attended_pairs
 from components.attention_backends import ATTENTION_BACKENDS, attention_needs, window_of
+from components.attention_logits import LARGEST_LOGIT, divided, largest_logits, measuring_flops
 from components.attention_options import BiasOptions, HeadOptions, PositionOptions, ScoreOptions
 from components.context import Context, State, appended
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS, Mixer
 from components.norms import NormOptions, RMSNorm
 from components.part import GradientFlow
+from components.positions import POSITIONS
+from errors import Problem
 from options import Role, Section
 
 _mla = Section("Multi-head latent attention", Role.ARCHITECTURE)
@@ -34,7 +39,7 @@ class LatentAttention(Mixer):
     """
 
     residual_projections = ("out",)
-    scales_with_width = True
+    scales_with_width = has_logits = True
 
     class Options(BiasOptions, ScoreOptions, HeadOptions, PositionOptions, NormOptions):
         q_lora_rank: int | None = _mla.option(
@@ -99,6 +104,16 @@ class LatentAttention(Mixer):
         self.weight_dropout = config.dropout
         self.dropout = nn.Dropout(config.dropout)
 
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        if POSITIONS[config.position_encoding].computes_scores:
+            yield Problem(
+                ("mixer", "position_encoding"),
+                f"mixer='mla' does not support position_encoding={config.position_encoding!r}, "
+                "which computes the scores from whole keys; use mixer='attention', or another "
+                "position encoding.",
+            )
+
     @property
     def matrix_rows(self) -> dict[str, tuple[int, ...]]:
         return {"kv_latent": (self.rank, self.query_dims[1])}
@@ -131,7 +146,11 @@ class LatentAttention(Mixer):
         kv = self.kv(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         k_nope, v = kv.split((self.query_dims[0], self.value_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.expand(-1, self.n_head, -1, -1)), dim=-1)
-        return self._attend(torch.cat((q_nope, q_rope), dim=-1), k, v, context)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        if context.measures:
+            largest = largest_logits(q, k, self.backend.needs.scale, self.window)
+            context.add_metric(LARGEST_LOGIT, largest)
+        return self._attend(q, k, v, context)
 
     def _attend_latents(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: Context
@@ -147,6 +166,19 @@ class LatentAttention(Mixer):
         dropout = self.weight_dropout if self.training else 0.0
         start = context.start if isinstance(context.start, Tensor) else None
         return self.backend(q, k, v, context.score_bias, dropout, start, self.sinks)
+
+    def logit_rows(self, factors: Tensor) -> dict[nn.Parameter, Tensor]:
+        """All heads share the rotated part of the keys, but not the other part."""
+        queries, keys = divided(factors, shared_keys=False)
+        rotated, _ = divided(factors, shared_keys=True)
+        values = torch.ones_like(factors)
+        return {
+            self.q.weight: _by_head((queries, rotated), self.query_dims),
+            self.kv.weight: _by_head((keys, values), (self.query_dims[0], self.value_dim)),
+        }
+
+    def measuring_flops(self, seq_len: int) -> int:
+        return measuring_flops(seq_len, self.window, self.n_head, sum(self.query_dims))
 
     def new_state(
         self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
@@ -169,3 +201,9 @@ class LatentAttention(Mixer):
         keys = flow.out_of(self.kv)  # whose input has a gradient if kv_latent has adapters
         scores = own * sum(self.query_dims) // (sum(self.query_dims) + self.value_dim)
         return scores * (queries + keys) + (own - scores) * ((queries or keys) + keys)
+
+
+def _by_head(factors: tuple[Tensor, ...], dims: tuple[int, ...]) -> Tensor:
+    """Repeat factors (H,) for the rows of each head; `dims`: the rows per head for each factor."""
+    parts = [own[:, None].expand(-1, rows) for own, rows in zip(factors, dims, strict=True)]
+    return torch.cat(parts, dim=1).flatten()

@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+PLACE = ("index", "kv_source", "kv_readers")
+"""Attributes of a layer that are not keys: its place among the layers."""
+
 
 class LayerConfig:
     """The keys of one layer, read as attributes: `config.n_embd`, `config.my_option`.
@@ -15,13 +18,23 @@ class LayerConfig:
 
     Attributes:
         index: Index of the layer, from 0; None for a part shared by several layers.
+        kv_source: Index of the layer whose keys and values this one attends to, if `kv_sharing`.
+        kv_readers: Indices of the later layers that attend to the keys and values of this one.
     """
 
     index: int | None
+    kv_source: int | None
+    kv_readers: tuple[int, ...]
 
-    def __init__(self, values: Mapping[str, Any], index: int | None = None):
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        index: int | None = None,
+        kv_source: int | None = None,
+        kv_readers: tuple[int, ...] = (),
+    ):
         vars(self).update(values)
-        vars(self)["index"] = index
+        vars(self).update(index=index, kv_source=kv_source, kv_readers=kv_readers)
 
     def __setattr__(self, key: str, value: Any) -> None:
         raise AttributeError(f"{key}: a config is immutable")
@@ -33,14 +46,14 @@ class LayerConfig:
         )
 
     def __contains__(self, key: str) -> bool:
-        return key in vars(self) and key != "index"
+        return key in vars(self) and key not in PLACE
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values())
 
     def values(self) -> Mapping[str, Any]:
         """All keys and values."""
-        return MappingProxyType({key: v for key, v in vars(self).items() if key != "index"})
+        return MappingProxyType({key: v for key, v in vars(self).items() if key not in PLACE})
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or `default` if no part of the layer has it."""

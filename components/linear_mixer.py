@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from components.context import Context
 from components.layer_config import LayerConfig
 from components.mixers import MIXERS
 from components.norms import NormOptions, RMSNorm
-from components.part import Part
+from components.part import GradientFlow, Part
 from components.recurrent_mixer import RecurrentMixer, precise
 from errors import Problem
 from options import Role, Section
@@ -22,13 +22,19 @@ from options import Role, Section
 _linear = Section("Linear attention", Role.ARCHITECTURE)
 
 
+def _keys_width(config: LayerConfig) -> int:
+    """The default width of all keys together."""
+    return max(int(MIXERS[config.mixer].default_key_share * config.n_embd), 1)
+
+
 def _heads(config: LayerConfig) -> int:
-    return max(config.n_embd // MIXERS[config.mixer].default_width, 1)
+    """The largest divisor of the width of the keys that is at most one head per default width."""
+    most = max(config.n_embd // MIXERS[config.mixer].default_width, 1)
+    return next(heads for heads in range(most, 0, -1) if _keys_width(config) % heads == 0)
 
 
 def _key_dim(config: LayerConfig) -> int:
-    share = MIXERS[config.mixer].default_key_share
-    return max(int(share * config.n_embd) // config.linear_n_head, 1)
+    return max(_keys_width(config) // config.linear_n_head, 1)
 
 
 def _value_dim(config: LayerConfig) -> int:
@@ -57,7 +63,8 @@ class LinearMixer(RecurrentMixer):
     class Options(NormOptions):
         linear_n_head: int | None = _linear.option(
             None,
-            "number of query and key heads; none: n_embd / the default width per head",
+            "number of query and key heads; none: n_embd / the default width per head, or the next "
+            "lower divisor of n_embd",
             at_least=1,
             per_layer=True,
             derive=_heads,
@@ -137,6 +144,18 @@ class LinearMixer(RecurrentMixer):
                 "same number of value heads.",
             )
 
+    @classmethod
+    def rounding(cls, config: LayerConfig, derived: Collection[str]) -> Iterator[Problem]:
+        keys, heads = _keys_width(config), config.linear_n_head
+        if "linear_key_dim" in derived and keys % heads:
+            share = "" if keys == config.n_embd else f" (n_embd={config.n_embd})"
+            width = f"n_embd={keys}" if not share else f"the width {keys} of all keys{share}"
+            yield Problem(
+                ("linear_n_head", "n_embd"),
+                f"{width} is not a multiple of linear_n_head={heads}; change one, or set "
+                "linear_key_dim.",
+            )
+
     # What a subclass defines. Tensors of heads are (B, key heads, value heads of each, T, D).
 
     def features(self, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -175,18 +194,41 @@ class LinearMixer(RecurrentMixer):
         q, k = (each.unflatten(-1, of_keys).movedim(1, -2) for each in (q, k))
         return q, k, self.by_head(v)
 
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """If only decays or learning rates have a gradient, S and what the delta rule adds to it
+        have one, too, but queries, keys and values do not."""
+        if flow.into(self) or flow.out_of(self.qkvz):
+            return 2 * own
+        late = (*self.residual_projections, *self.output_gates)
+        gates = (child for name, child in self.named_children() if name not in late)
+        changed = any(
+            isinstance(child, nn.Linear | LowRank) and flow.out_of(child) for child in gates
+        )
+        products = self.memory_products
+        return own // products * (1 if products == 2 else products) * changed
+
     def by_head(self, x: Tensor) -> Tensor:
         """Reshape (B, T, value heads x D) to heads."""
         return x.unflatten(-1, (*self.of_key_head, -1)).movedim(1, -2)
 
 
 class LowRank(Part):
-    """Two linear layers without an activation in between, through `rank` dimensions."""
+    """Two linear layers with `rank` dimensions in between, where an activation may be applied."""
 
-    def __init__(self, inputs: int, rank: int, outputs: int, *, bias: bool):
+    def __init__(
+        self,
+        inputs: int,
+        rank: int,
+        outputs: int,
+        *,
+        bias: bool,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ):
         super().__init__()
         self.first = nn.Linear(inputs, rank, bias=False)
         self.second = nn.Linear(rank, outputs, bias=bias)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
+        hidden = self.first(x)
+        return self.second(hidden if self.activation is None else self.activation(hidden))

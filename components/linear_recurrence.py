@@ -68,14 +68,14 @@ def by_chunk(
     and S is decayed by the last G, plus the k_i exp(G_last - G_i) u_i^T. No exponent is above 0.
     """
     tokens = q.shape[-2]
-    q, k, v, g = (_in_chunks(x, chunk) for x in (q, k, v, g))
+    q, k, v, g = (in_chunks(x, chunk) for x in (q, k, v, g))
     total = g.cumsum(dim=-2)
     last = total[..., -1:, :]
     read, written = q * total.exp(), (k * (last - total).exp()).mT
     if beta is None:
-        within = _decayed_products(q, k, total)
+        within = decayed_products(q, k, total)
     else:
-        within, v, of_state = _corrected(q, k, v, total, _in_chunks(beta, chunk))
+        within, v, of_state = _corrected(q, k, v, total, in_chunks(beta, chunk))
     outputs = []
     for i in range(q.shape[-3]):
         u = v[..., i, :, :]
@@ -97,13 +97,13 @@ def _corrected(
     """
     weighted = beta * k
     both = torch.stack(torch.broadcast_tensors(q, weighted))
-    within, A = _decayed_products(both, k, total)
+    within, A = decayed_products(both, k, total)
     known = torch.cat((beta * v, weighted * total.exp()), dim=-1)
     solved = torch.linalg.solve_triangular(A.tril(-1), known, upper=False, unitriangular=True)
     return within, *solved.split((v.shape[-1], k.shape[-1]), dim=-1)
 
 
-def _decayed_products(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
+def decayed_products(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
     """The products x_t exp(G_t - G_i) . y_i for i <= t, and zeros: (..., n, n).
 
     With a decay for each dimension, exp(G_t) and exp(-G_i) cannot be separated, since the latter
@@ -120,7 +120,7 @@ def _decayed_products(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
     later = x[..., 1, :, :] * (total[..., 1, :, :] - middle).exp()
     earlier = y[..., 0, :, :] * (middle - total[..., 0, :, :]).exp()
     corner = later @ earlier.mT
-    inner = _decayed_products(x, y, total)
+    inner = decayed_products(x, y, total)
     first = F.pad(inner[..., 0, :, :], (0, n // 2))
     return torch.cat((first, torch.cat((corner, inner[..., 1, :, :]), dim=-1)), dim=-2)
 
@@ -130,7 +130,7 @@ def _by_last_row(x: Tensor, y: Tensor, total: Tensor) -> Tensor:
     row = (x[..., -1:, :] * (total[..., -1:, :] - total).exp() * y).sum(-1).unsqueeze(-2)
     if x.shape[-2] == 1:
         return row
-    before = _decayed_products(*(each[..., :-1, :] for each in (x, y, total)))
+    before = decayed_products(*(each[..., :-1, :] for each in (x, y, total)))
     return torch.cat((F.pad(before, (0, 1)), row), dim=-2)
 
 
@@ -141,7 +141,7 @@ def _decays(total: Tensor) -> Tensor:
     return (total - total.mT).masked_fill(~allowed, float("-inf")).exp()
 
 
-def _in_chunks(x: Tensor, chunk: int) -> Tensor:
+def in_chunks(x: Tensor, chunk: int) -> Tensor:
     """Reshape (..., T, D) to (..., chunks, chunk, D), padded with zero tokens, which do not change
     the state."""
     return F.pad(x, (0, 0, 0, -x.shape[-2] % chunk)).unflatten(-2, (-1, chunk))

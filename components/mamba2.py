@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +99,14 @@ class Mamba2(RecurrentMixer):
             tag=None,
         )
 
-    def __init__(self, config: LayerConfig):
+    def __init__(self, config: LayerConfig, scales: Sequence[float] = (1, 1, 1, 1, 1)):
+        """
+        Args:
+            config: The config of the layer.
+            scales: Factors of the projections z, x, B, C and dt.
+        """
         super().__init__()
+        self.scales = None if all(scale == 1 for scale in scales) else tuple(scales)
         heads, groups = config.mamba_n_head, config.mamba_n_group
         self.head_dim, self.chunk = config.mamba_head_dim, config.mamba_chunk
         self.memory_shape = (groups, heads // groups, config.mamba_state_dim, self.head_dim)
@@ -148,6 +154,17 @@ class Mamba2(RecurrentMixer):
             )
 
     @classmethod
+    def rounding(cls, config: LayerConfig, derived: Collection[str]) -> Iterator[Problem]:
+        if config.mamba_expand is None and "mamba_n_head" in derived:
+            width, head_dim = 2 * config.n_embd, config.mamba_head_dim
+            if width % head_dim:
+                yield Problem(
+                    ("mamba_head_dim", "n_embd", "mixer"),
+                    f"the width 2 x n_embd={width} is not a multiple of mamba_head_dim={head_dim}; "
+                    "change one, or set mamba_n_head.",
+                )
+
+    @classmethod
     def idle(cls, config: LayerConfig) -> Iterator[Problem]:
         if config.mamba_norm == "none":
             yield from idle_epsilon(config, "mamba_norm='none'")
@@ -160,13 +177,22 @@ class Mamba2(RecurrentMixer):
         draw_step_biases(self.dt_bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        inner, dtype = self.widths[0], x.dtype
-        z, xbc, dt = self.zxbcdt(x).split((inner, sum(self.widths), self.D.numel()), dim=-1)
+        dtype = x.dtype
+        z, xbc, dt = self._projected(x)
         xbc = F.silu(self.convolved(xbc, context))
         with torch.autocast(x.device.type, enabled=False):
             y = self._state_space(*(each.to(precise(dtype)) for each in (xbc, dt)), context)
             y = self._gated(y, z)
         return self.dropout(self.out(y.to(dtype)))
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """z (B, T, heads P), x, B and C together, and dt (B, T, heads)."""
+        heads = self.D.numel()
+        if self.scales is None:
+            return self.zxbcdt(x).split((self.widths[0], sum(self.widths), heads), dim=-1)
+        parts = self.zxbcdt(x).split((self.widths[0], *self.widths, heads), dim=-1)
+        z, *xbc, dt = (scale * part for scale, part in zip(self.scales, parts, strict=True))
+        return z, torch.cat(xbc, dim=-1), dt
 
     def _state_space(self, xbc: Tensor, dt: Tensor, context: Context) -> Tensor:
         """The outputs y (B, T, heads P) of all heads."""

@@ -12,6 +12,7 @@ from components.context import Context
 from components.ffns import FFNS, GLU, FeedForward, GatedOptions, Gating
 from components.grouped_linear import grouped_linear
 from components.layer_config import LayerConfig
+from components.parametrizations import parametrization_of
 from components.part import Part, own_stream
 from components.routing import (
     Router,
@@ -158,7 +159,8 @@ class Experts(Part):
         """Initialize like Linear layers; expert i does not depend on the number of experts."""
         if self.gate_up.is_meta:
             return  # nothing to draw, for thousands of experts in large models
-        for name, scale in (("gate_up", 1.0), ("down", (2 * config.n_layer) ** -0.5)):
+        residual = parametrization_of(config).residual_projection_scale
+        for name, scale in (("gate_up", 1.0), ("down", residual)):
             with own_stream(name):
                 for matrix in getattr(self, name):
                     nn.init.normal_(matrix, std=config.init_std * scale)

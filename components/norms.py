@@ -130,7 +130,8 @@ class RMSNormWithoutGain(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(precise), self.normalized_shape, None, self.eps)
+        y = F.rms_norm(x.to(precise), self.normalized_shape, None, self.eps)
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
 class PointwiseOptions:
@@ -193,7 +194,10 @@ def make_norm(config: LayerConfig) -> nn.Module:
     return NORMS[config.normalization](config.n_embd, config)
 
 
-def make_qk_norm(dim: int, config: LayerConfig) -> RMSNorm:
-    """Create a norm of queries or keys: the layer's norm if it is an RMSNorm, else RMSNorm."""
+def make_qk_norm(dim: int, config: LayerConfig) -> RMSNorm | LayerNorm:
+    """Create a norm of queries or keys: the layer's norm if it is an RMSNorm, else RMSNorm; or
+    LayerNorm, by `qk_norm_type`."""
+    if config.qk_norm_type == "layernorm":
+        return LayerNorm(dim, config)
     kind = NORMS[config.normalization]
     return (kind if issubclass(kind, RMSNorm) else RMSNorm)(dim, config)

@@ -17,6 +17,13 @@ from errors import Problem
 from options import option
 
 
+def effective_depth(config: Any) -> int:
+    """Number of layers that a token passes through: `n_layer`, with the looped layers counted
+    `loop_count` times."""
+    looped = config.n_layer - config.loop_prelude - config.loop_coda
+    return config.n_layer + (config.loop_count - 1) * looped
+
+
 class ParameterScales(NamedTuple):
     """Factors on the optimizer settings of a parameter."""
 
@@ -32,6 +39,8 @@ class Parametrization:
     scales_with_width: ClassVar[bool] = False
     """Whether settings depend on the width; then all parts must declare `scales_with_width`, and
     the optimizer `takes_scales`."""
+    allows_loops: ClassVar[bool] = True
+    """Whether it is defined for layers that are applied several times (`loop_count`)."""
 
     def __init__(self, config: Any):
         self.config = config
@@ -50,8 +59,12 @@ class Parametrization:
     def residual_projection_scale(self) -> float:
         """Factor on the standard deviation of residual projections: 1/sqrt(2 n_layer), so that the
         variance of the residual stream does not grow with depth (Radford et al. 2019, section
-        2.3)."""
-        return (2 * self.config.n_layer) ** -0.5
+        2.3). In layers with one sublayer, it is 1/sqrt(n_layer). Looped layers count `loop_count`
+        times, as in Huginn (Geiping et al. 2025, arXiv 2502.05171). With `zero_init`, it is 0."""
+        if self.config.zero_init:
+            return 0.0
+        sublayers = 1 if "none" in (self.config.mixer, self.config.ffn_type) else 2
+        return (sublayers * effective_depth(self.config)) ** -0.5
 
     @property
     def logit_scale(self) -> float:
@@ -94,6 +107,7 @@ class MuP(Parametrization):
     1/m of the learning rate and m times the weight decay; logits are multiplied by 1/m; products of
     queries and keys by 1/d instead of 1/sqrt(d). All else does not depend on the width: embeddings,
     LM head, norms and biases (table 8 of the paper; the weight decay is that of its package `mup`).
+    Adapters, which the paper does not cover, are not scaled either.
     """
 
     scales_with_width = True
@@ -131,7 +145,8 @@ class CompleteP(MuP):
 
     Relative to `mup`, the outputs of sublayers are multiplied by 1/l, residual projections start
     like other hidden weights, and the epsilon of Adam is multiplied by 1/(m l) in blocks and by 1/m
-    elsewhere (table 1 of the paper with alpha = 1).
+    elsewhere (table 1 of the paper with alpha = 1): it shrinks with the gradients, which depend on
+    the depth only in blocks. The authors' sample code multiplies it by 1/(m l) everywhere.
     """
 
     class Options(MuP.Options):
@@ -142,6 +157,7 @@ class CompleteP(MuP):
             tag="BaseDepth{}",
         )
 
+    allows_loops = False
     blocks: ClassVar[tuple[str, ...]] = ("pre", "parallel", "parallel_shared")
     """The blocks it is defined for: those that normalize only the inputs of sublayers."""
 
@@ -162,7 +178,7 @@ class CompleteP(MuP):
 
     @property
     def residual_projection_scale(self) -> float:
-        return 1.0
+        return 0.0 if self.config.zero_init else 1.0
 
     @property
     def residual_scale(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -60,6 +60,8 @@ class Part(nn.Module):
     """Names of the Linear children that scale the result of the part's own matmuls."""
     multiplies_weights: ClassVar[bool] = False
     """Whether the matmuls outside Linear layers multiply activations with weights."""
+    applications: int = 1
+    """How often it runs in a forward pass; `forward_flops` are those of one application."""
     takes_sphere: ClassVar[bool] = False
     """Whether `sphere_weights` is defined: every Linear layer reads the residual stream, or writes
     to it and is listed in `residual_projections`."""
@@ -70,6 +72,20 @@ class Part(nn.Module):
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
         """Yield problems with the layer's config, whose values are individually valid."""
+        return iter(())
+
+    @classmethod
+    def rounding(cls, config: LayerConfig, derived: Collection[str]) -> Iterator[Problem]:
+        """Yield problems with values that were derived by rounding; `derived` contains the names of
+        all keys of the layer whose values were derived."""
+        return iter(())
+
+    @classmethod
+    def problems_among(
+        cls, config: LayerConfig, layers: Sequence[LayerConfig]
+    ) -> Iterator[Problem]:
+        """Like `problems`, for what depends on other layers; `layers` are all layers of the model,
+        including this one."""
         return iter(())
 
     @classmethod
@@ -165,7 +181,7 @@ def _children_flops(module: nn.Module, seq_len: int, causal: bool) -> int:
     total = 0
     for child in module.children():
         if isinstance(child, Part):
-            total += child.forward_flops(seq_len, causal)
+            total += child.applications * child.forward_flops(seq_len, causal)
         elif isinstance(child, nn.Linear):
             total += 2 * child.weight.numel() * seq_len
         else:

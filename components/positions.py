@@ -1,9 +1,9 @@
 """Position encodings: `position_encoding`.
 
-A position encoding has three hooks, which do nothing by default: add to the embedding, rotate
-queries and keys, bias the attention scores. Positions are `start .. start + T - 1`. When decoding,
-`start` is the number of previous tokens, as an int, or as a tensor if the shapes of the decoding
-state are static.
+A position encoding has hooks, which do nothing by default: add to the embedding, rotate queries and
+keys, bias the attention scores, or compute them (`pair_scores`). Positions are
+`start .. start + T - 1`. When decoding, `start` is the number of previous tokens, as an int, or as
+a tensor if the shapes of the decoding state are static.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from components.layer_config import LayerConfig
-from components.part import Part
+from components.part import GradientFlow, Part
 from components.registry import Registry
 from components.rope_scalings import (
     ROPE_SCALINGS,
@@ -39,12 +40,29 @@ class PositionEncoding(Part):
     """Whether it acts on the embedding, so that all layers must use it."""
     biases_scores: ClassVar[bool] = False
     """Whether `score_bias` returns a tensor, which not all attention backends support."""
+    computes_scores: ClassVar[bool] = False
+    """Whether `scoring` returns a part, which not all attention backends and mixers support."""
+    learns_scores: ClassVar[bool] = False
+    """Whether its parameters affect only the scores, so that it needs several keys per query."""
+    changes_keys: ClassVar[bool] = False
+    """Whether tokens change the keys of earlier ones: `scoring` then stores the keys itself."""
     unbounded: ClassVar[bool] = False
     """Whether it supports positions beyond block_size."""
-    scales_with_width = True
+    scales_with_width = takes_sphere = True
 
     def __init__(self, config: LayerConfig):
         super().__init__()
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        alone = config.get("sliding_window") == 1 and not config.get("attention_sinks")
+        if cls.learns_scores and alone:
+            yield Problem(
+                ("sliding_window", "position_encoding"),
+                f"position_encoding={config.position_encoding!r} has no effect with "
+                "sliding_window=1, where queries attend only to their own token; raise "
+                "sliding_window, or use another position encoding there.",
+            )
 
     def embed(self, x: Tensor, start: int | Tensor) -> Tensor:
         """Add to the token embeddings x (B, T, C)."""
@@ -57,6 +75,12 @@ class PositionEncoding(Part):
     def score_bias(self, start: int | Tensor, length: int, keys: int) -> Tensor | None:
         """The bias of the scores of `length` queries and `keys` keys, (H, length, keys), or None.
         The first key is at position 0."""
+        return None
+
+    @classmethod
+    def scoring(cls, config: LayerConfig) -> Part | None:
+        """The part that computes the scores of one attention layer from its queries, keys and
+        input, a `PairScores`; None: the attention backend computes them."""
         return None
 
 
@@ -193,6 +217,82 @@ class ALiBi(PositionEncoding):
         k = torch.arange(keys, device=self.slopes.device)
         distance = (q[:, None] - k[None, :]).clamp(min=0)
         return -self.slopes[:, None, None] * distance
+
+
+@POSITIONS.register("fire", label="FIRE", paper="Li et al. 2023, arXiv 2310.04418")
+class FIRE(PositionEncoding):
+    """Bias the scores by a learned function of the distance relative to the query's position.
+
+    The score of the query at position i = 0, 1, ... and the key at position j has the bias
+    f(psi(i - j) / psi(max(L, i))), where psi(x) = log(|c| x + 1) and f is a network from a number
+    to a bias per head: f(r) = W relu(a r + b) with `fire_width` hidden units. c and L are learned,
+    L as a multiple of its initial value. As i grows, a larger range of distances is mapped to
+    [0, 1], so that a model can read more tokens than it was trained with. f has no output bias,
+    which the softmax would cancel.
+
+    Layers with the same options share f, c and L (the paper's FIRE-S). The biases are computed
+    once, in float32, for all of them and for all sequences of a batch. f is applied to every pair
+    of positions, including those that a window hides: 2 w (1 + H) FLOPs each for w hidden units,
+    which count for every sequence.
+    """
+
+    biases_scores = learns_scores = True
+    scales_with_width = False
+
+    class Options:
+        fire_width: int = option(
+            32, "FIRE: hidden units of the network", at_least=1, per_layer=True, tag="FIREWidth{}"
+        )
+        fire_scale: float = option(
+            0.1, "FIRE: initial c, the scale of distances", above=0, per_layer=True, tag="FIREC{}"
+        )
+        fire_threshold: float = option(
+            512.0,
+            "FIRE: initial L, the least number of positions that distances are relative to",
+            above=0,
+            per_layer=True,
+            tag="FIREL{}",
+        )
+
+    def __init__(self, config: LayerConfig):
+        super().__init__(config)
+        width = config.fire_width
+        self.first_threshold = config.fire_threshold
+        self.scale = nn.Parameter(torch.tensor(config.fire_scale))
+        self.threshold = nn.Parameter(torch.tensor(1.0))  # times first_threshold
+        self.slopes = nn.Parameter(torch.empty(width))
+        self.offsets = nn.Parameter(torch.empty(width))
+        self.mixing = nn.Parameter(torch.empty(config.n_head, width))
+
+    def init_parameters(self, config: LayerConfig) -> None:
+        """Initialize the network uniformly within 1/sqrt(inputs), as torch does for Linear."""
+        bound = self.mixing.shape[1] ** -0.5
+        for parameter, most in ((self.slopes, 1), (self.offsets, 1), (self.mixing, bound)):
+            nn.init.uniform_(parameter, -most, most)
+
+    def score_bias(self, start: int | Tensor, length: int, keys: int) -> Tensor:
+        device = self.scale.device
+        dtype = torch.promote_types(self.scale.dtype, torch.float32)
+        i = start + torch.arange(length, device=device).to(dtype)
+        distance = (i[:, None] - torch.arange(keys, device=device)).clamp(min=0)
+        scale = self.scale.to(dtype).abs()
+        least = self.threshold.to(dtype).abs() * self.first_threshold
+        whole = torch.log1p(scale * torch.maximum(i, least)) + 1e-6
+        relative = torch.log1p(scale * distance) / whole[:, None]
+        a, b, W = (each.to(dtype) for each in (self.slopes, self.offsets, self.mixing))
+        with torch.autocast(device.type, enabled=False):
+            hidden = F.linear(relative.unsqueeze(-1), a.unsqueeze(-1), b).relu()
+            return F.linear(hidden, W).movedim(-1, 0)
+
+    def forward_flops(self, seq_len: int, causal: bool = False) -> int:
+        """FLOPs of the network for every pair of positions; with `causal`, every visible pair."""
+        pairs = seq_len * (seq_len + 1) // 2 if causal else seq_len**2
+        heads, width = self.mixing.shape
+        return 2 * width * (1 + heads) * pairs
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """Zero: nothing but its own weights has a gradient."""
+        return 0
 
 
 def alibi_slopes(n_head: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -29,8 +30,8 @@ class RecurrentMixer(Mixer):
     unbounded = True
     residual_projections = ("out",)
 
-    delta_rule: ClassVar[bool] = False
-    """Whether the memory is updated by the delta rule."""
+    memory_products: ClassVar[int] = 2
+    """Products with S and outer products added to it, per token."""
 
     conv: CausalConv | None
     memory_shape: tuple[int, ...]
@@ -49,9 +50,26 @@ class RecurrentMixer(Mixer):
         The arguments are those of `linear_recurrence`, in the dtype of the memory, with the heads
         of `memory_shape`.
         """
+
+        def recurrence(memory: Tensor) -> tuple[Tensor, Tensor]:
+            return linear_recurrence(q, k, v, g, beta, memory, self.chunk)
+
+        return self.remembered(recurrence, v, context)
+
+    def remembered(
+        self, recurrence: Callable[[Tensor], tuple[Tensor, Tensor]], v: Tensor, context: Context
+    ) -> Tensor:
+        """The outputs of a recurrence, from the memory of the context, which is updated.
+
+        Args:
+            recurrence: Maps the memory before the first token to the outputs and to the memory
+                after the last one.
+            v: The values, for the batch, the device and the dtype of the memory.
+            context: The context of the part.
+        """
         state = context.state
         memory = self._zeros(v) if state is None else state["memory"].to(v.dtype)
-        y, last = linear_recurrence(q, k, v, g, beta, memory, self.chunk)
+        y, last = recurrence(memory)
         if state is not None:
             state["memory"].copy_(last)
         return y
@@ -75,8 +93,7 @@ class RecurrentMixer(Mixer):
         Each token reads S and adds an outer product to it, which are 2 Dk Dv each; the delta rule
         reads S twice.
         """
-        passes = 3 if self.delta_rule else 2
-        rule = 2 * passes * math.prod(self.memory_shape)
+        rule = 2 * self.memory_products * math.prod(self.memory_shape)
         return super().forward_flops(seq_len, causal) + rule * seq_len
 
 

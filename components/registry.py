@@ -81,6 +81,7 @@ class Registry:
         self._role = role
         self._entries: dict[str, Entry] = {}
         self._canonical: dict[str, str] = {}
+        self._words: set[str] = set()
 
     def register(
         self,
@@ -198,6 +199,11 @@ class Registry:
         return "".join(lines)
 
     def _refuse_taken(self, part: type, label: str, names: tuple[str, ...]) -> None:
+        for name in self._words.intersection(names):
+            raise UserError(
+                f"{self.key}: the name {name!r} has another meaning; register "
+                f"{part.__qualname__} with another name."
+            )
         for entry in self._entries.values():
             if entry.name == names[0] and _same_source(entry.part, part):
                 continue
@@ -236,7 +242,9 @@ class Registry:
         return len(self._entries)
 
     def plus(self, *words: str) -> Choices:
-        """The names plus additional words, as the choices of a config key."""
+        """The names plus additional words, as the choices of a config key. No part can have such a
+        word as its name."""
+        self._words.update(words)
         return Choices(self, words)
 
     @property

@@ -7,7 +7,8 @@ sites): the config of its layer, and the number of places in its block where sub
     stream = leave(stream, context)          at the end of a block
     x = end(stream)                          once, after the last block
 
-x is (B, T, C); the stream may have additional dimensions before the last one, C.
+x is (B, T, C). The stream is a tensor, which may have additional dimensions before the last one, C,
+or a tuple of tensors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.context import Context
+from components.depth_attention import DepthAttention
 from components.layer_config import LayerConfig
 from components.norms import make_norm
 from components.parametrizations import parametrization_of
@@ -28,6 +30,9 @@ from components.registry import Registry
 from components.sphere import Gain, on_sphere
 from errors import Problem
 from options import option
+
+Stream = Tensor | tuple[Tensor, ...]
+"""The residual stream."""
 
 Branch = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 """A sublayer with its norms, from (B, T, C) to (B, T, C); parallel sublayers return a tuple."""
@@ -43,6 +48,11 @@ FIRST_MIXING_LOGIT = -8.0
 class Residual(Part):
     """The residual stream between sublayers; by default a tensor (B, T, C)."""
 
+    normalized: ClassVar[bool] = True
+    """Whether norms can be applied to the stream, as post-norm blocks do."""
+    allows_loops: ClassVar[bool] = True
+    """Whether it is defined for layers that are applied several times (`loop_count`)."""
+
     takes: tuple[str, ...] = ()
     """Names of the tensors of earlier layers that it reads with `context.take`."""
     gives: tuple[str, ...] = ()
@@ -51,23 +61,26 @@ class Residual(Part):
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__()
 
-    def begin(self, x: Tensor) -> Tensor:
+    def connect(self, sites: int) -> None:
+        """Receive the number of sites in earlier blocks; called once, when the model is created."""
+
+    def begin(self, x: Tensor) -> Stream:
         """The initial stream, given the embeddings x (B, T, C)."""
         return x
 
-    def end(self, stream: Tensor) -> Tensor:
+    def end(self, stream: Stream) -> Tensor:
         """The input of the final norm and the LM head, (B, T, C)."""
         return stream
 
-    def enter(self, stream: Tensor, context: Context) -> Tensor:
+    def enter(self, stream: Stream, context: Context) -> Stream:
         """The stream at the start of a block."""
         return stream
 
-    def join(self, stream: Tensor, site: int, branch: Branch) -> Tensor:
+    def join(self, stream: Stream, site: int, branch: Branch) -> Stream:
         """The stream after adding the output of a branch."""
         raise NotImplementedError
 
-    def leave(self, stream: Tensor, context: Context) -> Tensor:
+    def leave(self, stream: Stream, context: Context) -> Stream:
         """The stream at the end of a block."""
         return stream
 
@@ -115,6 +128,7 @@ class UNetResidual(PlainResidual):
     """
 
     scales_with_width = False
+    allows_loops = False
 
     def __init__(self, config: LayerConfig, sites: int):
         super().__init__(config, sites)
@@ -169,6 +183,12 @@ class SphereResidual(Residual):
 
     @classmethod
     def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        if config.zero_init:
+            yield Problem(
+                ("residual", "zero_init"),
+                "residual='ngpt' divides the outputs of sublayers by their length, which "
+                "zero_init=True makes 0; drop one.",
+            )
         wanted = {"normalization": "none", "norm_position": "pre"}
         for key, value in wanted.items():
             if getattr(config, key) != value:
@@ -362,6 +382,100 @@ class ManifoldHyperConnections(SeveralStreams):
         )
 
     connection = ManifoldConnection
+
+
+@RESIDUALS.register("attention", label="AttnRes", paper="Kimi Team 2026, arXiv 2603.15031")
+class AttentionResidual(Residual):
+    """Replace sums over depth with softmax attention over the outputs of all earlier sublayers.
+
+    Each sublayer, and the final norm, reads a learned mixture of them and of the embedding. With
+    `attn_res_block`, the outputs of that many layers are summed, and a mixture is over the
+    embedding, the sums of earlier blocks and the sum so far (the paper's Block AttnRes). Parallel
+    sublayers count as one. The first sublayer reads the embedding and needs no query.
+
+    The stream is a tuple of the sources, (B, T, C) each. See `DepthAttention` for the weights.
+    """
+
+    class Options:
+        attn_res_block: int | None = option(
+            None,
+            "attention residuals: layers per block, whose outputs are summed; none: every output "
+            "is attended to separately",
+            at_least=1,
+            tag="ResBlock{}",
+        )
+
+    normalized = False
+    allows_loops = False
+
+    def __init__(self, config: LayerConfig, sites: int):
+        super().__init__(config, sites)
+        self.width, self.index, self.sites = config.n_embd, config.index, sites
+        self.block = config.attn_res_block
+        self.starts_block = self.block is not None and config.index % self.block == 0
+        first = 1 if config.index == 0 else 0
+        self.queries = nn.ModuleDict(
+            {str(site): DepthAttention(self.width, 0) for site in range(first, sites)}
+        )
+        last = config.index == config.n_layer - 1
+        self.output = DepthAttention(self.width, 0) if last else None
+        self.connect(config.index * sites)
+
+    @classmethod
+    def problems(cls, config: LayerConfig) -> Iterator[Problem]:
+        if config.get("layer_norm_scaling"):
+            yield Problem(
+                ("residual", "layer_norm_scaling"),
+                "layer_norm_scaling=True compensates for sums that grow with depth, but "
+                "residual='attention' computes means; set layer_norm_scaling=False, or use "
+                "residual='plain'.",
+            )
+        if config.mtp != "none":
+            yield Problem(
+                ("residual", "mtp"),
+                f"mtp={config.mtp!r} is not defined for residual='attention', whose last layer "
+                "reads the outputs of all layers before it; use mtp='none', or another residual.",
+            )
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        block = config.attn_res_block
+        if block is not None and block > config.n_layer:
+            yield Problem(
+                ("attn_res_block", "n_layer"),
+                f"attn_res_block={block} is more than n_layer={config.n_layer}, so that all layers "
+                f"are one block, as with attn_res_block={config.n_layer}; lower it.",
+            )
+
+    def connect(self, sites: int) -> None:
+        for name, query in self.queries.items():
+            query.sources = self._sources(sites, int(name))
+        if self.output is not None:
+            self.output.sources = self._sources(sites, self.sites)
+
+    def _sources(self, sites: int, site: int) -> int:
+        """The number of sources after this many sites in earlier blocks and in this one."""
+        if self.block is None:
+            return 1 + sites + site
+        started = self.index + (1 if site else 0)
+        return 1 + -(-started // self.block)
+
+    def begin(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x,)
+
+    def end(self, stream: tuple[Tensor, ...]) -> Tensor:
+        return stream[-1]
+
+    def join(self, stream: tuple[Tensor, ...], site: int, branch: Branch) -> tuple[Tensor, ...]:
+        name = str(site)
+        x = self.queries[name](*stream) if name in self.queries else stream[0]
+        y = sum(_outputs(branch(x))).to(x.dtype)
+        if self.block is None or (self.starts_block and site == 0):
+            return *stream, y
+        return *stream[:-1], stream[-1] + y
+
+    def leave(self, stream: tuple[Tensor, ...], context: Context) -> tuple[Tensor, ...]:
+        return stream if self.output is None else (self.output(*stream),)
 
 
 def _mixtures(alpha: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """DeepSeek-V3 (DeepSeek-AI 2024, arXiv 2412.19437): 671,026,404,352 parameters, 37B of them active,
-with its vocabulary of 129,280.
+with its vocabulary of 129,280, and 11,610,067,968 more in the module for multi-token prediction,
+which only training uses.
 
-Without its multi-token prediction module, and without the RoPE scaling by which it was extended
-from 4,096 to 163,840 tokens.
+It has no RoPE scaling; the published model uses one that extends it from 4,096 to 163,840 tokens.
 """
 
 arch_preset = "deepseek_v3"

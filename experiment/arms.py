@@ -25,10 +25,9 @@ from experiment.budgets import Budget, length_flags
 from experiment.jobs import digest
 from experiment.matching import (
     FFN_KEYS,
-    active_parameters,
     counter,
-    parameters,
     size_problems,
+    sizes_of_run,
     solve,
     trained_flops_per_token,
 )
@@ -72,12 +71,13 @@ class Arm:
 
     @property
     def parameters(self) -> int:
-        return parameters(self.settings.model)
+        """Number of parameters, including those of adapters."""
+        return sizes_of_run(self.settings.model, self.settings.training)[0]
 
     @property
     def active_parameters(self) -> int:
         """Number of parameters that a token uses, excluding experts it is not routed to."""
-        return active_parameters(self.settings.model)
+        return sizes_of_run(self.settings.model, self.settings.training)[1]
 
     @property
     def flops_per_token(self) -> float:

@@ -73,6 +73,16 @@ def active_parameters(config: ModelArchitectureConfig) -> int:
 
 
 @functools.cache
+def sizes_of_run(config: ModelArchitectureConfig, training: TrainingConfig) -> tuple[int, int]:
+    """Number of total and active parameters of a run's model, including its adapters."""
+    if training.adapter == "none":
+        return _sizes(config)
+    with torch.device("meta"):
+        model = adapted_model(config, training)
+        return model.num_parameters(), model.active_parameters()
+
+
+@functools.cache
 def flops_per_token(config: ModelArchitectureConfig, sequence_length: int) -> float:
     """Training FLOPs per token at a sequence length, by the full convention."""
     with torch.device("meta"):

@@ -6,7 +6,7 @@ auxiliary losses of the model's parts are added to its result.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ Terms = dict[str, Tensor]
 
 class Objective:
     """A loss computed from the model's last hidden states."""
+
+    trains: ClassVar[bool] = True
+    """Whether the loss is minimized, so that the model adds the loss of multi-token prediction."""
 
     class Options:
         z_loss_coef: float = option(

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from components.adapted_linear import Adapter
 from components.head import LMHead
 from components.parametrizations import ParameterScales
 from components.part import Part
+from components.quantized_linear import QuantizedLinear
 from errors import UserError
 
 
@@ -27,6 +29,16 @@ def is_sharded(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """This worker's slice of a tensor, sharing its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This worker's slice of a whole tensor if sharded like `like`. Does not communicate."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -107,9 +119,15 @@ def parameter_scales(model: nn.Module) -> Callable[[nn.Parameter], ParameterScal
     if parametrization is None or not parametrization.scales_with_width:
         return lambda _: ParameterScales()
     matrices, inside = hidden_matrices(model), set(model.blocks.parameters())
-    return lambda parameter: parametrization.scales(
-        hidden=parameter in matrices, in_block=parameter in inside
-    )
+    adapters = (module for module in model.modules() if isinstance(module, Adapter))
+    added = {parameter for adapter in adapters for parameter in adapter.parameters()}
+
+    def scales_of(parameter: nn.Parameter) -> ParameterScales:
+        if parameter in added:  # their rank does not grow with the width
+            return ParameterScales()
+        return parametrization.scales(hidden=parameter in matrices, in_block=parameter in inside)
+
+    return scales_of
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
@@ -127,7 +145,7 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
     for module in model.modules():
         if isinstance(module, nn.Embedding | LMHead):
             outside.add(module.weight)
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and not isinstance(module, QuantizedLinear):
             found.setdefault(module.weight, (module.out_features,))
         if isinstance(module, Part):
             found |= _declared(module)
@@ -139,6 +157,8 @@ def _declared(part: Part) -> dict[nn.Parameter, tuple[int, ...]]:
     declared = {}
     for name, rows in part.matrix_rows.items():
         owner = getattr(part, name)
+        if isinstance(owner, QuantizedLinear):
+            continue
         weight = owner if isinstance(owner, nn.Parameter) else owner.weight
         if sum(rows) != weight.shape[-2]:
             raise UserError(
