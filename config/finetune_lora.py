@@ -2,7 +2,7 @@
 
     python train.py config/finetune_lora.py --init_from=FOLDER --dataset=NAME
 
-FOLDER is a model folder of Hugging Face transformers (docs/finetuning.md), or the export of a run.
+FOLDER is a model folder of Hugging Face transformers (docs/finetuning.md), or a run directory.
 Only the adapters are trained and saved. --adapter=rslora and --adapter=dora have the same options.
 """
 

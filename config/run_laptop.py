@@ -3,6 +3,8 @@
     python train.py config/arch_llama.py config/run_laptop.py
     python sample.py --run=latest --max_new_tokens=500
 
+For a model without attention, such as arch_mamba2_tiny, add --n_head=default.
+
 Tokens: 2,048 per step, 2.0M in 1,000 steps.
 Schedule: warm-up over 100 steps, then a cosine from 3e-3 to 3e-4.
 Loss: measured with seed 1337, nats per character of the whole validation split: 1.66 as arch_llama,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from errors import UserError, listed, quoted
 from interop.activation_fields import gate
+from interop.attention_families import ATTENTION_FAMILIES
 from interop.deepseek_families import DEEPSEEK_FAMILIES
 from interop.family import Family
 from interop.family_tables import (
@@ -43,6 +44,7 @@ from interop.moe_families import MOE_FAMILIES
 from interop.patterned_families import PATTERNED_FAMILIES
 from interop.rope_fields import rope, rope_in_some_layers, windows_without_rope
 from interop.scaled_families import SCALED_FAMILIES
+from interop.state_space_families import STATE_SPACE_FAMILIES
 from interop.window_fields import WINDOW_EVERYWHERE, late_windows, optional_windows
 from model_config import ModelArchitectureConfig
 
@@ -306,6 +308,8 @@ FAMILIES: dict[str, Family] = {
         GPT_OSS,
         *DEEPSEEK_FAMILIES,
         *HYBRID_FAMILIES,
+        *STATE_SPACE_FAMILIES,
+        *ATTENTION_FAMILIES,
     )
 }
 """By model_type; where several could express an architecture, the first is written."""

@@ -25,10 +25,18 @@ from interop.fields import Aspect, Fields, Keys
 from interop.file_forms import FileForm, Tensors
 from interop.layouts import PLAIN, Layout
 from model_config import ModelArchitectureConfig
-from options import KEYS
+from options import KEYS, Role
 from patterns import Pattern, by_layer
 
-OF_A_RUN = ("dropout", "attention_backend", "balance_loss_coef", "router_z_loss_coef")
+OF_A_RUN = (
+    "dropout",
+    "attention_backend",
+    "balance_loss_coef",
+    "router_z_loss_coef",
+    "mtp",
+    "mtp_depth",
+    "mtp_weight",
+)
 """Keys that are no part of what a model computes: neither read nor written."""
 BIASES = (
     "bias",
@@ -38,8 +46,15 @@ BIASES = (
     "router_logit_bias",
     "router_bias_rate",
 )
+_OF_EVERY_FAMILY: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "is_causal": (True,),
+    "per_layer_config": (None, {}),
+    "kv_sharing_modes": (None,),
+}
+"""Fields that transformers reads in every family, with the values that can be expressed here."""
 _OF_PARAMETRIZATIONS = ("parametrization", "mup_base_width", "completep_base_depth")
-_MADE_UP_FOR = (*OF_A_RUN, *_OF_PARAMETRIZATIONS, "ffn_multiplier", "ffn_multiple_of")
+_MADE_UP_FOR = (*OF_A_RUN, *_OF_PARAMETRIZATIONS, "zero_init", "ffn_multiplier", "ffn_multiple_of")
 """Keys that are not compared, since others have what follows from them: ffn_hidden, and the scales
 of logits, residuals and attention."""
 
@@ -123,7 +138,7 @@ class Family:
         """
         renamed = {name: fields[alias] for alias, name in self.aliases.items() if alias in fields}
         fields = {**self.defaults, **fields, **renamed}
-        for name, allowed in (self.required | {"quantization_config": (None,)}).items():
+        for name, allowed in (_OF_EVERY_FAMILY | self.required).items():
             if name in fields and fields[name] not in allowed:
                 raise UserError(
                     f"{name}={fields[name]!r} cannot be expressed here; only "
@@ -135,7 +150,9 @@ class Family:
                 keys |= aspect.read(fields)
         except KeyError as error:
             raise UserError(f"config.json of a {self.model_type} has no {error}.") from error
-        except (TypeError, AttributeError, ArithmeticError) as error:
+        except UserError:
+            raise
+        except (TypeError, AttributeError, ArithmeticError, ValueError) as error:
             message = f"config.json of a {self.model_type} has a value of the wrong type: {error}."
             raise UserError(message) from error
         return keys
@@ -285,7 +302,11 @@ def _alike(key: str, one: Any, other: Any) -> bool:
 
 def _compared(layer: LayerConfig) -> Keys:
     """What a layer computes: its keys, without those that others make up for."""
-    keys = {key: value for key, value in layer.values().items() if key not in _MADE_UP_FOR}
+    keys = {
+        key: value
+        for key, value in layer.values().items()
+        if key not in _MADE_UP_FOR and KEYS[key].role is not Role.EXECUTION
+    }
     if "sliding_window" in keys:
         keys["sliding_window"] = window_of(layer)
     if "rope_fraction" in keys:

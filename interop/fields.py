@@ -149,6 +149,21 @@ HEAD_DIM_OF_WIDTH = Aspect(
 """Where `head_dim` must be given and be hidden_size/num_attention_heads."""
 
 
+# Norms of queries and keys
+
+
+def _layer_norm_of_heads(given: Fields) -> Keys:
+    if not given["qk_layernorm"]:
+        return {"qk_norm": False}
+    return {"qk_norm": True, "qk_norm_type": "layernorm"}
+
+
+QK_LAYER_NORM = Aspect(
+    _layer_norm_of_heads, lambda config: {"qk_layernorm": bool(value_of(config, "qk_norm"))}
+)
+"""A LayerNorm of each head of queries and keys, or none."""
+
+
 # Biases
 
 

@@ -25,6 +25,7 @@ from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, family_of, read_fields
 from interop.family import Family
+from interop.own_runs import is_run, load_run_weights
 from interop.peft_format import save_adapter
 from interop.tokenizer import tokenizer_files
 from interop.weights import copy_weights, their_tensors
@@ -66,7 +67,11 @@ def load(source: str | Path | Any, **changes: Any) -> GPT:
 
 
 def load_weights(model: GPT, folder: Path) -> None:
-    """Copy a folder's weights into a model of its architecture. Raises UserError, as `load`."""
+    """Copy the weights of a model folder, or of a run or checkpoint, into a model of its
+    architecture. Raises UserError like `load` and `own_runs.load_run_weights`."""
+    if is_run(folder):
+        load_run_weights(model, folder, load_weights)
+        return
     copy_weights(model, family_of(read_fields(folder)), read_tensors(folder))
 
 
@@ -196,6 +201,16 @@ def export(
         save(model, folder, family, tokenizer)
     written = sorted(file.name for file in folder.iterdir())
     notes = [*trained.notes, f"{trained.checkpoint} -> {folder}: {', '.join(written)}"]
+    if model.mtp:
+        notes.append(
+            f"The modules for multi-token prediction ({model.mtp_parameters():,} parameters) are "
+            "left out: transformers has no equivalent."
+        )
+    if peft and is_run(Path(trained.training.init_from)):
+        notes.append(
+            f"PEFT cannot load the base {trained.training.init_from}, which is a run: export it, "
+            "too, and set base_model_name_or_path in adapter_config.json to its folder."
+        )
     if not peft and not tokenizer_files(tokenizer, model.config.block_size):
         notes.append(
             f"No tokenizer is written: transformers has no equivalent of {tokenizer.name!r}."
@@ -206,7 +221,11 @@ def export(
 def _save_peft(trained: TrainedModel, folder: Path, family: str | None) -> None:
     if not trained.model.adapted:
         raise UserError(f"{trained.checkpoint} has no adapters; drop --peft to export the model.")
-    base = family_of(read_fields(Path(trained.training.init_from)))
+    folder_of_base = Path(trained.training.init_from)
+    if is_run(folder_of_base):
+        base = choose_family(trained.model.config)
+    else:
+        base = family_of(read_fields(folder_of_base))
     if family not in (None, base.model_type):
         raise UserError(
             f"--family={family} has no effect with --peft: the adapters are those of a "

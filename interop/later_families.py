@@ -31,6 +31,7 @@ from interop.fields import (
     HEAD_DIM_OF_WIDTH,
     KEY_HEADS,
     NO_HEAD_DIM,
+    QK_LAYER_NORM,
     Aspect,
     Fields,
     Keys,
@@ -190,15 +191,22 @@ _PHI = Family(
         LAYER_NORM_EPS,
         KEY_HEADS,
         activation("hidden_act"),
+        QK_LAYER_NORM,
         NO_HEAD_DIM,
         rope(fraction_field="partial_rotary_factor", fraction=0.5),
     ),
-    defaults={**UNTIED, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"},
-    required={"qk_layernorm": (False,)},
+    defaults={
+        **UNTIED,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu_new",
+        "qk_layernorm": False,
+    },
     weights={
         "embedding": LLAMA_WEIGHTS["embedding"],
         "blocks.{}.norm": layer_weights("input_layernorm"),
         "blocks.{}.mixer.qkv": LLAMA_WEIGHTS["blocks.{}.mixer.qkv"],
+        "blocks.{}.mixer.q_norm": layer_weights("self_attn.q_layernorm"),
+        "blocks.{}.mixer.k_norm": layer_weights("self_attn.k_layernorm"),
         "blocks.{}.mixer.out": layer_weights("self_attn.dense"),
         "blocks.{}.ffn.up": layer_weights("mlp.fc1"),
         "blocks.{}.ffn.down": layer_weights("mlp.fc2"),
@@ -332,7 +340,7 @@ _UNREAD = ("factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
 """Parameters beside an `alpha` that HunYuan's files have and nothing reads."""
 
 
-def _static_ntk(given: Fields) -> Keys:
+def static_ntk(given: Fields) -> Keys:
     """HunYuan's `dynamic` scaling with an `alpha` raises the base of RoPE, and nothing else."""
     parameters = dict(given.get("rope_scaling") or given.get("rope_parameters") or {})
     alpha, kind = parameters.pop("alpha", None), parameters.get("rope_type", parameters.get("type"))
@@ -352,7 +360,7 @@ _HUNYUAN = Family(
     aspects=(
         *LLAMA_ASPECTS,
         ATTENTION_BIAS,
-        Aspect(_static_ntk, rope().write),
+        Aspect(static_ntk, rope().write),
     ),
     defaults={**_LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
     weights=LLAMA_WEIGHTS

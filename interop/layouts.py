@@ -34,6 +34,14 @@ def _transposed(x: Tensor, layer: LayerConfig) -> Tensor:
     return x.mT if x.ndim == 2 else x
 
 
+def _from_vectors(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.unflatten(0, (4, -1))
+
+
+def _to_vectors(x: Tensor, layer: LayerConfig) -> Tensor:
+    return x.flatten()
+
+
 def _from_head_major(x: Tensor, layer: LayerConfig) -> Tensor:
     heads = x.unflatten(0, (layer.n_kv_head, -1, layer.head_dim))
     queries, keys, values = heads[:, :-2].flatten(0, 1), heads[:, -2], heads[:, -1]
@@ -184,6 +192,8 @@ _OFFSET = 2
 PLAIN = Layout(_as_it_is, _as_it_is)
 CONV1D = Layout(_transposed, _transposed)
 """GPT-2's matrices are (in, out)."""
+FOUR_VECTORS = Layout(_from_vectors, _to_vectors)
+"""DiffLlama stores four vectors for each layer; here they are the rows of one matrix."""
 HEAD_MAJOR = Layout(_from_head_major, _to_head_major)
 """GPT-NeoX has a head's queries, keys and values together, ours has all queries first; Falcon has
 those of each key head together."""

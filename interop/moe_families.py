@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from errors import UserError
 from interop.activation_fields import gate
 from interop.family import Family, WeightTable
 from interop.family_tables import (
@@ -20,10 +21,14 @@ from interop.fields import (
     HEAD_DIM,
     KEY_HEADS,
     NO_HEAD_DIM,
+    Aspect,
     Fields,
+    Keys,
+    layers_of,
     same,
 )
 from interop.file_forms import FileForm, Renamed, StackedExperts
+from interop.later_families import static_ntk
 from interop.layouts import (
     NEIGHBOUR_PAIRS,
     ONE_ROW,
@@ -43,6 +48,8 @@ from interop.window_fields import (
     early_alternating,
     optional_windows,
 )
+from model_config import ModelArchitectureConfig
+from patterns import by_layer
 
 EXPERT_WEIGHTS: WeightTable = LLAMA_WEIGHTS | {
     "blocks.{}.ffn.router": layer_weights("mlp.gate"),
@@ -273,6 +280,60 @@ _ERNIE45_MOE = Family(
     file_forms=(Renamed("mlp.moe_statics.", "mlp.gate.moe_statics."), *STACKED),
 )
 
+
+def _used_by_layer(given: Fields) -> Keys:
+    """HunYuan's number of experts per token, which may be a list with one for each layer."""
+    used, layers = given["moe_topk"], layers_of(given)
+    if not isinstance(used, list):
+        return {"n_experts_per_token": used}
+    if len(used) < len(layers):
+        raise UserError(
+            f"moe_topk has {len(used)} entries, num_hidden_layers is {len(layers)}; it needs one "
+            "for each layer."
+        )
+    return {"n_experts_per_token": by_layer(used[: len(layers)])}
+
+
+def _used_fields(config: ModelArchitectureConfig) -> Fields:
+    used = [layer.get("n_experts_per_token") for layer in config.layers]
+    return {"moe_topk": used if len(set(used)) > 1 else used[0]}
+
+
+_HUNYUAN_MOE = Family(
+    model_type="hunyuan_v1_moe",
+    architecture="HunYuanMoEV1ForCausalLM",
+    fixed={
+        **LLAMA_KEYS,
+        "qk_norm": True,
+        "qk_norm_after_rope": True,
+        "router_renormalize": True,
+        "n_shared_experts": 1,
+    },
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        ATTENTION_BIAS,
+        mixture(gate("hidden_act"), width="intermediate_size", used="moe_topk"),
+        Aspect(_used_by_layer, _used_fields),
+        Aspect(static_ntk, rope().write),
+    ),
+    defaults={**_DEFAULTS, "rms_norm_eps": 1e-5, "num_experts": 1, "moe_topk": 1},
+    aliases={"num_local_experts": "num_experts", "num_experts_per_tok": "moe_topk"},
+    weights=EXPERT_WEIGHTS
+    | {
+        "blocks.{}.mixer.q_norm": layer_weights("self_attn.query_layernorm"),
+        "blocks.{}.mixer.k_norm": layer_weights("self_attn.key_layernorm"),
+        "blocks.{}.ffn.router": layer_weights("mlp.gate.wg"),
+        "blocks.{}.ffn.shared.gate_up": layer_weights(
+            "mlp.shared_mlp.gate_proj", "mlp.shared_mlp.up_proj"
+        ),
+        "blocks.{}.ffn.shared.down": layer_weights("mlp.shared_mlp.down_proj"),
+    },
+    file_forms=STACKED,
+)
+
 MOE_FAMILIES = (
     _MIXTRAL,
     _QWEN3_MOE,
@@ -280,4 +341,5 @@ MOE_FAMILIES = (
     _OLMOE,
     _FLEX_OLMO,
     _ERNIE45_MOE,
+    _HUNYUAN_MOE,
 )

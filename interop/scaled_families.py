@@ -32,6 +32,8 @@ from interop.fields import (
     same,
     switch,
 )
+from interop.file_forms import Renamed
+from interop.moe_fields import mixture
 from interop.rope_by_type import rope_beside_windows
 from interop.rope_fields import rope, rotates
 from interop.window_fields import every_nth_full, first_of_four_full, windows_by_layer
@@ -73,6 +75,37 @@ _GRANITE = Family(
         "mlp_bias": False,
     },
     weights=LLAMA_WEIGHTS,
+)
+
+
+_GRANITE_MOE = dataclasses.replace(
+    _GRANITE,
+    model_type="granitemoe",
+    architecture="GraniteMoeForCausalLM",
+    fixed={**LLAMA_KEYS, "router_renormalize": True},
+    aspects=(
+        SIZES,
+        RMS_EPS,
+        KEY_HEADS,
+        HEAD_DIM,
+        ATTENTION_BIAS,
+        mixture(gate("hidden_act"), width="intermediate_size", experts="num_local_experts"),
+        _SCALES,
+        _DIVIDED_LOGITS,
+        rope(),
+    ),
+    defaults={**_GRANITE.defaults, "num_local_experts": 8, "num_experts_per_tok": 2},
+    weights=LLAMA_WEIGHTS
+    | {
+        "blocks.{}.ffn.router": layer_weights("block_sparse_moe.router"),
+        "blocks.{}.ffn.experts.gate_up": layer_weights("block_sparse_moe.experts.gate_up_proj"),
+        "blocks.{}.ffn.experts.down": layer_weights("block_sparse_moe.experts.down_proj"),
+    },
+    file_forms=(
+        Renamed(".input_linear.weight", ".experts.gate_up_proj"),
+        Renamed(".output_linear.weight", ".experts.down_proj"),
+        Renamed(".router.layer.", ".router."),
+    ),
 )
 
 
@@ -199,4 +232,4 @@ _COHERE2 = dataclasses.replace(
     required={},
 )
 
-SCALED_FAMILIES = (_GRANITE, _GRANITE_SWA, _HYPERCLOVAX, _COHERE, _COHERE2)
+SCALED_FAMILIES = (_GRANITE, _GRANITE_MOE, _GRANITE_SWA, _HYPERCLOVAX, _COHERE, _COHERE2)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from configurator import Asked, Base, Settings, resolve
 from data.dataset import Dataset
 from data.tokenizer_json import TOKENIZER_FILE
-from data.tokenizers import HuggingFaceTokenizer, NotCached
+from data.tokenizers import HuggingFaceTokenizer, NotCached, Tokenizer, tokenizer_from_meta
 from errors import ConfigError, Problem, UserError, quoted
 from interop.families import family_of, read_fields
 from interop.family import OF_A_RUN
+from interop.own_runs import is_run, settings_of_run, tokenizer_of_run
+from interop.peft_format import CONFIG as PEFT_CONFIG
 from model_config import ModelArchitectureConfig
-from options import KEYS
+from options import KEYS, Role
 from patterns import spelled
 
 
@@ -40,30 +42,45 @@ def starting_base(asked: Asked) -> tuple[Base | None, list[Problem]]:
     if item is None or not isinstance(item.value, str) or item.value == "none":
         return None, []
     folder = item.value
+    if (Path(folder) / PEFT_CONFIG).is_file():
+        message = (
+            f"{item.origin}: {folder} contains PEFT adapters, not a model; set init_from to the "
+            "folder of their base model, which its base_model_name_or_path names."
+        )
+        return None, [Problem(("init_from",), message)]
     try:
-        fields = read_fields(Path(folder))
-        model = ModelArchitectureConfig.from_dict(family_of(fields).read(fields))
+        model = _architecture(Path(folder), asked.plugins)
     except UserError as error:
         message = (
             f"{item.origin}: {error} init_from takes a folder written by transformers' "
-            "save_pretrained; to continue a run, use resume."
+            "save_pretrained, a run directory or a checkpoint; to continue a run, use resume."
         )
         return None, [Problem(("init_from",), message)]
     keys = {key: value for key, value in model.to_dict().items() if key not in OF_A_RUN}
     return Base(keys, f"init_from {folder}", "custom"), list(_contradictions(asked, model, folder))
 
 
+def _architecture(folder: Path, plugins: Mapping[str, str]) -> ModelArchitectureConfig:
+    """The architecture of the model in a folder, or of a run."""
+    if is_run(folder):
+        return settings_of_run(folder, plugins).model
+    fields = read_fields(folder)
+    return ModelArchitectureConfig.from_dict(family_of(fields).read(fields))
+
+
 def refuse_other_tokenizer(init_from: str, dataset: Dataset) -> None:
     """Raise UserError if the tokenizer in the folder of `init_from` differs from that of the data.
 
-    Compares the text of each token id, regardless of the type of tokenizer. Checks nothing if the
-    folder has no tokenizer.json, and only the number of tokens if the vocabulary of the data's
-    tokenizer would have to be downloaded.
+    Compares the text of each token id, regardless of the type of tokenizer. Checks nothing if a
+    model folder has no tokenizer.json, or if the vocabulary of a run's tokenizer would have to be
+    downloaded; and only the number of tokens if that of the data's tokenizer would have to be.
     """
     folder = Path(init_from)
-    if init_from == "none" or not (folder / TOKENIZER_FILE).is_file():
+    if init_from == "none":
         return
-    theirs, found = HuggingFaceTokenizer.from_path(folder), ""
+    theirs, found = _tokenizer_of(folder), ""
+    if theirs is None:
+        return
     if theirs.vocab_size != dataset.vocab_size:
         found = f"has {dataset.vocab_size} tokens, but the model's has {theirs.vocab_size}"
     with contextlib.suppress(NotCached):
@@ -73,6 +90,11 @@ def refuse_other_tokenizer(init_from: str, dataset: Dataset) -> None:
                 f"differs from the model's: the SHA-256 of its vocabulary is {ours}, but that of "
                 f"the model's is {wanted}"
             )
+    if found and is_run(folder):
+        raise UserError(
+            f"the tokenizer {dataset.meta['tokenizer']['name']!r} of dataset={dataset.name!r} "
+            f"{found} (init_from={init_from!r}); prepare the text with the run's tokenizer."
+        )
     if found:
         raise UserError(
             f"the tokenizer {dataset.meta['tokenizer']['name']!r} of dataset={dataset.name!r} "
@@ -80,6 +102,17 @@ def refuse_other_tokenizer(init_from: str, dataset: Dataset) -> None:
             f"python data/text/prepare.py --tokenizer={shlex.quote(init_from)} --name=NAME "
             "--input FILES"
         )
+
+
+def _tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a model folder or a run; None if it is not available."""
+    if is_run(folder):
+        with contextlib.suppress(NotCached):
+            return tokenizer_from_meta(*tokenizer_of_run(folder))
+        return None
+    if not (folder / TOKENIZER_FILE).is_file():
+        return None
+    return HuggingFaceTokenizer.from_path(folder)
 
 
 def _contradictions(asked: Asked, model: ModelArchitectureConfig, folder: str) -> Iterator[Problem]:
@@ -106,4 +139,17 @@ def _departs(model: ModelArchitectureConfig, key: str, value: Any) -> bool:
         made = ModelArchitectureConfig.make(model.to_dict(), {key: value})
     except ConfigError:
         return KEYS[key].problem(value) is None
-    return made != model
+    return not _alike(made, model)
+
+
+def _alike(made: ModelArchitectureConfig, model: ModelArchitectureConfig) -> bool:
+    """Whether two configs compute the same function of the same weights: keys that only say how it
+    is computed, and the rate at which router biases change, belong to a run, whereas the presence
+    of these biases belongs to the model."""
+    both = ([_of_model(layer.values()) for layer in one.layers] for one in (made, model))
+    return made == model or next(both) == next(both)
+
+
+def _of_model(values: dict[str, Any]) -> dict[str, Any]:
+    own = {key: v for key, v in values.items() if KEYS[key].role is not Role.EXECUTION}
+    return {key: bool(v) if key == "router_bias_rate" else v for key, v in own.items()}

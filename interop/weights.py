@@ -18,10 +18,12 @@ _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias
 
 
 def copy_weights(model: GPT, family: Family, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a family's tensors into a model. Raises UserError naming each that does not fit."""
+    """Copy a family's tensors into a model. Raises UserError naming each that does not fit or that
+    contains NaN or infinite values."""
     own = _weights(model)
     tensors = _relevant(model.config, family, tensors)
     _refuse_misfit(tensors, _expected(own, model.config, family))
+    _refuse_non_finite(tensors)
     with torch.no_grad():
         for name, parameter in own.items():
             parts = [tensors[theirs] for theirs in family.names(name, model.config)]
@@ -29,10 +31,12 @@ def copy_weights(model: GPT, family: Family, tensors: Mapping[str, Tensor]) -> N
 
 
 def _weights(model: GPT) -> dict[str, Tensor]:
-    """Every weight once, and the buffers that are saved."""
+    """Every weight once, and the saved buffers, without those of multi-token prediction, for which
+    transformers has no equivalent."""
     saved = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return dict(model.named_parameters()) | buffers
+    both = dict(model.named_parameters()) | buffers
+    return {name: tensor for name, tensor in both.items() if not name.startswith("mtp.")}
 
 
 def _relevant(
@@ -75,6 +79,21 @@ def _refuse_misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Size]) 
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
         raise UserError(
             f"the weights do not fit the architecture ({len(problems)} differences): {shown}."
+        )
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
+    wrong = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
+    problems = [
+        f"{name} has {count:,} of {tensors[name].numel():,}"
+        for name, count in wrong.items()
+        if count
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise UserError(
+            f"tensors with NaN or infinite values ({len(problems)}): {shown}. They "
+            "come from a damaged file or a run that diverged; use other weights."
         )
 
 

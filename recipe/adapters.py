@@ -24,6 +24,12 @@ from components.adapted_linear import (
     section_names,
 )
 from components.part import Part, own_stream
+from components.quantized_linear import (
+    dequantize_linear,
+    quantize_linear,
+    quantized_linears,
+    storage_bytes,
+)
 from components.registry import Registry
 from errors import ConfigError, Problem
 from model_builder import GPT
@@ -43,6 +49,8 @@ ADAPTERS = Registry(
 @ADAPTERS.register("lora", label="LoRA", paper="Hu et al. 2021, arXiv 2106.09685")
 class LoRA(Adapter):
     """Add a product of two matrices of a low rank r: (W + alpha/r B A) x, B initialized to 0."""
+
+    reads_weight = False
 
     class Options:
         adapter_rank: int = ADAPTER_SECTION.option(
@@ -109,8 +117,11 @@ class DoRA(LoRA):
     """LoRA of the direction of each row V = W + alpha/r B A, and its learned length: m V/|V|.
 
     |V| is a constant in the backward pass (section 4.3). As in the paper's code, dropout also
-    applies to the input of W, except in the part of W x that the frozen model computes.
+    applies to the input of W, except in the part of W x that the frozen model computes. A row of
+    zeros has no direction, and stays 0.
     """
+
+    reads_weight = True
 
     def __init__(self, weight: Tensor, config: Any):
         super().__init__(weight, config)
@@ -131,7 +142,7 @@ class DoRA(LoRA):
         device = "cpu" if weight.is_meta else weight.device.type  # autocast has no meta device
         with torch.no_grad(), torch.autocast(device, enabled=False):
             length = self._sum(weight).norm(dim=1)
-        return self.m / length
+        return self.m / length.masked_fill(length == 0, 1.0)
 
     def merged(self, weight: Tensor) -> Tensor:
         return self._gain(weight)[:, None] * self._sum(weight)
@@ -167,13 +178,14 @@ def _matrix(like: Tensor, rows: int, columns: int, initialize: Callable[[Tensor]
 
 
 def adapt(model: GPT, config: Any) -> None:
-    """Freeze a model and add the adapters of a training config, if it has any.
+    """Freeze a model, quantize it and add the adapters of a training config, if it has any.
 
     Each adapter is a function of torch's current seed and of the name of its section. The loaded
     weights must be in the model.
 
     Raises:
         ConfigError: If a name in `adapter_pattern` is that of no Linear layer that can be adapted.
+        UserError: If `quantize_base` needs bitsandbytes, which is not installed.
     """
     if config.adapter == "none":
         return
@@ -181,8 +193,12 @@ def adapt(model: GPT, config: Any) -> None:
     chosen = _chosen(sections, config.adapter_pattern)
     model.requires_grad_(False)
     model.adapted = True
+    if config.quantize_base != "none":
+        model.unquantized_bytes = storage_bytes(model.parameters())
     for name, rows in sections.items():
         linear = model.get_submodule(name)
+        if config.quantize_base != "none":
+            quantize_linear(linear, rows, config.quantize_base)
         parts = zip(rows, linear.weight.detach().split(list(rows.values())), strict=True)
         made = {
             section: _made(config, full_name(name, section), weight)
@@ -199,12 +215,16 @@ def _made(config: Any, name: str, weight: Tensor) -> Adapter:
 
 
 def merge(model: GPT) -> None:
-    """Merge the adapters of a model, if it has any, into its weights: it is a plain model again."""
+    """Merge the adapters of a model, if it has any, into its weights, which makes it a plain model
+    again. Weights of a quantized base are dequantized."""
     if not model.adapted:
         return
     for module in [m for m in model.modules() if isinstance(m, AdaptedLinear)]:
         merge_adapters(module)
+    for _, linear in [*quantized_linears(model)]:
+        dequantize_linear(linear)
     model.requires_grad_(True)
+    model.unquantized_bytes = None
     model.adapted = False
 
 
