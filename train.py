@@ -27,8 +27,9 @@ from interop.huggingface import load_weights
 from interop.starting_model import new_settings, refuse_other_tokenizer
 from recipe.objectives import make_objective, validation_loss
 from recipe.optimizers import make_optimizer
+from recipe.qk_clip import clip_attention_logits, measures_logits, measuring_flops
 from recipe.schedules import learning_rate_at
-from training.base_model import adapt_base
+from training.base_model import BaseDigests, adapt_base, load_start
 from training.clock import Stopwatch
 from training.compiling import compilation
 from training.console import Console
@@ -156,12 +157,10 @@ def built(
     seed_everything(training.seed)
     rerun_plugins(settings.plugins)
     network = placement.new_model(settings.model)
-    starts = start.checkpoint is None or training.adapter != "none"
-    if training.init_from != "none" and starts:
-        placement.load(network, lambda whole: load_weights(whole, Path(training.init_from)))
-    base_sha256 = adapt_base(network, training, start.state.get("base_sha256"))
+    init_from_sha256 = load_start(network, training, start.state, placement, load_weights)
+    base = adapt_base(network, training, BaseDigests.of_state(start.state), device)
     optimizer = make_optimizer(network, training)
-    optimizer_flops = optimizer.step_flops()
+    optimizer_flops = optimizer.step_flops() + measuring_flops(network, training)
     updates = placement.updates(network, optimizer)
     windows = (training.sequence_length, training.batch_size, training.eval_tokens)
     run = Run(
@@ -181,7 +180,8 @@ def built(
         scaler=loss_scaler(device, dtype, placement.workers),
         guard=StepGuard(optimizer, training.max_bad_steps, updates.gradients),
         watch=Stopwatch(device),
-        base_sha256=base_sha256,
+        init_from_sha256=init_from_sha256,
+        base=base,
     )
     if start.checkpoint is not None:
         run.restore(start)
@@ -276,24 +276,26 @@ def train_step(
 
     A step with a non-finite loss or gradient changes nothing. Returns the means over micro-batches.
     """
-    means = StepMeans(len(inputs))
+    training, means = run.settings.training, StepMeans(len(inputs))
+    measures = measures_logits(training, logs=statistics)
     for index, (x, y) in enumerate(zip(inputs, targets, strict=True), start=1):
         with run.placement.accumulating(run.model, last=index == len(inputs)):
             with autocast(run.device, run.dtype):
-                output = run.model(x, y, objective=run.objective)
+                output = run.model(x, y, objective=run.objective, measures=measures)
             run.scaler.scale(output.loss / len(inputs)).backward()
         means.add(output)
     means.share(run.workers)
     run.updates.take_gradients()
     run.scaler.unscale_(run.optimizer)
     norm = run.guard.check(means.output.loss, statistics=statistics)
-    clip_gradients(run.optimizer, norm, run.settings.training.grad_clip)
+    clip_gradients(run.optimizer, norm, training.grad_clip)
     set_learning_rate(run.optimizer, learning_rate)
     if run.guard.allows_update():
         run.optimizer.step()
     run.updates.give_parameters()
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+    clip_attention_logits(run.network, means.output.metrics, training.qk_clip, run.guard.good)
     run.network.after_step(means.output.metrics, run.guard.good)
     return means
 

@@ -14,6 +14,7 @@ from cloud.request import Request
 from cloud.sendable import code_note, gpu_check, in_pod, renamed_dataset, sendable, spelled
 from cloud.work import Work
 from errors import ConfigError, Problem, UserError
+from interop.starting_model import new_settings
 from training.checkpoint import runs_newest_first
 from training.run_directory import LOCK_FILE, refuse_locked
 
@@ -30,7 +31,7 @@ def run_work(request: Request, redact: Redactor) -> Work:
     asked = configurator.read(request.argv)
     if asked.print_config:
         raise UserError("--print_config is an option of train.py; use --dry_run here.")
-    settings = configurator.resolve(asked)
+    settings = new_settings(asked)
     arguments = configurator.split_arguments(request.argv)
     training = settings.training
     _refuse_resume(training.resume)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from cloud.package import in_project
 from configurator import Settings
-from training.provenance import provenance
+from errors import UserError
+from interop.own_runs import is_run, settings_of_run
+from training.provenance import imported_by, provenance
 
 GPU_CHECK = (
     "import sys, torch; found = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
@@ -40,15 +42,29 @@ def sendable(
         files: Config files.
         plugins: The flag's text; may be empty.
         settings: Of the run.
+
+    Raises:
+        UserError: If the model of `init_from` would be incomplete in the pod.
     """
     given = [Path(path) for path in (*files, *settings.plugins)]
+    given += imported_by(settings.plugins).values()  # git may ignore them, like plugins
     moved = {}
     if plugins:
         moved["plugins"] = ",".join(in_pod(path) for path in plugins.split(",") if path)
     if settings.training.init_from != "none":
+        _refuse_run(Path(settings.training.init_from), settings)
         given.append(Path(settings.training.init_from))
         moved["init_from"] = in_pod(settings.training.init_from)
     return given, moved
+
+
+def _refuse_run(folder: Path, settings: Settings) -> None:
+    """Raise UserError if `init_from` is a run that cannot be sent as it is."""
+    fix = f"export it, for example: nanoarch export {folder} model; then use init_from=model."
+    if is_run(folder) and settings_of_run(folder, settings.plugins).training.adapter != "none":
+        raise UserError(f"init_from={folder} has adapters, and their base is not sent; {fix}")
+    if in_project(folder).parts[:1] == ("out",):
+        raise UserError(f"init_from={folder} is in out/, of which nothing is sent; {fix}")
 
 
 def renamed_dataset(dataset: tuple[Path, str] | None, name: str) -> dict[str, str]:

@@ -13,13 +13,14 @@ from options import Role
 _BEFORE_ROLES_WERE_LOGGED = {
     Role.BOOKKEEPING: "arch_preset out_dir run_name resume plugins allow_changed_plugins "
     "eval_interval log_interval log_to checkpoint_minutes keep_checkpoints async_save "
-    "sample_interval sample_tokens console verbose",
+    "sample_interval sample_tokens console verbose log_attention_logits",
     Role.DATA: "init_from dataset sequence_length batch_size gradient_accumulation_steps "
     "eval_tokens",
     Role.SEED: "seed data_seed",
     Role.LENGTH: "max_iters max_minutes warmup_iters lr_decay_iters",
     Role.RECIPE: "learning_rate lr_schedule min_lr wsd_decay_fraction beta1 beta2 adam_eps "
-    "weight_decay grad_clip max_bad_steps dtype tf32 optimizer objective z_loss_coef adapter",
+    "weight_decay grad_clip max_bad_steps dtype tf32 optimizer objective z_loss_coef adapter "
+    "qk_clip",
     Role.EXECUTION: "attention_backend device compile parallelism shard_size tensor_parallel "
     "activation_checkpointing",
 }

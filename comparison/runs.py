@@ -289,7 +289,11 @@ _RUN = record(
         ),
         "architecture": record(
             {"name": _NAME, "parameters": _COUNT, "flops_per_token": _COUNT},
-            {"active_parameters": nullable(_COUNT), "attention_ffn_ratio": nullable(number())},
+            {
+                "active_parameters": nullable(_COUNT),
+                "mtp_parameters": _COUNT,
+                "attention_ffn_ratio": nullable(number()),
+            },
             others=plain,
         ),
         "environment": _ENVIRONMENT,

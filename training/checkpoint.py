@@ -485,8 +485,8 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
         Vanished: If it was deleted while it was being read; `load_newest` tries again.
         UserError: If there is no such checkpoint, or it is damaged.
     """
-    runs = runs_newest_first(out_dir)
     if where in NEWEST:
+        runs = runs_newest_first(out_dir)
         if not runs:
             raise UserError(
                 f"no run under {out_dir} has a checkpoint; train a model, or give the path of a "
@@ -499,7 +499,7 @@ def find_checkpoint(where: str, out_dir: Path) -> tuple[Path, list[str]]:
         if os.path.isdir(path) and (_NAME.fullmatch(path.name) or (path / _MANIFEST).is_file()):
             verify(path)
             return path, []
-    names = [run.relative_to(out_dir).as_posix() for run in runs]
+    names = [run.relative_to(out_dir).as_posix() for run in runs_newest_first(out_dir)]
     raise UserError(
         f"{where!r} is neither a run under {out_dir} nor the folder of a run or checkpoint"
         f"{nearest(where, names)} Runs with a checkpoint: {', '.join(names) or 'none'}."

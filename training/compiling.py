@@ -34,9 +34,12 @@ class Compilation:
     compiles: bool
     reason: str = ""
 
+    @property
+    def summary(self) -> str:
+        return "compiled" if self.compiles else "not compiled"
+
     def __str__(self) -> str:
-        words = "compiled" if self.compiles else "not compiled"
-        return f"{words} ({self.reason})" if self.reason else words
+        return f"{self.summary} ({self.reason})" if self.reason else self.summary
 
 
 def compilation(
@@ -64,7 +67,7 @@ def compilation(
     if not has_compiler():
         return Compilation(False, "no C++ compiler")
     seconds = training_seconds(settings, dtype, workers)
-    takes, saves = compile_seconds(settings.model.n_layer), SAVED_SHARE * seconds
+    takes, saves = compile_seconds(settings.model.effective_depth), SAVED_SHARE * seconds
     return Compilation(saves > takes, f"would save {saves:.0f} s and take {takes:.0f} s")
 
 
@@ -91,7 +94,7 @@ def training_seconds(settings: Settings, dtype: torch.dtype, workers: int = 1) -
     flops_per_token = model.flops_per_token(training.sequence_length)
     flops = flops_per_token * training.tokens_per_step * training.max_iters / workers
     at_most = min(limit, flops / (SLOW_CPU * torch.get_num_threads()))
-    if SAVED_SHARE * at_most < compile_seconds(settings.model.n_layer):
+    if SAVED_SHARE * at_most < compile_seconds(settings.model.effective_depth):
         return at_most
     peak = peak_flops(torch.device("cpu"), dtype)
     assert peak

@@ -16,6 +16,7 @@ from errors import ConfigError, Problem, nearest, quoted
 from model_config import ModelArchitectureConfig
 from recipe.adapters import adapted_model
 from recipe.optimizers import make_optimizer
+from recipe.qk_clip import measuring_flops
 from training.hardware import (
     KNOWN_GPUS,
     device_name,
@@ -231,6 +232,7 @@ def _cost_and_flops(settings: Settings) -> tuple[dict, float]:
     with torch.device("meta"):
         model = adapted_model(settings.model, training)
         optimizer_flops = make_optimizer(model, training).step_flops()
+        optimizer_flops += measuring_flops(model, training)
     cost = model.cost_report(training.sequence_length)
     tokens = training.max_iters * training.tokens_per_step
     return cost, cost["flops_per_token"] * tokens + optimizer_flops * training.max_iters
@@ -287,6 +289,8 @@ def _machine(training: TrainingConfig, assumed: Assumed) -> Machine:
 def _size_rows(cost: dict, training: TrainingConfig) -> list[tuple[str, str]]:
     parameters, active = cost["parameters"], cost["active_parameters"]
     used = f", {active:,} of them active" if active < parameters else ""
+    if "mtp_parameters" in cost:
+        used += f"; {cost['mtp_parameters']:,} more for multi-token prediction"
     return [
         ("parameters", f"{parameters:,}{used}"),
         ("FLOPs/token", f"{cost['flops_per_token']:,} at {training.sequence_length} tokens"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,7 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.attention_backends import attention_needs
+from components.layer_config import LayerConfig
+from components.quantized_linear import quantized_tensors
 from components.registry import is_users_own
+from components.residuals import Stream
 from components.tensor_split import TensorSplit
 from data.prefetch import PREFETCH_DEPTH
 from errors import ConfigError, UserError
@@ -34,6 +39,7 @@ from model_config import ModelArchitectureConfig
 from recipe.adapters import adapted_model
 from recipe.objectives import make_objective
 from recipe.optimizers import OPTIMIZERS, make_optimizer
+from recipe.qk_clip import measures_logits
 from recipe.snapshot import Snapshot
 from training.activation_checkpointing import checkpoint_block
 from training.optim import trained_parameters
@@ -47,6 +53,9 @@ even this fraction does not fit."""
 
 WEIGHT_BYTES = 8
 """Bytes per float32 parameter: the weight and its gradient."""
+
+QUANTIZED_BYTES = 0.5
+"""Bytes per weight of a quantized base, without scales."""
 
 HEAP_SLACK = {"none": 0.42, "block": 1.2, "selective": 0.65}
 """Gaps between the blocks of a CPU's heap, as a fraction of the peak, by `activation_checkpointing`
@@ -138,12 +147,14 @@ def least_parameters(config: ModelArchitectureConfig, vocab_size: int) -> int:
         config: The architecture, of any size.
         vocab_size: Lower bound on the vocabulary size.
     """
-    attention = min(
-        2 * config.n_embd * layer.head_dim * (layer.n_head + layer.n_kv_head)
-        if layer.mixer == "attention"
-        else 0
-        for layer in config.kinds
-    )
+
+    def of(layer: LayerConfig) -> int:
+        if layer.mixer != "attention":
+            return 0
+        keys = 0 if layer.kv_sharing else layer.n_kv_head
+        return 2 * config.n_embd * layer.head_dim * (layer.n_head + keys)
+
+    attention = min(map(of, config.kinds))
     return config.n_embd * vocab_size + config.n_layer * attention
 
 
@@ -160,9 +171,10 @@ def least_state(
     """
     each = WEIGHT_BYTES + OPTIMIZERS[training.optimizer].least_bytes
     if training.adapter != "none":
-        each = WEIGHT_BYTES // 2  # only the weights, and these once on each worker
-        workers = 1
-    spread = each * least_parameters(config, vocab_size) // workers
+        quantized = training.quantize_base != "none"
+        each = QUANTIZED_BYTES if quantized else WEIGHT_BYTES // 2  # no gradients
+        workers = 1  # each worker has all of them
+    spread = int(each * least_parameters(config, vocab_size)) // workers
     return spread + LAYER_BYTES * config.n_layer
 
 
@@ -198,8 +210,7 @@ def expected_memory(
     place = "cpu" if device == "cuda" and not torch.cuda.is_available() else device
     traced = []
     try:
-        for depth in _depths_to_trace(config):
-            smaller = config.adapted(n_layer=depth)
+        for smaller in _smaller_models(config):
             with FakeTensorMode(), torch.device(place):
                 traced.append(_trace(smaller, training, place, dtype))
     except UserError:
@@ -207,14 +218,24 @@ def expected_memory(
     except Exception:  # a plugin may do anything that fake tensors do not support
         return None
     slack = HEAP_SLACK[training.activation_checkpointing] if device == "cpu" else 0.0
-    return _extrapolated(traced, config.n_layer, slack)
+    return _extrapolated(traced, config.effective_depth, slack)
 
 
 def _traceable(config: ModelArchitectureConfig, device: str) -> ModelArchitectureConfig:
     """The config with SDPA instead of fused kernels, which cannot be traced but use as much."""
     if set(config.attention_backends_on(device)) <= {"manual", "sdpa"}:
         return config
+    if any(attention_needs(layer).scores for layer in config.kinds if "attention_backend" in layer):
+        return config.adapted(attention_backend="manual")
     return config.adapted(attention_backend="sdpa", attention_softcap=None)
+
+
+def _smaller_models(config: ModelArchitectureConfig) -> list[ModelArchitectureConfig]:
+    """The models to trace: with fewer layers, or with fewer loops."""
+    if config.loop_count > 1:
+        counts = range(2, 4) if config.loop_count > 3 else [config.loop_count]
+        return [config.adapted(loop_count=count) for count in counts]
+    return [config.adapted(n_layer=depth) for depth in _depths_to_trace(config)]
 
 
 def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
@@ -223,6 +244,10 @@ def _depths_to_trace(config: ModelArchitectureConfig) -> list[int]:
     The shallower one has at least two periods: the one whose backward pass runs first, and another.
     """
     period, layers = config.period, config.n_layer
+    if "attn_res_block" in config:
+        if config.attn_res_block is None:  # not linear in depth: the mixtures grow
+            return [layers]
+        period = math.lcm(period, config.attn_res_block)
     shallow = config.prefix + 2 * period + (layers - config.prefix) % period
     own_blocks = any(is_users_own(BLOCKS[layer.norm_position]) for layer in config.kinds)
     if layers <= shallow + period or own_blocks:
@@ -235,7 +260,7 @@ class _Trace:
     """The memory of one traced step, in bytes."""
 
     layers: int
-    """Number of layers of the traced model."""
+    """Number of layers of the traced model; looped layers count `loop_count` times."""
     weights: int
     """Weights and gradients."""
     frozen: int
@@ -251,7 +276,8 @@ class _Trace:
 
 
 def _extrapolated(traced: list[_Trace], layers: int, slack: float) -> ExpectedMemory:
-    """Extrapolate traces to a model with `layers` layers: each phase's peak is linear in depth."""
+    """Extrapolate traces to a model with `layers` layers, where looped layers count `loop_count`
+    times: each phase's peak is linear in depth."""
     first, last = traced[0], traced[-1]
     gap = max(last.layers - first.layers, 1)
 
@@ -321,7 +347,7 @@ def _trace(
 ) -> _Trace:
     """Trace a training step. Call under FakeTensorMode with `device` as the default device."""
     model = _adapted(config, training)
-    for block in model.blocks:
+    for block in model.all_blocks:
         if training.tensor_parallel > 1:
             block.split(TensorSplit(0, training.tensor_parallel))
         checkpoint_block(block, training.activation_checkpointing)
@@ -341,19 +367,21 @@ def _trace(
     idx = torch.zeros(training.batch_size, training.sequence_length, dtype=torch.long)
     with storages, _entering_phases(model, config.period, storages):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = model(idx, idx, objective=make_objective(training)).loss
+            measures = measures_logits(training, logs=True)
+            loss = model(idx, idx, objective=make_objective(training), measures=measures).loss
         storages.enter("head")
         loss.backward()
         storages.enter("step")
         gradients = [p.grad for p in parameters if p.grad is not None]
         clip_grads_with_norm_(parameters, 1.0, get_total_norm(gradients))
         _guarded_step(optimizer, device)
-    blocks = [_bytes(block.parameters()) for block in model.blocks]
-    weights = _bytes(parameters)
+    blocks = [_bytes(block.parameters()) + _quantized_bytes(block) for block in model.all_blocks]
+    quantized = _quantized_bytes(model)
+    weights = _bytes(parameters) + quantized
     return _Trace(
-        layers=config.n_layer,
+        layers=config.effective_depth,
         weights=weights,
-        frozen=sum(p.nbytes for p in parameters if not p.requires_grad),
+        frozen=sum(p.nbytes for p in parameters if not p.requires_grad) + quantized,
         block=max(blocks),
         ends=weights - sum(blocks),
         optimizer=sum(tensor.nbytes for tensor in kept),
@@ -374,6 +402,10 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.nbytes * (2 if p.requires_grad else 1) for p in parameters)
 
 
+def _quantized_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in quantized_tensors(module).values())
+
+
 def _guarded_step(optimizer: torch.optim.Optimizer, device: str) -> None:
     """An optimizer step that can be undone, as under `StepGuard`."""
     bad = torch.zeros(())
@@ -392,8 +424,9 @@ def _entering_phases(model: GPT, period: int, storages: _LiveStorages) -> Iterat
     that of the earlier layers."""
 
     def at_gradient(phase: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
-            output[0].register_hook(lambda gradient: storages.enter(phase))
+        def hook(module: nn.Module, args: Any, output: tuple[Stream, Any]) -> None:
+            stream = output[0] if isinstance(output[0], Tensor) else output[0][-1]
+            stream.register_hook(lambda gradient: storages.enter(phase))
 
         return hook
 

@@ -51,7 +51,9 @@ def new_placement(
     if parallelism in SHARDED:
         copies = workers.data_size // shards(parallelism, training, workers)
         return Sharded(workers, device, copies=copies, **options)
-    return Replicated(workers, device, **options)
+    # A device on which only the quantized base fits must never hold it in float32.
+    quantizes = training.get("quantize_base", "none") != "none"
+    return Replicated(workers, device, made_on_cpu=quantizes, **options)
 
 
 def shards(parallelism: str, training: TrainingConfig, workers: Workers) -> int:
@@ -94,6 +96,7 @@ class Replicated:
         compiles: Whether to compile the model.
         checkpointing: Mode of activation checkpointing; see `checkpoint_block`.
         parallelism: "zero1" divides the optimizer state among the workers.
+        made_on_cpu: Whether new models stay on the CPU, until they are quantized.
     """
 
     def __init__(
@@ -104,39 +107,40 @@ class Replicated:
         compiles: bool = False,
         checkpointing: str = "none",
         parallelism: str = "none",
+        made_on_cpu: bool = False,
     ):
         self.workers = workers
         self.device = device
+        self._made_on = torch.device("cpu") if made_on_cpu else device
         self.compiles = compiles
         self._checkpointing = checkpointing
         self.parallelism = parallelism
-        self._blocks = 0
         self._divided: dict[str, Division] = {}
         self._partial: list[str] = []
         self.whole_parts: set[str] = set()
         """Kinds of parts that tensor parallelism replicates on each worker."""
 
     def new_model(self, config: Any) -> GPT:
-        """Create a model with initial weights on the device, its parameters already distributed."""
+        """Create a model with initial weights on the device, or on the CPU if it is to be
+        quantized; its parameters are already distributed."""
         network = GPT(config, ready=self._place_block)
         if self.workers.tensor > 1:
             _refuse_trained_positions(network)
         self._place_rest(network)
         return network
 
-    def _place_block(self, block: Block) -> None:
+    def _place_block(self, name: str, block: Block) -> None:
         if self.workers.tensor > 1:
-            self._split(block)
-        self._blocks += 1
+            self._split(name, block)
         checkpoint_block(block, self._checkpointing)
-        block.to(self.device)
+        block.to(self._made_on)
 
-    def _split(self, block: Block) -> None:
+    def _split(self, block_name: str, block: Block) -> None:
         """Keep this worker's share of a block's weights."""
         workers = self.workers
         over = TensorSplit(workers.tensor_rank, workers.tensor, workers.tensor_group)
         self.whole_parts |= block.split(over)
-        for name, parameter in block.named_parameters(prefix=f"blocks.{self._blocks}"):
+        for name, parameter in block.named_parameters(prefix=block_name):
             if parameter in over.divided:
                 self._divided[name] = over.divided[parameter]
             if any(parameter is own for own in over.partial):
@@ -148,7 +152,7 @@ class Replicated:
         return Parts(self.workers, self._divided)
 
     def _place_rest(self, network: GPT) -> None:
-        network.to(self.device)
+        network.to(self._made_on)
 
     def load(self, network: GPT, load: Callable[[GPT], None]) -> None:
         """Load weights. `load` fills a whole model, whose parts are copied into `network`."""
@@ -235,8 +239,8 @@ class Sharded(Replicated):
             raise ConfigError([Problem(("sphere_weights", "parallelism"), message)])
         return super().new_model(config)
 
-    def _place_block(self, block: Block) -> None:
-        super()._place_block(block)
+    def _place_block(self, name: str, block: Block) -> None:
+        super()._place_block(name, block)
         if self.compiles:  # without the hooks that gather and free its parameters
             block.forward = torch.compile(block.forward, dynamic=False)
         self._shard(block)

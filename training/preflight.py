@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def refuse_machine(
         *_plugin_problems(settings),
         *_tf32_problems(settings.training, device, dtype),
         *_log_problems(settings.training),
+        *_quantization_problems(settings.training),
         *(
             Problem(("attention_backend",), refusal)
             for refusal in settings.model.backend_refusals(device.type, dtype)
@@ -153,6 +155,17 @@ def _log_problems(training: TrainingConfig) -> list[Problem]:
         return []
     needs = f"log_to={training.log_to!r} needs packages that are not installed"
     return [Problem(("log_to",), f"{needs}: pip install {missing}; or change log_to.")]
+
+
+def _quantization_problems(training: TrainingConfig) -> list[Problem]:
+    scheme = training.get("quantize_base", "none")
+    if scheme == "none" or importlib.util.find_spec("bitsandbytes"):
+        return []
+    message = (
+        f"quantize_base={scheme!r} needs bitsandbytes, which is not installed: pip install "
+        "bitsandbytes; or drop quantize_base."
+    )
+    return [Problem(("quantize_base",), message)]
 
 
 def _size_problems(settings: Settings, device: torch.device, workers: Workers) -> Iterator[Problem]:

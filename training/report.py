@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configurator import Settings, shown
-from model_components import PARAMETRIZATIONS, REGISTRIES
-from options import KEYS, Role
+from options import KEYS
 from training.dry_run import MFU, Needs
 from training.memory import ExpectedMemory
 from training.run import Run
@@ -24,8 +24,24 @@ from training_logger import (
     format_start_report,
 )
 
-ALWAYS_SHOWN = ("bias", "weight_tying", "dropout")
-"""Model keys shown even at their defaults, added components and sizes."""
+COMPONENTS = (
+    "mixer",
+    "position_encoding",
+    "normalization",
+    "norm_position",
+    "ffn_type",
+    "activation",
+    "bias",
+    "weight_tying",
+    "dropout",
+)
+"""Model keys shown even at their defaults; other keys only if they differ from them."""
+
+MAX_LINES = 20
+"""Of the start report, unless its other rows need more."""
+
+NAME_WIDTH = 64
+"""Columns of a line of the architecture's name."""
 
 LONG_SECONDS = 3600.0
 """Expected duration above which the report includes a warning."""
@@ -34,22 +50,30 @@ Rows = list[tuple[str, str]]
 
 
 def start_report(run: Run, device_name: str, peak_flops: float | None) -> str:
-    """The report printed before the first step. At most 20 lines for common models."""
-    config = run.network.config
-    return format_rows(
-        [
-            ("run directory", str(run.folder)),
-            ("architecture", config.architecture_name),
-            ("components", _components(run.settings)),
-            ("sizes", _sizes(run.settings)),
-            *_cost(run),
-            ("data", _data(run)),
-            ("batch", _batch(run.settings.training)),
-            ("training", _training(run.settings.training)),
-            *_long(run, peak_flops),
-            *_machine(run, device_name, peak_flops),
-        ]
-    )
+    """The report printed before the first step. One of more than `MAX_LINES` lines is shortened:
+    it leaves out details of memory and compilation, and the last keys that differ from their
+    defaults."""
+    report = format_rows(_rows(run, device_name, peak_flops))
+    keys = len(_changed_keys(run.settings))
+    while report.count("\n") >= MAX_LINES and keys > 0:
+        keys -= 1
+        report = format_rows(_rows(run, device_name, peak_flops, keys))
+    return report
+
+
+def _rows(run: Run, device_name: str, peak_flops: float | None, keys: int | None = None) -> Rows:
+    """The rows of the report, shortened if a number of changed keys is given."""
+    return [
+        ("run directory", str(run.folder)),
+        *_name(run.network.config.architecture_name),
+        ("components", _components(run.settings, keys)),
+        ("sizes", _sizes(run.settings)),
+        *_cost(run),
+        ("data", _data(run)),
+        ("training", _training(run.settings.training)),
+        *_long(run, peak_flops),
+        *_machine(run, device_name, peak_flops, short=keys is not None),
+    ]
 
 
 def all_settings(settings: Settings) -> str:
@@ -62,26 +86,38 @@ def all_settings(settings: Settings) -> str:
     return format_start_report([("All settings", rows)])
 
 
+def _name(name: str) -> Rows:
+    """The name of an architecture, broken at hyphens if it is wider than the report."""
+    heading, lines = "architecture", [""]
+    for tag in re.findall(r"[^-]+-?", name):
+        if len(lines[-1] + tag) > NAME_WIDTH:
+            lines.append("")
+        lines[-1] += tag
+    return [(heading if line is lines[0] else "", line) for line in lines]
+
+
 def _words(values: Mapping[str, Any], keys: Iterable[str]) -> str:
     return ", ".join(f"{key}{UNBROKEN_SPACE}{shown(values[key])}" for key in keys)
 
 
-def _components(settings: Settings) -> str:
-    """The preset, the components, and other keys that differ from their defaults."""
+def _components(settings: Settings, number: int | None) -> str:
+    """The preset, the components, and the first `number` of the other keys that differ from their
+    defaults; by default all of them."""
     values = settings.model.to_dict()
-    parts = [key for key in values if _is_part(key) or key in ALWAYS_SHOWN]
-    given = values.keys() - {*parts, *_size_keys(settings), *settings.derived}
-    others = [key for key in values if key in given and values[key] != KEYS[key].default]
+    parts, changed = [key for key in COMPONENTS if key in values], _changed_keys(settings)
+    kept = changed[:number]
     weights = settings.training.init_from
     start = "" if weights == "none" else f", weights from {weights}"
-    return f"preset {settings.arch_preset}{start}; {_words(values, [*parts, *others])}"
+    left = len(changed) - len(kept)
+    more = f"; {left} more with --verbose" if left else ""
+    return f"preset {settings.arch_preset}{start}; {_words(values, [*parts, *kept])}{more}"
 
 
-def _is_part(key: str) -> bool:
-    """Whether a key chooses a component of the model; excludes backends, which do not change the
-    result, and the parametrization, which is shown unless it is the default."""
-    architecture = key in REGISTRIES and KEYS[key].role is Role.ARCHITECTURE
-    return architecture and key != PARAMETRIZATIONS.key
+def _changed_keys(settings: Settings) -> list[str]:
+    """The keys, besides `COMPONENTS` and sizes, that differ from their defaults."""
+    values = settings.model.to_dict()
+    told = {*COMPONENTS, *_size_keys(settings), *settings.derived}
+    return [key for key in values if key not in told and values[key] != KEYS[key].default]
 
 
 def _sizes(settings: Settings) -> str:
@@ -102,16 +138,16 @@ def _cost(run: Run) -> Rows:
     cost = run.cost
     full, causal = cost["flops_per_token"], cost["flops_per_token_causal"]
     matrices = run.whole_network.num_parameters(embeddings=False)
+    state = f"decoding{UNBROKEN_SPACE}state {format_bytes(cost['decoding_state_bytes'])}"
+    ratio = cost["attention_ffn_ratio"]
+    shares = "" if ratio is None else f"; attention/FFN{UNBROKEN_SPACE}{ratio:.3f}"
     return [
-        ("parameters", f"{cost['parameters']:,} ({matrices:,} without embeddings)"),
+        ("parameters", f"{cost['parameters']:,} ({matrices:,} without embeddings); {state}"),
         *_active(cost),
+        *_multi_token(cost),
         *_trained(cost),
-        ("FLOPs/token", f"{full:,} at {length} tokens ({causal:,} causal)"),
-        (
-            "",
-            f"attention/FFN {cost['attention_ffn_ratio']:.3f}, decoding state "
-            f"{format_bytes(cost['decoding_state_bytes'])}",
-        ),
+        *_quantized(cost, run.settings.training),
+        ("FLOPs/token", f"{full:,} at {length} tokens ({causal:,} causal){shares}"),
         *_optimizer_cost(run),
     ]
 
@@ -124,6 +160,13 @@ def _active(cost: Mapping[str, Any]) -> Rows:
     return [("", f"{active:,} of them active (used per token)")]
 
 
+def _multi_token(cost: Mapping[str, Any]) -> Rows:
+    """The number of parameters that only training uses, if any."""
+    if "mtp_parameters" not in cost:
+        return []
+    return [("", f"{cost['mtp_parameters']:,} more for multi-token prediction (in training only)")]
+
+
 def _trained(cost: Mapping[str, Any]) -> Rows:
     """The number of parameters that are trained, if adapters; FLOPs per token exclude the FLOPs
     that each forward pass needs at any batch size."""
@@ -132,6 +175,14 @@ def _trained(cost: Mapping[str, Any]) -> Rows:
     flops = cost.get("adapter_flops_per_pass")
     added = f"; {flops:,} additional FLOPs per forward pass" if flops else ""
     return [("", f"{cost['trained_parameters']:,} of them trained (adapters){added}")]
+
+
+def _quantized(cost: Mapping[str, Any], training: TrainingConfig) -> Rows:
+    """The bytes of the frozen weights, if they are quantized."""
+    if "base_bytes" not in cost:
+        return []
+    now, before = format_bytes(cost["base_bytes"]), format_bytes(cost["unquantized_base_bytes"])
+    return [("", f"frozen weights in {training.quantize_base}: {now}, {before} in float32")]
 
 
 def _optimizer_cost(run: Run) -> Rows:
@@ -149,23 +200,25 @@ def _data(run: Run) -> str:
     tokenizer = dataset.meta["tokenizer"]["name"]
     return (
         f"{run.settings.training.dataset}, tokenizer {tokenizer}, {len(dataset.train):,} training "
-        f"tokens; validation on {run.validation.tokens:,} of {len(dataset.val):,}"
+        f"tokens; validation on {run.validation.tokens:,} of {len(dataset.val):,}; "
+        f"{_batch(run.settings.training)}"
     )
 
 
 def _batch(training: TrainingConfig) -> str:
-    count = training.gradient_accumulation_steps
-    micro_batches = f"{count} micro-batches x " if count > 1 else ""
-    return (
-        f"{training.tokens_per_step:,} tokens per step = {micro_batches}{training.batch_size} "
-        f"sequences x {training.sequence_length} tokens"
-    )
+    """Tokens per step: micro-batches, if more than one, sequences and their length."""
+    sizes = [training.batch_size, training.sequence_length]
+    if training.gradient_accumulation_steps > 1:
+        sizes.insert(0, training.gradient_accumulation_steps)
+    return f"batch {' x '.join(map(str, sizes))} = {training.tokens_per_step:,} tokens"
 
 
 def _training(training: TrainingConfig) -> str:
+    steps = training.warmup_iters
+    warm_up = f"warm-up {_steps(steps)}" if steps else "no warm-up"
     return (
-        f"{_length(training)}; {_optimizer(training)}, learning rate {training.learning_rate:g}, "
-        f"{training.lr_schedule}, warm-up {_steps(training.warmup_iters)}; seed {training.seed}"
+        f"{_length(training)}; {_optimizer(training)}, lr {training.learning_rate:g}, "
+        f"{training.lr_schedule}, {warm_up}; seed {training.seed}"
     )
 
 
@@ -203,18 +256,18 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count:,} steps"
 
 
-def _machine(run: Run, device_name: str, peak_flops: float | None) -> Rows:
+def _machine(run: Run, device_name: str, peak_flops: float | None, short: bool) -> Rows:
     model, device = run.settings.model, run.device.type
     length = run.settings.training.sequence_length
     backends = model.attention_backends_on(device, length)
     compute = [
         f"{device_name} ({device}), {_compute_type(run)}, {_peak(device, peak_flops)}",
-        str(run.compilation),
+        run.compilation.summary if short else str(run.compilation),
     ]
     if backends:
         compute.append(f"attention_backend {model.attention_backend}: {' and '.join(backends)}")
     workers = [("workers", _spread(run))] if run.workers.size > 1 else []
-    return [("hardware", "; ".join(compute)), *workers, ("memory", _memory(run.memory))]
+    return [("hardware", "; ".join(compute)), *workers, ("memory", _memory(run.memory, short))]
 
 
 def _spread(run: Run) -> str:
@@ -227,14 +280,17 @@ def _spread(run: Run) -> str:
     return f"{words}, tensor_parallel {run.workers.tensor}{kept}"
 
 
-def _memory(memory: ExpectedMemory | None) -> str:
+def _memory(memory: ExpectedMemory | None, short: bool) -> str:
     if memory is None:
         return "unknown: the step cannot be traced"
     copied = f", copy for async_save {format_bytes(memory.saved_copy)}" if memory.saved_copy else ""
     own = " (excluding PyTorch itself)" if memory.heap else ""
+    total = f"{format_bytes(memory.total)} expected{own}"
+    if short:
+        return total
     return (
-        f"{format_bytes(memory.total)} expected{own}: model and optimizer "
-        f"{format_bytes(memory.state)}, activations {format_bytes(memory.activations)}{copied}"
+        f"{total}: model and optimizer {format_bytes(memory.state)}, activations "
+        f"{format_bytes(memory.activations)}{copied}"
     )
 
 

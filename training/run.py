@@ -16,6 +16,7 @@ from data.validation import ValidationWindows
 from errors import UserError
 from model_builder import GPT, Objective
 from recipe.optimizers import UpdateRule
+from training.base_model import BaseDigests
 from training.checkpoint import load_model_weights, load_optimizer, load_rng
 from training.clock import Stopwatch
 from training.compiling import Compilation
@@ -49,7 +50,8 @@ class Run:
         saved_at: The step of the last checkpoint; None before the first.
         sampled_at: The step of the last sample; None before the first.
         compilation: Whether the model is compiled, and why.
-        base_sha256: Digest of the frozen weights; None if the run has no adapters.
+        init_from_sha256: Digest of the weights of `init_from`; None if unknown.
+        base: Digests of the frozen weights, if the run has adapters.
     """
 
     settings: Settings
@@ -76,7 +78,8 @@ class Run:
     saved_at: int | None = None
     sampled_at: int | None = None
     compilation: Compilation = dataclasses.field(default_factory=lambda: Compilation(False))
-    base_sha256: str | None = None
+    init_from_sha256: str | None = None
+    base: BaseDigests = BaseDigests()
 
     @property
     def workers(self) -> Workers:
@@ -167,7 +170,8 @@ class Run:
             },
             "evaluated_at": self.evaluated_at,
             "sampled_at": self.sampled_at,
-            "base_sha256": self.base_sha256,
+            "init_from_sha256": self.init_from_sha256,
+            **self.base.to_state(),
             "seconds": self.watch.total,
             "stepper": {**self.guard.state_dict(), "scaler": self.scaler.state_dict()},
         }

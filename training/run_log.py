@@ -55,6 +55,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
         architecture=run.cost,
         environment={**machine, "dtype": str(run.dtype).removeprefix("torch.")},
         data={
+            **_start_weights(run),
             "dataset": training.dataset,
             "fingerprint": run.dataset.fingerprint,
             "tokenizer": run.dataset.meta["tokenizer"]["name"],
@@ -74,3 +75,10 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
         brief=training.console == "brief",
         one_of_several=run.workers.size > 1,
     )
+
+
+def _start_weights(run: Run) -> dict[str, str | None]:
+    """The digest of the weights that a run started from, if it has `init_from`."""
+    if run.settings.training.init_from == "none":
+        return {}
+    return {"init_from_sha256": run.init_from_sha256}

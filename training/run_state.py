@@ -46,6 +46,8 @@ def load_run_state(path: Path) -> dict[str, Any]:
     faulty += [key for key, sound in _LATER_CHECKS.items() if not sound(state.get(key))]
     if "config" not in faulty and _has_adapters(state["config"]) and not state.get("base_sha256"):
         faulty.append("base_sha256")
+    if "config" not in faulty and _is_quantized(state["config"]):
+        faulty += [] if state.get("quantized_base_sha256") else ["quantized_base_sha256"]
     if faulty:
         raise UserError(
             f"{path / 'state.json'} is damaged: {', '.join(faulty)} missing or invalid; use "
@@ -67,7 +69,7 @@ def refuse_other_weights(
         model = adapted_model(config, training)
     refuse_other_shapes(path, model)
     if model.adapted:  # the shapes of the base are not in the checkpoint
-        _refuse_bytes(path, sum(4 * parameter.numel() for parameter in model.parameters()))
+        _refuse_bytes(path, 4 * model.num_parameters())
 
 
 def _refuse_bytes(path: Path, needed: int) -> None:
@@ -112,6 +114,10 @@ def _refuse_sizes(path: Path, config: Mapping[str, Any]) -> None:
 
 def _has_adapters(config: Mapping[str, Any]) -> bool:
     return config.get("adapter", "none") != "none"
+
+
+def _is_quantized(config: Mapping[str, Any]) -> bool:
+    return _has_adapters(config) and config.get("quantize_base", "none") != "none"
 
 
 def _refuse_sizes_of_base(path: Path, config: Mapping[str, Any]) -> None:
@@ -223,7 +229,9 @@ _LATER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: value is None or _is_text(value),
     "log_records": lambda value: value is None or is_count(value),
     "sampled_at": lambda value: value is None or is_count(value),
+    "init_from_sha256": lambda value: value is None or _is_text(value),
     "base_sha256": lambda value: value is None or _is_text(value),
+    "quantized_base_sha256": lambda value: value is None or _is_text(value),
     "plugin_paths": lambda value: value is None or _is_texts(value),
 }
 """Checks of keys that older checkpoints lack."""

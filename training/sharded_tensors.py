@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.tensor_split import Division
-from recipe.parameters import is_sharded, local
+from recipe.parameters import is_sharded, local, slice_of
 from training.workers import ALONE, Workers
 
 
@@ -78,16 +78,6 @@ class Parts:
 def gathered_slices(tensor: Tensor) -> Tensor:
     """Gather the slices of a tensor that FSDP sharded. All its workers must call this together."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def slice_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's slice of a whole tensor if sharded like `like`. Does not communicate."""
-    if not is_sharded(like):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = like.device_mesh, like.placements
-    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()
 
 
 def sharded_like(part: Tensor, like: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def _few_layers(config: ModelArchitectureConfig) -> Iterator[ModelArchitectureCo
 
     The first one is omitted if the parts cannot be combined at that size.
     """
-    layers = {"n_layer": min(config.n_layer, max(2, config.prefix + config.period))}
+    layers = {"n_layer": min(config.n_layer, max(2, config.fewest_layers))}
     with contextlib.suppress(ConfigError):
         yield config.adapted(**layers, **_small_sizes(config))
     yield config.adapted(**layers, vocab_size=VOCABULARY)

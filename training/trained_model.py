@@ -15,7 +15,7 @@ from errors import UserError
 from model_builder import GPT
 from recipe.adapters import merge
 from safe_files import refuse_irregular
-from training.base_model import LoadBase, adapt_base
+from training.base_model import BaseDigests, LoadBase, adapt_base
 from training.checkpoint import load_model_weights, load_newest
 from training.resume import load_settings
 from training.run_state import load_run_state
@@ -57,7 +57,9 @@ class Base:
     load: LoadBase
     folder: Path | None = None
 
-    def adapted(self, model: GPT, training: TrainingConfig, expected: str | None) -> TrainingConfig:
+    def adapted(
+        self, model: GPT, training: TrainingConfig, expected: BaseDigests
+    ) -> TrainingConfig:
         """Load the base into a model and add the adapters of a run to it. Raises UserError if it
         is another base than expected; returns the config with the folder of the base."""
         if self.folder is not None:
@@ -116,7 +118,7 @@ def load_trained(
             )
         if training.adapter != "none":
             assert base is not None
-            training = base.adapted(model, training, state["base_sha256"])
+            training = base.adapted(model, training, BaseDigests.of_state(state))
         load_model_weights(path, model)
         if merges:
             merge(model)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from errors import UserError
-from recipe.parameters import is_sharded, local
+from recipe.parameters import is_sharded, local, slice_of
 from training.gradients import Gradients, SharedGradients
 from training.optimizer_state import create_state
 from training.sharded_tensors import (
@@ -26,7 +26,6 @@ from training.sharded_tensors import (
     on_cpu,
     on_first,
     sharded_like,
-    slice_of,
 )
 from training.workers import Workers
 

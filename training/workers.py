@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -160,12 +160,20 @@ class Workers:
 
     def mean(self, tree: T) -> T:
         """Average every tensor of a nested structure over the workers, in one all-reduce."""
-        if self.size == 1:
-            return tree
+        return self._reduced(tree, dist.ReduceOp.SUM, self.size)
+
+    def maximum(self, tree: T) -> T:
+        """The maximum over the workers of every element of a nested structure, in one
+        all-reduce."""
+        return self._reduced(tree, dist.ReduceOp.MAX)
+
+    def _reduced(self, tree: T, operation: Any, divisor: int = 1) -> T:
         leaves, shape = tree_flatten(tree)
+        if self.size == 1 or not leaves:
+            return tree
         flat = torch.cat([leaf.detach().reshape(-1).float() for leaf in leaves])
-        dist.all_reduce(flat, group=self.group)
-        parts = (flat / self.size).split([leaf.numel() for leaf in leaves])
+        dist.all_reduce(flat, operation, group=self.group)
+        parts = (flat / divisor).split([leaf.numel() for leaf in leaves])
         return tree_unflatten(
             [p.view(leaf.shape).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)],
             shape,

@@ -224,6 +224,7 @@ def _shown(facts: Mapping[str, Any]) -> dict[str, Any]:
 _COST_FORMATS: Mapping[str, Callable[[float | None], str]] = {
     "parameters": format_count,
     "active_parameters": format_count,
+    "mtp_parameters": format_count,
     "flops_per_token": format_flops,
     "flops_per_token_causal": format_flops,
     "decoding_state_bytes": format_bytes,
