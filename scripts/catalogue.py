@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -24,6 +24,13 @@ from model_builder import GPT
 from model_components import ATTENTION_BACKENDS, REGISTRIES
 from model_config import ModelArchitectureConfig
 from options import Key, Role
+from scripts.component_references import (
+    Reference,
+    of_component,
+    of_option,
+    saved_differences,
+    shown_difference,
+)
 from tests.interop.published import PUBLISHED
 from training_logger import format_bytes, format_count
 
@@ -43,64 +50,6 @@ COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
 """Other keys that a component needs, or that most choices of its key need."""
 
 
-class Reference(NamedTuple):
-    """An independent implementation and the test that compares a component with it."""
-
-    name: str
-    test: str
-
-
-_PARITY = "interop/test_parity.py"
-_FAMILIES = Reference("[model families](interop.md)", _PARITY)
-
-_LLAMA4 = Reference("Llama4TextAttention", "unit/test_query_scaling.py")
-
-REFERENCES: dict[tuple[str, str], Reference] = {
-    ("mixer", "attention"): _FAMILIES,
-    ("mixer", "mla"): Reference("DeepseekV3Attention", "unit/test_latent_attention.py"),
-    ("mixer", "gated_deltanet"): Reference("Qwen3NextGatedDeltaNet", "unit/test_mixers.py"),
-    ("mixer", "kda"): Reference("KimiLinearDeltaAttention", "unit/test_linear_mixers.py"),
-    ("mixer", "mamba2"): Reference("Mamba2Mixer, BambaMixer, FalconH1Mixer", "unit/test_mamba2.py"),
-    ("mixer", "short_conv"): Reference("Lfm2ShortConv", "unit/test_mixers.py"),
-    ("ffn_type", "moe"): Reference("MixtralSparseMoeBlock, DeepseekV3MoE", "unit/test_moe.py"),
-    ("rope_scaling", "yarn"): Reference("ROPE_INIT_FUNCTIONS", "unit/test_positions.py"),
-    ("activation", "xielu"): Reference("XIELUActivation", "unit/test_pointwise_parts.py"),
-    ("activation", "quick_gelu"): Reference("ACT2FN", "unit/test_pointwise_parts.py"),
-    ("residual", "hyper_connections"): Reference(
-        "HyperConnections of hyper-connections", "unit/test_residuals.py"
-    ),
-    ("residual", "mhc"): Reference("DeepseekV4HyperConnection", "unit/test_residuals.py"),
-    ("normalization", "rmsnorm_unit_offset"): Reference("Gemma 2 and 3", _PARITY),
-    ("normalization", "layernorm_unit_offset"): Reference(
-        "NemotronLayerNorm1P", "unit/test_pointwise_parts.py"
-    ),
-}
-"""Components that are compared with transformers or another package; all others are compared with
-their formula, written out in a test."""
-
-OPTION_REFERENCES: dict[str, Reference] = {
-    **dict.fromkeys(("n_kv_head", "head_dim", "qk_norm", "qk_norm_over"), _FAMILIES),
-    **dict.fromkeys(("attention_scale", "attention_softcap", "sliding_window"), _FAMILIES),
-    **dict.fromkeys(("attention_bias", "attention_out_bias"), _FAMILIES),
-    "attention_sinks": Reference("GptOssAttention", "unit/test_attention_variants.py"),
-    "attention_gate": Reference("Qwen3NextAttention", "unit/test_attention_variants.py"),
-    "differential_attention": Reference(
-        "DiffLlamaAttention", "unit/test_differential_attention.py"
-    ),
-    "query_scaling": Reference("llama4: Llama4TextAttention", _LLAMA4.test),
-    **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
-    "token_shift": Reference("RwkvFeedForward", "unit/test_token_shift.py"),
-    "residual_scale": Reference("GraniteForCausalLM", "unit/test_parametrizations.py"),
-    "qk_norm_after_rope": _FAMILIES,
-    "glu_limit": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
-    "glu_shift": Reference("GptOssExperts", "unit/test_pointwise_parts.py"),
-    "router_logit_bias": Reference("GptOssTopKRouter", "unit/test_moe.py"),
-    "expert_group_score": Reference("DeepseekV2Moe", "unit/test_moe.py"),
-}
-
-EXTENDED = {"attention"}
-"""Components with options that their reference lacks."""
-
 INTRODUCTION = """# Component catalog
 
 Every component that a config can select. `python -m scripts.catalogue` writes this page;
@@ -117,8 +66,9 @@ it would have by default.
 
 **Reference**: the implementation with which the tests compare the component, with the same random
 weights: a class of `transformers` or of another package, or "formula", the component's formula
-written out in a test.
-[verification.md](verification.md) has the measured differences."""
+written out in a test. **Difference**: the largest that was measured, relative to the largest
+expected magnitude; about 1e-16 where both compute in float64, 1e-7 in float32
+([verification.md](verification.md)). "-": the test has no tolerance."""
 
 
 @cache
@@ -165,13 +115,19 @@ COLUMNS = (
     "state",
     "models",
     "reference",
+    "difference",
 )
-OPTION_COLUMNS = ("option", "default", "description", "used by", "models", "reference")
+OPTION_COLUMNS = (
+    *("option", "default", "description", "used by", "models", "reference", "difference"),
+)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table."""
-    rule = ["---:" if name in ("parameters", "FLOPs", "state") else "---" for name in columns]
+    rule = [
+        "---:" if name in ("parameters", "FLOPs", "state", "difference") else "---"
+        for name in columns
+    ]
     return [_line(columns), f"|{'|'.join(rule)}|", *map(_line, rows)]
 
 
@@ -181,7 +137,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _row(registry: Registry, entry: Entry, baseline: dict[str, Any]) -> list[str]:
     name = entry.name
-    reference = REFERENCES.get((registry.key, name))
+    reference = of_component(registry, name)
     return [
         f"`{name}`",
         entry.label,
@@ -189,7 +145,8 @@ def _row(registry: Registry, entry: Entry, baseline: dict[str, Any]) -> list[str
         entry.paper or "-",
         *_costs(registry.key, name, baseline),
         _listed(model for model, config in published() if name in _values(config, registry.key)),
-        reference.name if reference else "formula",
+        reference.name,
+        shown_difference(reference, differences()),
     ]
 
 
@@ -203,10 +160,15 @@ def _costs(key: str, name: str, baseline: dict[str, Any]) -> tuple[str, str, str
     except UserError as error:
         raise UserError(f"{key}={name} cannot be added to llama: {error}") from None
     return (
-        _difference(cost["parameters"] - baseline["parameters"], format_count),
+        _difference(_trained(cost) - _trained(baseline), format_count),
         _difference(cost["flops_per_token"] - baseline["flops_per_token"], format_count),
         _difference(cost["decoding_state_bytes"] - baseline["decoding_state_bytes"], format_bytes),
     )
+
+
+def _trained(cost: dict[str, Any]) -> int:
+    """The number of parameters, with those that only training uses."""
+    return cost["parameters"] + cost.get("mtp_parameters", 0)
 
 
 @cache
@@ -253,16 +215,15 @@ def _options(registry: Registry) -> Iterator[list[str]]:
     """A row for each option of the registry's components."""
     for key, owners in _owned(registry):
         default = "none" if key.default is None else str(key.default)
-        reference = OPTION_REFERENCES.get(key.name)
-        if len(owners) == 1 and owners[0] not in EXTENDED:
-            reference = reference or REFERENCES.get((registry.key, owners[0]))
+        reference = of_option(registry, key, owners)
         yield [
             f"`{key.name}`",
             default,
             key.help,
             ", ".join(f"`{owner}`" for owner in owners),
             _listed(model for model, config in published() if _changes(config, key)),
-            reference.name if reference else "formula",
+            reference.name,
+            shown_difference(reference, differences()),
         ]
 
 
@@ -276,9 +237,19 @@ def _owned(registry: Registry) -> list[tuple[Key, list[str]]]:
     return list(owned.values())
 
 
-def references() -> Iterable[Reference]:
+@cache
+def differences() -> dict[str, float]:
+    """What the tests of the references measured."""
+    return saved_differences()
+
+
+def references() -> list[Reference]:
     """Every reference of the page."""
-    return [*REFERENCES.values(), *OPTION_REFERENCES.values()]
+    shown = [registry for registry in REGISTRIES.values() if _is_shown(registry)]
+    of_components = [of_component(each, name) for each in shown for name in each.names]
+    return of_components + [
+        of_option(registry, key, owners) for registry in shown for key, owners in _owned(registry)
+    ]
 
 
 def main(argv: list[str]) -> int:

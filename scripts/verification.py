@@ -1,9 +1,10 @@
-"""Run the tests that verify the project and write docs/verification.md.
+"""Run the tests that verify the project and write docs/verification.md and docs/differences.json.
 
-python scripts/verification.py
+    python scripts/verification.py                 about 20 minutes
+    python scripts/verification.py --references    a minute: only docs/differences.json
 
-Takes some minutes. Exit status: 0 all passed and the page is written, 1 a test failed and the page
-is unchanged.
+`python -m scripts.catalogue` then shows the differences in docs/catalogue.md. Exit status: 0 all
+passed and the files are written, 1 a test failed and the files are unchanged.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import platform
 import sys
 from collections.abc import Generator, Sequence
@@ -23,7 +25,14 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from tests.measured import observing  # noqa: E402
+from scripts.catalogue import references  # noqa: E402
+from scripts.component_references import (  # noqa: E402
+    DIFFERENCES,
+    files,
+    largest_differences,
+    named_tests,
+)
+from tests.measured import observing, observing_torch  # noqa: E402
 
 PAGE = PROJECT / "docs" / "verification.md"
 
@@ -37,6 +46,9 @@ class VerificationSection:
     files: tuple[str, ...]
 
 
+ELSEWHERE = {"unit/test_formulas.py", "unit/test_positions.py", "interop/test_parity.py"}
+"""Files of references that are in sections of their own."""
+
 MUTATIONS_TITLE = "Mutation tests"
 
 SECTIONS = (
@@ -48,8 +60,8 @@ SECTIONS = (
     ),
     VerificationSection(
         "Random combinations",
-        "Configs drawn key by key from the declarations of the keys, the same in every run: 25 in "
-        "the default tests, and 200 with `pytest -m slow`. Each config either has the properties "
+        "Configs drawn key by key from the declarations of the keys, the same in every run: 10 in "
+        "the default tests, and 100 with `pytest -m slow`. Each config either has the properties "
         "above (in double precision), or raises an error that names the key to drop, and has them "
         "without that key.",
         ("tests/contract/test_random_combinations.py",),
@@ -62,6 +74,13 @@ SECTIONS = (
             "tests/unit/test_attention.py",
             "tests/unit/test_positions.py",
         ),
+    ),
+    VerificationSection(
+        "References of components",
+        "Each component and option against an independent implementation: its class in transformers"
+        " or another package, or its formula, written out in the test, mostly in double precision. "
+        "[catalogue.md](catalogue.md) names the reference of each.",
+        tuple(f"tests/{file}" for file in files(references()) if file not in ELSEWHERE),
     ),
     VerificationSection(
         "Gradients",
@@ -136,6 +155,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.proofs: dict[str, Proof] = {}
+        self.largest: dict[str, float] = {}
+        """Case, as `unit/test_x.py::test_y[...]` -> the largest difference in it."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Function) -> Generator[None, Any, Any]:
@@ -146,6 +167,9 @@ class Recorder:
         doc = inspect.getdoc(item.function) or ""
         proof = self.proofs.setdefault(f"{file}::{name}", Proof(file, name, doc))
         proof.cases += 1
+        if measurements:
+            largest = max(error for error, _ in measurements)
+            self.largest[item.nodeid.removeprefix("tests/")] = largest
         for error, allowed in measurements:
             proof.largest[allowed] = max(error, proof.largest.get(allowed, 0.0))
         return result
@@ -203,17 +227,35 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(argv)
-    recorder = Recorder()
-    files = [str(PROJECT / file) for section in SECTIONS for file in section.files]
+    flags = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    flags.add_argument(
+        "--references",
+        action="store_true",
+        help="only measure the references of components: write docs/differences.json",
+    )
+    measures_references_only = flags.parse_args(argv).references
+    sections = [file for section in SECTIONS for file in section.files]
+    of_references = [f"tests/{test.partition('[')[0]}" for test in named_tests(references())]
+    paths = [
+        f"{PROJECT}/{path}" for path in (of_references if measures_references_only else sections)
+    ]
     options = ["--rootdir", str(PROJECT), "-o", "addopts=", "-q", "-W", "ignore"]
-    status = pytest.main([*options, *files], plugins=[recorder])
+    recorder = Recorder()
+    with observing_torch():
+        status = pytest.main([*options, *dict.fromkeys(paths)], plugins=[recorder])
     if status != pytest.ExitCode.OK:
-        print(f"a test failed; {PAGE.name} is unchanged.", file=sys.stderr)
+        print("a test failed; the files are unchanged.", file=sys.stderr)
         return 1
-    PAGE.write_text(page(recorder), encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(PROJECT)}")
+    differences = largest_differences(references(), recorder.largest)
+    _write(DIFFERENCES, json.dumps(differences, indent=1) + "\n")
+    if not measures_references_only:
+        _write(PAGE, page(recorder))
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path.name}")
 
 
 if __name__ == "__main__":

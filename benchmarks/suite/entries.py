@@ -199,7 +199,8 @@ def _flex(name: str, place: Place, flag: str) -> Entry:
         return _same_kernels(name, place, "flex", flag, lacking=f"no flex on {place.device}")
     key, _, value = flag.removeprefix("--").partition("=")
     wanted = f"test_backends_agree and not gradients and {value if value.isalpha() else key}"
-    entry = _tests(name, place, 20, "tests/contract/test_every_model.py", "-k", wanted)
+    selected = ("-m", "", "-k", wanted)  # slow ones, too
+    entry = _tests(name, place, 20, "tests/contract/test_every_model.py", *selected)
     note = "on a CPU flex has no backward pass: tests of the forward pass, which is not compiled"
     return dataclasses.replace(entry, note=note)
 
