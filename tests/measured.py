@@ -7,8 +7,8 @@ runs the tests while `observing` and writes the largest of each into `docs/verif
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,44 @@ def observing() -> Iterator[list[Measurement]]:
         yield seen
     finally:
         _observers.remove(seen)
+
+
+@contextlib.contextmanager
+def observing_torch() -> Iterator[None]:
+    """Let `torch.allclose` and `torch.testing.assert_close`, imported in the meantime, report the
+    differences of tensors that they find close."""
+    allclose, assert_torch_close = torch.allclose, torch.testing.assert_close
+
+    def observed_allclose(actual: Tensor, expected: Tensor, *given: Any, **keys: Any) -> bool:
+        close = allclose(actual, expected, *given, **keys)
+        if close:
+            _report(actual, expected, keys.get("rtol", 1e-5))
+        return close
+
+    def observed_assert_close(actual: Any, expected: Any, **keys: Any) -> None:
+        assert_torch_close(actual, expected, **keys)
+        _report(actual, expected, keys.get("rtol"))
+
+    torch.allclose, torch.testing.assert_close = observed_allclose, observed_assert_close
+    try:
+        yield
+    finally:
+        torch.allclose, torch.testing.assert_close = allclose, assert_torch_close
+
+
+TORCH_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1.3e-6, torch.float16: 1e-3}
+"""Relative tolerances of `torch.testing.assert_close` by default."""
+
+
+def _report(actual: Any, expected: Any, tolerance: float | None) -> None:
+    """Tell the observers of the differences of tensors, also in sequences."""
+    if isinstance(expected, Sequence):
+        for own, other in zip(actual, expected, strict=True):
+            _report(own, other, tolerance)
+    elif isinstance(actual, Tensor) and actual.numel() and actual.shape == expected.shape:
+        allowed = TORCH_TOLERANCES.get(actual.dtype, 0.016) if tolerance is None else tolerance
+        for observer in _observers:
+            observer.append(Measurement(relative_error(actual, expected), allowed))
 
 
 def assert_within(error: float, tolerance: float, what: str = "the difference") -> None:

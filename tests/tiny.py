@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from components.context import Context, LayerInputs
+from components.context import TOKEN_EMBEDDING, Context, LayerInputs
 from components.layer_config import LayerConfig
 from components.positions import POSITIONS, PositionEncoding
 from model_builder import GPT
 from model_components import REGISTRIES
 from model_config import ModelArchitectureConfig
 from model_presets import PRESETS
+from recipe.objectives import make_objective
+from tests.parametrized import one_in
+from training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +32,9 @@ SIZES = {
 
 ROPE = {"position_encoding": "rope"}
 
+MOST_PARAMETERS = 10**6
+"""Size limit of random models."""
+
 COMPANIONS: dict[str, dict[str, Any]] = {
     "mixer": {
         "linear_n_head": 4,
@@ -35,6 +42,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
         "mamba_head_dim": 8,
         "mamba_state_dim": 6,
         "mamba_chunk": 5,
+        "rwkv_head_dim": 8,
+        "rwkv_chunk": 5,
     },
     "rope_scaling": {**ROPE, "rope_scaling_factor": 4.0, "rope_original_block_size": 8},
     "residual": {"normalization": "none"},
@@ -51,6 +60,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "qk_norm": True,
         "qk_norm_over": "projection",
         "n_kv_head": 2,
+    },
+    "qk_norm_type=layernorm": {
+        "qk_norm": True,
+        "qk_norm_type": "layernorm",
+        "n_kv_head": 2,
+        **ROPE,
     },
     "unit offset, qk_norm": {"normalization": "rmsnorm_unit_offset", "qk_norm": True},
     "attention_scale": {"attention_scale": 0.1},
@@ -70,6 +85,54 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output_softcap": {"output_softcap": 0.5},
     "embedding_scale": {"embedding_scale": 3.0},
     "scales of Granite": {"residual_scale": 0.3, "logit_scale": 0.4, "attention_scale": 0.5},
+    "fire, window": {
+        "position_encoding": "fire",
+        "fire_width": 5,
+        "fire_scale": 0.5,
+        "fire_threshold": 4.0,
+        "sliding_window": 5,
+        "attention_sinks": True,
+        "n_kv_head": 2,
+    },
+    "path, window": {
+        "position_encoding": "path",
+        "path_rank": 6,
+        "path_kernel": 2,
+        "path_chunk": 5,
+        "sliding_window": 9,
+        "attention_sinks": True,
+        "attention_softcap": 0.5,
+        "n_kv_head": 2,
+    },
+    "path, forget_gate, differential_attention": {
+        "position_encoding": "path",
+        "path_rank": 0,
+        "path_kernel": 0,
+        "path_chunk": 4,
+        "forget_gate": True,
+        "differential_attention": True,
+        "qk_norm": True,
+        "canon": "b",
+    },
+    "cope of few positions, window": {
+        "position_encoding": "cope",
+        "cope_max_positions": 4,
+        "sliding_window": 9,
+        "attention_sinks": True,
+        "attention_softcap": 0.5,
+        "n_kv_head": 2,
+    },
+    "cope, kv_sharing": {
+        "position_encoding": "cope",
+        "kv_sharing": "false+true",
+        "n_kv_head": 2,
+    },
+    "cope, forget_gate, differential_attention": {
+        "position_encoding": "cope",
+        "forget_gate": True,
+        "differential_attention": True,
+        "qk_norm": True,
+    },
     "embedding_norm": {"embedding_norm": True, "position_encoding": "alibi"},
     "qk_norm_after_rope": {**ROPE, "qk_norm": True, "qk_norm_after_rope": True, "n_kv_head": 2},
     "ffn_multiplier": {"ffn_multiplier": 2.5, "ffn_multiple_of": 16},
@@ -100,6 +163,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "position_encoding": "alibi",
     },
     "query_scaling=ssmax": {"query_scaling": "ssmax", "sliding_window": 5, "n_kv_head": 2},
+    "query_scaling=ministral3": {
+        "query_scaling": "ministral3",
+        "query_scaling_interval": 5,
+        "query_scaling_factor": 0.7,
+        **ROPE,
+    },
     "query_scaling=llama4": {
         "query_scaling": "llama4",
         "query_scaling_interval": 4,
@@ -128,6 +197,29 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "bias": False,
     },
     "mla, alibi": {"mixer": "mla", "position_encoding": "alibi", "attention_softcap": 0.5},
+    "engram, attention residuals": {"engram": True, "engram_heads": 2, "residual": "attention"},
+    "engram of some layers": {
+        "engram": "false+true",
+        "engram_order": 4,
+        "engram_heads": 3,
+        "engram_table_size": 20,
+        "engram_width": 12,
+        "engram_kernel": 3,
+        "per_layer_embedding": 5,
+        "residual": "hyper_connections",
+        "normalization": "rmsnorm",
+        "bias": False,
+    },
+    "per_layer_embedding": {"per_layer_embedding": 5, **ROPE},
+    "per_layer_embedding of some tokens": {
+        "per_layer_embedding": "6+none",
+        "per_layer_vocab_size": 40,
+        "embedding_scale": 3.0,
+        "norm_position": "sandwich",
+        "normalization": "rmsnorm",
+        "residual": "hyper_connections",
+        "bias": False,
+    },
     "layer_norm_scaling": {"layer_norm_scaling": True, "n_layer": 3},
     "norm_alpha of derf": {"normalization": "derf", "norm_alpha": 1.5},
     "swiglu as in gpt-oss": {
@@ -143,9 +235,32 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "glu_shift": 1.0,
         "router_logit_bias": True,
     },
+    "kv_sharing of the last layers": {
+        "kv_sharing": "false*2+true*",
+        "n_layer": 4,
+        "sliding_window": "5+none",
+        "n_kv_head": 2,
+        "qk_norm": True,
+        **ROPE,
+    },
+    "kv_sharing of pairs": {
+        "kv_sharing": "false+true",
+        "canon": "b",
+        "attention_gate": "head",
+        "value_embedding": "mixed+none",
+    },
     "value_embedding=mixed": {"value_embedding": "mixed", "n_kv_head": 2},
     "value_embedding=gated": {"value_embedding": "gated", "value_residual": "fixed"},
     "canon=abcd": {"canon": "abcd", "n_kv_head": 2, "qk_norm": True},
+    "attention without an FFN": {"ffn_type": "none", "n_kv_head": 2},
+    "mamba2 without an FFN": {
+        "mixer": "mamba2",
+        "ffn_type": "none",
+        "mamba_head_dim": 8,
+        "mamba_chunk": 5,
+        "norm_position": "sandwich",
+        "normalization": "rmsnorm",
+    },
     "canon, token_shift of swiglu": {
         "canon": "acd",
         "canon_kernel": 3,
@@ -168,6 +283,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "logit_gain, tied": {"logit_gain": True, "sphere_weights": True, "bias": False},
     "hidden_gain of a plain network": {"hidden_gain": True},
     "mhc of three streams": {"residual": "mhc", "hyper_streams": 3, "mhc_steps": 2},
+    "attention residuals of blocks": {
+        "residual": "attention",
+        "attn_res_block": 2,
+        "n_layer": 3,
+        "norm_position": "parallel",
+    },
+    "looped layers": {"loop_count": 3},
+    "looped layers between others": {
+        "loop_count": 2,
+        "loop_prelude": 1,
+        "loop_coda": 1,
+        "n_layer": 4,
+        "ffn_type": "swiglu+moe",
+        "value_residual": "learned",
+    },
     "static hyper-connections": {
         "residual": "hyper_connections",
         "hyper_streams": 2,
@@ -232,6 +362,64 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "mamba_dt_max": 2.0,
         "mamba_chunk": 4,
     },
+    "rwkv7 of small ranks": {
+        "mixer": "rwkv7",
+        "rwkv_head_dim": 16,
+        "rwkv_decay_rank": 3,
+        "rwkv_rate_rank": 4,
+        "rwkv_value_rank": 5,
+        "rwkv_gate_rank": 6,
+        "rwkv_chunk": 64,
+        "norm_eps": 1e-3,
+        "bias": False,
+        "token_shift": "ffn",
+        "activation": "relu2",
+        "embedding_norm": True,
+    },
+    "mtp of experts, two tokens": {
+        **ROPE,
+        "mtp": "sequential",
+        "mtp_depth": 2,
+        "mtp_weight": 0.7,
+        "ffn_type": "standard+moe",
+        "value_residual": "learned",
+        "normalization": "rmsnorm",
+        "bias": False,
+        "weight_tying": False,
+    },
+    "attention_mamba2 as in Falcon-H1": {
+        "mixer": "attention_mamba2",
+        "ffn_type": "swiglu",
+        **ROPE,
+        "n_kv_head": 2,
+        "mamba_n_head": 4,
+        "mamba_head_dim": 6,
+        "mamba_state_dim": 5,
+        "mamba_norm": "none",
+        "mamba_chunk": 4,
+        "attention_in_scale": 0.7,
+        "attention_out_scale": 1.2,
+        "mamba_in_scale": 0.8,
+        "mamba_out_scale": 1.3,
+        "mamba_z_scale": 0.6,
+        "mamba_x_scale": 1.4,
+        "mamba_b_scale": 0.9,
+        "mamba_c_scale": 1.1,
+        "mamba_dt_scale": 0.5,
+        "glu_gate_scale": 0.8,
+        "glu_out_scale": 1.5,
+        "bias": False,
+    },
+    "attention_mamba2, canon, values": {
+        "mixer": "attention_mamba2",
+        "mamba_head_dim": 8,
+        "mamba_chunk": 5,
+        "canon": "ab",
+        "value_residual": "learned",
+        "position_encoding": "alibi",
+        "sliding_window": 5,
+    },
+    "zero_init": {"zero_init": True, "ffn_type": "moe+swiglu", "norm_position": "sandwich"},
     "no norm, qk_norm": {"normalization": "none", "qk_norm": True},
     "moe as in DeepSeek-V3": {
         "ffn_type": "moe",
@@ -297,7 +485,33 @@ PATTERNS: dict[str, dict[str, Any]] = {
         "linear_value_dim": "16+8+16",
         "linear_chunk": 5,
     },
+    "mixer=attention+rwkv7*": {
+        "mixer": "attention+rwkv7*",
+        "n_layer": 3,
+        "rwkv_head_dim": "8+8+16",
+        "rwkv_chunk": 5,
+    },
+    "mixer=attention_mamba2+attention": {
+        "mixer": "attention_mamba2+attention",
+        "mamba_head_dim": 8,
+        "mamba_chunk": 5,
+        "kv_sharing": "false+true",
+        **ROPE,
+    },
     "canon=ac+abcd": {"canon": "ac+abcd", "ffn_type": "moe+standard", "bias": False},
+    "layers of one sublayer": {
+        "mixer": "attention+none",
+        "ffn_type": "none+swiglu",
+        "residual": "hyper_connections",
+        "norm_position": "post",
+    },
+    "mixer=none+attention of parallel blocks": {
+        "mixer": "none+attention*",
+        "norm_position": "parallel",
+        "canon": "c+ac*",
+        "token_shift": "ffn",
+        "n_layer": 3,
+    },
     "mixer=short_conv+attention*": {"mixer": "short_conv+attention*", "n_layer": 3},
     "everything differs": {
         "n_layer": 3,
@@ -346,6 +560,12 @@ def tiny_file(preset: str) -> Path:
 VARIANTS = {**parts_of_registries(), **presets(), **OPTIONS, **PATTERNS}
 
 
+def some_variants(start: int) -> pytest.MarkDecorator:
+    """Parametrize `keys` by `VARIANTS`. In every run of the tests it is every third, counted from
+    `start`; tests that start differently together have them all."""
+    return pytest.mark.parametrize("keys", one_in(3, VARIANTS, start))
+
+
 def tiny_config(**keys: Any) -> ModelArchitectureConfig:
     """A config of the tiny sizes, with some keys changed."""
     return ModelArchitectureConfig.make(SIZES, keys)
@@ -366,13 +586,19 @@ def tiny_model(seed: int = 0, **keys: Any) -> GPT:
     return model.eval()
 
 
+def training_loss(model: GPT, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss that training minimizes, which uses every parameter."""
+    return model(idx, targets, objective=make_objective(TrainingConfig())).loss
+
+
 def layer_inputs(x: torch.Tensor, positions: PositionEncoding | None = None) -> LayerInputs:
-    """What a block is given beside x (B, T, C): no state, nothing from earlier layers."""
+    """The inputs of a block besides x (B, T, C), which also serves as the token embeddings: no
+    state and nothing from earlier layers."""
     length = x.shape[1]
     positions = positions or POSITIONS["none"](tiny_layer())
     bias = positions.score_bias(0, length, length)
     idx = torch.zeros(x.shape[:2], dtype=torch.long)
-    return LayerInputs(idx, positions, bias, start=0, states=None, taken={})
+    return LayerInputs(idx, positions, bias, start=0, states=None, taken={TOKEN_EMBEDDING: x})
 
 
 def context(x: torch.Tensor, positions: PositionEncoding | None = None) -> Context:

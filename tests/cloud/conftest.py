@@ -26,6 +26,9 @@ from tests.cloud.fake_runpod import KEY, World
 from tests.cloud.stub_pod import Behaviour, StubPod, VirtualClock
 from tests.prepared import REPOSITORY
 
+DONE, FAILED, LIMIT, LEFT = 0, 1, 3, 4
+"""Exit statuses of a deployment."""
+
 SECRET = "-".join(("wandb", "SECRET", "9876543210"))
 
 RUN = [
@@ -206,4 +209,21 @@ def check_silence(cloud: Cloud, ended: Ended) -> None:
         )
 
 
-__all__ = ["SECRET", "Cloud", "Ended", "NoSignals", "check_money", "check_silence"]
+def check(cloud: Cloud, ended: Ended, status: int, said: str, cap: float = 20.0) -> None:
+    """What holds of every deployment, with its status and what its last line says."""
+    check_money(cloud, cap)
+    check_silence(cloud, ended)
+    assert (ended.status, said in ended.last) == (status, True), ended.text
+    assert "No pod is left." in ended.last, ended.text
+    assert not {pod.removed_by for pod in cloud.world.rented} & {"dead man", ""}
+
+
+def names(cloud: Cloud) -> list[tuple[str, str | None]]:
+    """Where pods were rented, in order."""
+    return [(pod.gpu.split()[-1], pod.region) for pod in cloud.world.rented]
+
+
+@pytest.fixture
+def long_run(monkeypatch):
+    """Training takes ten hours, whatever was estimated."""
+    monkeypatch.setattr(StubPod, "behaviour", Behaviour(train=36000.0, steps=600))

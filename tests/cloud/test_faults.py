@@ -15,70 +15,25 @@ from collections.abc import Callable
 import pytest
 
 from cloud import deployment, fetching, placement, results, runpod_deploy
-from cloud.cost_log import COLUMNS, CostLog
+from cloud.cost_log import CostLog
 from cloud.live_view import LiveView
 from cloud.work import Work
 from tests.cloud.conftest import (
+    DONE,
+    FAILED,
+    LEFT,
+    LIMIT,
     Cloud,
     Ended,
     NoSignals,
+    check,
     check_money,
-    check_silence,
+    names,
 )
 from tests.cloud.fake_runpod import Fault
 from tests.cloud.stub_pod import Behaviour, StubPod, manifest_of
 
-DONE, FAILED, LIMIT, LEFT = 0, 1, 3, 4
-
-
-def check(cloud: Cloud, ended: Ended, status: int, said: str, cap: float = 20.0) -> None:
-    """What holds of every deployment, with its status and what its last line says."""
-    check_money(cloud, cap)
-    check_silence(cloud, ended)
-    assert (ended.status, said in ended.last) == (status, True), ended.text
-    assert "No pod is left." in ended.last, ended.text
-    assert not {pod.removed_by for pod in cloud.world.rented} & {"dead man", ""}
-
-
-def names(cloud: Cloud) -> list[tuple[str, str | None]]:
-    """Where pods were rented, in order."""
-    return [(pod.gpu.split()[-1], pod.region) for pod in cloud.world.rented]
-
-
-# A run without trouble
-
-
-def test_a_run_is_trained_and_brought_home(cloud: Cloud):
-    ended = cloud.deploy()
-    check(cloud, ended, DONE, "done: validation loss 2.0000 nats; results in out/tried.")
-    assert names(cloud) == [("4090", "EU-RO-1")]
-    home = cloud.folder / "out/tried"
-    assert {path.name for path in home.iterdir()} == {"run.json", "metrics.jsonl", "checkpoints"}
-    assert [path.name for path in (home / "checkpoints").iterdir()] == ["step_00000060"]
-
-
-def test_costs_are_logged_at_changes_and_every_300_seconds(cloud: Cloud):
-    ended = cloud.deploy()
-    with (cloud.folder / "metrics/cost_log.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
-    states = [row["state"] for row in rows]
-    assert states[0] == "starting"
-    assert states[-2:] == ["done", "ended"]
-    assert states.count("train") == 5  # in 20 minutes
-    times = [float(row["runtime_seconds"]) for row in rows]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 301
-    assert float(rows[-1]["cumulative_usd"]) == pytest.approx(cloud.world.spent(), rel=0.01)
-    assert f"${float(rows[-1]['cumulative_usd']):.2f}" in ended.last
-
-
-def test_a_dry_run_rents_nothing(cloud: Cloud):
-    ended = cloud.deploy("--dry_run")
-    assert ended.status == DONE
-    assert cloud.world.rented == []
-    prices = [line.split()[-1] for line in ended.lines if line.startswith("  1 x ")]
-    assert prices == sorted(prices, key=float)
-    assert "left out: NVIDIA Unheard Of in 3 places: peak speed unknown" in ended.text
+pytestmark = pytest.mark.slow  # test_deployment.py has the tests for every run
 
 
 # Replies that fail
@@ -271,19 +226,6 @@ def test_an_account_without_money_is_refused(cloud: Cloud):
 
 
 # Limits
-
-
-@pytest.fixture
-def long_run(monkeypatch):
-    """Training takes ten hours, whatever was estimated."""
-    monkeypatch.setattr(StubPod, "behaviour", Behaviour(train=36000.0, steps=600))
-
-
-def test_the_cap_holds_between_two_looks(cloud: Cloud, long_run):
-    ended = cloud.deploy("--max_cost=1")
-    check(cloud, ended, LIMIT, "stopped at the cost cap of $1.00; what was saved", cap=1)
-    assert cloud.world.spent() > 0.9
-    assert (cloud.folder / "out/tried/run.json").exists()
 
 
 def test_the_wall_limit_holds(cloud: Cloud, long_run):
@@ -598,14 +540,7 @@ ONCE_TRAINED = ("agent:/files", "agent:/file", "phase:done", "before:terminate")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_every_stage(moment, number, cloud: Cloud):
     def send_signal() -> None:
         os.kill(os.getpid(), number)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud import disk, plan, sendable, sweep_work
+import configurator
+from cloud import disk, plan, run_work, sendable, sweep_work
 from cloud.disk import disk_gb
 from cloud.make_work import make_work
 from cloud.package import Contents
@@ -19,8 +20,11 @@ from cloud.request import IMAGE, Request, read_request
 from cloud.runpod_types import Offer
 from cloud.work import Work
 from errors import UserError
+from interop.huggingface import load, save
 from tests.cloud.conftest import RUN, Cloud, needs_once
+from tests.interop.test_adapter_runs import LORA, Place
 from tests.prepared import REPOSITORY
+from tests.tiny import VARIANTS, tiny_model
 from training.run_directory import locked, process_in
 
 A100 = Offer("NVIDIA A100-SXM4-80GB", "EU-RO-1", 80 * 10**9, 2.0, "High")
@@ -178,6 +182,46 @@ def test_several_gpus_are_started_by_torchrun():
     work = make_work(request, Redactor())
     assert work.steps[-1][1][:3] == ["torchrun", "--standalone", "--nproc_per_node=2"]
     assert work.gpus_per_run == 2
+
+
+def test_the_model_of_init_from_is_estimated_with_its_adapters(tmp_path, monkeypatch):
+    save(tiny_model(**VARIANTS["preset llama"]), tmp_path / "model", "llama")
+    monkeypatch.setattr(run_work, "sendable", lambda files, plugins, settings: ([], {}))
+    flags = [f"--init_from={tmp_path / 'model'}", "--dataset=shakespeare_char"]
+    work = make_work(read_request(["config/finetune_lora.py", *flags]), Redactor())
+    assert work.settings.model == load(tmp_path / "model").config
+    assert work.settings.training.adapter == "lora"
+
+
+def test_modules_that_a_plugin_imports_are_sent(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_by_a_plugin.py").write_text("import imported_by_that\n")
+    (tmp_path / "imported_by_that.py").write_text("VALUE = 1\n")
+    plugin = tmp_path / "plugin.py"
+    plugins = {str(plugin): "import imported_by_a_plugin\n"}
+    settings = dataclasses.replace(configurator.load([]), plugins=plugins)
+    given, _ = sendable.sendable([], "", settings)
+    names = {path.name for path in given}
+    assert names == {"plugin.py", "imported_by_a_plugin.py", "imported_by_that.py"}
+
+
+@pytest.mark.slow
+def test_a_run_to_start_from_that_is_not_sent_whole_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sendable, "in_project", lambda path: path.relative_to(tmp_path))
+    place = Place(tmp_path)
+    sizes = ("--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--max_iters=1")
+    place.train("first", *sizes)
+    place.train("tuned", f"--init_from={place.out / 'first'}", *LORA, "--max_iters=1")
+
+    def send(run: str) -> None:
+        settings = configurator.load([])
+        training = settings.training.changed(init_from=str(place.out / run))
+        sendable.sendable([], "", dataclasses.replace(settings, training=training))
+
+    with pytest.raises(UserError, match="is in out/, of which nothing is sent; export it"):
+        send("first")
+    with pytest.raises(UserError, match="tuned has adapters, and their base is not sent; export"):
+        send("tuned")
 
 
 PLANNED = {"gpus_per_run": 2, "workers": None}

@@ -14,7 +14,7 @@ from tests.cloud.conftest import Cloud, Ended, NoSignals, check_money, check_sil
 from tests.cloud.fake_runpod import Fault
 from tests.cloud.stub_pod import Behaviour, StubPod
 
-SCHEDULES = 200
+SCHEDULES = 60
 
 OPERATIONS = (
     *("account", "offers", "pods", "pod", "create", "create", "terminate", "agent", "any"),

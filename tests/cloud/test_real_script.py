@@ -62,6 +62,7 @@ def wait_until(what: Callable[[], object], seconds: float = PATIENCE) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_real_run_comes_home_as_if_trained_here(world, surroundings, capsys):
     ended = deploy(surroundings)
     assert (ended.status, ended.last.startswith("done: validation loss 2.")) == (0, True), ended

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from model_builder import GPT
 from recipe.objectives import make_objective
 from tests.measured import assert_close
-from tests.tiny import PATTERNS, VARIANTS, presets, tiny_model, tokens
+from tests.parametrized import in_turn, one_in
+from tests.tiny import OPTIONS, PATTERNS, VARIANTS, presets, tiny_model, tokens
 from training_config import TrainingConfig
 
 LENGTH = 13
@@ -19,14 +20,16 @@ FEW = {
     "everything differs": PATTERNS["everything differs"],
     "hybrid": PATTERNS["mixer=gated_deltanet+attention"],
     "unet, value_residual": {"residual": "unet", "value_residual": "learned", "n_layer": 3},
+    "kv_sharing": {"kv_sharing": "false+true*", "n_layer": 3},
     "hyper-connections": {"residual": "hyper_connections", "norm_position": "parallel"},
+    "mtp": OPTIONS["mtp of experts, two tokens"],
 }
 """For every run of the tests; all of them are slow."""
 
 
 def checkpointed(model: GPT) -> GPT:
     """The model, each block of which computes its activations again in the backward pass."""
-    for block in model.blocks:
+    for block in model.all_blocks:
 
         def again(*given, forward=block.forward):
             return checkpoint(forward, *given, use_reentrant=False)
@@ -53,14 +56,17 @@ def test_checkpointed_blocks_give_the_same_gradients(keys):
 
 
 WHOLE = {
-    "llama": presets()["preset llama"],
     "hybrid": PATTERNS["mixer=gated_deltanet+attention"],
-    "mixture of experts": {"ffn_type": "moe", "n_experts": 4},
+    "mixture of experts, mtp": {"ffn_type": "moe", "n_experts": 4, "mtp": "sequential"},
 }
 """For every run of the tests."""
 
 
-@pytest.mark.parametrize("keys", WHOLE.values(), ids=WHOLE)
+COMPILED = dict(list(VARIANTS.items())[::2])
+"""Half of them, since compiling takes seconds."""
+
+
+@pytest.mark.parametrize("keys", one_in(2, WHOLE))
 def test_a_few_models_compile_whole(keys):
     plain = loss_and_gradients(tiny_model(**keys), compiles=False)
     compiled = loss_and_gradients(tiny_model(**keys), compiles=True)
@@ -69,9 +75,13 @@ def test_a_few_models_compile_whole(keys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoints", [False, True])
-@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    ("keys", "checkpoints"),
+    in_turn(COMPILED.values(), [True, False]),
+    ids=COMPILED,
+)
 def test_compiled_models_give_the_same_gradients(keys, checkpoints):
+    """Every second one computes its activations again in the backward pass."""
     plain = loss_and_gradients(tiny_model(**keys), compiles=False)
     model = tiny_model(**keys)
     compiled = loss_and_gradients(checkpointed(model) if checkpoints else model, compiles=True)

@@ -25,19 +25,24 @@ from components import (
     activations,
     attention,
     attention_backends,
+    attention_logits,
     canon,
     differential_attention,
+    engram,
     ffns,
     forget_gate,
     head,
+    kv_sharing,
+    multi_token,
     norms,
     part,
+    per_layer_embedding,
     residuals,
     rope_scalings,
 )
 from components import positions as encodings
-from recipe import lion, muon, objectives, parameters, schedules, snapshot
-from training import optim, resume, step_guard
+from recipe import lion, muon, objectives, parameters, qk_clip, schedules, snapshot
+from training import optim, resume, step_guard, step_means
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +63,10 @@ class Mutation(NamedTuple):
 EVERY_MODEL = "contract/test_every_model.py::"
 EVERY_RECIPE = "contract/test_every_recipe.py::"
 ATTENTION = "unit/test_attention.py::"
+KV_SHARING = "unit/test_kv_sharing.py::"
 BEHAVIOR = "unit/test_behavioral.py::"
 FORMULAS = "unit/test_formulas.py::"
+MULTI_TOKEN = "unit/test_multi_token.py::"
 POSITIONS = "unit/test_positions.py::"
 GRADIENTS = "unit/test_gradients.py::"
 CONFIG = "unit/test_model_config.py::"
@@ -67,6 +74,7 @@ OPTIMIZER = "unit/test_optim.py::"
 SHAPES = "unit/test_model_shapes.py::"
 START = "unit/test_initial_weights.py::"
 PATTERNS = "unit/test_patterns.py::"
+QK_CLIP = "unit/test_qk_clip.py::"
 PART_OPTIONS = "unit/test_part_options.py::"
 OLD = "unit/test_saved_configs.py::"
 GPT2 = "[preset gpt2]"
@@ -98,7 +106,7 @@ MUTATIONS = (
     Mutation(
         "scores are not scaled by the root of the width",
         attention_backends.ManualAttention,
-        "weights",
+        "_scores",
         "math.sqrt(q.shape[-1])",
         "q.shape[-1]",
         (f"{ATTENTION}test_manual_attention_by_hand",),
@@ -106,7 +114,7 @@ MUTATIONS = (
     Mutation(
         "the softcap caps at one",
         attention_backends.ManualAttention,
-        "weights",
+        "_normalized",
         "self.needs.softcap * torch.tanh",
         "torch.tanh",
         (f"{ATTENTION}test_manual_attention_by_hand",),
@@ -136,7 +144,7 @@ MUTATIONS = (
     Mutation(
         "attention dropout is active in evaluation",
         attention.Attention,
-        "forward",
+        "_attended",
         "self.weight_dropout if self.training else 0.0",
         "self.weight_dropout",
         (f"{BEHAVIOR}test_dropout_is_off_in_evaluation{GPT2}",),
@@ -144,7 +152,7 @@ MUTATIONS = (
     Mutation(
         "attention dropout is never active",
         attention.Attention,
-        "forward",
+        "_attended",
         "self.weight_dropout if self.training else 0.0",
         "0.0",
         (f"{BEHAVIOR}test_attention_drops_weights_in_training_alone",),
@@ -152,17 +160,59 @@ MUTATIONS = (
     Mutation(
         "decoding does not advance positions",
         attention.Attention,
-        "forward",
+        "_queries_keys_values",
         "rotate(q, k, context.start)",
         "rotate(q, k, 0)",
         (f"{EVERY_MODEL}test_cache_equals_no_cache{LLAMA}",),
     ),
     Mutation(
+        "shared keys are those of the first layer of the kind",
+        kv_sharing,
+        "sources",
+        "last[sharing_kind(layer)] = index",
+        "last.setdefault(sharing_kind(layer), index)",
+        (
+            f"{KV_SHARING}test_the_last_layer_of_the_same_kind_is_the_source[false+true-keys0-sources0]",
+        ),
+    ),
+    Mutation(
+        "shared keys are only those of the current tokens",
+        attention.Attention,
+        "_kept",
+        "zip(self.shared_names, (k, v), strict=False)",
+        "zip(self.shared_names, (k[:, :, -1:], v[:, :, -1:]), strict=False)",
+        (f"{KV_SHARING}test_decoding_in_pieces[False]",),
+    ),
+    Mutation(
+        "hashes depend on fewer tokens",
+        engram.Engram,
+        "rows",
+        "found.append(mixed)",
+        "found.append(mixed if back < 2 else found[1])",
+        ("unit/test_engram.py::test_by_the_formulas",),
+    ),
+    Mutation(
+        "decoding forgets the tokens before",
+        engram.Engram,
+        "rows",
+        "kept.copy_(tokens[:, T:])",
+        "kept.clone()",
+        ("unit/test_engram.py::test_decoding_in_pieces[False]",),
+    ),
+    Mutation(
+        "per-layer embeddings are not scaled",
+        per_layer_embedding.PerLayerEmbedding,
+        "embedding",
+        "* self.table.embedding_dim**0.5",
+        "",
+        ("unit/test_per_layer_embedding.py::test_layers_are_those_of_gemma_4",),
+    ),
+    Mutation(
         "keys are not normalized",
         attention.Attention,
         "_projected",
-        "_normed(k, self.k_norm)",
-        "k",
+        "(self.q_norm, self.k_norm, None)",
+        "(self.q_norm, None, None)",
         (f"{EVERY_MODEL}test_every_parameter_learns[qk_norm]",),
     ),
     Mutation(
@@ -329,7 +379,7 @@ MUTATIONS = (
     Mutation(
         "a config key is accepted and ignored",
         model_builder.GPT,
-        "_hidden",
+        "_embedded",
         "x * self.config.embedding_scale",
         "x",
         (f"{CONFIG}test_no_key_is_ignored[embedding_scale]",),
@@ -345,20 +395,36 @@ MUTATIONS = (
     Mutation(
         "every layer has the config of the first",
         model_config.ModelArchitectureConfig,
-        "_layer",
-        "return LayerConfig(self._resolved[place], layer)",
-        "return LayerConfig(self._resolved[0], layer)",
+        "_values_of",
+        "self._resolved[place]",
+        "self._resolved[0]",
         (
             f"{CONFIG}test_layers_that_differ_are_checked_once_for_each_kind",
             f"{CONFIG}test_each_layer_is_made_with_its_own_value[ffn_type]",
         ),
     ),
     Mutation(
+        "later tokens are predicted one position early",
+        multi_token,
+        "later_targets",
+        "targets[:, by:]",
+        "targets[:, by - 1 : -1]",
+        (f"{MULTI_TOKEN}test_losses_and_gradients_are_those_of_the_papers[3-sequential]",),
+    ),
+    Mutation(
+        "validation adds the loss of multi-token prediction",
+        model_builder.GPT,
+        "forward",
+        'getattr(objective, "trains", False)',
+        "True",
+        (f"{MULTI_TOKEN}test_validation_and_decoding_are_those_of_the_model_without[parallel]",),
+    ),
+    Mutation(
         "every layer has the first position encoding",
         model_builder.GPT,
         "_hidden",
-        "own = self._position_of_layer[layer]",
-        "own = 0",
+        "own = self.blocks[layer], self._position_of_layer[layer]",
+        "own = self.blocks[layer], 0",
         (f"{OLD}test_the_logits_are_those_of_the_version_that_saved_it[rope_pattern]",),
     ),
     Mutation(
@@ -425,6 +491,38 @@ MUTATIONS = (
             f"{OPTIMIZER}test_matrices_decay_and_vectors_do_not_and_a_tied_weight_counts_once",
             "integration/test_nanogpt_trajectory.py::test_fifty_steps[True]",
         ),
+    ),
+    Mutation(
+        "QK-Clip scales keys by the whole factor",
+        attention_logits,
+        "divided",
+        "return factors.sqrt(), factors.sqrt()",
+        "return factors.sqrt(), factors",
+        (QK_CLIP + "test_clipped_heads_have_the_threshold_as_their_largest_logit[canon]",),
+    ),
+    Mutation(
+        "logits of hidden keys count for QK-Clip",
+        attention_logits,
+        "largest_logits",
+        "visible(last - first, last - start, window, q.device)",
+        "visible(last - first, last - start, None, q.device)",
+        (QK_CLIP + "test_the_largest_logits_are_those_of_plain_loops[window]",),
+    ),
+    Mutation(
+        "QK-Clip scales weights after a skipped step",
+        qk_clip,
+        "clip_attention_logits",
+        "(torch.as_tensor(good) > 0)",
+        "(torch.as_tensor(good) >= 0)",
+        (QK_CLIP + "test_what_changes_nothing[skipped]",),
+    ),
+    Mutation(
+        "the largest logits are those of the last micro-batch",
+        step_means.StepMeans,
+        "add",
+        "tree_map(torch.maximum, self._largest, largest)",
+        "largest",
+        (QK_CLIP + "test_a_step_has_the_maximum_of_its_micro_batches",),
     ),
     Mutation(
         "gradients are not clipped",

@@ -47,6 +47,7 @@ class TestOutputThatCannotBeWritten:
     def whole(self, workshop: Workshop) -> Path:
         return workshop.train(*SHORT, run_name="whole")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
     def test_a_full_disk_under_the_output(self, workshop: Workshop, whole: Path) -> None:
         process = workshop.start(*SHORT, output=Path("/dev/full"))

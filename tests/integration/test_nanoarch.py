@@ -124,6 +124,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_from_another_folder(tmp_path: Path) -> None:
     """A file of config/ is found from there, and the run is in that folder's out/."""
     flags = tiny_run_flags(write_tiny_dataset(tmp_path / "data"))

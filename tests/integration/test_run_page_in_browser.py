@@ -17,6 +17,7 @@ from tests.integration.chromium import (
     texts_that_meet,
     visits,
 )
+from tests.parametrized import one_in
 from tests.study import HOSTILE
 from tests.unit.test_training_logger import log_eval, log_step, make_logger
 from training.run_page import page as run_page
@@ -113,7 +114,7 @@ def test_samples_are_text(visit):
     assert page.text_content("h1").startswith(HOSTILE)
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("width", one_in(3, [320, 390, 768, 1280]))
 def test_nothing_scrolls_sideways_or_meets(visit, width):
     page = visit({"width": width, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -121,7 +122,7 @@ def test_nothing_scrolls_sideways_or_meets(visit, width):
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", one_in(2, ["light", "dark"]))
 def test_numbers_and_a_chart_are_on_the_first_screen(visit, viewport, scheme):
     page = visit(viewport, scheme)
     assert page.locator("#chart-loss").bounding_box()["y"] + 50 < viewport["height"]
@@ -178,6 +179,7 @@ def test_a_served_page_follows_the_run_and_stops_with_it(browser, tmp_path, monk
         assert asked == []
 
 
+@pytest.mark.slow
 def test_a_file_follows_the_run_too(browser, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(run_page, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(run_page, "MOST_SHARE", 1e9)

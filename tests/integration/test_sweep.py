@@ -448,6 +448,7 @@ def test_seeds_that_are_added_after_a_verdict_are_known(
     assert any("confidence sequence" in note for note in sweeps.findings.notes)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_missing_holds_its_arm_back(
     sweeps: Sweeps,
     engine: InThisProcess,
@@ -482,6 +483,7 @@ def test_equal_flops(sweeps: Sweeps, engine: InThisProcess) -> None:
     assert "unequal budgets" not in arm.verdict.reason  # other tokens, but equal FLOPs
 
 
+@pytest.mark.slow
 def test_equal_minutes(sweeps: Sweeps, engine: InThisProcess) -> None:
     assert sweeps(*ARMS, "--budget", "minutes=0.02", "--seeds=1", "--eval_interval=1000") == 0
     for run in sweeps.runs.values():

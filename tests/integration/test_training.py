@@ -18,8 +18,8 @@ from data.prepare_scripts import prepare_tiny_shakespeare
 from data.text_files import read_pieces
 from data.tokenizers import ByteTokenizer, CharTokenizer
 from model_builder import GPT
-from model_components import REGISTRIES
 from model_presets import PRESETS
+from options import KEYS
 from recipe.objectives import OBJECTIVES
 from tests.integration.child import ROOT
 from tests.integration.runs import (
@@ -35,6 +35,7 @@ from tests.integration.runs import (
 )
 from tests.other_values import others
 from tests.tiny import tiny_file
+from training.report import COMPONENTS
 from training.resume import find_start
 from training.step_guard import Diverged, StepGuard
 
@@ -322,15 +323,44 @@ class TestLog:
         assert max(map(len, lines[1:])) <= 80  # the first has the path of the run directory
         report = " ".join(" ".join(lines).split())
         model = load(["--output_softcap=30"]).model.to_dict()
-        shown = {*REGISTRIES, "bias", "weight_tying", "dropout"} - {"parametrization"}
-        for key in model.keys() & shown:
+        for key in model.keys() & {*COMPONENTS}:
             assert f"{key} {configurator.shown(model[key])}" in report
         for text in ("output_softcap 30", "FLOPs/token", "attention/FFN", "causal", "expected"):
             assert text in report
         assert "1 step, 64 tokens" in report
         assert "warm-up 1 step;" in report
-        assert "attention_softcap" not in report
+        for at_its_default in ("attention_softcap", "rope_scaling", "residual"):
+            assert at_its_default not in report
         assert "None" not in report
+
+    def test_a_long_start_report_leaves_out_the_last_keys(self, workshop: Workshop, capsys) -> None:
+        sizes = ["--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=128"]
+        flags = ["config/arch_qwen3_next_tiny.py", *sizes]
+        workshop.train(*flags, "--max_iters=0")
+        lines = capsys.readouterr().out.partition("validating")[0].splitlines()
+        assert len(lines) == 20
+        assert max(map(len, lines[1:])) <= 80
+        report = " ".join(" ".join(lines).split())
+        settings = load(flags)
+        changed = {
+            key
+            for key, value in settings.model.to_dict().items()
+            if value != KEYS[key].default and KEYS[key].section != "Sizes"
+        }
+        hidden = {key for key in changed - {*settings.derived} if f" {key} " not in report}
+        assert hidden
+        assert f"; {len(hidden)} more with --verbose" in report
+        assert not hidden & {*COMPONENTS}
+
+    def test_a_long_name_is_broken_at_hyphens(self, workshop: Workshop, capsys) -> None:
+        flags = ["--position_encoding=rope", "--qk_norm", "--init_std=0.03", "--weight_tying=False"]
+        run = workshop.train("--max_iters=0", "--norm_eps=3e-4", "--bias=False", *flags)
+        printed = capsys.readouterr().out
+        lines = printed[printed.index("architecture") :].partition("components")[0].splitlines()
+        assert len(lines) == 2
+        assert max(map(len, lines)) <= 80
+        name = "".join(line.removeprefix("architecture").strip() for line in lines)
+        assert name == log_of(run)["architecture"]["name"]
 
     def test_a_long_run_says_how_long(self, workshop: Workshop, capsys, monkeypatch) -> None:
         workshop.train("--max_iters=1")

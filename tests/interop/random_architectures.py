@@ -6,9 +6,11 @@ from random import Random
 from typing import Any
 
 from errors import ConfigError
+from experiment.matching import parameters
 from interop.families import FAMILIES
 from model_config import ModelArchitectureConfig
 from tests.interop.references import LONGEST, VOCABULARY
+from tests.tiny import MOST_PARAMETERS
 
 Keys = dict[str, Any]
 
@@ -37,6 +39,10 @@ _CHANGES: dict[str, tuple[Any, ...]] = {
     "residual_scale": (0.3,),
     "logit_scale": (0.25, 0.3),
     "qk_norm_after_rope": (True, False),
+    "qk_norm_type": ("rmsnorm", "layernorm"),
+    "query_scaling": ("none", "ministral3", "ssmax"),
+    "query_scaling_interval": (5, LONGEST),
+    "differential_attention": (True, False),
     "attention_sinks": (True, False),
 }
 """Values that a key may get."""
@@ -81,9 +87,12 @@ def random_architecture(model_type: str, random: Random) -> ModelArchitectureCon
             keys |= {"rope_scaling_factor": 4.0, "rope_original_block_size": 12}
             keys |= random.choice(_SCALINGS)
         try:
-            return ModelArchitectureConfig.from_dict(keys)
+            config = ModelArchitectureConfig.from_dict(keys)
         except ConfigError:
             continue
+        size = parameters(config)
+        assert size <= MOST_PARAMETERS, f"{size:,} parameters; bound the sizes of {keys}"
+        return config
 
 
 def _family_keys(model_type: str, random: Random) -> Keys:
@@ -163,4 +172,23 @@ _TYPICAL: dict[str, Keys] = {
     "exaone4": {"sliding_window": "7+none", "position_encoding": "rope+none"},
     "vaultgemma": {"sliding_window": "7+none", "attention_softcap": 2.0},
     "lfm2": {"mixer": "short_conv+attention"},
+    "bamba": {
+        "mixer": "mamba2+attention",
+        "n_layer": 2,
+        "mamba_head_dim": 8,
+        "mamba_state_dim": 6,
+        "rope_fraction": 0.5,
+    },
+    "falcon_h1": {
+        "mamba_head_dim": 8,
+        "mamba_state_dim": 6,
+        "mamba_norm": "none",
+        "mamba_x_scale": 0.5,
+        "glu_out_scale": 0.7,
+    },
+    "mamba2": {"mamba_head_dim": 8, "mamba_state_dim": 6, "mamba_chunk": 5},
+    "granitemoe": {**_EXPERTS, "residual_scale": 0.3, "logit_scale": 0.25},
+    "hunyuan_v1_moe": _EXPERTS,
+    "ministral3": {"query_scaling": "ministral3", "query_scaling_interval": 5},
+    "persimmon": {"activation": "relu2", "rope_fraction": 0.5},
 }

@@ -65,6 +65,7 @@ _WIDE_HEADS = {
     *("seed_oss", "ernie4_5", "glm", "glm4"),
     *("qwen3_moe", "gpt_oss", "ernie4_5_moe", "qwen3_next"),
     *("vaultgemma", "internlm3", "iquestcoder", "cwm", "ministral", "hunyuan_v1_dense"),
+    *("hunyuan_v1_moe", "ministral3"),
 }
 """Families whose head_dim does not follow from other fields."""
 
@@ -298,7 +299,7 @@ def _starcoder2(random: Random) -> Fields:
 
 def _phi(random: Random) -> Fields:
     fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
-    return fields | _act(random, "hidden_act") | _maybe(random, 0.1, qk_layernorm=True)
+    return fields | _act(random, "hidden_act") | _biases(random, "qk_layernorm")
 
 
 def _glm(random: Random) -> Fields:
@@ -608,6 +609,105 @@ def _lfm2(random: Random) -> Fields:
     return fields | _maybe(random, 0.3, full_attn_idxs=[0, 2])
 
 
+# State-space models
+
+
+def _mamba2(random: Random) -> Fields:
+    heads = random.choice((2, 4))
+    dim = random.choice((4, 6))
+    fields = {
+        "hidden_size": heads * dim,
+        "expand": random.choice((1, 2, 2, 2)),
+        "head_dim": dim,
+        "state_size": random.choice((3, 8)),
+        "n_groups": random.choice((1, heads)),
+        "conv_kernel": random.randint(1, 4),
+        "chunk_size": random.choice((4, 256)),
+        "layer_norm_epsilon": random.choice((1e-5, 1e-3)),
+    }
+    fields["num_heads"] = fields["expand"] * heads if random.random() < 0.9 else heads
+    fields |= _maybe(random, 0.3, time_step_limit=random.choice(((0.0, 0.5), (0.01, float("inf")))))
+    fields |= _maybe(random, 0.1, hidden_act=random.choice(_ACTIVATIONS), residual_in_fp32=False)
+    return fields | _biases(random, "use_bias", "use_conv_bias")
+
+
+# Mixtures of scaled and of shared experts
+
+
+def _granite_moe(random: Random) -> Fields:
+    return _granite(random) | _experts(random, "num_local_experts")
+
+
+def _hunyuan_moe(random: Random) -> Fields:
+    fields = _hunyuan(random) | _experts(random, "num_experts", "moe_topk")
+    if random.random() < 0.3:
+        fields["moe_topk"] = [random.choice((2, 3)) for _ in range(random.choice((3, 4)))]
+    return fields | _maybe(random, 0.1, moe_intermediate_size=12, use_mixed_mlp_moe=True)
+
+
+# Attention of another kind
+
+
+def _diffllama(random: Random) -> Fields:
+    return _olmo2(random) | _maybe(random, 0.2, lambda_std_dev=0.3, mlp_bias=True)
+
+
+def _ministral3(random: Random) -> Fields:
+    fields = _mistral(random) | _act(random, "hidden_act")
+    for name in ("rope_parameters", "rope_scaling"):
+        if name in fields and random.random() < 0.9:
+            steps = random.choice((3, 5, LONGEST - 1, LONGEST, 64))
+            fields[name] |= {"llama_4_scaling_beta": random.choice((0.1, 0.5, 0.0))}
+            fields[name] |= _maybe(random, 0.8, original_max_position_embeddings=steps)
+    return fields | _maybe(random, 0.1, sliding_window=None)
+
+
+def _persimmon(random: Random) -> Fields:
+    fields = _partial_rope(random, "rope_theta", "partial_rotary_factor")
+    return fields | _act(random, "hidden_act") | _biases(random, "qk_layernorm")
+
+
+def _spaces(random: Random) -> Fields:
+    fields = {
+        "mamba_n_heads": random.choice((2, 4)),
+        "mamba_d_state": random.choice((3, 8)),
+        "mamba_n_groups": random.choice((1, 2)),
+        "mamba_d_conv": random.randint(1, 4),
+        "mamba_chunk_size": random.choice((4, 256)),
+        "hidden_act": "silu" if random.random() < 0.9 else "gelu",
+    }
+    fields |= _maybe(random, 0.3, time_step_limit=random.choice(((0.0, 0.5), (0.01, float("inf")))))
+    fields |= _maybe(random, 0.1, mamba_d_head=random.choice((8, 12, "auto")))
+    fields |= dict.fromkeys(
+        ("mamba_proj_bias", "mlp_bias", "projectors_bias"), random.random() < 0.4
+    )
+    fields |= _maybe(random, 0.1, mamba_proj_bias=True)
+    return fields | _biases(random, "mamba_conv_bias", "attention_bias")
+
+
+def _bamba(random: Random) -> Fields:
+    fields = _rope(random) | _spaces(random) | {"mamba_expand": random.choice((1, 2, 2))}
+    fields["num_hidden_layers"] = random.randint(2, 4)
+    if "rope_parameters" in fields:
+        share = random.choice(_FRACTIONS)
+        fields["rope_parameters"] |= _maybe(random, 0.3, partial_rotary_factor=share)
+    attending = [layer for layer in range(4) if random.random() < 0.5]
+    return fields | _maybe(random, 0.9, attn_layer_indices=attending)
+
+
+def _falcon_h1(random: Random) -> Fields:
+    fields = _rope(random) | _spaces(random)
+    width = random.choice((None, 8 * fields["mamba_n_heads"]))
+    fields |= {"mamba_d_ssm": width, "mamba_expand": random.choice((1, 2))}
+    scales = ("attention_in", "attention_out", "ssm_in", "ssm_out", "key", "embedding", "lm_head")
+    fields |= _maybe(
+        random, 0.5, **{f"{name}_multiplier": random.choice((0.4, 1.3)) for name in scales}
+    )
+    fields |= _maybe(random, 0.5, mlp_multipliers=[0.5, 1.2])
+    fields |= _maybe(random, 0.5, ssm_multipliers=[0.6, 0.8, 1.1, 1.2, random.choice((0.5, 1.5))])
+    return fields | _biases(random, "mamba_rms_norm", "mamba_norm_before_gate")
+
+
 _FLAGS = {
     "gpt2": _gpt2,
     "gptj": _gptj,
@@ -671,5 +771,13 @@ _FLAGS = {
     "olmo3": _olmo3,
     "exaone4": _exaone4,
     "lfm2": _lfm2,
+    "mamba2": _mamba2,
+    "granitemoe": _granite_moe,
+    "hunyuan_v1_moe": _hunyuan_moe,
+    "diffllama": _diffllama,
+    "ministral3": _ministral3,
+    "persimmon": _persimmon,
+    "bamba": _bamba,
+    "falcon_h1": _falcon_h1,
 }
 assert _FLAGS.keys() == FAMILIES.keys()

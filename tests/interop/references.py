@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.measured import assert_within
+from tests.parametrized import one_in
 
 transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
 transformers.logging.set_verbosity_error()
@@ -108,6 +109,46 @@ _QWEN3_NEXT = {
     "linear_conv_kernel_dim": 3,
     # A smaller one magnifies float32 rounding in both libraries, where a head's output is near 0.
     "rms_norm_eps": 1e-3,
+}
+
+_MAMBA2 = {
+    **_TOKENS,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_heads": 8,
+    "head_dim": 8,
+    "state_size": 6,
+    "n_groups": 2,
+    "conv_kernel": 3,
+    "chunk_size": 5,
+}
+
+_BAMBA = {
+    **_GROUPED,
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 8,
+    "mamba_d_state": 6,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 5,
+}
+_FALCON_H1 = {
+    "mamba_n_heads": 4,
+    "mamba_d_state": 6,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 5,
+}
+_FALCON_SCALES = {
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.4,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 0.8,
+    "attention_out_multiplier": 0.9,
+    "ssm_in_multiplier": 1.25,
+    "ssm_out_multiplier": 0.6,
+    "mlp_multipliers": [0.9, 1.3],
+    "ssm_multipliers": [0.7, 0.8, 1.1, 1.2, 0.5],
 }
 
 REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -241,6 +282,7 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_GROUPED, "use_bias": False, "tie_word_embeddings": False},
     ),
     "Phi": ("PhiConfig", _GROUPED),
+    "Phi, QK norm": ("PhiConfig", {**_SIZES, "qk_layernorm": True}),
     "GLM": ("GlmConfig", {**_GROUPED, "head_dim": 16}),
     "GLM, no biases": ("GlmConfig", {**_GROUPED, "head_dim": 16, "attention_bias": False}),
     "GLM-4": ("Glm4Config", {**_GROUPED, "head_dim": 16}),
@@ -419,6 +461,64 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "CWM": ("CwmConfig", {**_GROUPED, "bos_token_id": 0, "head_dim": 16, "sliding_window": WINDOW}),
+    "GraniteMoE": ("GraniteMoeConfig", {**_FEW_LOCAL, **_MULTIPLIERS}),
+    "GraniteMoE, biased, tied": (
+        "GraniteMoeConfig",
+        {**_FEW_LOCAL, **_MULTIPLIERS, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "HunYuan MoE": (
+        "HunYuanMoEV1Config",
+        {**_GROUPED, "head_dim": 8, "num_experts": 6, "moe_topk": 3},
+    ),
+    "HunYuan MoE, experts by layer, static NTK": (
+        "HunYuanMoEV1Config",
+        {
+            **_GROUPED,
+            "num_experts": 6,
+            "moe_topk": [2, 3, 6, 2],
+            "head_dim": 16,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0},
+        },
+    ),
+    "DiffLlama": ("DiffLlamaConfig", _GROUPED),
+    "DiffLlama, biased, wide heads": (
+        "DiffLlamaConfig",
+        {**_SIZES, "head_dim": 16, "attention_bias": True, "hidden_act": "gelu"},
+    ),
+    "Ministral 3": (
+        "Ministral3Config",
+        {
+            **_GROUPED,
+            "head_dim": 16,
+            "rope_parameters": {
+                **_YARN,
+                "original_max_position_embeddings": 6,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.4,
+            },
+        },
+    ),
+    "Ministral 3, windows, RoPE not scaled": (
+        "Ministral3Config",
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "original_max_position_embeddings": 5,
+                "llama_4_scaling_beta": 0.7,
+            },
+        },
+    ),
+    "Persimmon": ("PersimmonConfig", _SIZES),
+    "Persimmon, no QK norm": (
+        "PersimmonConfig",
+        {**_SIZES, "qk_layernorm": False, "partial_rotary_factor": 1.0, "hidden_act": "gelu"},
+    ),
     "OLMo 3": ("Olmo3Config", {**_GROUPED, "sliding_window": WINDOW}),
     "OLMo 3, stretched": (
         "Olmo3Config",
@@ -443,6 +543,70 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_GROUPED, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
     ),
     "IQuest-Coder": ("IQuestCoderConfig", {**_GROUPED, "head_dim": 16}),
+    "Mamba-2": ("Mamba2Config", _MAMBA2),
+    "Mamba-2, biased, limited steps": (
+        "Mamba2Config",
+        {
+            **_MAMBA2,
+            "n_groups": 1,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "time_step_limit": (0.01, 0.3),
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Bamba": ("BambaConfig", _BAMBA),
+    "Bamba, biased, mostly attention, all rotated": (
+        "BambaConfig",
+        {
+            **_BAMBA,
+            "head_dim": 12,
+            "attn_layer_indices": [0, 2, 3],
+            "attention_bias": True,
+            "mamba_proj_bias": True,
+            "mlp_bias": True,
+            "mamba_conv_bias": False,
+            "rope_parameters": {
+                "rope_type": "linear",
+                "factor": 4.0,
+                "rope_theta": 100.0,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "Falcon-H1": (
+        "FalconH1Config",
+        {**_GROUPED, **_FALCON_H1, **_FALCON_SCALES, "head_dim": 12, "mamba_d_ssm": 24},
+    ),
+    "Falcon-H1, biased, norm before the gate": (
+        "FalconH1Config",
+        {
+            **_GROUPED,
+            **_FALCON_H1,
+            **_FALCON_SCALES,
+            "mamba_d_ssm": None,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": True,
+            "attention_bias": True,
+            "mamba_proj_bias": True,
+            "projectors_bias": True,
+            "mlp_bias": True,
+            "time_step_limit": (0.01, 0.5),
+            "rope_parameters": _LLAMA3_ROPE,
+        },
+    ),
+    "Falcon-H1, norm after the gate": (
+        "FalconH1Config",
+        {
+            **_GROUPED,
+            **_FALCON_H1,
+            "mamba_d_ssm": 16,
+            "mamba_n_groups": 1,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "tie_word_embeddings": True,
+        },
+    ),
     "LFM2": (
         "Lfm2Config",
         {
@@ -454,9 +618,12 @@ REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The class of its config, and what that is given."""
 
-every_reference = pytest.mark.parametrize("name", REFERENCES)
+every_reference = pytest.mark.parametrize("name", one_in(2, list(REFERENCES)))
 
-OFTEN = ("GPT-2", "LLaMA 3", "Gemma 3", "Mistral", "BLOOM", "Granite, windows", "LFM2", "Mixtral")
+OFTEN = (
+    *("GPT-2", "LLaMA 3", "Gemma 3", "Mistral", "BLOOM", "Granite, windows", "LFM2", "Mixtral"),
+    *("Mamba-2", "Bamba", "Falcon-H1"),
+)
 """References of each kind of position, window, mixer and network; the others are slow in tests of
 what depends on no more than that."""
 

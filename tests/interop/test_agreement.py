@@ -20,15 +20,18 @@ from tests.interop.random_architectures import random_architecture
 from tests.interop.random_files import Fields, random_file
 from tests.interop.references import (
     LONGEST,
+    REFERENCES,
     VOCABULARY,
     WINDOW,
     assert_close,
     enlarged,
     from_config,
     from_folder,
+    reference,
     tokens,
     transformers,
 )
+from tests.parametrized import one_in
 
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
 
@@ -218,25 +221,91 @@ ROUNDING_OF_MANY = 3e-5
 """Tolerance for many random files. Two of 992 differed by more than 1e-5 (1.8e-5), as much as
 float32 differs from float64 in both libraries."""
 
-some_and_many = pytest.mark.parametrize("number", [1, pytest.param(12, marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("model_type", one_in(3, list(FAMILIES)))
+def test_a_random_file_is_read_as_transformers_reads_it_or_refused(model_type):
+    assert_random_files_are_read_alike(model_type, 1, 1e-5)
 
 
 @every_family
-@some_and_many
-def test_random_files_are_read_as_transformers_reads_them_or_refused(model_type, number):
+@pytest.mark.slow
+def test_random_files_are_read_as_transformers_reads_them_or_refused(model_type):
+    assert_random_files_are_read_alike(model_type, 12, ROUNDING_OF_MANY)
+
+
+def assert_random_files_are_read_alike(model_type: str, number: int, tolerance: float) -> None:
+    """As many random files of a family as can be read by both libraries."""
     seeds = range(20 * number)
     files = (random_file(model_type, Random(f"{model_type}{seed}")) for seed in seeds)
     wanted = (fields for fields in files if not refused(fields) and runs(fields))
     alike = list(itertools.islice(wanted, number))
     assert len(alike) == number
     for fields in alike:
-        assert_read_alike(fields, 1e-5 if number == 1 else ROUNDING_OF_MANY)
+        assert_read_alike(fields, tolerance)
+
+
+FIELDS_OF_SOME_FAMILY: Fields = {
+    "attention_bias": True,
+    "attention_multiplier": 0.3,
+    "attn_logit_softcapping": 1.0,
+    "clip_qkv": 1.0,
+    "embedding_multiplier": 2.0,
+    "final_logit_softcapping": 1.0,
+    "head_dim": 10,
+    "hidden_act": "relu",
+    "is_causal": False,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "logit_scale": 0.3,
+    "max_window_layers": 1,
+    "mlp_bias": True,
+    "moe_intermediate_size": 12,
+    "n_inner": 24,
+    "no_rope_layers": [1, 0, 1, 0],
+    "norm_eps": 0.1,
+    "norm_topk_prob": True,
+    "num_key_value_heads": 1,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": True,
+    "query_pre_attn_scalar": 9,
+    "residual_multiplier": 0.3,
+    "rope_interleave": False,
+    "rope_local_base_freq": 50.0,
+    "rope_theta": 77.0,
+    "routed_scaling_factor": 1.7,
+    "scale_embedding": True,
+    "sliding_window": 5,
+    "use_bias": True,
+    "use_qk_norm": True,
+    "use_sliding_window": True,
+}
+FLAGS_OF_OUTPUTS = {
+    *("return_dict", "use_cache", "is_encoder_decoder"),
+    *("output_attentions", "output_hidden_states", "output_router_logits"),
+}
+"""Fields that choose what transformers returns besides the logits, and in which form."""
 
 
 @every_family
-@some_and_many
+@pytest.mark.slow
+def test_a_field_changed_alone_is_read_as_transformers_reads_it_or_refused(model_type):
+    """Every flag, and fields of other families, which transformers may read although the class of
+    this family does not define them."""
+    named = (name for name in REFERENCES if reference(name).config.model_type == model_type)
+    fields = reference(next(named)).config.to_dict()
+    flags = {name: not value for name, value in fields.items() if isinstance(value, bool)}
+    flags = {name: value for name, value in flags.items() if name not in FLAGS_OF_OUTPUTS}
+    files = [{**fields, name: value} for name, value in (flags | FIELDS_OF_SOME_FAMILY).items()]
+    alike = [file for file in files if not refused(file) and runs(file)]
+    assert alike
+    for file in alike:
+        assert_read_alike(file, 1e-4)
+
+
+@every_family
+@pytest.mark.slow
 @torch.no_grad()
-def test_random_architectures_are_written_as_they_are_or_refused(model_type, number, tmp_path):
+def test_random_architectures_are_written_as_they_are_or_refused(model_type, tmp_path):
+    number = 3
     seeds = range(20 * number)
     configs = (random_architecture(model_type, Random(f"{model_type}{seed}")) for seed in seeds)
     written = list(itertools.islice((config for config in configs if fits(config)), number))

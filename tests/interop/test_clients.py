@@ -25,6 +25,7 @@ from data.tokenizers import ByteTokenizer, TiktokenTokenizer, Tokenizer
 from interop import huggingface
 from model_builder import GPT
 from tests.measured import assert_within
+from tests.parametrized import one_in
 from training.trained_model import TrainedModel, load_trained
 
 transformers = pytest.importorskip("transformers", reason="see requirements-dev.txt")
@@ -79,7 +80,7 @@ def greedy(trained: TrainedModel, prompt: str) -> list[int]:
 # transformers
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("use_cache", one_in(2, [True, False]))
 def test_generate(exported, use_cache):
     """Prompts of different lengths in a batch, padded on the left."""
     folder, trained = exported

@@ -15,7 +15,7 @@ import train
 from configurator import Settings
 from data.dataset_writer import Document, write_dataset
 from data.tokenizers import ByteTokenizer, CharTokenizer
-from errors import ConfigError
+from errors import ConfigError, UserError
 from interop import huggingface
 from interop.huggingface import load, save
 from interop.starting_model import new_settings
@@ -120,6 +120,18 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         "transformer.wte.weight has shape (3, 32), the architecture needs (300, 32)",
     ):
         assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    def damaged(tensors):
+        tensors["transformer.h.1.ln_1.weight"][3] = value
+        return tensors
+
+    path = rewritten(folder_of(tmp_path / "model"), damaged)
+    with pytest.raises(UserError, match=r"NaN or infinite values \(1\)") as raised:
+        load(path)
+    assert "transformer.h.1.ln_1.weight has 1 of 32" in str(raised.value)
 
 
 def test_numbers_that_every_model_has_are_checked(tmp_path):
@@ -276,6 +288,15 @@ def test_dropout_and_backend_are_the_runs_to_choose(tmp_path):
     assert settings.origins["dropout"] == "--dropout"
 
 
+def test_chunks_are_the_runs_to_choose(tmp_path):
+    keys = {"mixer": "mamba2", "ffn_type": "none", "normalization": "rmsnorm", "bias": False}
+    model = folder_of(tmp_path / "model", **keys, mamba_head_dim=8)
+    settings = settings_of([f"--init_from={model}", "--mamba_chunk=32"])
+    assert settings.model.mamba_chunk == 32
+    with pytest.raises(ConfigError, match="mamba_state_dim=32, but the model of init_from"):
+        settings_of([f"--init_from={model}", "--mamba_state_dim=32"])
+
+
 def test_what_contradicts_the_folder_is_refused(tmp_path):
     model = folder_of(tmp_path / "model")
     with pytest.raises(ConfigError) as raised:
@@ -287,6 +308,20 @@ def test_what_contradicts_the_folder_is_refused(tmp_path):
         f"--arch_preset: arch_preset has no effect with init_from={str(model)!r}, which "
         "determines the architecture; drop one.",
     ]
+
+
+def test_the_rate_of_router_biases_is_the_runs_to_choose(tmp_path):
+    def folder(name, **keys):
+        model = {"ffn_type": "moe", "ffn_hidden": 20, "n_experts": 4, **keys}
+        return folder_of(tmp_path / name, **{**PRESETS["llama"].keys, **model})
+
+    scored = {"router_score": "sigmoid", "router_bias_rate": 0.01, "n_shared_experts": 1}
+    biased, plain = folder("biased", **scored), folder("plain")
+    settings = settings_of([f"--init_from={biased}", "--router_bias_rate=0.02"])
+    assert settings.model.router_bias_rate == 0.02
+    for path, rate in ((biased, 0.0), (plain, 0.02)):
+        with pytest.raises(ConfigError, match=f"router_bias_rate={rate}, but the model of"):
+            settings_of([f"--init_from={path}", f"--router_bias_rate={rate}"])
 
 
 def test_a_pattern_however_it_is_spelled_is_that_of_the_folder(tmp_path):

@@ -86,6 +86,7 @@ def test_the_error_of_trends_is_below_what_is_promised():
     assert coverage >= 0.93
 
 
+@pytest.mark.slow
 def test_the_page_has_every_cell():
     made = page(trials=3)
     cells = [line for line in made.splitlines() if line.startswith("| ")]

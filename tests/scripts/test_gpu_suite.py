@@ -82,6 +82,7 @@ def test_a_failure_keeps_the_last_lines(tmp_path: Path) -> None:
     assert outcome.output.splitlines() == [str(i) for i in range(100)][-OUTPUT_LINES:]
 
 
+@pytest.mark.slow
 def test_what_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = (

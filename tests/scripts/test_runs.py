@@ -37,6 +37,7 @@ def test_a_command_finds_the_project_before_it_imports_from_it(path):
     assert any(map(imports_of_the_project, body[found:]))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_log_in_the_folder_asked_for(tiny_training):
     folder, log = tiny_training
     assert (log["status"], log["run_name"]) == ("completed", folder.name)
@@ -44,6 +45,7 @@ def test_a_run_leaves_its_log_in_the_folder_asked_for(tiny_training):
     assert (folder / "checkpoints" / "step_00000003").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_start_is_an_error(tmp_path, capfd):
     with pytest.raises(RunFailed, match="exited with status 2"):
         train(["--n_layers=2"], tmp_path / "run")

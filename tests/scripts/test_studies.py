@@ -63,12 +63,12 @@ def test_it_asks_for_tuned_ablations_with_several_seeds(study: Study):
     assert len(request.tune["learning_rate"]) >= 3
 
 
-def test_the_page_that_is_there_is_of_that_study():
-    study = study_cpu.STUDY
+@every_study
+def test_the_page_that_is_there_is_of_that_study(study: Study):
     page = study.page.read_text(encoding="utf-8")
     assert shlex.join(["python", "sweep.py", *study.sweep_arguments]) in page
     assert study.page.with_suffix(".png").exists()
-    assert study.page.with_name("study-cpu-tuning.png").exists()
+    assert study.page.with_name(f"{study.name}-tuning.png").exists()
 
 
 def test_every_verdict_is_told_by_the_arms_name_the_clearest_first(page):

@@ -10,7 +10,7 @@ import torch
 
 from scripts import verification
 from tests.contract.test_random_combinations import EXAMPLES, FEW
-from tests.measured import assert_close, assert_within, observing, relative_error
+from tests.measured import assert_close, assert_within, observing, observing_torch, relative_error
 
 PROJECT = Path(__file__).parents[2]
 
@@ -69,3 +69,16 @@ def test_what_is_measured_is_observed_and_checked():
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
     with pytest.raises(AssertionError, match="is not"):
         assert_close(torch.zeros(2), torch.zeros(3), 1.0)
+
+
+def test_what_torch_finds_close_is_observed():
+    one, near = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-6])
+    with observing_torch(), observing() as seen:
+        assert torch.allclose(near, one, rtol=1e-3)
+        assert not torch.allclose(near, one + 1)
+        torch.testing.assert_close((near, [one]), (one, [one]))
+    assert [round(error, 8) for error, _ in seen] == [4.8e-07, 4.8e-07, 0.0]
+    assert [tolerance for _, tolerance in seen] == [1e-3, 1.3e-6, 1.3e-6]
+    with observing() as seen:
+        assert torch.allclose(near, one)
+    assert not seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from recipe.adapters import ADAPTERS, adapt, adapted_model, merge
 from recipe.objectives import make_objective
-from recipe.optimizers import make_optimizer
+from recipe.optimizers import make_optimizer, parameter_groups
 from tests.own_parts import forgotten
 from tests.tiny import PATTERNS, VARIANTS, tiny_config, tiny_model, tokens
-from training.base_model import adapt_base, weights_sha256
+from training.base_model import BaseDigests, adapt_base, weights_sha256
 from training.gradients import Gradients
 from training.memory import expected_memory
 from training.sharded_tensors import own_tensors
@@ -110,6 +111,19 @@ def test_dora_computes_its_formula():
         assert torch.allclose(own.grad, other.grad)
 
 
+def test_dora_leaves_rows_of_zeros_at_zero():
+    """They have no direction: the quotient of the formula would be 0/0."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(4, 5).double(), torch.randn(2, 5).double()
+    weight[1] = 0
+    layer = ADAPTERS["dora"](weight, settings(adapter="dora"))
+    y = layer(x, x @ weight.T, weight, None)
+    assert torch.allclose(y, x @ weight.T)
+    y.square().sum().backward()
+    assert all(own.grad.isfinite().all() for own in layer.parameters())
+    assert torch.equal(layer.merged(weight)[1], weight[1])
+
+
 def test_dropout_is_of_training_only():
     model = adapted(adapter_dropout=0.5)
     assert torch.equal(model(tokens(12)), model(tokens(12)))
@@ -187,6 +201,9 @@ COSTS = [
     ("moe as in DeepSeek-V3", {"adapter_pattern": "mixer.*"}),
     ("residual=hyper_connections", {"adapter_pattern": "blocks.0.*"}),
     ("static hyper-connections", {"adapter_pattern": "blocks.0.*"}),
+    ("residual=attention", {"adapter_pattern": "blocks.1.*"}),
+    ("position_encoding=cope", {"adapter_pattern": "q"}),
+    ("position_encoding=cope", {"adapter_pattern": "out"}),
 ]
 
 
@@ -212,6 +229,16 @@ def test_a_chunked_loss_computes_no_gradient_of_a_frozen_head(monkeypatch):
     monkeypatch.setattr(head, "CPU_CHUNK_BYTES", 4 * 61 * 5)
     model = adapted()
     assert counted(model, settings()) == model.flops_per_token(12) * tokens(12).numel()
+
+
+@pytest.mark.parametrize("parametrization", ["mup", "completep"])
+def test_adapters_have_the_settings_of_the_optimizer_at_every_width(parametrization):
+    """Their rank does not grow with the width, so muP does not scale them."""
+    model = tiny_model(parametrization=parametrization, mup_base_width=16)
+    adapt(model, settings())
+    for group in parameter_groups(model, 0.1):
+        assert group.keys() == {"params", "weight_decay"}
+        assert group["weight_decay"] == 0.1
 
 
 def test_cost_without_adapters_is_that_of_all():
@@ -289,10 +316,10 @@ def test_a_base_is_known_by_its_weights():
     digest = weights_sha256(model)
     with torch.no_grad():
         other.head.weight[0, 0] += 1e-3
-    assert adapt_base(tiny_model(**LLAMA), settings(), digest) == digest
+    assert adapt_base(tiny_model(**LLAMA), settings(), BaseDigests(digest)) == BaseDigests(digest)
     with pytest.raises(ValueError, match=r"the sha256 .*, but those in init_from='model' have"):
-        adapt_base(other, settings(), digest)
-    assert adapt_base(model, TrainingConfig()) is None
+        adapt_base(other, settings(), BaseDigests(digest))
+    assert adapt_base(model, TrainingConfig()) == BaseDigests()
     assert not model.adapted
 
 
@@ -385,3 +412,16 @@ def test_the_document_has_the_cost(row, keys):
     costs = f"{report['trained_parameters']:,} | {report['flops_per_token']:,} |"
     assert f"| {row} | {costs}" in DOCUMENT
     assert f"{report.get('adapter_flops_per_pass', 0):,}" in DOCUMENT
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes; see requirements-dev.txt",
+)
+@pytest.mark.parametrize("scheme", ["nf4", "nf4-dq"])
+def test_the_document_has_the_bytes(scheme):
+    with torch.device("meta"):
+        config = ModelArchitectureConfig.from_preset("llama")
+        report = adapted_model(config, settings(quantize_base=scheme)).cost_report(1024)
+    assert f"| `{scheme}` | {report['base_bytes']:,} |" in DOCUMENT
+    assert f"| `none` | {report['unquantized_base_bytes']:,} |" in DOCUMENT

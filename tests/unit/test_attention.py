@@ -15,8 +15,9 @@ from components.attention_backends import (
     visible,
     window_of,
 )
+from errors import ConfigError
 from model_config import ModelArchitectureConfig
-from tests.tiny import SIZES, tiny_config, tiny_layer, tiny_model, tokens
+from tests.tiny import ROPE, SIZES, context, tiny_config, tiny_layer, tiny_model, tokens
 
 
 def qkv(heads: int = 4, kv_heads: int = 2, length: int = 7, dim: int = 8):
@@ -162,7 +163,52 @@ def test_what_qk_norm_normalises(over, widths):
     assert torch.allclose(square, torch.ones_like(square), atol=1e-3)
 
 
+@torch.no_grad()
+def test_qk_norm_may_be_a_layer_norm():
+    model = tiny_model(qk_norm=True, qk_norm_type="layernorm", n_kv_head=2, normalization="rmsnorm")
+    attention, seen = model.blocks[0].mixer, []
+    attention.backend = lambda q, k, v, *rest: seen.extend((q, k)) or v.repeat(1, 2, 1, 1)
+    x = torch.randn(2, 6, 32)
+    attention(x, context(x))
+    projections = attention.qkv(x).split(attention.widths, dim=-1)
+    norms = (attention.q_norm, attention.k_norm)
+    for own, projected, norm in zip(seen, projections[:2], norms, strict=True):
+        heads = projected.unflatten(-1, (-1, 8)).transpose(1, 2)
+        centered = heads - heads.mean(-1, keepdim=True)
+        expected = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        assert torch.allclose(own, expected * norm.weight + norm.bias, atol=1e-5)
+
+
 def test_the_output_matrix_may_differ_in_its_bias():
     attention = tiny_model(bias=False, attention_bias=True, attention_out_bias=False).blocks[0]
     assert attention.mixer.qkv.bias is not None
     assert attention.mixer.out.bias is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("forget_gate", True),
+        ("qk_norm", True),
+        ("qk_sphere", True),
+        ("query_scaling", "ssmax"),
+        ("attention_scale", 0.3),
+        ("attention_softcap", 2.0),
+    ],
+)
+def test_scores_have_no_effect_if_a_token_attends_only_to_itself(key, value):
+    keys = {**ROPE, key: value}
+    with pytest.raises(ConfigError, match=f"{key}={value} has no effect with sliding_window=1"):
+        tiny_config(**keys, sliding_window=1)
+    tiny_config(**keys, sliding_window="1+none")
+    with_sinks = tiny_model(**keys, sliding_window=1, attention_sinks=True)
+    assert not torch.equal(with_sinks(tokens(9)), tiny_model(sliding_window=1)(tokens(9)))
+
+
+@pytest.mark.parametrize("name", ["fire", "cope", "path"])
+def test_learned_scores_need_more_than_the_own_token_in_every_layer(name):
+    alone = f"position_encoding='{name}' has no effect with sliding_window=1"
+    for window in (1, "1+none"):
+        with pytest.raises(ConfigError, match=alone):
+            tiny_config(position_encoding=name, sliding_window=window)
+    tiny_config(position_encoding=f"none+{name}", sliding_window="1+none")

@@ -14,9 +14,9 @@ from model_components import FFNS
 from model_config import ModelArchitectureConfig
 from tests.contract import test_every_model as contract
 from tests.measured import assert_close, assert_within
-from tests.tiny import SIZES, VARIANTS, presets, tiny_config, tiny_layer, tiny_model, tokens
+from tests.parametrized import one_in
+from tests.tiny import SIZES, presets, some_variants, tiny_config, tiny_layer, tiny_model, tokens
 
-every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS.keys())
 every_preset = pytest.mark.parametrize("keys", presets().values(), ids=presets().keys())
 every_window = pytest.mark.parametrize(
     "window",
@@ -33,7 +33,7 @@ every_window = pytest.mark.parametrize(
 
 
 @every_window
-@pytest.mark.parametrize("position_encoding", ["learned", "rope", "alibi"])
+@pytest.mark.parametrize("position_encoding", one_in(3, ["rope", "learned", "alibi"]))
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS.names)
 @torch.no_grad()
 def test_no_backend_looks_ahead(backend, position_encoding, window):
@@ -43,20 +43,21 @@ def test_no_backend_looks_ahead(backend, position_encoding, window):
     contract.test_causal_at_every_position(keys)
 
 
-@every_variant
+@some_variants(0)
 def test_weights_above_the_diagonal_are_zero(keys, monkeypatch):
     """Exactly, in every layer and head; and each row sums to 1, or to less with a sink."""
     seen = []
-    weights = ManualAttention.weights
+    normalized = ManualAttention._normalized
 
     def watched(self, *arguments):
-        seen.append(weights(self, *arguments))
+        seen.append(normalized(self, *arguments))
         return seen[-1]
 
-    monkeypatch.setattr(ManualAttention, "weights", watched)
+    monkeypatch.setattr(ManualAttention, "_normalized", watched)
     model = tiny_model(**keys)
     model(tokens(contract.T))
-    attending = contract.attending(model.config)
+    applied = (model.config.layers[layer] for layer in model.config.applied_layers)
+    attending = [layer for layer in applied if "attention_backend" in layer]
     assert len(seen) == len(attending)
     for layer, found in zip(attending, seen, strict=True):
         assert (found.triu(1) == 0).all()
@@ -66,7 +67,7 @@ def test_weights_above_the_diagonal_are_zero(keys, monkeypatch):
             assert_close(found.sum(-1), torch.ones(found.shape[:-1]), 1e-6)
 
 
-@every_variant
+@some_variants(1)
 def test_sequences_of_a_batch_do_not_see_each_other(keys):
     model, idx = tiny_model(**keys), tokens(contract.T, batch=3)
     alone = torch.cat([model(sequence[None]) for sequence in idx])
@@ -76,7 +77,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(keys):
 # Dropout
 
 
-@every_variant
+@some_variants(2)
 def test_dropout_is_off_in_evaluation(keys):
     """Bitwise equal to a model with the same weights and no dropout."""
     idx = tokens(contract.T)
@@ -85,14 +86,14 @@ def test_dropout_is_off_in_evaluation(keys):
     assert torch.equal(model(idx), model(idx))
 
 
-@every_variant
+@some_variants(0)
 def test_dropout_is_on_in_training(keys):
     idx = tokens(contract.T)
     model = tiny_model(**{**keys, "dropout": 0.5}).train()
     assert not torch.allclose(model(idx), model(idx), atol=1e-3)
 
 
-@every_variant
+@some_variants(1)
 def test_dropout_of_zero_is_none(keys):
     idx, model = tokens(contract.T), tiny_model(**{**keys, "dropout": 0.0})
     evaluated = model(idx)
@@ -135,7 +136,7 @@ def test_attention_drops_weights_in_training_alone():
 # Beginnings
 
 
-@every_variant
+@some_variants(2)
 def test_every_matrix_is_initialised_by_its_owner(keys, monkeypatch):
     """No default values of PyTorch remain in matrices and tables."""
 
@@ -158,7 +159,7 @@ def test_a_new_model_guesses_evenly(keys):
     assert_within(abs(loss / math.log(SIZES["vocab_size"]) - 1), 0.01)
 
 
-@every_variant
+@some_variants(0)
 def test_a_seed_makes_a_model(keys):
     """Its weights are a function of the seed, and differ between seeds."""
     first, again, other = (_new_weights(seed, keys) for seed in (1, 1, 2))

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from errors import UserError
 from recipe.optimizers import make_optimizer
+from tests.parametrized import one_in
 from training import checkpoint
 from training.checkpoint import (
     find_checkpoint,
@@ -516,10 +517,11 @@ def version_of(path: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    ("first_steps", "step", "keep"),
-    [([1, 2], 3, 2), ([1], 2, 1), ([2], 2, 1), ([], 1, 3), ([1, 2, 3], 2, 1)],
+    "saved",
+    one_in(2, [([1, 2], 3, 2), ([1], 2, 1), ([2], 2, 1), ([], 1, 3), ([1, 2, 3], 2, 1)]),
 )
-def test_a_kill_at_any_call_leaves_a_whole_checkpoint(tmp_path, first_steps, step, keep):
+def test_a_kill_at_any_call_leaves_a_whole_checkpoint(tmp_path, saved):
+    first_steps, step, keep = saved
     before = tmp_path / "before"
     before.mkdir()
     for number in first_steps:
@@ -697,6 +699,11 @@ def test_a_run_by_name_or_folder_and_a_checkpoint_by_folder(out_dir):
     assert find_checkpoint(str(out_dir / "sweep/wide"), Path("elsewhere")) == (newest, [])
     assert find_checkpoint(str(first), Path("elsewhere")) == (first, [])
     assert find_checkpoint("plain/checkpoints/step_00000001", out_dir)[0].parts[-3] == "plain"
+
+
+def test_a_folder_is_found_without_a_walk_through_all_runs(out_dir, monkeypatch):
+    monkeypatch.setattr("training.checkpoint.runs_newest_first", None)
+    assert find_checkpoint(str(out_dir / "plain"), Path("/"))[0].parts[-3] == "plain"
 
 
 def test_a_checkpoint_copied_under_another_name_is_found(out_dir, tmp_path):

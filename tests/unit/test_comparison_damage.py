@@ -195,6 +195,7 @@ def check_mutations(comparison: Comparison, document: Any, written: Callable[[An
     assert comparison.named > 0
 
 
+@pytest.mark.slow
 def test_a_damaged_run_file_never_ends_the_comparison(tmp_path: Path) -> None:
     path = write_runs(tmp_path) / "run.json"
     check_mutations(Comparison(tmp_path, path), json.loads(path.read_text()), json.dumps)

@@ -332,6 +332,7 @@ def as_logged_before(config: dict) -> dict:
     every run had."""
     later = ("optimizer", "objective", "z_loss_coef", "hang_timeout", "async_save")
     later += ("sample_interval", "sample_tokens", "console", "verbose")
+    later += ("qk_clip", "log_attention_logits")
     later += ("parallelism", "shard_size", "tensor_parallel", "activation_checkpointing", "adapter")
     always = {"min_lr": None, "lr_decay_iters": None, "wsd_decay_fraction": 0.2}
     return {**always, **{key: value for key, value in config.items() if key not in later}}

@@ -17,6 +17,7 @@ from comparison.figures import figures_of
 from comparison.findings import compare
 from comparison.plot import arms_of, draw, plot_problem, spread, write_plot
 from comparison.runs import load_run
+from tests.parametrized import one_in
 from tests.simulated import simulated_arm, simulated_run
 from tests.unit.test_compare_architectures import make_run
 
@@ -162,8 +163,8 @@ def test_two_evaluations_make_a_line_that_is_in_sight():
     assert low < 3.1 < 4.2 < high
 
 
-@pytest.mark.parametrize("last", [3, 17, 100, 999, 2_000, 1_000_000])
-@pytest.mark.parametrize("first", [0.01, 0.1, 0.3, 0.9])
+@pytest.mark.parametrize("last", one_in(3, [3, 17, 100, 999, 2_000, 1_000_000]))
+@pytest.mark.parametrize("first", one_in(2, [0.01, 0.1, 0.3, 0.9]))
 def test_ticks_never_meet(last, first):
     steps = [0, *(max(1, round(last * share)) for share in (first, 0.95)), last]
     curve = [(step, 4 - step / last) for step in dict.fromkeys(steps)]
@@ -299,7 +300,12 @@ def test_numbers_are_spread_no_more_than_they_must():
 
 
 @pytest.mark.parametrize(
-    ("name", "begins"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF-")]
+    ("name", "begins"),
+    [
+        ("a.png", b"\x89PNG"),
+        ("a.SVG", b"<?xml"),
+        pytest.param("a.pdf", b"%PDF-", marks=pytest.mark.slow),
+    ],
 )
 def test_files_by_extension_the_same_each_time(tmp_path, name, begins):
     findings = compare(arms(FAST))

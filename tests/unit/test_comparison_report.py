@@ -364,6 +364,7 @@ def test_the_baseline_and_the_best_arms_are_shown_initially():
     assert shown_at_first(figures_of(compare(runs))) == {1, *range(6, 13)}
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_make_a_page_of_less_than_4_mb():
     runs = [
         simulated_run(

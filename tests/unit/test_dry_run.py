@@ -40,6 +40,7 @@ def test_time_and_cost_are_the_flops_over_the_speed() -> None:
     assert "100,000, 6.55B tokens" in text
 
 
+@pytest.mark.slow
 def test_memory_is_told_for_every_way_to_spread_the_model() -> None:
     text = report("--gradient_accumulation_steps=8")
     with torch.device("meta"):
@@ -68,6 +69,7 @@ def test_the_largest_batch_just_fits() -> None:
     assert total[0] <= 80.0 < total[1]
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_less_memory() -> None:
     small = ("--vocab_size=512", "--block_size=256", "--n_layer=2", "--dataset=not_prepared")
     batch = ("--gradient_accumulation_steps=8", "--batch_size=16")

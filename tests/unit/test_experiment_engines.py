@@ -114,6 +114,7 @@ def both_hang(job: Job) -> bool:
     return all((job.folder / f"hangs{rank}").exists() for rank in (0, 1))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_on_gpus_of_its_own(make: Callable[..., Job]) -> None:
     job = make("end")
     [outcome] = outcomes(LocalEngine([{"CUDA_VISIBLE_DEVICES": "3,5"}], 2), [job], never)
@@ -121,6 +122,7 @@ def test_a_run_of_two_processes_on_gpus_of_its_own(make: Callable[..., Job]) -> 
     assert [(job.folder / f"begun{rank}").read_text() for rank in (0, 1)] == ["3,5"] * 2
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_run_and_is_named(make: Callable[..., Job]) -> None:
     """What torchrun prints of itself is left out, and so is what an earlier session said."""
     job = make("fail second")
@@ -135,6 +137,7 @@ def test_a_process_that_fails_ends_the_run_and_is_named(make: Callable[..., Job]
     assert last.startswith("torchrun: failed (exitcode: 1) local_rank: 1 (pid: ")
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_all_processes_of_a_run(make: Callable[..., Job]) -> None:
     job = make("hang")
     outcome = run_job(job, {}, lambda: int(both_hang(job)), processes=2)

@@ -16,11 +16,15 @@ from experiment.matching import (
     active_parameters,
     flops_per_token,
     parameters,
+    sizes_of_run,
     solve,
 )
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
+from recipe.adapters import adapted_model
+from tests.parametrized import one_in
 from tests.tiny import SIZES, VARIANTS, tiny_config
+from training_config import TrainingConfig
 
 LENGTH = SIZES["block_size"]
 COUNTS: dict[str, Callable[[ModelArchitectureConfig], float]] = {
@@ -30,26 +34,25 @@ COUNTS: dict[str, Callable[[ModelArchitectureConfig], float]] = {
 }
 
 
-LARGER = {"moe as in DeepSeek-V3": {"n_embd": 256}}
-"""Variants that are too coarse to match at the tiny sizes. Widening each of the ten experts by 1
-adds 30 n_embd to the roughly 12 n_embd^2 parameters of a layer. The nearest width is off by at most
-half of that, which is within the tolerance from n_embd = 250 on."""
+LARGER = {
+    "moe as in DeepSeek-V3": {"n_embd": 256},
+    "attention without an FFN": {"n_embd": 768},
+    "mamba2 without an FFN": {"n_embd": 768},
+}
+"""Variants that are too coarse to match at the tiny sizes. Widening each of the ten experts of
+DeepSeek-V3's by 1 adds 30 n_embd to the roughly 12 n_embd^2 parameters of a layer. The nearest
+width is off by at most half of that, which is within the tolerance from n_embd = 250 on. Without
+an FFN, n_embd itself changes, in steps of a head."""
 
 
 def off(config: ModelArchitectureConfig, match: str, target: float) -> float:
     return abs(COUNTS[match](config) - target) / target
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if number % 3 == 0 else pytest.param(name, marks=pytest.mark.slow)
-        for number, name in enumerate(VARIANTS)
-    ],
-)
+@pytest.mark.parametrize("name", one_in(18, list(VARIANTS)))
 def test_every_part_can_be_made_equal_to_plain(name: str) -> None:
     """Parameters for half of them, FLOPs for the others; active parameters where they are fewer."""
-    several = ("residual", "value_residual")  # of layers that share something
+    several = ("residual", "value_residual", "rwkv_value_rank")  # of layers that share something
     differs = any("+" in str(v) or k in several for k, v in VARIANTS[name].items())
     sizes = {"n_layer": 2 if differs else 1, **LARGER.get(name, {})}
     config = tiny_config(**{**sizes, **VARIANTS[name]})
@@ -61,7 +64,8 @@ def test_every_part_can_be_made_equal_to_plain(name: str) -> None:
         target = COUNTS[match](plain)
         keys = solve(config, COUNTS[match], target)
         assert off(config.changed(**keys), match, target) <= TOLERANCE
-        assert not keys or "ffn_hidden" in keys
+        width = "ffn_hidden" if "ffn_hidden" in config else "n_embd"
+        assert not keys or width in keys
 
 
 def drawn(draw: random.Random) -> ModelArchitectureConfig | None:
@@ -177,3 +181,13 @@ def test_counts_are_those_of_the_model() -> None:
     assert flops_per_token(config, 16) == model.flops_per_token(16)
     config = tiny_config(ffn_type="moe")
     assert active_parameters(config) == GPT(config).active_parameters() < parameters(config)
+
+
+def test_the_parameters_of_a_run_include_its_adapters():
+    """Its FLOPs and the `parameters` in its log include them, too."""
+    config = tiny_config()
+    plain, adapted = TrainingConfig(), TrainingConfig(init_from="model", adapter="lora")
+    assert sizes_of_run(config, plain) == (parameters(config), active_parameters(config))
+    report = adapted_model(config, adapted).cost_report()
+    assert sizes_of_run(config, adapted) == (report["parameters"], report["active_parameters"])
+    assert report["parameters"] > parameters(config)

@@ -10,6 +10,7 @@ import pytest
 from errors import UserError
 from experiment.plan import Plan
 from experiment.tuning import outcome
+from tests.parametrized import one_in
 from tests.tiny_sweep import config_file, tiny_plan
 
 LION = {"optimizer": ("lion",)}
@@ -84,7 +85,7 @@ def test_a_key_that_no_arm_has(make: Any) -> None:
     assert "rope_theta belongs to position_encoding=rope, which no arm uses; drop it." in refusal
 
 
-@pytest.mark.parametrize("match", ["params", "active_params", "flops"])
+@pytest.mark.parametrize("match", one_in(3, ["params", "active_params", "flops"]))
 def test_trials_are_of_equal_size(make: Any, match: str) -> None:
     """Also where a tuned key changes the size, or is a width that would be fitted."""
     for key, values, flags in (

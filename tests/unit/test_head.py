@@ -108,6 +108,7 @@ def test_chunks_are_as_large_as_memory_allows_and_not_too_many():
         assert tokens_at_a_time(10, 2**40, device) == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_in_chunks(monkeypatch):
     in_chunks_of(4, monkeypatch)
     head, x, targets = made(bias=True)

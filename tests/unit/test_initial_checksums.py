@@ -41,6 +41,7 @@ def test_small_model(preset: str) -> None:
     assert checksums(preset, **SIZES) == json.loads(RECORDED.read_text())[preset]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["gpt2", "llama"])
 def test_full_size_model(preset: str) -> None:
     assert combined(checksums(preset)) == json.loads(RECORDED.read_text())[f"{preset}, full size"]

@@ -13,9 +13,7 @@ from components.context import Context
 from components.ffns import FFNS
 from components.part import Part, own_stream
 from model_builder import GPT
-from tests.tiny import VARIANTS, tiny_config
-
-every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS.keys())
+from tests.tiny import some_variants, tiny_config
 
 
 def weights(seed: int = 0, **keys) -> dict[str, Tensor]:
@@ -37,8 +35,14 @@ def shared(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     ]
 
 
+def scales_initial_weights(keys: dict) -> bool:
+    """Whether the keys scale initial weights, or those of residual projections."""
+    parts = f"{keys.get('mixer', '')} {keys.get('ffn_type', '')}"
+    return bool({"parametrization", "loop_count", "zero_init"} & keys.keys()) or "none" in parts
+
+
 class TestPairs:
-    @every_variant
+    @some_variants(0)
     def test_what_two_architectures_share_starts_alike(self, keys) -> None:
         depth = keys.get("n_layer", tiny_config().n_layer)  # which residual projections start by
         base, variant = weights(n_layer=depth), weights(**keys)
@@ -48,7 +52,7 @@ class TestPairs:
         for name in names:
             if "sphere_weights" in keys:  # which scales each of their vectors
                 break
-            if "parametrization" in keys:  # which scales them
+            if scales_initial_weights(keys):
                 base[name] = base[name] * (variant[name].norm() / base[name].norm())
                 assert torch.allclose(base[name], variant[name], atol=1e-7), name
             else:
@@ -101,7 +105,7 @@ def test_weights_of_one_model_are_independent() -> None:
         assert abs(correlation) < 5 / math.sqrt(n)
 
 
-@every_variant
+@some_variants(1)
 def test_the_stream_outside_goes_on_as_if_nothing_was_made(keys) -> None:
     torch.manual_seed(3)
     undisturbed = torch.rand(2)

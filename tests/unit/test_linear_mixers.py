@@ -18,10 +18,13 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from components.backward_cost import backward_flops
 from components.linear_mixer import LinearMixer
 from components.mixers import MIXERS
 from errors import ConfigError
+from recipe.adapters import adapt
 from tests.tiny import context, tiny_config, tiny_model, tokens
+from training_config import TrainingConfig
 
 B, T, C, H, DK, DV = 2, 21, 32, 2, 6, 5
 SHAPE = {"linear_n_head": H, "linear_key_dim": DK, "linear_value_dim": DV, "linear_chunk": 8}
@@ -224,12 +227,32 @@ def test_the_cost_equals_the_counter(name):
     assert layer.forward_flops(7) == counter.get_total_flops()
 
 
+@pytest.mark.parametrize(
+    ("name", "adapted"),
+    [("gla", "decay.*"), ("kda", "decay.*"), ("kda", "beta"), ("kda", "gate.*"), ("gla", "qkvz")],
+)
+def test_the_backward_cost_with_adapters_equals_the_counter(name, adapted):
+    """In the first layer, whose input has no gradient. The memory before the first token, which the
+    delta rule reads, has none either, unless it is decayed."""
+    model = tiny_model(mixer=name, **SHAPE, n_layer=1)
+    model.blocks[0].mixer.chunk = 1
+    training = TrainingConfig(init_from="model", adapter="lora", adapter_pattern=f"*.{adapted}")
+    adapt(model, training)
+    idx = tokens(7, batch=1)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(idx, idx)[1]
+        forward = counter.get_total_flops()
+        loss.backward()
+    first = 2 * H * DK * DV if adapted == "beta" else 0
+    assert backward_flops(model, 7) - first == counter.get_total_flops() - forward
+
+
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_the_state_is_a_matrix_per_head_and_decodes_beyond_block_size(name):
     model, idx = tiny_model(mixer=name, **SHAPE).double(), tokens(60)
     columns = DV + (name == "linear_attention")
-    inputs = 3 * H * (2 * DK + DV) if MIXERS[name].delta_rule else 0  # of the convolution
+    inputs = 3 * H * (2 * DK + DV) if MIXERS[name].default_kernel else 0  # of the convolution
     assert model.new_state(1).bytes == 8 * 2 * (H * DK * columns + inputs)
     state = model.new_state(2)
     parts = [model(piece, state=state) for piece in idx.split([30, 1, 1, 28], dim=1)]
@@ -255,3 +278,26 @@ def test_relu_may_be_the_feature_map():
 def test_what_does_not_fit_is_refused(keys, said):
     with pytest.raises(ConfigError, match=said):
         tiny_config(**{"mixer": "retnet", **SHAPE, **keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"mixer": "kda"}, "n_embd=32 is not a multiple of linear_n_head=5; change one, or set"),
+        ({"mixer": "gla"}, "the width 16 of all keys (n_embd=32) is not a multiple of"),
+        ({"mixer": "attention+kda", "linear_n_head": "none+5"}, "layer 1: n_embd=32 is not"),
+    ],
+)
+def test_heads_that_would_narrow_the_mixer_are_refused(keys, said):
+    keys = {"linear_n_head": 5, **keys}
+    with pytest.raises(ConfigError) as raised:
+        tiny_config(**keys)
+    assert said in str(raised.value)
+    tiny_config(**keys, linear_key_dim=6)  # a width that was chosen is not narrowed
+
+
+def test_the_default_number_of_heads_divides_the_width():
+    widths = {200: (2, 100), 256: (4, 64), 127: (1, 127), 48: (1, 48)}
+    for n_embd, expected in widths.items():
+        layer = tiny_config(mixer="linear_attention", n_embd=n_embd).layers[0]
+        assert (layer.linear_n_head, layer.linear_key_dim) == expected

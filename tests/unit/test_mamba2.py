@@ -157,6 +157,10 @@ def test_its_cost_equals_the_counter(length):
     [
         ({"mamba_n_group": 4}, "mamba_n_head=6 is not a multiple of mamba_n_group=4"),
         ({"mamba_expand": 1.5}, "mamba_expand=1.5 x n_embd=24 is not the width 24"),
+        (
+            {"mamba_expand": None, "mamba_n_head": None, "mamba_head_dim": 9},
+            "2 x n_embd=48 is not a multiple of mamba_head_dim=9; change one, or set mamba_n_head",
+        ),
         ({"mamba_dt_min": 1.0, "mamba_dt_max": 1.0}, "mamba_dt_min=1 is not below mamba_dt_max=1"),
     ],
 )

@@ -14,7 +14,8 @@ from components.ffns import FFNS
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from recipe.optimizers import OPTIMIZERS, make_optimizer
-from tests.tiny import tiny_config
+from tests.parametrized import one_in
+from tests.tiny import tiny_config, training_loss
 from training import memory
 from training.activation_checkpointing import MODES, checkpoint_block
 from training.memory import ExpectedMemory, expected_memory, least_parameters, least_state
@@ -44,7 +45,7 @@ def peak_bytes(
     """The most that a real step after the first holds, by torch's own profiler of allocations; and
     what is held of it before the step, which that does not see: weights and optimizer state."""
     model = GPT(config)
-    for block in model.blocks:
+    for block in model.all_blocks:
         checkpoint_block(block, checkpointing)
     optimizer = make_optimizer(model, training(batch, 24, optimizer=optimizer_name))
     guard = StepGuard(optimizer, 10)
@@ -54,7 +55,7 @@ def peak_bytes(
         gc.collect()  # memory that other tests left would be freed while the profiler counts
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             with autocast:
-                loss = model(idx, idx)[1]
+                loss = training_loss(model, idx, idx)
             loss.backward()
             norm = guard.check(loss)
             clip_gradients(optimizer, norm, 1.0)
@@ -79,31 +80,37 @@ class TestExpectedMemory:
         """Tensors alone, which is what can be known exactly."""
         monkeypatch.setattr(memory, "HEAP_SLACK", dict.fromkeys(MODES, 0.0))
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", one_in(2, [torch.float32, torch.bfloat16]))
     @pytest.mark.parametrize(
         "keys",
-        [
-            {},
-            {"position_encoding": "rope", "ffn_type": "swiglu", "weight_tying": False},
-            {"dropout": 0.1, "n_layer": 1},
-            {"vocab_size": 5000},
-        ],
+        one_in(
+            2,
+            [
+                {},
+                {"position_encoding": "rope", "ffn_type": "swiglu", "weight_tying": False},
+                {"dropout": 0.1, "n_layer": 1},
+                {"vocab_size": 5000},
+                {"mtp": "sequential", "mtp_depth": 2, "vocab_size": 500},
+            ],
+        ),
     )
     def test_agrees_with_what_a_real_step_allocates(self, keys: dict, dtype: torch.dtype) -> None:
         config = tiny_config(**keys)
         allocated, held = peak_bytes(config, 8, dtype, "adamw")
         assert expected(config, 8, dtype).total == pytest.approx(allocated + held, rel=0.05)
 
-    @pytest.mark.parametrize("mode", ["block", "selective"])
+    @pytest.mark.parametrize("mode", one_in(2, ["selective", "block"]))
     def test_activations_that_are_computed_again_are_not_held(self, mode: str) -> None:
-        config = tiny_config(n_layer=6)
+        config = tiny_config(n_layer=6, mtp="parallel")
         allocated, held = peak_bytes(config, 8, torch.float32, "adamw", mode)
         found = expected(config, 8, activation_checkpointing=mode)
         assert found.total == pytest.approx(allocated + held, rel=0.05)
         assert found.activations < 0.8 * expected(config, 8).activations
 
-    @pytest.mark.parametrize("keys", [{"ffn_type": "swiglu"}, {"n_embd": 128, "vocab_size": 512}])
-    @pytest.mark.parametrize("name", OPTIMIZERS.names)
+    @pytest.mark.parametrize(
+        "keys", one_in(2, [{"ffn_type": "swiglu"}, {"n_embd": 128, "vocab_size": 512}])
+    )
+    @pytest.mark.parametrize("name", one_in(3, OPTIMIZERS.names))
     def test_every_optimizer_has_its_state_and_what_a_step_needs(
         self, name: str, keys: dict
     ) -> None:
@@ -119,14 +126,21 @@ class TestExpectedMemory:
     @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 32])
     @pytest.mark.parametrize(
         "keys",
-        [
-            {},
-            {"sliding_window": "5+none", "attention_backend": "sdpa"},
-            {"ffn_type": "standard+swiglu", "n_kv_head": "1+4", "position_encoding": "rope+none"},
-            {"normalization": "none*2+layernorm*", "ffn_type": "standard+swiglu*"},
-            {"ffn_type": "standard+swiglu*", "n_kv_head": "1+4"},
-            {"n_embd": 128, "vocab_size": 5000},
-        ],
+        one_in(
+            3,
+            [
+                {},
+                {"sliding_window": "5+none", "attention_backend": "sdpa"},
+                {
+                    "ffn_type": "standard+swiglu",
+                    "n_kv_head": "1+4",
+                    "position_encoding": "rope+none",
+                },
+                {"normalization": "none*2+layernorm*", "ffn_type": "standard+swiglu*"},
+                {"ffn_type": "standard+swiglu*", "n_kv_head": "1+4", "mtp": "sequential"},
+                {"n_embd": 128, "vocab_size": 5000},
+            ],
+        ),
     )
     def test_two_depths_tell_of_a_deeper_one_exactly(
         self, monkeypatch: pytest.MonkeyPatch, keys: dict, batch: int
@@ -136,6 +150,25 @@ class TestExpectedMemory:
         found = expected(config, batch)
         monkeypatch.setattr(memory, "_depths_to_trace", lambda config: [config.n_layer])
         assert expected(config, batch) == found
+
+    @pytest.mark.slow
+    def test_two_depths_tell_of_the_blocks_of_attention_residuals(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tiny_config(n_layer=16, residual="attention", attn_res_block=3)
+        assert len(memory._depths_to_trace(config)) == 2
+        found = expected(config, 32)
+        monkeypatch.setattr(memory, "_depths_to_trace", lambda config: [config.n_layer])
+        assert found.total == pytest.approx(expected(config, 32).total, rel=0.02)
+
+    def test_two_numbers_of_loops_tell_of_more_exactly(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tiny_config(n_layer=3, loop_count=6, loop_prelude=1)
+        assert [c.loop_count for c in memory._smaller_models(config)] == [2, 3]
+        found = expected(config, 4)
+        monkeypatch.setattr(memory, "_smaller_models", lambda config: [config])
+        assert expected(config, 4) == found
 
     def test_a_cpu_needs_more_for_the_gaps_between_blocks(
         self, monkeypatch: pytest.MonkeyPatch

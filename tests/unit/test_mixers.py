@@ -229,6 +229,7 @@ class TestDecoding:
         with pytest.raises(ValueError, match="30 tokens do not fit block_size=24"):
             model(tokens(30), state=model.new_state(2))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", MODELS)
     def test_compiled_decoding_has_a_graph_for_the_prompt_and_one_for_tokens(self, name):
         torch._dynamo.reset()

@@ -312,6 +312,7 @@ class TestRunsEverywhere:
 
         return model, run
 
+    @pytest.mark.slow
     @keys
     @pytest.mark.parametrize("checkpointed", [False, True])
     def test_compiled_in_one_graph(self, keys, checkpointed):

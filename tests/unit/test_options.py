@@ -25,6 +25,7 @@ from options import (
     type_name,
 )
 from scripts import reproducibility_audit
+from tests.parametrized import one_in
 from training import dry_run
 
 NAMES = ["small", "large"]
@@ -357,7 +358,7 @@ def options_of_commands() -> set[str]:
     "name",
     ["layers", "to_dict", "changed", "index", "values", "_base", *sorted(options_of_commands())],
 )
-@pytest.mark.parametrize("annotation", [int, str, float | None, int | str, bool])
+@pytest.mark.parametrize("annotation", one_in(5, [int, str, float | None, int | str, bool]))
 def test_names_of_a_config_and_of_commands_are_reserved(name, annotation):
     key = dataclasses.replace(keys("ffn=a")["width"], name=name, annotation=annotation)
     with pytest.raises(UserError, match=f"the option name '{name}' is reserved"):

@@ -55,16 +55,16 @@ def test_only_one_block_is_whole_at_a_time(workers: Workers) -> None:
     placement, whole_blocks = Sharded(workers, CPU), []
     place = placement._place_block
 
-    def counted(block: torch.nn.Module) -> None:
+    def counted(name: str, block: torch.nn.Module) -> None:
         made = [*blocks, block]
         whole_blocks.append(sum(not isinstance(next(b.parameters()), DTensor) for b in made))
-        place(block)
+        place(name, block)
         blocks.append(block)
 
     blocks: list[torch.nn.Module] = []
     placement._place_block = counted
-    placement.new_model(tiny_config(n_layer=3))
-    assert whole_blocks == [1, 1, 1]
+    placement.new_model(tiny_config(n_layer=3, mtp="sequential"))
+    assert whole_blocks == [1, 1, 1, 1]
 
 
 def test_what_an_optimizer_keeps_is_divided(workers: Workers) -> None:

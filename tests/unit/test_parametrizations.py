@@ -67,6 +67,40 @@ def test_every_parameter_has_what_the_table_says(parametrization):
             assert parameter.std().item() == pytest.approx(0.02 * std, rel=0.05), name
 
 
+@pytest.mark.parametrize(("wide", "deep"), [(4, 1), (1, 4)])
+def test_gradients_shrink_as_the_epsilon_of_completep(wide, deep):
+    """Without weight tying; each in the root mean square over the layers."""
+
+    def gradients(width: int, depth: int) -> dict[str, float]:
+        torch.manual_seed(0)
+        model = GPT(
+            tiny_config(
+                parametrization="completep",
+                n_embd=64 * width,
+                mup_base_width=64,
+                n_layer=4 * depth,
+                completep_base_depth=4,
+                weight_tying=False,
+                embedding_scale=50.0,
+            )
+        )
+        idx = tokens(24, batch=8)
+        model(idx, idx.roll(-1, 1))[1].backward()
+        of_blocks = [b.ffn.up.weight.grad.square().mean() for b in model.blocks]
+        return {
+            "block": torch.stack(of_blocks).mean().sqrt().item(),
+            "embedding": model.embedding.weight.grad.square().mean().sqrt().item(),
+            "head": model.head.weight.grad.square().mean().sqrt().item(),
+            "norm": model.final_norm.weight.grad.square().mean().sqrt().item(),
+        }
+
+    small, large = gradients(1, 1), gradients(wide, deep)
+    shrunk = {name: small[name] / large[name] for name in small}
+    assert shrunk["block"] == pytest.approx(wide * deep, rel=0.2)
+    for name in ("embedding", "head", "norm"):
+        assert shrunk[name] == pytest.approx(wide, rel=0.2), name
+
+
 def test_the_scales_of_the_forward_pass():
     mup, completep = (large(name).config for name in ("mup", "completep"))
     assert (mup.logit_scale, mup.residual_scale, mup.attention_scale) == (1 / 4, 1.0, 1 / 32)
@@ -200,3 +234,28 @@ def test_standard_parametrization_scales_nothing():
     assert not PARAMETRIZATIONS["standard"].scales_with_width
     groups = make_optimizer(tiny_model(), TrainingConfig(**SETTINGS)).param_groups
     assert all("rate_scale" not in group and group["eps"] == 1e-8 for group in groups)
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "completep"])
+def test_zero_init_starts_residual_projections_at_0(parametrization):
+    model = GPT(tiny_config(zero_init=True, parametrization=parametrization, ffn_type="swiglu"))
+    for block in model.blocks:
+        assert not block.mixer.out.weight.any()
+        assert not block.ffn.down.weight.any()
+        assert block.mixer.qkv.weight.any()
+        assert block.ffn.gate_up.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"residual": "ngpt", "normalization": "none"}, "zero_init=True makes 0; drop one"),
+        (
+            {"sphere_weights": True, "bias": False},
+            "sphere_weights=True is not defined for zero_init",
+        ),
+    ],
+)
+def test_what_zero_init_cannot_be_combined_with(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(zero_init=True, **keys)

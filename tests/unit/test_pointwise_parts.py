@@ -16,7 +16,7 @@ from components.activations import ACTIVATIONS
 from components.ffns import FFNS
 from components.norms import NORMS
 from model_builder import GPT
-from tests.tiny import SIZES, tiny_config, tiny_layer, tokens
+from tests.tiny import SIZES, tiny_config, tiny_layer, tiny_model, tokens
 
 
 def inputs(*shape: int) -> Tensor:
@@ -91,6 +91,17 @@ def test_embedding_norm_normalizes_what_the_first_block_reads():
     assert_close(read[0], expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("normalization", NORMS.names)
+def test_norms_of_a_model_in_bfloat16(normalization):
+    model = tiny_model(normalization=normalization, qk_norm=True)
+    expected = model(tokens(9))
+    logits = model.bfloat16()(tokens(9))
+    assert logits.dtype == torch.bfloat16
+    assert_close(logits.float(), expected, rtol=0.1, atol=0.05 * expected.abs().max().item())
+
+
+@torch.no_grad()
 def test_layer_norm_scaling_divides_by_the_root_of_the_layer():
     """As if the weights that read the norms of layer l were divided by sqrt(l)."""
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import torch
 from components.positions import POSITIONS, alibi_slopes
 from components.rope_scalings import rotated_dimensions
 from model_builder import GPT
+from tests.measured import assert_close
 from tests.tiny import ROPE, tiny_config, tiny_layer, tiny_model, tokens
 
 
@@ -75,6 +76,13 @@ def test_ntk_stretches_the_lowest_frequency_by_the_factor_and_keeps_the_highest(
     assert scaled[-1].item() == pytest.approx(plain[-1].item() / 8, rel=1e-3)
 
 
+def test_ntk_is_rope_with_a_larger_theta():
+    """theta times the factor to the power of d / (d - 2)."""
+    scaled = rope(head_dim=16, rope_scaling="ntk", rope_scaling_factor=8.0)
+    larger = rope(head_dim=16, rope_theta=10_000.0 * 8 ** (16 / 14))
+    assert_close(frequencies(scaled), frequencies(larger), 1e-6)
+
+
 def test_yarn_interpolates_what_turns_rarely_and_scales_the_rotation():
     keys = {"head_dim": 64, "rope_original_block_size": 4096, "rope_scaling_factor": 4.0}
     plain, scaled = rope(head_dim=64), rope(rope_scaling="yarn", **keys)
@@ -128,11 +136,10 @@ def test_llama3_scaling_in_its_three_ranges():
 def test_sinusoidal_table():
     encoding = POSITIONS["sinusoidal"](tiny_layer(position_encoding="sinusoidal"))
     added = encoding.embed(torch.zeros(1, 4, 32), start=2)[0]
-    for t in range(4):
-        for i in range(16):
-            angle = (2 + t) / 10000 ** (2 * i / 32)
-            assert added[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
-            assert added[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    angles = [[(2 + t) / 10000 ** (2 * i / 32) for i in range(16)] for t in range(4)]
+    for turn, columns in ((math.sin, added[:, ::2]), (math.cos, added[:, 1::2])):
+        wanted = torch.tensor([[turn(angle) for angle in row] for row in angles])
+        assert_close(columns, wanted, 1e-6)
 
 
 def test_alibi_slopes():

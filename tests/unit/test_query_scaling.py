@@ -1,4 +1,4 @@
-"""Scaling of the queries: llama4 equal to Llama 4's layer, ssmax to a softmax of another base."""
+"""Scaling of queries: equal to Llama 4's and Ministral 3's; ssmax to a softmax of another base."""
 
 from __future__ import annotations
 
@@ -65,6 +65,18 @@ def test_steps_are_those_of_llama_4():
     assert_close(*results, rtol=1e-6, atol=1e-7)  # their scale is in float32
 
 
+@torch.no_grad()
+def test_steps_are_those_of_ministral_3():
+    """Its function gets positions from 0."""
+    from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
+
+    made = layer(**{**STEPS, "query_scaling": "ministral3"})
+    q = torch.randn(B, H, T, D, dtype=torch.float64)
+    for start in (0, 2, 3, 50):
+        positions = torch.arange(start, start + T, dtype=torch.float64)[None]
+        assert_close(made.query_scaling(q, start), q * get_llama_4_attn_scale(positions, 0.7, 3))
+
+
 @pytest.mark.parametrize("window", [None, 4])
 @torch.no_grad()
 def test_ssmax_is_a_softmax_with_base_n_to_the_s(window):
@@ -108,6 +120,10 @@ def test_shares_of_heads_add_up_to_the_whole():
     ("keys", "problem"),
     [
         ({"query_scaling": "llama4"}, "block_size=24 is less than query_scaling_interval=8192"),
+        (
+            {"query_scaling": "ministral3", "query_scaling_interval": 24},
+            "block_size=24 is at most query_scaling_interval=24",
+        ),
         ({"query_scaling_factor": 0.2}, "has no effect with query_scaling='none'"),
         (
             {"query_scaling": "ssmax", "query_scaling_interval": 4},

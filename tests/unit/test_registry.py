@@ -177,6 +177,7 @@ def test_the_catalogue_has_every_part(registries):
             assert registry.entry(name).label in text
 
 
+@pytest.mark.slow
 def test_the_catalogue_is_printed():
     command = [sys.executable, str(ROOT / "model_components.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -184,7 +185,17 @@ def test_the_catalogue_is_printed():
     assert model_components.main(["--help"]) == 2
 
 
+@pytest.mark.slow
 def test_the_catalogue_of_training_is_printed():
     command = [sys.executable, str(ROOT / "training_components.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == catalogue(TRAINING_REGISTRIES) + "\n"
+
+
+def test_a_word_among_the_choices_is_no_name_of_a_part():
+    colours = Registry("colour", "Colour", variable="COLOURS", base=object, made_with=None)
+    assert list(colours.plus("none")) == ["none"]
+    with pytest.raises(
+        ValueError, match="the name 'none' has another meaning; register Documented"
+    ):
+        colours.register("none", label="None")(Documented)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,14 +12,18 @@ from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from components.context import Context, LayerInputs
+from components.depth_attention import KEY_EPS, DepthAttention
 from components.residuals import RESIDUALS, doubly_stochastic
 from errors import ConfigError
+from model_builder import GPT
 from model_components import BLOCKS
 from recipe.parameters import parameter_groups
 from tests.measured import assert_close
+from tests.parametrized import one_in
 from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
 
-EVERY_PLACE = pytest.mark.parametrize("norm_position", BLOCKS.names)
+EVERY_PLACE = pytest.mark.parametrize("norm_position", one_in(2, BLOCKS.names))
 EVERY_STREAM = pytest.mark.parametrize("residual", sorted({*RESIDUALS.names} - {"ngpt"}))
 """All but the one without norms."""
 
@@ -181,6 +188,126 @@ class TestManifoldConnections:
         assert residual.forward_flops(7) == counter.get_total_flops()
 
 
+def mixture(sources: list[Tensor], own: DepthAttention) -> Tensor:
+    """Equations 2 to 4 of the paper (arXiv 2603.15031), one token at a time."""
+    tables = [source.flatten(0, -2) for source in sources]
+    rows = []
+    for token in range(len(tables[0])):
+        values = [table[token] for table in tables]
+        roots = [(v.dot(v) / v.numel() + KEY_EPS).sqrt() for v in values]
+        keys = [own.gain * v / root for v, root in zip(values, roots, strict=True)]
+        kernels = [torch.exp(own.query.dot(k)) for k in keys]
+        rows.append(sum(k * v for k, v in zip(kernels, values, strict=True)) / sum(kernels))
+    return torch.stack(rows).view_as(sources[0])
+
+
+class TestAttentionResidual:
+    """No published module is available: the reference is a second derivation from the paper."""
+
+    @pytest.mark.parametrize(
+        ("norm_position", "engram"),
+        [("pre", False), ("sandwich", "true+false"), ("parallel_shared", "false+true")],
+    )
+    @pytest.mark.parametrize("block", [None, 1, 2, 5])
+    @torch.no_grad()
+    def test_a_model_by_the_algorithm_of_the_paper(self, block, norm_position, engram):
+        """Lists of finished blocks and a partial sum, as in figure 2; None: each block is one
+        sublayer."""
+        keys = {"residual": "attention", "norm_position": norm_position, "n_layer": 5}
+        keys["engram"] = engram
+        model, idx = tiny_model(**keys, attn_res_block=block).double(), tokens(6)
+        finished, running = [], model.positions.embed(model.embedding(idx), 0)
+        for layer, part in enumerate(model.blocks):
+            inputs = inputs_of(model, idx)
+            for site, branch in enumerate(branches(part, inputs)):
+                sources = [*finished, running]
+                own = part.residual.queries[str(site)] if len(sources) > 1 else None
+                x = mixture(sources, own) if own is not None else running
+                y = branch(x)
+                if block is None or (site == 0 and layer % block == 0):
+                    finished.append(running)
+                    running = y
+                else:
+                    running = running + y
+        x = mixture([*finished, running], model.blocks[-1].residual.output)
+        assert_close(model(idx), model.head(model.final_norm(x)), 1e-10)
+
+    @pytest.mark.parametrize("block", [None, 2])
+    @torch.no_grad()
+    def test_a_new_model_reads_means_which_its_norms_make_sums(self, block):
+        keys = {"normalization": "rmsnorm", "norm_eps": 1e-12, "n_layer": 3}
+        model = GPT(tiny_config(**keys, residual="attention", attn_res_block=block)).double()
+        plain = GPT(tiny_config(**keys)).double()
+        plain.load_state_dict(model.state_dict(), strict=False)
+        assert_close(model(tokens(7)), plain(tokens(7)), 1e-6)
+
+    @pytest.mark.parametrize("sources", [1, 4])
+    def test_gradients(self, sources):
+        torch.manual_seed(0)
+        own = DepthAttention(6, sources).double()
+        values = [torch.randn(2, 3, 6, dtype=torch.float64) for _ in range(sources)]
+        query, gain = torch.randn(2, 6, dtype=torch.float64).unbind()
+        every = tuple(tensor.requires_grad_() for tensor in (query, gain, *values))
+
+        def mixed(query: Tensor, gain: Tensor, *values: Tensor) -> Tensor:
+            return torch.func.functional_call(own, {"query": query, "gain": gain}, values)
+
+        assert gradcheck(mixed, every)
+
+    def test_only_the_sources_are_kept_for_the_backward_pass(self):
+        own, values = DepthAttention(32, 5), [torch.randn(2, 7, 32) for _ in range(5)]
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            own(*(value.requires_grad_() for value in values))
+        known = {value.data_ptr() for value in values}
+        assert sum(t.numel() for t in kept if t.data_ptr() not in known) < 2 * 7 * 32
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @torch.no_grad()
+    def test_weights_of_the_mixture_are_not_rounded(self, dtype):
+        torch.manual_seed(0)
+        own, values = DepthAttention(32, 3), [torch.randn(2, 5, 32) for _ in range(3)]
+        own.query.normal_()
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(own(*values), own(*values).float())
+            assert_close(own(*values), mixture(values, own), 1e-5)
+
+    def test_norm_positions_without_a_sum_are_refused(self):
+        with pytest.raises(
+            ConfigError, match="norm_position='post' normalizes the residual stream"
+        ):
+            tiny_config(residual="attention", norm_position="pre+post")
+
+    def test_scaled_norms_are_refused(self):
+        with pytest.raises(ConfigError, match="layer_norm_scaling=True compensates for sums"):
+            tiny_config(residual="attention", layer_norm_scaling=True)
+
+    def test_multi_token_prediction_is_refused(self):
+        with pytest.raises(ConfigError, match="mtp='sequential' is not defined for residual="):
+            tiny_config(residual="attention", mtp="sequential")
+
+    def test_a_block_of_more_than_all_layers_is_refused(self):
+        with pytest.raises(ConfigError, match="attn_res_block=3 is more than n_layer=2"):
+            tiny_config(residual="attention", attn_res_block=3)
+
+
+def branches(block: nn.Module, inputs: LayerInputs) -> list[Callable[[Tensor], Tensor]]:
+    """The sublayers of a block in order, with their norms, by the formulas of the papers."""
+    added = [partial(part, context=Context(inputs).of(name)) for name, part in block.first.items()]
+    mix = partial(block.mix, context=Context(inputs))
+    feed = partial(block.feed, context=Context(inputs))
+    kind = type(block).__name__
+    if kind == "SharedNormParallelBlock":
+        return [*added, lambda x: mix(block.norm(x)) + feed(block.norm(x))]
+    if kind == "SandwichNormBlock":
+        return [
+            *added,
+            lambda x: block.mixer_out_norm(mix(block.mixer_norm(x))),
+            lambda x: block.ffn_out_norm(feed(block.ffn_norm(x))),
+        ]
+    return [*added, lambda x: mix(block.mixer_norm(x)), lambda x: feed(block.ffn_norm(x))]
+
+
 class TestUNet:
     @pytest.mark.parametrize("n_layer", [2, 3, 6])
     @torch.no_grad()
@@ -199,10 +326,8 @@ class TestUNet:
         assert_close(model(idx), plain.head(plain.final_norm(x)), 1e-5)
 
 
-def inputs_of(model: nn.Module, idx: Tensor):
+def inputs_of(model: nn.Module, idx: Tensor) -> LayerInputs:
     """What a block of a model is given beside the stream."""
-    from components.context import LayerInputs
-
     return LayerInputs(idx, model.position_encodings[0], None, start=0, states=None, taken={})
 
 
@@ -268,6 +393,8 @@ class TestValueResidual:
 @EVERY_STREAM
 def test_every_stream_goes_with_every_norm_position(residual, norm_position):
     """Checkpointed blocks give the same gradients, and decoding the same logits."""
+    if BLOCKS[norm_position].normalizes_stream and not RESIDUALS[residual].normalized:
+        pytest.skip("refused")
     keys = {
         "residual": residual,
         "norm_position": norm_position,

@@ -105,10 +105,10 @@ def mutated_header(content: bytes, draw: random.Random) -> bytes:
     ("name", "mutated"),
     [
         ("state.json", mutated_json),
-        ("rng.json", mutated_json),
+        pytest.param("rng.json", mutated_json, marks=pytest.mark.slow),
         ("manifest.json", mutated_json),
         ("model.safetensors", mutated_header),
-        ("optimizer.safetensors", mutated_header),
+        pytest.param("optimizer.safetensors", mutated_header, marks=pytest.mark.slow),
     ],
 )
 def test_a_mutated_checkpoint_loads_or_is_refused(saved, name, mutated):

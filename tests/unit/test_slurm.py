@@ -165,6 +165,7 @@ def edited_after(config: Path) -> Callable[..., str]:
     return script
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes(
     engine: Callable[..., SlurmEngine], make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

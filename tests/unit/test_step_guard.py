@@ -31,7 +31,9 @@ class Squares(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3))
 
-    def forward(self, x: Tensor, scale: Tensor, objective: None = None) -> TrainingOutput:
+    def forward(
+        self, x: Tensor, scale: Tensor, objective: None = None, measures: bool = False
+    ) -> TrainingOutput:
         return TrainingOutput(self.layers(x).square().mean() * scale, {}, [])
 
     def after_step(self, metrics: list, good: Tensor) -> None:

@@ -267,7 +267,7 @@ def test_a_run_of_each_optimizer_logs_its_options_and_the_cost_of_its_step(tmp_p
     flops = log["architecture"]["optimizer_flops_per_step"]
     assert (flops > 0) == (name == "muon")
     report = " ".join(capsys.readouterr().out.split())
-    assert f"; {name} (weight_decay 0.2), learning rate 0.001" in report
+    assert f"; {name} (weight_decay 0.2), lr 0.001" in report
     assert (f"optimizer {flops:,} additional FLOPs per step" in report) == (name == "muon")
     losses = [record["loss"] for record in log["training_iterations"]]
     assert all(torch.isfinite(torch.tensor(losses)))
