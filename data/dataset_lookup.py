@@ -38,7 +38,7 @@ def prepare_if_missing(dataset: str, may_run: bool, quiet: bool = False) -> Path
     script = folder / PREPARE_FILE
     if may_run and _is_own_script(dataset, script):
         with _discarded_output() if quiet else contextlib.nullcontext():
-            print(f"dataset {dataset!r} is not prepared yet: running {script}")
+            print(f"dataset {dataset!r} is not prepared yet: running\n  {script}")
             _run_prepare(dataset, script)
         return folder
     if os.path.isfile(script):
@@ -60,7 +60,7 @@ def prepare_if_missing(dataset: str, may_run: bool, quiet: bool = False) -> Path
     if os.path.isdir(folder):
         raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")
     raise UserError(
-        f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared dataset also "
+        f"{unknown_name('dataset', dataset, dataset_names())} A path to a prepared dataset also "
         "works; data/text/prepare.py prepares your own text."
     )
 
@@ -83,7 +83,7 @@ def _is_own_script(dataset: str, script: Path) -> bool:
     return own and not script.is_symlink() and not script.parent.is_symlink()
 
 
-def _dataset_names() -> list[str]:
+def dataset_names() -> list[str]:
     """The folders of data/ that are prepared or have a prepare script."""
     marks = (META_FILE, PREPARE_FILE)
     folders = sorted(DATA_FOLDER.iterdir()) if DATA_FOLDER.is_dir() else []

@@ -112,8 +112,10 @@ def test_what_cannot_be_trained_is_refused() -> None:
         report("--tensor_parallel=3")
     with pytest.raises(ConfigError, match="does not divide among 8 workers"):
         report("--batch_size=3")
-    with pytest.raises(ConfigError, match="its vocabulary size is unknown; prepare it, or give"):
+    with pytest.raises(ConfigError, match=r"is not prepared\. Its vocabulary size is unknown"):
         dry_run(load(["--dataset=not_prepared"]), H100)
+    with pytest.raises(ConfigError, match=r"is not prepared; did you mean 'shakespeare'\?"):
+        dry_run(load(["--dataset=shakespear"]), H100)
 
 
 def test_every_gpu_has_a_peak() -> None:
