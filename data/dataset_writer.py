@@ -121,7 +121,7 @@ def write_dataset(
             (draft / file).write_bytes(content)
         (draft / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _publish(draft, folder)
-    print(f"{name}: {_in_words(splits)} in {folder}")
+    print(f"{name}: {_in_words(splits)}, saved in\n  {folder}")
     return meta
 
 

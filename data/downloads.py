@@ -78,19 +78,20 @@ def _sha256(content: bytes) -> str:
 
 def _download(url: str, path: Path, sha256: str) -> None:
     """Download a small file and verify it; `path` is only written if that succeeds."""
-    print(f"downloading {url}")
+    print(f"downloading\n  {url}")
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             content = response.read()
     except OSError as error:
         raise UserError(
             f"cannot download {url} ({error}). Without a network, download that file on another "
-            f"machine and pass it with --input, or copy it to {path}."
+            f"machine and copy it to {path}, or run:\n"
+            f"  python {path.with_name('prepare.py')} --input=FILE"
         ) from error
     if _sha256(content) != sha256:
         raise UserError(
             f"{url} returned a file with the sha256 {_sha256(content)}, not {sha256}; nothing was "
-            "saved. Try again, or pass a correct copy with --input."
+            f"saved. Try again, or copy the correct file to {path}."
         )
     draft = path.with_name(path.name + ".partial")
     draft.write_bytes(content)
