@@ -27,7 +27,7 @@ from interop.family import Family, Weights
 from interop.layouts import CONV1D, HEAD_MAJOR, NEIGHBOUR_PAIRS, PLAIN
 from model_builder import GPT
 from recipe.adapters import ADAPTERS, DoRA, adaptable
-from safe_files import read_json
+from safe_files import read_json, usual_permissions
 from training.checkpoint import is_number
 
 CONFIG = "adapter_config.json"
@@ -106,7 +106,8 @@ def save_adapter(model: GPT, family: Family, folder: Path, training: Any) -> Non
         if own.m is not None:
             tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = own.m
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    with usual_permissions(folder / WEIGHTS):
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _config(adapters: dict[str, _Low], training: Any, conv1d: bool) -> dict[str, Any]:

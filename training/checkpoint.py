@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from data.tokenizer_json import TOKENIZER_FILE
 from errors import UserError, nearest
-from safe_files import open_regular, read_json
+from safe_files import open_regular, read_json, usual_permissions
 from training.sharded_tensors import Parts, own_tensors
 from training.updates import Updates
 
@@ -163,7 +163,8 @@ def _draft_of(target: Path) -> Iterator[Path]:
 def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, file, metadata={"format": "pt"})
+        with usual_permissions(file):
+            save_file(contiguous, file, metadata={"format": "pt"})
     except SafetensorError as error:  # safetensors wraps an OSError, such as that of a full disk
         raise OSError(str(error)) from error
 

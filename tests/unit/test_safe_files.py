@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import safe_files
-from safe_files import write_atomically
+from safe_files import usual_permissions, write_atomically
 
 
 @pytest.fixture
@@ -53,3 +53,14 @@ def test_nothing_is_waited_for_elsewhere(tmp_path: Path, refusals) -> None:
     with pytest.raises(PermissionError):
         write_atomically(tmp_path / "run.json", ["new"])
     assert left == [1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_files_of_private_writers_get_the_usual_permissions(tmp_path: Path) -> None:
+    private, usual = tmp_path / "private", tmp_path / "usual"
+    usual.touch()
+    with usual_permissions(private):
+        draft = tmp_path / "draft"
+        draft.touch(0o600)
+        draft.replace(private)
+    assert private.stat().st_mode == usual.stat().st_mode
