@@ -20,7 +20,7 @@ from options import KEYS
 from training.hardware import autocast, resolve_device, resolve_dtype
 from training.samples import text_of
 from training.saved_plugins import PLUGINS_HELP, named_plugins
-from training.trained_model import BASE_HELP, Base, load_trained
+from training.trained_model import BASE_HELP, RUN_HELP, Base, load_trained
 from training_components import DTYPES
 from training_config import DEVICES
 from user_files import run_plugins
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--run",
         default="latest",
-        help="latest, a run name, a run directory or a checkpoint directory",
+        help=RUN_HELP,
     )
     flags.add_argument("--out_dir", default="out", help="directory of all runs")
     prompt = flags.add_mutually_exclusive_group()

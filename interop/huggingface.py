@@ -32,9 +32,9 @@ from interop.weights import copy_weights, their_tensors
 from model_builder import GPT
 from model_config import ModelArchitectureConfig
 from options import KEYS
-from safe_files import read_json
+from safe_files import read_json, usual_permissions
 from training.saved_plugins import PLUGINS_HELP, named_plugins
-from training.trained_model import BASE_HELP, Base, TrainedModel, load_trained
+from training.trained_model import BASE_HELP, RUN_HELP, Base, TrainedModel, load_trained
 from user_files import run_plugins
 
 WEIGHTS = "model.safetensors"
@@ -141,7 +141,8 @@ def save(
     tokens = chosen.token_fields(end_of_text)
     fields = chosen.write(model.config) | tokens | {"torch_dtype": _dtype(model)}
     _write_json(folder / CONFIG, fields)
-    save_file(their_tensors(model, chosen), folder / WEIGHTS, metadata={"format": "pt"})
+    with usual_permissions(folder / WEIGHTS):
+        save_file(their_tensors(model, chosen), folder / WEIGHTS, metadata={"format": "pt"})
     for name, content in tokenizer_files(tokenizer, model.config.block_size).items():
         _write_json(folder / name, content)
 
@@ -241,9 +242,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "export", help="export a run as a Hugging Face transformers folder"
     )
-    command.add_argument(
-        "run", help="latest, a run name, a run directory or a checkpoint directory"
-    )
+    command.add_argument("run", help=RUN_HELP)
     command.add_argument("folder", type=Path, help="output folder; must be new or empty")
     command.add_argument("--out_dir", type=Path, default=Path("out"), help="directory of all runs")
     command.add_argument(

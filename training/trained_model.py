@@ -22,6 +22,10 @@ from training.run_state import load_run_state
 from training.saved_plugins import plugin_changes
 from training_config import TrainingConfig
 
+RUN_HELP = (
+    "latest (the run that saved last, runs of sweeps included), a run name, a run directory or a "
+    "checkpoint directory"
+)
 BASE_HELP = "folder of the model that the run's adapters were trained on, if it has been moved"
 
 
