@@ -471,7 +471,7 @@ class TrainingLogger:
         ]
         self._run["checkpoints"] = [*kept, {"step": step, "path": relative}]
         self._update_run()
-        self.say(f"checkpoint of step {step} saved in {path}")
+        self.say(f"checkpoint of step {step} saved in {relative}")
 
     def interrupted(self) -> None:
         """Mark the run as stopped early on request, so that it does not count as completed."""

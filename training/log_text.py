@@ -102,6 +102,11 @@ def _rows(rows: Sequence[tuple[str, str]], column: int, indent: str = "") -> lis
     return [line.replace(UNBROKEN_SPACE, " ") for line in lines]
 
 
+def format_note(text: str) -> str:
+    """Wrap a message to CONSOLE_WIDTH columns; its own line breaks are kept."""
+    return "\n".join(line for own in text.split("\n") for line in _rows([("", own)], column=0))
+
+
 def format_clock(seconds: float) -> str:
     """`2:48`, `1:02:48`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from training.console import Console
 from training.hardware import environment, peak_flops
+from training.log_text import format_note
 from training.provenance import plugin_digests
 from training.report import all_settings, start_report
 from training.resume import Start
@@ -47,7 +48,7 @@ def open_log(run: Run, start: Start, console: Console) -> TrainingLogger | NoLog
     if training.verbose:
         console.say(all_settings(run.settings))
     for note in (*start.settings.notes, *start.notes):
-        console.say(note)
+        console.say(format_note(note))
     return TrainingLogger(
         run.folder,
         run.folder.name,

@@ -13,7 +13,7 @@ import pytest
 
 import training_logger
 from errors import UserError
-from training.log_text import CONSOLE_WIDTH
+from training.log_text import CONSOLE_WIDTH, format_note
 from training_logger import (
     ResumePoint,
     TrainingLogger,
@@ -169,6 +169,13 @@ def test_start_report_aligns_and_wraps():
     assert [word for line in lines[2:-4] for word in line.split()][2:] == long_value.split()
 
 
+def test_messages_are_wrapped_and_paths_kept_whole():
+    path = "/a" * 50
+    lines = format_note(f"{'word ' * 30}\n  saved in {path}").splitlines()
+    assert [len(line) for line in lines[:2]] == [79, 69]
+    assert lines[-1] == path
+
+
 def test_plain_lines_tell_everything_that_was_measured(tmp_path, capsys):
     with make_logger(tmp_path / "run") as logger:
         log_step(logger, 10)
@@ -185,7 +192,7 @@ def test_plain_lines_tell_everything_that_was_measured(tmp_path, capsys):
     assert evaluation == (
         "step  10/100 | val loss 0.7273 | 1.0492 bits/byte | best 0.7273 (step 10)"
     )
-    assert checkpoint.startswith("checkpoint of step 10 saved in ")
+    assert checkpoint == "checkpoint of step 10 saved in checkpoints/step_10"
     assert own == "a line of the loop's own"
     assert re.fullmatch(r"completed in 0:0\d, best val loss 0.7273 \(step 10\)", end)
     assert log == f"  log:      {tmp_path / 'run' / 'run.json'}"
