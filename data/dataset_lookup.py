@@ -47,28 +47,36 @@ def prepare_if_missing(dataset: str, may_run: bool, quiet: bool = False) -> Path
             "automatically only for a new run on a folder of data/ given by its plain name; run "
             f"it first: python {script}"
         )
-    if os.path.isfile(dataset) or Path(dataset).suffix in TEXT_SUFFIXES:
-        stem = Path(dataset).stem
-        what = "is a file" if os.path.isfile(dataset) else "does not exist"
-        command = shlex.join(
-            ["python", "data/text/prepare.py", f"--name={stem}", f"--input={dataset}"]
-        )
-        raise UserError(
-            f"dataset={dataset!r} {what}; prepare your text first: {command}; then use "
-            f"--dataset={shlex.quote(stem)}."
-        )
-    if os.path.isdir(folder):
-        raise UserError(f"{folder} is not a prepared dataset: it has no {META_FILE}.")
-    raise UserError(
-        f"{unknown_name('dataset', dataset, dataset_names())} A path to a prepared dataset also "
-        "works; data/text/prepare.py prepares your own text."
-    )
+    raise UserError(why_unprepared(dataset))
 
 
 def prepared_folder(dataset: str) -> Path | None:
     """The folder of a dataset, by its name or path; None if it is not prepared."""
     folder = _folder_of(dataset)
     return folder if os.path.isfile(folder / META_FILE) else None
+
+
+def why_unprepared(dataset: str) -> str:
+    """Say what an unprepared dataset is, with the command that prepares it or the closest name."""
+    folder = _folder_of(dataset)
+    if os.path.isfile(folder / PREPARE_FILE):
+        return f"dataset={dataset!r} is not prepared; run: python {folder / PREPARE_FILE}."
+    if os.path.isfile(dataset) or Path(dataset).suffix in TEXT_SUFFIXES:
+        stem = Path(dataset).stem
+        what = "is a file" if os.path.isfile(dataset) else "does not exist"
+        command = shlex.join(
+            ["python", "data/text/prepare.py", f"--name={stem}", f"--input={dataset}"]
+        )
+        return (
+            f"dataset={dataset!r} {what}; prepare your text first: {command}; then use "
+            f"--dataset={shlex.quote(stem)}."
+        )
+    if os.path.isdir(folder):
+        return f"{folder} is not a prepared dataset: it has no {META_FILE}."
+    return (
+        f"{unknown_name('dataset', dataset, _dataset_names())} A path to a prepared dataset also "
+        "works; data/text/prepare.py prepares your own text."
+    )
 
 
 def _folder_of(dataset: str) -> Path:
@@ -83,7 +91,7 @@ def _is_own_script(dataset: str, script: Path) -> bool:
     return own and not script.is_symlink() and not script.parent.is_symlink()
 
 
-def dataset_names() -> list[str]:
+def _dataset_names() -> list[str]:
     """The folders of data/ that are prepared or have a prepare script."""
     marks = (META_FILE, PREPARE_FILE)
     folders = sorted(DATA_FOLDER.iterdir()) if DATA_FOLDER.is_dir() else []

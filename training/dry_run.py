@@ -11,7 +11,7 @@ import torch
 
 from configurator import Settings
 from data.dataset_files import read_meta
-from data.dataset_lookup import dataset_names, prepared_folder
+from data.dataset_lookup import prepared_folder, why_unprepared
 from errors import ConfigError, Problem, nearest, quoted
 from model_config import ModelArchitectureConfig
 from recipe.adapters import adapted_model
@@ -264,11 +264,9 @@ def _with_vocabulary(settings: Settings) -> Settings:
         return settings.for_data(read_meta(folder)["vocab_size"])
     if settings.fixes_vocabulary:
         return settings
-    dataset, names = settings.training.dataset, dataset_names()
-    unknown = "." if dataset in names else nearest(dataset, names)
     message = (
-        f"dataset={dataset!r} is not prepared{unknown} Its vocabulary size is unknown: prepare it, "
-        "or give --vocab_size."
+        f"{why_unprepared(settings.training.dataset)} Without a dataset, a dry run needs "
+        "--vocab_size."
     )
     raise ConfigError([Problem(("dataset", "vocab_size"), message)])
 

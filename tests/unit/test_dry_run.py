@@ -112,10 +112,14 @@ def test_what_cannot_be_trained_is_refused() -> None:
         report("--tensor_parallel=3")
     with pytest.raises(ConfigError, match="does not divide among 8 workers"):
         report("--batch_size=3")
-    with pytest.raises(ConfigError, match=r"is not prepared\. Its vocabulary size is unknown"):
-        dry_run(load(["--dataset=not_prepared"]), H100)
-    with pytest.raises(ConfigError, match=r"is not prepared; did you mean 'shakespeare'\?"):
-        dry_run(load(["--dataset=shakespear"]), H100)
+    for dataset, hint in (
+        ("shakespear", "did you mean 'shakespeare'?"),
+        ("openwebtext", str(Path("data/openwebtext/prepare.py"))),
+        ("x.txt", "data/text/prepare.py --name=x --input=x.txt"),
+    ):
+        with pytest.raises(ConfigError, match="a dry run needs --vocab_size") as raised:
+            dry_run(load([f"--dataset={dataset}"]), H100)
+        assert hint in str(raised.value)
 
 
 def test_every_gpu_has_a_peak() -> None:
