@@ -213,7 +213,7 @@ def _difference(value: float, spelled: Any) -> str:
 
 def _options(registry: Registry) -> Iterator[list[str]]:
     """A row for each option of the registry's components."""
-    for key, owners in _owned(registry):
+    for key, owners in owned_by(registry):
         default = "none" if key.default is None else str(key.default)
         reference = of_option(registry, key, owners)
         yield [
@@ -227,7 +227,7 @@ def _options(registry: Registry) -> Iterator[list[str]]:
         ]
 
 
-def _owned(registry: Registry) -> list[tuple[Key, list[str]]]:
+def owned_by(registry: Registry) -> list[tuple[Key, list[str]]]:
     """Options of the architecture, other than those that choose components, and their owners."""
     owned: dict[str, tuple[Key, list[str]]] = {}
     for name in registry.names:
@@ -248,7 +248,7 @@ def references() -> list[Reference]:
     shown = [registry for registry in REGISTRIES.values() if _is_shown(registry)]
     of_components = [of_component(each, name) for each in shown for name in each.names]
     return of_components + [
-        of_option(registry, key, owners) for registry in shown for key, owners in _owned(registry)
+        of_option(registry, key, owners) for registry in shown for key, owners in owned_by(registry)
     ]
 
 

@@ -44,8 +44,19 @@ def _formula(*tests: str) -> Reference:
 
 _FAMILIES = Reference("[model families](interop.md)", ("interop/test_parity.py::test_logits",))
 
-_HYPER = "unit/test_residuals.py::TestHyperConnections"
-_MHC = "unit/test_residuals.py::TestManifoldConnections"
+_HYPER_SITE = Reference(
+    "HyperConnections of hyper-connections",
+    (
+        "unit/test_residuals.py::TestHyperConnections"
+        "::test_a_site_is_that_of_the_package_of_that_name",
+    ),
+)
+_MHC_SITE = Reference(
+    "DeepseekV4HyperConnection",
+    ("unit/test_residuals.py::TestManifoldConnections::test_a_site_is_that_of_deepseek_v4",),
+)
+_LOSSES = "unit/test_routing.py::TestAuxiliaryLosses"
+_COEFFICIENTS = (f"{_LOSSES}::test_they_are_left_with_their_coefficients",)
 _MOE = "unit/test_moe.py::TestPublishedLayers"
 _POINTWISE = "unit/test_pointwise_parts.py"
 _VARIANTS = "unit/test_attention_variants.py"
@@ -106,13 +117,8 @@ COMPONENTS: dict[tuple[str, str], Reference] = {
     ("residual", "attention"): _formula(
         "unit/test_residuals.py::TestAttentionResidual::test_a_model_by_the_algorithm_of_the_paper"
     ),
-    ("residual", "hyper_connections"): Reference(
-        "HyperConnections of hyper-connections",
-        (f"{_HYPER}::test_a_site_is_that_of_the_package_of_that_name",),
-    ),
-    ("residual", "mhc"): Reference(
-        "DeepseekV4HyperConnection", (f"{_MHC}::test_a_site_is_that_of_deepseek_v4",)
-    ),
+    ("residual", "hyper_connections"): _HYPER_SITE,
+    ("residual", "mhc"): _MHC_SITE,
     ("normalization", "rmsnorm_unit_offset"): Reference("Gemma 2 and 3", _FAMILIES.tests),
     ("normalization", "layernorm_unit_offset"): Reference(
         "NemotronLayerNorm1P",
@@ -134,7 +140,13 @@ FORMULAS = {
 _LLAMA4 = Reference(
     "Llama4TextAttention", ("unit/test_query_scaling.py::test_steps_are_those_of_llama_4",)
 )
+_LLAMA3 = Reference(
+    "ROPE_INIT_FUNCTIONS", ("unit/test_positions.py::test_llama3_scaling_is_that_of_transformers",)
+)
 _GPT_OSS = Reference("GptOssExperts", (f"{_POINTWISE}::test_experts_of_gpt_oss",))
+SCALES_OF_FALCON_H1 = ("in", "out", "z", "x", "b", "c", "dt")
+"""Scales of its Mamba-2."""
+
 _CANON = _formula("unit/test_canon.py::test_all_four_positions_by_the_formula")
 _NGPT = COMPONENTS["residual", "ngpt"]
 
@@ -145,13 +157,15 @@ OPTIONS: dict[str, Reference] = {
     **dict.fromkeys(("attention_scale", "attention_softcap", "sliding_window"), _FAMILIES),
     **dict.fromkeys(("attention_bias", "attention_out_bias"), _FAMILIES),
     **dict.fromkeys(("rope_theta", "rope_fraction", "rope_scaling_factor"), _FAMILIES),
-    **dict.fromkeys(("rope_original_block_size", "rope_low_freq_factor"), _FAMILIES),
-    **dict.fromkeys(("rope_high_freq_factor", "glu_gate_scale", "glu_out_scale"), _FAMILIES),
+    **dict.fromkeys(("rope_original_block_size", "glu_gate_scale", "glu_out_scale"), _FAMILIES),
+    **dict.fromkeys(("rope_low_freq_factor", "rope_high_freq_factor"), _LLAMA3),
+    **dict.fromkeys((f"mamba_{name}_scale" for name in SCALES_OF_FALCON_H1), _FAMILIES),
     "attention_sinks": Reference(
         "GptOssAttention", (f"{_VARIANTS}::test_sinks_are_those_of_gpt_oss",)
     ),
     "attention_gate": Reference(
-        "Qwen3NextAttention", (f"{_VARIANTS}::test_the_gate_is_that_of_qwen3_next",)
+        "channel: Qwen3NextAttention; head: formula",
+        (f"{_VARIANTS}::test_the_gate_is_that_of_qwen3_next", f"{_VARIANTS}::test_by_the_formulas"),
     ),
     "exclusive_attention": _formula(f"{_VARIANTS}::test_by_the_formulas"),
     "value_embedding": _formula(f"{_VARIANTS}::test_value_embeddings_by_the_formulas"),
@@ -170,20 +184,28 @@ OPTIONS: dict[str, Reference] = {
         "Gemma3nTextAttention", ("unit/test_kv_sharing.py::test_layers_are_those_of_gemma_3n",)
     ),
     "query_scaling": Reference(
-        "Llama4TextAttention; get_llama_4_attn_scale of Ministral 3",
-        (*_LLAMA4.tests, "unit/test_query_scaling.py::test_steps_are_those_of_ministral_3"),
-    ),
-    **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
-    **dict.fromkeys(
-        ("per_layer_embedding", "per_layer_vocab_size"),
-        Reference(
-            "Gemma4TextModel",
-            ("unit/test_per_layer_embedding.py::test_layers_are_those_of_gemma_4",),
+        "Llama4TextAttention; get_llama_4_attn_scale of Ministral 3; ssmax: formula",
+        (
+            *_LLAMA4.tests,
+            "unit/test_query_scaling.py::test_steps_are_those_of_ministral_3",
+            "unit/test_query_scaling.py::test_ssmax_is_a_softmax_with_base_n_to_the_s",
         ),
     ),
+    **dict.fromkeys(("query_scaling_interval", "query_scaling_factor"), _LLAMA4),
+    "per_layer_embedding": Reference(
+        "Gemma4TextModel", ("unit/test_per_layer_embedding.py::test_layers_are_those_of_gemma_4",)
+    ),
+    "per_layer_vocab_size": Reference(
+        "Gemma3nTextModel",
+        ("unit/test_per_layer_embedding.py::test_rows_of_tokens_are_those_of_gemma_3n",),
+    ),
+    "linear_n_value_head": COMPONENTS["mixer", "gated_deltanet"],
     "token_shift": Reference(
-        "RwkvFeedForward",
-        ("unit/test_token_shift.py::test_the_network_is_that_of_rwkv_without_its_gate",),
+        "ffn: RwkvFeedForward; mixer: formula",
+        (
+            "unit/test_token_shift.py::test_the_network_is_that_of_rwkv_without_its_gate",
+            "unit/test_token_shift.py::test_each_sublayer_reads_a_mixture_of_two_tokens",
+        ),
     ),
     "residual_scale": Reference(
         "GraniteForCausalLM",
@@ -195,11 +217,23 @@ OPTIONS: dict[str, Reference] = {
     "leaky_relu_slope": _formula(
         "unit/test_formulas.py::test_the_slope_of_leaky_relu_is_an_option"
     ),
-    "norm_alpha": _formula(f"{_POINTWISE}::TestNorms::test_dyt_and_derf_by_hand"),
+    "norm_alpha": _formula(f"{_POINTWISE}::TestNorms::test_their_first_scale"),
     **dict.fromkeys(("glu_limit", "glu_shift"), _GPT_OSS),
     "router_logit_bias": Reference("GptOssTopKRouter", (f"{_MOE}::test_the_router_of_gpt_oss",)),
     "expert_group_score": Reference("DeepseekV2Moe", (f"{_MOE}::test_deepseek_v2",)),
-    "mtp_depth": _formula(FORMULAS["mtp"]),
+    "balance_loss_coef": Reference(
+        "load_balancing_loss_func of Mixtral",
+        (f"{_LOSSES}::test_balance_loss_is_that_of_transformers", *_COEFFICIENTS),
+    ),
+    "router_z_loss_coef": _formula(f"{_LOSSES}::test_router_z_loss", *_COEFFICIENTS),
+    "shared_expert_gate": Reference(
+        "Qwen2MoeSparseMoeBlock", (f"{_MOE}::test_qwen2_with_a_gated_shared_expert",)
+    ),
+    "hyper_streams": Reference(
+        "HyperConnections of hyper-connections; DeepseekV4HyperConnection",
+        (*_HYPER_SITE.tests, *_MHC_SITE.tests),
+    ),
+    **dict.fromkeys(("mtp_depth", "mtp_weight"), _formula(FORMULAS["mtp"])),
 }
 
 GROUPS = {
@@ -209,7 +243,7 @@ GROUPS = {
 }
 """References of options by how their names begin."""
 
-EXTENDED = {"attention"}
+EXTENDED = {("mixer", "attention")}
 """Components with options that their reference lacks."""
 
 
@@ -229,7 +263,7 @@ def of_option(registry: Registry, key: Key, owners: Sequence[str]) -> Reference:
     for start, reference in GROUPS.items():
         if key.name.startswith(start):
             return reference
-    if len(owners) == 1 and owners[0] not in EXTENDED:
+    if len(owners) == 1 and (registry.key, owners[0]) not in EXTENDED:
         return of_component(registry, owners[0])
     return _formula()
 

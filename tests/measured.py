@@ -7,7 +7,7 @@ runs the tests while `observing` and writes the largest of each into `docs/verif
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,8 +62,10 @@ TORCH_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1.3e-6, torch.float16: 1
 
 
 def _report(actual: Any, expected: Any, tolerance: float | None) -> None:
-    """Tell the observers of the differences of tensors, also in sequences."""
-    if isinstance(expected, Sequence):
+    """Tell the observers of the differences of tensors, also in mappings and sequences."""
+    if isinstance(expected, Mapping):
+        _report([actual[key] for key in expected], [*expected.values()], tolerance)
+    elif isinstance(expected, Sequence):
         for own, other in zip(actual, expected, strict=True):
             _report(own, other, tolerance)
     elif isinstance(actual, Tensor) and actual.numel() and actual.shape == expected.shape:

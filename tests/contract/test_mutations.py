@@ -237,7 +237,7 @@ MUTATIONS = (
         "forward",
         "x + self.conv",
         "self.conv",
-        ("unit/test_canon.py::test_all_four_positions_by_the_formula[4]",),
+        ("unit/test_canon.py::test_all_four_positions_by_the_formula[4-4]",),
     ),
     Mutation(
         "RoPE rotates one dimension of a pair in the wrong direction",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from model_components import REGISTRIES
-from options import Role
+from options import Key, Role
 from scripts import catalogue
+from scripts.catalogue import owned_by
 from scripts.component_references import (
     Reference,
     covers,
     files,
     largest_differences,
     named_tests,
+    of_option,
     saved_differences,
     shown_difference,
 )
@@ -55,6 +61,49 @@ def test_the_differences_are_those_of_the_tests_of_the_references() -> None:
     assert [*saved_differences()] == named_tests(REFERENCES), (
         "run scripts/verification.py --references"
     )
+
+
+@pytest.mark.slow
+def test_the_tests_of_a_reference_set_its_options(tmp_path: Path) -> None:
+    """To every choice, or to any value, but the default, which a test has that ignores it."""
+    shown = [registry for registry in REGISTRIES.values() if registry.key != "attention_backend"]
+    owned = {key.name: (each, key, owners) for each in shown for key, owners in owned_by(each)}
+    tests = {name: of_option(*own).tests for name, own in owned.items()}
+    recorded = options_set_by({test for own in tests.values() for test in own}, tmp_path / "values")
+    missing = {}
+    for name, (_, key, _) in owned.items():
+        cases = [own for case, own in recorded.items() if any(covers(t, case) for t in tests[name])]
+        found = {value for own in cases for value in own.get(name, ())} - {repr(key.default)}
+        unseen = {repr(choice) for choice in choices_of(key)} - {repr(key.default), *found}
+        if tests[name] and (unseen or not found):
+            missing[name] = unseen
+    assert not missing, missing
+
+
+def choices_of(key: Key) -> tuple[str, ...]:
+    """The values that the tests of an option must have; those of `canon` are too many."""
+    listed = isinstance(key.choices, tuple) and key.name != "canon"
+    return key.choices if listed else ()
+
+
+def options_set_by(tests: set[str], file: Path) -> dict[str, dict[str, list[str]]]:
+    """The values of the options in each case of some tests."""
+    named = dict.fromkeys(f"{TESTS}/{test.partition('[')[0]}" for test in sorted(tests))
+    plugin = (
+        "-p",
+        "tests.recorded_options",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(TESTS.parent),
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *plugin, *named]
+    environment = {**os.environ, "RECORDED_OPTIONS": str(file)}
+    ended = subprocess.run(
+        command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def test_what_torch_finds_close_is_observed():
     with observing_torch(), observing() as seen:
         assert torch.allclose(near, one, rtol=1e-3)
         assert not torch.allclose(near, one + 1)
-        torch.testing.assert_close((near, [one]), (one, [one]))
-    assert [round(error, 8) for error, _ in seen] == [4.8e-07, 4.8e-07, 0.0]
-    assert [tolerance for _, tolerance in seen] == [1e-3, 1.3e-6, 1.3e-6]
+        torch.testing.assert_close((near, [one], {"a": near}), (one, [one], {"a": one}))
+    assert [round(error, 8) for error, _ in seen] == [4.8e-07, 4.8e-07, 0.0, 4.8e-07]
+    assert [tolerance for _, tolerance in seen] == [1e-3, 1.3e-6, 1.3e-6, 1.3e-6]
     with observing() as seen:
         assert torch.allclose(near, one)
     assert not seen

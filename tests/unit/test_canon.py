@@ -54,12 +54,13 @@ def by_hand(canon: Canon, h: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("n_kv_head", [4, 2])
+@pytest.mark.parametrize(("n_kv_head", "kernel"), [(4, 4), (2, 3)])
 @torch.no_grad()
-def test_all_four_positions_by_the_formula(n_kv_head):
+def test_all_four_positions_by_the_formula(n_kv_head, kernel):
     """A block of llama, written out: a after the norm, b before the heads, c after the norm, d on
     the gate and the other factor."""
-    block, x = block_of(canon="abcd", n_kv_head=n_kv_head), inputs()
+    keys = {"canon": "abcd", "canon_kernel": kernel, "n_kv_head": n_kv_head}
+    block, x = block_of(**keys), inputs()
     mixer, ffn = block.mixer, block.ffn
     h = by_hand(block.before_mixer["canon_a"], block.mixer_norm(x))
     q, k, v = by_hand(mixer.canon, mixer.qkv(h)).split(mixer.widths, dim=-1)

@@ -28,6 +28,9 @@ from training_config import TrainingConfig
 
 B, T, C, H, DK, DV = 2, 21, 32, 2, 6, 5
 SHAPE = {"linear_n_head": H, "linear_key_dim": DK, "linear_value_dim": DV, "linear_chunk": 8}
+Keys = dict[str, Any]
+"""Config keys and values."""
+
 NAMES = ("linear_attention", "retnet", "gla", "deltanet", "gated_deltanet", "kda")
 
 
@@ -74,19 +77,24 @@ def silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def linear_attention(layer: LinearMixer, x: Tensor) -> Tensor:
-    """Equation 7 of the paper: the softmax's weights are products of features."""
+def linear_attention(layer: LinearMixer, x: Tensor, keys: Keys) -> Tensor:
+    """Equation 7 of the paper: the softmax's weights are products of features. The sum has the
+    layer's 1e-6, without which a query whose features are all 0 would have no output."""
     q, k, v = projected(layer, x)
-    q, k = (torch.where(each > 0, each + 1, torch.exp(each)) for each in (q, k))
+    if keys.get("linear_feature_map") == "relu":
+        q, k = (torch.where(each > 0, each, 0) for each in (q, k))
+    else:
+        q, k = (torch.where(each > 0, each + 1, torch.exp(each)) for each in (q, k))
     weights = torch.tril(torch.einsum("bhtd,bhsd->bhts", q, k))
-    return joined(layer, weights / weights.sum(-1, keepdim=True) @ v)
+    return joined(layer, weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v)
 
 
-def retnet(layer: LinearMixer, x: Tensor) -> Tensor:
+def retnet(layer: LinearMixer, x: Tensor, keys: Keys) -> Tensor:
     """Equation 5 of the paper: (Q K^T * D) V, with rotations as complex numbers."""
     q, k, v, z = projected(layer, x)
     pairs = [torch.complex(*each.chunk(2, dim=-1)) for each in (q, k)]
-    angles = torch.arange(T).double()[:, None] * 10000 ** -(torch.arange(0, DK, 2).double() / DK)
+    theta = keys.get("retnet_theta", 10000)
+    angles = torch.arange(T).double()[:, None] * theta ** -(torch.arange(0, DK, 2).double() / DK)
     q, k = (each * torch.polar(torch.ones_like(angles), angles) for each in pairs)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k.conj()).real / math.sqrt(DK)
     gamma = torch.tensor([1 - 2 ** (-5 - h) for h in range(H)], dtype=torch.float64)
@@ -100,10 +108,12 @@ def low_rank(pair: torch.nn.Module, x: Tensor) -> Tensor:
     return y if pair.second.bias is None else y + pair.second.bias
 
 
-def gla(layer: LinearMixer, x: Tensor) -> Tensor:
+def gla(layer: LinearMixer, x: Tensor, keys: Keys) -> Tensor:
     """Equation 4 of the paper's section 4, with the products of decays written out."""
     q, k, v, z = projected(layer, x)
-    alpha = torch.sigmoid(low_rank(layer.decay, x)).view(B, T, H, DK).transpose(1, 2) ** (1 / 16)
+    assert layer.decay.first.out_features == keys.get("gla_rank", 16)
+    alpha = torch.sigmoid(low_rank(layer.decay, x)).view(B, T, H, DK).transpose(1, 2)
+    alpha = alpha ** (1 / keys.get("gla_temperature", 16))
     y = torch.zeros(B, H, T, DV, dtype=x.dtype)
     for t, s in itertools.product(range(T), range(T)):
         if s <= t:
@@ -113,7 +123,7 @@ def gla(layer: LinearMixer, x: Tensor) -> Tensor:
     return joined(layer, normalized(layer, y) * silu(z))
 
 
-def deltanet(layer: LinearMixer, x: Tensor) -> Tensor:
+def deltanet(layer: LinearMixer, x: Tensor, keys: Keys) -> Tensor:
     """Equation 4 of the paper, token by token."""
     q, k, v = projected(layer, x)
     filters = layer.conv.weight.split([H * DK, H * DK, H * DV])
@@ -129,7 +139,7 @@ def deltanet(layer: LinearMixer, x: Tensor) -> Tensor:
     return joined(layer, normalized(layer, torch.stack(outputs, dim=2)))
 
 
-DEFINITIONS: dict[str, Callable[[LinearMixer, Tensor], Tensor]] = {
+DEFINITIONS: dict[str, Callable[[LinearMixer, Tensor, Keys], Tensor]] = {
     "linear_attention": linear_attention,
     "retnet": retnet,
     "gla": gla,
@@ -137,17 +147,30 @@ DEFINITIONS: dict[str, Callable[[LinearMixer, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", DEFINITIONS)
-def test_it_is_the_definition_of_the_paper(name):
-    layer, x = layer_of(name), torch.randn(B, T, C, dtype=torch.float64)
+CHANGED: dict[str, Keys] = {
+    "linear_attention": {"linear_feature_map": "relu"},
+    "retnet": {"retnet_theta": 50.0},
+    "gla": {"gla_rank": 3, "gla_temperature": 2.0},
+}
+"""Values of their own options other than the defaults."""
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        *(pytest.param(name, {}, id=name) for name in DEFINITIONS),
+        *(pytest.param(name, keys, id=f"{name}-changed") for name, keys in CHANGED.items()),
+    ],
+)
+def test_it_is_the_definition_of_the_paper(name, keys):
+    layer, x = layer_of(name, **keys), torch.randn(B, T, C, dtype=torch.float64)
     results = []
-    for call in (lambda x: layer(x, context(x)), lambda x: DEFINITIONS[name](layer, x)):
+    for call in (lambda x: layer(x, context(x)), lambda x: DEFINITIONS[name](layer, x, keys)):
         given = x.clone().requires_grad_()
         y = call(given)
         total = (y * torch.linspace(-1, 1, y.numel()).double().view_as(y)).sum()
         results.append((y, torch.autograd.grad(total, [given, *layer.parameters()])))
-    small = {"rtol": 1e-4, "atol": 1e-4} if name == "linear_attention" else {}  # the 1e-6 it adds
-    assert_close(results[0], results[1], **small)
+    assert_close(results[0], results[1])
 
 
 def test_kda_is_the_layer_of_kimi_linear():

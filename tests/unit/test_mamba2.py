@@ -74,7 +74,7 @@ PUBLISHED = {
         {"time_step_limit": (0.3, 1.5), "use_conv_bias": False, "use_bias": True},
         {"mamba_dt_min": 0.3, "mamba_dt_max": 1.5, "mamba_conv_bias": False, "bias": True},
     ),
-    "bamba": (of_bamba, {}, {"mamba_n_group": 2}),
+    "bamba": (of_bamba, {}, {"mamba_n_head": None, "mamba_expand": 1.0}),
     "falcon_h1": (of_falcon_h1, {"mamba_rms_norm": False}, {"mamba_norm": "none"}),
     "falcon_h1, norm before": (
         of_falcon_h1,

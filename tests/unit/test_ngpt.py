@@ -57,21 +57,22 @@ def fed(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits_by_hand(model: GPT, idx: Tensor) -> Tensor:
+def logits_by_hand(model: GPT, idx: Tensor, step: float) -> Tensor:
     h = model.embedding.weight[idx]
     for block in model.blocks:
         weights = dict(block.named_parameters())
         for site in range(2):
             f = fed(weights, h) if site else attended(weights, h, model.positions)
-            rate = (weights[f"residual.rates.{site}.stored"] * 0.05 * math.sqrt(C)).abs()
+            rate = (weights[f"residual.rates.{site}.stored"] * step * math.sqrt(C)).abs()
             h = unit(unit(h) + rate * (unit(f) - unit(h)))
     return (h @ model.head.weight.T) * model.head.gain.stored * math.sqrt(C)
 
 
-def test_the_model_is_that_of_the_paper():
-    model, idx = tiny_model(**NGPT).double(), tokens(9, batch=1)
+@pytest.mark.parametrize("step", [0.05, 0.2])
+def test_the_model_is_that_of_the_paper(step):
+    model, idx = tiny_model(**NGPT, ngpt_rate=step).double(), tokens(9, batch=1)
     assert model.config.attention_scale == math.sqrt(D)
-    assert_close(model(idx)[0], logits_by_hand(model, idx[0]), 1e-10)
+    assert_close(model(idx)[0], logits_by_hand(model, idx[0], step), 1e-10)
 
 
 def test_first_values_of_the_learned_vectors():

@@ -125,6 +125,33 @@ def test_a_model_adds_them_after_its_sublayers():
 
 
 @torch.no_grad()
+def test_rows_of_tokens_are_those_of_gemma_3n():
+    """Tokens beyond its table have the row of token 0."""
+    from transformers import Gemma3nTextConfig
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextModel
+
+    config = Gemma3nTextConfig(
+        vocab_size=V,
+        vocab_size_per_layer_input=40,
+        hidden_size=C,
+        hidden_size_per_layer_input=P,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_kv_shared_layers=0,
+        activation_sparsity_pattern=[0.0],
+        layer_types=["full_attention"],
+    )
+    theirs = Gemma3nTextModel(config).double()
+    part, idx = parts_of(made(n_layer=1, per_layer_vocab_size=40))[0], torch.arange(V)[None]
+    theirs.embed_tokens_per_layer.weight.copy_(part.table.weight)
+    nothing = torch.zeros(1, V, C).double()
+    e = part.embedding(context(nothing, nothing, idx))  # whose projection is 0
+    assert_close(e * 2**0.5, theirs.get_per_layer_inputs(idx)[:, :, 0])
+
+
+@torch.no_grad()
 def test_tokens_beyond_the_table_have_the_embedding_of_token_0():
     part = parts_of(made(per_layer_vocab_size=40))[0]
     assert part.table.weight.shape == (40, P)

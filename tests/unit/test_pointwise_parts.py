@@ -4,6 +4,7 @@ published implementations."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -40,18 +41,22 @@ class TestNorms:
     def test_dyt_and_derf_by_hand(self):
         for name, function in (("dyt", math.tanh), ("derf", math.erf)):
             made, x = norm(name), inputs(8)
-            shift = made.shift.item() if name == "derf" else 0.0
-            expected = [
-                function(made.alpha.item() * x[i].item() + shift) * made.weight[i].item()
-                + made.bias[i].item()
-                for i in range(8)
-            ]
-            assert_close(made(x), torch.tensor(expected, dtype=torch.float64))
+            assert_close(made(x), self.by_hand(function, made, x, made.alpha.item()))
 
     def test_their_first_scale(self):
-        config = tiny_layer(normalization="dyt", norm_alpha=1.5)
-        assert NORMS["dyt"](8, config).alpha.item() == 1.5
-        assert NORMS["derf"](8, config).shift.item() == 0.0
+        """The scale is `norm_alpha`."""
+        for name, function in (("dyt", math.tanh), ("derf", math.erf)):
+            config = tiny_layer(normalization=name, norm_alpha=1.5)
+            made, x = NORMS[name](8, config).double(), inputs(8)
+            assert_close(made(x), self.by_hand(function, made, x, 1.5))
+
+    def by_hand(self, function: Any, made: nn.Module, x: Tensor, alpha: float) -> Tensor:
+        shift = made.shift.item() if function is math.erf else 0.0
+        expected = [
+            function(alpha * x[i].item() + shift) * made.weight[i].item() + made.bias[i].item()
+            for i in range(8)
+        ]
+        return torch.tensor(expected, dtype=torch.float64)
 
     @pytest.mark.parametrize("name", ["dyt", "derf"])
     def test_gradients(self, name):

@@ -133,6 +133,22 @@ def test_llama3_scaling_in_its_three_ranges():
     assert ((turns > 1) & (turns < 4)).any()
 
 
+def test_llama3_scaling_is_that_of_transformers():
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    given = {"factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 6.0}
+    own = {f"rope_{name}": value for name, value in given.items() if name != "factor"}
+    own |= {"rope_scaling_factor": 8.0, "rope_original_block_size": 1024}
+    original = {"rope_theta": 10_000.0, "original_max_position_embeddings": 1024}
+    parameters = {"rope_type": "llama3", **given, **original}
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](
+        LlamaConfig(head_dim=64, rope_parameters=parameters), None
+    )
+    ours = rope(rope_scaling="llama3", head_dim=64, **own)
+    assert torch.allclose(frequencies(ours), theirs.double(), rtol=1e-4)
+
+
 def test_sinusoidal_table():
     encoding = POSITIONS["sinusoidal"](tiny_layer(position_encoding="sinusoidal"))
     added = encoding.embed(torch.zeros(1, 4, 32), start=2)[0]

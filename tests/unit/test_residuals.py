@@ -34,22 +34,25 @@ def weighted_sum(x: Tensor) -> Tensor:
 
 
 class TestHyperConnections:
-    @pytest.mark.parametrize("streams", [1, 2, 4])
-    def test_a_site_is_that_of_the_package_of_that_name(self, streams):
+    @pytest.mark.parametrize(
+        ("streams", "dynamic"), [(1, True), (2, True), (4, True), (2, False), (4, False)]
+    )
+    def test_a_site_is_that_of_the_package_of_that_name(self, streams, dynamic):
+        """Theirs is always dynamic; with scales of 0 it is as static as ours without."""
         from hyper_connections import HyperConnections
 
         layer = tiny_layer(
             residual="hyper_connections",
             hyper_streams=streams,
             normalization="rmsnorm",
-            norm_eps=1e-12,  # theirs has none
+            norm_eps=1e-12 if dynamic else 1e-5,  # theirs has none
+            hyper_dynamic=dynamic,
         )
         ours = RESIDUALS["hyper_connections"](layer, sites=2).double()
         own = ours.connections[1]
         theirs = HyperConnections(streams, dim=32, layer_index=1).double()
-        pairs = {
-            "alpha": theirs.static_alpha,
-            "beta": theirs.static_beta,
+        pairs = {"alpha": theirs.static_alpha, "beta": theirs.static_beta}
+        of_tokens = {
             "alpha_map": theirs.dynamic_alpha_fn,
             "beta_map": theirs.dynamic_beta_fn,
             "alpha_scale": theirs.dynamic_alpha_scale,
@@ -59,6 +62,11 @@ class TestHyperConnections:
         assert torch.equal(own.beta, theirs.static_beta)
         torch.manual_seed(0)
         with torch.no_grad():
+            if dynamic:
+                pairs |= of_tokens
+            else:
+                theirs.dynamic_alpha_scale.zero_()
+                theirs.dynamic_beta_scale.zero_()
             for name, other in pairs.items():
                 other.add_(0.3 * torch.randn_like(other))
                 own.get_parameter(name).copy_(other.view_as(own.get_parameter(name)))
@@ -118,14 +126,17 @@ class TestManifoldConnections:
                 parameter.add_(0.5 * torch.randn_like(parameter))
         return residual
 
-    @pytest.mark.parametrize("streams", [1, 4])
+    @pytest.mark.parametrize(("streams", "steps"), [(1, 20), (4, 20), (4, 3)])
     @torch.no_grad()
-    def test_a_site_is_that_of_deepseek_v4(self, streams):
+    def test_a_site_is_that_of_deepseek_v4(self, streams, steps):
         from transformers.models.deepseek_v4 import modeling_deepseek_v4 as published
         from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 
-        config = DeepseekV4Config(hidden_size=32, hc_mult=streams, rms_norm_eps=1e-6)
-        theirs, ours = published.DeepseekV4HyperConnection(config), self.made(streams).float()
+        config = DeepseekV4Config(
+            hidden_size=32, hc_mult=streams, hc_sinkhorn_iters=steps, rms_norm_eps=1e-6
+        )
+        theirs = published.DeepseekV4HyperConnection(config)
+        ours = self.made(streams, mhc_steps=steps).float()
         own = ours.connections[1]
         for name, weight in {"fn": own.map, "base": own.offset, "scale": own.scale}.items():
             getattr(theirs, name).copy_(weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -42,6 +43,23 @@ def test_the_network_is_that_of_rwkv_without_its_gate():
         weights = torch.linspace(-1, 1, y.numel()).double().view_as(y)
         results.append((y, *torch.autograd.grad((y * weights).sum(), x)))
     assert_close(*results, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("shifted_input", ["mixer", "ffn", "both"])
+@torch.no_grad()
+def test_each_sublayer_reads_a_mixture_of_two_tokens(shifted_input):
+    """mu x_t + (1 - mu) x_{t-1}, with a mu of its own; x_{-1} is 0."""
+    keys = {"token_shift": shifted_input, "position_encoding": "none"}
+    block = GPT(tiny_config(**keys)).double().blocks[0]
+    x = inputs()
+    before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
+    sublayers = {"mixer": (block.mix, block.mixer), "ffn": (block.feed, block.ffn)}
+    for name, (shifted, plain) in sublayers.items():
+        mu = torch.ones(32).double()
+        if shifted_input in (name, "both"):
+            mu = getattr(block, f"before_{name}")[f"shift_{name}"].current.uniform_()
+        expected = plain(mu * x + (1 - mu) * before, context(x))
+        assert_close(shifted(x, context(x)), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_starts_as_rwkv_does():
