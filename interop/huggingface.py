@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,9 @@ def _save_peft(trained: TrainedModel, folder: Path, family: str | None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     about = __doc__.splitlines()[0]
-    flags = CommandParser(prog="interop.huggingface", description=about, keys=KEYS)
+    as_command = sys.argv[0].startswith("nanoarch ")
+    prog = "nanoarch" if as_command else "python -m interop.huggingface"  # before "export"
+    flags = CommandParser(prog=prog, description=about, keys=KEYS)
     commands = flags.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "export", help="export a run as a Hugging Face transformers folder"

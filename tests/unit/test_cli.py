@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import traceback
@@ -10,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import nanoarch.__main__
 from cli import command_with, run_cli, trim_to_users_code
 from configurator import run_plugins
+from interop import huggingface
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMAND = "from cli import run_cli; run_cli(lambda argv: print('a line', flush=True))"
@@ -62,6 +65,25 @@ def test_a_flag_is_added_to_what_the_user_typed(
         monkeypatch.setattr("sys.argv", [program, *given, "--prompt=a b"])
         suggested = command_with("--plugins=saved")
         assert suggested == f"{expected} '--prompt=a b' --plugins=saved"
+
+
+@pytest.mark.parametrize("command", ["compare", "sample", "export", "completion"])
+def test_help_names_the_command_that_the_user_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nanoarch"])
+    with contextlib.suppress(SystemExit):
+        nanoarch.__main__.main([command, "--help"])
+    assert f"nanoarch {command} [" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_names_the_module_if_that_was_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(PROJECT / "interop" / "huggingface.py")])
+    with pytest.raises(SystemExit):
+        huggingface.main(["export", "--help"])
+    assert "python -m interop.huggingface export [" in capsys.readouterr().out
 
 
 # Errors of a user's own code
