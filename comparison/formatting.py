@@ -88,7 +88,7 @@ QUANTITIES = {
     "parameters": Quantity("params", format_count),
     ACTIVE: Quantity("active", format_count),
     "flops_per_token": Quantity("FLOPs/token", format_flops),
-    "attention_ffn_ratio": Quantity("mixer/FFN", lambda value: format_number(value, ".2f")),
+    "attention_ffn_ratio": Quantity("attention/FFN", lambda value: format_number(value, ".2f")),
     "tokens_per_second": Quantity("tokens/s", format_count),
     "mfu_percent": Quantity("MFU", format_percent),
     "peak_memory_bytes": Quantity("memory", format_bytes),
