@@ -90,12 +90,17 @@ def _tuning(group: Group, baseline: Group, design: Design) -> Iterator[str]:
             yield f"the tuned value of the {whose} is at the edge of the tried values"
 
 
+_ALLOWANCES = "the interval includes allowances for tuning"
+
+
 def allowance_caveat(arm: float, baseline: float) -> str:
     """The caveat about the tuning allowances of a difference, in nats per token."""
-    return (
-        f"the interval includes allowances for tuning: {arm:.4f} nats (arm), {baseline:.4f} "
-        "(baseline)"
-    )
+    return f"{_ALLOWANCES}: {arm:.4f} nats (arm), {baseline:.4f} (baseline)"
+
+
+def is_allowance(caveat: str) -> bool:
+    """Whether a caveat is that of `allowance_caveat`."""
+    return caveat.startswith(_ALLOWANCES)
 
 
 def unlike_code_or_machine(groups: Iterable[Group]) -> Iterator[str]:

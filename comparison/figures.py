@@ -94,11 +94,13 @@ class Figures:
         arms: The arms of `Findings.rows`, in that order.
         axes: The units of budget for which at least one arm has a curve.
         margin: Differences up to this many nats per token count as equal.
+        fewer_seeds: See `Findings.fewer_seeds`.
     """
 
     arms: tuple[ArmFigure, ...]
     axes: tuple[BudgetAxis, ...]
     margin: float
+    fewer_seeds: bool
 
     @property
     def compared(self) -> list[ArmFigure]:
@@ -124,7 +126,7 @@ def figures_of(findings: Findings) -> Figures:
         for unit in AXES
         if any(unit in arm.bands for arm in arms)
     )
-    return Figures(arms, axes, findings.design.margin)
+    return Figures(arms, axes, findings.design.margin, findings.fewer_seeds)
 
 
 def _arm(label: Label, row: GroupResult, baseline: Group) -> ArmFigure:

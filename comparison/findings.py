@@ -61,6 +61,12 @@ class GroupResult:
     speedups: Mapping[str, Estimate | None]
     pareto: bool | None
 
+    def uses_fewer_seeds_than(self, baseline: Group) -> bool:
+        """Whether its difference uses fewer seeds than its own mean or that of the baseline."""
+        found = self.verdict.difference
+        paired = found is not None and found.paired
+        return paired and found.n < max(self.group.n, baseline.n)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -97,6 +103,12 @@ class Findings:
     @property
     def baseline(self) -> GroupResult:
         return self.rows[0]
+
+    @property
+    def fewer_seeds(self) -> bool:
+        """Whether a difference uses fewer seeds than one of the two means, as it does if an arm of
+        a sweep with --until_sure stops early; it is then not the difference of the means."""
+        return any(row.uses_fewer_seeds_than(self.baseline.group) for row in self.rows[1:])
 
     @property
     def noise_floor(self) -> float | None:

@@ -18,6 +18,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from comparison.bands import Band
+from comparison.caveats import is_allowance
 from comparison.figures import ArmFigure, Difference, Figures, figures_of
 from comparison.findings import Findings
 from comparison.judging import BASELINE
@@ -235,11 +236,18 @@ def _notes(
     apart = [arm.label.name for arm in figures.arms if arm.label.set_apart]
     if apart:
         yield f"Excluded because not comparable with the baseline: {', '.join(apart)}."
+    if figures.fewer_seeds:
+        yield "Differences are over the seeds that an arm shares with the baseline."
     told: dict[str, list[str]] = {}
     for arm in arms:
         for caveat in arm.figure.caveats:
             told.setdefault(caveat, []).append(arm.number)
+    allowances = [caveat for caveat in told if is_allowance(caveat)]
+    if allowances:
+        yield "The intervals include allowances for tuning, which the tables list."
     for caveat, numbers in told.items():
+        if caveat in allowances:
+            continue
         yield f"{', '.join(numbers)}: {caveat}."
 
 
@@ -321,7 +329,8 @@ def _label_budgets(panel: Axes, unit: str, title: str) -> None:
     from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
     symbol = "s" if unit == "seconds" else ""
-    panel.set_xlabel(title)
+    scale = "" if panel.get_xscale() == "linear" else " (log scale)"
+    panel.set_xlabel(f"{title}{scale}")
     panel.xaxis.set_major_locator(FixedLocator(_budget_ticks(panel)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(EngFormatter(symbol, sep=" " if symbol else ""))

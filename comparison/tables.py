@@ -132,11 +132,10 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
             f"Simultaneous 95 % intervals for {family_of(findings)}. "
             f"Equal: within {findings.design.margin:g} nats."
         )
-    if any(
-        row.verdict.difference and row.verdict.difference.n != row.group.n for row in rows.values()
-    ):
+    if findings.fewer_seeds:
         sentences.append(
-            "Differences use the n seeds given in their lines; means use all runs of a group."
+            "A difference is the mean over the n seeds of its verdict, which arm and baseline "
+            "share. Losses are means over all seeds, so subtracting them gives other values."
         )
     return TitledTable(
         "Final validation loss, nats per token",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 # Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too pale for a line,
-# and its black, which is the baseline's. Six colours and five dashes tell thirty arms apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# and its black, which is the baseline's, and with the gray that R adds to it. Seven colours and
+# five dashes tell 35 arms apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#E69F00")
 DASHES = ((), (5, 1.5), (5, 1.5, 1, 1.5), (1, 1), (9, 2))
 """Lengths of dashes and gaps, in widths of the line; none: solid."""
 

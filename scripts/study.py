@@ -64,8 +64,9 @@ LIMITS = """\
   optimum. The intervals include an allowance of {smallest} to {largest} nats for the error of this
   optimum; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
   the baseline's warm-up, decay and betas.
-- **Text.** "Holds on new text" refers to text of the same kind, Shakespeare's plays; the validation
-  set contains no other.
+- **Text.** The verdicts are about this validation text. "Holds on new text" means that an interval
+  which also covers the choice of the text gives the same verdict, "not shown on new text" that it
+  does not. Both are about text of the same kind, Shakespeare's plays.
 - **Speed.** Seconds and tokens per second were measured in float32 while the runs shared the
   machine with each other and with other processes. Do not compare them between architectures.
 """
@@ -143,11 +144,17 @@ def _answer(study: Study, findings: Findings, manifest: dict[str, Any]) -> Itera
     yield (
         f"{study.baseline} ends at {baseline.loss:.4f} nats per character (sd "
         f"{baseline.deviation:.4f} over {baseline.n} seeds). Differences from {study.baseline}, "
-        "with 95 % intervals:\n"
+        f"with 95 % intervals{_seeds(findings)}:\n"
     )
     for row in rows:
         yield f"- **{names[row.group.name]}**: {verdict_line(row.verdict, row.terms, row.new_text)}"
     yield ""
+
+
+def _seeds(findings: Findings) -> str:
+    """Which seeds the differences are over, if not over all."""
+    over = ", over the n seeds that both share (not the differences of the means in the table)"
+    return over if findings.fewer_seeds else ""
 
 
 def arm_names(findings: Findings, manifest: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from comparison.design import Design
 from comparison.findings import Findings, compare
+from comparison.tables import to_markdown
 from inference.looks import scheduled_looks
 from inference.rules import DeclaredSeeds
 from inference.verdicts import Results, judge
@@ -62,6 +63,14 @@ def test_a_decided_arm_keeps_its_interval_whatever_comes_later():
     findings = looked_at([*late, *arm("same", 3, drawn(3, 10))])
     assert row(findings, "good").verdict == before
     assert row(findings, "same").verdict.difference.n == 10
+
+
+def test_differences_of_fewer_seeds_than_the_means_are_noted():
+    note = "A difference is the mean over the n seeds of its verdict"
+    early = [*arm("good", 2, drawn(2, 5, shift=-0.5)), *arm("same", 3, drawn(3, 10))]
+    assert note in to_markdown(looked_at([*arm("base", 1, drawn(1, 10)), *early]))
+    alike = [*arm("base", 1, drawn(1, 5)), *arm("good", 2, drawn(2, 5, shift=-0.5))]
+    assert note not in to_markdown(looked_at(alike))
 
 
 @pytest.mark.parametrize("seeds", [3, 7])

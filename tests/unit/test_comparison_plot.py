@@ -85,9 +85,9 @@ def test_axes_say_what_they_are_in_si_units():
     figure = draw(compare(arms(FAST)))
     curves, key = panels_of(figure)
     assert [panel.get_xlabel() for panel in curves] == [
-        "training tokens",
-        "training FLOPs",
-        "training time",
+        "training tokens (log scale)",
+        "training FLOPs (log scale)",
+        "training time (log scale)",
     ]
     assert curves[0].get_ylabel() == "validation loss (nats per token)"
     assert curves[0].xaxis.get_major_formatter()(50_000) == "50k"
@@ -99,7 +99,10 @@ def test_axes_say_what_they_are_in_si_units():
 
 def test_only_budgets_that_can_be_compared_have_a_panel():
     curves, _ = panels_of(draw(compare(arms(FAST, device="another CPU"))))
-    assert [panel.get_xlabel() for panel in curves] == ["training tokens", "training FLOPs"]
+    assert [panel.get_xlabel() for panel in curves] == [
+        "training tokens (log scale)",
+        "training FLOPs (log scale)",
+    ]
 
 
 def test_the_first_losses_do_not_squash_the_last():
@@ -198,6 +201,7 @@ def test_the_only_run_is_drawn_whole_with_its_training_loss(tmp_path):
     assert curves.axes[0].get_ylim()[1] > 30.5
     assert curves.axes[0].get_xlim()[0] == 0
     assert curves.axes[0].get_ylabel() == "loss (nats per token)"
+    assert curves.axes[0].get_xlabel() == "training tokens"
     assert "validation loss (black) and training (blue)" in " ".join(texts_of(figure))
 
 
@@ -254,11 +258,12 @@ def test_a_long_name_is_wrapped_and_cut():
     assert arm.label.endswith(" ...")
 
 
-def test_no_two_of_thirty_arms_look_alike():
-    runs = [simulated_run(f"a{i}", model={"n_head": i}, start=f"2025-01-{i:02}") for i in range(31)]
+def test_no_two_of_35_arms_look_alike():
+    runs = [simulated_run(f"a{i}", model={"n_head": i}, start=f"2025-01-{i:02}") for i in range(36)]
     drawn = arms_of(figures_of(compare(runs)))
     assert drawn[0].line["color"] == "black"
-    assert len({(arm.colour, str(arm.line["linestyle"])) for arm in drawn}) == 31
+    assert len({(arm.colour, str(arm.line["linestyle"])) for arm in drawn}) == 36
+    assert len({arm.colour for arm in drawn[:8]}) == 8
     assert [arm.colour for arm in drawn].count("black") == 1
 
 
@@ -268,6 +273,20 @@ def test_incomparable_groups_are_excluded_with_a_note():
     figure = draw(compare(runs))
     assert lines_of(panels_of(figure)[0][0]).keys() == {"1", "2"}
     assert "Excluded because not comparable with the baseline: arch-apart." in texts_of(figure)
+
+
+def test_a_note_says_that_differences_are_over_shared_seeds():
+    note = "Differences are over the seeds that an arm shares with the baseline."
+    assert note in texts_of(draw(compare(arms(FAST[:3]))))
+    assert note not in texts_of(draw(compare(arms(FAST))))
+
+
+def test_one_note_is_enough_for_all_allowances():
+    runs = arms(FAST, [3.01, 3.03, 3.05, 2.99])
+    design = Design(allowances={(None, None): 0.004})
+    notes = " ".join(texts_of(draw(compare(runs, design=design))))
+    assert notes.count("The intervals include allowances for tuning, which the tables list.") == 1
+    assert "0.0040" not in notes
 
 
 @pytest.mark.parametrize("curve", [[(0, 9.0), (100, None)], [(0, 9.0)]])
