@@ -123,9 +123,11 @@ def assert_same_state(
 
 
 @every_optimizer
-def test_every_parameter_of_every_model_is_in_one_group(name):
+@pytest.mark.parametrize("share", [len(OPTIMIZERS.names), pytest.param(1, marks=pytest.mark.slow)])
+def test_every_parameter_of_every_model_is_in_one_group(name, share):
+    """Of every model; in every run of the tests, each optimizer has a share of the models."""
     training = settings(optimizer=name)
-    for keys in [*VARIANTS.values()][OPTIMIZERS.names.index(name) :: len(OPTIMIZERS.names)]:
+    for keys in [*VARIANTS.values()][OPTIMIZERS.names.index(name) % share :: share]:
         model = GPT(tiny_config(**keys))
         if list(scale_problems(model.config, training)):
             continue  # it is not defined for the parametrization
