@@ -455,13 +455,19 @@ class Attention(Mixer):
         return super().forward_flops(seq_len, causal) + 2 * self.n_head * dims * pairs
 
     def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
-        """With shared keys and values, the queries may have a gradient while keys and values have
-        none."""
-        if self.shared_keys is None:
-            return super().own_backward_flops(own, flow)
-        queries, keys = flow.out_of(self.qkv), flow.out_of(self.shared_keys)
+        """Queries may have a gradient without shared keys and values; the attention weights without
+        either, through forget gates and position encodings; and values through their embedding."""
+        queries = flow.out_of(self.qkv)
+        keys = queries if self.shared_keys is None else flow.out_of(self.shared_keys)
+        values = keys or (self.value_embedding is not None and flow.out_of(self.value_embedding))
+        weights = queries or keys or any(map(flow.out_of, self._linears_of_scores()))
         scores = own // (2 if self.difference is None else 3)
-        return scores * (queries + keys) + (own - scores) * ((queries or keys) + keys)
+        return scores * (queries + keys) + (own - scores) * (weights + values)
+
+    def _linears_of_scores(self) -> Iterator[nn.Linear]:
+        """The Linear layers that change the scores of given queries and keys."""
+        parts = (part for part in (self.forget, self.scoring) if part is not None)
+        return (m for part in parts for m in part.modules() if isinstance(m, nn.Linear))
 
 
 def _values_name(config: LayerConfig) -> str | None:

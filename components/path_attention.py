@@ -15,6 +15,7 @@ from components.context import Context, State
 from components.layer_config import LayerConfig
 from components.linear_mixer import LowRank
 from components.pair_scores import PairScores
+from components.part import GradientFlow
 from components.positions import POSITIONS, PositionEncoding
 from components.recurrent_mixer import precise
 from components.tensor_split import TensorSplit
@@ -159,6 +160,11 @@ class PathScores(PairScores):
         key, which is multiplied by the query's matrix, as when decoding."""
         pairs = attended_pairs(seq_len, self.window, causal) - (seq_len if causal else 0)
         return super().forward_flops(seq_len, causal) + 4 * self.heads * self.head_dim * pairs
+
+    def own_backward_flops(self, own: int, flow: GradientFlow) -> int:
+        """The products have a gradient if the queries and keys, or the matrices, have one."""
+        made = (child for child in self.modules() if isinstance(child, nn.Linear))
+        return 2 * own * (flow.into(self) or any(map(flow.out_of, made)))
 
 
 def path_in_chunk(

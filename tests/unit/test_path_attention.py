@@ -19,14 +19,17 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.attention import Attention
+from components.backward_cost import backward_flops
 from components.linear_mixer import LowRank
 from components.path_attention import path_in_chunk
 from components.positions import POSITIONS
 from components.tensor_split import TensorSplit
 from errors import ConfigError
 from model_builder import GPT
+from recipe.adapters import adapt
 from tests.tiny import context as context_of
 from tests.tiny import tiny_config, tiny_layer, tiny_model, tokens
+from training_config import TrainingConfig
 
 B, T, C, H, G, D = 2, 11, 32, 4, 2, 8
 PATH = {"position_encoding": "path", "path_rank": 6, "n_kv_head": G}
@@ -203,6 +206,22 @@ def test_cost_is_that_of_the_recurrence():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pattern", ["w.second", "beta"])
+def test_cost_of_adapters_includes_that_of_the_products(pattern):
+    """Queries, keys and values have no gradient, but the matrices and the weights have one."""
+    model = GPT(tiny_config(**PATH, n_layer=1))
+    training = {"init_from": "m", "adapter": "lora", "adapter_pattern": pattern, "max_iters": 1}
+    adapt(model, TrainingConfig.make(training))
+    block, scoring = model.blocks[0], model.blocks[0].mixer.scoring
+    products = scoring.forward_flops(T) - scoring.children_flops(T)
+    linears = (block.mixer.out, block.ffn.up, block.ffn.down, model.head)
+    convolved = scoring.conv.forward_flops(T) if pattern == "w.second" else 0
+    adapter = scoring.get_submodule(pattern).backward_flops(T, into_input=False)
+    expected = 2 * products + 2 * H * D * T * T + convolved + adapter
+    expected += sum(2 * linear.weight.numel() * T for linear in linears)
+    assert backward_flops(model, T) == expected
+
+
 def test_beta_of_zero_leaves_attention_without_positions():
     made, x = layer(), inputs()
     made.scoring.beta.weight.zero_()
