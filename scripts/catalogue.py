@@ -55,20 +55,20 @@ INTRODUCTION = """# Component catalog
 Every component that a config can select. `python -m scripts.catalogue` writes this page;
 `python model_components.py` prints the list.
 
-The columns for parameters, FLOPs per token and decoding state show how they change if one key of
-the `llama` preset is changed. The preset has {parameters} parameters, {flops:,} FLOPs per token
-for sequences of {tokens:,} tokens, and {state} of decoding state per sequence in bfloat16.
-Activations are compared in a `glu` network.
+The columns for parameters, FLOPs per token and decoding state show how each changes when that one
+key of the `llama` preset is changed. The preset has {parameters} parameters, {flops:,} FLOPs per
+token for sequences of {tokens:,} tokens, and {state} of decoding state per sequence in bfloat16.
+Activations are changed within a `glu` FFN; components that need other keys are shown with them.
 
-**Models**: the published models among the {models} that the tests read
-([interop.md](interop.md)) in which a layer has the component, or another value of the option than
-it would have by default.
+**Models**: of the {models} published models whose configs the tests load
+([interop.md](interop.md)), those with a layer that uses the component, or that sets the option to
+a non-default value.
 
-**Reference**: the implementation with which the tests compare the component, with the same random
-weights: a class of `transformers` or of another package, or "formula", the component's formula
-written out in a test. **Difference**: the largest that was measured, relative to the largest
-expected magnitude; about 1e-16 where both compute in float64, 1e-7 in float32
-([verification.md](verification.md)). "-": the test has no tolerance."""
+**Reference**: what the tests compare the component with, given the same random weights: a class of
+`transformers` or of another package, or "formula", the component's formula written out in a test.
+**Difference**: the largest measured error, divided by the largest magnitude in the reference
+output; about 1e-16 where both compute in float64, 1e-7 in float32
+([verification.md](verification.md)). "-": compared exactly, so no error is measured."""
 
 
 @cache
