@@ -178,11 +178,11 @@ class StandardFFN(FeedForward):
 
 
 class GatedOptions:
-    """Options of gated networks, including experts."""
+    """Options of gated FFNs, including experts."""
 
     glu_limit: float | None = option(
         None,
-        "gated networks: c that clamps the gate to at most c, and the other factor to [-c, c]; "
+        "gated FFNs: c that clamps the gate to at most c, and the other factor to [-c, c]; "
         "none: no clamp",
         above=0,
         per_layer=True,
@@ -190,7 +190,7 @@ class GatedOptions:
     )
     glu_shift: float = option(
         0.0,
-        "gated networks: constant added to the factor that is not the gate",
+        "gated FFNs: constant added to the factor that is not the gate",
         per_layer=True,
         tag="GLUShift{}",
     )
@@ -201,14 +201,14 @@ class GateScaleOptions:
 
     glu_gate_scale: float = option(
         1.0,
-        "gated networks: scale of the gate before its activation",
+        "gated FFNs: scale of the gate before its activation",
         above=0,
         per_layer=True,
         tag="GLUGate{}",
     )
     glu_out_scale: float = option(
         1.0,
-        "gated networks: scale of the output",
+        "gated FFNs: scale of the output",
         above=0,
         per_layer=True,
         tag="GLUOut{}",

@@ -35,7 +35,7 @@ _FEATURE_MAPS = {"elu": _elu_plus_one, "relu": F.relu}
     "linear_attention", label="LinAttn", paper="Katharopoulos et al. 2020, arXiv 2006.16236"
 )
 class LinearAttention(LinearMixer):
-    """Attention with weights f(q) . f(k), which add up in a matrix instead of a softmax over keys.
+    """Attention with weights f(q) . f(k) instead of a softmax, computed with a matrix as its state.
 
     o_t = S_t^T f(q_t) / (z_t . f(q_t)), where S_t = S_{t-1} + f(k_t) v_t^T and
     z_t = z_{t-1} + f(k_t). f(x) is elu(x) + 1 in the paper. There is no norm and no output gate.
@@ -75,7 +75,7 @@ class LinearAttention(LinearMixer):
 
 @MIXERS.register("retnet", label="RetNet", paper="Sun et al. 2023, arXiv 2307.08621")
 class RetNet(LinearMixer):
-    """Retention: linear attention to rotated queries and keys, with a fixed decay per head.
+    """Retention: linear attention with rotated queries and keys and a fixed decay per head.
 
     S_t = gamma S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, where gamma = 1 - 2^(-5 - h) in head h, and q
     and k are rotated by position as in RoPE. The output of each head is normalized by an RMSNorm
@@ -144,7 +144,7 @@ class GatedLinearAttention(LinearMixer):
         )
         gla_temperature: float = _gla.option(
             16.0,
-            "the decays are sigmoids to the power of 1 over this",
+            "the decays are sigmoids to the power of 1/gla_temperature",
             above=0,
             per_layer=True,
             tag="GLATemp{}",

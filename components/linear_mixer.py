@@ -96,7 +96,7 @@ class LinearMixer(RecurrentMixer):
         )
         linear_kernel: int | None = _linear.option(
             None,
-            "kernel size of the convolution, with SiLU, of queries, keys and values; 0: no "
+            "kernel size of the convolution of queries, keys and values, followed by SiLU; 0: no "
             "convolution; none: 4 for delta rules, 0 for others",
             at_least=0,
             per_layer=True,

@@ -31,7 +31,7 @@ _experts = Section("Mixture of experts", Role.ARCHITECTURE)
 
 @FFNS.register("moe", label="MoE", paper="Shazeer et al. 2017, arXiv 1701.06538")
 class MoE(FeedForward):
-    """A router selects the top-k experts of each token, gated networks, and sums their outputs.
+    """A router selects the top-k experts, gated FFNs, for each token and sums their outputs.
 
     No token is dropped, regardless of the load of the experts. `ffn_hidden` is the width of one
     expert; the defaults are Mixtral's (Jiang et al. 2024, arXiv 2401.04088). Shared experts

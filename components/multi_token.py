@@ -107,7 +107,7 @@ MTPS = Registry("mtp", "Multi-token prediction", variable="MTPS", base=MultiToke
 
 @MTPS.register("sequential", label="MTP", paper="DeepSeek-AI 2024 (DeepSeek-V3), arXiv 2412.19437")
 class SequentialModule(MultiTokenModule):
-    """Predict each further token from the previous module and the token before it.
+    """Predict each further token from the previous module's output and the token before it.
 
     With h^0 of the main model, module k = 1, ..., D computes at position i
 

@@ -101,7 +101,7 @@ class Standard(Parametrization):
 
 @PARAMETRIZATIONS.register("mup", label="muP", paper="Yang et al. 2022, arXiv 2203.03466")
 class MuP(Parametrization):
-    """muP for Adam: width m times the base keeps the best learning rate of the base.
+    """muP for Adam: the best learning rate of the base width is also the best of other widths.
 
     Relative to `standard`, hidden weights start with 1/sqrt(m) of the standard deviation and have
     1/m of the learning rate and m times the weight decay; logits are multiplied by 1/m; products of
@@ -139,9 +139,11 @@ class MuP(Parametrization):
         return ParameterScales(rate=1 / self.width, decay=self.width)
 
 
-@PARAMETRIZATIONS.register("completep", label="CompleteP", paper="Dey et al. 2025, 2505.01618")
+@PARAMETRIZATIONS.register(
+    "completep", label="CompleteP", paper="Dey et al. 2025, arXiv 2505.01618"
+)
 class CompleteP(MuP):
-    """muP whose settings also apply to other depths: sublayers add 1/l of their output.
+    """muP whose settings also apply to other depths, with sublayer outputs scaled by 1/depth.
 
     Relative to `mup`, the outputs of sublayers are multiplied by 1/l, residual projections start
     like other hidden weights, and the epsilon of Adam is multiplied by 1/(m l) in blocks and by 1/m

@@ -248,7 +248,7 @@ class FIRE(PositionEncoding):
         )
         fire_threshold: float = option(
             512.0,
-            "FIRE: initial L, the least number of positions that distances are relative to",
+            "FIRE: initial L; distances are relative to max(L, position of the query)",
             above=0,
             per_layer=True,
             tag="FIREL{}",

@@ -82,8 +82,8 @@ class RoutingOptions:
     )
     router_bias_rate: float = _experts.option(
         0.0,
-        "update rate, such as 0.001, of biases that balance the load of the experts by their "
-        "selection only; 0: no biases",
+        "update rate, such as 0.001, of load-balancing biases, which affect only the selection of "
+        "experts; 0: no biases",
         at_least=0,
         per_layer=True,
         tag="RouterBias{}",
