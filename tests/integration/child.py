@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
-_PATIENCE = 60.0  # seconds
+_PATIENCE = 240.0  # seconds
 
 
 def _run(
