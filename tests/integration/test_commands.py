@@ -151,7 +151,7 @@ class TestExitCodes:
 
     @pytest.mark.slow
     def test_real_processes(self, workshop: Workshop) -> None:
-        """As a person types them: train, sample, compare, and the catalogue."""
+        """As a person types them: train, sample, compare, and the catalog."""
         done = shell("train.py", *workshop.argv("--max_iters=2"))
         assert (done.returncode, done.stderr) == (0, "")
         sampled = shell(
