@@ -101,11 +101,14 @@ def test_the_verdicts_of_the_sweep_are_those_of_its_report():
 
 
 def test_the_verdicts_are_those_of_the_study():
-    """Loss difference, interval, seeds and verdict of each row, by the name of its arm."""
+    """Loss difference, interval, seeds, verdict and new text of each row, by its arm's name."""
     study = (ROOT / "docs" / "study-cpu.md").read_text(encoding="utf-8")
-    rows = re.findall(r"\| [^|]*\(`([\w=]+)`\) \| (\S+) \| (\[.+?\]) \| (\d+) \| (\w+) \|", README)
+    row = r"\| [^|]*\(`([\w=]+)`\) \| (\S+) \| (\[.+?\]) \| (\d+) \| (\w+) \| (.+) \|"
+    rows = re.findall(row, README)
     assert len(rows) == 5
-    for arm, difference, interval, seeds, verdict in rows:
+    for arm, difference, interval, seeds, verdict, new_text in rows:
         line = re.search(rf"^- \*\*{arm}\*\*: .*$", study, re.MULTILINE)[0]
         assert f": {verdict}: {difference} {interval} nats" in line
         assert f"n={seeds}, " in line
+        told = re.search(r"(holds|not shown) on new text (\[.+?\])", line)
+        assert new_text == (f"{told[2]}: {told[1]}" if told else "-")
