@@ -413,7 +413,7 @@ INTRODUCTION = (
     "that trains in seconds; replace it with your own config. The verdicts are about this model "
     "only."
 )
-MEASURED = "Measured with torch {torch} on {cores} cores ({device}), {threads} thread(s) per run."
+MEASURED = "Measured with torch {torch} on {cores} cores ({device}), threads per run: {threads}."
 SHARED = (
     "Other processes used {load:.0%} of the CPU time, so the commands took longer than they would "
     "alone."

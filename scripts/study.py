@@ -107,7 +107,8 @@ def _what_was_run(findings: Findings, manifest: dict[str, Any], hours: float) ->
     yield f"    {manifest['command']}\n"
     yield (
         f"The baseline and {len(manifest['arms']) - 1} arms with up to {len(manifest['seeds'])} "
-        "seeds each (sequential testing: an arm stops once it is conclusive, or unlikely to be). "
+        "seeds each (sequential testing: an arm stops once its verdict is conclusive, or unlikely "
+        "to become so). "
         f"The learning rate of each is fitted to {len(manifest['tuning']['trials'])} trials on a "
         f"separate seed. In total, {len(manifest['runs'])} runs of "
         f"{format_count(run.tokens)} tokens "

@@ -97,7 +97,7 @@ def test_the_page_has_every_answer_and_where_it_was_measured(load, said):
     }
     machine = {"cores": 2, "device": "a CPU", "torch": "2.13.0", "threads": 1, "load": load}
     text = page(answers, machine)
-    assert "with torch 2.13.0 on 2 cores (a CPU), 1 thread(s) per run." in text
+    assert "with torch 2.13.0 on 2 cores (a CPU), threads per run: 1." in text
     assert ("Other processes used 50% of the CPU time" in text) == said
     assert " ".join(text.split()).count("Run time: 1.2 min.") == len(QUESTIONS)
     assert "{" not in text
