@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -127,9 +127,25 @@ class Block(Part):
                 f"norm_position={config.norm_position!r} has no effect with {absent}='none': only "
                 "a mixer and an FFN can be parallel; use norm_position='pre'.",
             )
+        alone = cls.sites == 1 or config.norm_position == "pre" or is_users_own(cls)
+        if config.normalization == "none" and not alone:
+            yield Problem(
+                ("norm_position", "normalization"),
+                f"norm_position={config.norm_position!r} has no effect with "
+                "normalization='none', which leaves no norms to place; use norm_position='pre'.",
+            )
         yield from idle_canon(config)
         yield from idle_engram(config)
         yield from idle_per_layer_embedding(config)
+
+    @classmethod
+    def idle_among(cls, config: LayerConfig, layers: Sequence[LayerConfig]) -> Iterator[Problem]:
+        if config.embedding_norm and layers[0].normalization == "none":
+            yield Problem(
+                ("embedding_norm", "normalization"),
+                "embedding_norm=True has no effect: it is a norm of the first layer, which has "
+                "normalization='none'; drop it, or use another normalization there.",
+            )
 
     def forward(self, stream: Stream, inputs: LayerInputs) -> tuple[Stream, LayerOutputs]:
         """The residual stream after this layer, and the layer's other outputs."""
@@ -272,6 +288,16 @@ class PreNormBlock(Block):
             "divide the norms of layer l = 1, 2, ... by sqrt(l)",
             tag=("NoLNS", "LNS"),
         )
+
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        yield from super().idle(config)
+        if config.layer_norm_scaling and config.n_layer == 1:
+            yield Problem(
+                ("layer_norm_scaling", "n_layer"),
+                "layer_norm_scaling=True has no effect with n_layer=1: it divides the norms of the "
+                "first layer by 1; raise n_layer, or drop it.",
+            )
 
     def __init__(self, config: LayerConfig):
         super().__init__(config)

@@ -198,6 +198,20 @@ class SphereResidual(Residual):
                     f"{key}={getattr(config, key)!r}; use {key}={value!r}.",
                 )
 
+    @classmethod
+    def idle(cls, config: LayerConfig) -> Iterator[Problem]:
+        """Scales of what is scaled to length 1."""
+        scales = {"glu_out_scale": config.get("glu_out_scale", 1.0)}
+        if config.per_layer_embedding is None:  # which reads the scaled embedding, too
+            scales["embedding_scale"] = config.embedding_scale
+        for key, scale in scales.items():
+            if scale != 1:
+                yield Problem(
+                    (key, "residual"),
+                    f"{key}={scale:g} has no effect with residual='ngpt', which scales the stream "
+                    f"and the outputs of sublayers to length 1; drop {key}.",
+                )
+
     def join(self, stream: Tensor, site: int, branch: Branch) -> Tensor:
         h, y = on_sphere(stream), on_sphere(sum(_outputs(branch(stream))))
         return on_sphere(h + self.rates[site]().abs() * (y - h)).to(stream.dtype)

@@ -718,6 +718,29 @@ REFUSED = {
         "rope_scaling": "linear",
         "rope_beta_fast": 9.0,
     },
+    "norm_position='post' has no effect with normalization='none', which leaves no norms": {
+        "normalization": "none",
+        "norm_position": "post",
+    },
+    "embedding_norm=True has no effect: it is a norm of the first layer, which has": {
+        "normalization": "none+rmsnorm",
+        "embedding_norm": True,
+    },
+    "layer_norm_scaling=True has no effect with n_layer=1": {
+        "layer_norm_scaling": True,
+        "n_layer": 1,
+    },
+    "embedding_scale=3 has no effect with residual='ngpt', which scales the stream": {
+        "residual": "ngpt",
+        "normalization": "none",
+        "embedding_scale": 3.0,
+    },
+    "glu_out_scale=3 has no effect with residual='ngpt'": {
+        "residual": "ngpt",
+        "normalization": "none",
+        "ffn_type": "swiglu",
+        "glu_out_scale": 3.0,
+    },
     "norm_eps=0.1 has no effect with normalization='none' and without qk_norm": {
         "normalization": "none",
         "norm_eps": 0.1,
