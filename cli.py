@@ -106,6 +106,11 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{message.removeprefix('argument ')}\n")
 
 
+def typed_command(script: str) -> str:
+    """`nanoarch NAME` if the user typed that, else the command that starts the script."""
+    return sys.argv[0] if sys.argv[0].startswith("nanoarch ") else script
+
+
 def command_with(flag: str) -> str:
     """The command line of this process, with a flag `--key=value` added or replaced."""
     key = flag.partition("=")[0]

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cli import typed_command
 from errors import ConfigError, Problem, printable, quoted
 from model_config import ModelArchitectureConfig
 from model_keys import architecture_keys, removed_key_message
@@ -35,6 +36,7 @@ PADDED_FROM = 4096  # larger vocabularies are padded to a multiple of 64 tokens 
 PAGE_WIDTH = 100
 HELP_COLUMN = 32
 
+SCRIPT = "python train.py"
 USAGE = """\
 usage: python train.py [config.py ...] [--key=value ...]
 
@@ -653,7 +655,8 @@ def help_text() -> str:
     for name, key in key_table().items():
         sections.setdefault(key.section, []).append(key_help(name))
     sections["Presets (--arch_preset)"] = [*map(_preset_help, PRESETS)]
-    return "\n\n".join([USAGE, *("\n".join([title, *rows]) for title, rows in sections.items())])
+    usage = USAGE.replace(SCRIPT, typed_command(SCRIPT))
+    return "\n\n".join([usage, *("\n".join([title, *rows]) for title, rows in sections.items())])
 
 
 def key_help(name: str) -> str:

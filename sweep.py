@@ -30,7 +30,7 @@ import torch
 
 import compare_architectures
 import configurator
-from cli import CommandParser, run_cli
+from cli import CommandParser, run_cli, typed_command
 from comparison.formatting import assignments, format_path
 from comparison.json_checks import told
 from comparison.report.page import write_page
@@ -91,9 +91,10 @@ MOST_WORKERS = 1_000
 
 
 def parser() -> argparse.ArgumentParser:
+    typed = typed_command("python sweep.py")
     flags = CommandParser(
-        usage="python sweep.py [config.py ...] [--key=value ...] [options]",
-        description=__doc__,
+        usage=f"{typed} [config.py ...] [--key=value ...] [options]",
+        description=__doc__.replace("python sweep.py", typed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

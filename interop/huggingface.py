@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cli import CommandParser, run_cli
+from cli import CommandParser, run_cli, typed_command
 from data.tokenizers import Tokenizer
 from errors import ConfigError, Problem, UserError, unknown_name
 from interop.families import CONFIG, FAMILIES, family_of, read_fields
@@ -238,9 +237,8 @@ def _save_peft(trained: TrainedModel, folder: Path, family: str | None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     about = __doc__.splitlines()[0]
-    as_command = sys.argv[0].startswith("nanoarch ")
-    prog = "nanoarch" if as_command else "python -m interop.huggingface"  # before "export"
-    flags = CommandParser(prog=prog, description=about, keys=KEYS)
+    typed = typed_command("python -m interop.huggingface export")
+    flags = CommandParser(prog=typed.removesuffix(" export"), description=about, keys=KEYS)
     commands = flags.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "export", help="export a run as a Hugging Face transformers folder"

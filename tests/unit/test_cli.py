@@ -67,14 +67,16 @@ def test_a_flag_is_added_to_what_the_user_typed(
         assert suggested == f"{expected} '--prompt=a b' --plugins=saved"
 
 
-@pytest.mark.parametrize("command", ["compare", "sample", "export", "completion"])
+@pytest.mark.parametrize("command", ["train", "sweep", "compare", "sample", "export", "completion"])
 def test_help_names_the_command_that_the_user_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     monkeypatch.setattr("sys.argv", ["nanoarch"])
     with contextlib.suppress(SystemExit):
         nanoarch.__main__.main([command, "--help"])
-    assert f"nanoarch {command} [" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"nanoarch {command} [" in said
+    assert f"python {command}.py" not in said
 
 
 def test_help_names_the_module_if_that_was_started(
