@@ -1,6 +1,6 @@
 // The curves of a comparison, for a choice of arms, loss and unit of budget.
 
-const FEWEST = 5; // evaluations from which only the second half is shown initially
+const FEWEST = 10; // points from which only the second half is shown initially
 const MANY = 12; // arms from which there is a search field
 
 class Curves {
@@ -12,15 +12,20 @@ class Curves {
     const points = data.arms.flatMap((arm) => Object.values(arm.bands.validation).map(({ spent }) => spent.length));
     const drawn = Math.max(...points) > 1 ? this.losses[0] : this.losses.at(-1); // a single point is not a curve
     this.loss = this.losses.includes(view.get("loss")) ? view.get("loss") : drawn;
-    // the differences at the end matter most, if there are enough points
-    const long = data.arms.length > 1 && Math.max(...points) >= FEWEST;
-    this.secondHalf = view.has("half") ? view.get("half") === "1" : long;
+    this.half = view.has("half") ? view.get("half") === "1" : null; // null: not chosen by the reader
     const first = view.has("arms") ? view.get("arms").split(",").map(Number) : null;
     this.shown = new Set(data.arms.filter((arm) => first?.includes(arm.number) ?? arm.shown).map((arm) => arm.number));
     this.chart = new Chart(byId("chart"), (readings, stop) => this.tell(readings, stop));
   }
 
+  /** Whether only the second half is shown. The differences at the end matter most, if there are enough points. */
+  get secondHalf() {
+    const points = this.data.arms.flatMap((arm) => Object.values(arm.bands[this.loss]).map(({ spent }) => spent.length));
+    return this.half ?? (this.data.arms.length > 1 && Math.max(...points) >= FEWEST);
+  }
+
   draw() {
+    byId("second-half").checked = this.secondHalf;
     const { caution, ...axis } = this.data.axes[this.axis];
     byId("caution").textContent = caution;
     byId("thinned").hidden = this.loss !== "validation" || !this.data.thinned;
@@ -86,9 +91,9 @@ function prepareChoices(curves) {
   byId("losses").hidden = curves.losses.length < 2;
   for (const [id, setting, key] of [
     ["logarithmic", "logarithmic", "log"],
-    ["second-half", "secondHalf", "half"],
+    ["second-half", "half", "half"],
   ]) {
-    byId(id).checked = curves[setting]; // a browser may remember another state
+    if (id === "logarithmic") byId(id).checked = curves[setting]; // a browser may remember another state
     byId(id).addEventListener("change", () => {
       curves[setting] = byId(id).checked;
       remember(key, curves[setting] ? "1" : "0");
