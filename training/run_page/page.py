@@ -167,10 +167,9 @@ def _tiles(
     steps = max((record["iter"] for record in last.values()), default=0)
     of = f"of {max_iters:,}, " if max_iters else ""
     yield Tile("Step", f"{steps:,}", f"{of}{format_count(summary['total_tokens'])} tokens")
-    speed = train.get("tokens_per_second")
-    mfu = summary["median_mfu_percent"]
+    speed, mfu = summary["median_tokens_per_second"], summary["median_mfu_percent"]
     detail = f"tokens/s, {mfu:.1f} % MFU" if mfu is not None else "tokens/s"
-    yield Tile("Throughput", format_count(speed), detail)
+    yield Tile("Median throughput", format_count(speed), detail)
     yield Tile("Peak memory", format_bytes(summary["peak_memory_bytes"]), "1 GB = 1e9 bytes")
     known = run["status"] == RUNNING and seconds_left is not None
     left = f"about {format_duration(seconds_left)} left" if known else "wall-clock"
