@@ -48,8 +48,10 @@ from training.log_files import (
 )
 from training.log_summary import RunSummary, TimeLeft, summarize
 from training.log_text import (
+    CONSOLE_WIDTH,
     LINE_WIDTH,
     UNBROKEN_SPACE,
+    format_byte_sum,
     format_bytes,
     format_clock,
     format_count,
@@ -68,6 +70,7 @@ from training.machine_load import OtherLoad
 from training.run_page.page import RunPage
 
 __all__ = [
+    "CONSOLE_WIDTH",
     "LINE_WIDTH",
     "METRICS_FILE",
     "RUN_FILE",
@@ -75,6 +78,7 @@ __all__ = [
     "ResumePoint",
     "UNBROKEN_SPACE",
     "TrainingLogger",
+    "format_byte_sum",
     "format_bytes",
     "format_count",
     "format_duration",

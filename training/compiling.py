@@ -68,7 +68,7 @@ def compilation(
         return Compilation(False, "no C++ compiler")
     seconds = training_seconds(settings, dtype, workers)
     takes, saves = compile_seconds(settings.model.effective_depth), SAVED_SHARE * seconds
-    return Compilation(saves > takes, f"would save {saves:.0f} s and take {takes:.0f} s")
+    return Compilation(saves > takes, f"compiling takes {takes:.0f} s and would save {saves:.0f} s")
 
 
 def has_compiler() -> bool:

@@ -65,6 +65,17 @@ def format_bytes(value: float | None) -> str:
     return _scaled(value, [f" {prefix}B" for prefix in ("", *"kMGTP")])
 
 
+def format_byte_sum(parts: Sequence[float]) -> list[str]:
+    """The sum of the parts, then the parts, all in one unit: `2.43 GB`, `1.36 GB`, `1.07 GB`. The
+    sum is that of the rounded parts, so that the numbers add up."""
+    total = sum(parts)
+    power = next((p for p in range(5) if total / 1000**p < 999.95), 5)
+    decimals = 0 if power == 0 else 2 if total / 1000**power < 99.995 else 1
+    rounded = [round(part / 1000**power, decimals) for part in parts]
+    unit = ("B", "kB", "MB", "GB", "TB", "PB")[power]
+    return [f"{value:.{decimals}f} {unit}" for value in (sum(rounded), *rounded)]
+
+
 # Lines on the console
 
 
@@ -185,8 +196,8 @@ def format_step(record: Mapping[str, Any], max_iters: int | None, eta: float | N
     ]
     rest = [
         f"  {_memory_field(record['memory'])}",
-        f"grad norm {gradients['norm']:.3g} mean {format_number(gradients['mean'], '.0e')} "
-        f"std {format_number(gradients['std'], '.1e')}",
+        f"grads: norm {gradients['norm']:.3g}, mean {format_number(gradients['mean'], '.0e')}, "
+        f"std {format_number(gradients['std'], '.0e')}",
     ]
     auxiliary = {k: v for k, v in record.get("terms", {}).items() if k != "cross_entropy"}
     rest += [f"{name} {value:.3g}" for name, value in auxiliary.items()]

@@ -15,6 +15,7 @@ from training_components import OPTIMIZERS
 from training_config import TrainingConfig
 from training_logger import (
     UNBROKEN_SPACE,
+    format_byte_sum,
     format_bytes,
     format_count,
     format_duration,
@@ -283,15 +284,14 @@ def _spread(run: Run) -> str:
 def _memory(memory: ExpectedMemory | None, short: bool) -> str:
     if memory is None:
         return "unknown: the step cannot be traced"
-    copied = f", copy for async_save {format_bytes(memory.saved_copy)}" if memory.saved_copy else ""
-    own = " (excluding PyTorch itself)" if memory.heap else ""
-    total = f"{format_bytes(memory.total)} expected{own}"
-    if short:
-        return total
-    return (
-        f"{total}: model and optimizer {format_bytes(memory.state)}, activations "
-        f"{format_bytes(memory.activations)}{copied}"
+    total, state, activations, saved = format_byte_sum(
+        [memory.state, memory.activations, memory.saved_copy]
     )
+    own = " (excluding PyTorch itself)" if memory.heap else ""
+    if short:
+        return f"{total} expected{own}"
+    copied = f", copy for async_save {saved}" if memory.saved_copy else ""
+    return f"{total} expected{own}: model and optimizer {state}, activations {activations}{copied}"
 
 
 def _compute_type(run: Run) -> str:

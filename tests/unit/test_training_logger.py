@@ -188,7 +188,7 @@ def test_plain_lines_tell_everything_that_was_measured(tmp_path, capsys):
     assert step == "step  10/100 | loss 0.9091 | lr 1.00e-03 | 125.0 ms | ETA 0:11"  # 90 x 0.125
     # 71.3 tok/s x 854.654976 MFLOPs = 0.06094 TFLOP/s, of 0.1234: 49.4 %.
     assert speed == "  MFU 49.4%, 0.0609 of 0.123 TFLOP/s | 71.30 tok/s | 854.7 MFLOPs/token"
-    assert details == "  mem 0.612 peak 0.7 GB | grad norm 1.23 mean -1e-08 std 3.4e-04"
+    assert details == "  mem 0.612 peak 0.7 GB | grads: norm 1.23, mean -1e-08, std 3e-04"
     assert evaluation == (
         "step  10/100 | val loss 0.7273 | 1.0492 bits/byte | best 0.7273 (step 10)"
     )
