@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -29,6 +30,9 @@ from comparison.runs import MOST_OTHER_LOAD, LoggedRun
 from inference.estimates import Estimate
 from inference.failures import blow_ups, failure_interval, failure_p_value
 from inference.verdicts import Verdict, unjudged
+
+_MOST_BASELINES = 30
+"""Maximum number of groups among which another baseline is searched for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,7 +239,7 @@ def _further_notes(
     groups: Sequence[Group], compared: Sequence[Group], design: Design, named: bool
 ) -> Iterator[str]:
     if len(groups) > len(compared) == 1:
-        yield "No group is comparable with the baseline; choose another with --baseline."
+        yield _nothing_comparable(groups, design)
     base, *arms = compared
     if arms and all(group.n == 1 for group in compared):
         known = [(arm, changes(arm, base, design.may_differ(arm, base))) for arm in arms]
@@ -277,6 +281,27 @@ def _further_notes(
             "before the runs."
         )
     yield from _shared_randomness(compared)
+
+
+def _nothing_comparable(groups: Sequence[Group], design: Design) -> str:
+    """The note that no group is comparable with the baseline, and what to do."""
+    searched = groups[:_MOST_BASELINES]
+    for base in searched:
+        alike = [
+            group
+            for group in searched
+            if group is not base and not unlike(group, base, design.may_differ(group, base))
+        ]
+        if alike:
+            option = shlex.quote(f"--baseline={base.name}")
+            return (
+                f"No group is comparable with the baseline. {option} is comparable with "
+                f"{', '.join(group.name for group in alike)}."
+            )
+    return (
+        "No two groups are comparable. To compare architectures, train them under equal "
+        "conditions: python sweep.py --arms A.py,B.py"
+    )
 
 
 def _notes_on_seconds(compared: Sequence[Group]) -> Iterator[str]:

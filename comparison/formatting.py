@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,18 @@ def axis_name(axis: str) -> str:
 
 def assignments(keys: Mapping[str, Any]) -> str:
     """`normalization=rmsnorm, bias=False`"""
-    return ", ".join(f"{key}={_short(value)}" for key, value in keys.items())
+    return ", ".join(f"{key}={format_value(value)}" for key, value in keys.items())
 
 
-def _short(value: Any) -> Any:
-    """A number without rounding errors: 0.000538, not 0.0005380000000000001."""
-    return float(f"{value:.12g}") if isinstance(value, float) else value
+def format_value(value: Any) -> str:
+    """A value of a key; a number without rounding errors: 0.0003, not 0.00030000000000000003."""
+    return str(float(f"{value:.12g}") if isinstance(value, float) else value)
+
+
+def format_first(texts: Sequence[str], most: int, what: str) -> list[str]:
+    """At most this many of the texts, and how many more there are of `what`."""
+    more = len(texts) - most
+    return [*texts[:most], f"and {more} more {what}"] if more > 1 else list(texts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from statistics import fmean
 from typing import Any
 
-from comparison.formatting import assignments
+from comparison.formatting import assignments, format_value
 from comparison.runs import LoggedRun
 from errors import UserError, unknown_name
 from inference.samples import Sample, deviation
@@ -26,6 +26,9 @@ SAME_BUDGET = 0.01
 
 SAME_SHARE = 0.02
 """Difference up to which fractions of a schedule count as equal, because steps are integers."""
+
+MOST_KEYS = 3
+"""Maximum number of keys in the name of a group, which tell it from groups of the same name."""
 
 _SCHEDULE = ("warmup_iters", "lr_decay_iters")  # conditions as fractions of max_iters
 _CONDITIONS = (Role.RECIPE, Role.DATA)
@@ -229,10 +232,12 @@ def _names(namesakes: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     everything = [
         _telling(group, own) for group, own in zip(namesakes, conditions(namesakes), strict=True)
     ]
-    keys = [key for key in everything[0] if len({str(own.get(key)) for own in everything}) > 1]
+    found = [key for key in everything[0] if len({str(own.get(key)) for own in everything}) > 1]
+    keys, more = _not_implied(found)[:MOST_KEYS], max(0, len(_not_implied(found)) - MOST_KEYS)
     seen: Counter[str] = Counter()
     for group, own in zip(namesakes, everything, strict=True):
-        details = ", ".join(f"{key}={_short(own.get(key))}" for key in keys)
+        told = [f"{key}={_shown(group, key, own.get(key))}" for key in keys]
+        details = ", ".join(told) + (f" and {more} more" if more else "")
         name = f"{group.name} [{details}]" if details else group.name
         seen[name] += 1
         yield group, name if seen[name] == 1 else f"{name} #{seen[name]}"
@@ -246,13 +251,30 @@ def _telling(group: Group, own_conditions: Mapping[str, Any]) -> dict[str, Any]:
     return {**group.model_keys, **own_conditions, **length, **code}
 
 
-def _short(value: Any) -> str:
-    """A value shortened for readers: only the start of a fingerprint."""
-    text = str(value)
+# Comparing groups
+
+_VALIDATED_ON = ("validation set", "validation tokens", "eval_tokens")
+
+
+def _not_implied(keys: Sequence[str]) -> list[str]:
+    """The keys without those of the validation set if the data differ, which implies them."""
+    if "data" not in keys and "dataset" not in keys:
+        return list(keys)
+    return [key for key in keys if key not in _VALIDATED_ON]
+
+
+def _shown(group: Group, key: str, value: Any) -> str:
+    """The value of a condition for readers: a fingerprint with the name of the dataset."""
+    text, run = format_value(value), group.runs[0]
+    if key == "data" and value and run.data.get("dataset"):
+        return f"{run.data['dataset']} ({text[:8]})"
     return text if len(text) <= 24 else f"{text[:12]}..."
 
 
-# Comparing groups
+def _validated(group: Group) -> str | None:
+    """`2,048 tokens in windows of 64`; None if the log does not say."""
+    tokens, length = group.runs[0].data.get("val_tokens_read"), group.config.get("sequence_length")
+    return f"{tokens:,} tokens in windows of {length}" if tokens and length else None
 
 
 def conditions(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -263,7 +285,7 @@ def conditions(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "data": run.data.get("fingerprint"),
             "tokenizer": run.data.get("tokenizer"),
             "validation set": run.data.get("val_fingerprint"),
-            "validation tokens": run.data.get("val_tokens"),
+            "validation tokens": run.validation_tokens,
             "compute dtype": run.environment.get("dtype"),
             "settings before it was resumed": _resumed(run),
             **keys,
@@ -330,10 +352,9 @@ def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[s
             conditions.
     """
     own, other = conditions([group, baseline])
+    keys = [k for k in {**own, **other} if k not in tuned and own.get(k) != other.get(k)]
     found = [
-        f"{key}: {_short(own.get(key))}, not {_short(other.get(key))}"
-        for key in {**own, **other}
-        if key not in tuned and own.get(key) != other.get(key)
+        f"{key}: {_told_apart(key, group, own, baseline, other)}" for key in _not_implied(keys)
     ]
     for key in _SCHEDULE:
         shares = group.share_of_length(key), baseline.share_of_length(key)
@@ -341,6 +362,18 @@ def unlike(group: Group, baseline: Group, tuned: Collection[str] = ()) -> list[s
             own_share, other_share = (format_number(share, ".2f") for share in shares)
             found.append(f"{key}: {own_share} of max_iters, not {other_share}")
     return found
+
+
+def _told_apart(
+    key: str, group: Group, own: Mapping[str, Any], baseline: Group, other: Mapping[str, Any]
+) -> str:
+    """`its value, not the baseline's`, given the conditions of both."""
+    values = [_shown(each, key, of.get(key)) for each, of in ((group, own), (baseline, other))]
+    if key == "validation set":
+        described = [_validated(group), _validated(baseline)]
+        if None not in described and len(set(described)) == 2:
+            values = described
+    return f"{values[0]}, not {values[1]}"
 
 
 def unequal_length(group: Group, baseline: Group) -> str | None:

@@ -15,7 +15,8 @@ LONGEST_NAME = 60
 """Maximum number of characters of changes used as a name; longer ones are replaced by the name of
 the architecture."""
 
-_NO_PRESETS = (None, "none", "custom")
+_NO_PRESETS = (None, "none", "custom", "legacy")
+"""Presets that say nothing about the architecture; `legacy` is that of configs without a preset."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,14 @@ class LoggedRun:
             sources = {(start.get("commit"), start.get("dirty")) for start in self.starts}
         return [sorted(map(str, sources)), self.plugins, *self.earlier_plugins]
 
+    @property
+    def validation_tokens(self) -> Any:
+        """The number of validation tokens, by which runs are compared if their logs lack the
+        fingerprint of the validation set; None if they have it."""
+        if self.data.get("val_fingerprint"):
+            return None
+        return self.data.get("val_tokens_read", self.data.get("val_tokens"))
+
     def resumed_with(self, *roles: Role) -> list[dict[str, Any]]:
         """The keys with these roles that were changed when the run was resumed, with their earlier
         values."""
@@ -263,7 +271,10 @@ _ENVIRONMENT = record(
 )
 _DATA = record(
     {},
-    dict.fromkeys(("fingerprint", "tokenizer", "val_fingerprint", "val_tokens"), scalar),
+    {
+        **dict.fromkeys(("fingerprint", "tokenizer", "val_fingerprint", "val_tokens"), scalar),
+        "val_tokens_read": nullable(_COUNT),
+    },
     others=plain,
 )
 _RUN = record(

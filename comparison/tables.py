@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from comparison.formatting import (
     format_budget,
     format_difference,
     format_factor,
+    format_first,
     format_interval,
     format_loss,
     format_p,
@@ -28,7 +30,10 @@ from comparison.verdict_lines import verdict_line
 from inference.contrasts import Contrast
 from inference.estimates import Estimate
 from inference.verdicts import BETTER, EQUAL, INCONCLUSIVE, WORSE, Verdict
-from training_logger import LINE_WIDTH
+from training_logger import CONSOLE_WIDTH, LINE_WIDTH, UNBROKEN_SPACE
+
+MOST_CONDITIONS = 4
+"""Maximum number of conditions listed for a group that is not comparable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,7 @@ def _names(findings: Findings) -> TitledTable:
 
 
 _JUDGED = ("difference", "95 % interval", "p", "verdict")
+_P = _JUDGED.index("p")
 
 
 def _judged(verdict: Verdict | None) -> tuple[str, ...]:
@@ -118,14 +124,18 @@ def _labels(keys: Sequence[str]) -> tuple[str, ...]:
 
 def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
     def cells(number: str, row: GroupResult) -> tuple[str, ...]:
-        reached = _numbers(row.group, REACHED)
-        return number, str(row.group.n), *reached, *_judged(row.verdict)
+        judged = without_p(_judged(row.verdict))
+        return number, str(row.group.n), *_numbers(row.group, REACHED), *judged
+
+    def without_p(cells: Sequence[str]) -> Sequence[str]:
+        """The cells without the p value, which is in the line of the arm."""
+        return *cells[:_P], *cells[_P + 1 :]
 
     sentences = [f"{number}  {line_of(row)}" for number, row in rows.items()]
     if findings.noise_floor is not None:
         sentences.append(
-            "Noise floor: the difference between two runs of the baseline has a standard deviation "
-            f"of {findings.noise_floor:.4f} ({findings.baseline.group.n} seeds)."
+            "Noise floor: standard deviation of the difference between two baseline runs, "
+            f"{findings.noise_floor:.4f} ({findings.baseline.group.n} seeds)."
         )
     if any(row.verdict.interval for row in rows.values()):
         sentences.append(
@@ -139,7 +149,7 @@ def _final(findings: Findings, rows: Mapping[str, GroupResult]) -> TitledTable:
         )
     return TitledTable(
         "Final validation loss, nats per token",
-        ("", "n", *_labels(REACHED), *_JUDGED),
+        ("", "n", "loss", *_labels(REACHED)[1:], *without_p(_JUDGED)),
         [cells(number, row) for number, row in rows.items()],
         sentences,
     )
@@ -177,6 +187,8 @@ def _at_equal(axis: str, rows: Mapping[str, GroupResult]) -> TitledTable:
     readings = {n: row.at_equal[axis] for n, row in rows.items() if axis in row.at_equal}
     if all(reading.final for reading in readings.values()):
         return TitledTable(title, sentences=[f"As above: all runs end at equal {unit}."])
+    if too_few(readings.values()):
+        return TitledTable(title, sentences=[TOO_FEW.format(unit=unit)])
 
     def cells(number: str, reading: Reading) -> tuple[str, ...]:
         sample = sample_object(reading.losses)
@@ -190,10 +202,19 @@ def _at_equal(axis: str, rows: Mapping[str, GroupResult]) -> TitledTable:
     descriptive = {n: reading.descriptive for n, reading in readings.items() if reading.descriptive}
     return TitledTable(
         title,
-        ("", "at", "n", "val loss", "sd", *_JUDGED),
+        ("", "at", "n", "loss", "sd", *_JUDGED),
         [cells(number, reading) for number, reading in readings.items()],
         [f"{number}  descriptive: {why}" for number, why in descriptive.items()],
     )
+
+
+TOO_FEW = "Not shown: no arm has two seeds with validation losses at equal {unit}."
+
+
+def too_few(readings: Iterable[Reading]) -> bool:
+    """Whether no arm has losses of two seeds; the first reading is that of the baseline."""
+    _, *arms = readings
+    return all(len(reading.losses) < 2 for reading in arms)
 
 
 def _speedups(rows: Mapping[str, GroupResult]) -> TitledTable:
@@ -265,7 +286,10 @@ def _set_apart(rows: Mapping[str, GroupResult]) -> TitledTable:
         "Not comparable with the baseline",
         ("", "n", *_labels(REACHED)),
         [(number, str(row.group.n), *_numbers(row.group, REACHED)) for number, row in rows.items()],
-        [f"{number}  {'; '.join(row.set_apart)}" for number, row in rows.items()],
+        [
+            f"{number}  {'; '.join(format_first(row.set_apart, MOST_CONDITIONS, 'settings'))}"
+            for number, row in rows.items()
+        ],
     )
 
 
@@ -282,7 +306,8 @@ def to_text(findings: Findings, *, ratio: bool = False, colour: bool = False) ->
 
 
 def text_of(tables: Iterable[TitledTable], colour: bool = False) -> str:
-    """Aligned tables of at most LINE_WIDTH columns, their sentences below them."""
+    """Aligned tables of at most LINE_WIDTH columns, and below them their sentences, in lines of
+    CONSOLE_WIDTH."""
     lines = []
     for section in tables:
         lines += [f"{_BOLD}{section.title}{_PLAIN}" if colour else section.title]
@@ -295,14 +320,28 @@ def text_of(tables: Iterable[TitledTable], colour: bool = False) -> str:
 
 
 def wrapped(sentence: str) -> list[str]:
-    """Wrap a sentence below a table; lines after the first are indented further."""
-    return textwrap.wrap(
-        sentence,
-        LINE_WIDTH,
+    """Wrap a sentence below a table; lines after the first are indented further. A longer word, as
+    the name of an architecture, is broken after a separator."""
+    indent = "     "
+    intervals_whole = re.sub(r"(\[\S+,) (\S+\])", rf"\1{UNBROKEN_SPACE}\2", sentence)
+    words = (_pieces(word, CONSOLE_WIDTH - len(indent)) for word in intervals_whole.split(" "))
+    lines = textwrap.wrap(
+        " ".join(piece for pieces in words for piece in pieces),
+        CONSOLE_WIDTH,
         initial_indent="  ",
-        subsequent_indent="     ",
+        subsequent_indent=indent,
         break_on_hyphens=False,
     )
+    return [line.replace(UNBROKEN_SPACE, " ") for line in lines]
+
+
+def _pieces(word: str, width: int) -> Iterator[str]:
+    """The pieces of a word, each as long as possible, that end with a separator if it has one."""
+    while len(word) > width:
+        end = max(word.rfind(separator, 0, width) for separator in "-_,=/+") + 1 or width
+        yield word[:end]
+        word = word[end:]
+    yield word
 
 
 def aligned(

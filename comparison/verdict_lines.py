@@ -32,7 +32,7 @@ def after_word(verdict: Verdict, terms: str = "", new_text: NewText | None = Non
     if verdict.difference is not None:
         notes = [_numbers(verdict, terms), *notes]
     if new_text is not None:
-        notes.append(new_text_note(new_text))
+        notes.append(new_text_note(verdict, new_text))
     return f": {'; '.join(notes)}" if notes else ""
 
 
@@ -47,10 +47,10 @@ def _numbers(verdict: Verdict, terms: str) -> str:
     return f"{effect(verdict, terms)}, p{_p(verdict.p_adjusted)}"
 
 
-def new_text_note(found: NewText) -> str:
-    """`holds on new text [-0.0501, -0.0139]`"""
-    held = "holds" if found.holds else "not shown"
-    return f"{held} on new text {format_interval(found.interval)}"
+def new_text_note(verdict: Verdict, found: NewText) -> str:
+    """`also better on new text, interval [-0.0501, -0.0139]`"""
+    held = f"also {verdict.word}" if found.holds else f"not shown to be {verdict.word}"
+    return f"{held} on new text, interval {format_interval(found.interval)}"
 
 
 def _p(value: float) -> str:
@@ -69,7 +69,7 @@ def verdict_notes(verdict: Verdict) -> Iterator[str]:
     if verdict.negligible:
         yield f"by less than {verdict.margin:g}"
     if verdict.screening:
-        yield f"screening (n={verdict.difference.n})"
+        yield f"only {verdict.difference.n} seeds, so preliminary"
     if verdict.word == INCONCLUSIVE and not verdict.reason:
         yield _what_it_takes(verdict)
 

@@ -134,10 +134,10 @@ def _equal(plan: Plan) -> Iterator[str]:
     if match == "none":
         yield "Sizes are not matched (--match=none)."
     elif not solved:
-        yield f"Equal {MATCHED[match]} within 0.5 %, without changes."
+        yield f"{_capitalized(MATCHED[match])} match within 0.5 %; no width had to be adjusted."
     else:
         changes = "; ".join(f"{arm.name}: {assignments(arm.solved)}" for arm in solved)
-        yield f"Equal {MATCHED[match]} within 0.5 %, by changing widths. {changes}."
+        yield f"{_capitalized(MATCHED[match])} match within 0.5 %, by adjusting widths. {changes}."
     for arm in plan.arms:
         if arm.is_sparse:
             total, active = format_count(arm.parameters), format_count(arm.active_parameters)
@@ -148,12 +148,16 @@ def _equal(plan: Plan) -> Iterator[str]:
     yield from _unequal(plan)
     budget = plan.request.budget
     if plan.is_timed:
-        yield f"Every run trains for {budget.amount:g} minutes, excluding validation."
+        yield f"Budget: {budget.amount:g} minutes of training per run, excluding validation."
     else:
         unit = budget.unit if budget else "tokens"
         shown = format_flops(plan.baseline.flops)
         shown = shown if unit == "flops" else f"{format_count(plan.baseline.tokens)} tokens"
-        yield f"Budget of every run: {shown}."
+        yield f"Budget: {shown} per run."
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _unequal(plan: Plan) -> Iterator[str]:

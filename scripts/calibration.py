@@ -622,7 +622,7 @@ procedure.
 Error: the probability that at least one arm is called better or worse although none differs; the
 target is at most 0.05. Power: the probability that an arm that is worse by two standard deviations
 of a typical run is called worse. Each cell is error / power. Comparisons with 3 seeds are labeled
-"screening".
+"preliminary".
 
 {errors}
 

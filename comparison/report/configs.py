@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from comparison.findings import Findings
+from comparison.formatting import format_value
 from comparison.labels import Label, labels
 from comparison.runs import LoggedRun
 from pages.rendering import IN_LOGS_ONLY
@@ -59,7 +60,7 @@ def _config(run: LoggedRun) -> Mapping[str, Any]:
 
 def _texts(runs: Sequence[LoggedRun], facts: Facts, key: str) -> list[str]:
     """The distinct values of a key, in the order of the runs."""
-    return list(dict.fromkeys(str(facts(run).get(key, _ABSENT)) for run in runs))
+    return list(dict.fromkeys(format_value(facts(run).get(key, _ABSENT)) for run in runs))
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -114,7 +115,9 @@ def _owned(findings: Findings, facts: Facts, key: str, values: Sequence[str]) ->
     """Yield each value with the arms and the number of runs that have it."""
     for value in values[:_MOST_VALUES]:
         owners = {
-            number: sum(str(facts(run).get(key, _ABSENT)) == value for run in row.group.runs)
+            number: sum(
+                format_value(facts(run).get(key, _ABSENT)) == value for run in row.group.runs
+            )
             for number, row in enumerate(findings.rows, start=1)
         }
         numbers = [number for number, count in owners.items() if count]

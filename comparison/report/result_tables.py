@@ -17,6 +17,7 @@ from comparison.formatting import (
     format_budget,
     format_difference,
     format_factor,
+    format_first,
     format_loss,
     format_p,
 )
@@ -24,6 +25,7 @@ from comparison.judging import BASELINE
 from comparison.labels import Label
 from comparison.report.document_numbers import DocumentNumbers, Format, Place
 from comparison.report.intervals import Scale, scale_of, strips
+from comparison.tables import MOST_CONDITIONS, TOO_FEW, too_few
 from comparison.verdict_lines import new_text_note, reading_verdict, verdict_notes
 from pages.palette import hue
 
@@ -68,10 +70,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class BudgetReading:
-    """The results at equal budgets in one unit; no table if all runs end there."""
+    """The results at equal budgets in one unit: a table, or a sentence why there is none."""
 
     unit: str
     table: Table | None
+    why: str = ""
 
 
 class ResultTables:
@@ -99,8 +102,8 @@ class ResultTables:
         return Table(
             caption="val loss: final, nats per token, mean over n seeds, with its standard "
             f"deviation (sd). {active}tokens/s and MFU: medians; memory: the largest peak, "
-            "1 GB = 1e9 bytes; seconds: in training steps. Pareto: no arm is better in one of "
-            "loss, memory and speed without being worse in another.",
+            "1 GB = 1e9 bytes; seconds: in training steps. Pareto: yes if no other arm is better "
+            "in one of loss, memory and speed without being worse in another.",
             labels=labels,
             columns=[
                 self._column("n", str, _places(labels), "n"),
@@ -136,7 +139,10 @@ class ResultTables:
             columns=[
                 Column(
                     "differs from the baseline in",
-                    [row.set_apart for _, row in self._apart],
+                    [
+                        format_first(row.set_apart, MOST_CONDITIONS, "settings")
+                        for _, row in self._apart
+                    ],
                     "list",
                 ),
                 self._column("n", str, _places(labels), "n"),
@@ -166,7 +172,10 @@ class ResultTables:
         rows = [(label, row) for label, row in self._compared if axis in row.at_equal]
         readings = [row.at_equal[axis] for _, row in rows]
         if all(reading.final for reading in readings):
-            return BudgetReading(axis_name(axis), None)
+            why = f"As above: all runs end at equal {axis_name(axis)}."
+            return BudgetReading(axis_name(axis), None, why)
+        if too_few(readings):
+            return BudgetReading(axis_name(axis), None, TOO_FEW.format(unit=axis_name(axis)))
         places = _places(_labels(rows), "at_equal", axis)
         table = self._judged(
             rows,
@@ -287,7 +296,7 @@ def reasons(row: GroupResult) -> Iterator[str]:
         yield row.terms
     yield from verdict_notes(row.verdict)
     if row.new_text is not None:
-        yield new_text_note(row.new_text)
+        yield new_text_note(row.verdict, row.new_text)
 
 
 def _labels(rows: Sequence[tuple[Label, GroupResult]]) -> list[Label]:

@@ -198,9 +198,9 @@ class TestComparison:
         assert main(["--latest", "2", f"--out_dir={workshop.out_dir}"]) == 0
         table = " ".join(capsys.readouterr().out.split())
         code = "1L-2H-32D-AbsPos-LN-NB-GELU-PreNorm-T32"
-        assert f"1 legacy: the baseline, {code}-AttnBias-NoBias" in table
+        assert f"1 {code}-AttnBias-NoBias: the baseline" in table
         changed = "attention_bias=False, attention_out_bias=False"
-        assert f"2 legacy, {changed}: {code}-NoBias" in table
+        assert f"2 {changed}: {code}-NoBias" in table
         assert "seeds of" not in table  # the older run like the baseline is not among them
 
 

@@ -169,7 +169,7 @@ def test_a_run_far_above_its_arm_is_named_and_included():
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ({"data": {"fingerprint": "cafe" * 16}}, "data: cafecafecafe..., not f00d"),
+        ({"data": {"fingerprint": "cafe" * 16}}, "data: tiny (cafecafe), not tiny (f00d)"),
         ({"data": {"tokenizer": "gpt2"}}, "tokenizer: gpt2, not bytes"),
         ({"data": {"val_fingerprint": "cafe"}}, "validation set: cafe, not beef"),
         ({"training": {"learning_rate": 3e-4}}, "learning_rate: 0.0003, not 0.001"),
@@ -231,7 +231,7 @@ def test_a_known_fingerprint_is_never_that_of_unknown_data():
     known = simulated_run("plain")
     unknown = simulated_run("plain", start="2025-01-02", data={"fingerprint": None})
     one, other = group_runs([known, unknown])
-    assert unlike(other, one) == ["data: None, not f00d"]
+    assert unlike(other, one) == ["data: None, not tiny (f00d)"]
 
 
 @pytest.mark.parametrize("key", ["dataset", "eval_tokens"])
@@ -378,7 +378,12 @@ def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
 def test_a_note_says_that_nothing_is_comparable():
     odd = simulated_run("odd", start="2025-01-02", data={"fingerprint": "cafe"})
     assert compare([simulated_run(), odd]).notes == (
-        "No group is comparable with the baseline; choose another with --baseline.",
+        "No two groups are comparable. To compare architectures, train them under equal "
+        "conditions: python sweep.py --arms A.py,B.py",
+    )
+    alike = simulated_run("rms", model=RMS, start="2025-01-03", data={"fingerprint": "cafe"})
+    assert compare([simulated_run(), odd, alike]).further_notes[0] == (
+        "No group is comparable with the baseline. --baseline=arch-odd is comparable with arch-rms."
     )
     assert compare([simulated_run()]).notes == ()
 

@@ -122,7 +122,8 @@ def test_it_is_in_the_line_and_in_the_document(tmp_path):
     rows = judged(tmp_path, by_block=0.3)
     findings = compare([*rows.group.runs, *_baseline_of(tmp_path)], baseline="arch-base")
     low, high = findings.rows[1].new_text.interval
-    assert f"not shown on new text [{low:+.4f}, {high:+.4f}]" in " ".join(to_text(findings).split())
+    note = f"not shown to be better on new text, interval [{low:+.4f}, {high:+.4f}]"
+    assert note in " ".join(to_text(findings).split())
     found = document(findings)["groups"][1]["new_text"]
     assert found == {"interval": [low, high], "holds": False, "blocks": BLOCKS, "df": DF}
 
