@@ -305,6 +305,8 @@ def _nothing_comparable(groups: Sequence[Group], design: Design) -> str:
 
 
 def _notes_on_seconds(compared: Sequence[Group]) -> Iterator[str]:
+    if len(compared) == 1:
+        return
     shared = [run.run_name for group in compared for run in group.counted if not run.alone]
     if shared:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""

@@ -62,7 +62,12 @@ def axis_name(axis: str) -> str:
 
 def assignments(keys: Mapping[str, Any]) -> str:
     """`normalization=rmsnorm, bias=False`"""
-    return ", ".join(f"{key}={format_value(value)}" for key, value in keys.items())
+    return ", ".join(assigned(keys))
+
+
+def assigned(keys: Mapping[str, Any]) -> list[str]:
+    """`normalization=rmsnorm`, `bias=False`"""
+    return [f"{key}={format_value(value)}" for key, value in keys.items()]
 
 
 def format_value(value: Any) -> str:

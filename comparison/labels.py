@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from comparison.findings import Findings, GroupResult
-from comparison.formatting import assignments
+from comparison.formatting import assigned, assignments, format_first
 from comparison.groups import Group, changes
 from comparison.judging import BASELINE
 
 LONGEST_NAME = 60
 """Maximum number of characters of changes used as a name; longer ones are replaced by the name of
 the architecture."""
+
+MOST_CHANGES = 8
+"""Maximum number of changes in the details of an arm, whose architecture's name has the rest."""
 
 _NO_PRESETS = (None, "none", "custom", "legacy")
 """Presets that say nothing about the architecture; `legacy` is that of configs without a preset."""
@@ -78,7 +81,8 @@ def _label(number: int, row: GroupResult, name: str) -> Label:
     named = name.split(", ")
     unnamed = {k: value for k, value in row.changes.items() if f"{k}={value}" not in named}
     details = [] if architecture in name or (group.arm and not is_baseline) else [architecture]
-    details += [] if is_baseline else [assignments(unnamed)]
+    shown = [] if is_baseline else format_first(assigned(unnamed), MOST_CHANGES, "changes")
+    changed = ", ".join(shown)
     return Label(
         number=number,
         name=name,
@@ -86,5 +90,5 @@ def _label(number: int, row: GroupResult, name: str) -> Label:
         in_sweep=bool(group.arm),
         set_apart=bool(row.set_apart),
         unfinished=tuple(sorted({run.status for run in group.counted} - {"completed"})),
-        details="; ".join(filter(None, details)),
+        details="; ".join([*details, changed] if changed else details),
     )

@@ -284,7 +284,7 @@ def _ratio(rows: Mapping[str, GroupResult]) -> TitledTable:
 def _set_apart(rows: Mapping[str, GroupResult]) -> TitledTable:
     return TitledTable(
         "Not comparable with the baseline",
-        ("", "n", *_labels(REACHED)),
+        ("", "n", "loss", *_labels(REACHED)[1:]),
         [(number, str(row.group.n), *_numbers(row.group, REACHED)) for number, row in rows.items()],
         [
             f"{number}  {'; '.join(format_first(row.set_apart, MOST_CONDITIONS, 'settings'))}"
