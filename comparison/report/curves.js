@@ -1,6 +1,6 @@
 // The curves of a comparison, for a choice of arms, loss and unit of budget.
 
-const FEWEST = 10; // points from which only the second half is shown initially
+const FEWEST = { validation: 5, training: 20 }; // points from which only the second half is shown initially
 const MANY = 12; // arms from which there is a search field
 
 class Curves {
@@ -21,7 +21,7 @@ class Curves {
   /** Whether only the second half is shown. The differences at the end matter most, if there are enough points. */
   get secondHalf() {
     const points = this.data.arms.flatMap((arm) => Object.values(arm.bands[this.loss]).map(({ spent }) => spent.length));
-    return this.half ?? (this.data.arms.length > 1 && Math.max(...points) >= FEWEST);
+    return this.half ?? (this.data.arms.length > 1 && Math.max(...points) >= FEWEST[this.loss]);
   }
 
   draw() {
