@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.attention_logits import LARGEST_LOGIT, largest_logits
+from components.attention_logits import LARGEST_LOGIT, MOST_QUERIES, largest_logits
 from components.context import LARGEST
 from configurator import load
 from errors import ConfigError
@@ -102,8 +102,12 @@ def test_the_largest_logits_are_those_of_plain_loops(keys, monkeypatch):
 
 @pytest.mark.parametrize("window", [None, 5, 300])
 def test_long_sequences_are_measured_in_chunks(window):
+    """Of the first query of a chunk, the first key that it attends to, and not the one before."""
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 600, 3), torch.randn(2, 2, 600, 3)
+    first = max(MOST_QUERIES - (window or 600) + 1, 0)
+    q[0, :, MOST_QUERIES] = k[0, 0, first] = 9.0
+    k[0, 1, max(first - 1, 0)] = 9.0
     scores = q @ k.repeat_interleave(2, dim=1).mT
     i, j = torch.arange(600)[:, None], torch.arange(600)
     hidden = (j > i) | (j <= i - (window or 600))

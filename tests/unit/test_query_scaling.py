@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from components.attention import Attention
 from components.tensor_split import TensorSplit
 from errors import ConfigError
-from tests.tiny import context, tiny_config, tiny_layer
+from tests.tiny import context, tiny_config, tiny_layer, tiny_model, tokens
 
 B, T, C, H, G, D = 2, 9, 32, 4, 2, 8
 STEPS = {"query_scaling": "llama4", "query_scaling_interval": 3, "query_scaling_factor": 0.7}
@@ -114,6 +114,15 @@ def test_shares_of_heads_add_up_to_the_whole():
         assert share.split(TensorSplit(rank, 2))
         total += share(x, context(x))
     assert_close(total, layer(**keys)(x, context(x)), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "interval"), [("llama4", 24), ("ministral3", 23)])
+@torch.no_grad()
+def test_the_last_token_of_a_block_may_be_the_only_one_that_is_scaled(kind, interval):
+    keys = {"query_scaling": kind, "query_scaling_interval": interval}
+    scaled, plain = tiny_model(**keys)(tokens(24)), tiny_model()(tokens(24))
+    assert torch.equal(scaled[:, :-1], plain[:, :-1])
+    assert not torch.equal(scaled[:, -1], plain[:, -1])
 
 
 @pytest.mark.parametrize(
