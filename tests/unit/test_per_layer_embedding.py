@@ -163,17 +163,18 @@ def test_tokens_beyond_the_table_have_the_embedding_of_token_0():
     assert not torch.allclose(e[:, 1], e[:, 0])
 
 
-def test_multi_token_prediction_has_those_of_its_own_tokens():
-    model, idx = made(mtp="sequential"), tokens(T)
+@pytest.mark.parametrize(("kind", "by"), [("sequential", 1), ("parallel", 0)])
+def test_multi_token_prediction_has_those_of_its_own_tokens(kind, by):
+    model, idx = made(mtp=kind), tokens(T)
     seen = []
     part = model.mtp[0].block.last["per_layer_embedding"]
     part.register_forward_pre_hook(
         lambda part, args, keywords: seen.append(keywords["context"]), with_kwargs=True
     )
     model(idx, idx, objective=make_objective(TrainingConfig()))
-    later = idx[:, 1:]
-    assert torch.equal(seen[0].tokens[:, :-1], later)
-    assert_close(seen[0].take(TOKEN_EMBEDDING)[:, :-1], model.embedding(later) * C**0.5)
+    own = idx[:, by:]
+    assert torch.equal(seen[0].tokens[:, : T - by], own)
+    assert_close(seen[0].take(TOKEN_EMBEDDING)[:, : T - by], model.embedding(own) * C**0.5)
 
 
 def test_gradients():
