@@ -64,11 +64,20 @@ def _templates(folder: Path) -> Environment:
 
 
 def breakable(name: str) -> Markup:
-    """A name, escaped, that a line may break after each `_`, `=`, `-` and `,`."""
+    """A name, escaped, that a line may break after each `_`, `=`, `-`, `,` and `/`. A word
+    among several is broken only if it is longer than a line."""
+    words = name.split(" ")
+    if len(words) == 1:
+        return _breakable(name)
+    span = Markup('<span class="word">{}</span>')
+    return Markup(" ").join(span.format(_breakable(word)) for word in words)
+
+
+def _breakable(word: str) -> Markup:
     escaped = [Markup("<wbr>")]
-    for character in name:
+    for character in word:
         escaped.append(Markup.escape(character))
-        if character in "_=-,":
+        if character in "_=-,/":
             escaped.append(Markup("<wbr>"))
     return Markup("").join(escaped[1:])
 

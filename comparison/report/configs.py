@@ -15,7 +15,7 @@ from pages.rendering import IN_LOGS_ONLY
 
 _NAMES = {"run_name"}  # differ from run to run by design
 _MOST_VALUES = 8  # listed for a key in a cell or row
-_ABSENT = "not logged"
+_ABSENT, _UNSET = "not logged", "not set"
 
 Facts = Callable[[LoggedRun], Mapping[str, Any]]
 """Returns a section of the log of a run: its config, environment or data."""
@@ -43,7 +43,7 @@ def config_table(findings: Findings) -> ConfigTable:
     groups = [row.group for row in findings.rows]
     keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.config)
     texts = {
-        key: [_listed(_texts(group.runs, _config, key)) for group in groups]
+        key: [_listed(_texts(group.runs, _config, key, _UNSET)) for group in groups]
         for key in keys
         if key not in (*_NAMES, *IN_LOGS_ONLY)
     }
@@ -58,9 +58,9 @@ def _config(run: LoggedRun) -> Mapping[str, Any]:
     return run.config
 
 
-def _texts(runs: Sequence[LoggedRun], facts: Facts, key: str) -> list[str]:
+def _texts(runs: Sequence[LoggedRun], facts: Facts, key: str, absent: str = _ABSENT) -> list[str]:
     """The distinct values of a key, in the order of the runs."""
-    return list(dict.fromkeys(format_value(facts(run).get(key, _ABSENT)) for run in runs))
+    return list(dict.fromkeys(format_value(facts(run).get(key, absent)) for run in runs))
 
 
 def _listed(texts: Sequence[str]) -> str:
