@@ -208,7 +208,10 @@ def _at_equal(axis: str, rows: Mapping[str, GroupResult]) -> TitledTable:
     )
 
 
-TOO_FEW = "Not shown: no arm has two seeds with validation losses at equal {unit}."
+TOO_FEW = (
+    "Not shown: no arm has two seeds with validation losses at equal {unit}; a smaller "
+    "--eval_interval gives more of them."
+)
 
 
 def too_few(readings: Iterable[Reading]) -> bool:

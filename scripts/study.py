@@ -64,10 +64,11 @@ LIMITS = """\
   optimum. The intervals include an allowance of {smallest} to {largest} nats for the error of this
   optimum; where it exceeds the margin, the grid is too coarse to call arms equal. All arms use
   the baseline's warm-up, decay and betas.
-- **Text.** The verdicts are about this validation text. "Holds on new text" means that an interval
-  which also covers the choice of the text gives the same verdict, "not shown on new text" that it
-  does not. A better or worse arm without such a note differs from the baseline by much the same
-  amount in all parts of the text. All this is about text of the same kind, Shakespeare's plays.
+- **Text.** The verdicts are about this validation text. "Also better on new text" means that an
+  interval which also covers the choice of the text gives the same verdict, "not shown to be better
+  on new text" that it does not. A better or worse arm without such a note differs from the baseline
+  by much the same amount in all parts of the text. All this is about text of the same kind,
+  Shakespeare's plays.
 - **Speed.** Seconds and tokens per second were measured in float32 while the runs shared the
   machine with each other and with other processes. Do not compare them between architectures.
 """
