@@ -20,9 +20,10 @@ from comparison.figures import figures_of
 from comparison.plot import arms_of
 from comparison.report.page import to_html
 from comparison.runs import load_run
+from comparison.tables import wrapped
 from errors import UserError
 from experiment.selection import select
-from training_logger import LINE_WIDTH, TrainingLogger
+from training_logger import CONSOLE_WIDTH, LINE_WIDTH, TrainingLogger
 
 ROOT = Path(compare_architectures.__file__).parent
 ARCHITECTURE = {
@@ -238,6 +239,26 @@ def test_tables_fit_however_long_the_names_are(tmp_path, compare):
     _, out, _ = compare(tmp_path, "--ratio")
     assert max(map(len, out.splitlines())) <= LINE_WIDTH
     assert long_name["name"] in out.replace("\n     ", "")  # whole: no two names look the same
+
+
+def test_long_names_are_broken_after_separators_and_intervals_not_at_all():
+    name = "-".join(["NoBias", "Untied"] * 12)
+    first, *middle, last = wrapped(f"1  an arm: {name}")
+    assert [first, last[:5]] == ["  1  an arm:", " " * 5]
+    assert all(line.endswith("-") for line in middle)
+    for length in range(60, 80):
+        lines = wrapped(f"{'x' * length} [-0.1365, +0.0078]")
+        assert any("[-0.1365, +0.0078]" in line for line in lines)
+        assert max(map(len, lines)) <= CONSOLE_WIDTH
+
+
+def test_budgets_at_which_no_arm_has_two_seeds_are_omitted(tmp_path, compare):
+    make_run(tmp_path / "plain")
+    costly = ARCHITECTURE | {"flops_per_token": 2 * ARCHITECTURE["flops_per_token"]}
+    make_run(tmp_path / "costly", architecture=costly, start="2025-01-02")
+    _, out, _ = compare(tmp_path)
+    told = " ".join(section(out, "Validation loss at equal FLOPs (exploratory)"))
+    assert "Not shown: no arm has two seeds with validation losses at equal FLOPs" in told
 
 
 def test_what_a_run_does_not_know_is_a_dash(tmp_path, compare):

@@ -375,6 +375,23 @@ def test_a_warm_up_of_whole_steps_is_the_same_share_of_another_length():
     assert unlike(other, plain) == []
 
 
+def test_validation_sets_of_the_same_data_differ_in_tokens_or_windows():
+    own = {"data": {"val_fingerprint": "cafe", "val_tokens_read": 96}}
+    other = {"data": {"val_fingerprint": "beef", "val_tokens_read": 2048}}
+    length = {"training": {"sequence_length": 32}}
+    one, two = group_runs(
+        [simulated_run(**own, **length), simulated_run("b", start="2025-01-02", **other, **length)]
+    )
+    told = "validation set: 2,048 tokens in windows of 32, not 96 tokens in windows of 32"
+    assert unlike(two, one) == [told]
+
+
+def test_other_data_imply_another_validation_set():
+    other = {"fingerprint": "cafe", "val_fingerprint": "cafe"}
+    one, two = group_runs([simulated_run(), simulated_run("b", start="2025-01-02", data=other)])
+    assert unlike(two, one) == ["data: tiny (cafe), not tiny (f00d)"]
+
+
 def test_a_note_says_that_nothing_is_comparable():
     odd = simulated_run("odd", start="2025-01-02", data={"fingerprint": "cafe"})
     assert compare([simulated_run(), odd]).notes == (

@@ -309,6 +309,26 @@ def test_training_curves_show_every_spike_that_was_logged(tmp_path):
     assert training_bands(group_runs([simulated_run()])[0], 100) == {}  # it has no such log
 
 
+def test_a_training_curve_ends_with_the_last_logged_loss_at_its_own_budget(tmp_path):
+    for seed in (1, 2):
+        folder = make_run(tmp_path / str(seed), config={"seed": seed, "data_seed": seed})
+        lines = read_metrics(folder / "metrics.jsonl")
+        step = next(line for line in lines if line["kind"] == "train")
+        logged = [
+            {**step, "iter": i, "tokens_seen": 1000 * i, "loss": 3 - i / 10 + seed / 100}
+            for i in (1, 4, 8, 10)
+        ]
+        lines = [line for line in lines if line["kind"] != "train"] + logged
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(own) + "\n" for own in lines))
+    (group,) = group_runs(load_runs([tmp_path / "1", tmp_path / "2"])[0])
+    whole, thinned = (training_bands(group, most)["tokens"] for most in (100, 3))
+    assert whole.budgets == [1000, 4000, 8000, 10_000]
+    assert whole.mean == pytest.approx([2.915, 2.615, 2.215, 2.015])
+    assert thinned.budgets == [1000, 6000, 10_000]
+    for band in (whole, thinned):
+        assert (band.low[-1], band.high[-1]) == pytest.approx((2.01, 2.02))
+
+
 def test_runs_are_listed_and_linked_where_they_have_a_page(tmp_path):
     one, two = make_run(tmp_path / "a"), make_run(tmp_path / "b <i>#?%")
     (one / "report.html").unlink()

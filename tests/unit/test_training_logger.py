@@ -17,6 +17,7 @@ from training.log_text import CONSOLE_WIDTH, format_note
 from training_logger import (
     ResumePoint,
     TrainingLogger,
+    format_byte_sum,
     format_bytes,
     format_count,
     format_flops,
@@ -599,3 +600,15 @@ def test_a_run_that_is_laid_out_otherwise_is_read_whole(tmp_path):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="Expecting|Unterminated"):
         training_logger.read_run(path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "shown"),
+    [
+        ([1.364e9, 1.074e9], ["2.43 GB", "1.36 GB", "1.07 GB"]),
+        ([449.96e6, 0.04e6], ["450.0 MB", "450.0 MB", "0.0 MB"]),
+        ([80, 7], ["87 B", "80 B", "7 B"]),
+    ],
+)
+def test_the_parts_of_a_sum_of_bytes_add_up(parts, shown):
+    assert format_byte_sum(parts) == shown
