@@ -33,6 +33,11 @@ def make_dataset(folder: Path, tokenizer: Tokenizer, train_text: str, val_text: 
     return folder
 
 
+def printed(capsys: pytest.CaptureFixture) -> str:
+    """What was printed since the last call, with its words separated by single spaces."""
+    return " ".join(capsys.readouterr().out.split())
+
+
 class Workshop:
     """A folder for runs and a dataset to train on."""
 

@@ -18,6 +18,7 @@ from tests.integration.runs import (
     assert_same_course,
     checkpoint_at,
     log_of,
+    printed,
 )
 from training import checkpoint
 from training.console import Console
@@ -158,7 +159,7 @@ class TestLostCheckpoints:
         workshop.train("--resume=auto", "--max_iters=1")
         assert (run / "metrics.before-1.jsonl").read_text() == before
         assert log_of(run)["status"] == "completed"
-        assert ", to run.before-1.json" in capsys.readouterr().out
+        assert ", to run.before-1.json" in printed(capsys)
 
     def test_a_checkpoint_copied_from_another_run(self, workshop: Workshop) -> None:
         one = workshop.train(*SHORT, run_name="one")
@@ -242,7 +243,7 @@ def test_the_report_names_the_directory_and_a_resumed_run_its_step(
     run = workshop.train("--max_iters=2")
     assert str(run) in capsys.readouterr().out.partition("Cost")[0]
     workshop.train("--resume=auto", "--max_iters=4")
-    assert f"Resuming {run} at step 2 of 4." in capsys.readouterr().out
+    assert f"Resuming {run} at step 2 of 4." in printed(capsys)
     workshop.train("--resume=auto")
-    out = capsys.readouterr().out
+    out = printed(capsys)
     assert f"{run} has completed its 4 steps; to train longer" in out

@@ -28,6 +28,7 @@ from tests.integration.runs import (
     make_dataset,
     metrics_of,
     moments_at,
+    printed,
     weights_at,
 )
 from tests.parametrized import one_in
@@ -195,10 +196,7 @@ class TestTwiceNIsNAndN:
 class TestAuto:
     def test_starts_anew_where_there_is_none(self, workshop: Workshop, capsys) -> None:
         run = workshop.train("--resume=auto", "--max_iters=1")
-        assert (
-            f"No run to resume in {workshop.out_dir}; starting a new one."
-            in capsys.readouterr().out
-        )
+        assert f"No run to resume in {workshop.out_dir}; starting a new one." in printed(capsys)
         assert log_of(run)["status"] == "completed"
 
     def test_takes_the_newest_that_fits(self, workshop: Workshop) -> None:
@@ -233,7 +231,7 @@ class TestAuto:
         broken = workshop.train("--max_iters=1", run_name="broken")
         corrupt(checkpoint_at(broken, 1))
         workshop.train("--max_iters=2", "--resume=auto", run_name=None)
-        assert "Skipped the run broken: no intact checkpoint" in capsys.readouterr().out
+        assert "Skipped the run broken: no intact checkpoint" in printed(capsys)
         assert checkpoint_at(workshop.out_dir / "whole", 2).exists()
 
     def test_a_run_killed_before_its_first_checkpoint_begins_again(
@@ -281,7 +279,7 @@ class TestOneAtATime:
         assert said in workshop.refused("--resume=auto")
         other = workshop.train("--resume=auto", "--max_iters=1", run_name=None)
         assert other != run
-        assert "Skipped the run run: " in capsys.readouterr().out
+        assert "Skipped the run run: " in printed(capsys)
         process.send(signal.SIGKILL)
         process.finish()
         workshop.train("--resume=auto", "--max_iters=2")
@@ -299,7 +297,7 @@ class TestDerivedValues:
         run = workshop.train("--max_iters=1")
         workshop.train(f"--resume={run}", "--learning_rate=5e-5", run_name=None)
         assert self.config(run, "min_lr") == {"min_lr": pytest.approx(5e-6)}
-        assert "min_lr: 0.0001 -> " in capsys.readouterr().out
+        assert "min_lr: 0.0001 -> " in printed(capsys)
 
     def test_the_schedule_follows_the_length_through_every_session(
         self, workshop: Workshop, capsys
@@ -309,7 +307,7 @@ class TestDerivedValues:
             run = workshop.train("--resume=auto", f"--max_iters={end}", "--eval_interval=100")
             now = {"lr_decay_iters": end, "warmup_iters": end // 20}
             assert self.config(run, *now) == now
-            assert re.search(rf"lr_decay_iters: \d+ -> {end}\b", capsys.readouterr().out)
+            assert re.search(rf"lr_decay_iters: \d+ -> {end}\b", printed(capsys))
 
     def test_what_was_given_stays(self, workshop: Workshop) -> None:
         given = {"lr_decay_iters": 5, "warmup_iters": 1, "min_lr": 2e-4}
@@ -378,7 +376,7 @@ class TestWhatMayChange:
         run = workshop.train("--max_iters=2")
         capsys.readouterr()
         workshop.train(f"--resume={run}", "--max_iters=4", "--learning_rate=0.01", run_name=None)
-        output = capsys.readouterr().out
+        output = printed(capsys)
         assert "max_iters: 2 -> 4" in output
         assert "learning_rate: 0.001 -> 0.01" in output
         assert "batch_size" not in output.partition("max_iters: 2 -> 4")[2]
@@ -420,7 +418,7 @@ class TestDamage:
         corrupt(checkpoint_at(run, 12))
         capsys.readouterr()
         workshop.train(f"--resume={run}", *COURSE, run_name=None)
-        assert "Skipped the damaged checkpoint step_00000012" in capsys.readouterr().out
+        assert "Skipped the damaged checkpoint step_00000012" in printed(capsys)
         assert_equal_tensors(weights, weights_at(run, 12))
 
     def test_a_damaged_checkpoint_that_was_named_is_refused(self, workshop: Workshop) -> None:

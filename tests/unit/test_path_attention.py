@@ -205,7 +205,6 @@ def test_cost_is_that_of_the_recurrence():
     assert windowed == 4 * G * D * pairs + projections
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("pattern", ["w.second", "beta"])
 def test_cost_of_adapters_includes_that_of_the_products(pattern):
     """Queries, keys and values have no gradient, but the matrices and the weights have one."""
@@ -222,6 +221,7 @@ def test_cost_of_adapters_includes_that_of_the_products(pattern):
     assert backward_flops(model, T) == expected
 
 
+@torch.no_grad()
 def test_beta_of_zero_leaves_attention_without_positions():
     made, x = layer(), inputs()
     made.scoring.beta.weight.zero_()
