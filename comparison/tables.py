@@ -86,7 +86,7 @@ def _names(findings: Findings) -> TitledTable:
         return f"{label.number}  {label.name}{unfinished}" + (f": {what}" if what else "")
 
     return TitledTable(
-        "Groups of runs that differ only by seed, with their differences from the baseline",
+        "Groups of runs that differ only by seed, and how they differ from the baseline",
         sentences=[sentence(label) for label in labels(findings)],
     )
 
