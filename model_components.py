@@ -89,9 +89,17 @@ def _section(registry: Registry, width: int) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None, registries: Mapping[str, Registry] = REGISTRIES) -> int:
-    """Print the catalog; returns the exit status."""
-    if sys.argv[1:] if argv is None else argv:
+def main(
+    argv: list[str] | None = None,
+    registries: Mapping[str, Registry] = REGISTRIES,
+    about: str = __doc__,
+) -> int:
+    """Print the catalog, or `about` for --help; returns the exit status."""
+    given = sys.argv[1:] if argv is None else argv
+    if given in (["--help"], ["-h"]):
+        print(about)
+        return 0
+    if given:
         print("the catalog takes no arguments.", file=sys.stderr)
         return 2
     print(catalogue(registries))

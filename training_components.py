@@ -40,4 +40,4 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
-    run_cli(lambda argv: main(argv, TRAINING_REGISTRIES))
+    run_cli(lambda argv: main(argv, TRAINING_REGISTRIES, __doc__))

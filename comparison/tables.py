@@ -209,8 +209,8 @@ def _at_equal(axis: str, rows: Mapping[str, GroupResult]) -> TitledTable:
 
 
 TOO_FEW = (
-    "Not shown: no arm has two seeds with validation losses at equal {unit}; a smaller "
-    "--eval_interval gives more of them."
+    "Not shown: no arm has two seeds with validation losses at equal {unit}; lower "
+    "--eval_interval to validate more often."
 )
 
 

@@ -17,7 +17,8 @@ from nanoarch.commands import COMMANDS
 
 def usage() -> str:
     rows = [f"  {name:<11} {does}" for name, (_, does) in COMMANDS.items()]
-    return "\n".join(["usage: nanoarch COMMAND [arguments]; nanoarch COMMAND --help", "", *rows])
+    hint = "nanoarch COMMAND --help lists its options."
+    return "\n".join(["usage: nanoarch COMMAND [arguments]", "", hint, "", *rows])
 
 
 def main(argv: list[str]) -> int | None:

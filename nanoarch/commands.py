@@ -8,6 +8,6 @@ COMMANDS = {
     "compare": ("compare_architectures", "compare runs"),
     "sample": ("sample", "generate text with a trained model"),
     "export": ("interop.huggingface", "export a trained model to Hugging Face transformers"),
-    "completion": ("nanoarch.completion", "print the script that completes these in a shell"),
+    "completion": ("nanoarch.completion", "print a shell completion script"),
 }
 """By name the module whose `main` runs, and what it does."""

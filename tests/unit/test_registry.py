@@ -182,7 +182,12 @@ def test_the_catalogue_is_printed():
     command = [sys.executable, str(ROOT / "model_components.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == catalogue() + "\n"
-    assert model_components.main(["--help"]) == 2
+    assert model_components.main(["--all"]) == 2
+
+
+def test_the_catalogue_explains_itself(capsys):
+    assert model_components.main(["--help"]) == 0
+    assert "python model_components.py" in capsys.readouterr().out
 
 
 @pytest.mark.slow
